@@ -1,0 +1,1 @@
+"""Experiment files that ship with the package, one YAML an experiment."""

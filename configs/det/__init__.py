@@ -1,0 +1,1 @@
+"""Detection experiments; run one with `tools/train_det.py --config NAME`."""

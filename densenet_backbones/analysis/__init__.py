@@ -1,0 +1,1 @@
+"""Parameters, multiply-adds and measurements of models and of the training input."""

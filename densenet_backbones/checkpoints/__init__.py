@@ -1,0 +1,1 @@
+"""Reading weights safely and mapping their names between libraries."""

@@ -1,0 +1,1 @@
+"""Training tasks, metrics, pictures and the command line (needs the `train` extra)."""
