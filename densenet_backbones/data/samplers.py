@@ -1,0 +1,127 @@
+"""Which images a process sees, and in which order: one sampler to train, one to evaluate.
+
+Both are `DistributedSampler` subclasses, because Lightning leaves those as they are; it wraps every
+other sampler in one that pads, which would count images twice in evaluation.
+
+Legend: D images of the data set, R processes (replicas), r the rank of this one.
+"""
+
+import math
+from collections.abc import Iterator, Sized
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.data import Dataset, DistributedSampler
+
+
+def _place(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
+    """(R, r) as given; where not given the process group's, or one process without a group."""
+    grouped = dist.is_available() and dist.is_initialized()
+    if num_replicas is None:
+        num_replicas = dist.get_world_size() if grouped else 1
+    if rank is None:
+        rank = dist.get_rank() if grouped else 0
+    if num_replicas < 1 or not 0 <= rank < num_replicas:
+        raise ValueError(
+            "rank must lie in [0, num_replicas - 1] and num_replicas be at least 1, "
+            f"got rank {rank} and num_replicas {num_replicas}"
+        )
+    return num_replicas, rank
+
+
+class EpochSampler(DistributedSampler[tuple[int, int]]):
+    """Training order: yields ``(epoch, index)`` pairs, a function of (seed, epoch) alone.
+
+    The pair lets a data set key its augmentation on the epoch without the worker processes having
+    to be told of it. All processes draw the same permutation of the D indices and take every R-th
+    of it from their rank on, so they have equally many samples, ``len(sampler)``: without that,
+    distributed training waits for ever for the process that has run out. Where R does not divide D,
+    the permutation is continued from its start (up to R - 1 images are seen twice in the epoch),
+    or its tail is left out when `drop_last` is set.
+
+    To go on in the middle of an epoch set `start` to the number of samples that *this process* has
+    been through; the next iterator begins there. `len` stays that of the whole epoch, because
+    trainers count the batches of an epoch by it.
+
+    Args:
+        dataset: Anything with a length D.
+        num_replicas: R; None asks the process group, and is 1 where there is none.
+        rank: r, in ``[0, R - 1]``; None asks the process group, and is 0 where there is none.
+        shuffle: Whether to permute; False gives the indices in order in every epoch.
+        seed: At least 0. Same seed and epoch, same order, on any number of processes.
+        drop_last: Leave out the tail that cannot be shared evenly instead of repeating images.
+
+    Raises:
+        ValueError: If rank, num_replicas or seed is out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
+        replicas, r = _place(num_replicas, rank)
+        super().__init__(cast(Dataset[Any], dataset), replicas, r, shuffle, seed, drop_last)
+        if drop_last:
+            # torch rounds (D - R) / R up, which is -1 or 0 samples for D < R: never below 0.
+            self.num_samples = len(dataset) // replicas
+            self.total_size = self.num_samples * replicas
+        self.start = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """The rest of the epoch from `start` on, for this process."""
+        if not 0 <= self.start <= self.num_samples:
+            raise ValueError(
+                f"start must lie in [0, {self.num_samples}], the samples of one process and epoch, "
+                f"got {self.start}"
+            )
+        order = self.order()
+        if 0 < len(order) < self.total_size:
+            order = order.repeat(math.ceil(self.total_size / len(order)))
+        mine = order[self.rank : self.total_size : self.num_replicas].tolist()
+        return iter([(self.epoch, index) for index in mine[self.start :]])
+
+    def order(self) -> torch.Tensor:
+        """(D,) int64: the indices in this epoch's order, before they are shared out."""
+        size = len(cast(Sized, self.dataset))
+        if not self.shuffle:
+            return torch.arange(size)
+        # seed + epoch (torch's own rule) would give seed 1 the epochs of seed 0, one later.
+        key = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
+        return torch.randperm(size, generator=torch.Generator().manual_seed(int(key[0])))
+
+
+class ShardSampler(DistributedSampler[int]):
+    """Evaluation order: process r gets the indices r, r + R, r + 2R, ..., and no image comes twice.
+
+    The processes' shares are disjoint and together the whole data set, so they may differ by one in
+    length (and be empty where D < R). Do nothing collective once a batch; gather at the end.
+
+    Args:
+        dataset: Anything with a length D.
+        num_replicas: R; None asks the process group, and is 1 where there is none.
+        rank: r, in ``[0, R - 1]``; None asks the process group, and is 0 where there is none.
+
+    Raises:
+        ValueError: If rank or num_replicas is out of range.
+    """
+
+    def __init__(
+        self, dataset: Sized, num_replicas: int | None = None, rank: int | None = None
+    ) -> None:
+        replicas, r = _place(num_replicas, rank)
+        super().__init__(cast(Dataset[Any], dataset), replicas, r, shuffle=False)
+        self.num_samples = len(range(r, len(dataset), replicas))
+        self.total_size = len(dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        """This process's share, in the data set's order."""
+        return iter(range(self.rank, self.total_size, self.num_replicas))
