@@ -1,0 +1,210 @@
+"""One typed, checked value that describes any member of the DenseNet family."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+__all__ = ["BlockPlan", "DenseNetSpec", "Init", "Pool", "Stem"]
+
+Stem = Literal["imagenet", "cifar", "deep", "dsod"]
+Pool = Literal["avg", "max"]
+Init = Literal["he", "xavier_caffe"]
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """Channels and stride of one dense block and of the transition behind it.
+
+    Attributes:
+        layers: Dense layers in the block.
+        growth_rate: New channels of each layer.
+        in_channels: Channels that enter the block.
+        channels: Channels of the block's concatenation.
+        stride: Input pixels per cell of the block's maps.
+        transition_channels: Channels after the transition's 1x1; None behind the last block.
+        pooled: Whether a pool that halves the map follows the transition.
+    """
+
+    layers: int
+    growth_rate: int
+    in_channels: int
+    channels: int
+    stride: int
+    transition_channels: int | None
+    pooled: bool
+
+
+@dataclass(frozen=True)
+class DenseNetSpec:
+    """Architecture of a DenseNet; the default is DenseNet-121.
+
+    Every field is a JSON value (lists become tuples), so a spec travels in a checkpoint or a
+    config: ``DenseNetSpec.from_dict(spec.to_dict()) == spec``.
+
+    Attributes:
+        growth_rate: New channels of each dense layer (k), one number or one per block.
+        block_config: Dense layers of each block.
+        num_init_features: Channels of the stem.
+        bn_size: Width of the 1x1 bottleneck in multiples of k; None or 0 for layers without one.
+        compression: Channels kept by a transition (theta), in (0, 1], one number or one per
+            transition; the product is rounded down.
+        transition_channels: Fixed output width of each transition; None where theta decides.
+        transition_pool: Whether a pool follows the transition, one answer or one per transition.
+        pool: Kind of the 2x2 stride-2 pools behind the transitions.
+        ceil_mode: Whether those pools keep the odd last row and column.
+        stem: ``imagenet`` (7x7/2, BN, ReLU, 3x3/2 max pool), ``cifar`` (one 3x3), ``deep`` (three
+            3x3, the first of stride 2, and a 3x3/2 max pool; timm's densenet264d) or ``dsod`` (the
+            same three with a 2x2/2 ceil-mode max pool; 1708.01241, section 3.1).
+        final_norm: Whether BN-ReLU (``norm5``, ``relu5``) follows the last block.
+        proj_drop_rate: Dropout on the new maps of every dense layer (timm's name for it).
+        norm_eps: Epsilon of every batch norm.
+        norm_momentum: Weight of the newest batch in the running statistics.
+        init: ``he`` as torchvision, or ``xavier_caffe``, Caffe's U(+-sqrt(3 / fan_in)).
+
+    Raises:
+        ValueError: A field is outside its range or does not fit the number of blocks.
+    """
+
+    growth_rate: int | tuple[int, ...] = 32
+    block_config: tuple[int, ...] = (6, 12, 24, 16)
+    num_init_features: int = 64
+    bn_size: int | None = 4
+    compression: float | tuple[float, ...] = 0.5
+    transition_channels: tuple[int | None, ...] | None = None
+    transition_pool: bool | tuple[bool, ...] = True
+    pool: Pool = "avg"
+    ceil_mode: bool = False
+    stem: Stem = "imagenet"
+    final_norm: bool = True
+    proj_drop_rate: float = 0.0
+    norm_eps: float = 1e-5
+    norm_momentum: float = 0.1
+    init: Init = "he"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+        if self.bn_size == 0:  # timm.create_model drops arguments that are None
+            object.__setattr__(self, "bn_size", None)
+        self._check_numbers()
+        for name, legal in (("pool", Pool), ("stem", Stem), ("init", Init)):
+            _require(
+                getattr(self, name) in get_args(legal), self, name, f"one of {get_args(legal)}"
+            )
+        for name in ("ceil_mode", "final_norm"):
+            _require(isinstance(getattr(self, name), bool), self, name, "true or false")
+        for block in self.blocks:
+            if block.transition_channels is not None and block.transition_channels < 1:
+                raise ValueError(
+                    f"compression {self.compression} leaves no channel of {block.channels}; "
+                    "raise compression or give transition_channels"
+                )
+
+    def _check_numbers(self) -> None:
+        blocks = self.block_config
+        fits = isinstance(blocks, tuple) and len(blocks) > 0 and all(map(_is_positive, blocks))
+        _require(fits, self, "block_config", "one or more layer counts, each an integer >= 1")
+        transitions = len(blocks) - 1
+        _check_each(self, "growth_rate", len(blocks), _is_positive, "an integer >= 1")
+        _check_each(self, "compression", transitions, _is_share, "a number in (0, 1]")
+        _check_each(
+            self, "transition_pool", transitions, lambda v: isinstance(v, bool), "true or false"
+        )
+        if self.transition_channels is not None:
+            fixed = self.transition_channels
+            fits = isinstance(fixed, tuple) and len(fixed) == transitions
+            fits = fits and all(v is None or _is_positive(v) for v in fixed)
+            legal = f"{transitions} entries, each None or an integer >= 1"
+            _require(fits, self, "transition_channels", legal)
+        _require(_is_positive(self.num_init_features), self, "num_init_features", "an integer >= 1")
+        if self.stem in ("deep", "dsod"):
+            even = self.num_init_features % 2 == 0
+            _require(even, self, "num_init_features", f"even with stem={self.stem!r}")
+        fits = self.bn_size is None or _is_positive(self.bn_size)
+        _require(fits, self, "bn_size", "an integer >= 1, or None (0) for no bottleneck")
+        drop = self.proj_drop_rate
+        _require(_is_number(drop) and 0 <= drop < 1, self, "proj_drop_rate", "in [0, 1)")
+        _require(_is_number(self.norm_eps) and self.norm_eps > 0, self, "norm_eps", "above 0")
+        _require(_is_share(self.norm_momentum), self, "norm_momentum", "in (0, 1]")
+
+    @property
+    def stem_stride(self) -> int:
+        """Stride of the stem's last activation, before its pool."""
+        return 1 if self.stem == "cifar" else 2
+
+    @property
+    def blocks(self) -> tuple[BlockPlan, ...]:
+        """Channels and strides of all blocks, in order."""
+        count = len(self.block_config)
+        growth = _spread(self.growth_rate, count)
+        theta = _spread(self.compression, count - 1)
+        pooled = _spread(self.transition_pool, count - 1)
+        fixed = _spread(self.transition_channels, count - 1)
+        channels = self.num_init_features
+        stride = 1 if self.stem == "cifar" else 4
+        plans = []
+        for i, layers in enumerate(self.block_config):
+            entry, channels = channels, channels + layers * growth[i]
+            last = i == count - 1
+            # 1e-6: 0.29 * 100 is 28.999999999999996 in binary and means 29
+            exit_channels = None if last else fixed[i] or math.floor(channels * theta[i] + 1e-6)
+            halves = not last and pooled[i]
+            plans.append(
+                BlockPlan(layers, growth[i], entry, channels, stride, exit_channels, halves)
+            )
+            channels = exit_channels or channels
+            stride *= 2 if halves else 1
+        return tuple(plans)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, for JSON or a checkpoint."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DenseNetSpec:
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            ValueError: A key is unknown, or a value is outside its range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"DenseNetSpec has no field {unknown[0]!r}; its fields are {known}")
+        return cls(**values)
+
+
+def _spread(value: Any, count: int) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,) * count
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 < value <= 1
+
+
+def _require(fits: bool, spec: DenseNetSpec, name: str, legal: str) -> None:
+    if not fits:
+        raise ValueError(f"DenseNetSpec: {name} must be {legal}, not {getattr(spec, name)!r}")
+
+
+def _check_each(spec: DenseNetSpec, name: str, count: int, fits: Any, legal: str) -> None:
+    value = getattr(spec, name)
+    values = value if isinstance(value, tuple) else (value,)
+    right = all(map(fits, values)) and (values is not value or len(values) == count)
+    _require(
+        right, spec, name, f"{legal}, one for all or {count} for block_config {spec.block_config}"
+    )
