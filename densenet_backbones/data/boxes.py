@@ -1,0 +1,58 @@
+"""What training may use of the boxes in an annotation file.
+
+Legend: B boxes; sizes are (W, H) pixels of the image as shown; boxes are xyxy in absolute pixels.
+"""
+
+import numpy as np
+
+MAX_SIDE = 1_000_000  # pixels of an image; float32 holds every whole number up to 16 million
+OVERHANG = 1.0  # pixels: rounding, and counting from 0 or 1, reach this far; clipped silently
+LEFT_OUT = "left out of training, still counted in evaluation"
+
+
+def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Clip boxes to their images.
+
+    Args:
+        boxes: (B, 4) float64, finite.
+        sizes: (B, 2) or (2,), sides in ``1 .. MAX_SIDE``.
+
+    Returns:
+        (B, 4) float32 clipped boxes, and (B,) bool: which of them have an area after rounding to
+        float32, so that training may use them.
+    """
+    clipped = np.clip(boxes, 0, _limits(boxes, sizes)).astype(np.float32)
+    usable = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
+    return clipped, usable
+
+
+def overhangs(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(B,) pixels by which each box reaches beyond its image; negative where it does not."""
+    return np.maximum(-boxes, boxes - _limits(boxes, sizes)).max(axis=1)
+
+
+def fault_of_box(box: np.ndarray, size: tuple[int, int]) -> tuple[str, str]:
+    """Say what is wrong with one box that is unusable or reaches out, and what is done about it.
+
+    Args:
+        box: (4,) float64.
+        size: (W, H).
+
+    Returns:
+        Two clauses, for `Problem.what` and `Problem.action`.
+    """
+    x1, y1, x2, y2 = (float(value) for value in box)
+    width, height = size
+    image = f"the image of {width}x{height} pixels"
+    if x2 <= x1 or y2 <= y1:
+        return f"the box has no area (width {x2 - x1:g}, height {y2 - y1:g})", LEFT_OUT
+    if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        return f"the box {x1:g}, {y1:g}, {x2:g}, {y2:g} (xyxy) lies outside {image}", LEFT_OUT
+    if not clip_boxes(box[None], np.array(size))[1][0]:
+        return f"the box is too thin (width {x2 - x1:g}, height {y2 - y1:g})", LEFT_OUT
+    beyond = float(overhangs(box[None], np.array(size))[0])
+    return f"the box reaches {beyond:g} pixels beyond {image}", "clipped for training"
+
+
+def _limits(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(np.concatenate((sizes, sizes), axis=-1), boxes.shape)

@@ -1,0 +1,134 @@
+"""Image files to upright 8-bit RGB arrays, by one decoder for every format.
+
+"As shown" means that the orientation which a camera wrote into the file (EXIF) has been applied.
+Everything else in the data room (sizes, boxes) lives in that frame.
+
+Pillow alone decodes: OpenCV's JPEG decoder gives the same pixels 15 % faster (500x375 photographs),
+but returns a truncated file as a half grey image without an error, and knows other colour rules.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from densenet_backbones.data.samples import DataError
+
+MAX_PIXELS = 89_478_485  # Pillow's own first limit: a quarter of a gigabyte at 24 bits
+_BACKGROUND = (255, 255, 255, 255)  # transparent pixels are shown on white, as on a page
+_ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4, tag "Orientation"
+_TURN = {  # EXIF orientation -> what makes it upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Decode an image file as it is shown.
+
+    EXIF orientation is applied. Greyscale, palette, CMYK and other colour spaces become RGB;
+    16-bit grey is scaled (65535 becomes 255), not clipped; transparency is laid on white; of an
+    animation, the first picture is taken.
+
+    Args:
+        path: The file; any format that Pillow reads.
+
+    Returns:
+        (H, W, 3) uint8, RGB, contiguous and writable.
+
+    Raises:
+        DataError: If the file is missing, damaged, truncated, not an image, larger than
+            `MAX_PIXELS`, or has 32-bit pixels. The message names the file and the fix.
+    """
+    with _opened(path) as image:
+        orientation = _orientation(image)
+        image.load()
+        upright = image.transpose(_TURN[orientation]) if orientation in _TURN else image
+        if upright.mode.startswith("I"):
+            return _grey_from_integers(np.asarray(upright), path)
+        if upright.mode == "F":
+            raise DataError(f"{path}: 32-bit float pixels have no fixed range; save it as 8-bit")
+        return np.array(_rgb(upright))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Size of an image as shown, ``(W, H)`` pixels, from the file's header.
+
+    (A TIFF file is decoded: Pillow releases differ in when they turn it.)
+
+    Raises:
+        DataError: If the file is missing, not an image, or larger than `MAX_PIXELS`.
+    """
+    with _opened(path) as image:
+        turned = _orientation(image) >= 5  # 5 to 8 swap the sides
+        width, height = image.size
+    return (height, width) if turned else (width, height)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image; every failure inside the context becomes a `DataError`."""
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(_too_large(path, f"{image.width}x{image.height} pixels"))
+            yield image
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such image file; check the path") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(_too_large(path, str(error))) from None
+    except Exception as error:  # Pillow's plug-ins raise almost any type on damaged files
+        raise DataError(
+            f"{path}: cannot be read as an image ({type(error).__name__}: {error}); fetch or "
+            "export the file again, or take it out of the data set"
+        ) from error
+
+
+def _too_large(path: str | Path, size: str) -> str:
+    return (
+        f"{path}: {size}, more than the limit of {MAX_PIXELS} pixels that protects the memory; "
+        "cut it into tiles or save it smaller"
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    if image.format == "TIFF":
+        image.load()  # turns the image, and takes the tag away
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # it might follow the pixels; looking there would decode the whole file
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF does not make the pixels worse
+        return 1
+    return value if value in _TURN else 1
+
+
+def _grey_from_integers(values: np.ndarray, path: str | Path) -> np.ndarray:
+    """(H, W) grey of 16 bits, in whatever integer type, to (H, W, 3) uint8."""
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < 0 or highest > 65535:
+        raise DataError(
+            f"{path}: pixels from {lowest} to {highest} are outside 16 bits (0 to 65535); "
+            "save it as 8- or 16-bit"
+        )
+    grey = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any 8-bit mode to RGB."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        page = Image.new("RGBA", image.size, _BACKGROUND)
+        return Image.alpha_composite(page, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

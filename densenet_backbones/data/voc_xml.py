@@ -1,0 +1,144 @@
+"""One Pascal VOC annotation file: its XML, checked value by value.
+
+The format: M. Everingham and J. Winn, "The PASCAL VOC2012 Development Kit", section 4.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError  # types only; defusedxml parses
+
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from densenet_backbones.data.samples import DataError
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_FLAGS = {"0": False, "1": True, "false": False, "true": True, "": False}
+
+
+@dataclass(frozen=True)
+class VocObject:
+    """One object as its file gives it.
+
+    Attributes:
+        name: The class.
+        corners: xmin, ymin, xmax, ymax in pixels; the first pixel is 1, the last one included.
+        difficult: VOC's evaluation neither rewards nor punishes finding it.
+        truncated: The object goes on outside the box.
+    """
+
+    name: str
+    corners: tuple[float, float, float, float]
+    difficult: bool
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class VocAnnotation:
+    """One file; `size` is its (W, H), or None where it gives none."""
+
+    path: Path
+    size: tuple[int, int] | None
+    objects: tuple[VocObject, ...]
+
+
+def read_annotation(path: Path) -> VocAnnotation:
+    """Read one annotation file. Its `filename` and `path` fields are not trusted, so not read.
+
+    Raises:
+        DataError: If the file cannot be read, is not XML (file, line and column), declares
+            entities, is not a VOC annotation, or a value is missing or not what it should be
+            (file, object and field).
+    """
+    root = _parse(path)
+    if root.tag != "annotation":
+        raise DataError(
+            f"{path}: the outermost element is <{root.tag}>, not <annotation>; "
+            "this is not a VOC annotation file"
+        )
+    objects = tuple(
+        _object(element, f"{path}: object {number}")
+        for number, element in enumerate(root.findall("object"), start=1)
+    )
+    return VocAnnotation(path, _size(root, path), objects)
+
+
+def _parse(path: Path) -> Element:
+    try:
+        return fromstring(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ParseError as error:
+        line, column = error.position
+        raise DataError(
+            f"{path}: not valid XML at line {line}, column {column + 1} ({error}); "
+            "correct it or export the file again"
+        ) from error
+    except DefusedXmlException as error:
+        raise DataError(
+            f"{path}: declares XML entities ({type(error).__name__}), which annotation files do "
+            "not need and attacks use; remove the DOCTYPE"
+        ) from error
+    except (ValueError, LookupError) as error:  # encodings that the parser does not know
+        raise DataError(f"{path}: not valid XML ({error}); save it as UTF-8") from error
+
+
+def _text(parent: Element, tag: str) -> str | None:
+    """Stripped text of a direct child; None where there is no such child."""
+    child = parent.find(tag)
+    return None if child is None else (child.text or "").strip()
+
+
+def _number(parent: Element, tag: str, where: str) -> float:
+    text = _text(parent, tag)
+    if text is None:
+        raise DataError(f"{where}: <{parent.tag}> has no <{tag}>; add it")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{where}: <{tag}> must be a finite number, not {text!r}")
+    return value
+
+
+def _flag(parent: Element, tag: str, where: str) -> bool:
+    text = _text(parent, tag) or ""
+    # LabelImg and others write "Unspecified" where nobody looked.
+    if text.lower() not in _FLAGS and text != "Unspecified":
+        raise DataError(f"{where}: <{tag}> must be 0 or 1, not {text!r}")
+    return _FLAGS.get(text.lower(), False)
+
+
+def _object(element: Element, where: str) -> VocObject:
+    name = _text(element, "name")
+    if not name:
+        raise DataError(f"{where}: has no class <name>; add it or remove the object")
+    where = f"{where} ({name!r})"
+    box = element.find("bndbox")
+    if box is None:
+        raise DataError(f"{where}: has no <bndbox>; add it or remove the object")
+    xmin, ymin, xmax, ymax = (_number(box, corner, where) for corner in _CORNERS)
+    return VocObject(
+        name,
+        (xmin, ymin, xmax, ymax),
+        _flag(element, "difficult", where),
+        _flag(element, "truncated", where),
+    )
+
+
+def _size(root: Element, path: Path) -> tuple[int, int] | None:
+    """(W, H) of the file; None where it is left out or 0, as some tools write it."""
+    size = root.find("size")
+    if size is None:
+        return None
+    width, height = (_number(size, tag, f"{path}: size") for tag in ("width", "height"))
+    if width == 0 or height == 0:
+        return None
+    if width < 0 or height < 0 or width != int(width) or height != int(height):
+        raise DataError(
+            f"{path}: size must be whole numbers of pixels, not {width:g}x{height:g}; "
+            "correct it or remove <size>"
+        )
+    return int(width), int(height)
