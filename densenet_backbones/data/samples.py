@@ -32,7 +32,7 @@ class Categories:
         if len(self.names) != len(self.ids):
             raise DataError(f"{len(self.names)} class names but {len(self.ids)} class ids")
         for what, values in (("name", self.names), ("id", self.ids)):
-            twice = {value for value in values if values.count(value) > 1}  # type: ignore[arg-type]
+            twice = {value for value in values if values.count(value) > 1}
             if twice:
                 raise DataError(f"class {what}s must be unique; given twice: {sorted(twice)}")
 
@@ -117,7 +117,7 @@ class ImageRecord:
     boxes: np.ndarray
     labels: np.ndarray
     difficult: np.ndarray
-    annotations: tuple[dict[str, Any], ...] = ()
+    annotations: tuple[dict[str, Any], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ class DetectionSet:
             {"id": r.image_id, "file_name": r.path.name, "width": r.width, "height": r.height}
             for r in self.records
         ]
-        annotations = []
+        annotations: list[dict[str, Any]] = []
         for record in self.records:
             for annotation in record.annotations:
                 crowd = annotation.get("iscrowd", 0) or annotation.get("difficult", 0)

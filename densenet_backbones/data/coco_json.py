@@ -1,0 +1,271 @@
+"""One COCO annotation file: its JSON, checked value by value.
+
+The format: https://cocodataset.org/#format-data, and `pycocotools/coco.py` for what readers expect.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from densenet_backbones.data.boxes import MAX_SIDE
+from densenet_backbones.data.files import inside, some
+from densenet_backbones.data.samples import Categories, DataError
+
+# Fields that evaluation reads; others (licences, comments) would only take memory.
+_OPTIONAL = {"segmentation": (list, dict), "keypoints": (list,), "num_keypoints": (int,)}
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """An image entry; `size` is (W, H) as shown, or None where the file gives none."""
+
+    image_id: int
+    file_name: str
+    size: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """The checked content of one file.
+
+    Attributes:
+        path: The file.
+        images: In the file's order.
+        categories: Classes in order of their ids.
+        annotations: COCO-format dicts of each image id, in the file's order: `category_id`,
+            `bbox` (four finite floats), `area` and `iscrowd` are always there.
+    """
+
+    path: Path
+    images: tuple[CocoImage, ...]
+    categories: Categories
+    annotations: dict[int, list[dict[str, Any]]]
+
+
+def read_coco_json(path: Path) -> CocoFile:
+    """Read and check an annotation file.
+
+    Raises:
+        DataError: If the file is not JSON (line and column), not a COCO instances file, an id is
+            given twice or unknown, or a value is not what it should be (entry and field).
+    """
+    content, has_constants = _load(path)
+    if isinstance(content, list):
+        raise DataError(
+            f"{path}: is a list, as files of results are; the annotation file is an object with "
+            "images, annotations and categories"
+        )
+    if not isinstance(content, dict) or not {"images", "categories"} & content.keys():
+        raise DataError(
+            f"{path}: not a COCO annotation file; it must be a JSON object with the lists "
+            "images, annotations and categories"
+        )
+    categories = _categories(_entries(content, "categories", path), path)
+    images = _images(_entries(content, "images", path), path)
+    entries = _entries(content, "annotations", path)
+    annotations = _annotations(entries, path, {i.image_id for i in images}, set(categories.ids))
+    if has_constants:  # in a field that nothing here reads; those that are read have been checked
+        raise DataError(f"{path}: has NaN or Infinity, which JSON has not; write null instead")
+    return CocoFile(path, images, categories, annotations)
+
+
+def _load(path: Path) -> tuple[Any, bool]:
+    """The parsed JSON, and whether it had NaN or Infinity in it."""
+    constants: list[str] = []
+
+    def constant(name: str) -> float:
+        constants.append(name)
+        return math.nan
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        return json.loads(text, parse_constant=constant), bool(constants)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
+            "correct it or fetch the file again"
+        ) from error
+    except (RecursionError, ValueError) as error:  # nested, or numbers of thousands of digits
+        raise DataError(f"{path}: not usable JSON ({error})") from error
+
+
+def _entries(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
+    entries = content.get(key)
+    if entries is None:
+        raise DataError(
+            f"{path}: has no {key!r}; a COCO annotation file has the lists images, annotations "
+            "and categories (for detection: the instances file)"
+        )
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: {key!r} must be a list, not {_shown(entries)}")
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise DataError(f"{path}: {key}[{position}] must be an object, not {_shown(entry)}")
+    return entries
+
+
+def _categories(entries: list[dict[str, Any]], path: Path) -> Categories:
+    if not entries:
+        raise DataError(f"{path}: 'categories' is empty; list the classes with id and name")
+    found: dict[int, str] = {}
+    for position, entry in enumerate(entries):
+        where = f"{path}: categories[{position}]"
+        category_id, name = _whole(entry, "id", where), entry.get("name")
+        if not isinstance(name, str) or not name.strip():
+            raise DataError(f"{where}: 'name' must be a text, not {_shown(name)}")
+        if category_id in found:
+            raise DataError(f"{where}: category id {category_id} is given twice; ids are unique")
+        if name in found.values():
+            raise DataError(f"{where}: category name {name!r} is given twice; rename or remove one")
+        found[category_id] = name
+    ids = sorted(found)
+    return Categories(tuple(found[i] for i in ids), tuple(ids))
+
+
+def _images(entries: list[dict[str, Any]], path: Path) -> tuple[CocoImage, ...]:
+    if not entries:
+        raise DataError(f"{path}: lists no images")
+    found: dict[int, CocoImage] = {}
+    for position, entry in enumerate(entries):
+        where = f"{path}: images[{position}]"
+        image_id, name = _whole(entry, "id", where), entry.get("file_name")
+        if image_id in found:
+            raise DataError(f"{where}: image id {image_id} is given twice; ids are unique")
+        if not isinstance(name, str):
+            raise DataError(f"{where}: 'file_name' must be a text, not {_shown(name)}")
+        found[image_id] = CocoImage(image_id, str(inside(name, where)), _size(entry, where))
+    return tuple(found.values())
+
+
+def _size(entry: dict[str, Any], where: str) -> tuple[int, int] | None:
+    if entry.get("width") is None or entry.get("height") is None:
+        return None
+    width, height = _whole(entry, "width", where), _whole(entry, "height", where)
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise DataError(
+            f"{where}: sides must be in 1 .. {MAX_SIDE} pixels, not {width}x{height}; correct "
+            "them, or remove both, so that the image's own size is taken"
+        )
+    return width, height
+
+
+def _annotations(
+    entries: list[dict[str, Any]], path: Path, image_ids: set[int], category_ids: set[int]
+) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in image_ids}
+    seen: set[int] = set()
+    for position, entry in enumerate(entries):
+        where = f"{path}: annotations[{position}]"
+        annotation_id = _whole(entry, "id", where)
+        where = f"{where} (id {annotation_id})"
+        if annotation_id in seen:
+            raise DataError(f"{where}: the annotation id is given twice; ids are unique")
+        seen.add(annotation_id)
+        image_id = _whole(entry, "image_id", where)
+        if image_id not in image_ids:
+            raise DataError(f"{where}: image_id {image_id} is not among the images")
+        category_id = _whole(entry, "category_id", where)
+        if category_id not in category_ids:
+            raise DataError(
+                f"{where}: category_id {category_id} is not among the categories "
+                f"({some(sorted(category_ids), 6)})"
+            )
+        ids = (annotation_id, image_id, category_id)
+        found[image_id].append(_annotation(entry, ids, where))
+    return found
+
+
+def _annotation(entry: dict[str, Any], ids: tuple[int, int, int], where: str) -> dict[str, Any]:
+    annotation_id, image_id, category_id = ids
+    bbox = _bbox(entry, where)
+    crowd = entry.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise DataError(f"{where}: 'iscrowd' must be 0 or 1, not {_shown(crowd)}")
+    area = _finite(entry["area"]) if entry.get("area") is not None else bbox[2] * bbox[3]
+    if area is None:
+        raise DataError(f"{where}: 'area' must be a finite number, not {_shown(entry['area'])}")
+    annotation: dict[str, Any] = {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": bbox,
+        "area": area,
+        "iscrowd": int(crowd),
+    }
+    for key, types in _OPTIONAL.items():
+        value = entry.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, types):
+            raise DataError(f"{where}: {key!r} has the wrong type: {_shown(value)}")
+        annotation[key] = value
+    if isinstance(annotation.get("segmentation"), dict):
+        _check_rle(annotation["segmentation"], where)
+    return annotation
+
+
+def _bbox(entry: dict[str, Any], where: str) -> list[float]:
+    bbox = entry.get("bbox")
+    numbers = [_finite(value) for value in bbox] if isinstance(bbox, list) else []
+    if len(numbers) != 4 or None in numbers:
+        raise DataError(
+            f"{where}: 'bbox' must be four finite numbers [x, y, width, height] in pixels, "
+            f"not {_shown(bbox)}"
+        )
+    return numbers  # type: ignore[return-value]
+
+
+def _check_rle(mask: dict[str, Any], where: str) -> None:
+    """Check that run lengths fill their mask: the evaluator's C code relies on it."""
+    size, counts = mask.get("size"), mask.get("counts")
+    good = isinstance(size, list) and len(size) == 2 and all(_is_length(n) for n in size)
+    if isinstance(counts, list):
+        good = good and all(_is_length(n) for n in counts) and sum(counts) == math.prod(size)  # type: ignore[arg-type]
+    else:
+        good = good and isinstance(counts, str)
+    if not good:
+        raise DataError(
+            f"{where}: 'segmentation' as run lengths must have 'size' [height, width] and "
+            "'counts' that add up to height x width"
+        )
+
+
+def _is_length(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_SIDE**2
+
+
+def _whole(entry: dict[str, Any], key: str, where: str) -> int:
+    """A whole number of 64 bits; 3.0 is one, as tools that go through tables write it."""
+    value = entry.get(key)
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not int or not -(2**63) <= value < 2**63:
+        raise DataError(f"{where}: {key!r} must be a whole number, not {_shown(value)}")
+    return value
+
+
+def _finite(value: object) -> float | None:
+    """The number as a finite float; None for everything else."""
+    if type(value) is not float and type(value) is not int:
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _shown(value: object) -> str:
+    """A value for a message, shortened."""
+    if isinstance(value, int) and abs(value) >= 2**64:
+        return "a whole number of more than 64 bits"  # printing it may itself be refused
+    if isinstance(value, list | dict):
+        value = json.dumps(value)[:60] if len(value) < 10 else f"{len(value)} entries"
+        return f"{value}"
+    return repr(value)[:60] if value is not None else "null (missing)"
