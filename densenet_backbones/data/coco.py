@@ -19,7 +19,7 @@ import numpy as np
 
 from densenet_backbones.data.boxes import OVERHANG, clip_boxes, fault_of_box, overhangs
 from densenet_backbones.data.coco_json import CocoFile, read_coco_json
-from densenet_backbones.data.files import files_in, nearest, refuse_if_strict, some
+from densenet_backbones.data.files import files_in, folders_in, nearest, refuse_if_strict, some
 from densenet_backbones.data.images import image_size
 from densenet_backbones.data.samples import (
     Categories,
@@ -96,6 +96,11 @@ def find_annotation_file(root: Path, split: str) -> tuple[Path, str]:
     )
 
 
+def has_coco_layout(root: Path) -> bool:
+    """Whether a folder has annotation files where COCO data sets have them."""
+    return root.is_dir() and bool(_annotation_files(root))
+
+
 def _annotation_files(root: Path) -> dict[str, Path]:
     """Split name -> file; an instances file before one that bears the split's name alone."""
     folder = root / "annotations"
@@ -122,8 +127,8 @@ def _image_folders(root: Path, split: str, path: Path) -> list[Path]:
         return [path.parent]
     folders = []
     for parent in (root, root / "images"):
-        children = [child.name for child in parent.iterdir()] if parent.is_dir() else []
-        folders += [parent / name for name in (split, *_with_years(split, children))]
+        names = (split, *_with_years(split, folders_in(parent)))
+        folders += [parent / name for name in names]
     return [*folders, root / "images", root]
 
 

@@ -6,7 +6,7 @@ Names inside annotation files are untrusted: `inside` is the one way from such a
 import difflib
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -54,6 +54,15 @@ def files_in(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
+def folders_in(folder: Path) -> list[str]:
+    """Sorted names of the folders in a folder; empty where there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def some(names: Collection[object], limit: int = 3) -> str:
     """The first names and how many more there are: ``'a', 'b', 'c' and 9 more``."""
     first = ", ".join(repr(name) for _, name in zip(range(limit), names, strict=False))
@@ -68,7 +77,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
-def refuse_if_strict(problems: Collection[Problem], strict: bool) -> None:
+def refuse_if_strict(problems: Sequence[Problem], strict: bool) -> None:
     """Raise one `DataError` that lists the problems when the user asked for none."""
     if strict and problems:
         lines = [f"  {p.file}: {p.item}: {p.what}" for _, p in zip(range(20), problems)]  # noqa: B905
@@ -80,20 +89,10 @@ def refuse_if_strict(problems: Collection[Problem], strict: bool) -> None:
         )
 
 
-def progress(
+def with_progress(
     items: Collection[T], text: str, *, show: bool = True, from_count: int = 2000
 ) -> Iterable[T]:
     """The items, under a progress bar that vanishes at the end when they are many."""
     if not show or len(items) < from_count:
         return items
     return track(items, description=text, transient=True)
-
-
-def found_once(keys: Iterable[T], describe: Callable[[T], str]) -> Iterator[T]:
-    """Yield the keys; a `DataError` at the first that was there before."""
-    seen: set[T] = set()
-    for key in keys:
-        if key in seen:
-            raise DataError(describe(key))
-        seen.add(key)
-        yield key

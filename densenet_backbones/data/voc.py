@@ -19,11 +19,12 @@ from densenet_backbones.data.boxes import OVERHANG, clip_boxes, fault_of_box, ov
 from densenet_backbones.data.files import (
     IMAGE_SUFFIXES,
     files_in,
+    folders_in,
     inside,
     nearest,
-    progress,
     refuse_if_strict,
     some,
+    with_progress,
 )
 from densenet_backbones.data.images import image_size
 from densenet_backbones.data.samples import (
@@ -40,7 +41,6 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
     *("train", "tvmonitor"),
 )  # in the development kit's order (VOCinit.m)
-_LAYOUT = "expected Annotations/*.xml, ImageSets/Main/*.txt and JPEGImages/ in it"
 
 
 def read_voc(
@@ -73,13 +73,18 @@ def read_voc(
     images = _image_paths(folder, ids, split)
     records, problems = [], []
     pairs = list(zip(paths, images, strict=True))
-    for number, (path, image) in enumerate(progress(pairs, f"Reading {split}"), start=1):
+    for number, (path, image) in enumerate(with_progress(pairs, f"Reading {split}"), start=1):
         annotation = read.get(path) or read_annotation(path)
         record, faults = _record(number, annotation, image, categories)
         records.append(record)
         problems.extend(faults)
     refuse_if_strict(problems, strict)
     return DetectionSet(f"{folder.name}/{split}", tuple(records), categories, tuple(problems))
+
+
+def has_voc_layout(root: Path) -> bool:
+    """Whether a folder is a data set in VOC's layout, or has some in it."""
+    return root.is_dir() and bool(_voc_folders(root))
 
 
 def find_voc_folder(root: str | Path) -> Path:
@@ -91,17 +96,12 @@ def find_voc_folder(root: str | Path) -> Path:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; give the folder of the data set")
-    if _is_voc(root):
-        return root
-    found = [
-        child
-        for folder in (root, root / "VOCdevkit")
-        if folder.is_dir()
-        for child in sorted(folder.iterdir())
-        if _is_voc(child)
-    ]
+    found = _voc_folders(root)
     if not found:
-        raise DataError(f"{root}: not a data set in VOC's layout; {_LAYOUT}")
+        raise DataError(
+            f"{root}: not a data set in VOC's layout; expected Annotations/*.xml, "
+            "ImageSets/Main/*.txt and JPEGImages/ in it"
+        )
     if len(found) > 1:
         raise DataError(
             f"{root}: holds {len(found)} data sets ({some([f.name for f in found], 6)}); give one "
@@ -110,11 +110,16 @@ def find_voc_folder(root: str | Path) -> Path:
     return found[0]
 
 
+def _voc_folders(root: Path) -> list[Path]:
+    if _is_voc(root):
+        return [root]
+    children = [f / name for f in (root, root / "VOCdevkit") for name in folders_in(f)]
+    return [child for child in children if _is_voc(child)]
+
+
 def _is_voc(folder: Path) -> bool:
     # Names are compared as listed: COCO's `annotations` is another thing, on every file system.
-    if not folder.is_dir():
-        return False
-    return {"Annotations", "JPEGImages"} <= {entry.name for entry in folder.iterdir()}
+    return {"Annotations", "JPEGImages"} <= set(folders_in(folder))
 
 
 def _ids(folder: Path, split: str) -> list[str]:
@@ -206,7 +211,7 @@ def _class_names(folder: Path, read: dict[Path, VocAnnotation]) -> tuple[str, ..
         return VOC_CLASSES
     annotations = folder / "Annotations"
     paths = [annotations / n for n in sorted(files_in(annotations)) if n.endswith(".xml")]
-    for path in progress(paths, "Looking for classes"):
+    for path in with_progress(paths, "Looking for classes"):
         read[path] = read_annotation(path)
     found = {item.name for annotation in read.values() for item in annotation.objects}
     if not found:
