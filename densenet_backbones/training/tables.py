@@ -1,0 +1,55 @@
+"""Evaluations as plain text, for the terminal and for files."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from densenet_backbones.training.coco_evaluation import CocoEvaluation
+
+
+def format_table(evaluation: CocoEvaluation, classes: bool = True, width: int = 100) -> str:
+    """The summary, and one row a class, as text.
+
+    Args:
+        evaluation: What `evaluate_coco` returned.
+        classes: Whether to list the classes.
+        width: Columns of the terminal or file it is for.
+
+    Returns:
+        Lines of plain text; "-" stands for a number that is not defined.
+    """
+    summary = Table(
+        title=f"COCO {evaluation.iou_type}, {evaluation.images} images",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
+    for name in evaluation.numbers:
+        summary.add_column(name, justify="right", no_wrap=True)
+    summary.add_row(*map(_digits, evaluation.numbers.values()))
+    tables = [summary]
+    if classes:
+        by_class = Table("class", box=box.SIMPLE_HEAD)
+        for name in ("objects", "AP", "AP50", "AP75", "AR"):
+            by_class.add_column(name, justify="right", no_wrap=True)
+        for c in evaluation.classes:
+            values = map(_digits, (c.ap, c.ap50, c.ap75, c.ar))
+            by_class.add_row(c.name, str(c.objects), *values)
+        tables.append(by_class)
+    return render(tables, width)
+
+
+def render(tables: Sequence[Table], width: int = 100) -> str:
+    """Rich tables as plain text, without trailing blanks."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
+    for table in tables:
+        console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n") + "\n"
+
+
+def _digits(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3f}"
