@@ -1,14 +1,16 @@
 """DenseNet as a backbone for dense prediction.
 
-Importing this package registers its networks with timm:
-``timm.create_model("densenet121_features")`` returns multi-scale features. It needs torch,
-torchvision and timm only; training tools live in `densenet_backbones.training`.
+Importing this package registers its networks with timm and torchvision:
+``timm.create_model("densenet121_features")`` returns multi-scale features, and
+``torchvision.models.get_model("dsod300", num_classes=21)`` a detector. It needs torch, torchvision
+and timm only; training tools live in `densenet_backbones.training`.
 """
 
 import importlib
 from typing import Any
 
-import densenet_backbones.timm_models  # noqa: F401  (registers)
+import densenet_backbones.timm_models
+import densenet_backbones.torchvision_models  # noqa: F401  (both register their networks)
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet, FeatureLevel
 

@@ -2,3 +2,39 @@
 
 if not __name__.startswith("densenet_backbones."):
     raise ImportError("import densenet_backbones.heads, not heads: a second copy of every class")
+
+from densenet_backbones.heads.anchors import PriorSpec, dsod_priors
+from densenet_backbones.heads.box_coding import decode, encode
+from densenet_backbones.heads.dsod import DSOD, dsod300, dsod300_smallest, dsod_tiny
+from densenet_backbones.heads.losses import hardest_negatives, multibox_loss
+from densenet_backbones.heads.matching import (
+    PriorTargets,
+    assign_targets,
+    match_priors,
+    out_of_reach,
+)
+from densenet_backbones.heads.multibox_head import ChannelL2Norm, MultiBoxHead
+from densenet_backbones.heads.postprocess import Selection, select_detections
+from densenet_backbones.heads.preprocessing import Preprocessing
+
+__all__ = [
+    "DSOD",
+    "ChannelL2Norm",
+    "MultiBoxHead",
+    "Preprocessing",
+    "PriorSpec",
+    "PriorTargets",
+    "Selection",
+    "assign_targets",
+    "decode",
+    "dsod300",
+    "dsod300_smallest",
+    "dsod_priors",
+    "dsod_tiny",
+    "encode",
+    "hardest_negatives",
+    "match_priors",
+    "multibox_loss",
+    "out_of_reach",
+    "select_detections",
+]

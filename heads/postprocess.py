@@ -1,0 +1,67 @@
+"""From class scores and boxes of all priors to the detections of an image.
+
+Legend: P priors, K classes including the background (class 0), D detections. Source: SSD
+(arXiv:1512.02325) section 2.2 and ``detection_output_layer.cpp``; numbers of szq0214/DSOD.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which scored boxes become detections.
+
+    Attributes:
+        score_threshold: lowest score, exclusive, in 0..1.
+        nms_threshold: within a class, a box that overlaps a better one by more is dropped, in 0..1.
+        topk_candidates: boxes of each class that enter non-maximum suppression.
+        detections_per_image: most detections of an image, of all classes together.
+    """
+
+    score_threshold: float = 0.01
+    nms_threshold: float = 0.45
+    topk_candidates: int = 400
+    detections_per_image: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("score_threshold", "nms_threshold"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in 0..1, got {value}")
+        for name in ("topk_candidates", "detections_per_image"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+
+
+def select_detections(
+    scores: Tensor, boxes: Tensor, image_size: tuple[int, int], selection: Selection
+) -> dict[str, Tensor]:
+    """Detections of one image.
+
+    Boxes are clipped to the image before non-maximum suppression (as torchvision does; Caffe clips
+    after it), and those without area inside the image are dropped.
+
+    Args:
+        scores: (P, K) probabilities.
+        boxes: (P, 4) xyxy in pixels of the image.
+        image_size: (H, W) in pixels.
+        selection: thresholds and numbers.
+
+    Returns:
+        ``boxes`` (D, 4) float32 xyxy inside the image, ``scores`` (D,) falling, ``labels`` (D,)
+        int64 in 1..K-1; D may be 0.
+    """
+    boxes = clip_boxes_to_image(boxes, image_size)
+    has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    candidates = scores[:, 1:].where(has_area[:, None], 0.0)  # (P, K - 1): without the background
+    best, prior = candidates.topk(min(selection.topk_candidates, len(boxes)), dim=0)
+    row, column = torch.where(best > selection.score_threshold)
+    scores, boxes, labels = best[row, column], boxes[prior[row, column]], column + 1
+    keep = batched_nms(boxes, scores, labels, selection.nms_threshold)
+    keep = keep[: selection.detections_per_image]
+    return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}

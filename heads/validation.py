@@ -1,0 +1,85 @@
+"""Checks of what a caller gives a detector: one clear error instead of a loss that is NaN later."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_images(images: Sequence[Tensor]) -> None:
+    """Raises a ``ValueError`` unless every image is a (3, H, W) float tensor of values 0..1.
+
+    The range is looked at on the CPU only: on a GPU it would wait for the device at every step.
+    """
+    if isinstance(images, Tensor) and images.dim() != 4:
+        raise ValueError(f"images must be a list of (3, H, W) tensors, got {tuple(images.shape)}")
+    if len(images) == 0:
+        raise ValueError("images is empty: give at least one (3, H, W) tensor")
+    for index, image in enumerate(images):
+        if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
+            raise ValueError(f"image {index} must be (3, H, W), got {tuple(image.shape)}")
+        if not image.is_floating_point():
+            raise ValueError(
+                f"image {index} must hold floats 0..1, got {image.dtype}: divide uint8 by 255"
+            )
+        if image.device.type == "cpu" and not torch.compiler.is_compiling() and image.amax() > 2:
+            raise ValueError(
+                f"image {index} must hold values 0..1, got {image.amax():.4g}: divide by 255"
+            )
+
+
+def check_targets(
+    targets: Sequence[dict[str, Tensor]] | None, num_images: int, num_classes: int
+) -> None:
+    """Raises a ``ValueError`` that names the image and the box at fault.
+
+    Args:
+        targets: one dict an image, ``boxes`` (B, 4) float xyxy in pixels with positive width and
+            height, ``labels`` (B,) int64 in 1..num_classes-1; B may be 0.
+        num_images: number of images they belong to.
+        num_classes: K, with the background.
+    """
+    if targets is None:
+        raise ValueError("targets must be given in training mode; call model.eval() to predict")
+    if len(targets) != num_images:
+        raise ValueError(f"targets must be one an image: {num_images} images, {len(targets)} given")
+    for index, target in enumerate(targets):
+        missing = {"boxes", "labels"} - target.keys()
+        if missing:
+            raise ValueError(f"target {index} has no {sorted(missing)}")
+        boxes, labels = target["boxes"], target["labels"]
+        if boxes.dim() != 2 or boxes.shape[-1] != 4 or not boxes.is_floating_point():
+            raise ValueError(
+                f"boxes of target {index} must be (B, 4) floats, got {tuple(boxes.shape)} "
+                f"{boxes.dtype}; use torch.zeros(0, 4) for an image without objects"
+            )
+        if labels.shape != boxes.shape[:1] or labels.dtype != torch.int64:
+            raise ValueError(
+                f"labels of target {index} must be ({len(boxes)},) int64, got "
+                f"{tuple(labels.shape)} {labels.dtype}"
+            )
+    if not torch.compiler.is_compiling():
+        _check_values(targets, num_classes)
+
+
+def _check_values(targets: Sequence[dict[str, Tensor]], num_classes: int) -> None:
+    boxes = torch.cat([target["boxes"] for target in targets])  # (B of all images, 4)
+    labels = torch.cat([target["labels"] for target in targets])
+    good_box = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1)
+    good = good_box & (labels >= 1) & (labels < num_classes)
+    if good.all():  # the only wait for the device
+        return
+    image_index = torch.repeat_interleave(
+        torch.arange(len(targets)), torch.tensor([len(target["boxes"]) for target in targets])
+    )
+    first = int((~good).nonzero()[0])
+    where = f"target {int(image_index[first])}"
+    if not good_box[first]:
+        raise ValueError(
+            f"{where} has the box {boxes[first].tolist()}: boxes must be finite xyxy pixels with "
+            "x1 < x2 and y1 < y2; drop boxes without area"
+        )
+    raise ValueError(
+        f"{where} has the label {int(labels[first])}: labels must lie in 1..{num_classes - 1} "
+        f"for num_classes={num_classes} (0 is the background)"
+    )
