@@ -181,7 +181,7 @@ def segmentation(mask: np.ndarray) -> list[list[int]] | dict[str, Any]:
     curves, tree = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if (tree[0, :, 3] >= 0).any():
         return run_lengths(mask)
-    return [((curve[:, 0] + 1) // 2).ravel().tolist() for curve in curves]
+    return [((curve[:, 0] + 1) // 2).astype(int).ravel().tolist() for curve in curves]
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, Any]:

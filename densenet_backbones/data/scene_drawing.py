@@ -55,7 +55,8 @@ REFERENCE = 160  # sizes below are pixels of an image whose shorter side has thi
 MIN_SIDE = 64  # below this nothing that is drawn can be told apart
 MIN_VISIBLE = 10.0
 MAX_HIDDEN = 0.85
-MIN_INSIDE = 0.5  # of an object's area must lie inside the image
+MIN_INSIDE = 0.5  # of an object's area must lie inside the image, and
+WHOLE_SHARE = 0.6  # of the objects all of it
 RADII = (9.0, 40.0)
 FIGURE_RADII = (20.0, 46.0)
 CROWD_RADIUS = 4.5
@@ -150,9 +151,12 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     crowds = int(wanted > 0 and rng.random() < CROWD_SHARE)
     for number in range(wanted + crowds):
         tolerance = rng.choice((0.1, 0.4, MAX_HIDDEN), p=(0.5, 0.3, 0.2))
+        inside = 1.0 if rng.random() < WHOLE_SHARE else MIN_INSIDE
         for _ in range(12):
-            stamp = _random_stamp(rng, height, width, unit, crowd=number < crowds)
-            if _fits(stamp, ids, stamps, tolerance, MIN_VISIBLE * unit + 1):
+            below = stamps[-1] if stamps and tolerance > 0.1 and rng.random() < 0.7 else None
+            center = _place(rng, height, width, below)
+            stamp = _random_stamp(rng, center, unit, crowd=number < crowds)
+            if _fits(stamp, ids, stamps, inside, tolerance, MIN_VISIBLE * unit + 1):
                 stamps.append(stamp)
                 rows, columns, *own = stamp.inside(height, width)
                 mask = stamp.mask[*own]
@@ -171,10 +175,15 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     )
 
 
-def _random_stamp(
-    rng: np.random.Generator, height: int, width: int, unit: float, *, crowd: bool
-) -> _Stamp:
-    center = (rng.uniform(0, width), rng.uniform(0, height))
+def _place(rng: np.random.Generator, height: int, width: int, below: _Stamp | None) -> Point:
+    """Somewhere on the canvas, or over the stamp that is to be partly hidden."""
+    if below is None:
+        return rng.uniform(0, width), rng.uniform(0, height)
+    h, w = below.mask.shape
+    return below.x + w * rng.uniform(-0.2, 1.2), below.y + h * rng.uniform(-0.2, 1.2)
+
+
+def _random_stamp(rng: np.random.Generator, center: Point, unit: float, *, crowd: bool) -> _Stamp:
     if crowd:
         return _crowd_stamp(rng, center, CROWD_RADIUS * unit)
     label = int(rng.integers(1, len(CLASSES) + 1))
@@ -285,12 +294,17 @@ def _pose(rng: np.random.Generator) -> dict[str, Point]:
 
 
 def _fits(
-    stamp: _Stamp, ids: np.ndarray, stamps: list[_Stamp], tolerance: float, min_extent: float
+    stamp: _Stamp,
+    ids: np.ndarray,
+    stamps: list[_Stamp],
+    inside: float,
+    tolerance: float,
+    min_extent: float,
 ) -> bool:
     """Whether the stamp is inside enough and leaves enough of every object below it."""
     rows, columns, own_rows, own_columns = stamp.inside(*ids.shape)
     mask = stamp.mask[own_rows, own_columns]
-    if cv2.countNonZero(mask) < MIN_INSIDE * stamp.area or not _extends(mask, min_extent):
+    if cv2.countNonZero(mask) < inside * stamp.area or not _extends(mask, min_extent):
         return False
     below = ids[rows, columns]
     for k in np.unique(below[mask > 0]):

@@ -187,7 +187,10 @@ def _write_split(root: Path, split: str, parameters: dict[str, int], progress: b
         folder.mkdir(parents=True)
     for name in ("Annotations", "JPEGImages", "SegmentationClass"):
         (voc / name).mkdir(parents=True, exist_ok=True)
-    images, instances, keypoints, panoptic = [], [], [], []
+    images: list[dict[str, Any]] = []
+    instances: list[dict[str, Any]] = []
+    keypoints: list[dict[str, Any]] = []
+    panoptic: list[dict[str, Any]] = []
     size = parameters["height"], parameters["width"]
     palette = forms.voc_palette()
     for index in track(range(parameters[split]), f"Drawing {split} scenes", disable=not progress):
