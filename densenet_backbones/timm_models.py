@@ -77,6 +77,8 @@ def _create(name: str, spec: DenseNetSpec, pretrained: bool, **kwargs: Any) -> n
         pretrained,
         feature_cfg=feature_cfg,
         pretrained_filter_fn=partial(_fit_weights, wanted=wanted if features else None),
+        # Stages behind the last tap and the classifier may be absent; the filter checks the rest.
+        pretrained_strict=not features,
         spec=spec,
         **kwargs,
     )

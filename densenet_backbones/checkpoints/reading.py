@@ -15,7 +15,7 @@ __all__ = ["CheckpointError", "read_checkpoint", "read_state_dict"]
 
 # Where training programs put the weights: Lightning and timm; DETR and others.
 _WEIGHT_ENTRIES = ("state_dict", "model")
-_PICKLED_NAME = re.compile(r"(?:GLOBAL|Unsupported (?:global|class|operand)[^\w]*) ?([\w.]+)")
+_PICKLED_NAME = re.compile(r"GLOBAL ([\w.]+)")  # as torch's restricted unpickler reports it
 
 
 class CheckpointError(ValueError):
@@ -50,7 +50,10 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
                 "it is refused; in a place that trusts the file, save the weights alone with "
                 "torch.save(model.state_dict(), ...) and give that file"
             ) from error
-        raise CheckpointError(f"{path}: it is no torch or safetensors file, or damaged") from error
+        raise CheckpointError(
+            f"{path}: it is no file of weights, or damaged, or pickled with another protocol than "
+            "torch.save's own"
+        ) from error
     except (RuntimeError, EOFError, KeyError, ValueError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(

@@ -1,0 +1,24 @@
+"""Small networks and random norms for tests of equality."""
+
+import torch
+from torch import nn
+
+# growth 4, one or two layers a block: every code path in milliseconds
+TINY = {"growth_rate": 4, "block_config": (1, 2, 1, 1), "num_init_features": 8}
+
+
+def randomise_norms(net: nn.Module) -> nn.Module:
+    """Gives every batch norm its own statistics and affine map: fresh ones hide a mix-up."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+    return net
+
+
+def parameters_of(build) -> int:
+    """Learnable values of what ``build()`` makes, without making them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build().parameters())
