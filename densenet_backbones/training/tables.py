@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from densenet_backbones.training.coco_evaluation import CocoEvaluation
+from densenet_backbones.training.voc_metric import VocEvaluation
 
 
 def format_table(evaluation: CocoEvaluation, classes: bool = True, width: int = 100) -> str:
@@ -44,7 +46,9 @@ def format_table(evaluation: CocoEvaluation, classes: bool = True, width: int = 
 
 def render(tables: Sequence[Table], width: int = 100) -> str:
     """Rich tables as plain text, without trailing blanks."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
+    # Names of classes are text: no markup such as [bold], no codes such as :cat:.
+    plain: dict[str, Any] = {"color_system": None, "highlight": False, "markup": False}
+    console = Console(file=io.StringIO(), width=width, emoji=False, **plain)
     for table in tables:
         console.print(table)
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -53,3 +57,29 @@ def render(tables: Sequence[Table], width: int = 100) -> str:
 
 def _digits(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3f}"
+
+
+def format_voc_table(evaluation: VocEvaluation, width: int = 100) -> str:
+    """VOC's average precisions, a row a class and their mean, as text.
+
+    Args:
+        evaluation: What `evaluate_voc` returned.
+        width: Columns of the terminal or file it is for.
+
+    Returns:
+        Lines of plain text; "-" stands for a number that is not defined.
+    """
+    table = Table(
+        title=f"VOC AP at IoU {evaluation.iou_threshold:g}, {evaluation.images} images",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
+    table.add_column("class")
+    for name in ("objects", "AP", "11-point AP"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for c in evaluation.classes:
+        table.add_row(c.name, str(c.objects), _digits(c.ap), _digits(c.ap11))
+    table.add_section()
+    objects = str(sum(c.objects for c in evaluation.classes))
+    table.add_row("mean", objects, _digits(evaluation.mean_ap), _digits(evaluation.mean_ap11))
+    return render([table], width)

@@ -1,0 +1,113 @@
+"""Ground truth and detections of an image side by side, as the metrics of this folder read them.
+
+Legend: B objects and n detections of one image; boxes are xyxy in pixels of the image as shown.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord
+
+Predictions = Mapping[int, Mapping[str, Any]]
+"""Image id -> `boxes` (n, 4) xyxy, `labels` (n,), `scores` (n,); arrays or CPU tensors."""
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluatedImage:
+    """One image of an evaluation.
+
+    Attributes:
+        image_id: The data set's own id.
+        true_boxes: (B, 4) float64 of every annotated object, crowds and difficult ones included.
+        true_labels: (B,) int64 in ``1 .. K - 1``.
+        ignored: (B,) bool: finding this object is neither right nor wrong.
+        crowd: (B,) bool: COCO's regions of many objects; all of them are ignored.
+        boxes: (n, 4) float64.
+        labels: (n,) int64 in ``1 .. K - 1``.
+        scores: (n,) float64.
+    """
+
+    image_id: int
+    true_boxes: np.ndarray
+    true_labels: np.ndarray
+    ignored: np.ndarray
+    crowd: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+
+
+def evaluated_images(
+    part: DetectionSet,
+    predictions: Predictions,
+    image_ids: Iterable[int] | None = None,
+    count_difficult: bool = False,
+) -> list[EvaluatedImage]:
+    """Bring the images of a set and their predictions together.
+
+    Args:
+        part: The data, with its annotations.
+        predictions: By image id; an image that is not in it has no detections.
+        image_ids: Only these images; None: all of `part`, predicted or not.
+        count_difficult: Treat VOC's difficult objects like any other, instead of ignoring them.
+
+    Returns:
+        The images in the order of `part`.
+
+    Raises:
+        ValueError: If an image id or label is unknown, or an image's arrays do not fit together.
+    """
+    known = {record.image_id for record in part.records}
+    wanted = known if image_ids is None else {int(i) for i in image_ids}
+    unknown = (wanted | set(predictions)) - known
+    if unknown:
+        raise ValueError(
+            f"image id {min(unknown)} is not among the {len(known)} images of {part.name!r}; are "
+            "these the predictions of this set?"
+        )
+    return [
+        _image(record, part.categories, predictions.get(record.image_id, {}), count_difficult)
+        for record in part.records
+        if record.image_id in wanted
+    ]
+
+
+def _image(
+    record: ImageRecord,
+    categories: Categories,
+    prediction: Mapping[str, Any],
+    count_difficult: bool,
+) -> EvaluatedImage:
+    annotations = record.annotations
+    crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool)
+    difficult = np.array([bool(a.get("difficult", 0)) for a in annotations], bool)
+    true_boxes = np.array([a["bbox"] for a in annotations], float).reshape(-1, 4)
+    true_boxes[:, 2:] += true_boxes[:, :2]  # xywh to xyxy
+    true_labels = [categories.label_of_id(a["category_id"]) for a in annotations]
+    boxes = np.asarray(prediction.get("boxes", ()), float).reshape(-1, 4)
+    labels = np.asarray(prediction.get("labels", ()), np.int64).reshape(-1)
+    scores = np.asarray(prediction.get("scores", ()), float).reshape(-1)
+    if not len(boxes) == len(labels) == len(scores):
+        raise ValueError(
+            f"predictions of image {record.image_id}: {len(boxes)} boxes, {len(labels)} labels and "
+            f"{len(scores)} scores; give one of each a detection"
+        )
+    if len(labels) and not 1 <= labels.min() <= labels.max() < categories.num_classes:
+        raise ValueError(
+            f"predictions of image {record.image_id}: labels must lie in "
+            f"[1, {categories.num_classes - 1}] (0 is the background), got {labels.min()} to "
+            f"{labels.max()}"
+        )
+    return EvaluatedImage(
+        image_id=record.image_id,
+        true_boxes=true_boxes,
+        true_labels=np.array(true_labels, np.int64),
+        ignored=crowd if count_difficult else crowd | difficult,
+        crowd=crowd,
+        boxes=boxes,
+        labels=labels,
+        scores=scores,
+    )
