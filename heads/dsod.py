@@ -295,7 +295,8 @@ def dsod300_smallest(**options: Unpack[DSODOptions]) -> DSOD:
 def dsod_tiny(**options: Unpack[DSODOptions]) -> DSOD:
     """A DSOD of 160 pixels that trains in minutes on a CPU, for first steps and tests.
 
-    Not a published variant: DSOD's structure with growth 12, two layers a block and five maps.
+    Not a published variant: DSOD's structure with growth 8 to 24, two layers a block and five
+    maps; 0.08 GMAC.
 
     Args:
         **options: as of `dsod300`; other defaults are ``image_size=160``, small
@@ -305,7 +306,13 @@ def dsod_tiny(**options: Unpack[DSODOptions]) -> DSOD:
     options.setdefault("adapter_channels", (32, 32, 32, 32))
     if options.get("backbone") is None:
         options["backbone"] = "dsod_smallest_features"
-        tiny = {"growth_rate": 12, "block_config": [2, 2, 2, 2], "num_init_features": 24}
+        # Width where maps are small: the same time as growth 12 throughout, three times the layers'
+        # capacity at stride 16.
+        tiny = {
+            "growth_rate": [8, 16, 24, 24],
+            "block_config": [2, 2, 2, 2],
+            "num_init_features": 24,
+        }
         options["backbone_kwargs"] = {**tiny, **(options.get("backbone_kwargs") or {})}
     return dsod300(**options)
 

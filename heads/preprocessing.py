@@ -56,6 +56,13 @@ class Preprocessing(GeneralizedRCNNTransform):
         self.channel_order = channel_order
         self.value_range = int(value_range)
 
+    @property
+    def fill_color(self) -> tuple[float, float, float]:
+        """The mean as an RGB colour in 0..255, for borders that should mean nothing."""
+        scaled = [value * 255 / self.value_range for value in self.image_mean]
+        red, green, blue = scaled if self.channel_order == "rgb" else reversed(scaled)
+        return red, green, blue
+
     def to_dict(self) -> dict[str, Any]:
         """The constructor's arguments as plain JSON types."""
         return {
