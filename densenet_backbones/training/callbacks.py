@@ -1,0 +1,134 @@
+"""What happens beside the training step: averaged weights, checkpoints, pictures."""
+
+from datetime import timedelta
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from densenet_backbones.data.samples import Sample
+from densenet_backbones.training.pictures import (
+    draw_detections,
+    ground_truth_beside_predictions,
+    montage,
+    save_picture,
+)
+from densenet_backbones.training.run_folder import RunFolder
+
+SHOWN_SCORE = 0.3
+"""Detections below this score are left out of pictures."""
+
+
+class EMA(WeightAveraging):
+    """Exponential moving average of the weights, used for validation and kept in checkpoints.
+
+    The decay grows with the number of updates n as ``min(decay, (1 + n) / (10 + n))`` (the rule
+    of TensorFlow's ExponentialMovingAverage), so that a short run is not held back by its first
+    weights.
+
+    Args:
+        decay: Highest share of the old average kept in an update, in [0, 1).
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {decay}")
+
+        def average(old: Tensor, new: Tensor, updates: Tensor | int) -> Tensor:
+            n = float(updates)
+            kept = min(decay, (1 + n) / (10 + n))
+            return old.lerp(new, 1 - kept) if old.is_floating_point() else new
+
+        super().__init__(avg_fn=average)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the averaged weights in the model; a later validation must not swap them again."""
+        super().on_train_end(trainer, pl_module)
+        self._average_model = None
+
+
+def checkpoint_callbacks(folder: RunFolder, monitor: str = "val/AP") -> list[Callback]:
+    """`best.ckpt` by the monitored number; `last.ckpt` each epoch, each 10 minutes and on a stop.
+
+    Args:
+        folder: The run's folder.
+        monitor: Logged number of which the highest is best.
+    """
+    common: dict[str, Any] = {"dirpath": folder.checkpoints, "enable_version_counter": False}
+    return [
+        ModelCheckpoint(filename="best", monitor=monitor, mode="max", **common),
+        ModelCheckpoint(
+            filename="last", save_on_train_epoch_end=True, save_on_exception=True, **common
+        ),
+        ModelCheckpoint(filename="last", train_time_interval=timedelta(minutes=10), **common),
+    ]
+
+
+class TrainingPictures(Callback):
+    """Draws the first batches as augmented, and predictions beside the ground truth.
+
+    Args:
+        folder: The run's folder; pictures go to ``pictures/``.
+        batches: How many first batches are drawn.
+        images: How many evaluated images are drawn at each validation.
+    """
+
+    def __init__(self, folder: RunFolder, batches: int = 2, images: int = 8) -> None:
+        self.folder, self.batches, self.images = folder, batches, images
+
+    @rank_zero_only
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: list[Sample], batch_idx: int
+    ) -> None:
+        """Draw a first batch as the model is given it."""
+        if trainer.current_epoch > 0 or batch_idx >= self.batches:
+            return
+        names = pl_module.spec.categories.names
+        drawn = [
+            draw_detections(_pixels(s.image), s.boxes.cpu().numpy(), s.labels.cpu().numpy(), names)
+            for s in batch[:16]
+        ]
+        save_picture(self.folder.pictures / f"train_batch_{batch_idx}.png", montage(drawn))
+
+    @rank_zero_only
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: list[dict[str, Any]],
+        batch: list[Sample],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first evaluated images of this process."""
+        if batch_idx > 0 or trainer.sanity_checking:
+            return
+        sheet = ground_truth_beside_predictions(
+            [_pixels(s.image) for s in batch[: self.images]],
+            [(s.boxes.cpu().numpy(), s.labels.cpu().numpy()) for s in batch[: self.images]],
+            [confident(p) for p in outputs[: self.images]],
+            pl_module.spec.categories.names,
+        )
+        name = f"predictions_step_{trainer.global_step:06d}.png"
+        save_picture(self.folder.pictures / name, sheet)
+
+
+def confident(
+    prediction: dict[str, Any], score: float = SHOWN_SCORE
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes, labels and scores of the detections worth drawing."""
+    arrays = {
+        k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v)
+        for k, v in prediction.items()
+        if k in ("boxes", "labels", "scores")
+    }
+    keep = arrays["scores"] >= score
+    return arrays["boxes"][keep], arrays["labels"][keep], arrays["scores"][keep]
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).cpu().numpy()

@@ -1,0 +1,114 @@
+"""Detect objects in pictures: ``python tools/predict.py CHECKPOINT IMAGE_OR_FOLDER…``."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from densenet_backbones.checkpoints import CheckpointError
+from densenet_backbones.data.images import read_image
+from densenet_backbones.data.samples import DataError
+from densenet_backbones.training.cli import fail, quiet_libraries
+from densenet_backbones.training.console import say
+from densenet_backbones.training.detector import Detections, load
+from densenet_backbones.training.pictures import draw_detections, save_picture
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Draw what a trained detector finds, and write it as JSON."
+    )
+    parser.add_argument("checkpoint", help="*.ckpt of a run or its model.safetensors")
+    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR",
+                        help="where pictures and predictions.json go (%(default)s)")
+    parser.add_argument("--score", type=float, default=0.3, metavar="S",
+                        help="leave out detections below this score, 0 to 1 (%(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N")
+    parser.add_argument("--no-pictures", action="store_true", help="write the JSON only")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``tools/predict.py`` and ``densenet-predict``.
+
+    Raises:
+        SystemExit: 1 with one line on standard error for wrong input.
+    """
+    quiet_libraries()
+    options = parse(argv)
+    try:
+        predict(options)
+    except (CheckpointError, DataError, ValueError) as error:
+        fail(str(error), 1)
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Run the detection that the command line asks for."""
+    files = list(find_images(options.images))
+    detector = load(options.checkpoint, options.device)
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows, total = [], 0
+    for first in track(range(0, len(files), options.batch_size), "Detecting", transient=True):
+        batch = files[first : first + options.batch_size]
+        images = [read_image(file) for file in batch]
+        found_in_batch = detector.predict_batch(images, options.score)
+        for file, image, found in zip(batch, images, found_in_batch, strict=True):
+            rows.append(to_json(file, image.shape[1], image.shape[0], found))
+            total += len(found)
+            if not options.no_pictures:
+                drawn = draw_detections(
+                    image, found.boxes.numpy(), found.labels.numpy(),
+                    detector.categories.names, found.scores.numpy(),
+                )
+                save_picture(picture_path(options.out, file, files), drawn)
+    (options.out / "predictions.json").write_text(json.dumps(rows, indent=1) + "\n")
+    say(f"{total} objects in {len(files)} images; written to {options.out}/")
+
+
+def find_images(arguments: Sequence[str]) -> Iterator[Path]:
+    """The image files that are named, and those in the folders that are named.
+
+    Raises:
+        DataError: A path does not exist, or a folder holds no image.
+    """
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_file():
+            yield path
+        elif path.is_dir():
+            found = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise DataError(f"{path}: no images here (known: {' '.join(sorted(IMAGE_SUFFIXES))})")
+            yield from found
+        else:
+            raise DataError(f"{path}: there is no such file or folder")
+
+
+def picture_path(out: Path, file: Path, files: Sequence[Path]) -> Path:
+    """``OUT/NAME.png``; names that several folders share are told apart by the folder's name."""
+    shared = sum(other.stem == file.stem for other in files) > 1
+    stem = f"{file.resolve().parent.name}_{file.name.replace('.', '_')}" if shared else file.stem
+    return out / f"{stem}.png"
+
+
+def to_json(file: Path, width: int, height: int, found: Detections) -> dict[str, object]:
+    """One image's detections: boxes are xyxy in pixels of the image as shown."""
+    return {
+        "file": str(file),
+        "width": width,
+        "height": height,
+        "detections": [
+            {"name": name, "score": round(score, 4), "box": [round(v, 2) for v in box]}
+            for name, score, box in zip(
+                found.names, found.scores.tolist(), found.boxes.tolist(), strict=True
+            )
+        ],
+    }

@@ -1,0 +1,140 @@
+"""The end of a training and the whole of an evaluation: tables, curves, pictures, files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
+
+from densenet_backbones.checkpoints import read_checkpoint
+from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.images import read_image
+from densenet_backbones.data.samples import Categories, DetectionSet
+from densenet_backbones.training.callbacks import confident
+from densenet_backbones.training.coco_evaluation import CocoEvaluation
+from densenet_backbones.training.coco_metric import CocoMetric
+from densenet_backbones.training.confusion import confusion_matrix
+from densenet_backbones.training.console import say
+from densenet_backbones.training.detection_task import DetectionTask
+from densenet_backbones.training.detector import save_detector
+from densenet_backbones.training.pictures import (
+    ground_truth_beside_predictions,
+    plot_confusion,
+    plot_pr_curves,
+    plot_training_curves,
+    save_picture,
+)
+from densenet_backbones.training.run_folder import RunFolder
+from densenet_backbones.training.tables import format_table, format_voc_table
+from densenet_backbones.training.voc_metric import evaluate_voc
+
+PICTURED_IMAGES = 16
+
+
+def after_training(
+    task: DetectionTask, data: DetectionData, trainer: pl.Trainer, folder: RunFolder
+) -> None:
+    """Evaluate the best weights, write everything down, and say how to go on."""
+    best = folder.checkpoints / "best.ckpt"
+    source = best if best.is_file() else folder.checkpoints / "last.ckpt"
+    task.load_state_dict(read_checkpoint(source)["state_dict"])
+    trainer.validate(task, data, verbose=False)
+    if rank_zero_only.rank != 0:
+        return
+    say(f"\nBest weights ({source}) on the {data.val_split} images:")
+    write_evaluation(task.metric, data.val_set, folder.evaluation)
+    save_detector(folder.slim, task.spec, task.model)
+    if (folder.path / "metrics.csv").is_file():
+        plot_training_curves(folder.path / "metrics.csv", folder.pictures / "training_curves.png")
+    for what, where in (
+        ("Trained detector", folder.slim),
+        ("Checkpoints", folder.checkpoints),
+        ("Pictures", folder.pictures),
+        ("Evaluation", folder.evaluation),
+        ("Curves", f"tensorboard --logdir {folder.path}"),
+    ):
+        say(f"{what + ':':17}{where}")
+    image = data.val_set.records[0].path
+    say(f"\nDetect in pictures:    python tools/predict.py {folder.slim} {image}")
+    say(f"Evaluate again:        python tools/evaluate.py {folder.slim} --data DIR")
+    say(
+        "Train on your own:     python tools/train_det.py --config configs/det/dsod300_voc.yaml "
+        "--data.root DIR\n"
+        "                       (dsod300_coco.yaml for COCO layout; "
+        f"--init-from {folder.slim} starts from these weights)"
+    )
+
+
+def write_evaluation(
+    metric: CocoMetric | None,
+    part: DetectionSet,
+    folder: Path,
+    voc_iou: float = 0.5,
+    count_difficult: bool = False,
+) -> None:
+    """Print and write what a finished metric found.
+
+    Args:
+        metric: After `compute`.
+        part: The images that were evaluated.
+        folder: Gets ``coco.json``, ``results.json`` (COCO's results format), ``table.txt``,
+            PR curves, the confusion matrix and predictions beside the ground truth.
+        voc_iou: IoU from which a detection is right in VOC's numbers.
+        count_difficult: Count VOC's difficult objects too.
+    """
+    assert metric is not None and metric.evaluation is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluation: CocoEvaluation = metric.evaluation
+    text = format_table(evaluation)
+    summary: dict[str, Any] = {"coco": evaluation.to_dict()}
+    predictions = by_image(metric.results, part.categories)
+    voc = evaluate_voc(
+        part, predictions, voc_iou, count_difficult=count_difficult, image_ids=metric.images
+    )
+    text += "\n" + format_voc_table(voc)
+    summary["voc"] = voc.to_dict()
+    say(text)
+    (folder / "table.txt").write_text(text)
+    (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / "results.json").write_text(json.dumps(metric.results))
+    plot_pr_curves(evaluation, folder / "pr_curves.png")
+    matrix = confusion_matrix(part, predictions, image_ids=metric.images)
+    plot_confusion(matrix, part.categories.names, folder / "confusion_matrix.png")
+    draw_examples(part, predictions, folder / "predictions.png")
+
+
+def draw_examples(
+    part: DetectionSet, predictions: dict[int, dict[str, np.ndarray]], file: Path
+) -> None:
+    """Ground truth beside predictions of images spread over the evaluated ones."""
+    records = [r for r in part.records if r.image_id in predictions]
+    step = max(1, len(records) // PICTURED_IMAGES)
+    chosen = records[::step][:PICTURED_IMAGES]
+    sheet = ground_truth_beside_predictions(
+        [read_image(r.path) for r in chosen],
+        [(r.boxes, r.labels) for r in chosen],
+        [confident(predictions[r.image_id]) for r in chosen],
+        part.categories.names,
+    )
+    save_picture(file, sheet)
+
+
+def by_image(
+    results: list[dict[str, Any]], categories: Categories
+) -> dict[int, dict[str, np.ndarray]]:
+    """COCO results back to one entry an image: boxes xyxy, labels, scores."""
+    rows: dict[int, list[tuple[list[float], int, float]]] = {}
+    for r in results:
+        x, y, w, h = r["bbox"]
+        label = categories.label_of_id(r["category_id"])
+        rows.setdefault(r["image_id"], []).append(([x, y, x + w, y + h], label, r["score"]))
+    return {
+        image_id: {
+            "boxes": np.array([row[0] for row in found], np.float32).reshape(-1, 4),
+            "labels": np.array([row[1] for row in found], np.int64),
+            "scores": np.array([row[2] for row in found], np.float32),
+        }
+        for image_id, found in rows.items()
+    }

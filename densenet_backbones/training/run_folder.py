@@ -1,0 +1,209 @@
+"""The folder of a run: where it is, what to resume from, and what is written there first."""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+_INHERITED = "DENSENET_BACKBONES_RUN_DIR"
+"""The first process tells the processes it launches which folder was chosen."""
+
+
+class RunFolderError(ValueError):
+    """The run folder is taken, or holds nothing to resume."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's files.
+
+    Attributes:
+        path: The folder.
+        resume_from: Checkpoint to go on from, or None for a new run.
+    """
+
+    path: Path
+    resume_from: Path | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of `best.ckpt` and `last.ckpt`."""
+        return self.path / "checkpoints"
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of everything drawn during training."""
+        return self.path / "pictures"
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the final evaluation."""
+        return self.path / "evaluation"
+
+    @property
+    def slim(self) -> Path:
+        """The inference checkpoint: the best weights and what is needed to predict."""
+        return self.path / "model.safetensors"
+
+
+def choose_run_folder(run_dir: str | None, name: str, ckpt_path: str | None) -> RunFolder:
+    """Find the folder of this run; nothing of an earlier run is ever overwritten.
+
+    Args:
+        run_dir: What the user asked for; None takes ``runs/NAME``, or ``runs/NAME-2`` … where a
+            run is already there.
+        name: Name of the experiment, from its config file.
+        ckpt_path: None for a new run, "last" to go on in the run folder, or a checkpoint of the
+            run to go on from.
+
+    Raises:
+        RunFolderError: The folder asked for holds another run, or there is nothing to resume.
+    """
+    if inherited := os.environ.get(_INHERITED):
+        folder = Path(inherited)
+    elif ckpt_path is None:
+        folder = _new_folder(run_dir, name)
+    elif ckpt_path == "last" or run_dir:
+        folder = Path(run_dir) if run_dir else _latest_folder(name)
+    else:
+        folder = Path(ckpt_path).resolve().parent.parent
+    resume = None
+    if ckpt_path is not None:
+        resume = folder / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+        if not resume.is_file():
+            raise RunFolderError(
+                f"nothing to resume: there is no {resume}; start a new run without --resume, or "
+                "name the run with --run_dir or a checkpoint with --ckpt_path FILE"
+            )
+    os.environ[_INHERITED] = str(folder)
+    return RunFolder(folder, resume)
+
+
+def forget_run_folder() -> None:
+    """Let the next run of this process choose anew (a program may train twice)."""
+    os.environ.pop(_INHERITED, None)
+
+
+def _taken(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def _new_folder(run_dir: str | None, name: str) -> Path:
+    if run_dir is not None:
+        # Under torchrun every process comes here; only the first one may find the folder empty.
+        if rank_zero_only.rank == 0 and _taken(Path(run_dir)):
+            raise RunFolderError(
+                f"{run_dir} already holds files; go on with that run (--resume), name another "
+                "folder (--run_dir), or remove it"
+            )
+        return Path(run_dir)
+    return next(f for f in _numbered(name) if not _taken(f))
+
+
+def _latest_folder(name: str) -> Path:
+    """The newest ``runs/NAME*`` with something to resume, else the plain name for the message."""
+    folders = []
+    for folder in _numbered(name):
+        if not _taken(folder):
+            break
+        if (folder / "checkpoints" / "last.ckpt").is_file():
+            folders.append(folder)
+    return folders[-1] if folders else Path("runs") / name
+
+
+def _numbered(name: str) -> Any:
+    yield Path("runs") / name
+    number = 2
+    while True:
+        yield Path("runs") / f"{name}-{number}"
+        number += 1
+
+
+def write_environment(folder: RunFolder) -> None:
+    """Add this start's machine, versions and command to ``environment.json``."""
+    path = folder.path / "environment.json"
+    starts = json.loads(path.read_text()) if path.is_file() else []
+    packages = ["densenet-backbones", "torch", "torchvision", "timm", "lightning", "albumentations"]
+    packages += ["numpy", "opencv-python-headless", "pycocotools", "torchmetrics", "jsonargparse"]
+    starts.append(
+        {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": [sys.executable, *sys.argv],
+            "folder": os.getcwd(),
+            "git": _git_revision(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "devices": [
+                torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
+            ],
+            "cuda": torch.version.cuda,
+            "packages": {name: _version(name) for name in packages},
+        }
+    )
+    path.write_text(json.dumps(starts, indent=2) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Commit of the sources in use, with a mark when they were changed since."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+class ContinuedCSVLogger(CSVLogger):
+    """Lightning's CSV logger, except that a resumed run keeps the rows written before.
+
+    Args:
+        save_dir: The run folder; the file is ``metrics.csv`` in it.
+        until_step: Rows of this step and later are dropped: they will be written again.
+    """
+
+    def __init__(self, save_dir: Path, until_step: int | None = None) -> None:
+        file = Path(save_dir) / "metrics.csv"
+        self._earlier: list[dict[str, float]] = []
+        if until_step is not None and file.is_file():
+            with file.open(newline="") as rows:
+                parsed = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(rows)]
+            self._earlier = [row for row in parsed if row.get("step", 0) < until_step]
+        super().__init__(save_dir, name="", version="")
+
+    @property
+    def experiment(self) -> Any:
+        """The writer, given the earlier rows when it is made."""
+        writer = super().experiment
+        if self._earlier and rank_zero_only.rank == 0:
+            writer.metrics = self._earlier + writer.metrics
+            self._earlier = []
+        return writer
