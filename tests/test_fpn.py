@@ -1,0 +1,138 @@
+"""Adapters: names, channels and strides of their levels, and maps that agree with them."""
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import densenet_backbones  # noqa: F401  (registers)
+from densenet_backbones.features import FeatureLevel, feature_levels
+from densenet_backbones.fpn import FPN, DensePrediction, caffe_xavier_
+
+C3, C4, C5 = FeatureLevel("c3", 12, 8), FeatureLevel("c4", 20, 16), FeatureLevel("c5", 28, 32)
+
+
+def _maps(levels: tuple[FeatureLevel, ...], size: int = 64) -> list[torch.Tensor]:
+    return [
+        torch.randn(2, level.channels, size // level.stride, size // level.stride)
+        for level in levels
+    ]
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        (None, [("p3", 8), ("p4", 16), ("p5", 32)]),
+        ("pool", [("p3", 8), ("p4", 16), ("p5", 32), ("p6", 64)]),
+        ("p6p7", [("p3", 8), ("p4", 16), ("p5", 32), ("p6", 64), ("p7", 128)]),
+    ],
+)
+def test_fpn_levels_and_maps_agree(extra: str | None, expected: list[tuple[str, int]]) -> None:
+    fpn = FPN((C3, C4, C5), 16, extra)
+    assert fpn.levels_in == (C3, C4, C5)
+    assert [(level.name, level.stride) for level in fpn.levels] == expected
+    maps = fpn(_maps(fpn.levels_in, 128))
+    for level, x in zip(fpn.levels, maps, strict=True):
+        assert x.shape == (2, 16, 128 // level.stride, 128 // level.stride)
+        assert level.channels == 16
+
+
+def test_fpn_on_a_densenet_and_on_a_resnet() -> None:
+    for name, options in (
+        ("densenet121_features", {"growth_rate": 4, "block_config": [1, 1, 1, 1]}),
+        ("resnet18", {"features_only": True}),
+    ):
+        net = timm.create_model(name, out_indices=(1, 2, 3, 4), **options)
+        fpn = FPN(feature_levels(net), 8)
+        maps = fpn(net(torch.randn(1, 3, 64, 64)))
+        assert [level.name for level in fpn.levels] == ["p2", "p3", "p4", "p5", "p6"]
+        assert [x.shape[-1] for x in maps] == [64 // level.stride for level in fpn.levels]
+
+
+@pytest.mark.parametrize(("source", "moved"), [("c5", True), ("p5", False)])
+def test_p6_reads_what_was_asked_for(source: str, moved: bool) -> None:
+    # c5 has as many channels as the outputs: torchvision alone would always read p5.
+    levels = (C4, FeatureLevel("c5", 16, 32))
+    fpn = FPN(levels, 16, "p6p7", source)
+    maps = _maps(levels)
+    p5, p6 = fpn(maps)[1:3]
+    torch.testing.assert_close(p6, fpn.pyramid.extra_blocks.p6(maps[1] if moved else p5))
+
+
+def test_fpn_mistakes_get_a_sentence() -> None:
+    with pytest.raises(ValueError, match="c4 of stride 16, c4b of stride 16: choose other out_ind"):
+        FPN((C4, FeatureLevel("c4b", 8, 16)))
+    with pytest.raises(ValueError, match="two or more levels, got none"):
+        FPN(())
+    with pytest.raises(ValueError, match="'pool', 'p6p7' or None, got 'p6'"):
+        FPN((C3, C4), extra="p6")
+    with pytest.raises(ValueError, match="'c5' or 'p5', got 'p6'"):
+        FPN((C3, C4), extra="p6p7", p6p7_input="p6")
+
+
+def test_dense_prediction_levels_of_dsod300() -> None:
+    with torch.device("meta"):
+        adapter = DensePrediction((FeatureLevel("c3", 800, 8), FeatureLevel("c5", 1568, 16)))
+        base = [torch.empty(1, 800, 38, 38), torch.empty(1, 1568, 19, 19)]
+    assert [(x.name, x.channels, x.stride) for x in adapter.levels] == [
+        ("p3", 800, 8),
+        ("p4", 512, 16),
+        ("p5", 512, 32),
+        ("p6", 256, 64),
+        ("p7", 256, 128),
+        ("p8", 256, 256),
+    ]
+    maps = adapter(base)
+    assert maps[0] is base[0]
+    assert [x.shape[1:] for x in maps] == [
+        (800, 38, 38),
+        (512, 19, 19),
+        (512, 10, 10),
+        (256, 5, 5),
+        (256, 3, 3),
+        (256, 2, 2),
+    ]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 12), (13, 7)])
+@pytest.mark.parametrize("round_up", [True, False])
+def test_dense_prediction_takes_bases_that_round_up_or_down(
+    size: tuple[int, int], round_up: bool
+) -> None:
+    adapter = DensePrediction((C3, C4), (4, 4, 2))
+    first = torch.randn(2, C3.channels, *size)
+    last_size = [(side + round_up) // 2 for side in size]
+    maps = adapter([first, torch.randn(2, C4.channels, *last_size)])
+    assert maps[1].shape == (2, 8, *last_size)
+    assert maps[2].shape == (2, 8, *[(side + 1) // 2 for side in last_size])
+    # The reused half is a plain pool of First in the backbone's own rounding.
+    pooled = F.max_pool2d(first, 2, ceil_mode=round_up)
+    torch.testing.assert_close(maps[1][:, 4:], adapter.first_reuse(pooled))
+
+
+def test_every_parameter_of_dense_prediction_learns() -> None:
+    adapter = DensePrediction((C3, C4), (4, 4, 2))
+    sum(x.square().sum() for x in adapter(_maps((C3, C4)))).backward()
+    assert all(p.grad is not None and p.grad.any() for p in adapter.parameters())
+    assert not any(m.bias is not None for m in adapter.modules() if isinstance(m, nn.Conv2d))
+
+
+def test_dense_prediction_mistakes_get_a_sentence() -> None:
+    with pytest.raises(ValueError, match="needs two levels, got c3 of stride 8, c4"):
+        DensePrediction((C3, C4, C5))
+    with pytest.raises(ValueError, match="must double"):
+        DensePrediction((C3, C5))
+    with pytest.raises(ValueError, match=r"half_channels must be positive numbers, got \(4, 0\)"):
+        DensePrediction((C3, C4), (4, 0))
+    with pytest.raises(ValueError, match=r"half the finer: got \(9, 9\) and \(9, 9\)"):
+        DensePrediction((C3, C4), (4,))([torch.zeros(1, 12, 9, 9), torch.zeros(1, 20, 9, 9)])
+
+
+def test_caffe_xavier_looks_at_fan_in_only() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(12, 200, 3)
+    caffe_xavier_(conv)
+    bound = (3 / (12 * 9)) ** 0.5
+    assert conv.weight.abs().max() <= bound
+    assert conv.weight.abs().max() > 0.99 * bound
