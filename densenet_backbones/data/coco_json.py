@@ -44,14 +44,18 @@ class CocoFile:
     annotations: dict[int, list[dict[str, Any]]]
 
 
-def read_coco_json(path: Path) -> CocoFile:
+def read_coco_json(path: Path, *, masks: bool = True) -> CocoFile:
     """Read and check an annotation file.
+
+    Args:
+        path: The file.
+        masks: Keep `segmentation`.
 
     Raises:
         DataError: If the file is not JSON (line and column), not a COCO instances file, an id is
             given twice or unknown, or a value is not what it should be (entry and field).
     """
-    content, has_constants = _load(path)
+    content, has_constants = _load(path, masks)
     if isinstance(content, list):
         raise DataError(
             f"{path}: is a list, as files of results are; the annotation file is an object with "
@@ -71,7 +75,7 @@ def read_coco_json(path: Path) -> CocoFile:
     return CocoFile(path, images, categories, annotations)
 
 
-def _load(path: Path) -> tuple[Any, bool]:
+def _load(path: Path, masks: bool) -> tuple[Any, bool]:
     """The parsed JSON, and whether it had NaN or Infinity in it."""
     constants: list[str] = []
 
@@ -81,7 +85,9 @@ def _load(path: Path) -> tuple[Any, bool]:
 
     try:
         text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text, parse_constant=constant), bool(constants)
+        # Dropped while parsing, so that the outlines of a large file are never there all at once.
+        hook = None if masks else _without_outline
+        return json.loads(text, parse_constant=constant, object_hook=hook), bool(constants)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
@@ -93,6 +99,11 @@ def _load(path: Path) -> tuple[Any, bool]:
         ) from error
     except (RecursionError, ValueError) as error:  # nested, or numbers of thousands of digits
         raise DataError(f"{path}: not usable JSON ({error})") from error
+
+
+def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
+    entry.pop("segmentation", None)
+    return entry
 
 
 def _entries(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:

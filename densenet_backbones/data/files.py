@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from rich.console import Console
 from rich.progress import track
 
 from densenet_backbones.data.samples import DataError, Problem
@@ -93,6 +94,7 @@ def with_progress(
     items: Collection[T], text: str, *, show: bool = True, from_count: int = 2000
 ) -> Iterable[T]:
     """The items, under a progress bar that vanishes at the end when they are many."""
-    if not show or len(items) < from_count:
+    console = Console(stderr=True)  # standard output is for results
+    if not show or len(items) < from_count or not console.is_terminal:
         return items
-    return track(items, description=text, transient=True)
+    return track(items, description=text, console=console, transient=True)

@@ -78,14 +78,14 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise DataError(_too_large(path, f"{image.width}x{image.height} pixels"))
+                raise DataError(_too_large(path, f"{image.width}x{image.height} pixels,"))
             yield image
     except DataError:
         raise
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such image file; check the path") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(_too_large(path, str(error))) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(_too_large(path, "has")) from None
     except Exception as error:  # Pillow's plug-ins raise almost any type on damaged files
         raise DataError(
             f"{path}: cannot be read as an image ({type(error).__name__}: {error}); fetch or "
@@ -95,8 +95,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 def _too_large(path: str | Path, size: str) -> str:
     return (
-        f"{path}: {size}, more than the limit of {MAX_PIXELS} pixels that protects the memory; "
-        "cut it into tiles or save it smaller"
+        f"{path}: {size} more than the {MAX_PIXELS} pixels that are allowed, to protect the "
+        "memory; cut it into tiles or save it smaller"
     )
 
 

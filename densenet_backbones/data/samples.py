@@ -39,6 +39,8 @@ class Categories:
     @classmethod
     def from_names(cls, names: Sequence[str]) -> "Categories":
         """Classes of a data set that has names only; their ids are ``1 .. len(names)``."""
+        if isinstance(names, str) or not all(isinstance(n, str) and n.strip() for n in names):
+            raise DataError(f"classes must be a list of names, got {names!r}")
         return cls(tuple(names), tuple(range(1, len(names) + 1)))
 
     @classmethod

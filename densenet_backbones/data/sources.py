@@ -26,6 +26,7 @@ def read_detection(
     *,
     layout: Layout = "auto",
     classes: Sequence[str] | None = None,
+    masks: bool = True,
     strict: bool = False,
 ) -> DetectionSet:
     """Read detection data in COCO or VOC layout.
@@ -38,6 +39,7 @@ def read_detection(
         layout: "auto" looks; where a folder has both layouts, COCO's is read (it can say more).
         classes: Names in label order. Default: the data's own. Sources whose classes differ in
             name need it; sources that name the same classes in another order do not.
+        masks: Keep COCO's outlines of objects (see `read_coco`).
         strict: Raise for what is otherwise reported in `DetectionSet.problems`.
 
     Returns:
@@ -49,13 +51,13 @@ def read_detection(
     if isinstance(root, str | os.PathLike):
         if split is None:
             raise DataError(f"{root}: which split? Give its name, such as 'train'")
-        return _read_one({"root": root, "split": split, "layout": layout}, classes, strict)
+        return _read_one({"root": root, "split": split, "layout": layout}, classes, masks, strict)
     if split is not None:
         raise DataError("with several sources each names its own split; leave `split` out")
     sources = [_source(entry, layout) for entry in root]
     if not sources:
         raise DataError("no sources: give a folder, or a list of (root, split)")
-    sets = [_read_one(source, classes, strict) for source in sources]
+    sets = [_read_one(source, classes, masks, strict) for source in sources]
     return sets[0] if len(sets) == 1 else _merged(sets)
 
 
@@ -75,14 +77,14 @@ def _source(entry: Source, layout: Layout) -> dict[str, Any]:
 
 
 def _read_one(
-    source: Mapping[str, Any], classes: Sequence[str] | None, strict: bool
+    source: Mapping[str, Any], classes: Sequence[str] | None, masks: bool, strict: bool
 ) -> DetectionSet:
     root, split, layout = Path(source["root"]), source["split"], source["layout"]
     files = {key: source[key] for key in ("annotation_file", "image_folder") if key in source}
     if layout == "auto":
         layout = "coco" if files else _layout(root)
     if layout == "coco":
-        return read_coco(root, split, classes=classes, strict=strict, **files)
+        return read_coco(root, split, classes=classes, masks=masks, strict=strict, **files)
     if layout != "voc":
         raise DataError(f'layout must be "auto", "coco" or "voc", not {layout!r}')
     if files:

@@ -1,0 +1,241 @@
+"""Image files of every kind come out upright, RGB and 8 bits."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densenet_backbones.data import images
+from densenet_backbones.data.images import image_size, read_image
+from densenet_backbones.data.samples import DataError
+
+UPRIGHT = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
+# What a camera that was held so stores of the upright scene: EXIF 2.3, section 4.6.4.
+STORED = {
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    4: UPRIGHT[::-1],
+    5: UPRIGHT.transpose(1, 0, 2),
+    6: np.rot90(UPRIGHT, 1),
+    7: UPRIGHT[::-1, ::-1].transpose(1, 0, 2),
+    8: np.rot90(UPRIGHT, -1),
+}
+
+
+def exif(orientation):
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_shown_upright(tmp_path, orientation, suffix):
+    path = tmp_path / f"image.{suffix}"
+    picture = Image.fromarray(np.ascontiguousarray(STORED[orientation]))
+    picture.save(path, exif=exif(orientation), **({"lossless": True} if suffix == "webp" else {}))
+    np.testing.assert_array_equal(read_image(path), UPRIGHT)
+    assert image_size(path) == (10, 6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_jpeg_is_turned_after_decoding(tmp_path, orientation):
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation]))
+    plain, turned = io.BytesIO(), tmp_path / "turned.jpg"
+    stored.save(plain, "JPEG", quality=95)
+    stored.save(turned, "JPEG", quality=95, exif=exif(orientation))
+    decoded = np.asarray(Image.open(plain))
+    undo = {1: 0, 3: 2, 6: -1, 8: 1}
+    if orientation in undo:
+        np.testing.assert_array_equal(read_image(turned), np.rot90(decoded, undo[orientation]))
+    assert read_image(turned).shape == (6, 10, 3)
+    assert image_size(turned) == (10, 6)
+
+
+def test_orientation_variants_of_a_photograph_agree(shared_data):
+    folder = shared_data / "exif_orientation"
+    pictures = [read_image(folder / f"Landscape_{n}.jpg") for n in range(1, 9)]
+    assert {p.shape for p in pictures} == {(1200, 1800, 3)}
+    assert {image_size(folder / f"Landscape_{n}.jpg") for n in range(1, 9)} == {(1800, 1200)}
+    for number, picture in enumerate(pictures[1:], start=2):
+        stored = np.asarray(Image.open(folder / f"Landscape_{number}.jpg"))
+        back = {2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1]}
+        back |= {5: stored.transpose(1, 0, 2), 6: np.rot90(stored, -1), 8: np.rot90(stored, 1)}
+        back |= {7: stored[::-1, ::-1].transpose(1, 0, 2)}
+        np.testing.assert_array_equal(picture, back[number])
+        # Each was compressed by itself, so across the files the scene is only nearly the same.
+        assert np.abs(picture.astype(int) - pictures[0]).mean() < 12
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 255])
+def test_orientations_that_do_not_exist_are_ignored(tmp_path, orientation):
+    Image.fromarray(UPRIGHT).save(tmp_path / "a.png", exif=exif(orientation))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), UPRIGHT)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_is_ignored(tmp_path):
+    Image.fromarray(UPRIGHT).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), UPRIGHT)
+    assert image_size(tmp_path / "a.png") == (10, 6)
+
+
+def test_result_is_contiguous_and_writable(tmp_path):
+    Image.fromarray(STORED[6]).save(tmp_path / "a.png", exif=exif(6))
+    image = read_image(str(tmp_path / "a.png"))
+    assert image.dtype == np.uint8 and image.flags.c_contiguous
+    image[0, 0] = 0
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
+def test_16_bit_grey_is_scaled(tmp_path, suffix):
+    values = np.array([[0, 128, 129, 257], [32768, 65535, 65406, 65407]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    expected = np.array([[0, 0, 1, 1], [128, 255, 254, 255]])  # round(value / 257)
+    image = read_image(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(image, np.repeat(expected[..., None], 3, axis=2))
+
+
+def test_16_bit_rgb_is_scaled(tmp_path):
+    rows = b"".join(b"\0" + struct.pack(">6H", 0, 65535, 32896, 257, 514, 65278) for _ in range(2))
+    (tmp_path / "a.png").write_bytes(png(2, 2, bit_depth=16, colour_type=2, rows=rows))
+    image = read_image(tmp_path / "a.png")
+    np.testing.assert_array_equal(image[0], [[0, 255, 128], [1, 2, 254]])
+
+
+def png(width, height, *, bit_depth, colour_type, rows, before=b""):
+    """A PNG file by hand, for what Pillow does not write."""
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + before
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P"])
+def test_grey_and_palette_become_rgb(tmp_path, mode):
+    picture = Image.fromarray(UPRIGHT).convert(mode)
+    picture.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "a.png"), np.asarray(picture.convert("RGB"))
+    )
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.tiff")
+    assert read_image(tmp_path / "a.tiff")[0, 0].tolist() == [255, 0, 0]
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(read_image(tmp_path / "a.jpg")[8, 8].astype(int) - [255, 0, 0]).max() < 8
+
+
+@pytest.mark.parametrize(
+    ("mode", "clear", "solid", "colour"),
+    [
+        ("RGBA", (10, 20, 30, 0), (10, 20, 30, 255), [10, 20, 30]),
+        ("LA", (10, 0), (10, 255), [10, 10, 10]),
+    ],
+)
+def test_transparency_is_laid_on_white(tmp_path, mode, clear, solid, colour):
+    picture = Image.new(mode, (4, 1), clear)
+    picture.putpixel((1, 0), solid)
+    picture.save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png")[0, :2].tolist() == [[255, 255, 255], colour]
+
+
+def test_half_transparency_is_half_white(tmp_path):
+    Image.new("RGBA", (2, 2), (0, 100, 200, 128)).save(tmp_path / "a.png")
+    assert np.abs(read_image(tmp_path / "a.png")[0, 0].astype(int) - [127, 177, 227]).max() <= 1
+
+
+def test_transparent_palette_entry_is_white(tmp_path):
+    picture = Image.new("P", (2, 1), 0)
+    picture.putpalette([1, 2, 3, 40, 50, 60])
+    picture.putpixel((1, 0), 1)
+    picture.save(tmp_path / "a.png", transparency=0)
+    assert read_image(tmp_path / "a.png")[0].tolist() == [[255, 255, 255], [40, 50, 60]]
+
+
+def test_animation_gives_its_first_picture(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "a.gif")[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("values", [[-1, 5], [0, 65536]])
+def test_32_bit_integers_outside_16_bits_are_refused(tmp_path, values):
+    Image.fromarray(np.array([values], dtype=np.int32)).save(tmp_path / "a.tiff")
+    with pytest.raises(DataError, match=r"a\.tiff.*outside 16 bits"):
+        read_image(tmp_path / "a.tiff")
+
+
+def test_float_pixels_are_refused(tmp_path):
+    Image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(DataError, match=r"a\.tiff: 32-bit float"):
+        read_image(tmp_path / "a.tiff")
+
+
+def test_missing_file_and_folder_are_named(tmp_path):
+    for function in (read_image, image_size):
+        with pytest.raises(DataError, match=r"nowhere\.jpg: there is no such image file"):
+            function(tmp_path / "nowhere.jpg")
+        with pytest.raises(DataError, match="cannot be read as an image"):
+            function(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not an image", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"]
+)
+def test_files_that_are_no_images_are_refused(tmp_path, content):
+    (tmp_path / "a.jpg").write_bytes(content)
+    for function in (read_image, image_size):
+        with pytest.raises(DataError, match=r"a\.jpg: cannot be read as an image"):
+            function(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif"])
+def test_truncated_file_is_refused(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+        path
+    )
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=rf"a\.{suffix}: cannot be read as an image"):
+        read_image(path)
+
+
+def test_decompression_bomb_is_refused_before_decoding(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(
+        png(60000, 60000, bit_depth=8, colour_type=2, rows=b"\0" * 100)
+    )
+    for function in (read_image, image_size):
+        with pytest.raises(DataError, match=r"a\.png: has more than the 89478485 pixels"):
+            function(tmp_path / "a.png")
+    Image.fromarray(UPRIGHT).save(tmp_path / "small.png")
+    monkeypatch.setattr(images, "MAX_PIXELS", 59)
+    with pytest.raises(DataError, match="10x6 pixels, more than the 59 pixels"):
+        image_size(tmp_path / "small.png")
+
+
+def test_size_needs_the_header_only(tmp_path):
+    Image.fromarray(np.zeros((300, 200, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif(6))
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:700])
+    assert image_size(tmp_path / "a.jpg") == (300, 200)
+
+
+def test_sizes_agree_with_pixels(tmp_path):
+    for number, size in enumerate([(1, 1), (3, 7), (7, 3)]):
+        Image.new("RGB", size).save(tmp_path / f"{number}.bmp")
+        height, width = read_image(tmp_path / f"{number}.bmp").shape[:2]
+        assert image_size(tmp_path / f"{number}.bmp") == (width, height) == size
