@@ -20,7 +20,7 @@ from densenet_backbones.data.ssd_transforms import (
     centers_inside,
     overlaps,
 )
-from densenet_backbones.data.transforms import INTERPOLATIONS, Augmentation
+from densenet_backbones.data.transforms import INTERPOLATIONS, Augmentation, WholeBoxCrop
 
 PRESETS = ("ssd", "light", "none")
 
@@ -300,10 +300,39 @@ def test_none_only_resizes():
     np.testing.assert_array_equal(new_labels, labels)
 
 
+@settings(max_examples=100, deadline=None)
+@given(images_with_boxes(), st.integers(0, 2**32 - 1))
+def test_a_whole_box_crop_cuts_no_box(case, seed):
+    image, boxes, _ = case
+    boxes = boxes[(boxes[:, 2:] - boxes[:, :2] > 1e-3).all(1)]
+    crop = seeded(WholeBoxCrop(p=1), seed)
+    height, width = image.shape[:2]
+    data = {"bboxes": boxes / np.float32([width, height, width, height])}
+    patch = crop.get_params_dependent_on_data({"shape": image.shape}, data)["crop_coords"]
+    x1, y1, x2, y2 = patch
+    assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+    assert x2 - x1 >= width / 2 and y2 - y1 >= height / 2
+    assert (boxes[:, :2] >= np.array([x1, y1]) - 1e-4).all()
+    assert (boxes[:, 2:] <= np.array([x2, y2]) + 1e-4).all()
+
+
+def test_whole_box_crops_vary_with_and_without_boxes():
+    for boxes in (np.zeros((0, 4)), np.array([[0.4, 0.4, 0.6, 0.6]])):
+        crop = seeded(WholeBoxCrop(p=1), 0)
+        patches = [
+            crop.get_params_dependent_on_data({"shape": (100, 200, 3)}, {"bboxes": boxes})
+            for _ in range(100)
+        ]
+        patches = np.array([p["crop_coords"] for p in patches])
+        assert (patches.min(0) <= [3, 2, 130, 65]).all()
+        assert (patches.max(0) >= [70, 35, 197, 98]).all()
+
+
 def test_light_keeps_every_box():
     boxes, labels = some_boxes(5)
+    augment = Augmentation("light", (64, 64))
     for key in range(40):
-        _, new_boxes, new_labels = Augmentation("light", (64, 64))(picture(), boxes, labels, (key,))
+        _, new_boxes, new_labels = augment(picture(), boxes, labels, (key,))
         np.testing.assert_array_equal(new_labels, labels)
         assert len(new_boxes) == 5
 
@@ -421,6 +450,7 @@ def test_bad_arguments_are_refused(arguments, message):
         (lambda: SSDCrop(scale=(0, 1)), r"\(0, 1\]"),
         (lambda: SSDCrop(ratio=(2, 0.5)), "above 0"),
         (lambda: SSDCrop(trials=0), "at least 1"),
+        (lambda: WholeBoxCrop(least=0), r"\(0, 1\]"),
     ],
 )
 def test_bad_transform_arguments_are_refused(transform, message):

@@ -8,9 +8,10 @@ al., ECCV 2016, section 2.2 and its extension 3.6) with the numbers of DSOD
 Legend: B boxes, H x W pixels; boxes are xyxy in absolute pixels.
 """
 
+import math
 import os
 import random
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -18,10 +19,12 @@ import numpy as np
 # Read when albumentations is imported: without it the import asks the package index for updates.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
+from albumentations.augmentations.crops.transforms import BaseCrop
 
 from densenet_backbones.data.boxes import clip_boxes
 from densenet_backbones.data.ssd_transforms import (
     IMAGENET_MEAN,
+    Patch,
     PhotometricDistort,
     SSDCrop,
     ZoomOut,
@@ -129,6 +132,43 @@ class Augmentation:
         return f"Augmentation({self.preset!r}, size={self.size}, min_side={self.min_side})"
 
 
+class WholeBoxCrop(BaseCrop):
+    """A random crop that cuts no box.
+
+    (albumentations' RandomSizedBBoxSafeCrop rounds its coordinates down, which cuts boxes and
+    fails on very small images, and leaves images without boxes as they are.)
+
+    Args:
+        least: Share of each of the image's sides that stays at least, in ``(0, 1]``.
+        p: Probability.
+    """
+
+    def __init__(self, least: float = 0.5, p: float = 0.5) -> None:
+        super().__init__(p=p)
+        if not 0 < least <= 1:
+            raise ValueError(f"least must be in (0, 1], got {least}")
+        self.least = least
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Choose the patch, each of its axes by itself."""
+        height, width = params["shape"][:2]
+        boxes = np.asarray(data["bboxes"], np.float64)[:, :4] * [width, height, width, height]
+        x1, x2 = self._range(width, boxes[:, 0].min(initial=width), boxes[:, 2].max(initial=0))
+        y1, y2 = self._range(height, boxes[:, 1].min(initial=height), boxes[:, 3].max(initial=0))
+        patch: Patch = (x1, y1, x2, y2)
+        return {"crop_coords": patch}
+
+    def _range(self, length: int, low: float, high: float) -> tuple[int, int]:
+        """Whole numbers start <= low and end >= high, far enough apart."""
+        least = math.ceil(self.least * length)
+        start = self.py_random.randint(0, min(math.floor(low), length - least))
+        # float32 may put an end of a box just outside of the image.
+        end = self.py_random.randint(min(max(math.ceil(high), start + least), length), length)
+        return start, end
+
+
 def _steps(
     preset: Preset, size: tuple[int, int], fill: tuple[float, float, float]
 ) -> list[A.BasicTransform]:
@@ -138,8 +178,7 @@ def _steps(
         return [resize]
     if preset == "light":
         mild = PhotometricDistort(16.0, (0.8, 1.2), (0.8, 1.2), 6.0)
-        crop = A.RandomSizedBBoxSafeCrop(height, width, p=0.5)
-        return [crop, resize, A.HorizontalFlip(p=0.5), mild]
+        return [WholeBoxCrop(), resize, A.HorizontalFlip(p=0.5), mild]
     resizes = [A.Resize(height, width, interpolation=i, p=1.0) for i in INTERPOLATIONS]
     return [
         ZoomOut(fill=fill),
