@@ -198,15 +198,16 @@ def _annotation(entry: dict[str, Any], ids: tuple[int, int, int], where: str) ->
     crowd = entry.get("iscrowd", 0)
     if crowd not in (0, 1):
         raise DataError(f"{where}: 'iscrowd' must be 0 or 1, not {_shown(crowd)}")
-    area = _finite(entry["area"]) if entry.get("area") is not None else bbox[2] * bbox[3]
-    if area is None:
-        raise DataError(f"{where}: 'area' must be a finite number, not {_shown(entry['area'])}")
+    area = entry.get("area")
+    area = bbox[2] * bbox[3] if area is None else area
+    if _finite(area) is None:
+        raise DataError(f"{where}: 'area' must be a finite number, not {_shown(area)}")
     annotation: dict[str, Any] = {
         "id": annotation_id,
         "image_id": image_id,
         "category_id": category_id,
         "bbox": bbox,
-        "area": area,
+        "area": float(area),
         "iscrowd": int(crowd),
     }
     for key, types in _OPTIONAL.items():
@@ -216,8 +217,7 @@ def _annotation(entry: dict[str, Any], ids: tuple[int, int, int], where: str) ->
         if not isinstance(value, types):
             raise DataError(f"{where}: {key!r} has the wrong type: {_shown(value)}")
         annotation[key] = value
-    if isinstance(annotation.get("segmentation"), dict):
-        _check_rle(annotation["segmentation"], where)
+    _check_outline(annotation.get("segmentation", []), where)
     return annotation
 
 
@@ -232,8 +232,15 @@ def _bbox(entry: dict[str, Any], where: str) -> list[float]:
     return numbers  # type: ignore[return-value]
 
 
-def _check_rle(mask: dict[str, Any], where: str) -> None:
+def _check_outline(mask: list[Any] | dict[str, Any], where: str) -> None:
     """Check that run lengths fill their mask: the evaluator's C code relies on it."""
+    if isinstance(mask, list):
+        if not all(isinstance(polygon, list) for polygon in mask):
+            raise DataError(
+                f"{where}: 'segmentation' must be a list of polygons, [[x1, y1, x2, y2, ...], ...], "
+                f"not {_shown(mask)}"
+            )
+        return
     size, counts = mask.get("size"), mask.get("counts")
     good = isinstance(size, list) and len(size) == 2 and all(_is_length(n) for n in size)
     if isinstance(counts, list):
