@@ -240,6 +240,7 @@ def test_predicting_in_inference_mode_does_not_spoil_training() -> None:
     model = tiny().eval()
     with torch.inference_mode():
         model([torch.rand(3, 64, 64)])
+    assert not model.priors().is_inference()  # autograd refuses to save such a tensor
     _total(model.train()(*_batch())).backward()
 
 
@@ -260,6 +261,21 @@ def test_objects_out_of_reach_are_told_in_either_frame() -> None:
     in_larger_image = boxes * torch.tensor([2.0, 4.0, 2.0, 4.0])
     masks = model.unmatchable([in_larger_image], [(640, 320)])
     assert masks[0].tolist() == [False, True]
+
+
+def test_first_is_the_second_transition_s_convolution_and_the_other_base_is_block_4() -> None:
+    model = tiny().eval()
+    seen = {}
+    for name in ("transition2.conv", "denseblock4"):
+        model.backbone.get_submodule(name).register_forward_hook(
+            lambda _, __, out, name=name: seen.update({name: out})
+        )
+    received = []
+    model.adapter.register_forward_pre_hook(lambda _, args: received.extend(args[0]))
+    with torch.no_grad():
+        model.predict(torch.rand(1, 3, 64, 64))
+    assert received[0] is seen["transition2.conv"]
+    assert received[1] is seen["denseblock4"]
 
 
 # --- backbones ---------------------------------------------------------------------------------
