@@ -30,6 +30,14 @@ def test_rgb_range_1_by_hand() -> None:
     assert batch.tensors[0, :, 2, 3].tolist() == pytest.approx([1.0, 0.5, -3.0])
 
 
+@pytest.mark.parametrize("options", [DSOD, {"mean": (0.5, 0.4, 0.3), "std": (0.5, 0.2, 0.1)}])
+def test_the_fill_color_becomes_zero(options: dict) -> None:
+    preprocessing = Preprocessing((6, 8), **options)
+    red, green, blue = preprocessing.fill_color
+    batch, _ = preprocessing([_flat(red / 255, green / 255, blue / 255)])
+    assert batch.tensors.abs().max() < 1e-4
+
+
 def test_images_of_any_size_and_their_boxes_come_to_one_size() -> None:
     preprocessing = Preprocessing((60, 80))
     images = [torch.rand(3, 30, 160), torch.rand(3, 60, 80)]
