@@ -73,12 +73,6 @@ class Preprocessing(GeneralizedRCNNTransform):
             "value_range": self.value_range,
         }
 
-    @property
-    def fill_color(self) -> tuple[float, float, float]:
-        """RGB in 0..255 of the subtracted mean: what augmentation puts around an image."""
-        first, second, third = (value * 255 / self.value_range for value in self.image_mean)
-        return (third, second, first) if self.channel_order == "bgr" else (first, second, third)
-
     def normalize(self, image: Tensor) -> Tensor:
         """(3, H, W) RGB 0..1 to the network's channel order, range, mean and deviation."""
         if self.channel_order == "bgr":
