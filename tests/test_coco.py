@@ -459,7 +459,7 @@ def folder(tmp_path_factory):
     return write(tmp_path_factory.mktemp("hostile"))
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(changes=st.lists(st.tuples(st.sampled_from(PLACES), JSON), min_size=1, max_size=3))
 def test_any_json_reads_or_is_refused(folder, changes):
     content = copy.deepcopy(CONTENT)

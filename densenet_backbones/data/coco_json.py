@@ -237,7 +237,7 @@ def _check_outline(mask: list[Any] | dict[str, Any], where: str) -> None:
     if isinstance(mask, list):
         if not all(isinstance(polygon, list) for polygon in mask):
             raise DataError(
-                f"{where}: 'segmentation' must be a list of polygons, [[x1, y1, x2, y2, ...], ...], "
+                f"{where}: 'segmentation' must be a list of polygons [[x1, y1, x2, y2, ...]], "
                 f"not {_shown(mask)}"
             )
         return

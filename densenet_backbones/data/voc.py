@@ -155,21 +155,20 @@ def _read_list(path: Path, annotated: frozenset[str]) -> list[str]:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     ids = []
     for number, line in enumerate(lines, start=1):
-        name = line.strip()
+        name, where = line.strip(), f"{path}: line {number}"
+        if name and name not in annotated:  # an id may have blanks in it
+            name, *flag = name.rsplit(maxsplit=1)
+            if flag and flag[0] not in ("-1", "0", "1"):
+                raise DataError(
+                    f"{where}: {line.strip()!r} must be an image id, or an id and -1, 0 or 1; "
+                    "there is no annotation file of that name"
+                )
+            if flag == ["-1"]:
+                continue
         if not name:
             continue
-        if name not in annotated:  # an id may have blanks in it
-            start, _, flag = name.rpartition(" ")
-            if start and flag not in ("-1", "0", "1"):
-                raise DataError(
-                    f"{path}: line {number}: {name!r} must be an image id, or an id and -1, 0 or "
-                    "1; there is no annotation file of that name"
-                )
-            name = start.strip() or name
-            if flag == "-1" and start:
-                continue
-        if len(inside(name, f"{path}: line {number}").parts) != 1:
-            raise DataError(f"{path}: line {number}: {name!r} must be an image id, not a path")
+        if len(inside(name, where).parts) != 1:
+            raise DataError(f"{where}: {name!r} must be an image id, not a path")
         ids.append(name)
     return ids
 

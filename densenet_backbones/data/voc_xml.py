@@ -14,6 +14,7 @@ from defusedxml.ElementTree import fromstring
 from densenet_backbones.data.samples import DataError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_FARTHEST = 1e9  # pixels; differences and areas stay finite
 _FLAGS = {"0": False, "1": True, "false": False, "true": True, "": False}
 
 
@@ -98,8 +99,8 @@ def _number(parent: Element, tag: str, where: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{where}: <{tag}> must be a finite number, not {text!r}")
+    if not abs(value) <= _FARTHEST:  # so that NaN fails
+        raise DataError(f"{where}: <{tag}> must be a number of pixels, not {text[:40]!r}")
     return value
 
 
