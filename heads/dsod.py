@@ -296,7 +296,7 @@ def dsod_tiny(**options: Unpack[DSODOptions]) -> DSOD:
     """A DSOD of 160 pixels that trains in minutes on a CPU, for first steps and tests.
 
     Not a published variant: DSOD's structure with growth 8 to 24, two layers a block and five
-    maps; 0.08 GMAC.
+    maps; 0.10 GMAC for 21 classes.
 
     Args:
         **options: as of `dsod300`; other defaults are ``image_size=160``, small
