@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from densenet_backbones.data import coco
 from densenet_backbones.data.coco import read_coco
@@ -122,6 +123,39 @@ def test_real_photographs(shared_data, split, images, annotations, crowds):
         for label, box in zip(r.labels, r.boxes, strict=True)
     )
     assert seen == expected
+
+
+def coco_numbers(dataset, predictions):
+    """pycocotools' twelve numbers for boxes."""
+    truth = COCO()
+    truth.dataset = dataset
+    truth.createIndex()
+    evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(predictions)), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats
+
+
+def test_evaluation_equals_that_of_the_file_itself(tmp_path):
+    """With an object of no area, a box that reaches out, and a crowd."""
+    content = changed("annotations", 0, "bbox", value=[5, 5, 0, 10])
+    content["annotations"].append(
+        {"id": 12, "image_id": 3, "category_id": 2, "bbox": [15, 2, 20, 5], "area": 100}
+    )
+    for annotation in content["annotations"]:  # pycocotools itself needs them
+        annotation.setdefault("iscrowd", 0)
+        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+    boxes = [(7, 2, [1, 0, 38, 30]), (7, 2, [4, 4, 7, 8]), (3, 2, [15, 2, 18, 5]), (7, 90, [5] * 4)]
+    predictions = [
+        {"image_id": image, "category_id": category, "bbox": box, "score": 0.9 - 0.1 * n}
+        for n, (image, category, box) in enumerate(boxes)
+    ]
+    ours = read_coco(write(tmp_path, content), "train").ground_truth()
+    numbers = coco_numbers(ours, predictions)
+    np.testing.assert_array_equal(numbers, coco_numbers({"info": {}, **content}, predictions))
+    # One of two classes is found; the object without area is one that never was.
+    assert 0.4 < numbers[1] <= 0.5
 
 
 def test_cocoapi_file_without_its_images_says_how_many(shared_data, tmp_path):
