@@ -18,12 +18,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from densenet_backbones.data.samples import Categories
-from densenet_backbones.training.coco_metric import (
-    CocoMetric,
-    coco_results,
-    evaluate_coco,
-    format_table,
-)
+from densenet_backbones.training.coco_evaluation import evaluate_coco
+from densenet_backbones.training.coco_metric import CocoMetric, coco_results
+from densenet_backbones.training.tables import format_table
 
 BACKENDS = ("pycocotools", "faster_coco_eval")
 NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
@@ -276,6 +273,10 @@ def test_the_text_and_json_forms():
     bee = next(line for line in text.splitlines() if " bee " in line)
     assert bee.split() == ["bee", "0", "-", "-", "-", "-"]
     assert " bee " not in format_table(evaluation, classes=False)
+    for category in truth["categories"]:
+        category["name"] = f"[bold]:cat: {category['id']}"  # no markup, no codes: text
+    text = format_table(evaluate_coco(truth, coco_results(predictions, CATEGORIES)))
+    assert "[bold]:cat: 90" in text
     state = json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))
     assert state["classes"][1]["ap"] is None
     assert state["numbers"]["AP"] == evaluation.numbers["AP"]

@@ -18,9 +18,6 @@ from densenet_backbones.training.coco_evaluation import (
     IouType,
     evaluate_coco,
 )
-from densenet_backbones.training.tables import format_table
-
-__all__ = ["CocoEvaluation", "CocoMetric", "coco_results", "evaluate_coco", "format_table"]
 
 _COCO_KEYPOINTS = 17
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from densenet_backbones.training.coco_evaluation import CURVE_IOUS, RECALLS, CocoEvaluation
 from densenet_backbones.training.confusion import normalised_rows
@@ -85,10 +86,10 @@ def plot_pr_curves(evaluation: CocoEvaluation, path: str | Path) -> None:
                 *(RECALLS, curve),
                 color=_unit(class_colour(label)),
                 linewidth=1.4 if named else 0.7,
-                alpha=1.0 if named else 0.45,
-                label=f"{one.name}  {np.mean(curve):.3f}" if named else None,
+                alpha=1.0 if named else 0.25,
+                label=f"{_plain(one.name)}  {np.mean(curve):.3f}" if named else None,
             )
-        _mean_curve(axis, RECALLS, curves, "all classes")
+        _mean_curve(axis, RECALLS, curves, f"all classes  {_mean(curves):.3f}")
         _unit_axes(axis, "recall", "precision", f"IoU {iou:.2f}")
         _legend_beside(axis, "class  AP")
     _save(figure, path)
@@ -123,15 +124,17 @@ def plot_confidence_curves(evaluation: VocEvaluation, path: str | Path) -> None:
                 *(scores, curve),
                 color=_unit(class_colour(label)),
                 linewidth=1.2 if named else 0.7,
-                alpha=1.0 if named else 0.45,
-                label=one.name if named else None,
+                alpha=1.0 if named else 0.25,
+                label=_plain(one.name) if named else None,
             )
         mean = _mean_curve(axis, scores, panel, "all classes")
         _unit_axes(axis, "score", title, title)
         if title == "F1" and mean is not None:
             best = int(np.argmax(mean))
             axis.axvline(scores[best], color=_GREY, linestyle=":", linewidth=1)
-            axis.set_title(f"F1, at best {mean[best]:.2f} from score {scores[best]:.2f} on", loc="left")
+            axis.set_title(
+                f"F1, at best {mean[best]:.2f} from score {scores[best]:.2f} on", loc="left"
+            )
     _legend_beside(axes[-1], f"IoU {evaluation.iou_threshold:g}")
     _save(figure, path)
 
@@ -153,8 +156,10 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: str | Path) -
             f"the matrix must be {size} x {size} for {len(names)} names and the background, got "
             f"{' x '.join(map(str, matrix.shape))}"
         )
-    side = min(max(3.4, 0.42 * size + 1.2), 16)
+    written = size <= _LEGEND_LIMIT + 1  # the numbers would not fit into smaller cells
+    side = max(3.4, 0.42 * size + 1.2) if written else 0.15 * size + 2
     figure, axes = _figure(1, 2, width=2 * side + 1.4, height=side + 0.5)
+    figure.set_layout_engine("compressed")  # for axes of a fixed shape
     shares = normalised_rows(matrix)
     # A few large counts (the background's) would leave all the rest white: the root spreads them.
     for axis, values, shade, title in (
@@ -162,8 +167,8 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: str | Path) -
         (axes[1], shares, np.nan_to_num(shares), "share of the true class"),
     ):
         axis.imshow(shade, cmap="Blues", vmin=0, vmax=1, aspect="equal")
-        labels = [*names, "background"]
-        font = 8.5 if size <= 24 else 5
+        labels = [*map(_plain, names), "background"]
+        font = 8.5 if written else 6
         axis.set_xticks(range(size), labels, rotation=90 if size > 6 else 30, fontsize=font)
         if size <= 6:
             for text in axis.get_xticklabels():
@@ -172,12 +177,12 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: str | Path) -
         axis.set_yticks(range(size), labels, fontsize=font)
         axis.set(xlabel="predicted", ylabel="true")
         axis.set_title(title, loc="left")
-        axis.tick_params(length=0)
+        axis.tick_params(which="both", length=0)
         axis.set_xticks(np.arange(size + 1) - 0.5, minor=True)
         axis.set_yticks(np.arange(size + 1) - 0.5, minor=True)
         axis.grid(which="minor", color="white", linewidth=0.8)
         axis.grid(which="major", visible=False)
-        if size <= 24:
+        if written:
             _write_cells(axis, values, shade)
     _save(figure, path)
 
@@ -221,12 +226,15 @@ def plot_training_curves(metrics: str | Path, path: str | Path) -> None:
                 linewidth=1.8 if total else 1.1,
                 marker="o" if few else None,
                 markersize=3,
-                label=name,
+                label=_plain(name),
             )
         axis.set(xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_title(title, loc="left")
         if not drawn:
-            axis.text(0.5, 0.5, "nothing logged", transform=axis.transAxes, ha="center", color=_GREY)
+            axis.text(
+                0.5, 0.5, "nothing logged", transform=axis.transAxes, ha="center", color=_GREY
+            )
             continue
         if title == "average precision":
             axis.set_ylim(bottom=0)
@@ -251,12 +259,17 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figur
 
 def _save(figure: Figure, path: str | Path) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.1)
     save_bytes(path, buffer.getvalue())
 
 
 def _unit(colour: tuple[int, int, int]) -> tuple[float, float, float]:
     return colour[0] / 255, colour[1] / 255, colour[2] / 255
+
+
+def _plain(name: str) -> str:
+    """A name that matplotlib takes as it is: $ begins a formula, and a leading _ hides a label."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _mean_curve(axis: Axes, x: np.ndarray, curves: np.ndarray, name: str) -> np.ndarray | None:
@@ -265,8 +278,13 @@ def _mean_curve(axis: Axes, x: np.ndarray, curves: np.ndarray, name: str) -> np.
     if not len(curves) or not defined.any():
         return None
     mean = np.nansum(curves, axis=0) / np.where(defined > 0, defined, np.nan)
-    axis.plot(x, mean, color="black", linewidth=2.2, label=f"{name}  {np.nanmean(mean):.3f}")
+    axis.plot(x, mean, color="black", linewidth=2.2, label=name)
     return mean
+
+
+def _mean(values: np.ndarray) -> float:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")
 
 
 def _unit_axes(axis: Axes, x: str, y: str, title: str) -> None:
@@ -305,7 +323,8 @@ def _write_cells(axis: Axes, values: np.ndarray, shade: np.ndarray) -> None:
 def _read_columns(path: Path) -> dict[str, np.ndarray]:
     """Columns of a CSV file as floats, NaN where a cell is empty or no number."""
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        rows, names = list(reader), reader.fieldnames or ()
 
     def number(text: str | None) -> float:
         try:
@@ -313,7 +332,7 @@ def _read_columns(path: Path) -> dict[str, np.ndarray]:
         except ValueError:
             return math.nan
 
-    return {name: np.array([number(row[name]) for row in rows]) for name in (rows[0] if rows else ())}
+    return {name: np.array([number(row[name]) for row in rows], float) for name in names}
 
 
 def _steps_per_epoch(epochs: np.ndarray, steps: np.ndarray) -> float:
