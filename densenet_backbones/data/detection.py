@@ -10,6 +10,7 @@ import cv2
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 
 from densenet_backbones.data.images import read_image
@@ -20,7 +21,7 @@ from densenet_backbones.data.sources import check_images, read_detection, subset
 from densenet_backbones.data.transforms import Augmentation, Preset
 
 
-class DetectionImages(Dataset[Sample]):
+class DetectionImages(Dataset[Any]):
     """Reads, augments and hands out the images of a `DetectionSet`.
 
     Args:
@@ -100,11 +101,12 @@ class ResumableLoader(DataLoader[list[Sample]]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Refuse to go on in an order that another setting would have made."""
-        for name, value in self.state_dict().items():
-            if state.get(name, value) != value and self.batches_done() > 0:
+        for name, now in self.state_dict().items():
+            before = state.get(name, now)
+            if before != now and self.batches_done() > 0:
                 raise DataError(
-                    f"cannot resume in the middle of an epoch: it began with {name.replace('_', ' ')} "
-                    f"{state[name]}, now it is {value}; give the first value again, or start from "
+                    f"cannot resume in the middle of an epoch: {name.replace('_', ' ')} was "
+                    f"{before} when it began and is {now} now; give {before} again, or start from "
                     "the weights alone with --init_from"
                 )
 
@@ -235,7 +237,10 @@ class DetectionData(pl.LightningDataModule):
     def _root(self) -> str | None:
         if self.root is None and not self.train_sources:
             s = self.scenes
-            generate(Path(s.folder), train=s.train, val=s.val, size=s.size, seed=s.seed)
+            folder = Path(s.folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_name(f"{folder.name}.lock")):  # several processes may ask
+                generate(folder, train=s.train, val=s.val, size=s.size, seed=s.seed)
             return s.folder
         return self.root
 
@@ -264,7 +269,7 @@ class DetectionData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[list[Sample]]:
         """Augmented batches; all processes take the same number of them."""
         assert self.trainer is not None
-        model = self.trainer.lightning_module.model
+        model: Any = self.trainer.lightning_module.model
         preset: Preset = "none" if self.overfit_images is not None else self.preset
         augmentation = Augmentation(preset, model.image_size, fill=model.preprocessing.fill_color)
         dataset = DetectionImages(self.train_set, augmentation, self.seed)

@@ -1,5 +1,6 @@
 """What happens beside the training step: averaged weights, checkpoints, pictures."""
 
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from densenet_backbones.data.samples import Sample
+from densenet_backbones.training.console import say
 from densenet_backbones.training.pictures import (
     draw_detections,
     ground_truth_beside_predictions,
@@ -68,6 +70,25 @@ def checkpoint_callbacks(folder: RunFolder, monitor: str = "val/AP") -> list[Cal
     ]
 
 
+class EpochLines(Callback):
+    """One line at each validation, for logs and for terminals without a progress bar."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the epoch's numbers and the time since the start."""
+        numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if trainer.sanity_checking or "val/AP" not in numbers or "train/loss" not in numbers:
+            return
+        passed = timedelta(seconds=round(time.monotonic() - self._since))
+        say(
+            f"epoch {trainer.current_epoch + 1:>3}  step {trainer.global_step:>6}  "
+            f"loss {numbers['train/loss']:.3f}  lr {numbers.get('lr', float('nan')):.2e}  "
+            f"AP {numbers['val/AP']:.3f}  AP50 {numbers['val/AP50']:.3f}  {passed}"
+        )
+
+
 class TrainingPictures(Callback):
     """Draws the first batches as augmented, and predictions beside the ground truth.
 
@@ -99,7 +120,7 @@ class TrainingPictures(Callback):
         self,
         trainer: pl.Trainer,
         pl_module: Any,
-        outputs: list[dict[str, Any]],
+        outputs: Any,
         batch: list[Sample],
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -110,7 +131,7 @@ class TrainingPictures(Callback):
         sheet = ground_truth_beside_predictions(
             [_pixels(s.image) for s in batch[: self.images]],
             [(s.boxes.cpu().numpy(), s.labels.cpu().numpy()) for s in batch[: self.images]],
-            [confident(p) for p in outputs[: self.images]],
+            [confident(p) for p in outputs["predictions"][: self.images]],
             pl_module.spec.categories.names,
         )
         name = f"predictions_step_{trainer.global_step:06d}.png"

@@ -21,7 +21,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint
@@ -29,8 +28,13 @@ from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.files import nearest
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.training import report, summary
-from densenet_backbones.training.callbacks import EMA, TrainingPictures, checkpoint_callbacks
-from densenet_backbones.training.console import log_to, say
+from densenet_backbones.training.callbacks import (
+    EMA,
+    EpochLines,
+    TrainingPictures,
+    checkpoint_callbacks,
+)
+from densenet_backbones.training.console import is_first_process, log_to, say
 from densenet_backbones.training.detection_task import DetectionTask, NonFiniteLossError
 from densenet_backbones.training.detector import fitting_weights, read_weights
 from densenet_backbones.training.run_folder import (
@@ -95,18 +99,33 @@ def short_to_full(arguments: Sequence[str]) -> list[str]:
         "--trainer.devices 2, --trainer.precision bf16-mixed; --help-all lists them.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", action="append",
-                        help=f"experiment: a YAML file or one of {', '.join(shipped_configs())}")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        help=f"experiment: a YAML file or one of {', '.join(shipped_configs())}",
+    )
     for name, (_, metavar, text) in SHORT_FLAGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=metavar, help=text)
-    parser.add_argument("--run-dir", "--run_dir", metavar="DIR", help="where output goes (runs/NAME)")
+    parser.add_argument(
+        "--run-dir", "--run_dir", metavar="DIR", help="where output goes (runs/NAME)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the last run")
-    parser.add_argument("--init-from", "--init_from", metavar="FILE",
-                        help="start from these weights; other classes are fine")
+    parser.add_argument(
+        "--init-from",
+        "--init_from",
+        metavar="FILE",
+        help="start from these weights; other classes are fine",
+    )
     parser.add_argument("--dry-run", action="store_true", help="one batch of everything, then stop")
     parser.add_argument("--help-all", action="store_true", help="every option of the engine")
-    parser.add_argument("--print_config", nargs="?", const="", metavar="FLAGS",
-                        help="print the resolved experiment and stop")
+    parser.add_argument(
+        "--print_config",
+        nargs="?",
+        const="",
+        metavar="FLAGS",
+        help="print the resolved experiment and stop",
+    )
     known, rest = parser.parse_known_args(arguments)
     full = [f"--config={find_config(name)}" for name in known.config or [DEFAULT_CONFIG]]
     full += rest
@@ -119,7 +138,9 @@ def short_to_full(arguments: Sequence[str]) -> list[str]:
     full += ["--trainer.fast_dev_run=true"] if known.dry_run else []
     full += ["--help"] if known.help_all else []
     if known.print_config is not None:
-        full.append(f"--print_config={known.print_config}" if known.print_config else "--print_config")
+        full.append(
+            f"--print_config={known.print_config}" if known.print_config else "--print_config"
+        )
     return full
 
 
@@ -149,14 +170,30 @@ class DetectionCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that belong to the run rather than to model, data or trainer."""
-        parser.add_argument("--run_dir", type=str | None, default=None,
-                            help="Folder of this run; by default runs/ and the config's name.")
-        parser.add_argument("--ckpt_path", type=str | None, default=None,
-                            help="Checkpoint to go on from: a file, or 'last' of the run folder.")
-        parser.add_argument("--init_from", type=str | None, default=None,
-                            help="Weights to start from: what fits is taken, the rest is listed.")
-        parser.add_argument("--ema_decay", type=float | None, default=None,
-                            help="Evaluate and keep an average of the weights with this decay.")
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder of this run; by default runs/ and the config's name.",
+        )
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="Checkpoint to go on from: a file, or 'last' of the run folder.",
+        )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="Weights to start from: what fits is taken, the rest is listed.",
+        )
+        parser.add_argument(
+            "--ema_decay",
+            type=float | None,
+            default=None,
+            help="Evaluate and keep an average of the weights with this decay.",
+        )
         parser.link_arguments("data.categories", "model.categories", apply_on="instantiate")
         parser.link_arguments("data.seed", "model.seed")
 
@@ -175,7 +212,7 @@ class DetectionCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with this run's checkpoints, loggers and pictures."""
         trainer = self.config_init.trainer
-        callbacks: list[pl.Callback] = [TrainingPictures(self.folder)]
+        callbacks: list[pl.Callback] = [TrainingPictures(self.folder), EpochLines()]
         if not trainer.fast_dev_run:
             callbacks += checkpoint_callbacks(self.folder)
         if self.config.ema_decay is not None:
@@ -201,6 +238,7 @@ def run_training(arguments: Sequence[str]) -> None:
         auto_configure_optimizers=False,
         seed_everything_default=0,
         load_from_checkpoint_support=False,
+        trainer_defaults={"enable_model_summary": False},  # ours says more
         parser_kwargs={"exit_on_error": False, "dump_header": None},
     )
     task, data, trainer, folder = cli.model, cli.datamodule, cli.trainer, cli.folder
@@ -208,11 +246,11 @@ def run_training(arguments: Sequence[str]) -> None:
         data.keep_for_overfitting(summary.all_objects_matched(task.model))
     if cli.config.init_from:
         start_from(task, cli.config.init_from)
-    if rank_zero_only.rank == 0 and not trainer.fast_dev_run:
+    if is_first_process() and not cli.config.trainer.fast_dev_run:
         prepare_folder(cli)
     summary.before_training(task, data, trainer, folder, cli.resumed)
     fit(cli)
-    if trainer.fast_dev_run:
+    if cli.config.trainer.fast_dev_run:
         say("Dry run done: one batch was trained on and one evaluated.", style="green")
         return
     report.after_training(task, data, trainer, folder)
@@ -227,7 +265,9 @@ def fit(cli: DetectionCLI) -> None:
     resume = cli.folder.resume_from
     try:
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
-    except SystemExit as stop:  # Lightning has written last.ckpt and leaves with 1 or, on SIGTERM, 0
+    except (
+        SystemExit
+    ) as stop:  # Lightning has written last.ckpt and leaves with 1 or, on SIGTERM, 0
         signalled = isinstance(stop, SIGTERMException)
         say(
             f"Stopped; go on with the same command and --run-dir {cli.folder.path} --resume",
@@ -241,8 +281,11 @@ def prepare_folder(cli: DetectionCLI) -> None:
     folder: RunFolder = cli.folder
     folder.pictures.mkdir(parents=True, exist_ok=True)
     log_to(folder.path / "log.txt")
+    config = cli.config.clone()
+    config.run_dir = config.ckpt_path = None  # so that the file starts a new run of the same kind
+    config.pop("config", None)
     cli.parser.save(
-        cli.config, folder.path / "config.yaml", skip_none=False, overwrite=True, multifile=False
+        config, folder.path / "config.yaml", skip_none=False, overwrite=True, multifile=False
     )
     write_environment(folder)
 
@@ -267,16 +310,18 @@ def start_from(task: DetectionTask, file: str) -> None:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print one error and leave."""
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 
 
 def _one_line(message: str) -> str:
-    """jsonargparse's message without the dump of usage, with the nearest right key."""
+    """Jsonargparse's message without the dump of usage, with the nearest right key."""
     lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
     text = " ".join(lines)
-    unknown = re.search(r"(?:Unrecognized arguments: -*|does not accept option '|Key ')([\w.]+)", text)
+    unknown = re.search(
+        r"(?:Unrecognized arguments: -*|does not accept option '|Key ')([\w.]+)", text
+    )
     if unknown:
         text += nearest(unknown.group(1), _known_keys())
     return text
@@ -298,6 +343,10 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*litlogger.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
+    warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")  # rows are kept
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    adverts = ("litlogger", "Loading `train_dataloader`", "TPU available", "HPU available")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not any(text in record.getMessage() for text in adverts)
+    )
     torch.set_float32_matmul_precision("high")  # tensor cores on GPUs that have them

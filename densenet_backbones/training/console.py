@@ -15,6 +15,11 @@ def log_to(path: Path) -> None:
     _log_files[:] = [path]
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that prints and writes, of the one or many that run."""
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
+
+
 @rank_zero_only
 def say(*what: Any, style: str | None = None) -> None:
     """Print text or rich tables, once however many processes run."""

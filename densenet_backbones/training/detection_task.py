@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.distributed
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -138,7 +138,7 @@ class DetectionTask(pl.LightningModule):
         super().__init__()
         assert categories is not None, "linked from the data"
         self.spec = DetectorSpec(detector, dict(args or {}), categories)
-        self.model: nn.Module = self.spec.build()
+        self.model: Any = self.spec.build()  # torchvision's interface, which has no type
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
         if hasattr(self.model, "preprocessing"):
@@ -167,7 +167,9 @@ class DetectionTask(pl.LightningModule):
     def training_step(self, batch: list[Sample], batch_idx: int) -> Tensor:
         """Sum of the model's losses, each logged by name."""
         # Randomness as a function of the step makes a resumed run equal an uninterrupted one.
-        rank_seed = np.random.SeedSequence((self.seed, self.global_step, batch_idx, self.global_rank))
+        rank_seed = np.random.SeedSequence(
+            (self.seed, self.global_step, batch_idx, self.global_rank)
+        )
         torch.manual_seed(int(rank_seed.generate_state(1)[0]))
         images = [to_float(sample.image) for sample in batch]
         targets = [{"boxes": sample.boxes, "labels": sample.labels} for sample in batch]
@@ -197,15 +199,21 @@ class DetectionTask(pl.LightningModule):
             "the weights before this step"
         )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Optimiser with the rate scaled to the real batch, and the schedule stepped per step."""
         options = self.optimizer_options
-        exempt = set(self.model.no_weight_decay()) if hasattr(self.model, "no_weight_decay") else set()
-        decayed, plain = [], []
+        exempt = (
+            set(self.model.no_weight_decay()) if hasattr(self.model, "no_weight_decay") else set()
+        )
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 (plain if name in exempt else decayed).append(parameter)
-        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed},
+            {"params": plain, "weight_decay": 0.0},
+        ]
         optimizer = create_optimizer_v2(
             [group for group in groups if group["params"]],
             opt=options.name,
@@ -225,22 +233,24 @@ class DetectionTask(pl.LightningModule):
         """Start an evaluation against the data's own annotations."""
         if self.metric is None:  # made late: copies of this module (EMA) need none
             ground_truth = self.trainer.datamodule.val_set.ground_truth()  # type: ignore[attr-defined]
-            self.metric = CocoMetric(
-                ground_truth, self.spec.categories, backend=self.evaluator
-            ).to(self.device)
+            self.metric = CocoMetric(ground_truth, self.spec.categories, backend=self.evaluator).to(
+                self.device
+            )
         self.metric.reset()
 
-    def validation_step(self, batch: list[Sample], batch_idx: int) -> list[dict[str, Any]]:
+    def validation_step(self, batch: list[Sample], batch_idx: int) -> dict[str, Any]:
         """Detections of a batch, added to the evaluation."""
         found = self.model([to_float(sample.image) for sample in batch])
         predictions = [
-            {**{k: v.float() if v.is_floating_point() else v for k, v in f.items()},
-             "image_id": sample.image_id}
+            {
+                **{k: v.float() if v.is_floating_point() else v for k, v in f.items()},
+                "image_id": sample.image_id,
+            }
             for sample, f in zip(batch, found, strict=True)
         ]
         assert self.metric is not None
         self.metric.update(predictions)
-        return predictions
+        return {"predictions": predictions}
 
     def on_validation_epoch_end(self) -> None:
         """COCO's twelve numbers."""

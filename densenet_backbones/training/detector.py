@@ -150,9 +150,7 @@ class Detector:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
 
-    def predict(
-        self, image: str | Path | np.ndarray, score_threshold: float = 0.3
-    ) -> Detections:
+    def predict(self, image: str | Path | np.ndarray, score_threshold: float = 0.3) -> Detections:
         """Detect objects in one image.
 
         Args:

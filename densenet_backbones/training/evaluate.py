@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_only
 
 from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.training.cli import fail, quiet_libraries
-from densenet_backbones.training.console import say
+from densenet_backbones.training.console import is_first_process, say
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.detector import load
 from densenet_backbones.training.report import write_evaluation
@@ -27,20 +26,33 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, metavar="DIR", help="COCO or VOC layout")
     parser.add_argument("--split", default="val", help="which part of it (%(default)s)")
     parser.add_argument("--layout", choices=("auto", "coco", "voc"), default="auto")
-    parser.add_argument("--out", type=Path, metavar="DIR",
-                        help="where files go (evaluation-SPLIT beside the checkpoint)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where files go (evaluation-SPLIT beside the checkpoint)",
+    )
     parser.add_argument("--batch-size", type=int, default=16, metavar="N")
     parser.add_argument("--workers", type=int, default=None, metavar="N")
     parser.add_argument("--devices", default="auto", help="as Lightning's: a number or 'auto'")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, auto, …")
     parser.add_argument("--strategy", default="auto", help="ddp for several devices")
     parser.add_argument("--precision", default="32-true", help="bf16-mixed, 16-mixed, 32-true")
-    parser.add_argument("--evaluator", choices=("pycocotools", "faster_coco_eval"),
-                        default="pycocotools")
-    parser.add_argument("--count-difficult", action="store_true",
-                        help="VOC: count difficult objects too, which are ignored otherwise")
-    parser.add_argument("--voc-iou", type=float, default=0.5, metavar="T",
-                        help="IoU from which a detection is right in VOC's numbers (%(default)s)")
+    parser.add_argument(
+        "--evaluator", choices=("pycocotools", "faster_coco_eval"), default="pycocotools"
+    )
+    parser.add_argument(
+        "--count-difficult",
+        action="store_true",
+        help="VOC: count difficult objects too, which are ignored otherwise",
+    )
+    parser.add_argument(
+        "--voc-iou",
+        type=float,
+        default=0.5,
+        metavar="T",
+        help="IoU from which a detection is right in VOC's numbers (%(default)s)",
+    )
     return parser.parse_args(argv)
 
 
@@ -82,7 +94,7 @@ def evaluate(options: argparse.Namespace) -> None:
         enable_model_summary=False,
     )
     trainer.validate(task, data, verbose=False)
-    if rank_zero_only.rank != 0:
+    if not is_first_process():
         return
     out = options.out or Path(options.checkpoint).parent / f"evaluation-{options.split}"
     write_evaluation(

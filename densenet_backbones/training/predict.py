@@ -26,10 +26,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", help="*.ckpt of a run or its model.safetensors")
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
-    parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR",
-                        help="where pictures and predictions.json go (%(default)s)")
-    parser.add_argument("--score", type=float, default=0.3, metavar="S",
-                        help="leave out detections below this score, 0 to 1 (%(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="where pictures and predictions.json go (%(default)s)",
+    )
+    parser.add_argument(
+        "--score",
+        type=float,
+        default=0.3,
+        metavar="S",
+        help="leave out detections below this score, 0 to 1 (%(default)s)",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N")
     parser.add_argument("--no-pictures", action="store_true", help="write the JSON only")
@@ -65,8 +75,11 @@ def predict(options: argparse.Namespace) -> None:
             total += len(found)
             if not options.no_pictures:
                 drawn = draw_detections(
-                    image, found.boxes.numpy(), found.labels.numpy(),
-                    detector.categories.names, found.scores.numpy(),
+                    image,
+                    found.boxes.numpy(),
+                    found.labels.numpy(),
+                    detector.categories.names,
+                    found.scores.numpy(),
                 )
                 save_picture(picture_path(options.out, file, files), drawn)
     (options.out / "predictions.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -86,7 +99,9 @@ def find_images(arguments: Sequence[str]) -> Iterator[Path]:
         elif path.is_dir():
             found = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
             if not found:
-                raise DataError(f"{path}: no images here (known: {' '.join(sorted(IMAGE_SUFFIXES))})")
+                raise DataError(
+                    f"{path}: no images here (known: {' '.join(sorted(IMAGE_SUFFIXES))})"
+                )
             yield from found
         else:
             raise DataError(f"{path}: there is no such file or folder")

@@ -1,12 +1,12 @@
 """The end of a training and the whole of an evaluation: tables, curves, pictures, files."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_only
 
 from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.data.detection import DetectionData
@@ -16,15 +16,15 @@ from densenet_backbones.training.callbacks import confident
 from densenet_backbones.training.coco_evaluation import CocoEvaluation
 from densenet_backbones.training.coco_metric import CocoMetric
 from densenet_backbones.training.confusion import confusion_matrix
-from densenet_backbones.training.console import say
+from densenet_backbones.training.console import is_first_process, say
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.detector import save_detector
-from densenet_backbones.training.pictures import (
-    ground_truth_beside_predictions,
+from densenet_backbones.training.pictures import ground_truth_beside_predictions, save_picture
+from densenet_backbones.training.plots import (
+    plot_confidence_curves,
     plot_confusion,
     plot_pr_curves,
     plot_training_curves,
-    save_picture,
 )
 from densenet_backbones.training.run_folder import RunFolder
 from densenet_backbones.training.tables import format_table, format_voc_table
@@ -41,7 +41,7 @@ def after_training(
     source = best if best.is_file() else folder.checkpoints / "last.ckpt"
     task.load_state_dict(read_checkpoint(source)["state_dict"])
     trainer.validate(task, data, verbose=False)
-    if rank_zero_only.rank != 0:
+    if not is_first_process():
         return
     say(f"\nBest weights ({source}) on the {data.val_split} images:")
     write_evaluation(task.metric, data.val_set, folder.evaluation)
@@ -57,14 +57,20 @@ def after_training(
     ):
         say(f"{what + ':':17}{where}")
     image = data.val_set.records[0].path
-    say(f"\nDetect in pictures:    python tools/predict.py {folder.slim} {image}")
-    say(f"Evaluate again:        python tools/evaluate.py {folder.slim} --data DIR")
+    say(f"\nDetect in pictures:  {command('predict')} {folder.slim} {image}")
+    say(f"Evaluate again:      {command('evaluate')} {folder.slim} --data DIR")
     say(
-        "Train on your own:     python tools/train_det.py --config configs/det/dsod300_voc.yaml "
-        "--data.root DIR\n"
-        "                       (dsod300_coco.yaml for COCO layout; "
+        f"Train on your own:   {command('train_det')} --config dsod300_voc --data DIR\n"
+        "                     (dsod300_coco for COCO layout; "
         f"--init-from {folder.slim} starts from these weights)"
     )
+
+
+def command(tool: str) -> str:
+    """How this installation calls a tool: by its script, or from a checkout by its file."""
+    if Path(sys.argv[0]).suffix == ".py":
+        return f"python tools/{tool}.py"
+    return f"densenet-{tool.replace('_', '-')}"
 
 
 def write_evaluation(
@@ -100,6 +106,7 @@ def write_evaluation(
     (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
     (folder / "results.json").write_text(json.dumps(metric.results))
     plot_pr_curves(evaluation, folder / "pr_curves.png")
+    plot_confidence_curves(voc, folder / "confidence_curves.png")
     matrix = confusion_matrix(part, predictions, image_ids=metric.images)
     plot_confusion(matrix, part.categories.names, folder / "confusion_matrix.png")
     draw_examples(part, predictions, folder / "predictions.png")

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_only
+
+from densenet_backbones.training.console import is_first_process
 
 _INHERITED = "DENSENET_BACKBONES_RUN_DIR"
 """The first process tells the processes it launches which folder was chosen."""
@@ -102,7 +103,7 @@ def _taken(folder: Path) -> bool:
 def _new_folder(run_dir: str | None, name: str) -> Path:
     if run_dir is not None:
         # Under torchrun every process comes here; only the first one may find the folder empty.
-        if rank_zero_only.rank == 0 and _taken(Path(run_dir)):
+        if is_first_process() and _taken(Path(run_dir)):
             raise RunFolderError(
                 f"{run_dir} already holds files; go on with that run (--resume), name another "
                 "folder (--run_dir), or remove it"
@@ -146,9 +147,7 @@ def write_environment(folder: RunFolder) -> None:
             "platform": platform.platform(),
             "processor": _processor(),
             "cores": os.cpu_count(),
-            "devices": [
-                torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
-            ],
+            "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             "cuda": torch.version.cuda,
             "packages": {name: _version(name) for name in packages},
         }
@@ -195,7 +194,9 @@ class ContinuedCSVLogger(CSVLogger):
         self._earlier: list[dict[str, float]] = []
         if until_step is not None and file.is_file():
             with file.open(newline="") as rows:
-                parsed = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(rows)]
+                parsed = [
+                    {k: float(v) for k, v in row.items() if v} for row in csv.DictReader(rows)
+                ]
             self._earlier = [row for row in parsed if row.get("step", 0) < until_step]
         super().__init__(save_dir, name="", version="")
 
@@ -203,7 +204,7 @@ class ContinuedCSVLogger(CSVLogger):
     def experiment(self) -> Any:
         """The writer, given the earlier rows when it is made."""
         writer = super().experiment
-        if self._earlier and rank_zero_only.rank == 0:
+        if self._earlier and is_first_process():
             writer.metrics = self._earlier + writer.metrics
             self._earlier = []
         return writer

@@ -1,17 +1,18 @@
 """What a person should know before a long training: the data, the model, the plan."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
 from densenet_backbones.analysis.plan import plan_inputs
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.samples import DetectionSet, ImageRecord
+from densenet_backbones.data.sources import count_classes
 from densenet_backbones.training.console import say
 from densenet_backbones.training.detection_task import DetectionTask, images_per_step
 from densenet_backbones.training.run_folder import RunFolder
@@ -48,44 +49,39 @@ def before_training(
             f"Going on from {folder.resume_from}: epoch {resumed['epoch']}, "
             f"step {resumed['global_step']}."
         )
+        if resumed["epoch"] + 1 >= (trainer.max_epochs or 0) > 0:
+            say("The run has all its epochs already; --epochs N with a larger N goes on.")
 
 
 def data_table(train: DetectionSet, val: DetectionSet) -> Table:
-    """Images and objects a class of both parts; crowds and difficult objects apart."""
-    table = Table(title=f"{train.name}", title_justify="left", title_style="")
+    """Images and objects of each class in both parts; a column that is all zero is left out."""
+    table = Table(title=f"train: {train.name}   evaluated: {val.name}", box=box.SIMPLE_HEAD)
+    table.title_justify = "left"
+    counts = [count_classes(train), count_classes(val)]
+    columns = [
+        (f"{part} {what}", count, what)
+        for part, count in zip(("train", "val"), counts, strict=True)
+        for what in ("objects", "images", "difficult", "crowd")
+        if what in ("objects", "images") or any(getattr(c, what) for c in count)
+    ]
     table.add_column("class")
-    for part in ("train", "val"):
-        table.add_column(f"{part} objects", justify="right")
-        table.add_column("images", justify="right")
-    counts = [_count(part) for part in (train, val)]
+    for title, _, _ in columns:
+        table.add_column(title, justify="right")
     names = train.categories.names
-    shown = names if len(names) <= CLASSES_SHOWN else names[: CLASSES_SHOWN - 1]
-    for label, name in enumerate(shown, 1):
-        table.add_row(name, *(str(n) for c in counts for n in (c[0][label], c[1][label])))
-    if len(shown) < len(names):
-        rest = range(len(shown) + 1, len(names) + 1)
-        sums = [str(sum(c[0][label] for label in rest)) for c in counts]
-        table.add_row(f"{len(rest)} more", sums[0], "", sums[1], "")
-    table.add_section()
-    for title, of in (("all", None), ("crowd", "iscrowd"), ("difficult", "difficult")):
-        cells = []
-        for part, (objects, _) in zip((train, val), counts, strict=True):
-            if of is None:
-                cells += [str(objects.total()), str(len(part))]
-            else:
-                flags = (a.get(of, 0) for r in part.records for a in r.annotations)
-                cells += [str(sum(1 for flag in flags if flag)), ""]
-        table.add_row(title, *cells)
+    shown = len(names) if len(names) <= CLASSES_SHOWN else CLASSES_SHOWN - 1
+    for row, name in enumerate(names[:shown]):
+        table.add_row(name, *(str(getattr(count[row], what)) for _, count, what in columns))
+    sizes = {"train images": len(train), "val images": len(val)}
+    for name, first in ((f"{len(names) - shown} more", shown), ("all", 0)):
+        cells = [
+            str(sizes[title] if title in sizes and first == 0 else "")
+            if what == "images"
+            else str(sum(getattr(c, what) for c in count[first:]))
+            for title, count, what in columns
+        ]
+        if first == 0 or shown < len(names):
+            table.add_row(name, *cells, end_section=first > 0)
     return table
-
-
-def _count(part: DetectionSet) -> tuple[Counter[int], Counter[int]]:
-    objects: Counter[int] = Counter()
-    images: Counter[int] = Counter()
-    for record in part.records:
-        objects.update(record.labels.tolist())
-        images.update(set(record.labels.tolist()))
-    return objects, images
 
 
 def lines_of_plan(task: DetectionTask, data: DetectionData, trainer: pl.Trainer) -> Iterator[str]:
@@ -101,7 +97,9 @@ def lines_of_plan(task: DetectionTask, data: DetectionData, trainer: pl.Trainer)
     yield f"{task.spec.name}: {parameters:,} parameters{frozen}{macs}."
     options = task.optimizer_options
     batch = images_per_step(data, trainer)
-    epochs = f", {trainer.max_epochs} epochs" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+    epochs = (
+        f", {trainer.max_epochs} epochs" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+    )
     yield f"{options.name}, {batch} images a step{epochs}, precision {trainer.precision}."
     if options.base_batch:
         yield (
