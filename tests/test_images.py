@@ -75,6 +75,7 @@ def test_orientation_variants_of_a_photograph_agree(shared_data):
 def test_orientations_that_do_not_exist_are_ignored(tmp_path, orientation):
     Image.fromarray(UPRIGHT).save(tmp_path / "a.png", exif=exif(orientation))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), UPRIGHT)
+    assert image_size(tmp_path / "a.png") == (10, 6)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
