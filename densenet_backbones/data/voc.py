@@ -1,8 +1,8 @@
 """Pascal VOC folders to a `DetectionSet`.
 
-Coordinates: VOC counts pixels from 1 and includes the last one (VOC2012 development kit,
-section 4.1). A box of the file becomes ``[xmin - 1, ymin - 1, xmax, ymax]``: xyxy from 0, the end
-not included, so that a box over a whole image of W x H is ``[0, 0, W, H]``.
+Coordinates: VOC counts pixels from 1 and includes the last one (in the VOC2012 development kit,
+the top-left pixel is 1, 1). A box of the file becomes ``[xmin - 1, ymin - 1, xmax, ymax]``: xyxy
+from 0, the end not included, so that a box over a whole image of W x H is ``[0, 0, W, H]``.
 
 A box whose `xmax` is not above its `xmin` (or `ymax`, `ymin`) is taken as an annotator's stray
 click and left out of training. Evaluation counts it, as VOC's own tool does, one pixel wide.

@@ -1,6 +1,7 @@
 """One Pascal VOC annotation file: its XML, checked value by value.
 
-The format: M. Everingham and J. Winn, "The PASCAL VOC2012 Development Kit", section 4.
+The format: M. Everingham and J. Winn, "The PASCAL Visual Object Classes
+Challenge 2012 (VOC2012) Development Kit", section 2.5, "Ground Truth Annotation".
 """
 
 import math
