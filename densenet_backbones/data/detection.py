@@ -248,7 +248,12 @@ class DetectionData(pl.LightningDataModule):
         self, root: Any, split: str | None, classes: Sequence[str] | None = None
     ) -> DetectionSet:
         found = read_detection(
-            root, split, layout=self.layout, classes=classes or self.classes, strict=self.strict
+            root,
+            split,
+            layout=self.layout,
+            classes=classes or self.classes,
+            strict=self.strict,
+            masks=False,  # boxes are all that is trained on and evaluated here
         )
         if self.check_images:
             check_images(found)

@@ -56,11 +56,12 @@ MIN_SIDE = 64  # below this nothing that is drawn can be told apart
 MIN_VISIBLE = 10.0
 MAX_HIDDEN = 0.85
 MIN_INSIDE = 0.5  # of an object's area must lie inside the image, and
-WHOLE_SHARE = 0.6  # of the objects all of it
-RADII = (9.0, 40.0)
-FIGURE_RADII = (20.0, 46.0)
+WHOLE_SHARE = 0.8  # of the objects all of it
+RADII = (13.0, 40.0)
+FIGURE_RADII = (22.0, 46.0)
 CROWD_RADIUS = 4.5
-MAX_OBJECTS = 6
+MAX_OBJECTS = 5
+TYPICAL_HUE_SHARE = 0.85
 EMPTY_SHARE = 0.04
 CROWD_SHARE = 0.06
 
@@ -150,7 +151,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     wanted = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, MAX_OBJECTS + 1))
     crowds = int(wanted > 0 and rng.random() < CROWD_SHARE)
     for number in range(wanted + crowds):
-        tolerance = rng.choice((0.1, 0.4, MAX_HIDDEN), p=(0.5, 0.3, 0.2))
+        tolerance = rng.choice((0.1, 0.4, MAX_HIDDEN), p=(0.6, 0.3, 0.1))
         inside = 1.0 if rng.random() < WHOLE_SHARE else MIN_INSIDE
         for _ in range(12):
             below = stamps[-1] if stamps and tolerance > 0.1 and rng.random() < 0.7 else None
@@ -161,7 +162,8 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
                 rows, columns, *own = stamp.inside(height, width)
                 mask = stamp.mask[*own]
                 accent = None if stamp.accent is None else stamp.accent[*own]
-                paint_object(rng, canvas[rows, columns], mask, unit, accent)
+                hue = None if rng.random() > TYPICAL_HUE_SHARE else _hue(stamp.label)
+                paint_object(rng, canvas[rows, columns], mask, unit, accent, hue)
                 ids[rows, columns][mask > 0] = len(stamps)
                 break
     small_ids = np.ascontiguousarray(ids[1::SCALE, 1::SCALE])
@@ -173,6 +175,11 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
         small_ids,
         np.ascontiguousarray(stuff[1::SCALE, 1::SCALE]),
     )
+
+
+def _hue(label: int) -> float:
+    """The hue in degrees that objects of a class tend to, as classes of real things do."""
+    return 360 / len(CLASSES) * (label - 1)
 
 
 def _place(rng: np.random.Generator, height: int, width: int, below: _Stamp | None) -> Point:

@@ -12,16 +12,18 @@ import numpy as np
 STUFF = ("sky", "ground", "wall")
 # An object's colours differ from the background's mean by at least this much (RGB distance).
 CONTRAST = 95.0
+HUE_SPREAD = 15.0
 
 
 def random_color(
     rng: np.random.Generator,
     saturation: tuple[float, float] = (0.3, 1.0),
     value: tuple[float, float] = (0.25, 1.0),
+    hue: tuple[float, float] = (0.0, 360.0),
 ) -> np.ndarray:
-    """(3,) float32 RGB in 0..255, uniform in hue and in the given ranges (of 0..1)."""
-    hue = np.float32(rng.uniform(0, 360))
-    hsv = np.array([[[hue, rng.uniform(*saturation), rng.uniform(*value)]]], np.float32)
+    """(3,) float32 RGB in 0..255, uniform in the given ranges (of 0..1, and of 360 degrees)."""
+    degrees = np.float32(rng.uniform(*hue) % 360)
+    hsv = np.array([[[degrees, rng.uniform(*saturation), rng.uniform(*value)]]], np.float32)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0] * 255
 
 
@@ -90,6 +92,7 @@ def paint_object(
     mask: np.ndarray,
     unit: float,
     accent: np.ndarray | None = None,
+    hue: float | None = None,
 ) -> None:
     """Fill a mask with a random texture in colours that stand out, in place.
 
@@ -99,9 +102,10 @@ def paint_object(
         mask: (h, w) uint8, not 0 inside the object.
         unit: See the module.
         accent: Like `mask`; these pixels get the plain second colour.
+        hue: Degrees around which the first colour lies; None for any.
     """
     below = canvas.reshape(-1, 3).mean(0)
-    first = _color_apart(rng, below)
+    first = _color_apart(rng, below, hue)
     second = _color_apart(rng, below)
     if rng.random() < 0.5:  # a shade of the first colour
         shade = first * rng.choice((0.6, 1.5))
@@ -131,12 +135,15 @@ def through_camera(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 
-def _color_apart(rng: np.random.Generator, below: np.ndarray) -> np.ndarray:
-    color = random_color(rng)
+def _color_apart(
+    rng: np.random.Generator, below: np.ndarray, hue: float | None = None
+) -> np.ndarray:
+    hues = (0.0, 360.0) if hue is None else (hue - HUE_SPREAD, hue + HUE_SPREAD)
+    least = 0.3 if hue is None else 0.55  # a greyish colour has no hue to speak of
     for _ in range(20):
+        color = random_color(rng, (least, 1.0), hue=hues)
         if np.linalg.norm(color - below) > CONTRAST:
             break
-        color = random_color(rng)
     return color
 
 

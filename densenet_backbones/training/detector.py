@@ -109,8 +109,7 @@ def build_detector(name: str, num_classes: int, args: dict[str, Any]) -> nn.Modu
         raise ValueError(f"no detector is called {name!r}{nearest(name, known)}")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     builder = torchvision.models.get_model_builder(name)
-    parser.add_function_arguments(builder, skip={"num_classes"}, fail_untyped=False)
-    allowed = vars(parser.get_defaults())
+    allowed = parser.add_function_arguments(builder, skip={"num_classes"}, fail_untyped=False)
     for key in args:
         if key not in allowed:
             raise ValueError(f"{name} has no argument {key!r}{nearest(key, allowed)}")
