@@ -21,7 +21,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint
 from densenet_backbones.data.detection import DetectionData
@@ -262,18 +261,19 @@ def fit(cli: DetectionCLI) -> None:
     Raises:
         SystemExit: 130 after Ctrl-C, 143 after a termination signal.
     """
-    resume = cli.folder.resume_from
+    trainer, resume = cli.trainer, cli.folder.resume_from
     try:
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
-    except (
-        SystemExit
-    ) as stop:  # Lightning has written last.ckpt and leaves with 1 or, on SIGTERM, 0
-        signalled = isinstance(stop, SIGTERMException)
+        trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
+    except (SystemExit, RuntimeError) as stop:
+        # Lightning leaves with 1 on Ctrl-C and with 0 on SIGTERM; where the signal reached the
+        # loader's workers first, their death is a RuntimeError. In each case last.ckpt is written.
+        if isinstance(stop, RuntimeError) and not trainer.received_sigterm:
+            raise
         say(
             f"Stopped; go on with the same command and --run-dir {cli.folder.path} --resume",
             style="yellow",
         )
-        sys.exit(143 if signalled else 130)
+        sys.exit(143 if trainer.received_sigterm else 130)
 
 
 def prepare_folder(cli: DetectionCLI) -> None:
