@@ -1,13 +1,11 @@
-"""Side-by-side measurements: ``python -m densenet_backbones.analysis.benchmark backbone``.
+"""Side-by-side measurements: ``python tools/benchmark.py backbone`` (or ``input``).
 
-A claim about speed is a ratio of two things measured in turns within one run, on random inputs,
-with outputs checked. To add a measurement, write a `Command` and list it in ``COMMANDS``.
+A claim about speed is a ratio of two things measured in turns within one run, with outputs
+checked. To add a measurement, write a `Command` and list it in ``COMMANDS``.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,11 +14,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from densenet_backbones.analysis.timing import interleave, ratio_table
 from densenet_backbones.checkpoints import to_ours, to_torchvision
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.timm_models import densenet121_features
 
-__all__ = ["COMMANDS", "Command", "Timing", "interleave", "main", "ratio_table"]
+__all__ = ["COMMANDS", "Command", "main"]
 
 
 @dataclass(frozen=True)
@@ -38,67 +37,6 @@ class Command:
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], str]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of each turn of one contender, in the order of the turns."""
-
-    name: str
-    seconds: tuple[float, ...]
-
-
-def interleave(
-    contenders: Mapping[str, Callable[[], object]],
-    turns: int,
-    synchronize: Callable[[], None] = lambda: None,
-) -> tuple[Timing, ...]:
-    """Times contenders in turns, so that a busy moment of the machine meets all of them.
-
-    The order is turned round in every other round, and one round before the first is not counted.
-
-    Args:
-        contenders: Name to a step; the first is what the others are compared with.
-        turns: Counted rounds, at least 1.
-        synchronize: Waits for the device.
-
-    Raises:
-        ValueError: There is no contender, or ``turns`` is below 1.
-    """
-    if not contenders or turns < 1:
-        raise ValueError(f"give one or more contenders and turns >= 1, not {turns}")
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
-    for turn in range(turns + 1):
-        for name in names if turn % 2 else reversed(names):
-            synchronize()
-            start = time.perf_counter()
-            contenders[name]()
-            synchronize()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return tuple(Timing(name, tuple(values)) for name, values in seconds.items())
-
-
-def ratio_table(timings: Sequence[Timing]) -> str:
-    """Median step time and, turn by turn, the time in units of the first contender's.
-
-    Args:
-        timings: As `interleave` returns them.
-
-    Returns:
-        One line a contender: median milliseconds, median ratio, smallest and largest ratio.
-    """
-    first = timings[0]
-    width = max(len(timing.name) for timing in timings)
-    lines = [f"{'':{width}}  {'median ms':>10}  time / {first.name}: median (min .. max)"]
-    for timing in timings:
-        ratios = [a / b for a, b in zip(timing.seconds, first.seconds, strict=True)]
-        lines.append(
-            f"{timing.name:{width}}  {statistics.median(timing.seconds) * 1e3:10.2f}  "
-            f"{statistics.median(ratios):.3f} ({min(ratios):.3f} .. {max(ratios):.3f})"
-        )
-    return "\n".join(lines)
 
 
 def _backbone_arguments(parser: argparse.ArgumentParser) -> None:
@@ -163,12 +101,53 @@ def _largest_difference(outputs: Sequence[Tensor]) -> float:
     return difference
 
 
+def _input_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="DIR", help="COCO or VOC layout (default: drawn scenes)")
+    parser.add_argument("--split", default="train", help="which part of it (%(default)s)")
+    parser.add_argument("--images", type=int, default=32, metavar="N", help="a turn (%(default)s)")
+    parser.add_argument("--turns", type=int, default=5, metavar="N", help="counted (%(default)s)")
+    parser.add_argument("--detector", default="dsod300_smallest", help="trained (%(default)s)")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="of it (%(default)s)")
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the training step's CPU part")
+    parser.add_argument("--device", default="cpu", help="of the training step: cpu, cuda, ...")
+
+
+def _input(arguments: argparse.Namespace) -> str:
+    """Images a second of the input pipeline beside the training step that it feeds."""
+    try:
+        # Only here: the backbone's measurement runs without the training tools.
+        from densenet_backbones.analysis.input_benchmark import measure
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"this measurement needs {error.name}: install densenet-backbones[train]"
+        ) from error
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    return measure(
+        arguments.data,
+        arguments.split,
+        images=arguments.images,
+        turns=arguments.turns,
+        detector=arguments.detector,
+        batch=arguments.batch,
+        precision=arguments.precision,
+        device=torch.device(arguments.device),
+    )
+
+
 COMMANDS: tuple[Command, ...] = (
     Command(
         name="backbone",
         help="densenet121 inference: ours beside torchvision's and timm's, on the same weights",
         add_arguments=_backbone_arguments,
         run=_backbone,
+    ),
+    Command(
+        name="input",
+        help="detection input: decoding and augmentation on one core, beside a training step",
+        add_arguments=_input_arguments,
+        run=_input,
     ),
 )
 

@@ -1,0 +1,169 @@
+import builtins
+import os
+import re
+
+import pytest
+import torch
+
+from densenet_backbones.analysis.benchmark import main
+from densenet_backbones.analysis.input_benchmark import (
+    STEP,
+    input_table,
+    measure,
+    pipelines,
+    training_step,
+)
+from densenet_backbones.analysis.timing import Timing, interleave, ratio_table
+from densenet_backbones.data.scenes import generate
+from densenet_backbones.data.sources import read_detection
+from densenet_backbones.heads import dsod_tiny
+
+PIPELINES = ("decode", "decode + ssd", "decode + light", "decode + none")
+
+
+def test_contenders_take_turns_in_both_orders_and_one_round_is_not_counted():
+    ran: list[str] = []
+    timings = interleave({name: lambda name=name: ran.append(name) for name in "ab"}, turns=3)
+    assert "".join(ran) == "ba" + "ab" + "ba" + "ab"
+    assert [(t.name, len(t.seconds)) for t in timings] == [("a", 3), ("b", 3)]
+
+
+def test_what_a_device_still_does_belongs_to_the_turn():
+    waiting: list[str] = []
+    order: list[str] = []
+
+    def launch():
+        waiting.append("work")
+
+    def synchronize():
+        order.append("waited" if waiting else "idle")
+        waiting.clear()
+
+    interleave({"a": launch}, 1, synchronize)
+    assert order == ["idle", "waited"] * 2
+
+
+@pytest.mark.parametrize(("contenders", "turns"), [({}, 1), ({"a": lambda: None}, 0)])
+def test_nothing_to_time_is_an_error(contenders, turns):
+    with pytest.raises(ValueError, match="one or more contenders and turns >= 1"):
+        interleave(contenders, turns)
+
+
+def test_ratios_are_taken_turn_by_turn():
+    table = ratio_table([Timing("ours", (1.0, 2.0, 4.0)), Timing("theirs", (2.0, 2.0, 2.0))])
+    assert table.splitlines()[2].split() == ["theirs", "2000.00", "1.000", "(0.500", "..", "2.000)"]
+
+
+def test_backbones_compute_the_same(capsys):
+    assert main(["backbone", "--size", "32", "--turns", "1"]) == 0
+    report = capsys.readouterr().out
+    assert re.findall(r"^(\w+) +[\d.]+", report, re.M) == ["torchvision", "timm", "ours"]
+
+
+def test_table_of_the_input():
+    timings = [
+        Timing("decode", (0.1, 0.2, 0.4)),  # 10 images: 100, 50 and 25 a second
+        Timing("decode + ssd", (4.0, 4.0, 4.0)),
+        Timing(STEP, (0.5, 0.5, 2.0)),  # 4 images: 8, 8 and 2 a second
+    ]
+    rows = [re.split(r"  +", line.strip()) for line in input_table(timings, 10, 4).splitlines()]
+    assert rows[1:] == [
+        ["decode", "50.0 (25.0 .. 100.0)", "0.080 (0.080 .. 0.160)", "1"],
+        ["decode + ssd", "2.5 (2.5 .. 2.5)", "3.200 (0.800 .. 3.200)", "4"],
+        [STEP, "8.0 (2.0 .. 8.0)"],
+    ]
+
+
+def test_input_of_drawn_scenes(capsys):
+    tiny = ["--detector", "dsod_tiny", "--batch", "2", "--images", "2", "--turns", "1"]
+    assert main(["input", *tiny]) == 0
+    report = capsys.readouterr().out
+    assert "2 images a turn" in report
+    assert "input: at 160x160" in report
+    for name in (*PIPELINES, STEP):
+        assert re.search(rf"^{re.escape(name)} +[\d.]+ \([\d.]+ \.\. [\d.]+\)", report, re.M), name
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return generate(tmp_path_factory.mktemp("scenes"), train=3, val=1, size=64, progress=False)
+
+
+def test_input_of_a_folder_with_mixed_precision(scenes):
+    options = {"turns": 1, "detector": "dsod_tiny", "batch": 4, "precision": "bf16-mixed"}
+    report = measure(str(scenes), "train", images=99, device=torch.device("cpu"), **options)
+    assert "3 images a turn" in report  # all there are
+    assert "batch 4, bf16-mixed" in report
+
+
+def test_input_of_real_photographs(shared_data, capsys):
+    tiny = ["--detector", "dsod_tiny", "--batch", "2", "--images", "2", "--turns", "1"]
+    assert main(["input", *tiny, "--data", str(shared_data / "bccd" / "BCCD")]) == 0
+    assert "2 images a turn" in capsys.readouterr().out
+
+
+def test_each_turn_augments_anew_on_one_core_and_gives_the_cores_back(scenes, monkeypatch):
+    found = read_detection(scenes, "train")
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    keys, cores = [], []
+    augment = "densenet_backbones.analysis.input_benchmark.Augmentation.__call__"
+
+    def watched(self, image, boxes, labels, key):
+        keys.append(key)
+        cores.append(len(os.sched_getaffinity(0)) if before else 1)
+        return image, boxes, labels
+
+    monkeypatch.setattr(augment, watched)
+    steps = pipelines(found, dsod_tiny(num_classes=4))
+    assert tuple(steps) == PIPELINES
+    for _ in range(2):
+        steps["decode + ssd"]()
+    assert keys == [(0, epoch, index) for epoch in range(2) for index in range(3)]
+    assert set(cores) == {1}
+    assert before is None or os.sched_getaffinity(0) == before
+
+
+def test_the_training_step_trains(scenes):
+    found = read_detection(scenes, "train")
+    model = dsod_tiny(num_classes=found.categories.num_classes).train()
+    before = [p.detach().clone() for p in model.parameters()]
+    step = training_step(model, found, 4, "32-true")  # more than there are images
+    step()
+    after = list(model.parameters())
+    assert all(p.grad is not None for p in after)
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    next(model.parameters()).data.fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="loss is nan"):
+        step()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["backbone", "--size", "16"], "--size >= 32, not 1 and 16"),
+        (["input", "--images", "0"], "--images must be >= 1 and --batch >= 2, not 0 and 8"),
+        (["input", "--batch", "1"], "--images must be >= 1 and --batch >= 2, not 32 and 1"),
+        (["input", "--data", "no/such/folder"], "no/such/folder: is not a folder"),
+        (["input", "--images", "1", "--detector", "dsod30"], "no detector is called 'dsod30'"),
+        (["input", "--images", "1", "--detector", "resnet18"], "resnet18 has no one size"),
+    ],
+)
+def test_wrong_use_is_one_sentence(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_the_training_tools_the_input_says_what_to_install(monkeypatch, capsys):
+    real = builtins.__import__
+
+    def missing(name, *args, **kwargs):
+        if name == "densenet_backbones.analysis.input_benchmark":
+            raise ModuleNotFoundError("No module named 'cv2'", name="cv2")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(SystemExit):
+        main(["input"])
+    assert "needs cv2: install densenet-backbones[train]" in capsys.readouterr().err
