@@ -101,6 +101,9 @@ def test_each_tool_is_short_and_has_a_console_script():
         PYPROJECT["project"]["scripts"]
     )
     for tool in tools:
+        script = PYPROJECT["project"]["scripts"][f"densenet-{tool.stem.replace('_', '-')}"]
+        module, _, function = script.partition(":")
+        assert f"from {module} import {function}\n" in tool.read_text(), tool
         assert len(tool.read_text().splitlines()) <= 60, tool
 
 
