@@ -18,3 +18,26 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data sets beside the project")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated scenes in COCO and VOC layout: 12 training and 6 evaluated images of 64 pixels."""
+    from densenet_backbones.data.scenes import generate
+
+    root = tmp_path_factory.mktemp("data") / "scenes"
+    return generate(root, train=12, val=6, size=64, seed=0, progress=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished training of two epochs on `tiny_scenes`; not to be written to."""
+    from tiny_runs import signals_as_before, training_arguments
+
+    from densenet_backbones.training.cli import train_det
+
+    here = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch, signals_as_before():
+        patch.chdir(here)
+        train_det(training_arguments(tiny_scenes))
+    return here / "runs" / "quickstart"

@@ -72,19 +72,29 @@ class ResumableLoader(DataLoader[list[Sample]]):
 
     Args:
         batches_done: Returns the number of batches of the current epoch already trained on.
+        between_batches: Called when a batch is asked for, that is when the one before is done
+            with; a run that is to stop raises there.
         **kwargs: `DataLoader`'s own; `sampler` must be an `EpochSampler`.
     """
 
-    def __init__(self, *args: Any, batches_done: Callable[[], int], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        batches_done: Callable[[], int],
+        between_batches: Callable[[], None],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.batches_done = batches_done
+        self.batches_done, self.between_batches = batches_done, between_batches
 
     def __iter__(self) -> Iterator[list[Sample]]:  # type: ignore[override]
         sampler = self.sampler
         assert isinstance(sampler, EpochSampler)
         sampler.start = self.batches_done() * (self.batch_size or 1)
         try:
-            yield from super().__iter__()
+            for batch in super().__iter__():
+                self.between_batches()
+                yield batch
         finally:
             sampler.start = 0
 
@@ -195,12 +205,17 @@ class DetectionData(pl.LightningDataModule):
             raise DataError(f"data.fraction must lie in (0, 1], got {fraction}")
         if overfit_images is not None and overfit_images < 1:
             raise DataError(f"data.overfit_images must be at least 1, got {overfit_images}")
+        if num_workers is not None and num_workers < 0:
+            raise DataError(f"data.num_workers must be at least 0, got {num_workers}")
+        if seed < 0:
+            raise DataError(f"data.seed must be at least 0, got {seed}")
         self.root, self.train_split, self.val_split = root, train_split, val_split
         self.train_sources, self.layout, self.classes = train, layout, classes
         self.batch_size, self.preset, self.seed = batch_size, augmentation, seed
         self.num_workers = num_workers if num_workers is not None else default_workers()
         self.fraction, self.overfit_images = fraction, overfit_images
         self.strict, self.check_images, self.scenes = strict, check_images, scenes
+        self.between_batches: Callable[[], None] = lambda: None  # training may set it
         self._sets: dict[str, DetectionSet] = {}
 
     @property
@@ -287,6 +302,7 @@ class DetectionData(pl.LightningDataModule):
         return ResumableLoader(
             dataset,
             batches_done=self._batches_done,
+            between_batches=lambda: self.between_batches(),
             sampler=sampler,
             # A last batch of one image would leave batch normalisation without a variance.
             drop_last=len(sampler) >= self.batch_size,

@@ -20,6 +20,7 @@ from densenet_backbones.training.pictures import (
     save_picture,
 )
 from densenet_backbones.training.run_folder import RunFolder
+from densenet_backbones.training.stopping import LastCheckpoint
 
 SHOWN_SCORE = 0.3
 """Detections below this score are left out of pictures."""
@@ -40,12 +41,34 @@ class EMA(WeightAveraging):
         if not 0 <= decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {decay}")
 
-        def average(old: Tensor, new: Tensor, updates: Tensor | int) -> Tensor:
-            n = float(updates)
+        @torch.no_grad()
+        def average(old: list[Tensor], new: list[Tensor], updates: Tensor | int) -> None:
+            n = float(updates)  # once for all tensors: on a GPU it waits for the device
             kept = min(decay, (1 + n) / (10 + n))
-            return old.lerp(new, 1 - kept) if old.is_floating_point() else new
+            if old[0].is_floating_point():
+                torch._foreach_lerp_(old, new, 1 - kept)
+            else:
+                torch._foreach_copy_(old, new)
 
-        super().__init__(avg_fn=average)
+        super().__init__(multi_avg_fn=average)
+        self._swapped = False
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate the averaged weights."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._swapped = self._average_model is not None
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the trained weights back."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        self._swapped = False
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Take the trained weights back before a checkpoint is written of a broken evaluation."""
+        if self._swapped:
+            self.on_validation_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the averaged weights in the model; a later validation must not swap them again."""
@@ -60,13 +83,11 @@ def checkpoint_callbacks(folder: RunFolder, monitor: str = "val/AP") -> list[Cal
         folder: The run's folder.
         monitor: Logged number of which the highest is best.
     """
-    common: dict[str, Any] = {"dirpath": folder.checkpoints, "enable_version_counter": False}
+    to = folder.checkpoints
     return [
-        ModelCheckpoint(filename="best", monitor=monitor, mode="max", **common),
-        ModelCheckpoint(
-            filename="last", save_on_train_epoch_end=True, save_on_exception=True, **common
-        ),
-        ModelCheckpoint(filename="last", train_time_interval=timedelta(minutes=10), **common),
+        ModelCheckpoint(to, "best", monitor, mode="max", enable_version_counter=False),
+        LastCheckpoint(dirpath=to, save_on_train_epoch_end=True, save_on_exception=True),
+        LastCheckpoint(dirpath=to, train_time_interval=timedelta(minutes=10)),
     ]
 
 

@@ -6,11 +6,10 @@
 import argparse
 import logging
 import os
-import re
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,12 +20,14 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint
 from densenet_backbones.data.detection import DetectionData
-from densenet_backbones.data.files import nearest
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.training import report, summary
+from densenet_backbones.training.arguments import DEFAULT_CONFIG, SHORT_FLAGS, short_to_full
 from densenet_backbones.training.callbacks import (
     EMA,
     EpochLines,
@@ -35,7 +36,7 @@ from densenet_backbones.training.callbacks import (
 )
 from densenet_backbones.training.console import is_first_process, log_to, say
 from densenet_backbones.training.detection_task import DetectionTask, NonFiniteLossError
-from densenet_backbones.training.detector import fitting_weights, read_weights
+from densenet_backbones.training.detector import KEY, fitting_weights, read_weights
 from densenet_backbones.training.run_folder import (
     ContinuedCSVLogger,
     RunFolder,
@@ -44,16 +45,8 @@ from densenet_backbones.training.run_folder import (
     forget_run_folder,
     write_environment,
 )
-
-DEFAULT_CONFIG = "quickstart"
-
-SHORT_FLAGS = {
-    "data": ("--data.root", "DIR", "folder of the data set, COCO or VOC layout"),
-    "epochs": ("--trainer.max_epochs", "N", "length of the training"),
-    "batch_size": ("--data.batch_size", "N", "images a step and process"),
-    "overfit": ("--data.overfit_images", "N", "train and evaluate on N images, to test a set-up"),
-}
-"""Short flag -> the engine's own, what it takes and what it is."""
+from densenet_backbones.training.stopping import OrderlyStop
+from densenet_backbones.training.usage import one_sentence
 
 
 def train_det(argv: Sequence[str] | None = None) -> None:
@@ -71,101 +64,24 @@ def train_det(argv: Sequence[str] | None = None) -> None:
     try:
         run_training(short_to_full(arguments))
     except argparse.ArgumentError as error:
-        fail(_one_line(str(error)), 2)
+        fail(one_sentence(str(error), [name.replace("_", "-") for name in SHORT_FLAGS]), 2)
     except (RunFolderError, MisconfigurationException) as error:
         fail(str(error), 2)
-    except (DataError, CheckpointError, NonFiniteLossError, ValueError) as error:
+    except (DataError, CheckpointError, NonFiniteLossError, ValueError, OSError) as error:
         if os.environ.get("DENSENET_BACKBONES_TRACEBACK"):
             raise
         fail(str(error), 1)
+    except (KeyboardInterrupt, SIGTERMException) as stop:  # outside of the training itself
+        sys.exit(130 if isinstance(stop, KeyboardInterrupt) else 143)
     finally:
         forget_run_folder()
-
-
-def short_to_full(arguments: Sequence[str]) -> list[str]:
-    """Turn the short flags into the engine's, and find the config file.
-
-    Args:
-        arguments: As typed.
-
-    Returns:
-        Arguments for `DetectionCLI`.
-    """
-    parser = argparse.ArgumentParser(
-        prog=Path(sys.argv[0]).name,
-        description="Train a detector. Without arguments: draw a small data set and train on it.",
-        epilog="Any other option of the engine works too, e.g. --model.optimizer.lr 0.05, "
-        "--trainer.devices 2, --trainer.precision bf16-mixed; --help-all lists them.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        action="append",
-        help=f"experiment: a YAML file or one of {', '.join(shipped_configs())}",
-    )
-    for name, (_, metavar, text) in SHORT_FLAGS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=metavar, help=text)
-    parser.add_argument(
-        "--run-dir", "--run_dir", metavar="DIR", help="where output goes (runs/NAME)"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with the last run")
-    parser.add_argument(
-        "--init-from",
-        "--init_from",
-        metavar="FILE",
-        help="start from these weights; other classes are fine",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="one batch of everything, then stop")
-    parser.add_argument("--help-all", action="store_true", help="every option of the engine")
-    parser.add_argument(
-        "--print_config",
-        nargs="?",
-        const="",
-        metavar="FLAGS",
-        help="print the resolved experiment and stop",
-    )
-    known, rest = parser.parse_known_args(arguments)
-    full = [f"--config={find_config(name)}" for name in known.config or [DEFAULT_CONFIG]]
-    full += rest
-    for name, (target, _, _) in SHORT_FLAGS.items():
-        if getattr(known, name) is not None:
-            full.append(f"{target}={getattr(known, name)}")
-    full += [f"--run_dir={known.run_dir}"] if known.run_dir else []
-    full += [f"--init_from={known.init_from}"] if known.init_from else []
-    full += ["--ckpt_path=last"] if known.resume else []
-    full += ["--trainer.fast_dev_run=true"] if known.dry_run else []
-    full += ["--help"] if known.help_all else []
-    if known.print_config is not None:
-        full.append(
-            f"--print_config={known.print_config}" if known.print_config else "--print_config"
-        )
-    return full
-
-
-def shipped_configs() -> dict[str, Path]:
-    """The experiments that come with the package, by name."""
-    folder = resources.files("densenet_backbones.configs.det")
-    files = [Path(str(f)) for f in folder.iterdir() if f.name.endswith(".yaml")]
-    return {file.stem: file for file in sorted(files)}
-
-
-def find_config(name: str) -> Path:
-    """A config file by path, or a shipped one by name or by its path in the repository."""
-    if Path(name).is_file():
-        return Path(name)
-    shipped = shipped_configs()
-    if Path(name).stem in shipped:
-        return shipped[Path(name).stem]
-    raise argparse.ArgumentError(
-        None,
-        f"--config: there is no file {name}{nearest(Path(name).stem, shipped)} "
-        f"(shipped: {', '.join(shipped)})",
-    )
+        log_to(None)
 
 
 class DetectionCLI(LightningCLI):
     """Lightning's command line with the run's own options."""
+
+    stop: OrderlyStop | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that belong to the run rather than to model, data or trainer."""
@@ -200,22 +116,32 @@ class DetectionCLI(LightningCLI):
         """Choose the folder before anything is written."""
         config = self.config
         files = config.get("config") or [DEFAULT_CONFIG]
-        name = Path(str(files[-1])).stem
+        file = Path(str(files[-1]))
+        name = file.stem if file.stem != "config" else file.resolve().parent.name
+        if (config.trainer.max_epochs or 0) < 1 and (config.trainer.max_steps or 0) < 1:
+            raise RunFolderError(
+                "trainer.max_epochs (--epochs) must be at least 1: the learning rate is planned "
+                f"over the whole run; got {config.trainer.max_epochs}"
+            )
         if config.ckpt_path and config.init_from:
             raise RunFolderError(
                 "--ckpt_path goes on with a run and --init_from starts a new one: give one of them"
             )
         self.folder = choose_run_folder(config.run_dir, name, config.ckpt_path)
-        self.resumed = read_checkpoint(self.folder.resume_from) if self.folder.resume_from else None
+        self.resumed = None
+        if self.folder.resume_from:
+            self.resumed = read_training_state(self.folder.resume_from)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with this run's checkpoints, loggers and pictures."""
         trainer = self.config_init.trainer
-        callbacks: list[pl.Callback] = [TrainingPictures(self.folder), EpochLines()]
-        if not trainer.fast_dev_run:
-            callbacks += checkpoint_callbacks(self.folder)
+        callbacks: list[pl.Callback] = [EpochLines()]
         if self.config.ema_decay is not None:
             callbacks.append(EMA(self.config.ema_decay))
+        if not trainer.fast_dev_run:
+            self.stop = OrderlyStop()
+            callbacks += [TrainingPictures(self.folder), self.stop]
+            callbacks += checkpoint_callbacks(self.folder)
         self.trainer_defaults["callbacks"] = callbacks
         if trainer.logger in (None, True) and not trainer.fast_dev_run:
             step = self.resumed["global_step"] if self.resumed else None
@@ -243,10 +169,13 @@ def run_training(arguments: Sequence[str]) -> None:
     task, data, trainer, folder = cli.model, cli.datamodule, cli.trainer, cli.folder
     if data.overfit_images is not None:
         data.keep_for_overfitting(summary.all_objects_matched(task.model))
-    if cli.config.init_from:
-        start_from(task, cli.config.init_from)
+    if cli.resumed:
+        check_same_detector(task, cli.resumed, folder)
+    lines = start_from(task, cli.config.init_from) if cli.config.init_from else []
     if is_first_process() and not cli.config.trainer.fast_dev_run:
         prepare_folder(cli)
+    for line in lines:
+        say(line)
     summary.before_training(task, data, trainer, folder, cli.resumed)
     fit(cli)
     if cli.config.trainer.fast_dev_run:
@@ -264,16 +193,18 @@ def fit(cli: DetectionCLI) -> None:
     trainer, resume = cli.trainer, cli.folder.resume_from
     try:
         trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
-    except (SystemExit, RuntimeError) as stop:
+    except (SystemExit, RuntimeError) as error:
         # Lightning leaves with 1 on Ctrl-C and with 0 on SIGTERM; where the signal reached the
-        # loader's workers first, their death is a RuntimeError. In each case last.ckpt is written.
-        if isinstance(stop, RuntimeError) and not trainer.received_sigterm:
+        # loader's workers first, their death is a RuntimeError.
+        received = cli.stop.received if cli.stop else 0
+        if isinstance(error, RuntimeError) and not received:
             raise
-        say(
-            f"Stopped; go on with the same command and --run-dir {cli.folder.path} --resume",
-            style="yellow",
-        )
-        sys.exit(143 if trainer.received_sigterm else 130)
+        how = f"the same command and --run-dir {cli.folder.path} --resume go on"
+        if not (cli.folder.checkpoints / "last.ckpt").is_file():
+            how = "there is no checkpoint yet"
+        say(f"Stopped at step {trainer.global_step}; {how}", style="yellow")
+        terminated = received == signal.SIGTERM or isinstance(error, SIGTERMException)
+        sys.exit(143 if terminated else 130)
 
 
 def prepare_folder(cli: DetectionCLI) -> None:
@@ -284,14 +215,50 @@ def prepare_folder(cli: DetectionCLI) -> None:
     config = cli.config.clone()
     config.run_dir = config.ckpt_path = None  # so that the file starts a new run of the same kind
     config.pop("config", None)
-    cli.parser.save(
-        config, folder.path / "config.yaml", skip_none=False, overwrite=True, multifile=False
-    )
+    # What a run was started with stays; each resume adds its own.
+    name = f"config_from_step_{cli.resumed['global_step']}.yaml" if cli.resumed else "config.yaml"
+    cli.parser.save(config, folder.path / name, skip_none=False, overwrite=True, multifile=False)
     write_environment(folder)
 
 
-def start_from(task: DetectionTask, file: str) -> None:
-    """Take the weights of a file that fit the model, and say which do not.
+def read_training_state(file: Path) -> dict[str, Any]:
+    """A checkpoint from which a training can go on.
+
+    Raises:
+        CheckpointError: The file cannot be read safely, or holds no state of a training.
+    """
+    state = read_checkpoint(file)
+    found = set(state) if isinstance(state, dict) else set()
+    missing = {KEY, "state_dict", "loops", "optimizer_states", "global_step"} - found
+    if missing:
+        raise CheckpointError(
+            f"{file}: no training can go on from it (there is no {', '.join(sorted(missing))}); "
+            "start one from its weights with --init-from"
+        )
+    return dict(state)
+
+
+def check_same_detector(task: DetectionTask, state: dict[str, Any], folder: RunFolder) -> None:
+    """Refuse to go on with another detector or other classes than the run began with.
+
+    Raises:
+        RunFolderError: Names what differs.
+    """
+    before, now = state[KEY], task.spec.to_dict()
+    for name in ("name", "args", "categories"):
+        if before[name] != now[name]:
+            raise RunFolderError(
+                f"cannot go on from {folder.resume_from}: the detector's {name} was {before[name]} "
+                f"and is {now[name]} now; leave out --config and give "
+                f"--run-dir {folder.path} --resume, or start anew with --init-from"
+            )
+
+
+def start_from(task: DetectionTask, file: str) -> list[str]:
+    """Take the weights of a file that fit the model.
+
+    Returns:
+        Lines that say how many were taken and which were not.
 
     Raises:
         CheckpointError: The file cannot be read safely, or nothing in it fits.
@@ -303,38 +270,15 @@ def start_from(task: DetectionTask, file: str) -> None:
             f"first: {', '.join(list(weights)[:3])}"
         )
     task.model.load_state_dict(kept, strict=False)
-    say(f"Started from {file}: {len(kept)} of {len(task.model.state_dict())} tensors taken.")
-    for line in left:
-        say(f"  left out: {line}")
+    taken = f"Started from {file}: {len(kept)} of {len(task.model.state_dict())} tensors taken."
+    return [taken, *(f"  left out: {line}" for line in left)]
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print one error and leave."""
-    if is_first_process():
-        print(f"error: {message}", file=sys.stderr)
+    """Print one error and leave; every process does, since each has its own images."""
+    rank = "" if is_first_process() else f"process {rank_zero_only.rank}: "
+    print(f"error: {rank}{message}", file=sys.stderr)
     sys.exit(code)
-
-
-def _one_line(message: str) -> str:
-    """Jsonargparse's message without the dump of usage, with the nearest right key."""
-    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
-    text = " ".join(lines)
-    unknown = re.search(
-        r"(?:Unrecognized arguments: -*|does not accept option '|Key ')([\w.]+)", text
-    )
-    if unknown:
-        text += nearest(unknown.group(1), _known_keys())
-    return text
-
-
-def _known_keys() -> list[str]:
-    """Every dotted key of the command line."""
-    parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_lightning_class_args(pl.Trainer, "trainer")
-    parser.add_lightning_class_args(DetectionTask, "model")
-    parser.add_lightning_class_args(DetectionData, "data")
-    keys = [a.dest for a in parser._actions if a.dest not in ("help", "config")]
-    return [*keys, "run_dir", "ckpt_path", "init_from", "ema_decay", "seed_everything"]
 
 
 def quiet_libraries() -> None:
@@ -344,6 +288,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")  # rows are kept
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     adverts = ("litlogger", "Loading `train_dataloader`", "TPU available", "HPU available")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

@@ -10,9 +10,9 @@ _terminal = Console(highlight=False, soft_wrap=True)
 _log_files: list[Path] = []
 
 
-def log_to(path: Path) -> None:
-    """Keep a copy of all that is said from now on in this file (appended)."""
-    _log_files[:] = [path]
+def log_to(path: Path | None) -> None:
+    """Keep a copy of all that is said from now on in this file (appended), or in none."""
+    _log_files[:] = [path] if path else []
 
 
 def is_first_process() -> bool:

@@ -8,18 +8,15 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.distributed
-from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    LinearLR,
-    LRScheduler,
-    MultiStepLR,
-    PolynomialLR,
-    SequentialLR,
+from timm.optim import (  # type: ignore[attr-defined]
+    create_optimizer_v2,
+    list_optimizers,
 )
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.files import nearest
 from densenet_backbones.data.samples import Categories, Sample
 from densenet_backbones.training.coco_metric import CocoMetric
 from densenet_backbones.training.detector import KEY, Detector, DetectorSpec, to_float
@@ -47,6 +44,17 @@ class Optimizer:
     base_batch: int = 128
     momentum: float = 0.9
     weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        known = list_optimizers()
+        if self.name.lower() not in known:
+            raise ValueError(
+                f"optimizer.name: there is no {self.name!r}{nearest(self.name.lower(), known)}"
+            )
+        for name in ("lr", "base_batch", "momentum", "weight_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"optimizer.{name} must be 0 or more, got {value}")
 
     def scaled_lr(self, images_per_step: int) -> float:
         """The learning rate at the real number of images a step."""
@@ -91,22 +99,28 @@ class Schedule:
             optimizer: Its present rate is the top of the schedule.
             steps: Optimiser steps of the whole run.
         """
-        steps = max(steps, 1)
-        warmup = min(math.ceil(self.warmup * steps), steps - 1)
-        main: LRScheduler
+        return LambdaLR(optimizer, lambda step: self.factor(step, steps))
+
+    def factor(self, step: int, steps: int) -> float:
+        """Share of the top rate at an optimiser step: nothing but its number and theirs counts.
+
+        So a resumed run has the rates of one never stopped, and one that is given more epochs
+        those of the longer run.
+
+        Args:
+            step: From 0.
+            steps: Of the whole run.
+        """
+        warmup = min(math.ceil(self.warmup * steps), max(steps - 1, 0))
+        if step < warmup:
+            return 1e-3 + (1 - 1e-3) * step / warmup
+        done = min((step - warmup) / max(steps - warmup, 1), 1.0)
         if self.name == "step":
-            turns = [max(round(m * steps) - warmup, 1) for m in self.milestones]
-            main = MultiStepLR(optimizer, turns, self.gamma)
-        elif self.name == "cosine":
-            main = CosineAnnealingLR(optimizer, steps - warmup)
-        elif self.name == "poly":
-            main = PolynomialLR(optimizer, steps - warmup, power=0.9)
-        else:
-            main = MultiStepLR(optimizer, [])
-        if warmup == 0:
-            return main
-        rise = LinearLR(optimizer, start_factor=1e-3, total_iters=warmup)
-        return SequentialLR(optimizer, [rise, main], [warmup])
+            passed = sum(step >= max(round(m * steps), warmup + 1) for m in self.milestones)
+            return self.gamma**passed
+        if self.name == "cosine":
+            return (1 + math.cos(math.pi * done)) / 2
+        return float((1 - done) ** 0.9) if self.name == "poly" else 1.0
 
 
 class DetectionTask(pl.LightningModule):
@@ -160,6 +174,8 @@ class DetectionTask(pl.LightningModule):
             **options,
         )
         task.spec, task.model = detector.spec, detector.model
+        if options.get("channels_last", True):  # as in training: the same sums in the same order
+            task.model.to(memory_format=torch.channels_last)
         return task
 
     # -- training ------------------------------------------------------------------------------
@@ -195,8 +211,8 @@ class DetectionTask(pl.LightningModule):
         raise NonFiniteLossError(
             f"the loss is not finite at step {self.global_step} ({values}); images of this batch: "
             f"{names}. Lower model.optimizer.lr, lengthen model.schedule.warmup, set "
-            "trainer.gradient_clip_val, or look at these images' boxes; the last checkpoint holds "
-            "the weights before this step"
+            "trainer.gradient_clip_val, or look at these images' boxes; last.ckpt, where there is "
+            "one, is of an earlier step"
         )
 
     def configure_optimizers(self) -> Any:

@@ -82,8 +82,10 @@ class DetectorSpec:
                 Categories.from_dict(state["categories"]),
                 state["preprocessing"],
             )
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"the description of the detector is damaged: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the description of the detector is damaged: {type(error).__name__}: {error}"
+            ) from error
 
     def build(self, **overrides: Any) -> nn.Module:
         """The model with fresh weights; `overrides` replace single arguments of the builder."""
@@ -211,12 +213,13 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Detector:
     spec, weights = read_detector(path)
     # The weights are all here: a pretrained base must not be fetched again.
     overrides = {"pretrained_backbone": False} if "pretrained_backbone" in spec.args else {}
-    model = spec.build(**overrides)
     try:
+        model = spec.build(**overrides)
         model.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"{path}: the weights do not fit the detector the file describes: {error}"
+            f"{path}: the weights do not fit the detector the file describes: {reason}"
         ) from error
     return Detector(spec, model, device)
 
@@ -230,7 +233,7 @@ def read_detector(path: str | Path) -> tuple[DetectorSpec, dict[str, Tensor]]:
     if path.suffix == ".safetensors":
         with safetensors.safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(KEY)
-        described = json.loads(text) if text else None
+        described = _parsed(text) if text else None
     else:
         described = content.get(KEY)
     if not isinstance(described, dict):
@@ -238,7 +241,18 @@ def read_detector(path: str | Path) -> tuple[DetectorSpec, dict[str, Tensor]]:
             f"{path}: holds weights but no description of a detector; give a checkpoint written "
             "by the training tools, or start a training from these weights with --init_from"
         )
-    return DetectorSpec.from_dict(described), read_weights(path)
+    try:
+        return DetectorSpec.from_dict(described), read_weights(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def _parsed(text: str) -> Any:
+    """JSON, or None where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.data.detection import DetectionData
@@ -60,13 +61,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``tools/evaluate.py`` and ``densenet-evaluate``.
 
     Raises:
-        SystemExit: 1 with one line on standard error for wrong input.
+        SystemExit: 2 for wrong usage, 1 for wrong data; with one line on standard error.
     """
     quiet_libraries()
     options = parse(argv)
     try:
         evaluate(options)
-    except (CheckpointError, DataError, ValueError) as error:
+    except MisconfigurationException as error:
+        fail(str(error), 2)
+    except (CheckpointError, DataError, ValueError, OSError) as error:
         fail(str(error), 1)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 import torch
@@ -56,14 +57,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     try:
         predict(options)
-    except (CheckpointError, DataError, ValueError) as error:
+    except (CheckpointError, DataError, ValueError, OSError) as error:
         fail(str(error), 1)
 
 
 def predict(options: argparse.Namespace) -> None:
     """Run the detection that the command line asks for."""
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
+    if not 0 <= options.score <= 1:
+        raise ValueError(f"--score must lie in [0, 1], got {options.score}")
     files = list(find_images(options.images))
-    detector = load(options.checkpoint, options.device)
+    pictures = picture_paths(options.out, files)
+    detector = load(options.checkpoint, usable_device(options.device))
     options.out.mkdir(parents=True, exist_ok=True)
     rows, total = [], 0
     for first in track(range(0, len(files), options.batch_size), "Detecting", transient=True):
@@ -71,9 +77,10 @@ def predict(options: argparse.Namespace) -> None:
         images = [read_image(file) for file in batch]
         found_in_batch = detector.predict_batch(images, options.score)
         for file, image, found in zip(batch, images, found_in_batch, strict=True):
-            rows.append(to_json(file, image.shape[1], image.shape[0], found))
+            picture = None if options.no_pictures else pictures[file]
+            rows.append(to_json(file, picture, image.shape[1], image.shape[0], found))
             total += len(found)
-            if not options.no_pictures:
+            if picture:
                 drawn = draw_detections(
                     image,
                     found.boxes.numpy(),
@@ -81,7 +88,7 @@ def predict(options: argparse.Namespace) -> None:
                     detector.categories.names,
                     found.scores.numpy(),
                 )
-                save_picture(picture_path(options.out, file, files), drawn)
+                save_picture(picture, drawn)
     (options.out / "predictions.json").write_text(json.dumps(rows, indent=1) + "\n")
     say(f"{total} objects in {len(files)} images; written to {options.out}/")
 
@@ -107,17 +114,47 @@ def find_images(arguments: Sequence[str]) -> Iterator[Path]:
             raise DataError(f"{path}: there is no such file or folder")
 
 
-def picture_path(out: Path, file: Path, files: Sequence[Path]) -> Path:
-    """``OUT/NAME.png``; names that several folders share are told apart by the folder's name."""
-    shared = sum(other.stem == file.stem for other in files) > 1
-    stem = f"{file.resolve().parent.name}_{file.name.replace('.', '_')}" if shared else file.stem
-    return out / f"{stem}.png"
+def usable_device(name: str) -> torch.device:
+    """A device by name.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch says both
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device {name}: {reason}; 'cpu' is always there") from error
 
 
-def to_json(file: Path, width: int, height: int, found: Detections) -> dict[str, object]:
+def picture_paths(out: Path, files: Sequence[Path]) -> dict[Path, Path]:
+    """Where each file's picture goes: ``OUT/NAME.png``, with a number where a name is taken.
+
+    Raises:
+        DataError: A picture would replace one of the images.
+    """
+    inputs = {file.resolve() for file in files}
+    paths: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for file in files:
+        if file in paths:
+            continue
+        stems = chain([file.stem], (f"{file.stem}_{number}" for number in count(2)))
+        stem = next(stem for stem in stems if stem.lower() not in taken)
+        taken.add(stem.lower())  # some file systems do not tell cases apart
+        paths[file] = out / f"{stem}.png"
+        if paths[file].resolve() in inputs:
+            raise DataError(f"{paths[file]} would be overwritten; name another folder with --out")
+    return paths
+
+
+def to_json(
+    file: Path, picture: Path | None, width: int, height: int, found: Detections
+) -> dict[str, object]:
     """One image's detections: boxes are xyxy in pixels of the image as shown."""
     return {
         "file": str(file),
+        "picture": str(picture) if picture else None,
         "width": width,
         "height": height,
         "detections": [

@@ -40,10 +40,11 @@ def after_training(
     best = folder.checkpoints / "best.ckpt"
     source = best if best.is_file() else folder.checkpoints / "last.ckpt"
     task.load_state_dict(read_checkpoint(source)["state_dict"])
+    trainer.loggers = []  # the curves are those of the training; this is no further epoch
     trainer.validate(task, data, verbose=False)
     if not is_first_process():
         return
-    say(f"\nBest weights ({source}) on the {data.val_split} images:")
+    say(f"\nBest weights ({source}) on {data.val_set.name}:")
     write_evaluation(task.metric, data.val_set, folder.evaluation)
     save_detector(folder.slim, task.spec, task.model)
     if (folder.path / "metrics.csv").is_file():
@@ -55,7 +56,7 @@ def after_training(
         ("Evaluation", folder.evaluation),
         ("Curves", f"tensorboard --logdir {folder.path}"),
     ):
-        say(f"{what + ':':17}{where}")
+        say(f"{what + ':':18}{where}")
     image = data.val_set.records[0].path
     say(f"\nDetect in pictures:  {command('predict')} {folder.slim} {image}")
     say(f"Evaluate again:      {command('evaluate')} {folder.slim} --data DIR")
@@ -109,20 +110,24 @@ def write_evaluation(
     plot_confidence_curves(voc, folder / "confidence_curves.png")
     matrix = confusion_matrix(part, predictions, image_ids=metric.images)
     plot_confusion(matrix, part.categories.names, folder / "confusion_matrix.png")
-    draw_examples(part, predictions, folder / "predictions.png")
+    draw_examples(part, predictions, set(metric.images), folder / "predictions.png")
 
 
 def draw_examples(
-    part: DetectionSet, predictions: dict[int, dict[str, np.ndarray]], file: Path
+    part: DetectionSet,
+    predictions: dict[int, dict[str, np.ndarray]],
+    evaluated: set[int],
+    file: Path,
 ) -> None:
     """Ground truth beside predictions of images spread over the evaluated ones."""
-    records = [r for r in part.records if r.image_id in predictions]
+    nothing = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, np.int64), "scores": np.zeros(0)}
+    records = [r for r in part.records if r.image_id in evaluated]
     step = max(1, len(records) // PICTURED_IMAGES)
     chosen = records[::step][:PICTURED_IMAGES]
     sheet = ground_truth_beside_predictions(
         [read_image(r.path) for r in chosen],
         [(r.boxes, r.labels) for r in chosen],
-        [confident(predictions[r.image_id]) for r in chosen],
+        [confident(predictions.get(r.image_id, nothing)) for r in chosen],
         part.categories.names,
     )
     save_picture(file, sheet)

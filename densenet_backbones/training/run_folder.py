@@ -75,10 +75,10 @@ def choose_run_folder(run_dir: str | None, name: str, ckpt_path: str | None) -> 
         folder = Path(inherited)
     elif ckpt_path is None:
         folder = _new_folder(run_dir, name)
-    elif ckpt_path == "last" or run_dir:
+    elif ckpt_path == "last":
         folder = Path(run_dir) if run_dir else _latest_folder(name)
     else:
-        folder = Path(ckpt_path).resolve().parent.parent
+        folder = _folder_of(Path(ckpt_path), run_dir)
     resume = None
     if ckpt_path is not None:
         resume = folder / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
@@ -101,6 +101,10 @@ def _taken(folder: Path) -> bool:
 
 
 def _new_folder(run_dir: str | None, name: str) -> Path:
+    if run_dir is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RunFolderError(
+            "processes started by torchrun must agree on a folder: name it with --run-dir"
+        )
     if run_dir is not None:
         # Under torchrun every process comes here; only the first one may find the folder empty.
         if is_first_process() and _taken(Path(run_dir)):
@@ -110,6 +114,18 @@ def _new_folder(run_dir: str | None, name: str) -> Path:
             )
         return Path(run_dir)
     return next(f for f in _numbered(name) if not _taken(f))
+
+
+def _folder_of(checkpoint: Path, run_dir: str | None) -> Path:
+    """The run that a checkpoint belongs to, or a new folder for what goes on from it."""
+    own = checkpoint.resolve().parent.parent
+    if checkpoint.resolve().parent.name == "checkpoints" and run_dir in (None, str(own)):
+        return own
+    if run_dir is None:
+        raise RunFolderError(
+            f"{checkpoint} lies in no run's folder: name one for what goes on from it (--run-dir)"
+        )
+    return Path(run_dir) if Path(run_dir).resolve() == own else _new_folder(run_dir, "")
 
 
 def _latest_folder(name: str) -> Path:
@@ -191,13 +207,11 @@ class ContinuedCSVLogger(CSVLogger):
 
     def __init__(self, save_dir: Path, until_step: int | None = None) -> None:
         file = Path(save_dir) / "metrics.csv"
-        self._earlier: list[dict[str, float]] = []
+        self._earlier: list[dict[str, Any]] = []
         if until_step is not None and file.is_file():
             with file.open(newline="") as rows:
-                parsed = [
-                    {k: float(v) for k, v in row.items() if v} for row in csv.DictReader(rows)
-                ]
-            self._earlier = [row for row in parsed if row.get("step", 0) < until_step]
+                filled = [{k: v for k, v in row.items() if v} for row in csv.DictReader(rows)]
+            self._earlier = [row for row in filled if float(row["step"]) < until_step]
         super().__init__(save_dir, name="", version="")
 
     @property
@@ -207,4 +221,5 @@ class ContinuedCSVLogger(CSVLogger):
         if self._earlier and is_first_process():
             writer.metrics = self._earlier + writer.metrics
             self._earlier = []
+            writer.save()  # Lightning has removed the file
         return writer

@@ -45,11 +45,12 @@ def before_training(
         say(line)
     say(f"Output goes to {folder.path}/")
     if resumed is not None:
+        done = resumed["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         say(
-            f"Going on from {folder.resume_from}: epoch {resumed['epoch']}, "
+            f"Going on from {folder.resume_from}: {done} epochs done, "
             f"step {resumed['global_step']}."
         )
-        if resumed["epoch"] + 1 >= (trainer.max_epochs or 0) > 0:
+        if done >= (trainer.max_epochs or 0) > 0:
             say("The run has all its epochs already; --epochs N with a larger N goes on.")
 
 

@@ -1,0 +1,114 @@
+"""The short command line: a page of help over the engine's hundreds of options."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from densenet_backbones.data.files import nearest
+
+DEFAULT_CONFIG = "quickstart"
+
+SHORT_FLAGS = {
+    "data": ("--data.root", "DIR", "folder of the data set, COCO or VOC layout"),
+    "epochs": ("--trainer.max_epochs", "N", "length of the training"),
+    "batch_size": ("--data.batch_size", "N", "images a step and process"),
+    "overfit": ("--data.overfit_images", "N", "train and evaluate on N images, to test a set-up"),
+}
+"""Short flag -> the engine's own, what it takes and what it is."""
+
+
+def short_to_full(arguments: Sequence[str]) -> list[str]:
+    """Turn the short flags into the engine's, and find the config file.
+
+    Args:
+        arguments: As typed.
+
+    Returns:
+        Arguments for `DetectionCLI`.
+    """
+    parser = argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name,
+        description="Train a detector. Without arguments: draw a small data set and train on it.",
+        epilog="Any other option of the engine works too, e.g. --model.optimizer.lr 0.05, "
+        "--trainer.devices 2, --trainer.precision bf16-mixed; --help-all lists them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        help=f"experiment: a YAML file or one of {', '.join(shipped_configs())}",
+    )
+    for name, (_, metavar, text) in SHORT_FLAGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=metavar, help=text)
+    parser.add_argument(
+        "--run-dir", "--run_dir", metavar="DIR", help="where output goes (runs/NAME)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the last run")
+    parser.add_argument(
+        "--init-from",
+        "--init_from",
+        metavar="FILE",
+        help="start from these weights; other classes are fine",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="one batch of everything, then stop")
+    parser.add_argument("--help-all", action="store_true", help="every option of the engine")
+    parser.add_argument(
+        "--print_config",
+        nargs="?",
+        const="",
+        metavar="FLAGS",
+        help="print the resolved experiment and stop",
+    )
+    known, rest = parser.parse_known_args(arguments)
+    full = [f"--config={find_config(name)}" for name in known.config or [default_config(known)]]
+    full += rest
+    for name, (target, _, _) in SHORT_FLAGS.items():
+        if getattr(known, name) is not None:
+            full.append(f"{target}={getattr(known, name)}")
+    full += [f"--run_dir={known.run_dir}"] if known.run_dir else []
+    full += [f"--init_from={known.init_from}"] if known.init_from else []
+    if known.resume:
+        full.append("--ckpt_path=last")
+        full += [] if known.init_from else ["--init_from=null"]  # the run's config may have one
+    full += ["--trainer.fast_dev_run=true"] if known.dry_run else []
+    full += ["--help"] if known.help_all else []
+    if known.print_config is not None:
+        full.append(
+            f"--print_config={known.print_config}" if known.print_config else "--print_config"
+        )
+    return full
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The experiments that come with the package, by name."""
+    folder = resources.files("densenet_backbones.configs.det")
+    files = [Path(str(f)) for f in folder.iterdir() if f.name.endswith(".yaml")]
+    return {file.stem: file for file in sorted(files)}
+
+
+def default_config(known: argparse.Namespace) -> str:
+    """Without --config: the last one of the run to go on with, else the quick start."""
+    if known.resume and known.run_dir:
+        later = Path(known.run_dir).glob("config_from_step_*.yaml")
+        resumed = sorted(later, key=lambda file: int(file.stem.rpartition("_")[2]))
+        for file in (*resumed[::-1], Path(known.run_dir, "config.yaml")):
+            if file.is_file():
+                return str(file)
+    return DEFAULT_CONFIG
+
+
+def find_config(name: str) -> Path:
+    """A config file by path, or a shipped one by name or by its path in the repository."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = shipped_configs()
+    if Path(name).stem in shipped:
+        return shipped[Path(name).stem]
+    raise argparse.ArgumentError(
+        None,
+        f"--config: there is no file {name}{nearest(Path(name).stem, shipped)} "
+        f"(shipped: {', '.join(shipped)})",
+    )
