@@ -20,7 +20,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint
@@ -34,7 +33,7 @@ from densenet_backbones.training.callbacks import (
     TrainingPictures,
     checkpoint_callbacks,
 )
-from densenet_backbones.training.console import is_first_process, log_to, say
+from densenet_backbones.training.console import is_first_process, log_to, process_number, say
 from densenet_backbones.training.detection_task import DetectionTask, NonFiniteLossError
 from densenet_backbones.training.detector import KEY, fitting_weights, read_weights
 from densenet_backbones.training.run_folder import (
@@ -276,7 +275,7 @@ def start_from(task: DetectionTask, file: str) -> list[str]:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print one error and leave; every process does, since each has its own images."""
-    rank = "" if is_first_process() else f"process {rank_zero_only.rank}: "
+    rank = "" if is_first_process() else f"process {process_number()}: "
     print(f"error: {rank}{message}", file=sys.stderr)
     sys.exit(code)
 

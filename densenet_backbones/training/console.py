@@ -15,9 +15,14 @@ def log_to(path: Path | None) -> None:
     _log_files[:] = [path] if path else []
 
 
+def process_number() -> int:
+    """This process among those that train together, from 0."""
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
 def is_first_process() -> bool:
     """Whether this is the process that prints and writes, of the one or many that run."""
-    return bool(getattr(rank_zero_only, "rank", 0) == 0)
+    return process_number() == 0
 
 
 @rank_zero_only

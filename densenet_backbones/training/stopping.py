@@ -101,7 +101,7 @@ class LastCheckpoint(ModelCheckpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Write the state, if it is one from which the run can go on."""
-        batches = trainer.fit_loop.epoch_loop.batch_progress.current
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         whole = batches.processed == batches.ready and _no_gradients_summed(trainer)
         if not self._begun or not whole or trainer.state.fn != "fit":
             return
@@ -130,6 +130,6 @@ def _forget_evaluation(trainer: pl.Trainer) -> None:
 
     Lightning knows an interrupted evaluation by a batch that was begun and not finished.
     """
-    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
     progress.reset()
     progress.total.ready = progress.total.started = 1
