@@ -22,7 +22,7 @@ from densenet_backbones.training.pictures import (
 from densenet_backbones.training.run_folder import RunFolder
 from densenet_backbones.training.stopping import LastCheckpoint
 
-SHOWN_SCORE = 0.3
+SHOWN_SCORE = 0.5
 """Detections below this score are left out of pictures."""
 
 

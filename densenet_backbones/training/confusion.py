@@ -18,7 +18,7 @@ from densenet_backbones.training.evaluated_images import (
 def confusion_matrix(
     part: DetectionSet,
     predictions: Predictions,
-    score_threshold: float = 0.3,
+    score_threshold: float = 0.5,
     iou_threshold: float = 0.5,
     image_ids: Iterable[int] | None = None,
 ) -> np.ndarray:

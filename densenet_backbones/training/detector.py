@@ -151,7 +151,7 @@ class Detector:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
 
-    def predict(self, image: str | Path | np.ndarray, score_threshold: float = 0.3) -> Detections:
+    def predict(self, image: str | Path | np.ndarray, score_threshold: float = 0.5) -> Detections:
         """Detect objects in one image.
 
         Args:
@@ -166,7 +166,7 @@ class Detector:
 
     @torch.inference_mode()
     def predict_batch(
-        self, images: Sequence[str | Path | np.ndarray], score_threshold: float = 0.3
+        self, images: Sequence[str | Path | np.ndarray], score_threshold: float = 0.5
     ) -> list[Detections]:
         """Detect objects in several images at once; see `predict`."""
         if not 0 <= score_threshold <= 1:

@@ -37,7 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--score",
         type=float,
-        default=0.3,
+        default=0.5,
         metavar="S",
         help="leave out detections below this score, 0 to 1 (%(default)s)",
     )
