@@ -99,26 +99,11 @@ class ResumableLoader(DataLoader[list[Sample]]):
             sampler.start = 0
 
     def state_dict(self) -> dict[str, int]:
-        """What the order depends on; a checkpoint keeps it so that a change can be refused."""
-        sampler = self.sampler
-        assert isinstance(sampler, EpochSampler)
-        return {
-            "images": len(self.dataset),  # type: ignore[arg-type]
-            "batch_size": self.batch_size or 1,
-            "processes": sampler.num_replicas,
-            "seed": sampler.seed,
-        }
+        """Nothing: the trainer's counters say it all. Lightning asks whether a loader has one."""
+        return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Refuse to go on in an order that another setting would have made."""
-        for name, now in self.state_dict().items():
-            before = state.get(name, now)
-            if before != now and self.batches_done() > 0:
-                raise DataError(
-                    f"cannot resume in the middle of an epoch: {name.replace('_', ' ')} was "
-                    f"{before} when it began and is {now} now; give {before} again, or start from "
-                    "the weights alone with --init_from"
-                )
+        """Inverse of `state_dict`."""
 
 
 def _as_list(samples: list[Sample]) -> list[Sample]:
@@ -315,6 +300,33 @@ class DetectionData(pl.LightningDataModule):
         dataset = DetectionImages(self.val_set)
         sampler = ShardSampler(dataset, self.trainer.world_size, self.trainer.global_rank)
         return DataLoader(dataset, sampler=sampler, **self._loader_options())
+
+    def state_dict(self) -> dict[str, int]:
+        """What the order of the epoch in progress depends on, for the checkpoint."""
+        assert self.trainer is not None
+        ended = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        return {
+            "batches_done": 0 if ended else self._batches_done(),
+            "images": len(self.train_set),
+            "batch_size": self.batch_size,
+            "processes": self.trainer.world_size,
+            "seed": self.seed,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Refuse to go on in the middle of an epoch in an order that it did not begin with.
+
+        Raises:
+            DataError: Names what was changed.
+        """
+        for name, now in self.state_dict().items():
+            before = state[name]
+            if name != "batches_done" and before != now and state["batches_done"] > 0:
+                raise DataError(
+                    f"cannot resume in the middle of an epoch: {name.replace('_', ' ')} was "
+                    f"{before} when it began and is {now} now; give {before} again, or start from "
+                    "the weights alone with --init-from"
+                )
 
     def _batches_done(self) -> int:
         assert self.trainer is not None

@@ -46,7 +46,7 @@ class Optimizer:
     weight_decay: float = 5e-4
 
     def __post_init__(self) -> None:
-        known = list_optimizers()
+        known: Any = list_optimizers()
         if self.name.lower() not in known:
             raise ValueError(
                 f"optimizer.name: there is no {self.name!r}{nearest(self.name.lower(), known)}"
@@ -64,6 +64,21 @@ class Optimizer:
 def images_per_step(data: DetectionData, trainer: pl.Trainer) -> int:
     """Images behind one optimiser step: a process's batch x processes x accumulation."""
     return int(data.batch_size * trainer.world_size * trainer.accumulate_grad_batches)
+
+
+class PlannedLR(LambdaLR):
+    """Rates by the plan of this start of the run, also where a checkpoint has those of another.
+
+    The plan is a function of the step: resumed with the same options, it gives the same rates.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to the checkpoint's step; the top rates stay those of the options."""
+        top = self.base_lrs
+        super().load_state_dict({**state_dict, "base_lrs": top})
+        self._last_lr = [rate * self.lr_lambdas[0](self.last_epoch) for rate in top]
+        for group, rate, now in zip(self.optimizer.param_groups, top, self._last_lr, strict=True):
+            group["initial_lr"], group["lr"] = rate, now
 
 
 @dataclass
@@ -99,7 +114,7 @@ class Schedule:
             optimizer: Its present rate is the top of the schedule.
             steps: Optimiser steps of the whole run.
         """
-        return LambdaLR(optimizer, lambda step: self.factor(step, steps))
+        return PlannedLR(optimizer, lambda step: self.factor(step, steps))
 
     def factor(self, step: int, steps: int) -> float:
         """Share of the top rate at an optimiser step: nothing but its number and theirs counts.
@@ -152,11 +167,12 @@ class DetectionTask(pl.LightningModule):
         super().__init__()
         assert categories is not None, "linked from the data"
         self.spec = DetectorSpec(detector, dict(args or {}), categories)
-        self.model: Any = self.spec.build()  # torchvision's interface, which has no type
+        model: Any = self.spec.build()  # torchvision's interface, which has no type
+        self.model = model
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
         if hasattr(self.model, "preprocessing"):
-            described = self.model.preprocessing.to_dict()
+            described = model.preprocessing.to_dict()
             self.spec = DetectorSpec(detector, dict(args or {}), categories, described)
         self.optimizer_options, self.schedule, self.seed = optimizer, schedule, seed
         self.evaluator = evaluator
