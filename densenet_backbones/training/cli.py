@@ -63,7 +63,7 @@ def train_det(argv: Sequence[str] | None = None) -> None:
     try:
         run_training(short_to_full(arguments))
     except argparse.ArgumentError as error:
-        fail(one_sentence(str(error), [name.replace("_", "-") for name in SHORT_FLAGS]), 2)
+        fail(one_sentence(str(error), known_keys), 2)
     except (RunFolderError, MisconfigurationException) as error:
         fail(str(error), 2)
     except (DataError, CheckpointError, NonFiniteLossError, ValueError, OSError) as error:
@@ -119,8 +119,8 @@ class DetectionCLI(LightningCLI):
         name = file.stem if file.stem != "config" else file.resolve().parent.name
         if (config.trainer.max_epochs or 0) < 1 and (config.trainer.max_steps or 0) < 1:
             raise RunFolderError(
-                "trainer.max_epochs (--epochs) must be at least 1: the learning rate is planned "
-                f"over the whole run; got {config.trainer.max_epochs}"
+                "trainer.max_epochs (--epochs) must be given, at least 1: the learning rate is "
+                f"planned over the whole run; got {config.trainer.max_epochs}"
             )
         if config.ckpt_path and config.init_from:
             raise RunFolderError(
@@ -168,6 +168,7 @@ def run_training(arguments: Sequence[str]) -> None:
     task, data, trainer, folder = cli.model, cli.datamodule, cli.trainer, cli.folder
     if data.overfit_images is not None:
         data.keep_for_overfitting(summary.all_objects_matched(task.model))
+    _ = data.val_set  # a fault in it ends the run before anything is written
     if cli.resumed:
         check_same_detector(task, cli.resumed, folder)
     lines = start_from(task, cli.config.init_from) if cli.config.init_from else []
@@ -271,6 +272,17 @@ def start_from(task: DetectionTask, file: str) -> list[str]:
     task.model.load_state_dict(kept, strict=False)
     taken = f"Started from {file}: {len(kept)} of {len(task.model.state_dict())} tensors taken."
     return [taken, *(f"  left out: {line}" for line in left)]
+
+
+def known_keys() -> list[str]:
+    """Every option of the command line, the engine's by their dotted keys."""
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(pl.Trainer, "trainer")
+    parser.add_lightning_class_args(DetectionTask, "model")
+    parser.add_lightning_class_args(DetectionData, "data")
+    keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
+    keys += ["run_dir", "ckpt_path", "init_from", "ema_decay", "seed_everything"]
+    return keys + [name.replace("_", "-") for name in SHORT_FLAGS]
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -31,7 +31,8 @@ class Optimizer:
     """What steps the weights.
 
     Attributes:
-        name: Any of timm's optimisers ("sgd", "adamw", …).
+        name: Any of timm's optimisers: "adamw", "momentum" (SGD as the papers of SSD and DSOD use
+            it), "sgd" (with Nesterov's momentum), ….
         lr: Learning rate at `base_batch` images a step; scaled in proportion to the real number
             (images a process x processes x accumulated steps).
         base_batch: The batch that `lr` was chosen for; 0 turns the scaling off.

@@ -30,6 +30,7 @@ from densenet_backbones.data.files import nearest
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.samples import Categories
 from densenet_backbones.heads import Preprocessing
+from densenet_backbones.training.usage import one_sentence
 
 KEY = "densenet_backbones.detector"
 """Under this key both kinds of file keep the dictionary of `DetectorSpec.to_dict`."""
@@ -118,7 +119,7 @@ def build_detector(name: str, num_classes: int, args: dict[str, Any]) -> nn.Modu
     try:
         parser.parse_object(args)
     except argparse.ArgumentError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(f"{name}: {one_sentence(str(error))}") from error
     return torchvision.models.get_model(name, num_classes=num_classes, **args)
 
 
