@@ -90,7 +90,7 @@ class ResumableLoader(DataLoader[list[Sample]]):
     def __iter__(self) -> Iterator[list[Sample]]:  # type: ignore[override]
         sampler = self.sampler
         assert isinstance(sampler, EpochSampler)
-        sampler.start = self.batches_done() * (self.batch_size or 1)
+        sampler.start = min(self.batches_done() * (self.batch_size or 1), len(sampler))
         try:
             for batch in super().__iter__():
                 self.between_batches()

@@ -240,7 +240,7 @@ def read_detector(path: str | Path) -> tuple[DetectorSpec, dict[str, Tensor]]:
     if not isinstance(described, dict):
         raise CheckpointError(
             f"{path}: holds weights but no description of a detector; give a checkpoint written "
-            "by the training tools, or start a training from these weights with --init_from"
+            "by the training tools, or start a training from these weights with --init-from"
         )
     try:
         return DetectorSpec.from_dict(described), read_weights(path)

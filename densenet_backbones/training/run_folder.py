@@ -85,7 +85,7 @@ def choose_run_folder(run_dir: str | None, name: str, ckpt_path: str | None) -> 
         if not resume.is_file():
             raise RunFolderError(
                 f"nothing to resume: there is no {resume}; start a new run without --resume, or "
-                "name the run with --run_dir or a checkpoint with --ckpt_path FILE"
+                "name the run with --run-dir or a checkpoint with --ckpt_path FILE"
             )
     os.environ[_INHERITED] = str(folder)
     return RunFolder(folder, resume)
@@ -110,7 +110,7 @@ def _new_folder(run_dir: str | None, name: str) -> Path:
         if is_first_process() and _taken(Path(run_dir)):
             raise RunFolderError(
                 f"{run_dir} already holds files; go on with that run (--resume), name another "
-                "folder (--run_dir), or remove it"
+                "folder (--run-dir), or remove it"
             )
         return Path(run_dir)
     return next(f for f in _numbered(name) if not _taken(f))
