@@ -79,7 +79,7 @@ def test_tiny_is_small_enough_for_a_laptop() -> None:
         model = dsod_tiny(num_classes=5).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.predict(torch.empty(1, 3, *model.image_size))
-    assert counter.get_total_flops() / 2e9 < 0.15
+    assert counter.get_total_flops() / 2e9 < 0.25
     assert 4 <= len(model.grid_sizes) <= 6
     assert model.grid_sizes[-1] != (1, 1)  # batch norm can train on a single image
 
