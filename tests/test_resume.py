@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+from datetime import timedelta
 
 import lightning.pytorch as pl
 import pytest
@@ -14,7 +15,7 @@ from tiny_runs import differences, files_below, signals_as_before, training_argu
 
 from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.heads.dsod import DSOD
-from densenet_backbones.training import cli
+from densenet_backbones.training import callbacks, cli
 from densenet_backbones.training.arguments import short_to_full
 
 EPOCHS, STEPS = 3, 3  # steps an epoch
@@ -153,9 +154,11 @@ def test_a_stop_waits_for_the_whole_optimiser_step(train, tmp_path):
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("save_every", "kept"), [(timedelta(hours=1), STEPS), (timedelta(0), 4)])
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
-    train, whole, tmp_path, monkeypatch, capsys
+    save_every, kept, train, whole, tmp_path, monkeypatch, capsys
 ):
+    """The checkpoint is of the last epoch, or the last interval; never of the broken step."""
     losses, calls = DSOD.losses, []
 
     def broken(self, *args):
@@ -163,6 +166,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
         found = losses(self, *args)
         return {**found, "bbox_regression": found["bbox_regression"] / (len(calls) != 5)}
 
+    monkeypatch.setattr(callbacks, "SAVE_EVERY", save_every)
     monkeypatch.setattr(DSOD, "losses", broken)
     code, seen = train(tmp_path)
     assert code == 1
@@ -172,7 +176,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
     batch = [image_id for image_id, *_ in seen[1, 1]]
     assert all(f"train_{image_id:06d}.jpg" in message for image_id in batch)
     assert message.count(".jpg") == len(batch)
-    assert last(tmp_path)["global_step"] == STEPS  # of the epoch before, not of the broken step
+    assert last(tmp_path)["global_step"] == kept
     monkeypatch.setattr(DSOD, "losses", losses)
     code, _ = train(tmp_path, "--resume")
     assert code is None

@@ -22,6 +22,9 @@ from densenet_backbones.training.pictures import (
 from densenet_backbones.training.run_folder import RunFolder
 from densenet_backbones.training.stopping import LastCheckpoint
 
+SAVE_EVERY = timedelta(minutes=10)
+"""At most this much training is lost when a machine goes down in an epoch."""
+
 SHOWN_SCORE = 0.5
 """Detections below this score are left out of pictures."""
 
@@ -87,7 +90,7 @@ def checkpoint_callbacks(folder: RunFolder, monitor: str = "val/AP") -> list[Cal
     return [
         ModelCheckpoint(to, "best", monitor, mode="max", enable_version_counter=False),
         LastCheckpoint(dirpath=to, save_on_train_epoch_end=True, save_on_exception=True),
-        LastCheckpoint(dirpath=to, train_time_interval=timedelta(minutes=10)),
+        LastCheckpoint(dirpath=to, train_time_interval=SAVE_EVERY),
     ]
 
 

@@ -1,5 +1,6 @@
 """What a person should know before a long training: the data, the model, the plan."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,11 +14,13 @@ from densenet_backbones.analysis.plan import plan_inputs
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.data.sources import count_classes
-from densenet_backbones.training.console import say
+from densenet_backbones.training.console import is_first_process, say
 from densenet_backbones.training.detection_task import DetectionTask, images_per_step
 from densenet_backbones.training.run_folder import RunFolder
 
 CLASSES_SHOWN = 20
+IMAGES_LOOKED_AT = 2000
+"""Matching takes a millisecond an image: all of COCO's would be two minutes of waiting."""
 
 
 def before_training(
@@ -28,6 +31,8 @@ def before_training(
     resumed: dict[str, Any] | None,
 ) -> None:
     """Print the summary; see `lines_of_plan` for what it says of the schedule."""
+    if not is_first_process():
+        return
     say(data_table(data.train_set, data.val_set))
     problems = [*data.train_set.problems, *data.val_set.problems]
     if problems:
@@ -35,11 +40,14 @@ def before_training(
         for problem in problems[:5]:
             say(f"  {problem}")
     if hasattr(task.model, "unmatchable"):
-        missed = sum(int(out.sum()) for out in unmatchable(task.model, data.train_set.records))
-        total = sum(len(record.boxes) for record in data.train_set.records)
+        every = math.ceil(len(data.train_set) / IMAGES_LOOKED_AT)
+        records = data.train_set.records[::every]
+        missed = sum(int(out.sum()) for out in unmatchable(task.model, records))
+        total = sum(len(record.boxes) for record in records)
         say(
-            f"{missed} of {total} training objects are matched by no prior above the threshold"
-            " (each still trains its best one)."
+            f"{missed} of {total} training objects"
+            f"{f' (of every {every}th image)' if every > 1 else ''} are matched by no prior above "
+            "the threshold (each still trains its best one)."
         )
     for line in lines_of_plan(task, data, trainer):
         say(line)
