@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from datetime import timedelta
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -17,6 +18,7 @@ from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.heads.dsod import DSOD
 from densenet_backbones.training import callbacks, cli
 from densenet_backbones.training.arguments import short_to_full
+from densenet_backbones.training.run_folder import RunFolder
 
 EPOCHS, STEPS = 3, 3  # steps an epoch
 
@@ -223,6 +225,30 @@ def test_a_finished_run_can_be_given_more_epochs(train, whole, tmp_path, capsys)
     assert (tmp_path / "run/config.yaml").read_bytes() == (whole[0] / "config.yaml").read_bytes()
     added = yaml.safe_load((tmp_path / "run/config_from_step_9.yaml").read_text())
     assert added["trainer"]["max_epochs"] == EPOCHS + 1
+
+
+def test_the_best_score_is_kept_where_the_folder_was_moved(tmp_path):
+    def best(folder):
+        folder.mkdir(exist_ok=True)
+        return callbacks.checkpoint_callbacks(RunFolder(folder))[0]
+
+    def better(callback, score):
+        trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=bool))
+        return callback.check_monitor_top_k(trainer, torch.tensor(score))
+
+    before = best(tmp_path / "old")
+    file = f"{before.dirpath}/best.ckpt"
+    before.best_k_models, before.kth_best_model_path = {file: torch.tensor(0.5)}, file
+    before.best_model_path, before.best_model_score = file, torch.tensor(0.5)
+    moved = best(tmp_path / "new")
+    (tmp_path / "new/checkpoints").mkdir()
+    (tmp_path / "new/checkpoints/best.ckpt").touch()
+    moved.load_state_dict(before.state_dict())
+    assert (better(moved, 0.4), better(moved, 0.6)) == (False, True)
+    assert moved.best_model_path == str(tmp_path / "new/checkpoints/best.ckpt")
+    elsewhere = best(tmp_path / "fork")  # goes on from a checkpoint, without the best file
+    elsewhere.load_state_dict(before.state_dict())
+    assert better(elsewhere, 0.4)
 
 
 def test_without_config_a_resumed_run_takes_its_own(tmp_path):

@@ -2,6 +2,7 @@
 
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -79,6 +80,25 @@ class EMA(WeightAveraging):
         self._average_model = None
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """`best.ckpt`, also in a run's folder that was moved since it was written.
+
+    Lightning forgets the best score where the folder's path has changed, and would write the next
+    evaluation's weights over better ones.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the score over if the file that has it is here."""
+        file = Path(self.dirpath or ".", f"{self.filename}.ckpt")
+        if state_dict["best_k_models"] and file.is_file():
+            paths = ("best_model_path", "kth_best_model_path")
+            here: dict[str, Any] = {"dirpath": self.dirpath, **dict.fromkeys(paths, str(file))}
+            here["best_k_models"] = {
+                str(file): score for score in state_dict["best_k_models"].values()
+            }
+            super().load_state_dict({**state_dict, **here})
+
+
 def checkpoint_callbacks(folder: RunFolder, monitor: str = "val/AP") -> list[Callback]:
     """`best.ckpt` by the monitored number; `last.ckpt` each epoch, each 10 minutes and on a stop.
 
@@ -88,7 +108,7 @@ def checkpoint_callbacks(folder: RunFolder, monitor: str = "val/AP") -> list[Cal
     """
     to = folder.checkpoints
     return [
-        ModelCheckpoint(to, "best", monitor, mode="max", enable_version_counter=False),
+        BestCheckpoint(to, "best", monitor, mode="max", enable_version_counter=False),
         LastCheckpoint(dirpath=to, save_on_train_epoch_end=True, save_on_exception=True),
         LastCheckpoint(dirpath=to, train_time_interval=SAVE_EVERY),
     ]
