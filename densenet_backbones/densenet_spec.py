@@ -8,16 +8,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-__all__ = ["BlockPlan", "DenseNetSpec", "Init", "Pool", "Stem"]
+__all__ = ["Act", "BlockPlan", "DenseNetSpec", "Init", "Norm", "Pool", "Stem", "StemPool"]
 
 Stem = Literal["imagenet", "cifar", "deep", "dsod"]
-Pool = Literal["avg", "max"]
+StemPool = Literal["max", "blur"]
+Pool = Literal["avg", "max", "blur"]
+Act = Literal["relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "hard_swish", "mish"]
+Norm = Literal["bn", "frozen", "sync", "group"]
 Init = Literal["he", "xavier_caffe"]
+
+_CHOICES = {
+    "pool": Pool,
+    "stem": Stem,
+    "stem_pool": StemPool,
+    "act_layer": Act,
+    "norm": Norm,
+    "init": Init,
+}
+_WHY_COMMON = "so that no group lies across the maps of two layers"
+# Wu & He, 1803.08494, table 3: 16 channels a group are as good as their 32 groups.
+_GROUP_SIZE = 16
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """Channels and stride of one dense block and of the transition behind it.
+    """Channels, stride and dilation of one dense block and of the transition behind it.
 
     Attributes:
         layers: Dense layers in the block.
@@ -25,8 +40,12 @@ class BlockPlan:
         in_channels: Channels that enter the block.
         channels: Channels of the block's concatenation.
         stride: Input pixels per cell of the block's maps.
+        dilation: Dilation of the block's 3x3 convolutions.
+        drop_path: Probability of each layer to be dropped (stochastic depth).
         transition_channels: Channels after the transition's 1x1; None behind the last block.
-        pooled: Whether a pool that halves the map follows the transition.
+        pooled: Whether a pool follows the transition. It halves the map, or, where
+            ``output_stride`` is reached, keeps its size and dilates what follows.
+        exit_stride: Input pixels per cell of what enters the next block.
     """
 
     layers: int
@@ -34,8 +53,11 @@ class BlockPlan:
     in_channels: int
     channels: int
     stride: int
+    dilation: int
+    drop_path: tuple[float, ...]
     transition_channels: int | None
     pooled: bool
+    exit_stride: int
 
 
 @dataclass(frozen=True)
@@ -54,14 +76,27 @@ class DenseNetSpec:
             transition; the product is rounded down.
         transition_channels: Fixed output width of each transition; None where theta decides.
         transition_pool: Whether a pool follows the transition, one answer or one per transition.
-        pool: Kind of the 2x2 stride-2 pools behind the transitions.
-        ceil_mode: Whether those pools keep the odd last row and column.
+        pool: Kind of the stride-2 pools behind the transitions: 2x2 ``avg`` or ``max``, or ``blur``
+            (3x3 binomial; Zhang, 1904.11486).
+        ceil_mode: Whether those pools keep the odd last row and column; blur pools always do.
+        output_stride: Input pixels per cell of the last map; None for the nominal one (32 with an
+            ImageNet stem). Transition pools beyond it run at stride 1, and what follows them is
+            dilated (a trous), so every nominal cell keeps its value; see `DilatedPool`.
         stem: ``imagenet`` (7x7/2, BN, ReLU, 3x3/2 max pool), ``cifar`` (one 3x3), ``deep`` (three
             3x3, the first of stride 2, and a 3x3/2 max pool; timm's densenet264d) or ``dsod`` (the
             same three with a 2x2/2 ceil-mode max pool; 1708.01241, section 3.1).
+        stem_pool: ``max``, or ``blur``: a max pool of stride 1, then a blur pool (timm's
+            densenetblur121d).
         final_norm: Whether BN-ReLU (``norm5``, ``relu5``) follows the last block.
+        act_layer: The activation, by timm's name: one of `Act`.
         proj_drop_rate: Dropout on the new maps of every dense layer (timm's name for it).
-        norm_eps: Epsilon of every batch norm.
+        drop_path_rate: Probability that a sample goes without a dense layer's new maps (stochastic
+            depth; Huang et al., 1603.09382): from 0 at the first layer up to this at the last.
+        norm: ``bn``; ``frozen`` (statistics and affine map are buffers, torchvision's
+            ``FrozenBatchNorm2d``); ``sync`` (statistics over all processes); ``group``.
+        norm_group_size: Channels of each group of ``norm="group"``; None for the largest number up
+            to 16 that divides every width, so that no group lies across two layers' maps.
+        norm_eps: Epsilon of every norm.
         norm_momentum: Weight of the newest batch in the running statistics.
         init: ``he`` as torchvision, or ``xavier_caffe``, Caffe's U(+-sqrt(3 / fan_in)).
 
@@ -78,9 +113,15 @@ class DenseNetSpec:
     transition_pool: bool | tuple[bool, ...] = True
     pool: Pool = "avg"
     ceil_mode: bool = False
+    output_stride: int | None = None
     stem: Stem = "imagenet"
+    stem_pool: StemPool = "max"
     final_norm: bool = True
+    act_layer: Act = "relu"
     proj_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    norm: Norm = "bn"
+    norm_group_size: int | None = None
     norm_eps: float = 1e-5
     norm_momentum: float = 0.1
     init: Init = "he"
@@ -93,18 +134,20 @@ class DenseNetSpec:
         if self.bn_size == 0:  # timm.create_model drops arguments that are None
             object.__setattr__(self, "bn_size", None)
         self._check_numbers()
-        for name, legal in (("pool", Pool), ("stem", Stem), ("init", Init)):
+        for name, legal in _CHOICES.items():
             _require(
                 getattr(self, name) in get_args(legal), self, name, f"one of {get_args(legal)}"
             )
         for name in ("ceil_mode", "final_norm"):
             _require(isinstance(getattr(self, name), bool), self, name, "true or false")
+        self._check_strides()
         for block in self.blocks:
             if block.transition_channels is not None and block.transition_channels < 1:
                 raise ValueError(
                     f"compression {self.compression} leaves no channel of {block.channels}; "
                     "raise compression or give transition_channels"
                 )
+        self._check_groups()
 
     def _check_numbers(self) -> None:
         blocks = self.block_config
@@ -128,10 +171,45 @@ class DenseNetSpec:
             _require(even, self, "num_init_features", f"even with stem={self.stem!r}")
         fits = self.bn_size is None or _is_positive(self.bn_size)
         _require(fits, self, "bn_size", "an integer >= 1, or None (0) for no bottleneck")
-        drop = self.proj_drop_rate
-        _require(_is_number(drop) and 0 <= drop < 1, self, "proj_drop_rate", "in [0, 1)")
+        for name in ("proj_drop_rate", "drop_path_rate"):
+            rate = getattr(self, name)
+            _require(_is_number(rate) and 0 <= rate < 1, self, name, "in [0, 1)")
         _require(_is_number(self.norm_eps) and self.norm_eps > 0, self, "norm_eps", "above 0")
         _require(_is_share(self.norm_momentum), self, "norm_momentum", "in (0, 1]")
+
+    def _check_strides(self) -> None:
+        if self.output_stride is not None:
+            entry = self._entry_stride
+            halvings = (self.nominal_stride // entry).bit_length()
+            legal = [entry * 2**i for i in range(halvings)]
+            fits = self.output_stride in legal and not isinstance(self.output_stride, bool)
+            _require(fits, self, "output_stride", f"None or one of {legal}")
+
+    def _check_groups(self) -> None:
+        size, common = self.norm_group_size, math.gcd(*self._widths)
+        if size is not None:
+            fits = _is_positive(size) and common % size == 0
+            _require(fits, self, "norm_group_size", f"None or a divisor of {common}, {_WHY_COMMON}")
+        elif self.norm == "group" and common == 1:
+            raise ValueError(
+                f"DenseNetSpec: norm='group' finds no number of channels that divides all of "
+                f"{sorted(set(self._widths))}, {_WHY_COMMON}; choose other widths, or "
+                "norm_group_size=1 to norm each channel by itself"
+            )
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        """Widths of everything a norm may read in one piece: stem, transitions, new maps."""
+        half = (self.num_init_features // 2,) if self.stem in ("deep", "dsod") else ()
+        growth = _spread(self.growth_rate, len(self.block_config))
+        return (*half, *(plan.in_channels for plan in self.blocks), *growth)
+
+    @property
+    def group_size(self) -> int:
+        """Channels of each group of ``norm="group"``: the same in every norm of the network."""
+        common = math.gcd(*self._widths)
+        fitting = [size for size in range(1, _GROUP_SIZE + 1) if common % size == 0]
+        return self.norm_group_size or fitting[-1]
 
     @property
     def stem_stride(self) -> int:
@@ -139,28 +217,53 @@ class DenseNetSpec:
         return 1 if self.stem == "cifar" else 2
 
     @property
+    def _entry_stride(self) -> int:
+        return 1 if self.stem == "cifar" else 4
+
+    @property
+    def nominal_stride(self) -> int:
+        """Input pixels per cell of the last map without ``output_stride``."""
+        pooled = _spread(self.transition_pool, len(self.block_config) - 1)
+        return self._entry_stride * int(2 ** sum(pooled))
+
+    @property
     def blocks(self) -> tuple[BlockPlan, ...]:
-        """Channels and strides of all blocks, in order."""
+        """Channels, strides and dilations of all blocks, in order."""
         count = len(self.block_config)
         growth = _spread(self.growth_rate, count)
         theta = _spread(self.compression, count - 1)
         pooled = _spread(self.transition_pool, count - 1)
         fixed = _spread(self.transition_channels, count - 1)
-        channels = self.num_init_features
-        stride = 1 if self.stem == "cifar" else 4
+        channels, stride, dilation = self.num_init_features, self._entry_stride, 1
         plans = []
         for i, layers in enumerate(self.block_config):
             entry, channels = channels, channels + layers * growth[i]
             last = i == count - 1
             # 1e-6: 0.29 * 100 is 28.999999999999996 in binary and means 29
             exit_channels = None if last else fixed[i] or math.floor(channels * theta[i] + 1e-6)
-            halves = not last and pooled[i]
-            plans.append(
-                BlockPlan(layers, growth[i], entry, channels, stride, exit_channels, halves)
+            pool = not last and pooled[i]
+            halves = pool and stride != self.output_stride
+            plan = BlockPlan(
+                layers=layers,
+                growth_rate=growth[i],
+                in_channels=entry,
+                channels=channels,
+                stride=stride,
+                dilation=dilation,
+                drop_path=self._drop_path(i),
+                transition_channels=exit_channels,
+                pooled=pool,
+                exit_stride=stride * 2 if halves else stride,
             )
-            channels = exit_channels or channels
-            stride *= 2 if halves else 1
+            plans.append(plan)
+            channels, stride = exit_channels or channels, plan.exit_stride
+            dilation *= 2 if pool and not halves else 1
         return tuple(plans)
+
+    def _drop_path(self, block: int) -> tuple[float, ...]:
+        before, total = sum(self.block_config[:block]), sum(self.block_config)
+        layers = range(before, before + self.block_config[block])
+        return tuple(self.drop_path_rate * layer / max(total - 1, 1) for layer in layers)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, for JSON or a checkpoint."""

@@ -13,7 +13,9 @@ import densenet_backbones
 PACKAGE = "densenet_backbones"
 # Low to high: a module imports from its own room or from lower rows, never from the same row.
 ROWS = (
-    {"dense_block", "checkpoints", "densenet_spec"},
+    {"dense_block", "densenet_spec"},
+    {"variants"},
+    {"checkpoints"},
     {"densenet", "condensenet"},
     {"features"},
     {"timm_models"},
@@ -23,7 +25,7 @@ ROWS = (
     {"data", "torchvision_models", "smp_encoders", "configs"},
     {"analysis"},  # above the data: the benchmark measures the input pipeline too
     {"training"},
-    {"tools"},
+    {"tools", "run", "install_hook"},
 )
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 HEAVY = ("lightning", "albumentations", "pycocotools", "segmentation_models_pytorch", "matplotlib")
