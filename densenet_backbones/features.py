@@ -12,15 +12,18 @@ tap             what c2, c3, c4 are                          c2       c3       c
 ``pooled``      what enters the next block                   128 @ 8  256 @ 16 512 @ 32
 ==============  ===========================================  =======  =======  =========
 
-A net without final norm ends in the raw concatenation of its last block; a CIFAR stem's ``c1`` is
-its convolution. An unpooled transition makes ``pooled`` equal to ``compressed``, stride included.
+Besides, ``layer_taps`` reads blocks after any of their layers. A net without final norm ends in the
+raw concatenation of its last block; a CIFAR stem's ``c1`` is its convolution. An unpooled
+transition makes ``pooled`` equal to ``compressed``, stride included. With ``output_stride`` the
+later strides stop growing; channels stay.
 
 Shapes: N images, C channels, H and W pixels.
 """
 
 import math
+import re
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -28,7 +31,9 @@ from typing import Any, Literal, get_args
 from timm.models._features import FeatureInfo
 from torch import Tensor, nn
 
-from densenet_backbones.densenet import DenseNet, take_indices
+from densenet_backbones.densenet import DenseNet
+from densenet_backbones.layers import DenseBlock
+from densenet_backbones.stages import DenseStages, take_indices
 
 __all__ = ["DenseFeatureNet", "FeatureLevel", "Tap", "feature_levels"]
 
@@ -60,7 +65,7 @@ class FeatureLevel:
             )
 
 
-class DenseFeatureNet(nn.Module):
+class DenseFeatureNet(DenseStages):
     """A DenseNet up to its last wanted tap; returns a list of maps (timm's ``feature_cls``).
 
     It shares the modules of ``model`` under the same names, so parameters keep their names.
@@ -68,8 +73,10 @@ class DenseFeatureNet(nn.Module):
     Args:
         model: The whole network.
         out_indices: Taps to return: None for all, n for the last n, or ascending positions (0 is
-            the stem, i is block i, -1 the last).
+            the stem, i is block i, -1 the last; ``layer_taps`` count where they stand).
         tap: Where each block is read; see the table above.
+        layer_taps: Further taps inside blocks, such as ``denseblock3.denselayer12``: what the block
+            holds after that layer, of which the last k channels are the layer's own.
         output_fmt: Only ``NCHW``.
 
     Attributes:
@@ -80,7 +87,7 @@ class DenseFeatureNet(nn.Module):
         num_features: Channels of the last returned map.
 
     Raises:
-        ValueError: ``tap``, ``output_fmt`` or ``out_indices`` is not legal.
+        ValueError: ``tap``, ``layer_taps``, ``output_fmt`` or ``out_indices`` is not legal.
     """
 
     num_classes = 0  # there is no classifier; timm asks
@@ -90,76 +97,166 @@ class DenseFeatureNet(nn.Module):
         model: DenseNet,
         out_indices: int | Iterable[int] | None = None,
         tap: Tap = "raw",
+        layer_taps: Sequence[str] = (),
         output_fmt: str = "NCHW",
     ) -> None:
-        super().__init__()
+        super().__init__(model.spec, model.in_chans)
         if tap not in get_args(Tap):
             raise ValueError(f"tap must be one of {get_args(Tap)}, not {tap!r}")
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', not {output_fmt!r}")
-        info = _tap_info(model, tap)
-        self.spec = model.spec
+        info = _tap_info(model, tap, layer_taps)
         self.tap = tap
         self.output_fmt = output_fmt
-        self.in_chans = model.in_chans
         self.feature_info = FeatureInfo(info, take_indices(len(info), out_indices))
         indices = self.feature_info.out_indices
         self.return_layers: dict[str, str] = {info[i]["module"]: str(i) for i in indices}
         self.num_features: int = info[indices[-1]]["num_chs"]
         self._add_stages(model, last=info[indices[-1]]["module"])
+        self._weights_beyond = frozenset(model.state_dict()) - frozenset(self.state_dict())
 
     def _add_stages(self, model: DenseNet, last: str) -> None:
         end, _, part = last.partition(".")
-        for name in model.feature_names[: model.feature_names.index(end) + 1]:
+        self.feature_names = model.feature_names[: model.feature_names.index(end) + 1]
+        for name in self.feature_names:
             self.add_module(name, getattr(model, name))
-        if part:
-            # The 1x1 behind the last tap would be a parameter without a gradient.
-            kept = OrderedDict((n, getattr(getattr(model, end), n)) for n in ("norm", "relu"))
+        # What stands behind the last tap would be parameters without a gradient.
+        stage = getattr(model, end)
+        if part == "relu":
+            kept = OrderedDict((name, getattr(stage, name)) for name in ("norm", "relu"))
             self.add_module(end, nn.Sequential(kept))
+        elif part:
+            self.add_module(end, stage.first(list(stage).index(part) + 1))
 
     @property
     def levels(self) -> tuple[FeatureLevel, ...]:
-        """The returned maps, in order: ``c1`` the stem, ``c2`` block 1, ..."""
+        """The returned maps, in order: ``c1`` the stem, ``c2`` block 1 (``c2.3`` its layer 3), ..."""
         info = self.feature_info
         return tuple(
-            FeatureLevel(f"c{i + 1}", info[i]["num_chs"], info[i]["reduction"])
+            FeatureLevel(info[i]["stage"], info[i]["num_chs"], info[i]["reduction"])
             for i in info.out_indices
         )
 
+    @property
+    def out_channels(self) -> list[int]:
+        """Channels of the returned maps."""
+        return [level.channels for level in self.levels]
+
+    def _smallest_image(self) -> int:
+        return int(self.feature_info[self.feature_info.out_indices[-1]]["nominal"])
+
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Image (N, in_chans, H, W) to one (N, C, H / stride, W / stride) map per level."""
-        features = []
-        for name, stage in self.named_children():
-            if f"{name}.relu" in self.return_layers:
-                *norm_relu, conv = _split(stage)
-                for module in norm_relu:
-                    x = module(x)
-                features.append(x)
-                x = conv(x)
+        """Image (N, in_chans, H, W) to one (N, C, H / stride, W / stride) map per level.
+
+        Raises:
+            ValueError: The image is smaller than one cell of the last map, or has other channels.
+        """
+        return list(self._points(x, self.return_layers, stop_early=False)[1].values())
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` scripts: the stages between one tap and the next."""
+        return _ScriptableStages(self).train(self.training)
+
+
+class _Segment(nn.Module):
+    """Stages up to the next point where something is tapped, written for TorchScript."""
+
+    def __init__(self, stages: Sequence[nn.Module], widths: Sequence[int], tapped: bool) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(*stages)
+        self.widths: list[int] = list(widths)
+        self.tapped = tapped
+
+    def forward(self, x: Tensor, features: list[Tensor]) -> Tensor:
+        """The next map; adds to ``features`` its first ``widths`` channels, and itself."""
+        x = self.stages(x)
+        for width in self.widths:
+            features.append(x[:, :width].clone())
+        if self.tapped:
+            features.append(x)
+        return x
+
+
+class _ScriptableStages(nn.Module):
+    """A feature net as a list of segments, since TorchScript knows no modules by name."""
+
+    def __init__(self, net: DenseFeatureNet) -> None:
+        super().__init__()
+        self.segments = nn.ModuleList()
+        wanted = net.return_layers
+        waiting: list[nn.Module] = []
+        for name in net.feature_names:
+            stage = getattr(net, name)
+            inner = stage.widths() if isinstance(stage, DenseBlock) else ()
+            widths = [width for layer, width in inner if f"{name}.{layer}" in wanted]
+            if f"{name}.relu" in wanted:
+                norm, relu, *conv = stage.children()
+                self.segments.append(_Segment([*waiting, norm, relu], [], tapped=True))
+                waiting = conv
             else:
-                x = stage(x)
-            if name in self.return_layers:
-                features.append(x)
+                waiting.append(stage)
+            if widths or name in wanted:
+                self.segments.append(_Segment(waiting, widths, tapped=name in wanted))
+                waiting = []
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Image (N, C, H, W) to the feature net's maps."""
+        features: list[Tensor] = []
+        for segment in self.segments:
+            x = segment(x, features)
         return features
 
 
-def _split(transition: nn.Module) -> Sequence[nn.Module]:
-    """Norm, ReLU and convolution of a transition; an identity where the convolution is cut off."""
-    modules = list(transition.children())
-    return modules if len(modules) == 3 else [*modules, nn.Identity()]
+def _tap_info(net: DenseNet, tap: Tap, layer_taps: Sequence[str]) -> list[dict[str, Any]]:
+    """Timm's feature_info for a row of the tap table, with the taps inside blocks.
 
-
-def _tap_info(net: DenseNet, tap: Tap) -> list[dict[str, Any]]:
-    """Timm's feature_info for a row of the tap table."""
-    info = [dict(level) for level in net.feature_info]
-    for i, plan in enumerate(net.spec.blocks[:-1], start=1):
+    Beside timm's entries: ``stage``, the level's name, and ``nominal``, the stride without
+    ``output_stride``.
+    """
+    blocks = net.spec.blocks
+    info = [dict(level, stage=f"c{i + 1}") for i, level in enumerate(net.feature_info)]
+    info[0]["nominal"] = net.spec.stem_stride
+    for i, plan in enumerate(blocks, start=1):
+        info[i]["nominal"] = plan.stride * plan.dilation
+        if i == len(blocks):
+            continue
         if tap == "norm":
             info[i]["module"] = f"transition{i}.relu"
         elif tap in ("compressed", "pooled"):
             info[i].update(num_chs=plan.transition_channels, module=f"transition{i}")
         if tap == "pooled" and plan.pooled:
-            info[i].update(reduction=plan.stride * 2, module=f"pool{i}")
-    return info
+            nominal = plan.exit_stride * blocks[i].dilation
+            info[i].update(reduction=plan.exit_stride, module=f"pool{i}", nominal=nominal)
+    inner = [_layer_info(net, name, info) for name in layer_taps]
+    if len({level["module"] for level in inner}) < len(inner):
+        raise ValueError(f"layer_taps must not repeat, got {tuple(layer_taps)}")
+    return sorted((*info, *inner), key=_place)
+
+
+def _layer_info(net: DenseNet, name: str, info: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The feature_info of what a block holds after one of its layers."""
+    found = re.fullmatch(r"denseblock([1-9]\d*)\.denselayer([1-9]\d*)", str(name))
+    blocks = net.spec.blocks
+    if not found or int(found[1]) > len(blocks) or int(found[2]) > blocks[int(found[1]) - 1].layers:
+        raise ValueError(
+            f"layer_taps: there is no {name!r}; write 'denseblock<i>.denselayer<l>', with as many "
+            f"layers as block_config={net.spec.block_config} says"
+        )
+    block, layer = int(found[1]), int(found[2])
+    plan = blocks[block - 1]
+    return {
+        "num_chs": plan.in_channels + layer * plan.growth_rate,
+        "reduction": plan.stride,
+        "module": name,
+        "stage": f"c{block + 1}.{layer}",
+        "nominal": plan.stride * plan.dilation,
+    }
+
+
+def _place(level: Mapping[str, Any]) -> tuple[int, float]:
+    """Sorts taps as they come: a block's layers by number, then the block or what follows it."""
+    stage, _, layer = level["stage"].partition(".")
+    return int(stage[1:]), float(layer or "inf")
 
 
 def feature_levels(net: nn.Module) -> tuple[FeatureLevel, ...]:

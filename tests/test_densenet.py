@@ -8,7 +8,8 @@ from torchvision.models._utils import IntermediateLayerGetter
 
 from densenet_backbones.checkpoints import to_ours, to_torchvision
 from densenet_backbones.dense_block import run_plain
-from densenet_backbones.densenet import DenseNet, DenseNetSpec, take_indices
+from densenet_backbones.densenet import DenseNet, DenseNetSpec
+from densenet_backbones.stages import take_indices
 
 IMAGENET = {
     121: DenseNetSpec(),

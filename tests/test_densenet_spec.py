@@ -57,7 +57,7 @@ def test_spec_survives_json():
         ({"transition_channels": (8, 0, 8)}, "transition_channels must be 3 entries"),
         ({"transition_pool": 1}, "transition_pool must be true or false"),
         ({"transition_pool": (True,)}, "one for all or 3"),
-        ({"pool": "mean"}, r"pool must be one of \('avg', 'max'\), not 'mean'"),
+        ({"pool": "mean"}, r"pool must be one of \('avg', 'max', 'blur'\), not 'mean'"),
         ({"stem": "vgg"}, "stem must be one of"),
         ({"init": "xavier"}, "init must be one of"),
         ({"ceil_mode": "yes"}, "ceil_mode must be true or false"),

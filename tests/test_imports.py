@@ -15,7 +15,9 @@ PACKAGE = "densenet_backbones"
 ROWS = (
     {"dense_block", "densenet_spec"},
     {"variants"},
-    {"checkpoints"},
+    {"checkpoints", "pooling"},
+    {"layers"},
+    {"stages"},
     {"densenet", "condensenet"},
     {"features"},
     {"timm_models"},

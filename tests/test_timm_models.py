@@ -121,8 +121,8 @@ def test_spec_fields_are_overridden_by_name():
     ("arguments", "error", "message"),
     [
         ({"tap": "post"}, ValueError, "tap must be one of"),
-        ({"tap": "norm", "features_only": False}, ValueError, "tap='norm' belongs to our own"),
-        ({"tap": "norm", "feature_cls": "list"}, ValueError, "tap='norm' belongs to our own"),
+        ({"tap": "norm", "features_only": False}, ValueError, "tap belongs to our own"),
+        ({"tap": "norm", "feature_cls": "list"}, ValueError, "tap belongs to our own"),
         ({"out_indices": -2}, ValueError, "out_indices=-2"),
         ({"out_indices": (7,)}, ValueError, "there is no tap 7"),
         ({"growth_rate": 0}, ValueError, "growth_rate must be an integer >= 1"),

@@ -1,9 +1,10 @@
 """Executes one dense block from tensors and layers; imports nothing else of the project.
 
-Every mode is a function ``run_<mode>(x, layers) -> Tensor`` that computes what `run_plain` does:
-outputs, gradients and batch-norm buffers.
+Every mode is a function ``run_<mode>(x, layers, ...) -> Tensor`` that computes what `run_plain`
+does: outputs, gradients and batch-norm buffers.
 """
 
+from densenet_backbones.dense_block.checkpointed import Memory, run_checkpointed
 from densenet_backbones.dense_block.plain import run_plain
 
-__all__ = ["run_plain"]
+__all__ = ["Memory", "run_checkpointed", "run_plain"]

@@ -1,0 +1,131 @@
+"""Executions of a dense block that compute maps again in the backward pass instead of keeping them.
+
+Naive checkpointing of a batch norm updates its running statistics twice, once in the forward pass
+and once when the maps are computed again (pytorch/pytorch#96136). Here the second time leaves them
+alone, so outputs, gradients and buffers are those of the plain execution.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from densenet_backbones.dense_block.plain import run_plain
+
+__all__ = ["DenseLayerLike", "Memory", "run_checkpointed"]
+
+Memory = Literal["none", "bottleneck", "layer", "block"]
+
+
+class DenseLayerLike(Protocol):
+    """What `run_checkpointed` asks of a layer; ``layer(x)`` is ``expand(squeeze(x))``.
+
+    Attributes:
+        bottleneck: Whether there is a bottleneck; without one, ``squeeze`` makes the new maps.
+    """
+
+    bottleneck: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """New maps, (N, k, H, W), from the concatenation, (N, C, H, W)."""
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        """Norm, activation and first convolution: bottleneck maps from the concatenation."""
+
+    def expand(self, x: Tensor) -> Tensor:
+        """The rest of the layer: new maps from the bottleneck maps."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The layer and everything in it."""
+
+
+def run_checkpointed(x: Tensor, layers: Sequence[DenseLayerLike], memory: Memory) -> Tensor:
+    """Runs a dense block, keeping less of it for the backward pass.
+
+    What is kept besides the block's input, for L layers:
+
+    ==============  ================================================  ==========================
+    memory          kept                                              computed once more
+    ==============  ================================================  ==========================
+    ``bottleneck``  new maps and bottleneck maps: linear in L         concatenation, norm1, conv1
+    ``layer``       new maps: linear in L                             every layer, one by one
+    ``block``       nothing                                           the block as a whole
+    ==============  ================================================  ==========================
+
+    ``bottleneck`` is what Pleiss et al. (1707.06990) and every other implementation do; a layer
+    without bottleneck has nothing but its norm before the 3x3, so there it means ``layer``.
+    ``block`` needs room for one block's maps while it runs backward.
+
+    Args:
+        x: Input of the block, (N, C, H, W).
+        layers: Layers as `run_plain` takes them.
+        memory: Row of the table.
+
+    Returns:
+        What `run_plain` returns. Layers with hooks run plain, as hooks must see each pass once; a
+        warning says so, once.
+    """
+    # Compiled code carries its hooks within, and computes nothing again behind our back.
+    if not torch.compiler.is_compiling() and any(map(_has_hooks, layers)):
+        warnings.warn(
+            f"memory={memory!r} is off for dense blocks whose layers carry hooks, as hooks must "
+            "see every pass once; hook the blocks instead, or remove the hooks",
+            stacklevel=2,
+        )
+        return run_plain(x, layers)
+    if memory == "block":
+        return _checkpoint(lambda x: run_plain(x, layers), layers, x)
+    maps = [x]
+    for layer in layers:
+        if memory == "bottleneck" and layer.bottleneck:
+            maps.append(layer.expand(_checkpoint(_joined(layer.squeeze), [layer], *maps)))
+        else:
+            maps.append(_checkpoint(_joined(layer), [layer], *maps))
+    return torch.cat(maps, dim=1)
+
+
+def _joined(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """``function`` of the concatenation of its arguments, which is then not kept either."""
+    return lambda *maps: function(torch.cat(maps, dim=1) if len(maps) > 1 else maps[0])
+
+
+def _checkpoint(
+    function: Callable[..., Tensor], layers: Sequence[DenseLayerLike], *maps: Tensor
+) -> Tensor:
+    if torch.compiler.is_compiling():
+        # Dynamo takes no context_fn, and needs none: what it computes again updates no buffers.
+        return checkpoint(function, *maps, use_reentrant=False)
+    norms = [m for layer in layers for m in layer.modules() if hasattr(m, "track_running_stats")]
+    return checkpoint(
+        function,
+        *maps,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), _statistics_kept(norms)),
+    )
+
+
+@contextmanager
+def _statistics_kept(norms: Iterable[nn.Module]) -> Iterator[None]:
+    """Batch norms in training mode use the batch's statistics within, and update no buffer."""
+    tracking = [norm for norm in norms if norm.track_running_stats]
+    for norm in tracking:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True
+
+
+def _has_hooks(layer: DenseLayerLike) -> bool:
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        for module in layer.modules()
+    )

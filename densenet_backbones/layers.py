@@ -1,0 +1,219 @@
+"""What a DenseNet is made of: norm, dense layer, dense block, transition, stem.
+
+Huang et al., "Densely Connected Convolutional Networks" (1608.06993). Every norm is followed by an
+activation module of its own, so converters that swap the norm (SyncBN, frozen BN) keep it.
+
+Shapes: N images, C channels, H and W pixels, k growth rate.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from timm.layers import create_act_layer, drop_path
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d as _FrozenBatchNorm2d
+
+from densenet_backbones.dense_block import Memory, run_checkpointed, run_plain
+from densenet_backbones.densenet_spec import BlockPlan, DenseNetSpec
+from densenet_backbones.pooling import make_pool, make_stem_pool
+
+__all__ = ["DenseBlock", "DenseLayer", "FrozenBatchNorm2d", "Transition", "feature_modules"]
+
+
+class FrozenBatchNorm2d(_FrozenBatchNorm2d):
+    """Batch norm whose statistics and affine map are buffers: nothing is learned or updated.
+
+    torchvision's multiplies and adds by itself; this calls batch norm's own kernel, so that values
+    equal an evaluated `nn.BatchNorm2d`'s to the bit and keep their precision under autocast.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
+
+def _norm(channels: int, spec: DenseNetSpec) -> nn.Module:
+    if spec.norm == "group":
+        return nn.GroupNorm(channels // spec.group_size, channels, eps=spec.norm_eps)
+    if spec.norm == "frozen":
+        return FrozenBatchNorm2d(channels, eps=spec.norm_eps)
+    kind = nn.SyncBatchNorm if spec.norm == "sync" else nn.BatchNorm2d
+    return kind(channels, eps=spec.norm_eps, momentum=spec.norm_momentum)
+
+
+def _act(spec: DenseNetSpec, fresh_input: bool) -> nn.Module:
+    # In place only where nothing else reads the input: a tap on a norm would see changed values.
+    return create_act_layer(spec.act_layer, inplace=fresh_input and spec.act_layer == "relu")
+
+
+def _conv(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, dilation: int = 1
+) -> nn.Conv2d:
+    return nn.Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride,
+        padding=dilation * (kernel_size // 2),
+        dilation=dilation,
+        bias=False,
+    )
+
+
+class DenseLayer(nn.Module):
+    """One layer H of a block: norm-act-1x1-norm-act-3x3, or norm-act-3x3 without bottleneck.
+
+    Args:
+        in_channels: Channels of the concatenation it reads.
+        plan: Growth rate and dilation.
+        spec: Bottleneck, activation, dropout and norm settings.
+        drop_path_rate: Probability that a sample goes without this layer's maps in training.
+    """
+
+    bottleneck: Final[bool]
+    drop_rate: Final[float]
+    drop_path_rate: Final[float]
+
+    def __init__(
+        self, in_channels: int, plan: BlockPlan, spec: DenseNetSpec, drop_path_rate: float = 0.0
+    ) -> None:
+        super().__init__()
+        growth_rate, dilation = plan.growth_rate, plan.dilation
+        self.bottleneck = spec.bn_size is not None
+        self.norm1 = _norm(in_channels, spec)
+        self.relu1 = _act(spec, fresh_input=True)
+        if spec.bn_size is None:
+            self.conv1 = _conv(in_channels, growth_rate, kernel_size=3, dilation=dilation)
+        else:
+            width = growth_rate * spec.bn_size
+            self.conv1 = _conv(in_channels, width, kernel_size=1)
+            self.norm2 = _norm(width, spec)
+            self.relu2 = _act(spec, fresh_input=True)
+            self.conv2 = _conv(width, growth_rate, kernel_size=3, dilation=dilation)
+        self.drop_rate = float(spec.proj_drop_rate)
+        self.drop_path_rate = float(drop_path_rate)
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        """The concatenation, (N, C, H, W), to the bottleneck; to the new maps if there is none."""
+        return self.conv1(self.relu1(self.norm1(x)))
+
+    def expand(self, x: Tensor) -> Tensor:
+        """Bottleneck maps, (N, bn_size * k, H, W), to the new maps, (N, k, H, W)."""
+        if self.bottleneck:
+            x = self.conv2(self.relu2(self.norm2(x)))
+        if self.drop_rate > 0:
+            x = F.dropout(x, p=self.drop_rate, training=self.training)
+        if self.drop_path_rate > 0:
+            x = drop_path(x, self.drop_path_rate, self.training)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """New maps, (N, k, H, W), from the concatenation of all earlier ones, (N, C, H, W)."""
+        return self.expand(self.squeeze(x))
+
+
+class DenseBlock(nn.ModuleDict):
+    """Dense layers ``denselayer1``, ``denselayer2``, ... over one growing concatenation.
+
+    Args:
+        layers: The layers, in order.
+        memory: What training keeps for the backward pass; see `run_checkpointed`. Without effect
+            in eval mode, without gradients, and in scripted, traced and exported nets.
+    """
+
+    def __init__(self, layers: Iterable[DenseLayer], memory: Memory = "none") -> None:
+        super().__init__()
+        self.memory: Memory = memory
+        for i, layer in enumerate(layers, start=1):
+            self[f"denselayer{i}"] = layer
+
+    @classmethod
+    def from_plan(cls, plan: BlockPlan, spec: DenseNetSpec) -> "DenseBlock":
+        """A new block of ``plan``."""
+        widths = range(plan.in_channels, plan.channels, plan.growth_rate)
+        pairs = zip(widths, plan.drop_path, strict=True)
+        return cls(DenseLayer(width, plan, spec, rate) for width, rate in pairs)
+
+    def first(self, count: int) -> "DenseBlock":
+        """A block of the first ``count`` layers, which it shares."""
+        return DenseBlock(list(self.values())[:count], self.memory)
+
+    def widths(self) -> Iterator[tuple[str, int]]:
+        """Each layer's name, and channels of the concatenation with its maps."""
+        for name, layer in self.items():
+            last = layer.conv2 if layer.bottleneck else layer.conv1
+            yield name, layer.conv1.in_channels + last.out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Concatenation of the input and all new maps, (N, C + layers * k, H, W)."""
+        if torch.jit.is_scripting():
+            for layer in self.values():
+                x = torch.cat((x, layer(x)), dim=1)
+            return x
+        return self._run(x)
+
+    @torch.jit.unused
+    def _run(self, x: Tensor) -> Tensor:
+        layers = tuple(self.values())
+        if self.memory == "none" or not self.training or not torch.is_grad_enabled():
+            return run_plain(x, layers)
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return run_plain(x, layers)
+        return run_checkpointed(x, layers, self.memory)
+
+
+class Transition(nn.Sequential):
+    """Norm-act-1x1 between two blocks; the pool behind it is the network's own child.
+
+    Args:
+        plan: The block before it.
+        spec: Norm and activation.
+    """
+
+    def __init__(self, plan: BlockPlan, spec: DenseNetSpec) -> None:
+        super().__init__()
+        assert plan.transition_channels is not None
+        self.norm = _norm(plan.channels, spec)
+        self.relu = _act(spec, fresh_input=True)
+        self.conv = _conv(plan.channels, plan.transition_channels, kernel_size=1)
+
+
+def _stem(spec: DenseNetSpec, in_chans: int) -> Iterator[tuple[str, nn.Module]]:
+    width = spec.num_init_features
+    if spec.stem == "cifar":
+        yield "conv0", _conv(in_chans, width, kernel_size=3)
+        return
+    if spec.stem == "imagenet":
+        convs = [_conv(in_chans, width, kernel_size=7, stride=2)]
+    else:
+        half = width // 2
+        convs = [_conv(in_chans, half, 3, stride=2), _conv(half, half, 3), _conv(half, width, 3)]
+    for i, conv in enumerate(convs):
+        yield f"conv{i}", conv
+        yield f"norm{i}", _norm(conv.out_channels, spec)
+        yield f"relu{i}", _act(spec, fresh_input=False)
+    yield "pool0", make_stem_pool(spec)
+
+
+def feature_modules(spec: DenseNetSpec, in_chans: int) -> Iterator[tuple[str, nn.Module]]:
+    """Everything before the classifier, by torchvision's names and in the order it runs."""
+    yield from _stem(spec, in_chans)
+    for i, plan in enumerate(spec.blocks, start=1):
+        yield f"denseblock{i}", DenseBlock.from_plan(plan, spec)
+        if plan.transition_channels is None:
+            continue
+        yield f"transition{i}", Transition(plan, spec)
+        if plan.pooled:
+            dilated = plan.exit_stride == plan.stride
+            yield (
+                f"pool{i}",
+                make_pool(spec, plan.transition_channels, plan.dilation if dilated else None),
+            )
+    if spec.final_norm:
+        # These names hold for any number of blocks, as in torchvision and timm.
+        yield "norm5", _norm(spec.blocks[-1].channels, spec)
+        yield "relu5", _act(spec, fresh_input=False)

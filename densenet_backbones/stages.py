@@ -1,0 +1,271 @@
+"""The stages of a DenseNet in the order they run: what the network and its feature net share.
+
+Shapes: N images, C channels, H and W pixels.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, get_args
+
+import torch
+from timm.models._manipulate import MATCH_PREV_GROUP
+from torch import Tensor, nn
+
+from densenet_backbones.checkpoints import CLASSIFIER, to_ours
+from densenet_backbones.dense_block import Memory
+from densenet_backbones.densenet_spec import DenseNetSpec
+from densenet_backbones.layers import DenseBlock
+
+__all__ = ["DenseStages", "take_indices"]
+
+
+class DenseStages(nn.Module):
+    """What a DenseNet and its feature net share: the stages, flat and in the order they run.
+
+    Args:
+        spec: Architecture.
+        in_chans: Channels of the image.
+
+    Attributes:
+        feature_names: Names of the children that make features, in the order they run.
+        feature_info: timm's description of the taps: channels, stride and module of each.
+    """
+
+    feature_names: tuple[str, ...]
+    feature_info: Any
+
+    def __init__(self, spec: DenseNetSpec, in_chans: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.in_chans = in_chans
+        self.frozen_stages = 0
+        self.feature_names = ()
+        # Weights of the whole network which this part of it does not have.
+        self._weights_beyond: frozenset[str] = frozenset()
+
+    # ------------------------------------------------------------------------ running
+
+    def _smallest_image(self) -> int:
+        """Side in pixels below which the last stage's maps would be empty."""
+        return self.spec.nominal_stride
+
+    def _check_image(self, x: Tensor) -> None:
+        # Traced and compiled nets carry no checks: those would pin down dynamic sizes.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(
+                f"images must be a (N, {self.in_chans}, H, W) tensor, not {tuple(x.shape)}"
+            )
+        smallest = self._smallest_image()
+        if min(x.shape[2:]) < smallest:
+            raise ValueError(
+                f"images must have {smallest} pixels or more on each side, one cell of the "
+                f"coarsest map, not {x.shape[2]}x{x.shape[3]}; resize them, or take fewer taps"
+            )
+
+    def _points(
+        self, x: Tensor, wanted: Collection[str], stop_early: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Runs the stages; the last map, and the wanted points by name in the order they come.
+
+        Points are children (``denseblock1``), a transition's activation (``transition1.relu``), and
+        what a block holds after one of its layers (``denseblock1.denselayer2``).
+        """
+        self._check_image(x)
+        found: dict[str, Tensor] = {}
+        for name in self.feature_names:
+            stage = getattr(self, name)
+            if f"{name}.relu" in wanted:
+                norm, relu, *conv = stage.children()
+                x = found[f"{name}.relu"] = relu(norm(x))
+                for module in conv:  # cut off behind a last tap
+                    x = module(x)
+            else:
+                x = stage(x)
+            if isinstance(stage, DenseBlock):
+                for layer, width in stage.widths():
+                    if f"{name}.{layer}" in wanted:
+                        # A block's maps are stacked in the order they are made. The clone is
+                        # dense in memory, in the order of the block's own layout.
+                        found[f"{name}.{layer}"] = x[:, :width].clone()
+            if name in wanted:
+                found[name] = x
+            if stop_early and len(found) == len(wanted):
+                break
+        return x, found
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The taps of `feature_info` beside the last feature map, as timm's models give them.
+
+        Args:
+            x: Image, (N, in_chans, H, W).
+            indices: Taps to return: all when None, the last n for an int.
+            norm: Without effect; the last tap is the normed one.
+            stop_early: End after the last wanted tap.
+            output_fmt: Only ``NCHW``.
+            intermediates_only: Return the list of taps alone.
+
+        Raises:
+            ValueError: ``output_fmt`` is not ``NCHW``, or an index is refused by `take_indices`.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be 'NCHW', not {output_fmt!r}")
+        info = self.feature_info
+        names = [info[i]["module"] for i in take_indices(len(info), indices)]
+        x, found = self._points(x, names, stop_early)
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise ValueError(
+                f"this net ends before {missing[0]!r}; ask for earlier taps, or build it with "
+                "more out_indices"
+            )
+        return list(found.values()) if intermediates_only else (x, list(found.values()))
+
+    # ------------------------------------------------------------------------ training
+
+    def set_memory(self, memory: Memory) -> None:
+        """Chooses what training keeps for the backward pass; results stay the same.
+
+        Args:
+            memory: ``none`` keeps all; ``bottleneck``, ``layer`` and ``block`` keep less and
+                compute it again (see `dense_block.run_checkpointed`).
+
+        Raises:
+            ValueError: ``memory`` is none of these.
+        """
+        if memory not in get_args(Memory):
+            raise ValueError(f"memory must be one of {get_args(Memory)}, not {memory!r}")
+        for block in self._blocks():
+            block.memory = memory
+
+    @property
+    def memory(self) -> Memory:
+        """What training keeps for the backward pass; `set_memory` changes it."""
+        for block in self._blocks():
+            return block.memory
+        return "none"  # the stem alone
+
+    def _blocks(self) -> Iterator[DenseBlock]:
+        return (module for module in self.modules() if isinstance(module, DenseBlock))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Switches ``memory="layer"`` on or off, as timm's models name it."""
+        self.set_memory("layer" if enable else "none")
+
+    def freeze(self, stages: int) -> None:
+        """Freezes the first stages: no gradients, and norms and dropout stay in eval mode.
+
+        ``train()`` leaves frozen stages in eval mode. Stages frozen earlier and no longer among the
+        first ones are trained again.
+
+        Args:
+            stages: 0 for none, 1 for the stem, 1 + i up to block i and the transition behind it.
+
+        Raises:
+            ValueError: There are fewer stages.
+        """
+        children = self._stage_children()
+        if not 0 <= stages < len(children) + 1:
+            raise ValueError(
+                f"stages must be 0 to {len(children)} (the stem and "
+                f"{len(children) - 1} blocks), not {stages}"
+            )
+        for i, modules in enumerate(children):
+            if i < max(stages, self.frozen_stages):
+                for module in modules:
+                    module.requires_grad_(i >= stages).train(self.training and i >= stages)
+        self.frozen_stages = stages
+
+    def _stage_children(self) -> list[list[nn.Module]]:
+        """Children of the stem, then of each block up to the next one."""
+        stages: list[list[nn.Module]] = [[]]
+        for name in self.feature_names:
+            if name.startswith("denseblock"):
+                stages.append([])
+            stages[-1].append(getattr(self, name))
+        return stages
+
+    def train(self, mode: bool = True) -> "DenseStages":
+        """Sets the training mode of all but the frozen stages."""
+        super().train(mode)
+        for modules in self._stage_children()[: self.frozen_stages]:
+            for module in modules:
+                module.eval()
+        return self
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns by which timm's optimisers give layers their own learning rate."""
+        layers: Any = [
+            (r"^denseblock(\d+)\.denselayer(\d+)", None),
+            (r"^transition(\d+)", MATCH_PREV_GROUP),
+        ]
+        blocks = r"^(?:denseblock|transition)(\d+)" if coarse else layers
+        return {"stem": r"^(?:conv|norm)[012]\.", "blocks": blocks}
+
+    # ------------------------------------------------------------------------ weights
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Renames other libraries' keys, and leaves out the weights of stages that are not here."""
+        given = {key: state_dict[key] for key in state_dict if key.startswith(prefix)}
+        ours = self.state_dict().keys()
+        if any(key.removeprefix(prefix) not in ours for key in given):
+            renamed = to_ours({key.removeprefix(prefix): given[key] for key in given})
+            for key in given:
+                del state_dict[key]
+            has_classifier = any(key.startswith(CLASSIFIER) for key in ours)
+            for key, value in renamed.items():
+                beyond = key in self._weights_beyond
+                if not beyond and (has_classifier or not key.startswith(CLASSIFIER)):
+                    state_dict[prefix + key] = value
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def take_indices(count: int, indices: int | Iterable[int] | None) -> tuple[int, ...]:
+    """Positions meant by timm's ``out_indices``.
+
+    Args:
+        count: Number of taps there are.
+        indices: None for all taps, n >= 1 for the last n, or positions in ascending order, where
+            -1 is the last tap.
+
+    Returns:
+        Positions in 0..count-1, ascending.
+
+    Raises:
+        ValueError: There is nothing to take, a position does not exist, or the order is not
+            ascending (features come in the order of the network, so another order would put
+            channels and strides beside the wrong maps).
+    """
+    if indices is None:
+        return tuple(range(count))
+    if isinstance(indices, int):
+        if not 1 <= indices <= count:
+            raise ValueError(
+                f"out_indices={indices} asks for the last {indices} of {count} taps; give 1 to "
+                f"{count}, or a tuple such as ({indices},) for a single position"
+            )
+        return tuple(range(count - indices, count))
+    given = tuple(indices)
+    if not given:
+        raise ValueError(f"out_indices is empty; give positions from 0 to {count - 1}")
+    for index in given:
+        if not -count <= index < count:
+            raise ValueError(
+                f"out_indices={given}: there is no tap {index}; give positions from 0 to "
+                f"{count - 1}, or -1 for the last"
+            )
+    taken = tuple(index % count for index in given)
+    if any(later <= earlier for earlier, later in pairwise(taken)):
+        raise ValueError(f"out_indices={given} must ascend without repeats, as the taps come")
+    return taken
