@@ -130,7 +130,7 @@ class DenseFeatureNet(DenseStages):
 
     @property
     def levels(self) -> tuple[FeatureLevel, ...]:
-        """The returned maps, in order: ``c1`` the stem, ``c2`` block 1 (``c2.3`` its layer 3), ..."""
+        """The returned maps, in order: ``c1`` stem, ``c2`` block 1 (``c2.3`` its layer 3), ..."""
         info = self.feature_info
         return tuple(
             FeatureLevel(info[i]["stage"], info[i]["num_chs"], info[i]["reduction"])
@@ -161,10 +161,12 @@ class DenseFeatureNet(DenseStages):
 class _Segment(nn.Module):
     """Stages up to the next point where something is tapped, written for TorchScript."""
 
+    widths: list[int]  # TorchScript cannot tell the type of an empty list
+
     def __init__(self, stages: Sequence[nn.Module], widths: Sequence[int], tapped: bool) -> None:
         super().__init__()
         self.stages = nn.Sequential(*stages)
-        self.widths: list[int] = list(widths)
+        self.widths = list(widths)
         self.tapped = tapped
 
     def forward(self, x: Tensor, features: list[Tensor]) -> Tensor:

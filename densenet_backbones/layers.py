@@ -12,14 +12,21 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 from timm.layers import create_act_layer, drop_path
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision.ops import FrozenBatchNorm2d as _FrozenBatchNorm2d
 
 from densenet_backbones.dense_block import Memory, run_checkpointed, run_plain
 from densenet_backbones.densenet_spec import BlockPlan, DenseNetSpec
 from densenet_backbones.pooling import make_pool, make_stem_pool
 
-__all__ = ["DenseBlock", "DenseLayer", "FrozenBatchNorm2d", "Transition", "feature_modules"]
+__all__ = [
+    "DenseBlock",
+    "DenseLayer",
+    "FrozenBatchNorm2d",
+    "Transition",
+    "feature_modules",
+    "is_traced",
+]
 
 
 class FrozenBatchNorm2d(_FrozenBatchNorm2d):
@@ -62,6 +69,11 @@ def _conv(
         dilation=dilation,
         bias=False,
     )
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether ``torch.fx`` or ``torch.jit.trace`` runs a module to write down what it does."""
+    return isinstance(x, fx.Proxy) or torch.jit.is_tracing()
 
 
 class DenseLayer(nn.Module):
@@ -161,7 +173,7 @@ class DenseBlock(nn.ModuleDict):
         layers = tuple(self.values())
         if self.memory == "none" or not self.training or not torch.is_grad_enabled():
             return run_plain(x, layers)
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if is_traced(x) or torch.compiler.is_exporting():
             return run_plain(x, layers)
         return run_checkpointed(x, layers, self.memory)
 

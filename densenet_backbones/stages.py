@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from densenet_backbones.checkpoints import CLASSIFIER, to_ours
 from densenet_backbones.dense_block import Memory
 from densenet_backbones.densenet_spec import DenseNetSpec
-from densenet_backbones.layers import DenseBlock
+from densenet_backbones.layers import DenseBlock, is_traced
 
 __all__ = ["DenseStages", "take_indices"]
 
@@ -51,7 +51,7 @@ class DenseStages(nn.Module):
 
     def _check_image(self, x: Tensor) -> None:
         # Traced and compiled nets carry no checks: those would pin down dynamic sizes.
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or is_traced(x):
             return
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ValueError(

@@ -99,7 +99,8 @@ def _checkpoint(
     if torch.compiler.is_compiling():
         # Dynamo takes no context_fn, and needs none: what it computes again updates no buffers.
         return checkpoint(function, *maps, use_reentrant=False)
-    norms = [m for layer in layers for m in layer.modules() if hasattr(m, "track_running_stats")]
+    modules = (module for layer in layers for module in layer.modules())
+    norms = [module for module in modules if getattr(module, "track_running_stats", False)]
     return checkpoint(
         function,
         *maps,
@@ -110,15 +111,19 @@ def _checkpoint(
 
 @contextmanager
 def _statistics_kept(norms: Iterable[nn.Module]) -> Iterator[None]:
-    """Batch norms in training mode use the batch's statistics within, and update no buffer."""
-    tracking = [norm for norm in norms if norm.track_running_stats]
-    for norm in tracking:
-        norm.track_running_stats = False
+    """Within, batch norms in training mode leave their buffers as they are.
+
+    With momentum 0 the running statistics are multiplied by one. They cannot simply be left out:
+    autograd keeps them with the rest, and checkpointing compares what is kept.
+    """
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, _, _ in before:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in tracking:
-            norm.track_running_stats = True
+        for norm, momentum, count in before:
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def _has_hooks(layer: DenseLayerLike) -> bool:
