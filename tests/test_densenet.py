@@ -10,40 +10,15 @@ from densenet_backbones.checkpoints import to_ours, to_torchvision
 from densenet_backbones.dense_block import run_plain
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.stages import take_indices
-
-IMAGENET = {
-    121: DenseNetSpec(),
-    161: DenseNetSpec(growth_rate=48, block_config=(6, 12, 36, 24), num_init_features=96),
-    169: DenseNetSpec(block_config=(6, 12, 32, 32)),
-    201: DenseNetSpec(block_config=(6, 12, 48, 32)),
-}
-
-
-def cifar(layers, growth_rate, bottleneck=False, compression=1.0, init=16, **fields):
-    """The CIFAR nets of 1608.06993: three blocks of N = (L - 4) / 3 layers, halved with 1x1s."""
-    count = (layers - 4) // (6 if bottleneck else 3)
-    return DenseNetSpec(
-        growth_rate=growth_rate,
-        block_config=(count,) * 3,
-        num_init_features=init,
-        bn_size=4 if bottleneck else None,
-        compression=compression,
-        stem="cifar",
-        **fields,
-    )
-
-
-def bc(layers, growth_rate):
-    return cifar(layers, growth_rate, bottleneck=True, compression=0.5, init=2 * growth_rate)
-
+from densenet_backbones.variants import VARIANTS, cifar_spec
 
 # ------------------------------------------------------------------------------ architecture
 
 
-@pytest.mark.parametrize("depth", IMAGENET)
+@pytest.mark.parametrize("depth", [121, 161, 169, 201])
 def test_imagenet_nets_have_torchvisions_names_and_shapes(depth):
     with torch.device("meta"):
-        ours = DenseNet(IMAGENET[depth])
+        ours = DenseNet(VARIANTS[f"densenet{depth}"])
         theirs = torchvision.models.get_model(f"densenet{depth}", weights=None)
     expected = {key: value.shape for key, value in to_ours(theirs.state_dict()).items()}
     assert {key: value.shape for key, value in ours.state_dict().items()} == expected
@@ -51,49 +26,58 @@ def test_imagenet_nets_have_torchvisions_names_and_shapes(depth):
 
 
 @pytest.mark.parametrize(
-    ("spec", "total", "features"),
+    ("name", "total", "features"),
     [
-        (IMAGENET[121], 7_978_856, 6_953_856),
-        (IMAGENET[161], 28_681_000, 26_472_000),
-        (IMAGENET[169], 14_149_480, 12_484_480),
-        (IMAGENET[201], 20_013_928, 18_092_928),
-        (DenseNetSpec(block_config=(6, 12, 64, 48)), 33_337_704, 30_648_704),
-        (
-            DenseNetSpec(
-                growth_rate=48, block_config=(6, 12, 64, 48), num_init_features=96, stem="deep"
-            ),
-            72_736_216,
-            68_703_216,
-        ),
+        ("densenet121", 7_978_856, 6_953_856),
+        ("densenet161", 28_681_000, 26_472_000),
+        ("densenet169", 14_149_480, 12_484_480),
+        ("densenet201", 20_013_928, 18_092_928),
+        ("densenet264", 33_337_704, 30_648_704),
+        ("densenet232_k48", 55_570_984, None),
+        ("densenet264_k48", 72_686_632, None),
+        ("densenet264d", 72_736_216, 68_703_216),
+        ("densenetblur121d", 7_998_088, 6_973_088),
     ],
 )
-def test_imagenet_parameter_counts(spec, total, features):
-    assert parameters_of(lambda: DenseNet(spec)) == total
-    assert parameters_of(lambda: DenseNet(spec, num_classes=0)) == features
+def test_imagenet_parameter_counts(name, total, features):
+    assert parameters_of(lambda: DenseNet(VARIANTS[name])) == total
+    if features:
+        assert parameters_of(lambda: DenseNet(VARIANTS[name], num_classes=0)) == features
 
 
-@pytest.mark.parametrize(
-    ("spec", "total"),
-    [
-        (cifar(40, 12), 1_019_722),
-        (cifar(100, 12), 6_979_642),
-        (cifar(100, 24), 27_249_082),
-        (cifar(40, 12, bottleneck=True), 238_306),
-        (cifar(40, 12, compression=0.5), 578_090),
-        (bc(40, 12), 176_122),
-        (bc(100, 12), 769_162),
-        (bc(250, 24), 15_324_406),
-        (bc(190, 40), 25_624_430),
-        (bc(40, 36), 1_542_682),
-        (bc(40, 60), 4_261_690),
-    ],
-)
-def test_cifar_parameter_counts(spec, total):
-    assert parameters_of(lambda: DenseNet(spec, num_classes=10)) == total
+CIFAR_PARAMETERS = {
+    "densenet40_k12": 1_019_722,
+    "densenet100_k12": 6_979_642,
+    "densenet100_k24": 27_249_082,
+    "densenet40b_k12": 238_306,
+    "densenet40c_k12": 578_090,
+    "densenet40bc_k12": 176_122,
+    "densenet100bc_k12": 769_162,
+    "densenet250bc_k24": 15_324_406,
+    "densenet190bc_k40": 25_624_430,
+    "densenet40bc_k36": 1_542_682,
+    "densenet40bc_k48": 2_733_130,
+    "densenet40bc_k60": 4_261_690,
+}
+
+
+@pytest.mark.parametrize(("name", "total"), CIFAR_PARAMETERS.items())
+def test_cifar_parameter_counts(name, total):
+    assert parameters_of(lambda: DenseNet(VARIANTS[name], num_classes=10)) == total
+
+
+def test_every_cifar_net_is_counted():
+    assert {n for n, spec in VARIANTS.items() if spec.stem == "cifar"} == set(CIFAR_PARAMETERS)
+
+
+@pytest.mark.parametrize(("depth", "kind"), [(40, "x"), (41, ""), (43, "bc"), (4, "")])
+def test_cifar_nets_that_do_not_exist(depth, kind):
+    with pytest.raises(ValueError, match="must be"):
+        cifar_spec(depth, 12, kind)
 
 
 def test_cifar_children_and_strides():
-    net = DenseNet(cifar(10, 4), num_classes=10)
+    net = DenseNet(cifar_spec(10, 4), num_classes=10)
     names = [name for name, _ in net.named_children()]
     assert names[:3] == ["conv0", "denseblock1", "transition1"]
     assert names[-5:] == ["norm5", "relu5", "global_pool", "head_drop", "classifier"]

@@ -1,7 +1,11 @@
 """Small networks and random norms for tests of equality."""
 
+import timm
 import torch
 from torch import nn
+
+from densenet_backbones.timm_models import SUFFIX
+from densenet_backbones.variants import VARIANTS
 
 # growth 4, one or two layers a block: every code path in milliseconds
 TINY = {"growth_rate": 4, "block_config": (1, 2, 1, 1), "num_init_features": 8}
@@ -22,3 +26,16 @@ def parameters_of(build) -> int:
     """Learnable values of what ``build()`` makes, without making them."""
     with torch.device("meta"):
         return sum(p.numel() for p in build().parameters())
+
+
+def tiny(name: str, **arguments) -> nn.Module:
+    """A registered net with its stem, pools and transitions, but few narrow layers."""
+    blocks = len(VARIANTS[name.removesuffix(SUFFIX)].block_config)
+    small = {"growth_rate": 4, "block_config": (2,) * blocks, "num_init_features": 8}
+    torch.manual_seed(0)
+    return randomise_norms(timm.create_model(name, **{**small, **arguments}))
+
+
+# Every name of the registry, and one name for each kind of net that remains with few layers.
+NAMES = timm.list_models(module="timm_models")
+KINDS = list({tiny(name).spec: name for name in reversed(NAMES)}.values())

@@ -7,7 +7,7 @@ alone, so outputs, gradients and buffers are those of the plain execution.
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Literal, Protocol
 
 import torch
@@ -105,24 +105,28 @@ def _checkpoint(
         function,
         *maps,
         use_reentrant=False,
-        context_fn=lambda: (nullcontext(), _statistics_kept(norms)),
+        context_fn=lambda: (nullcontext(), _StatisticsKept(norms)),
     )
 
 
-@contextmanager
-def _statistics_kept(norms: Iterable[nn.Module]) -> Iterator[None]:
-    """Within, batch norms in training mode leave their buffers as they are.
+class _StatisticsKept:
+    """A context within which batch norms in training mode leave their buffers as they are.
 
     With momentum 0 the running statistics are multiplied by one. They cannot simply be left out:
-    autograd keeps them with the rest, and checkpointing compares what is kept.
+    autograd keeps them with the rest, and checkpointing compares what is kept. It may be entered
+    again, once for every backward pass.
     """
-    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm, _, _ in before:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, momentum, count in before:
+
+    def __init__(self, norms: Iterable[nn.Module]) -> None:
+        self.norms = tuple(norms)
+
+    def __enter__(self) -> None:
+        self.before = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+
+    def __exit__(self, *args: object) -> None:
+        for norm, (momentum, count) in zip(self.norms, self.before, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
