@@ -1,8 +1,9 @@
+import argparse
 import pickle
 
+import numpy as np
 import pytest
 import safetensors.torch
-import timm
 import torch
 import torchvision
 from tiny_nets import TINY
@@ -10,69 +11,12 @@ from torch import nn
 
 from densenet_backbones.checkpoints import (
     CheckpointError,
-    fit_to,
     read_checkpoint,
     read_state_dict,
     to_ours,
-    to_torchvision,
 )
+from densenet_backbones.checkpoints.reading import read_weights_file
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
-
-OURS = {"conv0.weight": 0, "denseblock1.denselayer12.norm1.running_var": 1, "classifier.bias": 2}
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        ["features.conv0.weight", "features.denseblock1.denselayer12.norm1.running_var"],
-        ["features.conv0.weight", "features.denseblock1.denselayer12.norm.1.running_var"],
-        ["features_conv0.weight", "features_denseblock1.denselayer12.norm1.running_var"],
-        ["conv0.weight", "denseblock1.denselayer12.norm1.running_var"],
-    ],
-    ids=["torchvision", "old torchvision", "timm features_only", "ours"],
-)
-def test_to_ours_reads_every_known_spelling(keys):
-    assert to_ours(dict(zip([*keys, "classifier.bias"], (0, 1, 2), strict=True))) == OURS
-
-
-def test_old_dots_are_changed_inside_dense_layers_only():
-    assert list(to_ours({"features.denseblock3.denselayer2.conv.2.weight": 0})) == [
-        "denseblock3.denselayer2.conv2.weight"
-    ]
-    assert list(to_ours({"features.transition1.norm.weight": 0})) == ["transition1.norm.weight"]
-
-
-@pytest.mark.parametrize("library", ["torchvision", "timm"])
-def test_maps_are_inverse_on_whole_nets(library):
-    with torch.device("meta"):
-        if library == "timm":
-            theirs = timm.create_model("densenet121")
-        else:
-            theirs = torchvision.models.densenet121(weights=None)
-        ours = DenseNet()
-    assert to_ours(theirs.state_dict()).keys() == ours.state_dict().keys()
-    assert to_torchvision(ours.state_dict()).keys() == theirs.state_dict().keys()
-
-
-def test_one_weight_under_two_names_is_refused():
-    with pytest.raises(ValueError, match=r"hold 'conv0.weight' twice, .* 'features.conv0.weight'"):
-        to_ours({"conv0.weight": 0, "features.conv0.weight": 1})
-
-
-def test_fit_to_checks_both_directions():
-    known = {"conv0.weight", "norm5.weight", "norm5.num_batches_tracked", "classifier.weight"}
-    weights = {"features.conv0.weight": 0, "features.norm5.weight": 1, "classifier.weight": 2}
-    assert fit_to(weights, known, needed=known).keys() == known - {"norm5.num_batches_tracked"}
-    assert fit_to({"conv0.weight": 0}, known, needed=["conv0.weight"]) == {"conv0.weight": 0}
-    with pytest.raises(ValueError, match=r"lack 1 entries this network needs, .* 'norm5.weight'"):
-        fit_to({"conv0.weight": 0}, known, needed=known)
-    with pytest.raises(
-        ValueError, match=r"hold 1 entries .* not have, the first is 'layer1.weight'"
-    ):
-        fit_to({**weights, "layer1.weight": 0}, known, needed=known)
-
-
-# ------------------------------------------------------------------------------ reading
 
 
 def tiny_state():
@@ -171,3 +115,131 @@ def test_files_without_weights_are_refused(tmp_path, content, message):
     torch.save(content, path)
     with pytest.raises(CheckpointError, match=message):
         read_state_dict(path)
+
+
+# ------------------------------------------------------------------------------ entries
+
+
+ENTRIES = "state_dict model model_state_dict net weights state_dict_ema model_ema ema module"
+
+
+@pytest.mark.parametrize("entry", ENTRIES.split())
+def test_weights_are_found_under_the_usual_entries(tmp_path, entry):
+    path = tmp_path / "run.pth"
+    torch.save({"epoch": 3, entry: {"a": torch.ones(2)}, "optimizer": {"state": {}}}, path)
+    file = read_weights_file(path)
+    assert (file.entry, file.other_entries, list(file.weights)) == (entry, (), ["a"])
+
+
+def test_entries_may_be_nested_and_chosen(tmp_path):
+    path = tmp_path / "run.pth"
+    content = {
+        "model": {"state_dict": {"a": torch.ones(1)}},
+        "state_dict_ema": {"a": torch.zeros(1)},
+        "mine": {"a": torch.full((1,), 2.0)},
+    }
+    torch.save(content, path)
+    file = read_weights_file(path)
+    assert (file.entry, file.other_entries) == ("model.state_dict", ("state_dict_ema",))
+    assert read_state_dict(path)["a"] == 1
+    assert read_state_dict(path, entry="state_dict_ema")["a"] == 0
+    assert read_state_dict(path, entry="mine")["a"] == 2
+    assert read_state_dict(path, entry="model.state_dict")["a"] == 1
+    with pytest.raises(CheckpointError, match=r"no entry 'ema' in it; its entries are 'model', "):
+        read_state_dict(path, entry="ema")
+
+
+def test_a_dictionary_that_holds_itself_is_refused(tmp_path):
+    path = tmp_path / "loop.pth"
+    content: dict = {}
+    content["model"] = content
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="entry 'model' is a dict where a tensor is needed"):
+        read_state_dict(path)
+
+
+# ------------------------------------------------------------------------------ torch's formats
+
+
+def test_old_torch_files_of_torchvision_are_read(tmp_path):
+    # torchvision's published files: not zipped, dotted names, no counters of batches
+    net = torchvision.models.DenseNet(growth_rate=4, block_config=(1, 2), num_init_features=8)
+    old = {
+        key.replace(".norm1", ".norm.1").replace(".conv2", ".conv.2"): value
+        for key, value in net.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    path = tmp_path / "old.pth"
+    torch.save(old, path, _use_new_zipfile_serialization=False)
+    file = read_weights_file(path)
+    assert file.format == "torch (legacy)"
+    assert to_ours(file.weights).keys() == {
+        key for key in to_ours(net.state_dict()) if not key.endswith("num_batches_tracked")
+    }
+
+
+def test_safetensors_are_known_by_content(tmp_path):
+    path = tmp_path / "blob"
+    safetensors.torch.save_file({"a": torch.ones(1)}, path)
+    assert read_weights_file(path).format == "safetensors"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torchscript_is_refused_with_a_way_out(tmp_path, recwarn):
+    path = tmp_path / "net.pt"
+    write_scripted(path)
+    with pytest.raises(CheckpointError, match=r"TorchScript archive, .*torch\.jit\.load\(file\)"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_options_and_numpy_numbers_of_training_programs_are_read(tmp_path, zipped):
+    path = tmp_path / "run.pth"
+    numbers = {"f8": np.float64(0.25), "f2": np.float16(0.5), "i8": np.int64(-3), "b": np.True_}
+    options = argparse.Namespace(lr=0.1, model="densenet121", scales=[np.float32(2)])
+    content = {"state_dict": {"a": torch.ones(1)}, "args": options, **numbers}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    read = read_checkpoint(path)
+    assert {key: read[key] for key in numbers} == {"f8": 0.25, "f2": 0.5, "i8": -3, "b": True}
+    assert all(type(read[key]) in (float, int, bool) for key in numbers)
+    assert vars(read["args"]) == {"lr": 0.1, "model": "densenet121", "scales": [2.0]}
+    assert read_state_dict(path)["a"] == 1
+
+
+def test_reading_leaves_no_class_allowed_behind(tmp_path):
+    path = tmp_path / "run.pth"
+    torch.save({"args": argparse.Namespace(a=1), "n": np.float64(1)}, path)
+    before = set(torch.serialization.get_safe_globals())
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        read_checkpoint(path)
+        assert argparse.Namespace in torch.serialization.get_safe_globals()
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_code_inside_options_is_refused_and_not_run(tmp_path):
+    path, trace = tmp_path / "harmful.pth", tmp_path / "ran"
+    torch.save({"args": argparse.Namespace(hook=Harmful(trace))}, path)
+    with pytest.raises(CheckpointError, match=r"it holds a pickled \S*open"):
+        read_checkpoint(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "value", [np.zeros(2), np.str_("a"), np.datetime64("2020-01-01")], ids=["array", "text", "date"]
+)
+def test_other_numpy_values_are_refused(tmp_path, value):
+    path = tmp_path / "run.pth"
+    torch.save({"state_dict": {"a": torch.ones(1)}, "scores": value}, path)
+    with pytest.raises(CheckpointError, match=r"run\.pth: it "):
+        read_checkpoint(path)
+
+
+def test_python_2_files_are_read(tmp_path):
+    # Python 2 wrote its strings, NumPy's bytes among them, as SHORT_BINSTRING.
+    path = tmp_path / "old.pth"
+    content = {"a": torch.ones(1), "note": "\xe9"}
+    torch.save({"state_dict": content}, path, _use_new_zipfile_serialization=False)
+    unicode, short = b"X\x02\x00\x00\x00\xc3\xa9", b"U\x01\xe9"
+    assert path.read_bytes().count(unicode) == 1
+    path.write_bytes(path.read_bytes().replace(unicode, short))
+    assert read_checkpoint(path)["state_dict"]["note"] == "\xe9"

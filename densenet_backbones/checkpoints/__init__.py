@@ -1,18 +1,30 @@
-"""Reading weights safely and mapping their names between libraries."""
+"""Reading weights safely, mapping their names between libraries, and telling what they are.
 
-from densenet_backbones.checkpoints.keys import CLASSIFIER, fit_to, to_ours, to_torchvision
-from densenet_backbones.checkpoints.reading import (
-    CheckpointError,
-    read_checkpoint,
-    read_state_dict,
+``python -m densenet_backbones.checkpoints FILE`` prints what a file of weights holds.
+"""
+
+from densenet_backbones.checkpoints.errors import CheckpointError
+from densenet_backbones.checkpoints.fitting import fit_to
+from densenet_backbones.checkpoints.keys import (
+    CLASSIFIER,
+    find_place,
+    to_ours,
+    to_timm_features,
+    to_torchvision,
 )
+from densenet_backbones.checkpoints.reading import read_checkpoint, read_state_dict
+from densenet_backbones.checkpoints.recognition import Recognised, recognise
 
 __all__ = [
     "CLASSIFIER",
     "CheckpointError",
+    "Recognised",
+    "find_place",
     "fit_to",
     "read_checkpoint",
     "read_state_dict",
+    "recognise",
     "to_ours",
+    "to_timm_features",
     "to_torchvision",
 ]

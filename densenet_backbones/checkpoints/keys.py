@@ -1,82 +1,214 @@
-"""Names of DenseNet weights in torchvision, in timm, and here.
+"""Names of DenseNet weights in other libraries, and here.
 
-torchvision and timm name a classifier's weights alike: ours with ``features.`` before all but the
-classifier. Files made before torchvision 0.4 write ``norm.1`` for ``norm1`` inside a dense layer
-(torchvision/models/densenet.py, ``_load_state_dict``). timm's ``features_only`` nets write
-``features_`` for ``features.`` (timm/models/_features.py, ``_module_list``).
+Ours are torchvision's without ``features.``. What else is read (``P`` is any prefix):
+
+=============================================  ===================================================
+names                                          source
+=============================================  ===================================================
+``P features.denseblock1.denselayer1.norm1``   torchvision, timm, smp's native encoders
+``P features.denseblock1.denselayer1.norm.1``  torchvision before 0.4 and its published files
+                                               (models/densenet.py, ``_load_state_dict``)
+``P features_denseblock1.denselayer1.norm1``   timm's ``features_only`` (timm/models/_features.py)
+``P features.norm_final``                      gpleiss/efficient_densenet_pytorch,
+                                               models/densenet.py
+``P denseblock1.denselayer1.norm1``            ours, ``torchvision.models.densenet121().features``
+=============================================  ===================================================
+
+The prefix is found by looking for the network's own names, not from a list of words: all before
+``denseblock1.denselayer1.`` belongs to it. So DataParallel's ``module.``, Lightning's ``model.``,
+DETR's ``backbone.0.body.``, smp's ``encoder.`` and any nesting of them are one case. What stands
+outside the prefix is the rest of a bigger model and is left out, except a ``classifier`` beside
+the features. Names that wrappers put in the middle (``_orig_mod.`` of torch.compile, those of FSDP
+and of activation checkpointing) are taken off everywhere.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["CLASSIFIER", "fit_to", "to_ours", "to_torchvision"]
+from densenet_backbones.checkpoints.errors import CheckpointError
+
+__all__ = ["CLASSIFIER", "Place", "find_place", "to_ours", "to_timm_features", "to_torchvision"]
 
 CLASSIFIER = "classifier."
+_WRAPPERS = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+# A DataParallel around the features alone stands behind their name.
+_WRAPPED = re.compile(rf"(?:^|(?<=\.)){_WRAPPERS}|(?:(?<=^features\.)|(?<=\.features\.))module\.")
 _DOTTED = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
-_PREFIX = re.compile(r"^features[._]")
+_FEATURES = re.compile(r"features[._]$")
+_NORM_FINAL = "norm_final."
+_SEQUENTIAL = re.compile(r"classifier\.\d+\.(weight|bias)")
+_PREFIX = r"((?:.*\.)?(?:features_)?)"
+# The surest first: feature nets of the stem alone have no dense layer, parts of nets no stem.
+_LAYER = re.compile(_PREFIX + r"denseblock1\.denselayer1\.")
+_STEM = re.compile(_PREFIX + r"conv0\.")
+_ANY = re.compile(_PREFIX + r"(?:denseblock\d+\.denselayer\d+|transition\d+)\.")
 _T = TypeVar("_T")
 
 
-def to_ours(weights: Mapping[str, _T]) -> dict[str, _T]:
-    """Renames torchvision's or timm's DenseNet keys, old or new; our own keys stay as they are.
+@dataclass(frozen=True)
+class Place:
+    """Where a DenseNet stands among the weights of a file.
+
+    Attributes:
+        prefix: What stands before our name, wrappers' names taken off: ``module.features.``,
+            ``features_``, ``backbone.0.body.``, or nothing.
+        naming: Whose names they are, in words.
+    """
+
+    prefix: str
+    naming: str
+
+    @property
+    def beside(self) -> str:
+        """The prefix without ``features``: a classifier has it."""
+        return _FEATURES.sub("", self.prefix)
+
+    def our_name(self, key: str) -> str | None:
+        """Our name of an entry, or None if it belongs to the rest of a bigger model."""
+        key = _plain(key)
+        if key.startswith(self.prefix):
+            name = key.removeprefix(self.prefix)
+            return f"norm5.{name[len(_NORM_FINAL) :]}" if name.startswith(_NORM_FINAL) else name
+        name = key.removeprefix(self.beside)
+        beside = key.startswith(self.beside) and name.startswith(CLASSIFIER)
+        return name if beside else None
+
+
+def _plain(key: str) -> str:
+    """A name without wrappers' names, and with torchvision's present spelling."""
+    return _DOTTED.sub(r"\1\2", _WRAPPED.sub("", key))
+
+
+def _prefixes(names: Iterable[str], pattern: re.Pattern[str]) -> list[str]:
+    matches = (pattern.match(name) for name in names)
+    return list(dict.fromkeys(match[1] for match in matches if match))
+
+
+def _candidates(names: Iterable[str]) -> list[str]:
+    layers, stems = _prefixes(names, _LAYER), _prefixes(names, _STEM)
+    whole = [prefix for prefix in layers if prefix in stems]
+    # A dense decoder has dense layers too, but no stem.
+    return whole or layers or stems or _prefixes(names, _ANY)
+
+
+def _chosen(names: Iterable[str], wanted: str) -> str:
+    found = [prefix for pattern in (_LAYER, _STEM, _ANY) for prefix in _prefixes(names, pattern)]
+    wanted = _plain(wanted if not wanted or wanted.endswith((".", "_")) else f"{wanted}.")
+    # The prefix itself first: "" is also what stands beside "features.".
+    fitting = [prefix for prefix in found if prefix == wanted]
+    fitting += [prefix for prefix in found if _FEATURES.sub("", prefix) == wanted]
+    if not fitting:
+        known = list(dict.fromkeys(found))
+        raise CheckpointError(
+            f"the weights hold no DenseNet under the prefix {wanted!r}; "
+            + (f"there is one under {_listed(known)}" if known else "there is none at all")
+        )
+    return fitting[0]
+
+
+def _listed(prefixes: Iterable[str]) -> str:
+    return " and ".join(map(repr, prefixes))
+
+
+def find_place(keys: Iterable[str], prefix: str | None = None) -> Place | None:
+    """Finds the DenseNet among the names of a file's weights.
+
+    Args:
+        keys: Names as saved.
+        prefix: The prefix to take where there are several, with or without its ``features.`` and
+            its last dot.
+
+    Returns:
+        The place; None if no name is a DenseNet's.
 
     Raises:
-        ValueError: Two keys mean the same weight.
+        CheckpointError: There are several networks and no ``prefix``, or none under ``prefix``.
     """
+    keys = list(keys)
+    names = [_plain(key) for key in keys]
+    if prefix is not None:
+        return _place(_chosen(names, prefix), keys)
+    found = _candidates(names)
+    if len(found) > 1:
+        raise CheckpointError(
+            f"the weights hold {len(found)} DenseNets, under the prefixes {_listed(found)}; "
+            "choose one of them with prefix"
+        )
+    return _place(found[0], keys) if found else None
+
+
+def _place(prefix: str, keys: Iterable[str]) -> Place:
+    own = [key for key in keys if _plain(key).startswith(prefix)]
+    if any(_plain(key).startswith(f"{prefix}{_NORM_FINAL}") for key in own):
+        naming = "efficient_densenet_pytorch's (gpleiss)"
+    elif prefix.endswith("features_"):
+        naming = "timm's features_only"
+    elif any(_DOTTED.search(key) for key in own):
+        naming = "torchvision's before 0.4 (norm.1 for norm1)"
+    elif prefix.endswith("features."):
+        naming = "torchvision's and timm's"
+    else:
+        naming = "ours (torchvision's without features.)"
+    return Place(prefix, naming)
+
+
+def to_ours(weights: Mapping[str, _T], prefix: str | None = None) -> dict[str, _T]:
+    """Renames a DenseNet's weights to our names, and leaves out the rest of a bigger model.
+
+    Our own names stay as they are, and so do all names where no DenseNet is found. A classifier
+    that is a sequence with weights in one layer only (CheXNet's ``classifier.0.weight``) becomes
+    that layer.
+
+    Args:
+        weights: Names as saved to anything; see this module's table.
+        prefix: See `find_place`.
+
+    Raises:
+        CheckpointError: As `find_place`, or two names mean the same weight.
+    """
+    place = find_place(weights, prefix)
+    if place is None:
+        return dict(weights)
+    named = {key: name for key in weights if (name := place.our_name(key)) is not None}
+    sequential = set(filter(_SEQUENTIAL.fullmatch, named.values()))
+    single = len({name.rpartition(".")[0] for name in sequential}) == 1
     renamed: dict[str, _T] = {}
-    for key, value in weights.items():
-        name = _PREFIX.sub("", _DOTTED.sub(r"\1\2", key))
+    for key, name in named.items():
+        if single and name in sequential:
+            name = CLASSIFIER + name.rpartition(".")[2]
         if name in renamed:
-            raise ValueError(f"the weights hold {name!r} twice, the second time as {key!r}")
-        renamed[name] = value
+            raise CheckpointError(
+                f"the weights hold {name!r} twice, the second time as {key!r}; give a file with "
+                "one of them"
+            )
+        renamed[name] = weights[key]
     return renamed
 
 
 def to_torchvision(weights: Mapping[str, _T]) -> dict[str, _T]:
-    """Renames our keys to those of torchvision's and timm's classifiers."""
+    """Renames our keys to those of torchvision's and timm's classifiers; `to_ours` is its inverse.
+
+    Args:
+        weights: Our names to anything.
+    """
     return {
         key if key.startswith(CLASSIFIER) else f"features.{key}": value
         for key, value in weights.items()
     }
 
 
-def fit_to(
-    weights: Mapping[str, _T], known: Collection[str], needed: Iterable[str]
-) -> dict[str, _T]:
-    """Renames weights to our keys and checks that they belong to a network.
+def to_timm_features(weights: Mapping[str, _T]) -> dict[str, _T]:
+    """Renames our keys to those of timm's ``features_only`` nets, which have no classifier.
 
-    A loader that is not strict, such as timm's for feature nets, leaves random what it cannot
-    match, without a word; this check speaks. The classifier is left to the loader.
+    `to_ours` is its inverse but for the classifier, which is left out.
 
     Args:
-        weights: torchvision's, timm's or our keys.
-        known: Keys the network has.
-        needed: Keys that must be there.
-
-    Returns:
-        All weights under our names.
-
-    Raises:
-        ValueError: A key is unknown, or a needed one is missing.
+        weights: Our names to anything.
     """
-    renamed = to_ours(weights)
-    unknown = [key for key in renamed if key not in known and not key.startswith(CLASSIFIER)]
-    if unknown:
-        raise ValueError(
-            f"the weights hold {len(unknown)} entries this network does not have, the first is "
-            f"{unknown[0]!r}: they belong to another architecture"
-        )
-    # Counters of batches are younger than published files, and torch fills them in.
-    missing = [
-        key
-        for key in needed
-        if key not in renamed and not key.startswith(CLASSIFIER)
-        if not key.endswith(".num_batches_tracked")
-    ]
-    if missing:
-        raise ValueError(
-            f"the weights lack {len(missing)} entries this network needs, the first is "
-            f"{missing[0]!r}: they belong to another architecture or to fewer taps"
-        )
-    return renamed
+    return {f"features_{key}": value for key, value in _without_classifier(weights)}
+
+
+def _without_classifier(weights: Mapping[str, _T]) -> Iterator[tuple[str, _T]]:
+    return ((key, value) for key, value in weights.items() if not key.startswith(CLASSIFIER))

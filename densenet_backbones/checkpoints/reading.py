@@ -2,28 +2,96 @@
 
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-__all__ = ["CheckpointError", "read_checkpoint", "read_state_dict"]
+from densenet_backbones.checkpoints.errors import CheckpointError
+from densenet_backbones.checkpoints.pickled import ALLOWED
 
-# Where training programs put the weights: Lightning and timm; DETR and others.
-_WEIGHT_ENTRIES = ("state_dict", "model")
+__all__ = [
+    "CheckpointError",
+    "WeightsFile",
+    "read_checkpoint",
+    "read_state_dict",
+    "read_weights_file",
+]
+
+# Where training programs put the weights, the usual ones first: Lightning, timm, places365,
+# mmengine; DETR; the PyTorch tutorials; CIFAR examples; timm's and others' averaged weights.
+_WEIGHT_ENTRIES = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "net",
+    "weights",
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+    "module",
+)
+_DEEPEST = 3
 _PICKLED_NAME = re.compile(r"GLOBAL ([\w.]+)")  # as torch's restricted unpickler reports it
 
 
-class CheckpointError(ValueError):
-    """A checkpoint file is missing, unreadable, unsafe or not what was asked for."""
+@dataclass(frozen=True, eq=False)
+class WeightsFile:
+    """The weights in a file, and where they were.
+
+    Attributes:
+        format: ``safetensors``, ``torch (zip)`` or ``torch (legacy)``.
+        entry: Entry that holds the weights, ``model.state_dict`` for nested ones; empty for bare
+            weights.
+        other_entries: Other entries of the file that may hold weights.
+        weights: Parameter names, as saved, to tensors.
+    """
+
+    format: str
+    entry: str
+    other_entries: tuple[str, ...]
+    weights: dict[str, Tensor]
+
+
+def _format(path: Path) -> str:
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    with path.open("rb") as file:
+        # The length of a safetensors header, then its JSON.
+        if file.read(9)[8:] == b"{":
+            return "safetensors"
+    return "torch (zip)" if zipfile.is_zipfile(path) else "torch (legacy)"
+
+
+def _is_torchscript(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
+
+
+def _load_torch(path: Path, map_location: str | torch.device) -> Any:
+    with torch.serialization.safe_globals(ALLOWED):
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except UnicodeDecodeError:  # bytes that Python 2 pickled as text
+            with warnings.catch_warnings():
+                # torch says that weights_only ignores the encoding, and does not ignore it.
+                warnings.simplefilter("ignore", UserWarning)
+                return torch.load(
+                    path, map_location=map_location, weights_only=True, encoding="latin1"
+                )
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> Any:
-    """Reads a ``.safetensors`` file, or a torch file that holds tensors and plain values only.
+    """Reads a safetensors file, or a torch file that holds tensors and plain values only.
+
+    torch files are read with ``weights_only=True``, always. An `argparse.Namespace` is read
+    besides, and a NumPy number becomes a Python number; the module ``pickled`` says why.
 
     Args:
         path: File.
@@ -33,15 +101,25 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         What was saved: for safetensors a dictionary of tensors.
 
     Raises:
-        CheckpointError: The file does not exist, cannot be read, or needs unpickling of code.
+        CheckpointError: The file does not exist, cannot be read, needs unpickling of code, or is a
+            TorchScript archive.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     try:
-        if path.suffix == ".safetensors":
+        kind = _format(path)
+        if kind == "safetensors":
             return safetensors.torch.load_file(path, device=str(map_location))
-        return torch.load(path, map_location=map_location, weights_only=True)
+        if kind == "torch (zip)" and _is_torchscript(path):
+            raise CheckpointError(
+                f"{path}: it is a TorchScript archive, which holds a program, so it is refused; in "
+                "a place that trusts the file, save the weights alone with "
+                "torch.save(torch.jit.load(file).state_dict(), ...) and give that file"
+            )
+        return _load_torch(path, map_location)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         found = _PICKLED_NAME.search(str(error))
         if found:
@@ -52,9 +130,9 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
             ) from error
         raise CheckpointError(
             f"{path}: it is no file of weights, or damaged, or pickled with another protocol than "
-            "torch.save's own"
+            "torch.save's own; give a file written by torch.save(model.state_dict(), ...)"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, SafetensorError) as error:
+    except Exception as error:  # a damaged pickle can fail in any way
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"{path}: it is no file of weights, or damaged ({reason}); give a file written by "
@@ -62,35 +140,86 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         ) from error
 
 
-def read_state_dict(
-    path: str | Path, map_location: str | torch.device = "cpu"
-) -> dict[str, Tensor]:
-    """Reads weights: a bare state dict, or one under ``state_dict`` or ``model``.
+def read_weights_file(
+    path: str | Path,
+    map_location: str | torch.device = "cpu",
+    *,
+    entry: str | None = None,
+) -> WeightsFile:
+    """Reads weights: a bare state dict, or one under the entry of a training checkpoint.
 
     Args:
         path: File.
         map_location: Device of the tensors.
+        entry: Entry to read, with dots between nested ones; None for bare weights or the first of
+            the usual names: ``state_dict``, ``model``, ``model_state_dict``, ``net``, ``weights``,
+            then averaged weights (``state_dict_ema``, ``model_ema``, ``ema``), and ``module``.
+
+    Raises:
+        CheckpointError: As `read_checkpoint`, or the file holds no dictionary of tensors there.
+    """
+    path = Path(path)
+    content = read_checkpoint(path, map_location)
+    taken: list[str] = []
+    weights = content
+    if entry is None:
+        # Bounded: a pickled dictionary can hold itself.
+        while len(taken) < _DEEPEST and (names := _mappings(weights)):
+            taken.append(names[0])
+            weights = weights[names[0]]
+    else:
+        taken = entry.split(".") if entry else []
+        for name in taken:
+            weights = _entry_of(weights, name, path)
+    _check_weights(weights, path, bool(taken))
+    others = [name for name in _mappings(content) if name not in taken[:1]] if taken else []
+    return WeightsFile(_format(path), ".".join(taken), tuple(others), dict(weights))
+
+
+def read_state_dict(
+    path: str | Path, map_location: str | torch.device = "cpu", *, entry: str | None = None
+) -> dict[str, Tensor]:
+    """Reads weights: a bare state dict, or one under the entry of a training checkpoint.
+
+    Args:
+        path: File.
+        map_location: Device of the tensors.
+        entry: See `read_weights_file`.
 
     Returns:
         Parameter names, as saved, to tensors.
 
     Raises:
-        CheckpointError: As `read_checkpoint`, or the file holds no dictionary of tensors.
+        CheckpointError: As `read_weights_file`.
     """
-    weights = read_checkpoint(path, map_location)
-    for entry in _WEIGHT_ENTRIES:
-        if isinstance(weights, Mapping) and isinstance(weights.get(entry), Mapping):
-            weights = weights[entry]
-            break
+    return read_weights_file(path, map_location, entry=entry).weights
+
+
+def _mappings(content: Any) -> list[str]:
+    """Usual entries of weights that the content has."""
+    if not isinstance(content, Mapping):
+        return []
+    return [name for name in _WEIGHT_ENTRIES if isinstance(content.get(name), Mapping)]
+
+
+def _entry_of(content: Any, name: str, path: Path) -> Any:
+    if not isinstance(content, Mapping) or name not in content:
+        known = list(content) if isinstance(content, Mapping) else []
+        has = ", ".join(map(repr, known[:8])) or "none"
+        raise CheckpointError(f"{path}: there is no entry {name!r} in it; its entries are {has}")
+    return content[name]
+
+
+def _check_weights(weights: Any, path: Path, wrapped: bool) -> None:
     if not isinstance(weights, Mapping) or not weights:
+        what = "no weights" if not wrapped else "no weights in that entry"
         raise CheckpointError(
-            f"{path}: it holds no weights but a {type(weights).__name__}; a dictionary from "
+            f"{path}: it holds {what} but a {type(weights).__name__}; a dictionary from "
             "parameter names to tensors is needed"
         )
     for key, value in weights.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or not isinstance(key, str):
             raise CheckpointError(
                 f"{path}: entry {key!r} is a {type(value).__name__} where a tensor is needed; give "
                 f"bare weights, or weights under one of {_WEIGHT_ENTRIES}"
             )
-    return dict(weights)

@@ -1,0 +1,301 @@
+"""Which DenseNet a set of weights belongs to, from names and shapes alone.
+
+Values are not looked at, so tensors on the meta device do. What weights cannot show (kind, ceil
+mode and strides of the pools, output stride, activation, dropout, the norm's settings, whether
+norms were frozen, a DSOD stem beside another deep one) is the published network's where exactly
+one fits the whole of the weights, and otherwise `DenseNetSpec`'s default.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from densenet_backbones.checkpoints.errors import CheckpointError
+from densenet_backbones.checkpoints.keys import CLASSIFIER, to_ours
+from densenet_backbones.checkpoints.layout import Shapes, layout, norm_shapes, stage_of
+from densenet_backbones.densenet_spec import DenseNetSpec, Norm, Stem
+from densenet_backbones.variants import VARIANTS
+
+__all__ = ["ROWS", "Recognised", "recognise"]
+
+ROWS = ("raw", "norm", "compressed", "pooled")  # features.py's table of taps
+_LAYER = re.compile(r"denseblock(\d+)\.denselayer(\d+)\.")
+# Widths are what the weights hold; these shares are the ones in use (papers; tenths in ablations).
+_SHARES = (0.5, 1.0, 0.25, 0.75, *(i / 10 for i in range(1, 10)))
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What the names and shapes of weights say.
+
+    Attributes:
+        spec: Architecture of the stages that are there.
+        variants: Published networks (`densenet_backbones.variants`) that fit; for weights that end
+            early, all that begin so.
+        classes: Rows of the classifier; None without one.
+        in_chans: Channels of the image; None without a stem.
+        stages: Stages of which there are weights: ``stem``, ``denseblock1``, ``transition1``, ...
+        levels: Levels ``c1``, ``c2``, ... for which all weights are there, by row of taps.
+        statistics: Whether the norms have running statistics.
+        missing: Entries the architecture needs and the weights lack; counters of batches aside.
+        unexpected: Entries that do not belong to the architecture, or have another shape there.
+    """
+
+    spec: DenseNetSpec
+    variants: tuple[str, ...]
+    classes: int | None
+    in_chans: int | None
+    stages: tuple[str, ...]
+    levels: dict[str, tuple[str, ...]]
+    statistics: bool
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    @property
+    def complete_to(self) -> str | None:
+        """Last level of the ``raw`` row that the weights suffice for."""
+        return self.levels["raw"][-1] if self.levels["raw"] else None
+
+    def describe(self) -> str:
+        """``densenet169 (growth rate 32, blocks 6-12-32-32)``."""
+        name = " or ".join(self.variants) or "an unpublished DenseNet"
+        growth = self.spec.growth_rate
+        rates = "-".join(map(str, growth)) if isinstance(growth, tuple) else str(growth)
+        blocks = "-".join(map(str, self.spec.block_config))
+        return f"{name} (growth rate {rates}, blocks {blocks})"
+
+
+@dataclass(frozen=True)
+class _Block:
+    layers: int
+    growth_rate: int
+    in_channels: int
+    width: int | None  # of the bottleneck
+
+    @property
+    def channels(self) -> int:
+        return self.in_channels + self.layers * self.growth_rate
+
+
+def recognise(weights: Mapping[str, Tensor], prefix: str | None = None) -> Recognised:
+    """Infers the architecture of a DenseNet's weights.
+
+    Args:
+        weights: Weights under any name that `to_ours` reads.
+        prefix: As in `to_ours`.
+
+    Raises:
+        CheckpointError: As `to_ours`; the weights hold no dense block; or shapes contradict each
+            other so that no `DenseNetSpec` describes them.
+    """
+    shapes = {key: tuple(value.shape) for key, value in to_ours(weights, prefix).items()}
+    blocks = _blocks(shapes)
+    conv0 = shapes.get("conv0.weight", ())
+    in_chans = conv0[1] if len(conv0) == 4 else None
+    statistics = any(key.endswith(".running_mean") for key in shapes)
+    variants = _variants(shapes, blocks)
+    spec = _spec(shapes, blocks, variants, "bn" if statistics else "group")
+    expected = {**layout(spec, in_chans or 3), **_trailing(shapes, blocks, spec.norm)}
+    missing, unexpected = _differences(shapes, expected)
+    at_end = _rows_at_end(spec, variants)
+    classifier = shapes.get(f"{CLASSIFIER}weight", ())
+    return Recognised(
+        spec=spec,
+        variants=variants,
+        classes=classifier[0] if classifier else None,
+        in_chans=in_chans,
+        stages=_stages(shapes, expected),
+        levels=_levels(shapes, expected, {*missing, *unexpected}, len(blocks), at_end),
+        statistics=statistics,
+        missing=missing,
+        unexpected=unexpected,
+    )
+
+
+# ------------------------------------------------------------------------------ blocks
+
+
+def _blocks(shapes: Shapes) -> tuple[_Block, ...]:
+    layers: dict[int, int] = {}
+    for key in shapes:
+        if match := _LAYER.match(key):
+            layers[int(match[1])] = max(layers.get(int(match[1]), 0), int(match[2]))
+    if 1 not in layers:
+        raise CheckpointError("they hold no denseblock1")
+    last = next(i for i in range(1, len(layers) + 2) if i + 1 not in layers)
+    return tuple(_block(shapes, i, layers[i]) for i in range(1, last + 1))
+
+
+def _block(shapes: Shapes, block: int, layers: int) -> _Block:
+    """Reads a block off the first of its layers whose convolutions are there."""
+    bottleneck = any(".conv2.weight" in key for key in shapes if key.startswith("denseblock"))
+    for layer in range(1, layers + 1):
+        name = f"denseblock{block}.denselayer{layer}"
+        first = shapes.get(f"{name}.conv1.weight", ())
+        last = shapes.get(f"{name}.conv{2 if bottleneck else 1}.weight", ())
+        if len(first) == len(last) == 4:
+            entry = first[1] - (layer - 1) * last[0]
+            return _Block(layers, last[0], entry, first[0] if bottleneck else None)
+    raise CheckpointError(
+        f"they hold no convolutions of denseblock{block}, which would show its growth rate"
+    )
+
+
+def _bn_size(blocks: tuple[_Block, ...]) -> int | None:
+    sizes = {None if b.width is None else b.width / b.growth_rate for b in blocks}
+    size = sizes.pop()
+    if sizes or (size is not None and not (size >= 1 and size.is_integer())):
+        widths = ", ".join(f"{block.width} to {block.growth_rate}" for block in blocks)
+        raise CheckpointError(
+            f"the bottlenecks of the weights are no common multiple of the growth rates ({widths})"
+        )
+    return None if size is None else int(size)
+
+
+# ------------------------------------------------------------------------------ architecture
+
+
+def _stem(shapes: Shapes) -> Stem:
+    if "conv1.weight" in shapes:
+        return "deep"
+    return "cifar" if shapes.get("conv0.weight", ())[2:] == (3, 3) else "imagenet"
+
+
+def _spec(
+    shapes: Shapes, blocks: tuple[_Block, ...], variants: tuple[str, ...], norm: Norm
+) -> DenseNetSpec:
+    final_norm = any(key.startswith("norm5.") for key in shapes)
+    whole = [v for v in variants if _is_whole(VARIANTS[v], len(blocks), final_norm)]
+    rates = {block.growth_rate for block in blocks}
+    fields: dict[str, Any] = {
+        "growth_rate": rates.pop() if len(rates) == 1 else tuple(b.growth_rate for b in blocks),
+        "block_config": tuple(block.layers for block in blocks),
+        "num_init_features": blocks[0].in_channels,
+        "bn_size": _bn_size(blocks),
+        "stem": _stem(shapes),
+        "final_norm": final_norm,
+        **_compression(blocks),
+    }
+    try:
+        found = DenseNetSpec(**fields) if len(whole) != 1 else VARIANTS[whole[0]]
+    except ValueError as error:
+        raise CheckpointError(f"the weights fit no network of this package: {error}") from error
+    try:
+        return dataclasses.replace(found, norm=norm)
+    except ValueError:  # groups of channels that no group norm of ours has
+        return dataclasses.replace(found, norm="group", norm_group_size=1)
+
+
+def _compression(blocks: tuple[_Block, ...]) -> dict[str, Any]:
+    """The common share of channels that transitions keep, or else the widths they lead to."""
+    widths = [(b.channels, after.in_channels) for b, after in pairwise(blocks)]
+    for share in _SHARES:
+        if all(int(channels * share + 1e-6) == kept for channels, kept in widths):
+            return {"compression": share}
+    return {"transition_channels": tuple(kept for _, kept in widths)}
+
+
+def _is_whole(spec: DenseNetSpec, blocks: int, final_norm: bool) -> bool:
+    return len(spec.block_config) == blocks and spec.final_norm == final_norm
+
+
+def _variants(shapes: Shapes, blocks: tuple[_Block, ...]) -> tuple[str, ...]:
+    """Published networks that fit the weights as a whole, or else those that begin so."""
+    fitting = {name: spec for name, spec in VARIANTS.items() if _begins(spec, shapes, blocks)}
+    final_norm = any(key.startswith("norm5.") for key in shapes)
+    whole = [name for name, spec in fitting.items() if _is_whole(spec, len(blocks), final_norm)]
+    if f"transition{len(blocks)}.norm.weight" in shapes:
+        return tuple(n for n, spec in fitting.items() if len(spec.block_config) > len(blocks))
+    return tuple(whole) if whole or final_norm else tuple(fitting)
+
+
+def _begins(spec: DenseNetSpec, shapes: Shapes, blocks: tuple[_Block, ...]) -> bool:
+    own = tuple(
+        _Block(p.layers, p.growth_rate, p.in_channels, p.growth_rate * spec.bn_size)
+        if spec.bn_size is not None
+        else _Block(p.layers, p.growth_rate, p.in_channels, None)
+        for p in spec.blocks
+    )
+    stem = "deep" if spec.stem == "dsod" else spec.stem
+    stems_fit = "conv0.weight" not in shapes or stem == _stem(shapes)
+    trailing = shapes.get(f"transition{len(blocks)}.conv.weight", ())
+    if trailing and len(blocks) < len(own) and own[len(blocks)].in_channels != trailing[0]:
+        return False
+    return stems_fit and own[: len(blocks)] == blocks
+
+
+# ------------------------------------------------------------------------------ completeness
+
+
+def _trailing(shapes: Shapes, blocks: tuple[_Block, ...], norm: Norm) -> dict[str, tuple[int, ...]]:
+    """Entries of the transition behind the last block, as a features net may end in it."""
+    name, channels = f"transition{len(blocks)}", blocks[-1].channels
+    entries: dict[str, tuple[int, ...]] = {}
+    if any(key.startswith(f"{name}.norm.") for key in shapes):
+        entries.update(norm_shapes(f"{name}.norm", channels, norm))
+    conv = shapes.get(f"{name}.conv.weight", ())
+    if len(conv) == 4:
+        entries[f"{name}.conv.weight"] = (conv[0], channels, 1, 1)
+    return entries
+
+
+def _differences(shapes: Shapes, expected: Shapes) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    missing = (key for key in expected if key not in shapes)
+    own = (key for key in shapes if not key.startswith(CLASSIFIER))
+    return (
+        tuple(key for key in missing if not key.endswith(".num_batches_tracked")),
+        tuple(key for key in own if shapes[key] != expected.get(key)),
+    )
+
+
+def _stages(shapes: Shapes, expected: Shapes) -> tuple[str, ...]:
+    present = {stage_of(key) for key in shapes}
+    order = dict.fromkeys(map(stage_of, expected))
+    return tuple(stage for stage in (*order, "classifier") if stage in present)
+
+
+def _rows_at_end(spec: DenseNetSpec, variants: tuple[str, ...]) -> tuple[str, ...]:
+    """Rows of taps that the last block ends when no transition follows it.
+
+    Without a final norm its concatenation is the last level of every row, unless the networks that
+    fit have more behind it: a transition, then it is a raw tap only, or the norm.
+    """
+    blocks = len(spec.block_config)
+    known = [VARIANTS[name] for name in variants]
+    if not known or any(_is_whole(variant, blocks, spec.final_norm) for variant in known):
+        return ROWS
+    return ROWS[:1] if any(len(variant.block_config) > blocks for variant in known) else ()
+
+
+def _levels(
+    shapes: Shapes, expected: Shapes, wrong: set[str], blocks: int, at_end: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    broken = {stage_of(key) for key in wrong}
+    levels: dict[str, tuple[str, ...]] = dict.fromkeys(ROWS, ())
+    if "stem" in broken:
+        return levels
+    levels = dict.fromkeys(ROWS, ("c1",))
+    for i in range(1, blocks + 1):
+        name, transition = f"c{i + 1}", f"transition{i}"
+        if f"denseblock{i}" in broken:
+            break
+        if i == blocks and transition not in map(stage_of, expected):
+            for row in at_end if "norm5" not in broken else ():
+                levels[row] += (name,)
+            break
+        levels["raw"] += (name,)
+        # A features net of the norm tap ends in the transition's norm, without its 1x1.
+        if not any(key.startswith(f"{transition}.norm.") for key in wrong) and any(
+            key.startswith(f"{transition}.norm.") for key in shapes
+        ):
+            levels["norm"] += (name,)
+        if transition in broken or f"{transition}.conv.weight" not in shapes:
+            break
+        levels["compressed"] += (name,)
+        levels["pooled"] += (name,)
+    return levels
