@@ -13,6 +13,7 @@ from densenet_backbones.analysis.input_benchmark import (
     pipelines,
     training_step,
 )
+from densenet_backbones.analysis.memory import saved_bytes
 from densenet_backbones.analysis.timing import Timing, interleave, ratio_table
 from densenet_backbones.data.scenes import generate
 from densenet_backbones.data.sources import read_detection
@@ -58,6 +59,38 @@ def test_backbones_compute_the_same(capsys):
     assert main(["backbone", "--size", "32", "--turns", "1"]) == 0
     report = capsys.readouterr().out
     assert re.findall(r"^(\w+) +[\d.]+", report, re.M) == ["torchvision", "timm", "ours"]
+
+
+def test_memory_modes_beside_torchvisions(capsys):
+    assert main(["memory", "--nets", "densenet121", "--size", "64", "--turns", "1"]) == 0
+    report = capsys.readouterr().out
+    rows = dict(re.findall(r"^(\S+ ?\S+) +([\d.]+) +[\d.]+ +-", report, re.M))
+    kept = [float(mebibytes) for mebibytes in rows.values()]
+    assert list(rows)[2:] == [f"ours memory={m}" for m in ("none", "bottleneck", "layer", "block")]
+    assert len(kept) == 6 and sorted(kept[2:], reverse=True) == kept[2:]
+    assert kept[2] <= kept[0] and kept[3] <= kept[1]
+    assert re.findall(r"- +(\d(?: and \d)?)  \d", report) == ["1", "1 and 2", "1", "1", "1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nets", "densenet264"], "torchvision has no 'densenet264' to compare with"),
+        (["--size", "32"], "--size >= 64"),
+    ],
+)
+def test_memory_of_nothing_to_compare(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["memory", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_saved_bytes_count_a_storage_once():
+    layer = torch.nn.Linear(8, 4)
+    x = torch.randn(16, 8, requires_grad=True)
+    saved, out = saved_bytes(layer, lambda: (layer(x) * layer(x[:8].repeat(2, 1))).sum())
+    # x, its repetition, and both outputs; the weight is a parameter
+    assert saved == 4 * (16 * 8 * 2 + 16 * 4 * 2) and out.ndim == 0
 
 
 def test_table_of_the_input():

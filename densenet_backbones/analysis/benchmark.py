@@ -1,4 +1,4 @@
-"""Side-by-side measurements: ``python tools/benchmark.py backbone`` (or ``input``).
+"""Side-by-side measurements: ``python tools/benchmark.py backbone`` (or ``memory``, ``input``).
 
 A claim about speed is a ratio of two things measured in turns within one run, with outputs
 checked. To add a measurement, write a `Command` and list it in ``COMMANDS``.
@@ -14,6 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from densenet_backbones.analysis.memory import compare_memory_modes, memory_table
 from densenet_backbones.analysis.timing import interleave, ratio_table
 from densenet_backbones.checkpoints import to_ours, to_torchvision
 from densenet_backbones.densenet import DenseNet
@@ -101,6 +102,37 @@ def _largest_difference(outputs: Sequence[Tensor]) -> float:
     return difference
 
 
+def _memory_arguments(parser: argparse.ArgumentParser) -> None:
+    nets = ["densenet121", "densenet201"]
+    parser.add_argument("--nets", nargs="+", default=nets, help="default: densenet121 densenet201")
+    parser.add_argument("--batch", type=int, default=2, help="images of a step (default 2)")
+    parser.add_argument("--size", type=int, default=224, help="image side in pixels, from 64")
+    parser.add_argument("--turns", type=int, default=5, help="counted rounds (default 5)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+
+
+def _memory(arguments: argparse.Namespace) -> str:
+    """Training steps of each memory mode beside torchvision's, on the same weights."""
+    # At 32 pixels the last map is one cell, of which a batch of one has no statistics.
+    if arguments.batch < 1 or arguments.size < 64:
+        raise ValueError(
+            f"--batch must be >= 1 and --size >= 64, not {arguments.batch} and {arguments.size}"
+        )
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    tables = []
+    for net in arguments.nets:
+        rows = compare_memory_modes(net, arguments.batch, arguments.size, arguments.turns, device)
+        tables.append(
+            f"{net}, training step, {arguments.batch} images of {arguments.size} pixels, {device}, "
+            f"{torch.get_num_threads()} CPU threads, {arguments.turns} turns\n{memory_table(rows)}"
+        )
+    note = "saved: storages autograd keeps between forward and backward pass, parameters excluded"
+    return "\n\n".join((*tables, note))
+
+
 def _input_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="COCO or VOC layout (default: drawn scenes)")
     parser.add_argument("--split", default="train", help="which part of it (%(default)s)")
@@ -142,6 +174,12 @@ COMMANDS: tuple[Command, ...] = (
         help="densenet121 inference: ours beside torchvision's and timm's, on the same weights",
         add_arguments=_backbone_arguments,
         run=_backbone,
+    ),
+    Command(
+        name="memory",
+        help="training steps: what each memory mode keeps, beside torchvision's two",
+        add_arguments=_memory_arguments,
+        run=_memory,
     ),
     Command(
         name="input",

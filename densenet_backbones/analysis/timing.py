@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Timing", "interleave", "ratio_table"]
+__all__ = ["Timing", "interleave", "ratio_table", "ratios_of"]
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,14 @@ def ratio_table(timings: Sequence[Timing]) -> str:
     width = max(len(timing.name) for timing in timings)
     lines = [f"{'':{width}}  {'median ms':>10}  time / {first.name}: median (min .. max)"]
     for timing in timings:
-        ratios = [a / b for a, b in zip(timing.seconds, first.seconds, strict=True)]
         lines.append(
             f"{timing.name:{width}}  {statistics.median(timing.seconds) * 1e3:10.2f}  "
-            f"{statistics.median(ratios):.3f} ({min(ratios):.3f} .. {max(ratios):.3f})"
+            f"{ratios_of(timing, first)}"
         )
     return "\n".join(lines)
+
+
+def ratios_of(timing: Timing, first: Timing) -> str:
+    """Median, smallest and largest of the ratios taken turn by turn, in words."""
+    ratios = [a / b for a, b in zip(timing.seconds, first.seconds, strict=True)]
+    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} .. {max(ratios):.3f})"
