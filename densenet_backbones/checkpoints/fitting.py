@@ -43,6 +43,19 @@ def fit_to(
     """
     ours = to_ours(weights, prefix)
     fitting = {key: value for key, value in ours.items() if not _is_surplus_counter(key, known)}
+    problems = _problems(fitting, known, needed)
+    if problems:
+        raise CheckpointError(
+            f"the weights do not fit the network; {'; '.join(problems)}; the file "
+            f"looks like {_look(ours)}; choose the network it belongs to, or another file"
+        )
+    return fitting
+
+
+def _problems(
+    fitting: Mapping[str, Tensor], known: Mapping[str, Tensor], needed: Iterable[str]
+) -> list[str]:
+    """What is wrong, one part of a sentence for each kind."""
     body = [key for key in fitting if not key.startswith(CLASSIFIER)]
     missing = [
         key
@@ -55,18 +68,13 @@ def fit_to(
         for key in body
         if key in known and _shape(key, fitting[key]) != _shape(key, known[key])
     ]
-    problems = [
+    problems = (
         _listed(missing, "missing"),
         _listed(unexpected, "unexpected"),
         _listed(shapes, "of another shape, the file's for the network's"),
         _about_norms(missing, unexpected, known),
-    ]
-    if any(problems):
-        raise CheckpointError(
-            f"the weights do not fit the network; {'; '.join(filter(None, problems))}; the file "
-            f"looks like {_look(ours)}; choose the network it belongs to, or another file"
-        )
-    return fitting
+    )
+    return list(filter(None, problems))
 
 
 def _is_surplus_counter(key: str, known: Mapping[str, Tensor]) -> bool:

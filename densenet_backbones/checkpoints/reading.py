@@ -120,24 +120,27 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         return _load_torch(path, map_location)
     except CheckpointError:
         raise
-    except pickle.UnpicklingError as error:
-        found = _PICKLED_NAME.search(str(error))
-        if found:
-            raise CheckpointError(
-                f"{path}: it holds a pickled {found[1]}, and unpickling it can run any program, so "
-                "it is refused; in a place that trusts the file, save the weights alone with "
-                "torch.save(model.state_dict(), ...) and give that file"
-            ) from error
-        raise CheckpointError(
-            f"{path}: it is no file of weights, or damaged, or pickled with another protocol than "
-            "torch.save's own; give a file written by torch.save(model.state_dict(), ...)"
-        ) from error
     except Exception as error:  # a damaged pickle can fail in any way
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{path}: it is no file of weights, or damaged ({reason}); give a file written by "
-            "torch.save(model.state_dict(), ...) or by safetensors"
-        ) from error
+        raise CheckpointError(f"{path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file that could not be read, and the fix."""
+    found = _PICKLED_NAME.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if found:
+        return (
+            f"it holds a pickled {found[1]}, and unpickling it can run any program, so it is "
+            "refused; in a place that trusts the file, save the weights alone with "
+            "torch.save(model.state_dict(), ...) and give that file"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        cause = "or pickled otherwise than by torch.save"
+    else:
+        cause = str(error).partition("\n")[0]
+    return (
+        f"it is no file of weights, or damaged ({cause}); give a file written by "
+        "torch.save(model.state_dict(), ...) or by safetensors"
+    )
 
 
 def read_weights_file(
