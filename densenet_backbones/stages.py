@@ -3,7 +3,7 @@
 Shapes: N images, C channels, H and W pixels.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -11,7 +11,7 @@ import torch
 from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
-from densenet_backbones.checkpoints import CLASSIFIER, to_ours
+from densenet_backbones.checkpoints import CLASSIFIER, CheckpointError, recognise, to_ours
 from densenet_backbones.dense_block import Memory
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.layers import DenseBlock, is_traced
@@ -212,6 +212,25 @@ class DenseStages(nn.Module):
         return {"stem": r"^(?:conv|norm)[012]\.", "blocks": blocks}
 
     # ------------------------------------------------------------------------ weights
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Loads weights named as here, or as in torchvision, timm and others (see `checkpoints`).
+
+        Weights of stages that are not here are left out.
+
+        Raises:
+            RuntimeError: They do not fit; it says what they seem to be.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            try:
+                found = recognise(state_dict).describe()
+            except CheckpointError as unknown:
+                found = str(unknown)
+            raise RuntimeError(f"{error}\n\tWhat these weights are: {found}.") from error
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

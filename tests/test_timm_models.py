@@ -5,10 +5,11 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
+from huggingface_hub.errors import LocalEntryNotFoundError
 from tiny_nets import TINY, parameters_of, randomise_norms
 
 import densenet_backbones.timm_models as entries
-from densenet_backbones.checkpoints import to_ours
+from densenet_backbones.checkpoints import to_ours, to_timm_features
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.features import DenseFeatureNet, feature_levels
 
@@ -181,6 +182,69 @@ def test_local_files_load_into_feature_nets_and_classifiers(tmp_path, rename, su
         assert torch.equal(create(path)(image)[-1], theirs.features(image).relu())
 
 
+@pytest.mark.parametrize("rename", [dict, dotted, to_ours, to_timm_features])
+@pytest.mark.parametrize("out_indices", [None, (0, 2)])
+def test_checkpoint_path_loads_into_feature_nets(tmp_path, rename, out_indices):
+    theirs = torchvision_net()
+    torch.save({"state_dict": rename(theirs.state_dict())}, tmp_path / "weights.pth")
+    arguments = {**TINY, "checkpoint_path": str(tmp_path / "weights.pth")}
+    net = timm.create_model("densenet121_features", out_indices=out_indices, **arguments).eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = theirs.features[:5](image)
+        assert torch.equal(net(image)[0], theirs.features[:3](image))
+        assert torch.equal(net.forward_intermediates(image, [0])[1][0], net(image)[0])
+        if out_indices is None:
+            assert torch.equal(net(image)[1], expected)
+            assert torch.equal(net(image)[-1], theirs.features(image).relu())
+    if rename is not to_timm_features:
+        net = timm.create_model("densenet121_features", features_only=False, **arguments).eval()
+        assert torch.equal(net(image), theirs(image))
+
+
+def test_checkpoint_path_of_another_network_says_which(tmp_path):
+    other = torchvision.models.DenseNet(4, (1, 2, 2, 1), 8).state_dict()
+    torch.save(other, tmp_path / "weights.pth")
+    with pytest.raises(RuntimeError, match=r"What these weights are: .*blocks 1-2-2-1"):
+        timm.create_model(
+            "densenet121_features", checkpoint_path=str(tmp_path / "weights.pth"), **TINY
+        )
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if timm.list_models(n, pretrained=True)])
+def test_without_a_network_pretrained_says_what_to_do(name, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise LocalEntryNotFoundError("no network, and nothing in the cache")
+
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", unreachable)
+    with pytest.raises(RuntimeError, match=f"{name}: its pretrained weights are neither on this"):
+        timm.create_model(name, pretrained=True, **TINY_ENTRY)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if timm.list_models(n, pretrained=True)])
+def test_pretrained_asks_the_hub_for_timms_weights(name, monkeypatch):
+    asked = []
+    theirs = torchvision_net().state_dict()
+
+    def download(model_id, **kwargs):
+        asked.append(model_id)
+        return theirs
+
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", download)
+    stem = {"stem": "imagenet", "stem_pool": "max"}
+    net = timm.create_model(name, pretrained=True, out_indices=(1, 3), **TINY, **stem)
+    tag = entries.default_cfgs[name].tags[0]
+    assert asked == [f"timm/{name.removesuffix('_features')}.{tag}"]
+    assert torch.equal(net.conv0.weight, theirs["features.conv0.weight"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_published_weights_is_an_error(name):
+    if "untrained" in entries.default_cfgs[name].tags:
+        with pytest.raises(RuntimeError, match=f"No pretrained weights exist for {name}"):
+            timm.create_model(name, pretrained=True, **TINY_ENTRY)
+
+
 @pytest.mark.parametrize("in_chans", [1, 5])
 def test_weights_adapt_to_other_image_channels(tmp_path, in_chans):
     theirs = torchvision_net()
@@ -213,13 +277,13 @@ def test_weights_of_a_shorter_net_load_as_far_as_they_reach(tmp_path):
     assert torch.equal(
         again.denseblock2.denselayer2.conv1.weight, saved.denseblock2.denselayer2.conv1.weight
     )
-    with pytest.raises(ValueError, match=r"lack .* the first is 'transition2.conv.weight'"):
+    with pytest.raises(ValueError, match=r"11 entries are missing: transition2.conv.weight"):
         create(tmp_path / "short.pth", out_indices=(1, 3))
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet.pth")
-    with pytest.raises(ValueError, match=r"does not have, the first is 'conv1.weight'"):
+    with pytest.raises(ValueError, match=r"entries are unexpected: conv1.weight"):
         create(tmp_path / "resnet.pth")
 
 
