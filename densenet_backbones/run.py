@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.machinery import BuiltinImporter, SourceFileLoader, SourcelessFileLoader
 from multiprocessing import spawn
-from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
 from typing import Any
 
@@ -84,22 +83,28 @@ def register_in_spawned_processes() -> None:
     added whose unpickling imports this package. The spawned process does the same for its own.
     """
     prepare = spawn.get_preparation_data
+    registration = _Registration(tuple(sys.path))
 
     @functools.wraps(prepare)
     def prepare_and_register(name: str) -> dict[str, Any]:
-        return {**prepare(name), "densenet_backbones": _Registration()}
+        return {**prepare(name), "densenet_backbones": registration}
 
     spawn.get_preparation_data = prepare_and_register
 
 
+@dataclass(frozen=True)
 class _Registration:
-    """Pickled as a program: the package may lie where the new process does not look yet."""
+    """Pickled as a program, which the new process runs before it has our ``sys.path``.
+
+    ``path`` is what ours was before the program's folder took the place of the current one: the
+    new process must find this package, and the same timm, from wherever it is started.
+    """
+
+    path: tuple[str, ...]
 
     def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
-        folder = str(Path(__file__).resolve().parents[1])
         program = (
-            # Behind everything else; the program's own sys.path replaces it right afterwards.
-            f"import sys\nsys.path.append({folder!r})\n"
+            f"import sys\nsys.path[:] = {self.path!r}\n"
             "from densenet_backbones.run import register_in_spawned_processes\n"
             "register_in_spawned_processes()\n"
         )
@@ -174,12 +179,13 @@ def run(program: Program) -> None:
         SystemExit: The program's own; with status 2 where the script cannot be read.
         BaseException: Whatever the program leaves uncaught.
     """
-    start, shown = {
+    kinds: dict[str, tuple[Callable[[str], None], str]] = {
         "script": (_start_script, program.name),
         "module": (_start_module, "-m"),
         "code": (_start_code, "-c"),
-    }[program.kind]
-    sys.argv = [shown, *program.arguments]
+    }
+    start, first_argument = kinds[program.kind]
+    sys.argv = [first_argument, *program.arguments]
     try:
         start(program.name)
     except BaseException as error:
@@ -190,7 +196,8 @@ def run(program: Program) -> None:
 def _hide_launcher_frames(error: BaseException) -> None:
     """Leave our frames out of the traceback, should this error be the end of the process."""
     shown: TracebackType | None = error.__traceback__
-    while shown is not None and shown.tb_frame.f_code.co_filename == __file__:
+    ours = _hide_launcher_frames.__code__.co_filename
+    while shown is not None and shown.tb_frame.f_code.co_filename == ours:
         shown = shown.tb_next
     report = sys.excepthook  # the program may have set its own
 
