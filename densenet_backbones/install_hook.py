@@ -8,8 +8,10 @@ after it (see ``post_import_hook.py``). ``--remove`` deletes both, ``--status`` 
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
+import py_compile
 import site
 import sys
 import sysconfig
@@ -21,6 +23,8 @@ from pathlib import Path
 MODULE = "_densenet_backbones_hook"
 MARK = "# Written by python -m densenet_backbones.install_hook, whose --remove deletes it.\n"
 """First line of both files, in every version: what lacks it is not ours to touch."""
+SWITCH = "DENSENET_BACKBONES_HOOK"
+"""Environment variable; "0" when Python starts switches the hook off."""
 PTH = f"{MARK}import {MODULE}; {MODULE}.wait_for_timm()\n"
 
 
@@ -56,6 +60,10 @@ class Hook:
         written = [path for path, text in wanted.items() if _read(path) != text]
         for path in written:
             _write(path, wanted[path])
+        if self.module in written:
+            # Once, here: compiling at each start, where Python may not keep it, takes milliseconds.
+            with contextlib.suppress(OSError):
+                py_compile.compile(str(self.module))
         return written
 
     def remove(self) -> list[Path]:
@@ -118,6 +126,8 @@ def _write(path: Path, text: str) -> None:
         with part.open("xb") as file:
             file.write(text.encode("utf-8"))
         part.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -190,8 +200,8 @@ def _status(folders: Sequence[Path]) -> int:
         print(f"{Hook(folder).state()} in {folder}")
     if not found:
         print(f"not installed in {', '.join(map(str, folders))}")
-    if os.environ.get("DENSENET_BACKBONES_HOOK") == "0":
-        print("switched off here by DENSENET_BACKBONES_HOOK=0")
+    if os.environ.get(SWITCH) == "0":
+        print(f"switched off here by {SWITCH}=0")
     return 0 if found else 1
 
 
@@ -201,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Make timm.create_model('densenet121_features') work in this Python without "
         "an import of densenet_backbones, by two files in its site directory that every later "
         "start of this Python reads. Without options: install them.",
-        epilog="DENSENET_BACKBONES_HOOK=0 in the environment switches the hook off. Before this "
+        epilog=f"{SWITCH}=0 in the environment switches the hook off. Before this "
         "package is uninstalled, use --remove; a hook left behind does nothing.",
     )
     command = parser.add_mutually_exclusive_group()

@@ -51,7 +51,7 @@ class _TimmFinder:
                 # A folder named timm without __init__.py has no such loader, and is not timm.
                 if hasattr(spec.loader, "exec_module") and not isinstance(spec.loader, _Loader):
                     spec.loader = _Loader(spec.loader, self)
-                return spec  # type: ignore[no-any-return]
+                return spec
         return None
 
 
