@@ -7,12 +7,14 @@ Shapes: N images, C channels, H and W pixels, k growth rate.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import create_act_layer, drop_path
+from timm.layers.create_act import create_act_layer
+from timm.layers.drop import drop_path
 from torch import Tensor, fx, nn
+from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]
 from torchvision.ops import FrozenBatchNorm2d as _FrozenBatchNorm2d
 
 from densenet_backbones.dense_block import Memory, run_checkpointed, run_plain
@@ -73,7 +75,7 @@ def _conv(
 
 def is_traced(x: Tensor) -> bool:
     """Whether ``torch.fx`` or ``torch.jit.trace`` runs a module to write down what it does."""
-    return isinstance(x, fx.Proxy) or torch.jit.is_tracing()
+    return isinstance(x, fx.Proxy) or is_tracing()
 
 
 class DenseLayer(nn.Module):
@@ -152,17 +154,20 @@ class DenseBlock(nn.ModuleDict):
 
     def first(self, count: int) -> "DenseBlock":
         """A block of the first ``count`` layers, which it shares."""
-        return DenseBlock(list(self.values())[:count], self.memory)
+        return DenseBlock(self._layers()[:count], self.memory)
 
     def widths(self) -> Iterator[tuple[str, int]]:
         """Each layer's name, and channels of the concatenation with its maps."""
-        for name, layer in self.items():
+        for name, layer in zip(self, self._layers(), strict=True):
             last = layer.conv2 if layer.bottleneck else layer.conv1
             yield name, layer.conv1.in_channels + last.out_channels
 
+    def _layers(self) -> list[DenseLayer]:
+        return cast("list[DenseLayer]", list(self.values()))
+
     def forward(self, x: Tensor) -> Tensor:
         """Concatenation of the input and all new maps, (N, C + layers * k, H, W)."""
-        if torch.jit.is_scripting():
+        if is_scripting():
             for layer in self.values():
                 x = torch.cat((x, layer(x)), dim=1)
             return x
@@ -170,7 +175,7 @@ class DenseBlock(nn.ModuleDict):
 
     @torch.jit.unused
     def _run(self, x: Tensor) -> Tensor:
-        layers = tuple(self.values())
+        layers = self._layers()
         if self.memory == "none" or not self.training or not torch.is_grad_enabled():
             return run_plain(x, layers)
         if is_traced(x) or torch.compiler.is_exporting():

@@ -60,6 +60,7 @@ class DilatedBlurPool2d(BlurPool2d):
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__(channels, stride=1)
         self.dilation = dilation
+        self.filt: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""

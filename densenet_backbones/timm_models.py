@@ -68,13 +68,13 @@ _TAGS = {
 _TAG_CFG = {"ra_in1k": {"test_input_size": (3, 288, 288), "test_crop_pct": 0.95}}
 
 
-def _cfgs() -> dict[str, dict[str, Any]]:
-    cfgs = {}
+def _cfgs() -> dict[str, Any]:
+    cfgs: dict[str, Any] = {}
     for name, spec in VARIANTS.items():
         cfg = {**_CFG, **_STEM_CFG.get(spec.stem, {})}
         for tag in _TAGS.get(name, ()):
-            published = {"hf_hub_id": f"timm/{name}.{tag}", **_TAG_CFG.get(tag, {})}
-            cfgs[f"{name}{SUFFIX}.{tag}"] = {**cfg, **published}
+            published: dict[str, Any] = {"hf_hub_id": f"timm/{name}.{tag}", **_TAG_CFG.get(tag, {})}
+            cfgs[f"{name}{SUFFIX}.{tag}"] = cfg | published
         if name not in _TAGS:
             cfgs[f"{name}{SUFFIX}.untrained"] = cfg
     return cfgs
@@ -84,8 +84,10 @@ default_cfgs = generate_default_cfgs(_cfgs())
 
 
 def _create(name: str, spec: DenseNetSpec, pretrained: bool, **kwargs: Any) -> nn.Module:
-    fields = {field.name for field in dataclasses.fields(DenseNetSpec)}
-    spec = dataclasses.replace(spec, **{key: kwargs.pop(key) for key in fields & kwargs.keys()})
+    spec_fields = {field.name for field in dataclasses.fields(DenseNetSpec)}
+    spec = dataclasses.replace(
+        spec, **{key: kwargs.pop(key) for key in spec_fields & kwargs.keys()}
+    )
     features = kwargs.setdefault("features_only", True)
     taps = {key: kwargs.pop(key) for key in ("tap", "layer_taps") if key in kwargs}
     feature_cfg: dict[str, Any] = {"out_indices": None}
@@ -98,7 +100,7 @@ def _create(name: str, spec: DenseNetSpec, pretrained: bool, **kwargs: Any) -> n
         )
     else:
         feature_cfg.update(out_indices=tuple(range(len(spec.blocks) + 1)))
-    wanted = {"out_indices": kwargs.get("out_indices"), **taps} if features else None
+    wanted: Any = {"out_indices": kwargs.get("out_indices"), **taps} if features else None
     try:
         return build_model_with_cfg(
             DenseNet,

@@ -18,7 +18,10 @@ PYPROJECT = tomllib.loads(TEXT)
 # Where the files of a (sub-)package lie in the repository.
 FOLDERS = {PACKAGE: PACKAGE, f"{PACKAGE}.heads": "heads", f"{PACKAGE}.configs": "configs"}
 # Parts that need the training tools; all others must do with the core dependencies.
-TRAINING = (f"{PACKAGE}.data", f"{PACKAGE}.training", f"{PACKAGE}.analysis.input_benchmark")
+TRAINING = tuple(
+    f"{PACKAGE}.{module}"
+    for module in ("data", "training", "smp_encoders", "analysis.input_benchmark")
+)
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml"}
 # Declared, but imported by a library for us.
 INDIRECT = {
@@ -161,7 +164,8 @@ def test_dependencies_are_used():
 
 def test_tests_import_what_dev_installs():
     beside = {path.stem.replace("_", "-") for path in (PROJECT / "tests").glob("*.py")}
-    allowed = TRAIN | names(EXTRAS["fast-eval"]) | names(EXTRAS["dev"]) | beside
+    optional = set().union(*(names(EXTRAS[extra]) for extra in ("fast-eval", "export", "dev")))
+    allowed = TRAIN | optional | beside
     for path in sorted((PROJECT / "tests").glob("*.py")):
         assert imported(path.read_text(encoding="utf-8")) <= allowed, path
 

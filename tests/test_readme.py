@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from conftest import PROJECT
 
+from densenet_backbones import install_hook
+from densenet_backbones.analysis.benchmark import COMMANDS
 from densenet_backbones.data.samples import Categories
 from densenet_backbones.data.scenes import generate
 from densenet_backbones.training.detector import DetectorSpec, save_detector
@@ -170,13 +172,17 @@ def test_experiments_resolve(block, help_of, tmp_path):
     assert "detector: " in help_of("densenet-train-det", *both, "--print_config")
 
 
-def test_flags_in_the_text_exist(help_of):
+def test_flags_in_the_text_exist(help_of, capsys):
     known = flags(help_of("densenet-train-det", "--help"))
     known |= flags(help_of("densenet-train-det", "--help-all"))
     for name in ("densenet-evaluate", "densenet-predict"):
         known |= flags(help_of(name, "--help"))
-    for command in ("backbone", "input"):
-        known |= flags(help_of("densenet-benchmark", command, "--help"))
+    for command in COMMANDS:
+        known |= flags(help_of("densenet-benchmark", command.name, "--help"))
+    with pytest.raises(SystemExit):
+        install_hook.main(["--help"])
+    known |= flags(capsys.readouterr().out)
+    known.add("--device-modules")  # of timm's train.py
     prose = re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL)
     shown = {flag for code in re.findall(r"`(--[^`]+)`", prose) for flag in flags(code)}
     assert shown

@@ -18,7 +18,6 @@ from densenet_backbones.analysis.memory import compare_memory_modes, memory_tabl
 from densenet_backbones.analysis.timing import interleave, ratio_table
 from densenet_backbones.checkpoints import to_ours, to_torchvision
 from densenet_backbones.densenet import DenseNet
-from densenet_backbones.timm_models import densenet121_features
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -81,8 +80,7 @@ def _same_weights() -> dict[str, nn.Module]:
             buffer.normal_(std=0.1)
         elif name.endswith("running_var"):
             buffer.uniform_(0.5, 1.5)
-    ours = densenet121_features(features_only=False)
-    assert isinstance(ours, DenseNet)
+    ours = DenseNet()
     ours.load_state_dict(to_ours(theirs.state_dict()))
     timms = timm.create_model("densenet121")
     timms.load_state_dict(to_torchvision(ours.state_dict()))

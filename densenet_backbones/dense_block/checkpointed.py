@@ -8,7 +8,7 @@ alone, so outputs, gradients and buffers are those of the plain execution.
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,11 @@ Memory = Literal["none", "bottleneck", "layer", "block"]
 
 
 class DenseLayerLike(Protocol):
-    """What `run_checkpointed` asks of a layer; ``layer(x)`` is ``expand(squeeze(x))``.
+    """What `run_checkpointed` asks of a layer; ``layer(x)`` is ``expand(squeeze(x))``."""
 
-    Attributes:
-        bottleneck: Whether there is a bottleneck; without one, ``squeeze`` makes the new maps.
-    """
-
-    bottleneck: bool
+    @property
+    def bottleneck(self) -> bool:
+        """Whether there is a bottleneck; without one, ``squeeze`` makes the new maps."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """New maps, (N, k, H, W), from the concatenation, (N, C, H, W)."""
@@ -117,7 +115,7 @@ class _StatisticsKept:
     again, once for every backward pass.
     """
 
-    def __init__(self, norms: Iterable[nn.Module]) -> None:
+    def __init__(self, norms: Iterable[Any]) -> None:
         self.norms = tuple(norms)
 
     def __enter__(self) -> None:
