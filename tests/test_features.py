@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+import torchvision
 from tiny_nets import TINY, randomise_norms
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
@@ -80,6 +81,29 @@ def test_densenet121_taps_equal_timms_features_only_net():
             assert torch.equal(a, b)
     assert ours.feature_info.channels() == theirs.feature_info.channels()
     assert ours.feature_info.reduction() == theirs.feature_info.reduction()
+
+
+@pytest.mark.parametrize("size", [64, 75])
+def test_taps_equal_torchvisions_on_the_same_weights(size):
+    torch.manual_seed(0)
+    theirs = torchvision.models.DenseNet(4, (1, 2, 2, 1), 8)
+    randomise_norms(theirs).eval()
+    ours = DenseNet(DenseNetSpec(growth_rate=4, block_config=(1, 2, 2, 1), num_init_features=8))
+    ours.load_state_dict(theirs.state_dict())
+    ours.eval()
+    blocks = {f"denseblock{i}": str(i) for i in range(1, 5)} | {"relu0": "0", "norm5": "5"}
+    image = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        expected = IntermediateLayerGetter(theirs.features, blocks)(image)
+        maps = DenseFeatureNet(ours)(image)
+        for i in range(4):
+            assert torch.equal(maps[i], expected[str(i)])
+        assert torch.equal(maps[4], expected["5"].relu()), "torchvision leaves the last ReLU out"
+        assert torch.equal(ours.denseblock4(ours.pool3(ours.transition3(maps[3]))), expected["4"])
+        for i in (1, 2, 3):  # a transition of torchvision pools, too
+            whole = getattr(theirs.features, f"transition{i}")(expected[str(i)])
+            assert torch.equal(DenseFeatureNet(ours, tap="pooled")(image)[i], whole)
+        assert torch.equal(ours(image), theirs(image))
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
