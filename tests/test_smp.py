@@ -452,6 +452,15 @@ def test_the_norm_tap_equals_smps_own_encoder():
     assert torch.equal(before_relu[0], their_last) and torch.equal(our_last, their_last.relu())
 
 
+def test_models_of_both_routes_exchange_weights():
+    universal = randomise_norms(model_of("unet", "tu-densenet121_features")).eval()
+    native = model_of("unet").eval()
+    assert list(native.state_dict()) == list(universal.state_dict())
+    native.load_state_dict(universal.state_dict())
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(maps_of(native, x), maps_of(universal, x))
+
+
 def test_whole_models_of_smps_own_encoders_load():
     params = {"out_channels": [3, 8, 16, 16, 16, 16], **TINY}
     REGISTRY["theirs"] = {"encoder": DenseNetEncoder, "params": params}
