@@ -1,0 +1,100 @@
+"""How well the borders of a predicted mask follow those of the annotation.
+
+The boundary F-score of Csurka et al., "What is a good evaluation measure for semantic
+segmentation?" (BMVC 2013), section 3.3, with the tolerance of the DAVIS benchmark (Perazzi et al.,
+CVPR 2016; ``f_boundary.py`` of davisvideochallenge/davis): 0.8 % of the image's diagonal, rounded
+up to whole pixels.
+
+Legend: H x W pixels, K classes.
+"""
+
+import math
+
+import cv2
+import numpy as np
+
+from densenet_backbones.data.mask_samples import IGNORED
+
+TOLERANCE = 0.008
+"""Share of the image's diagonal by which a border may be off."""
+
+
+def tolerance_in_pixels(height: int, width: int, tolerance: float = TOLERANCE) -> int:
+    """The distance up to which two border pixels match, at least 1."""
+    return max(1, math.ceil(tolerance * math.hypot(height, width)))
+
+
+def boundary_scores(
+    prediction: np.ndarray, target: np.ndarray, classes: int, tolerance: float = TOLERANCE
+) -> np.ndarray:
+    """F-score of each class's border in one image of labels.
+
+    The border of a class are its pixels beside (left, right, above, below) one of another class.
+    Precision is the share of the predicted border within the tolerance of the annotated one, recall
+    the share of the annotated border within the tolerance of the predicted one.
+
+    Ignored pixels take the label of the nearest other one first: borders in a band of them, as VOC
+    draws it around its objects, are its middle line. What lies deeper in an ignored region than the
+    tolerance counts neither as right nor as wrong.
+
+    Args:
+        prediction: (H, W) labels in ``0 .. classes - 1``.
+        target: (H, W) likewise, with `IGNORED` where nothing is known.
+        classes: K.
+        tolerance: Share of the diagonal.
+
+    Returns:
+        (K,) float64 in [0, 1]; NaN for classes without a border in both.
+    """
+    known = target != IGNORED
+    counted = np.ones(target.shape, bool)
+    limit = tolerance_in_pixels(*target.shape, tolerance)
+    if not known.all():
+        target, counted = _filled(target, known, limit)
+    scores = np.full(classes, np.nan)
+    if not counted.any():
+        return scores
+    for label in np.union1d(prediction, target).tolist():
+        scores[label] = _f_score(prediction == label, target == label, counted, limit)
+    return scores
+
+
+def _filled(target: np.ndarray, known: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """The target with the nearest known label in ignored pixels; which pixels count."""
+    if not known.any():
+        return target, np.zeros(target.shape, bool)
+    unknown = (~known).astype(np.uint8)  # OpenCV looks for the nearest zero
+    distance, nearest = cv2.distanceTransformWithLabels(
+        unknown, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    labels = np.zeros(int(nearest.max()) + 1, target.dtype)
+    labels[nearest[known]] = target[known]
+    return labels[nearest], distance <= limit
+
+
+def _f_score(prediction: np.ndarray, target: np.ndarray, counted: np.ndarray, limit: int) -> float:
+    found, true = _border(prediction), _border(target)
+    counted_found, counted_true = found & counted, true & counted
+    if not counted_found.any() and not counted_true.any():
+        return float("nan")
+    if not counted_found.any() or not counted_true.any():
+        return 0.0
+    precision = (_distance_to(true)[counted_found] <= limit).mean()
+    recall = (_distance_to(found)[counted_true] <= limit).mean()
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
+
+
+def _border(mask: np.ndarray) -> np.ndarray:
+    """Pixels of the mask that have a neighbour in the image outside of it."""
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    inner = cv2.erode(
+        mask.astype(np.uint8), cross, borderType=cv2.BORDER_CONSTANT, borderValue=1
+    ).astype(bool)
+    border: np.ndarray = mask & ~inner
+    return border
+
+
+def _distance_to(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) Euclidean distance of every pixel to the nearest of these."""
+    away = (~pixels).astype(np.uint8)
+    return np.asarray(cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
