@@ -154,7 +154,11 @@ class DenseFeatureNet(DenseStages):
         return list(self._points(x, self.return_layers, stop_early=False)[1].values())
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` scripts: the stages between one tap and the next."""
+        """What ``torch.jit.script`` scripts: the stages between one tap and the next.
+
+        Scripting a model that holds this net puts it in the net's place: script a deep copy of the
+        model to go on with the model itself.
+        """
         return _ScriptableStages(self).train(self.training)
 
 

@@ -1,8 +1,8 @@
 """Our entries in torchvision's registry: ``torchvision.models.get_model("densenet121_features")``.
 
-There are the detectors (``dsod300``, ...) and, under their timm names, all backbones of
-`timm_models`. torchvision looks names up in lower case and offers no public decorator, so its
-private one is reached here and nowhere else.
+There are the detectors (``dsod300``, ...), the segmenters (``unet``, ``fcdensenet103``, ...) and,
+under their timm names, all backbones of `timm_models`. torchvision looks names up in lower case and
+offers no public decorator, so its private one is reached here and nowhere else.
 """
 
 import textwrap
@@ -14,7 +14,15 @@ import timm
 from torch import nn
 
 from densenet_backbones.checkpoints import CheckpointError, read_state_dict
-from densenet_backbones.heads import dsod300, dsod300_smallest, dsod_tiny
+from densenet_backbones.heads import (
+    dsod300,
+    dsod300_smallest,
+    dsod_tiny,
+    fcdensenet56,
+    fcdensenet67,
+    fcdensenet103,
+    unet,
+)
 from densenet_backbones.timm_models import SUFFIX
 from densenet_backbones.variants import VARIANTS
 
@@ -23,11 +31,11 @@ try:
 except ImportError as error:
     raise ImportError(
         "this torchvision has no models._api.register_model; densenet-backbones was tested with "
-        "torchvision 0.26 to 0.29. The detectors are in densenet_backbones.heads, the backbones in "
+        "torchvision 0.26 to 0.29. The models are in densenet_backbones.heads, the backbones in "
         "timm.create_model"
     ) from error
 
-__all__ = ["BACKBONES", "MODELS"]
+__all__ = ["BACKBONES", "DETECTORS", "MODELS", "SEGMENTERS"]
 
 
 def _backbone(name: str) -> Callable[..., nn.Module]:
@@ -76,8 +84,13 @@ def _load(net: nn.Module, weights: str | Path, name: str) -> None:
 
 
 # A name that torchvision, or another package, registered before raises a ValueError here.
-MODELS = {
+DETECTORS = {
     builder.__name__: register_model()(builder)
     for builder in (dsod300, dsod300_smallest, dsod_tiny)
 }
+SEGMENTERS = {
+    builder.__name__: register_model()(builder)
+    for builder in (fcdensenet56, fcdensenet67, fcdensenet103, unet)
+}
+MODELS = DETECTORS | SEGMENTERS
 BACKBONES = {name + SUFFIX: register_model()(_backbone(name + SUFFIX)) for name in VARIANTS}

@@ -1,4 +1,4 @@
-"""Detection heads: boxes, priors, matching, losses, post-processing and the DSOD detectors."""
+"""Heads: boxes, priors, matching, losses and the DSOD detectors; segmenters and their losses."""
 
 if not __name__.startswith("densenet_backbones."):
     raise ImportError("import densenet_backbones.heads, not heads: a second copy of every class")
@@ -6,6 +6,12 @@ if not __name__.startswith("densenet_backbones."):
 from densenet_backbones.heads.anchors import PriorSpec, dsod_priors
 from densenet_backbones.heads.box_coding import decode, encode
 from densenet_backbones.heads.dsod import DSOD, dsod300, dsod300_smallest, dsod_tiny
+from densenet_backbones.heads.fcdensenet import (
+    FCDenseNet,
+    fcdensenet56,
+    fcdensenet67,
+    fcdensenet103,
+)
 from densenet_backbones.heads.losses import hardest_negatives, multibox_loss
 from densenet_backbones.heads.matching import (
     PriorTargets,
@@ -14,17 +20,28 @@ from densenet_backbones.heads.matching import (
     out_of_reach,
 )
 from densenet_backbones.heads.multibox_head import ChannelL2Norm, MultiBoxHead
+from densenet_backbones.heads.normalization import ImageNormalization
+from densenet_backbones.heads.pixel_losses import IGNORED
 from densenet_backbones.heads.postprocess import Selection, select_detections
 from densenet_backbones.heads.preprocessing import Preprocessing
+from densenet_backbones.heads.segmentation_losses import SegmentationLoss
+from densenet_backbones.heads.segmenter import Segmenter
+from densenet_backbones.heads.unet import UNet, unet
 
 __all__ = [
     "DSOD",
+    "IGNORED",
     "ChannelL2Norm",
+    "FCDenseNet",
+    "ImageNormalization",
     "MultiBoxHead",
     "Preprocessing",
     "PriorSpec",
     "PriorTargets",
+    "SegmentationLoss",
+    "Segmenter",
     "Selection",
+    "UNet",
     "assign_targets",
     "decode",
     "dsod300",
@@ -32,9 +49,13 @@ __all__ = [
     "dsod_priors",
     "dsod_tiny",
     "encode",
+    "fcdensenet56",
+    "fcdensenet67",
+    "fcdensenet103",
     "hardest_negatives",
     "match_priors",
     "multibox_loss",
     "out_of_reach",
     "select_detections",
+    "unet",
 ]

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import clip_boxes_to_image
 
-CHANNEL_ORDERS = ("rgb", "bgr")
+from densenet_backbones.heads.normalization import ImageNormalization
 
 
 class Preprocessing(GeneralizedRCNNTransform):
@@ -35,51 +34,41 @@ class Preprocessing(GeneralizedRCNNTransform):
     ) -> None:
         if len(image_size) != 2 or min(image_size) < 1:
             raise ValueError(f"image_size must be (H, W) in pixels, got {image_size!r}")
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(
-                f"mean and std need three numbers, std above 0; got {mean!r} and {std!r}"
-            )
-        if channel_order not in CHANNEL_ORDERS:
-            raise ValueError(f"channel_order must be in {CHANNEL_ORDERS}, got {channel_order!r}")
-        if value_range not in (1, 255):
-            raise ValueError(f"value_range must be 1 or 255, got {value_range!r}")
+        normalization = ImageNormalization(mean, std, channel_order, value_range)
         height, width = (int(side) for side in image_size)
         super().__init__(
             min_size=min(height, width),
             max_size=max(height, width),
-            image_mean=[float(value) for value in mean],
-            image_std=[float(value) for value in std],
+            image_mean=normalization.mean,
+            image_std=normalization.std,
             size_divisible=1,
             fixed_size=(width, height),  # torchvision's order
         )
         self.image_size = (height, width)
-        self.channel_order = channel_order
-        self.value_range = int(value_range)
+        self.normalization = normalization
+
+    @property
+    def channel_order(self) -> str:
+        """``"rgb"`` or ``"bgr"``."""
+        return self.normalization.channel_order
+
+    @property
+    def value_range(self) -> int:
+        """1 or 255."""
+        return self.normalization.value_range
 
     @property
     def fill_color(self) -> tuple[float, float, float]:
         """The mean as an RGB colour in 0..255, for borders that should mean nothing."""
-        scaled = [value * 255 / self.value_range for value in self.image_mean]
-        red, green, blue = scaled if self.channel_order == "rgb" else reversed(scaled)
-        return red, green, blue
+        return self.normalization.fill_color
 
     def to_dict(self) -> dict[str, Any]:
         """The constructor's arguments as plain JSON types."""
-        return {
-            "image_size": list(self.image_size),
-            "mean": list(self.image_mean),
-            "std": list(self.image_std),
-            "channel_order": self.channel_order,
-            "value_range": self.value_range,
-        }
+        return {"image_size": list(self.image_size), **self.normalization.to_dict()}
 
     def normalize(self, image: Tensor) -> Tensor:
         """(3, H, W) RGB 0..1 to the network's channel order, range, mean and deviation."""
-        if self.channel_order == "bgr":
-            image = image.flip(0)
-        mean = torch.tensor(self.image_mean, dtype=image.dtype, device=image.device)
-        std = torch.tensor(self.image_std, dtype=image.dtype, device=image.device)
-        return (image * self.value_range - mean[:, None, None]) / std[:, None, None]
+        return self.normalization(image)
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densenet_backbones.data import sources
+from densenet_backbones.data import files, sources
 from densenet_backbones.data.samples import Categories, DataError
 from densenet_backbones.data.sources import (
     ClassCount,
@@ -230,7 +230,7 @@ def test_interrupted_check_does_not_read_the_rest(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sources, "_fault_of_image", slow)
-    monkeypatch.setattr(sources, "with_progress", interrupted)
+    monkeypatch.setattr(files, "with_progress", interrupted)
     with pytest.raises(KeyboardInterrupt):
         check_images(found, workers=1)
     assert len(read) < 40

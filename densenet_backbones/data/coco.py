@@ -74,11 +74,11 @@ def read_coco(
         path, split = find_annotation_file(root, split)
     else:
         path = root / annotation_file
-    folders = [root / image_folder] if image_folder else _image_folders(root, split, path)
+    folders = [root / image_folder] if image_folder else image_folders(root, split, path)
     with _without_garbage_collection():
         content = read_coco_json(path, masks=masks)
         categories = _in_order(content, classes) if classes is not None else content.categories
-        folder = _folder_with(folders, [image.file_name for image in content.images], path)
+        folder = folder_with(folders, [image.file_name for image in content.images], path)
         records, problems = _records(content, categories, folder)
     refuse_if_strict(problems, strict)
     return DetectionSet(f"{root.name}/{split}", records, categories, tuple(problems))
@@ -103,10 +103,9 @@ def find_annotation_file(root: Path, split: str) -> tuple[Path, str]:
         DataError: If there is none; says which splits there are.
     """
     known = _annotation_files(root)
-    for name in (split, *_OTHER_NAMES.get(split, ())):
-        for full in (name, *_with_years(name, known)):
-            if full in known:
-                return known[full], full
+    full = full_name(split, known)
+    if full is not None:
+        return known[full], full
     raise DataError(
         f"{root}: has no annotations/instances_{split}.json and no {split}/{_BESIDE} (splits "
         f"there: {some(sorted(known), 12) or 'none'}); choose one, or give annotation_file"
@@ -134,23 +133,32 @@ def _annotation_files(root: Path) -> dict[str, Path]:
     return found
 
 
-def _with_years(split: str, names: Iterable[str]) -> list[str]:
+def full_name(split: str, known: Collection[str]) -> str | None:
+    """The known split that is meant: its own name, with the newest year, or a synonym's."""
+    for name in (split, *_OTHER_NAMES.get(split, ())):
+        for full in (name, *with_years(name, known)):
+            if full in known:
+                return full
+    return None
+
+
+def with_years(split: str, names: Iterable[str]) -> list[str]:
     """Names that are the split and a year, the newest first."""
     return sorted((n for n in names if re.fullmatch(re.escape(split) + r"\d{4}", n)), reverse=True)
 
 
-def _image_folders(root: Path, split: str, path: Path) -> list[Path]:
+def image_folders(root: Path, split: str, path: Path) -> list[Path]:
     """Where the images may be, the likeliest first."""
     if path.name == _BESIDE:
         return [path.parent]
     folders = []
     for parent in (root, root / "images"):
-        names = (split, *_with_years(split, folders_in(parent)))
+        names = (split, *with_years(split, folders_in(parent)))
         folders += [parent / name for name in names]
     return [*folders, root / "images", root]
 
 
-def _folder_with(folders: Sequence[Path], names: Collection[str], path: Path) -> Path:
+def folder_with(folders: Sequence[Path], names: Collection[str], path: Path) -> Path:
     """The first folder that has all the images; one listing a folder, not one look an image."""
     fewest: tuple[list[str], Path] | None = None
     for folder in folders:

@@ -55,7 +55,7 @@ def read_coco_json(path: Path, *, masks: bool = True) -> CocoFile:
         DataError: If the file is not JSON (line and column), not a COCO instances file, an id is
             given twice or unknown, or a value is not what it should be (entry and field).
     """
-    content, has_constants = _load(path, masks)
+    content, has_constants = load_json(path, masks)
     if isinstance(content, list):
         raise DataError(
             f"{path}: is a list, as files of results are; the annotation file is an object with "
@@ -66,17 +66,21 @@ def read_coco_json(path: Path, *, masks: bool = True) -> CocoFile:
             f"{path}: not a COCO annotation file; it must be a JSON object with the lists "
             "images, annotations and categories"
         )
-    categories = _categories(_entries(content, "categories", path), path)
-    images = _images(_entries(content, "images", path), path)
-    entries = _entries(content, "annotations", path)
+    categories = categories_of(entries_of(content, "categories", path), path)
+    images = images_of(entries_of(content, "images", path), path)
+    entries = entries_of(content, "annotations", path)
     annotations = _annotations(entries, path, {i.image_id for i in images}, set(categories.ids))
     if has_constants:  # in a field that nothing here reads; those that are read have been checked
         raise DataError(f"{path}: has NaN or Infinity, which JSON has not; write null instead")
     return CocoFile(path, images, categories, annotations)
 
 
-def _load(path: Path, masks: bool) -> tuple[Any, bool]:
-    """The parsed JSON, and whether it had NaN or Infinity in it."""
+def load_json(path: Path, masks: bool = True) -> tuple[Any, bool]:
+    """The parsed JSON, and whether it had NaN or Infinity in it.
+
+    Raises:
+        DataError: If the file cannot be read or is not JSON (line and column).
+    """
     constants: list[str] = []
 
     def constant(name: str) -> float:
@@ -106,7 +110,8 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _entries(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
+def entries_of(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
+    """A list of objects at the top of a file; `DataError` where it is none."""
     entries = content.get(key)
     if entries is None:
         raise DataError(
@@ -114,22 +119,23 @@ def _entries(content: dict[str, Any], key: str, path: Path) -> list[dict[str, An
             "and categories (for detection: the instances file)"
         )
     if not isinstance(entries, list):
-        raise DataError(f"{path}: {key!r} must be a list, not {_shown(entries)}")
+        raise DataError(f"{path}: {key!r} must be a list, not {shown(entries)}")
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise DataError(f"{path}: {key}[{position}] must be an object, not {_shown(entry)}")
+            raise DataError(f"{path}: {key}[{position}] must be an object, not {shown(entry)}")
     return entries
 
 
-def _categories(entries: list[dict[str, Any]], path: Path) -> Categories:
+def categories_of(entries: list[dict[str, Any]], path: Path) -> Categories:
+    """Classes in order of their ids; `DataError` where ids or names are missing or repeated."""
     if not entries:
         raise DataError(f"{path}: 'categories' is empty; list the classes with id and name")
     found: dict[int, str] = {}
     for position, entry in enumerate(entries):
         where = f"{path}: categories[{position}]"
-        category_id, name = _whole(entry, "id", where), entry.get("name")
+        category_id, name = whole_number(entry, "id", where), entry.get("name")
         if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{where}: 'name' must be a text, not {_shown(name)}")
+            raise DataError(f"{where}: 'name' must be a text, not {shown(name)}")
         if category_id in found:
             raise DataError(f"{where}: category id {category_id} is given twice; ids are unique")
         if name in found.values():
@@ -139,17 +145,18 @@ def _categories(entries: list[dict[str, Any]], path: Path) -> Categories:
     return Categories(tuple(found[i] for i in ids), tuple(ids))
 
 
-def _images(entries: list[dict[str, Any]], path: Path) -> tuple[CocoImage, ...]:
+def images_of(entries: list[dict[str, Any]], path: Path) -> tuple[CocoImage, ...]:
+    """The image entries, checked; file names stay inside the image folder."""
     if not entries:
         raise DataError(f"{path}: lists no images")
     found: dict[int, CocoImage] = {}
     for position, entry in enumerate(entries):
         where = f"{path}: images[{position}]"
-        image_id, name = _whole(entry, "id", where), entry.get("file_name")
+        image_id, name = whole_number(entry, "id", where), entry.get("file_name")
         if image_id in found:
             raise DataError(f"{where}: image id {image_id} is given twice; ids are unique")
         if not isinstance(name, str):
-            raise DataError(f"{where}: 'file_name' must be a text, not {_shown(name)}")
+            raise DataError(f"{where}: 'file_name' must be a text, not {shown(name)}")
         found[image_id] = CocoImage(image_id, str(inside(name, where)), _size(entry, where))
     return tuple(found.values())
 
@@ -157,7 +164,7 @@ def _images(entries: list[dict[str, Any]], path: Path) -> tuple[CocoImage, ...]:
 def _size(entry: dict[str, Any], where: str) -> tuple[int, int] | None:
     if entry.get("width") is None or entry.get("height") is None:
         return None
-    width, height = _whole(entry, "width", where), _whole(entry, "height", where)
+    width, height = whole_number(entry, "width", where), whole_number(entry, "height", where)
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise DataError(
             f"{where}: sides must be in 1 .. {MAX_SIDE} pixels, not {width}x{height}; correct "
@@ -173,15 +180,15 @@ def _annotations(
     seen: set[int] = set()
     for position, entry in enumerate(entries):
         where = f"{path}: annotations[{position}]"
-        annotation_id = _whole(entry, "id", where)
+        annotation_id = whole_number(entry, "id", where)
         where = f"{where} (id {annotation_id})"
         if annotation_id in seen:
             raise DataError(f"{where}: the annotation id is given twice; ids are unique")
         seen.add(annotation_id)
-        image_id = _whole(entry, "image_id", where)
+        image_id = whole_number(entry, "image_id", where)
         if image_id not in image_ids:
             raise DataError(f"{where}: image_id {image_id} is not among the images")
-        category_id = _whole(entry, "category_id", where)
+        category_id = whole_number(entry, "category_id", where)
         if category_id not in category_ids:
             raise DataError(
                 f"{where}: category_id {category_id} is not among the categories "
@@ -197,11 +204,11 @@ def _annotation(entry: dict[str, Any], ids: tuple[int, int, int], where: str) ->
     bbox = _bbox(entry, where)
     crowd = entry.get("iscrowd", 0)
     if crowd not in (0, 1):
-        raise DataError(f"{where}: 'iscrowd' must be 0 or 1, not {_shown(crowd)}")
+        raise DataError(f"{where}: 'iscrowd' must be 0 or 1, not {shown(crowd)}")
     area = entry.get("area")
     area = bbox[2] * bbox[3] if area is None else area
     if _finite(area) is None:
-        raise DataError(f"{where}: 'area' must be a finite number, not {_shown(area)}")
+        raise DataError(f"{where}: 'area' must be a finite number, not {shown(area)}")
     annotation: dict[str, Any] = {
         "id": annotation_id,
         "image_id": image_id,
@@ -215,7 +222,7 @@ def _annotation(entry: dict[str, Any], ids: tuple[int, int, int], where: str) ->
         if value is None:
             continue
         if not isinstance(value, types):
-            raise DataError(f"{where}: {key!r} has the wrong type: {_shown(value)}")
+            raise DataError(f"{where}: {key!r} has the wrong type: {shown(value)}")
         annotation[key] = value
     _check_outline(annotation.get("segmentation", []), where)
     return annotation
@@ -227,7 +234,7 @@ def _bbox(entry: dict[str, Any], where: str) -> list[float]:
     if len(numbers) != 4 or None in numbers:
         raise DataError(
             f"{where}: 'bbox' must be four finite numbers [x, y, width, height] in pixels, "
-            f"not {_shown(bbox)}"
+            f"not {shown(bbox)}"
         )
     return numbers  # type: ignore[return-value]
 
@@ -238,7 +245,7 @@ def _check_outline(mask: list[Any] | dict[str, Any], where: str) -> None:
         if not all(isinstance(polygon, list) for polygon in mask):
             raise DataError(
                 f"{where}: 'segmentation' must be a list of polygons [[x1, y1, x2, y2, ...]], "
-                f"not {_shown(mask)}"
+                f"not {shown(mask)}"
             )
         return
     size, counts = mask.get("size"), mask.get("counts")
@@ -258,13 +265,13 @@ def _is_length(value: object) -> bool:
     return type(value) is int and 0 <= value <= MAX_SIDE**2
 
 
-def _whole(entry: dict[str, Any], key: str, where: str) -> int:
+def whole_number(entry: dict[str, Any], key: str, where: str) -> int:
     """A whole number of 64 bits; 3.0 is one, as tools that go through tables write it."""
     value = entry.get(key)
     if type(value) is float and value.is_integer():
         value = int(value)
     if type(value) is not int or not -(2**63) <= value < 2**63:
-        raise DataError(f"{where}: {key!r} must be a whole number, not {_shown(value)}")
+        raise DataError(f"{where}: {key!r} must be a whole number, not {shown(value)}")
     return value
 
 
@@ -279,7 +286,7 @@ def _finite(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value for a message, shortened."""
     if isinstance(value, int) and abs(value) >= 2**64:
         return "a whole number of more than 64 bits"  # printing it may itself be refused

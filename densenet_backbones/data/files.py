@@ -6,7 +6,8 @@ Names inside annotation files are untrusted: `inside` is the one way from such a
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from densenet_backbones.data.samples import DataError, Problem
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # no file system takes them all
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def inside(name: str, where: str) -> PurePosixPath:
@@ -98,3 +100,42 @@ def with_progress(
     if not show or len(items) < from_count or not console.is_terminal:
         return items
     return track(items, description=text, console=console, transient=True)
+
+
+def in_threads(
+    function: Callable[[T], R],
+    items: Collection[T],
+    text: str,
+    *,
+    progress: bool = True,
+    workers: int | None = None,
+) -> Iterator[R]:
+    """Results of a function that reads files, in the items' order, under a progress bar.
+
+    Args:
+        function: What it raises ends the work.
+        items: Its arguments.
+        text: Of the progress bar, which vanishes at the end.
+        progress: Show it.
+        workers: Threads; None takes one a core, at most 8.
+
+    Raises:
+        DataError: If `workers` is below 1.
+    """
+    if workers is not None and workers < 1:
+        raise DataError(f"workers must be at least 1, got {workers}")
+    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    try:
+        futures = [pool.submit(function, item) for item in items]
+        for future in with_progress(futures, text, show=progress, from_count=1):
+            yield future.result()
+    finally:  # an interruption must not wait for all the items
+        pool.shutdown(cancel_futures=True)
+
+
+def refuse_faults(faults: Sequence[str], what: str) -> None:
+    """Raise one `DataError` for all the faults there are, the first 50 in full."""
+    if faults:
+        shown = "\n  ".join(faults[:50])
+        more = f"\n  and {len(faults) - 50} more" if len(faults) > 50 else ""
+        raise DataError(f"{what}:\n  {shown}{more}")

@@ -47,7 +47,7 @@ def read_image(path: str | Path) -> np.ndarray:
         DataError: If the file is missing, damaged, truncated, not an image, larger than
             `MAX_PIXELS`, or has 32-bit pixels. The message names the file and the fix.
     """
-    with _opened(path) as image:
+    with opened_image(path) as image:
         orientation = _orientation(image)
         image.load()
         upright = image.transpose(_TURN[orientation]) if orientation in _TURN else image
@@ -66,14 +66,14 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         DataError: If the file is missing, not an image, or larger than `MAX_PIXELS`.
     """
-    with _opened(path) as image:
+    with opened_image(path) as image:
         turned = _orientation(image) >= 5  # 5 to 8 swap the sides
         width, height = image.size
     return (height, width) if turned else (width, height)
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def opened_image(path: str | Path) -> Iterator[Image.Image]:
     """Open an image; every failure inside the context becomes a `DataError`."""
     try:
         with Image.open(path) as image:

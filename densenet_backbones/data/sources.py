@@ -1,23 +1,24 @@
 """Detection data from one folder or several: recognised, merged, checked, counted, reduced."""
 
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from densenet_backbones.data.coco import has_coco_layout, read_coco
-from densenet_backbones.data.files import nearest, some, with_progress
+from densenet_backbones.data.files import in_threads, nearest, refuse_faults, some
 from densenet_backbones.data.images import read_image
+from densenet_backbones.data.mask_samples import SegmentationSet
 from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
 from densenet_backbones.data.voc import has_voc_layout, read_voc
 
 Layout = Literal["auto", "coco", "voc"]
+S = TypeVar("S", DetectionSet, SegmentationSet)
 Source = tuple[str | Path, str] | Sequence[str] | Mapping[str, Any]
-_SOURCE_KEYS = {"root", "split", "layout", "annotation_file", "image_folder"}
+SOURCE_KEYS = {"root", "split", "layout", "annotation_file", "image_folder"}
 
 
 def read_detection(
@@ -54,20 +55,29 @@ def read_detection(
         return _read_one({"root": root, "split": split, "layout": layout}, classes, masks, strict)
     if split is not None:
         raise DataError("with several sources each names its own split; leave `split` out")
-    sources = [_source(entry, layout) for entry in root]
+    sources = [source_of(entry, layout) for entry in root]
     if not sources:
         raise DataError("no sources: give a folder, or a list of (root, split)")
     sets = [_read_one(source, classes, masks, strict) for source in sources]
     return sets[0] if len(sets) == 1 else _merged(sets)
 
 
-def _source(entry: Source, layout: Layout) -> dict[str, Any]:
-    """One entry of a list of sources as a dict."""
+def source_of(entry: Source, layout: str, keys: Collection[str] = SOURCE_KEYS) -> dict[str, Any]:
+    """One entry of a list of sources as a dict with `root`, `split` and `layout`.
+
+    Args:
+        entry: A ``(root, split)`` pair or a dict.
+        layout: Taken where the entry names none.
+        keys: What a dict may have.
+
+    Raises:
+        DataError: If it is neither, or has unknown keys.
+    """
     if isinstance(entry, Mapping):
-        unknown = sorted(set(entry) - _SOURCE_KEYS)
+        unknown = sorted(set(entry) - set(keys))
         if unknown or not {"root", "split"} <= set(entry):
             raise DataError(
-                f"a source needs root and split, and may have {some(sorted(_SOURCE_KEYS), 9)}; "
+                f"a source needs root and split, and may have {some(sorted(keys), 9)}; "
                 f"got {some(sorted(entry), 9)}"
             )
         return {"layout": layout, **entry}
@@ -158,22 +168,16 @@ def check_images(
     Raises:
         DataError: One for all the images that cannot be decoded or have another size.
     """
-    if workers is not None and workers < 1:
-        raise DataError(f"workers must be at least 1, got {workers}")
-    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
-    try:
-        futures = [pool.submit(_fault_of_image, record) for record in detection_set.records]
-        bar = with_progress(futures, "Checking images", show=progress, from_count=1)
-        faults = [fault for future in bar if (fault := future.result())]
-    finally:  # an interruption must not wait for all the images
-        pool.shutdown(cancel_futures=True)
-    if faults:
-        shown = "\n  ".join(faults[:50])
-        more = f"\n  and {len(faults) - 50} more" if len(faults) > 50 else ""
-        raise DataError(
-            f"{detection_set.name}: {len(faults)} of {len(detection_set)} images cannot be used:"
-            f"\n  {shown}{more}"
-        )
+    found = in_threads(
+        _fault_of_image,
+        detection_set.records,
+        "Checking images",
+        progress=progress,
+        workers=workers,
+    )
+    faults = [fault for fault in found if fault]
+    total = len(detection_set)
+    refuse_faults(faults, f"{detection_set.name}: {len(faults)} of {total} images cannot be used")
 
 
 def _fault_of_image(record: ImageRecord) -> str | None:
@@ -229,18 +233,18 @@ def count_classes(detection_set: DetectionSet) -> tuple[ClassCount, ...]:
 
 
 def subset(
-    detection_set: DetectionSet,
+    data_set: S,
     fraction: float | None = None,
     *,
     number: int | None = None,
     seed: int = 0,
-) -> DetectionSet:
+) -> S:
     """A random part of the images, in their old order.
 
     The same seed gives nested parts: a smaller one is inside a larger one.
 
     Args:
-        detection_set: The set.
+        data_set: Of detection or of segmentation.
         fraction: Share of the images, above 0 and at most 1; at least one image is kept.
         number: Number of images instead, from 1 to all.
         seed: Of the choice.
@@ -248,7 +252,7 @@ def subset(
     Raises:
         DataError: If neither or both are given, or out of range.
     """
-    total = len(detection_set)
+    total = len(data_set)
     if (fraction is None) == (number is None):
         raise DataError("give either the fraction or the number of images")
     if fraction is not None:
@@ -259,7 +263,7 @@ def subset(
     if not 1 <= number <= total:
         raise DataError(f"number must lie in 1 .. {total}, the images there are; got {number}")
     kept = np.sort(np.random.default_rng(seed).permutation(total)[:number])
-    return replace(detection_set, records=tuple(detection_set.records[i] for i in kept))
+    return replace(data_set, records=tuple(data_set.records[i] for i in kept))
 
 
 def keep_classes(detection_set: DetectionSet, names: Sequence[str]) -> DetectionSet:

@@ -10,7 +10,6 @@ Legend: B boxes, H x W pixels; boxes are xyxy in absolute pixels.
 
 import math
 import os
-import random
 from typing import Any, Literal, get_args
 
 import cv2
@@ -22,6 +21,7 @@ import albumentations as A
 from albumentations.augmentations.crops.transforms import BaseCrop
 
 from densenet_backbones.data.boxes import clip_boxes
+from densenet_backbones.data.seeding import reseed
 from densenet_backbones.data.ssd_transforms import (
     IMAGENET_MEAN,
     Patch,
@@ -118,7 +118,7 @@ class Augmentation:
         finite = np.asarray(np.isfinite(boxes).all(1))
         boxes, valid = clip_boxes(np.where(finite[:, None], boxes, 0), _width_height(image))
         rows = np.flatnonzero(valid & finite)
-        _reseed(self.pipeline, key)
+        reseed(self.pipeline, key)
         result = self.pipeline(image=image, bboxes=boxes[rows], rows=rows)
         image = np.ascontiguousarray(result["image"])
         kept = np.asarray(result["rows"], np.int64).reshape(-1)
@@ -187,22 +187,6 @@ def _steps(
         A.HorizontalFlip(p=0.5),
         PhotometricDistort(),
     ]
-
-
-def _reseed(pipeline: A.Compose, key: tuple[int, ...]) -> None:
-    """Make the pipeline's choices a function of the key.
-
-    `A.Compose(seed=...)` would give every transform the same stream, which ties their choices
-    together, and worker processes would repeat each other's.
-    """
-    if not all(isinstance(k, int | np.integer) and k >= 0 for k in key):
-        raise ValueError(f"key must hold whole numbers of at least 0, got {key}")
-    # SeedSequence pads with zeros: the length makes (1,) and (1, 0) differ.
-    sequence = np.random.SeedSequence((len(key), *key))
-    pipeline.set_random_state(
-        np.random.Generator(np.random.PCG64(sequence)),
-        random.Random(int(sequence.generate_state(1, np.uint64)[0])),
-    )
 
 
 def _width_height(image: np.ndarray) -> np.ndarray:

@@ -41,6 +41,7 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
     *("train", "tvmonitor"),
 )  # in the development kit's order (VOCinit.m)
+DETECTION_FOLDERS = ("Annotations", "JPEGImages")
 
 
 def read_voc(
@@ -65,12 +66,13 @@ def read_voc(
         DataError: If the layout, the list, a file or a value is wrong; names it and the fix.
     """
     folder = find_voc_folder(root)
-    ids = _ids(folder, split)
+    annotated = sorted(n[:-4] for n in files_in(folder / "Annotations") if n.endswith(".xml"))
+    ids = ids_of_split(folder / "ImageSets" / "Main", split, annotated)
     paths = _annotation_paths(folder, ids, split)
     read: dict[Path, VocAnnotation] = {}
     names = _class_names(folder, read) if classes is None else classes
     categories = Categories.from_names(names)
-    images = _image_paths(folder, ids, split)
+    images = image_paths(folder, ids, split)
     records, problems = [], []
     pairs = list(zip(paths, images, strict=True))
     for number, (path, image) in enumerate(with_progress(pairs, f"Reading {split}"), start=1):
@@ -84,11 +86,20 @@ def read_voc(
 
 def has_voc_layout(root: Path) -> bool:
     """Whether a folder is a data set in VOC's layout, or has some in it."""
-    return root.is_dir() and bool(_voc_folders(root))
+    return root.is_dir() and bool(voc_folders(root))
 
 
-def find_voc_folder(root: str | Path) -> Path:
+def find_voc_folder(
+    root: str | Path,
+    holds: tuple[str, ...] = DETECTION_FOLDERS,
+    expected: str = "Annotations/*.xml, ImageSets/Main/*.txt and JPEGImages/",
+) -> Path:
     """The folder of one year: `root`, or the only one in it or in its `VOCdevkit`.
+
+    Args:
+        root: Where to look.
+        holds: Names of the folders that make a folder the one looked for.
+        expected: What it should hold, for the message.
 
     Raises:
         DataError: If there is none, or several to choose from.
@@ -96,12 +107,9 @@ def find_voc_folder(root: str | Path) -> Path:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; give the folder of the data set")
-    found = _voc_folders(root)
+    found = voc_folders(root, holds)
     if not found:
-        raise DataError(
-            f"{root}: not a data set in VOC's layout; expected Annotations/*.xml, "
-            "ImageSets/Main/*.txt and JPEGImages/ in it"
-        )
+        raise DataError(f"{root}: not a data set in VOC's layout; expected {expected} in it")
     if len(found) > 1:
         raise DataError(
             f"{root}: holds {len(found)} data sets ({some([f.name for f in found], 6)}); give one "
@@ -110,23 +118,29 @@ def find_voc_folder(root: str | Path) -> Path:
     return found[0]
 
 
-def _voc_folders(root: Path) -> list[Path]:
-    if _is_voc(root):
-        return [root]
-    children = [f / name for f in (root, root / "VOCdevkit") for name in folders_in(f)]
-    return [child for child in children if _is_voc(child)]
-
-
-def _is_voc(folder: Path) -> bool:
+def voc_folders(root: Path, holds: tuple[str, ...] = DETECTION_FOLDERS) -> list[Path]:
+    """The folder itself, or those in it and in its `VOCdevkit`, that hold the folders named."""
     # Names are compared as listed: COCO's `annotations` is another thing, on every file system.
-    return {"Annotations", "JPEGImages"} <= set(folders_in(folder))
+    children = [f / name for f in (root, root / "VOCdevkit") for name in folders_in(f)]
+    for folders in ([root], children):
+        found = [folder for folder in folders if set(holds) <= set(folders_in(folder))]
+        if found:
+            return found
+    return []
 
 
-def _ids(folder: Path, split: str) -> list[str]:
-    """Image ids of a split, in the order of its list."""
-    lists = folder / "ImageSets" / "Main"
+def ids_of_split(lists: Path, split: str, annotated: list[str]) -> list[str]:
+    """Image ids of a split, in the order of its list.
+
+    Args:
+        lists: The folder of the lists, such as `ImageSets/Main`.
+        split: A list's name; "all" takes all of `annotated` where there is no such list.
+        annotated: Ids that have annotations.
+
+    Raises:
+        DataError: If there is no such list, it is empty or faulty, or repeats an id.
+    """
     known = sorted(name[:-4] for name in files_in(lists) if name.endswith(".txt"))
-    annotated = sorted(n[:-4] for n in files_in(folder / "Annotations") if n.endswith(".xml"))
     if split not in known:
         if split == "all" and annotated:
             return annotated
@@ -135,7 +149,7 @@ def _ids(folder: Path, split: str) -> list[str]:
             f'with an image id a line, or take the split "all"{nearest(split, known)}'
         )
     path = lists / f"{split}.txt"
-    ids = _read_list(path, frozenset(annotated))
+    ids = read_list(path, frozenset(annotated))
     if not ids:
         raise DataError(f"{path}: lists no images; write one image id a line")
     twice = [name for name, count in Counter(ids).items() if count > 1]
@@ -147,7 +161,7 @@ def _ids(folder: Path, split: str) -> list[str]:
     return ids
 
 
-def _read_list(path: Path, annotated: frozenset[str]) -> list[str]:
+def read_list(path: Path, annotated: frozenset[str]) -> list[str]:
     """Ids of a list: a line is an id, or in class lists an id and -1, 0 (difficult) or 1."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -185,7 +199,7 @@ def _annotation_paths(folder: Path, ids: Iterable[str], split: str) -> list[Path
     return [folder / "Annotations" / f"{name}.xml" for name in ids]
 
 
-def _image_paths(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
+def image_paths(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
     """Image of each id, by the id alone; the suffix may be of any case."""
     images = folder / "JPEGImages"
     by_id: dict[str, str] = {}

@@ -1,0 +1,197 @@
+"""The types that segmentation data passes in: what a reader returns and what a model is given.
+
+Legend: H x W pixels of the image as shown (EXIF orientation applied), K classes. A mask is uint8:
+(H, W) with labels ``0 .. K - 1`` and `IGNORED`; for multilabel data (K, H, W) with 0, 1 and
+`IGNORED`. Background is a class like others where the data has one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from densenet_backbones.data.samples import DataError, Problem
+
+IGNORED = 255  # counts neither in losses nor in metrics
+MAX_CLASSES = 255
+BACKGROUND = "background"
+Color = tuple[int, int, int]  # RGB, each 0..255
+Task = Literal["multiclass", "binary", "multilabel"]
+
+
+def voc_color(index: int) -> Color:
+    """Colour of a class in VOC's colour map: the bits of its number spread over the channels."""
+
+    def channel(shift: int) -> int:
+        return sum((index >> (3 * bit + shift) & 1) << (7 - bit) for bit in range(8))
+
+    return channel(0), channel(1), channel(2)
+
+
+@dataclass(frozen=True)
+class MaskClasses:
+    """The classes of a data set, in label order: label ``i`` is ``names[i]``.
+
+    Attributes:
+        names: Unique.
+        colors: For pictures; RGB in 0..255.
+        ids: Unique; what the data set's own files call the classes (the value in a mask, or the
+            category id of a JSON file).
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[Color, ...]
+    ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        counts = len(self.names), len(self.colors), len(self.ids)
+        if len(set(counts)) > 1:
+            raise DataError("classes: {} names, {} colors and {} ids".format(*counts))
+        if not 1 <= counts[0] <= MAX_CLASSES:
+            raise DataError(f"classes must be 1 to {MAX_CLASSES}, got {counts[0]}")
+        for what, values in (("name", self.names), ("id", self.ids)):
+            twice = {value for value in values if values.count(value) > 1}
+            if twice:
+                raise DataError(f"class {what}s must be unique; given twice: {sorted(twice)}")
+        for name, color in zip(self.names, self.colors, strict=True):
+            if len(color) != 3 or not all(0 <= c <= 255 for c in color):
+                raise DataError(f"class {name!r}: color must be RGB in 0..255, got {color}")
+
+    @classmethod
+    def from_names(
+        cls,
+        names: Sequence[str],
+        ids: Sequence[int] | None = None,
+        colors: Sequence[Color] | None = None,
+    ) -> "MaskClasses":
+        """Classes with the ids ``0 .. K - 1`` and VOC's colours where none are given."""
+        if isinstance(names, str) or not all(isinstance(n, str) and n.strip() for n in names):
+            raise DataError(f"classes must be a list of names, got {names!r}")
+        given = tuple(voc_color(i) for i in range(len(names))) if colors is None else tuple(colors)
+        return cls(tuple(names), given, tuple(range(len(names)) if ids is None else ids))
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> "MaskClasses":
+        """Inverse of `to_dict`."""
+        colors = tuple((int(r), int(g), int(b)) for r, g, b in state["colors"])
+        return cls(tuple(state["names"]), colors, tuple(int(i) for i in state["ids"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, for checkpoints and JSON."""
+        colors = [list(color) for color in self.colors]
+        return {"names": list(self.names), "colors": colors, "ids": list(self.ids)}
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.names)
+
+
+class MaskReader(Protocol):
+    """Where a mask comes from; small and picklable, as worker processes get all of them."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the mask is read from, the one that errors name first."""
+
+    @property
+    def rule(self) -> str:
+        """How values become labels, as a text that changes when the rule does."""
+
+    def read(self) -> np.ndarray:
+        """The mask, as the module says; a new array.
+
+        Raises:
+            DataError: Names the file, what is wrong in it and the fix.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class MaskRecord:
+    """One image and where its mask is, before any pixel is read.
+
+    Attributes:
+        image_id: Unique within its data set.
+        path: The image file.
+        width: Pixels, of the image as shown.
+        height: Pixels, of the image as shown.
+        mask: Reads the mask.
+        name: For people: the image's name without its ending.
+    """
+
+    image_id: int
+    path: Path
+    width: int
+    height: int
+    mask: MaskReader
+    name: str
+
+    def read_mask(self) -> np.ndarray:
+        """The mask, uint8 (H, W), or (K, H, W) where it is multilabel.
+
+        Raises:
+            DataError: If it cannot be read, has unknown values, or not the image's size.
+        """
+        mask = self.mask.read()
+        if mask.shape[-2:] != (self.height, self.width):
+            size = (mask.shape[-1], mask.shape[-2])
+            raise DataError(fault_of_size(self.mask.files[0], size, self))
+        return mask
+
+
+def fault_of_size(file: Path, size: tuple[int, int], record: MaskRecord) -> str:
+    """The sentence about a mask of another size (W, H) than its image."""
+    turned = size == (record.height, record.width)
+    hint = ", so it was drawn before the image was turned upright" * turned
+    return (
+        f"{file}: the mask is {size[0]}x{size[1]} pixels, its image {record.path.name} "
+        f"{record.width}x{record.height} as shown{hint}; draw it in the image's own size"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationSet:
+    """A part of a segmentation data set: its images, its classes and what was wrong with it."""
+
+    name: str
+    records: tuple[MaskRecord, ...]
+    classes: MaskClasses
+    task: Task = "multiclass"
+    problems: tuple[Problem, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.task == "binary" and self.classes.num_classes != 2:
+            raise DataError(
+                f"{self.name}: a binary task needs 2 classes, the negative one first; got "
+                f"{self.classes.num_classes} ({', '.join(self.classes.names[:6])})"
+            )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def num_logits(self) -> int:
+        """Channels of a model for it: K, and 1 for a binary task (label 1 against label 0)."""
+        return 1 if self.task == "binary" else self.classes.num_classes
+
+
+@dataclass(eq=False)
+class MaskSample:
+    """One image and its mask as a model is given them.
+
+    Attributes:
+        image: (3, H, W) uint8 RGB.
+        mask: (H, W) or (K, H, W) uint8, as the module says.
+        image_id: The record's id.
+        index: Position of the record in its `SegmentationSet`.
+        size: (H, W) of the image as shown, before augmentation.
+    """
+
+    image: Tensor
+    mask: Tensor
+    image_id: int
+    index: int
+    size: tuple[int, int]
