@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -11,26 +12,77 @@ from densenet_backbones.data.files import nearest
 DEFAULT_CONFIG = "quickstart"
 
 SHORT_FLAGS = {
-    "data": ("--data.root", "DIR", "folder of the data set, COCO or VOC layout"),
-    "epochs": ("--trainer.max_epochs", "N", "length of the training"),
-    "batch_size": ("--data.batch_size", "N", "images a step and process"),
-    "overfit": ("--data.overfit_images", "N", "train and evaluate on N images, to test a set-up"),
+    "data": "--data.root",
+    "epochs": "--trainer.max_epochs",
+    "batch_size": "--data.batch_size",
+    "overfit": "--data.overfit_images",
 }
-"""Short flag -> the engine's own, what it takes and what it is."""
+"""Short flag -> the engine's own."""
 
 
-def short_to_full(arguments: Sequence[str]) -> list[str]:
+@dataclass(frozen=True)
+class ShortForm:
+    """What the short command lines of the kinds of training differ in.
+
+    Attributes:
+        description: First lines of the help.
+        data: What the folder of the data may be.
+        configs: Package of the experiments that ship with it.
+    """
+
+    description: str
+    data: str
+    configs: str
+
+
+DETECTION_FORM = ShortForm(
+    "Train a detector. Without arguments: draw a small data set and train on it.",
+    "folder of the data set, COCO or VOC layout",
+    "densenet_backbones.configs.det",
+)
+SEGMENTATION_FORM = ShortForm(
+    "Train a segmentation model. Without arguments: draw a small data set and train on it.",
+    "folder of the data set: VOC, COCO, or images with masks",
+    "densenet_backbones.configs.seg",
+)
+
+
+def short_to_full(arguments: Sequence[str], form: ShortForm = DETECTION_FORM) -> list[str]:
     """Turn the short flags into the engine's, and find the config file.
 
     Args:
         arguments: As typed.
+        form: Of the kind of training.
 
     Returns:
-        Arguments for `DetectionCLI`.
+        Arguments for `TrainingCLI`.
     """
+    known, rest = _parser(form).parse_known_args(arguments)
+    files = known.config or [default_config(known)]
+    full = [f"--config={find_config(name, form)}" for name in files]
+    full += rest
+    for name, target in SHORT_FLAGS.items():
+        if getattr(known, name) is not None:
+            full.append(f"{target}={getattr(known, name)}")
+    full += [f"--run_dir={known.run_dir}"] if known.run_dir else []
+    full += [f"--init_from={known.init_from}"] if known.init_from else []
+    if known.resume:
+        full.append("--ckpt_path=last")
+        full += [] if known.init_from else ["--init_from=null"]  # the run's config may have one
+    full += ["--trainer.fast_dev_run=true"] if known.dry_run else []
+    full += ["--help"] if known.help_all else []
+    if known.print_config is not None:
+        full.append(
+            f"--print_config={known.print_config}" if known.print_config else "--print_config"
+        )
+    return full
+
+
+def _parser(form: ShortForm) -> argparse.ArgumentParser:
+    """The page of short flags."""
     parser = argparse.ArgumentParser(
         prog=Path(sys.argv[0]).name,
-        description="Train a detector. Without arguments: draw a small data set and train on it.",
+        description=form.description,
         epilog="Any other option of the engine works too, e.g. --model.optimizer.lr 0.05, "
         "--trainer.devices 2, --trainer.precision bf16-mixed; --help-all lists them.",
         allow_abbrev=False,
@@ -39,10 +91,14 @@ def short_to_full(arguments: Sequence[str]) -> list[str]:
         "--config",
         metavar="FILE",
         action="append",
-        help=f"experiment: a YAML file or one of {', '.join(shipped_configs())}",
+        help=f"experiment: a YAML file or one of {', '.join(shipped_configs(form))}",
     )
-    for name, (_, metavar, text) in SHORT_FLAGS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=metavar, help=text)
+    parser.add_argument("--data", metavar="DIR", help=form.data)
+    parser.add_argument("--epochs", metavar="N", help="length of the training")
+    parser.add_argument("--batch-size", metavar="N", help="images a step and process")
+    parser.add_argument(
+        "--overfit", metavar="N", help="train and evaluate on N images, to test a set-up"
+    )
     parser.add_argument(
         "--run-dir", "--run_dir", metavar="DIR", help="where output goes (runs/NAME)"
     )
@@ -62,29 +118,12 @@ def short_to_full(arguments: Sequence[str]) -> list[str]:
         metavar="FLAGS",
         help="print the resolved experiment and stop",
     )
-    known, rest = parser.parse_known_args(arguments)
-    full = [f"--config={find_config(name)}" for name in known.config or [default_config(known)]]
-    full += rest
-    for name, (target, _, _) in SHORT_FLAGS.items():
-        if getattr(known, name) is not None:
-            full.append(f"{target}={getattr(known, name)}")
-    full += [f"--run_dir={known.run_dir}"] if known.run_dir else []
-    full += [f"--init_from={known.init_from}"] if known.init_from else []
-    if known.resume:
-        full.append("--ckpt_path=last")
-        full += [] if known.init_from else ["--init_from=null"]  # the run's config may have one
-    full += ["--trainer.fast_dev_run=true"] if known.dry_run else []
-    full += ["--help"] if known.help_all else []
-    if known.print_config is not None:
-        full.append(
-            f"--print_config={known.print_config}" if known.print_config else "--print_config"
-        )
-    return full
+    return parser
 
 
-def shipped_configs() -> dict[str, Path]:
+def shipped_configs(form: ShortForm = DETECTION_FORM) -> dict[str, Path]:
     """The experiments that come with the package, by name."""
-    folder = resources.files("densenet_backbones.configs.det")
+    folder = resources.files(form.configs)
     files = [Path(str(f)) for f in folder.iterdir() if f.name.endswith(".yaml")]
     return {file.stem: file for file in sorted(files)}
 
@@ -100,11 +139,11 @@ def default_config(known: argparse.Namespace) -> str:
     return DEFAULT_CONFIG
 
 
-def find_config(name: str) -> Path:
+def find_config(name: str, form: ShortForm = DETECTION_FORM) -> Path:
     """A config file by path, or a shipped one by name or by its path in the repository."""
     if Path(name).is_file():
         return Path(name)
-    shipped = shipped_configs()
+    shipped = shipped_configs(form)
     if Path(name).stem in shipped:
         return shipped[Path(name).stem]
     raise argparse.ArgumentError(

@@ -1,33 +1,24 @@
 """What happens beside the training step: averaged weights, checkpoints, pictures."""
 
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from densenet_backbones.data.samples import Sample
 from densenet_backbones.training.console import say
-from densenet_backbones.training.pictures import (
-    draw_detections,
-    ground_truth_beside_predictions,
-    montage,
-    save_picture,
-)
+from densenet_backbones.training.pictures import save_picture
 from densenet_backbones.training.run_folder import RunFolder
 from densenet_backbones.training.stopping import LastCheckpoint
 
 SAVE_EVERY = timedelta(minutes=10)
 """At most this much training is lost when a machine goes down in an epoch."""
-
-SHOWN_SCORE = 0.5
-"""Detections below this score are left out of pictures."""
 
 
 class EMA(WeightAveraging):
@@ -120,21 +111,25 @@ class EpochLines(Callback):
     def __init__(self) -> None:
         self._since = time.monotonic()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Print the epoch's numbers and the time since the start."""
         numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if trainer.sanity_checking or "val/AP" not in numbers or "train/loss" not in numbers:
+        shown = [name for name in pl_module.headline if f"val/{name}" in numbers]
+        if trainer.sanity_checking or not shown or "train/loss" not in numbers:
             return
         passed = timedelta(seconds=round(time.monotonic() - self._since))
         say(
             f"epoch {trainer.current_epoch + 1:>3}  step {trainer.global_step:>6}  "
             f"loss {numbers['train/loss']:.3f}  lr {numbers.get('lr', float('nan')):.2e}  "
-            f"AP {numbers['val/AP']:.3f}  AP50 {numbers['val/AP50']:.3f}  {passed}"
+            + "".join(f"{name} {numbers[f'val/{name}']:.3f}  " for name in shown)
+            + f"{passed}"
         )
 
 
 class TrainingPictures(Callback):
     """Draws the first batches as augmented, and predictions beside the ground truth.
+
+    What a sheet looks like, the task says.
 
     Args:
         folder: The run's folder; pictures go to ``pictures/``.
@@ -147,17 +142,12 @@ class TrainingPictures(Callback):
 
     @rank_zero_only
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: Any, batch: list[Sample], batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Any, batch: Sequence[Any], batch_idx: int
     ) -> None:
         """Draw a first batch as the model is given it."""
-        if trainer.current_epoch > 0 or batch_idx >= self.batches:
-            return
-        names = pl_module.spec.categories.names
-        drawn = [
-            draw_detections(_pixels(s.image), s.boxes.cpu().numpy(), s.labels.cpu().numpy(), names)
-            for s in batch[:16]
-        ]
-        save_picture(self.folder.pictures / f"train_batch_{batch_idx}.png", montage(drawn))
+        if trainer.current_epoch == 0 and batch_idx < self.batches:
+            sheet = pl_module.draw_batch(batch[:16])
+            save_picture(self.folder.pictures / f"train_batch_{batch_idx}.png", sheet)
 
     @rank_zero_only
     def on_validation_batch_end(
@@ -165,35 +155,13 @@ class TrainingPictures(Callback):
         trainer: pl.Trainer,
         pl_module: Any,
         outputs: Any,
-        batch: list[Sample],
+        batch: Sequence[Any],
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the first evaluated images of this process."""
         if batch_idx > 0 or trainer.sanity_checking:
             return
-        sheet = ground_truth_beside_predictions(
-            [_pixels(s.image) for s in batch[: self.images]],
-            [(s.boxes.cpu().numpy(), s.labels.cpu().numpy()) for s in batch[: self.images]],
-            [confident(p) for p in outputs["predictions"][: self.images]],
-            pl_module.spec.categories.names,
-        )
+        sheet = pl_module.draw_predictions(batch[: self.images], outputs)
         name = f"predictions_step_{trainer.global_step:06d}.png"
         save_picture(self.folder.pictures / name, sheet)
-
-
-def confident(
-    prediction: dict[str, Any], score: float = SHOWN_SCORE
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes, labels and scores of the detections worth drawing."""
-    arrays = {
-        k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v)
-        for k, v in prediction.items()
-        if k in ("boxes", "labels", "scores")
-    }
-    keep = arrays["scores"] >= score
-    return arrays["boxes"][keep], arrays["labels"][keep], arrays["scores"][keep]
-
-
-def _pixels(image: Tensor) -> np.ndarray:
-    return image.permute(1, 2, 0).cpu().numpy()

@@ -1,6 +1,7 @@
 """The command line of training: short flags over Lightning's, one YAML an experiment.
 
-`train_det` is what ``tools/train_det.py`` and the console script ``densenet-train-det`` call.
+`train_det` is what ``tools/train_det.py`` and the console script ``densenet-train-det`` call, and
+`train_seg` the same for segmentation; what they differ in is in `kinds`.
 """
 
 import argparse
@@ -23,7 +24,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint
-from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.training import report, summary
 from densenet_backbones.training.arguments import DEFAULT_CONFIG, SHORT_FLAGS, short_to_full
@@ -34,8 +34,9 @@ from densenet_backbones.training.callbacks import (
     checkpoint_callbacks,
 )
 from densenet_backbones.training.console import is_first_process, log_to, process_number, say
-from densenet_backbones.training.detection_task import DetectionTask, NonFiniteLossError
-from densenet_backbones.training.detector import KEY, fitting_weights, read_weights
+from densenet_backbones.training.kind import Kind
+from densenet_backbones.training.kinds import DETECTION
+from densenet_backbones.training.model_file import fitting_weights, read_weights
 from densenet_backbones.training.run_folder import (
     ContinuedCSVLogger,
     RunFolder,
@@ -45,13 +46,20 @@ from densenet_backbones.training.run_folder import (
     write_environment,
 )
 from densenet_backbones.training.stopping import OrderlyStop
+from densenet_backbones.training.task import NonFiniteLossError, Task
 from densenet_backbones.training.usage import one_sentence
 
 
 def train_det(argv: Sequence[str] | None = None) -> None:
-    """Train a detector; the entry point of the command line.
+    """Train a detector; see `train`."""
+    train(DETECTION, argv)
+
+
+def train(kind: Kind, argv: Sequence[str] | None = None) -> None:
+    """The entry point of the command lines.
 
     Args:
+        kind: What is trained.
         argv: Arguments; None takes the command line's.
 
     Raises:
@@ -61,9 +69,9 @@ def train_det(argv: Sequence[str] | None = None) -> None:
     quiet_libraries()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        run_training(short_to_full(arguments))
+        run_training(kind, short_to_full(arguments, kind.form))
     except argparse.ArgumentError as error:
-        fail(one_sentence(str(error), known_keys), 2)
+        fail(one_sentence(str(error), lambda: known_keys(kind)), 2)
     except (RunFolderError, MisconfigurationException) as error:
         fail(str(error), 2)
     except (DataError, CheckpointError, NonFiniteLossError, ValueError, OSError) as error:
@@ -77,10 +85,25 @@ def train_det(argv: Sequence[str] | None = None) -> None:
         log_to(None)
 
 
-class DetectionCLI(LightningCLI):
+class TrainingCLI(LightningCLI):
     """Lightning's command line with the run's own options."""
 
     stop: OrderlyStop | None = None
+
+    def __init__(self, kind: Kind, arguments: Sequence[str]) -> None:
+        self.kind = kind
+        super().__init__(
+            kind.task,
+            kind.data,
+            args=list(arguments),
+            run=False,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            load_from_checkpoint_support=False,
+            trainer_defaults={"enable_model_summary": False},  # ours says more
+            parser_kwargs={"exit_on_error": False, "dump_header": None},
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that belong to the run rather than to model, data or trainer."""
@@ -108,7 +131,8 @@ class DetectionCLI(LightningCLI):
             default=None,
             help="Evaluate and keep an average of the weights with this decay.",
         )
-        parser.link_arguments("data.categories", "model.categories", apply_on="instantiate")
+        for name in self.kind.told_by_data:
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         parser.link_arguments("data.seed", "model.seed")
 
     def before_instantiate_classes(self) -> None:
@@ -129,7 +153,7 @@ class DetectionCLI(LightningCLI):
         self.folder = choose_run_folder(config.run_dir, name, config.ckpt_path)
         self.resumed = None
         if self.folder.resume_from:
-            self.resumed = read_training_state(self.folder.resume_from)
+            self.resumed = read_training_state(self.folder.resume_from, self.kind.spec.key)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with this run's checkpoints, loggers and pictures."""
@@ -140,7 +164,7 @@ class DetectionCLI(LightningCLI):
         if not trainer.fast_dev_run:
             self.stop = OrderlyStop()
             callbacks += [TrainingPictures(self.folder), self.stop]
-            callbacks += checkpoint_callbacks(self.folder)
+            callbacks += checkpoint_callbacks(self.folder, f"val/{self.kind.task.headline[0]}")
         self.trainer_defaults["callbacks"] = callbacks
         if trainer.logger in (None, True) and not trainer.fast_dev_run:
             step = self.resumed["global_step"] if self.resumed else None
@@ -151,40 +175,28 @@ class DetectionCLI(LightningCLI):
         return super().instantiate_trainer(default_root_dir=str(self.folder.path), **kwargs)
 
 
-def run_training(arguments: Sequence[str]) -> None:
-    """One training from the engine's arguments to the report; see `train_det`."""
-    cli = DetectionCLI(
-        DetectionTask,
-        DetectionData,
-        args=list(arguments),
-        run=False,
-        save_config_callback=None,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        load_from_checkpoint_support=False,
-        trainer_defaults={"enable_model_summary": False},  # ours says more
-        parser_kwargs={"exit_on_error": False, "dump_header": None},
-    )
+def run_training(kind: Kind, arguments: Sequence[str]) -> None:
+    """One training from the engine's arguments to the report; see `train`."""
+    cli = TrainingCLI(kind, arguments)
     task, data, trainer, folder = cli.model, cli.datamodule, cli.trainer, cli.folder
-    if data.overfit_images is not None:
-        data.keep_for_overfitting(summary.all_objects_matched(task.model))
+    kind.prepare(task, data)
     _ = data.val_set  # a fault in it ends the run before anything is written
     if cli.resumed:
-        check_same_detector(task, cli.resumed, folder)
+        check_same_model(task, cli.resumed, folder)
     lines = start_from(task, cli.config.init_from) if cli.config.init_from else []
     if is_first_process() and not cli.config.trainer.fast_dev_run:
         prepare_folder(cli)
     for line in lines:
         say(line)
-    summary.before_training(task, data, trainer, folder, cli.resumed)
+    summary.before_training(kind, task, data, trainer, folder, cli.resumed)
     fit(cli)
     if cli.config.trainer.fast_dev_run:
         say("Dry run done: one batch was trained on and one evaluated.", style="green")
         return
-    report.after_training(task, data, trainer, folder)
+    report.after_training(kind, task, data, trainer, folder)
 
 
-def fit(cli: DetectionCLI) -> None:
+def fit(cli: TrainingCLI) -> None:
     """Train; a stop by the user or by a signal keeps the checkpoint and says how to go on.
 
     Raises:
@@ -207,7 +219,7 @@ def fit(cli: DetectionCLI) -> None:
         sys.exit(143 if terminated else 130)
 
 
-def prepare_folder(cli: DetectionCLI) -> None:
+def prepare_folder(cli: TrainingCLI) -> None:
     """Write what was asked for before anything runs."""
     folder: RunFolder = cli.folder
     folder.pictures.mkdir(parents=True, exist_ok=True)
@@ -221,7 +233,7 @@ def prepare_folder(cli: DetectionCLI) -> None:
     write_environment(folder)
 
 
-def read_training_state(file: Path) -> dict[str, Any]:
+def read_training_state(file: Path, key: str) -> dict[str, Any]:
     """A checkpoint from which a training can go on.
 
     Raises:
@@ -229,7 +241,7 @@ def read_training_state(file: Path) -> dict[str, Any]:
     """
     state = read_checkpoint(file)
     found = set(state) if isinstance(state, dict) else set()
-    missing = {KEY, "state_dict", "loops", "optimizer_states", "global_step"} - found
+    missing = {key, "state_dict", "loops", "optimizer_states", "global_step"} - found
     if missing:
         raise CheckpointError(
             f"{file}: no training can go on from it (there is no {', '.join(sorted(missing))}); "
@@ -238,23 +250,23 @@ def read_training_state(file: Path) -> dict[str, Any]:
     return dict(state)
 
 
-def check_same_detector(task: DetectionTask, state: dict[str, Any], folder: RunFolder) -> None:
-    """Refuse to go on with another detector or other classes than the run began with.
+def check_same_model(task: Task, state: dict[str, Any], folder: RunFolder) -> None:
+    """Refuse to go on with another model or other classes than the run began with.
 
     Raises:
         RunFolderError: Names what differs.
     """
-    before, now = state[KEY], task.spec.to_dict()
-    for name in ("name", "args", "categories"):
+    before, now = state[task.spec.key], task.spec.to_dict()
+    for name in ("name", "args", *task.spec.classes_to_dict()):
         if before[name] != now[name]:
             raise RunFolderError(
-                f"cannot go on from {folder.resume_from}: the detector's {name} was {before[name]} "
-                f"and is {now[name]} now; leave out --config and give "
+                f"cannot go on from {folder.resume_from}: the {task.spec.kind}'s {name} was "
+                f"{before[name]} and is {now[name]} now; leave out --config and give "
                 f"--run-dir {folder.path} --resume, or start anew with --init-from"
             )
 
 
-def start_from(task: DetectionTask, file: str) -> list[str]:
+def start_from(task: Task, file: str) -> list[str]:
     """Take the weights of a file that fit the model.
 
     Returns:
@@ -274,12 +286,12 @@ def start_from(task: DetectionTask, file: str) -> list[str]:
     return [taken, *(f"  left out: {line}" for line in left)]
 
 
-def known_keys() -> list[str]:
+def known_keys(kind: Kind) -> list[str]:
     """Every option of the command line, the engine's by their dotted keys."""
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(pl.Trainer, "trainer")
-    parser.add_lightning_class_args(DetectionTask, "model")
-    parser.add_lightning_class_args(DetectionData, "data")
+    parser.add_lightning_class_args(kind.task, "model")
+    parser.add_lightning_class_args(kind.data, "data")
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
     keys += ["run_dir", "ckpt_path", "init_from", "ema_decay", "seed_everything"]
     return keys + [name.replace("_", "-") for name in SHORT_FLAGS]

@@ -16,6 +16,7 @@ import cv2
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from densenet_backbones.training.plots import class_colour, save_bytes
 
@@ -191,6 +192,11 @@ def ground_truth_beside_predictions(
         width = max(image.shape[1] for image in drawn)
         pairs = max(1, round(math.sqrt(len(images) * height / (2 * width))))
     return montage(drawn, 2 * (pairs or 1), titles)
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """(3, H, W) uint8 as the data gives it to (H, W, 3) as pictures want it."""
+    return image.permute(1, 2, 0).cpu().numpy()
 
 
 def save_picture(path: str | Path, image: np.ndarray) -> None:

@@ -9,16 +9,15 @@ import lightning.pytorch as pl
 import numpy as np
 
 from densenet_backbones.checkpoints import read_checkpoint
-from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.samples import Categories, DetectionSet
-from densenet_backbones.training.callbacks import confident
 from densenet_backbones.training.coco_evaluation import CocoEvaluation
 from densenet_backbones.training.coco_metric import CocoMetric
 from densenet_backbones.training.confusion import confusion_matrix
 from densenet_backbones.training.console import is_first_process, say
-from densenet_backbones.training.detection_task import DetectionTask
-from densenet_backbones.training.detector import save_detector
+from densenet_backbones.training.detection_task import confident
+from densenet_backbones.training.kind import Kind
+from densenet_backbones.training.model_file import save_model
 from densenet_backbones.training.pictures import ground_truth_beside_predictions, save_picture
 from densenet_backbones.training.plots import (
     plot_confidence_curves,
@@ -28,13 +27,14 @@ from densenet_backbones.training.plots import (
 )
 from densenet_backbones.training.run_folder import RunFolder
 from densenet_backbones.training.tables import format_table, format_voc_table
+from densenet_backbones.training.task import Task
 from densenet_backbones.training.voc_metric import evaluate_voc
 
 PICTURED_IMAGES = 16
 
 
 def after_training(
-    task: DetectionTask, data: DetectionData, trainer: pl.Trainer, folder: RunFolder
+    kind: Kind, task: Task, data: Any, trainer: pl.Trainer, folder: RunFolder
 ) -> None:
     """Evaluate the best weights, write everything down, and say how to go on."""
     best = folder.checkpoints / "best.ckpt"
@@ -45,12 +45,12 @@ def after_training(
     if not is_first_process():
         return
     say(f"\nBest weights ({source}) on {data.val_set.name}:")
-    write_evaluation(task.metric, data.val_set, folder.evaluation)
-    save_detector(folder.slim, task.spec, task.model)
+    kind.write_evaluation(task.metric, data.val_set, folder.evaluation)
+    save_model(folder.slim, task.spec, task.model)
     if (folder.path / "metrics.csv").is_file():
         plot_training_curves(folder.path / "metrics.csv", folder.pictures / "training_curves.png")
     for what, where in (
-        ("Trained detector", folder.slim),
+        (f"Trained {kind.spec.kind}", folder.slim),
         ("Checkpoints", folder.checkpoints),
         ("Pictures", folder.pictures),
         ("Evaluation", folder.evaluation),
@@ -58,11 +58,12 @@ def after_training(
     ):
         say(f"{what + ':':18}{where}")
     image = data.val_set.records[0].path
-    say(f"\nDetect in pictures:  {command('predict')} {folder.slim} {image}")
+    config, others = kind.own_data
+    say(f"\n{kind.doing + ':':21}{command('predict')} {folder.slim} {image}")
     say(f"Evaluate again:      {command('evaluate')} {folder.slim} --data DIR")
     say(
-        f"Train on your own:   {command('train_det')} --config dsod300_voc --data DIR\n"
-        "                     (dsod300_coco for COCO layout; "
+        f"Train on your own:   {command(kind.tool)} --config {config} --data DIR\n"
+        f"                     ({others}; "
         f"--init-from {folder.slim} starts from these weights)"
     )
 

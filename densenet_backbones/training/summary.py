@@ -11,12 +11,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from densenet_backbones.analysis.plan import plan_inputs
-from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.data.sources import count_classes
 from densenet_backbones.training.console import is_first_process, say
-from densenet_backbones.training.detection_task import DetectionTask, images_per_step
+from densenet_backbones.training.kind import Kind
+from densenet_backbones.training.optimization import images_per_step
 from densenet_backbones.training.run_folder import RunFolder
+from densenet_backbones.training.task import Task
 
 CLASSES_SHOWN = 20
 IMAGES_LOOKED_AT = 2000
@@ -24,8 +25,9 @@ IMAGES_LOOKED_AT = 2000
 
 
 def before_training(
-    task: DetectionTask,
-    data: DetectionData,
+    kind: Kind,
+    task: Task,
+    data: Any,
     trainer: pl.Trainer,
     folder: RunFolder,
     resumed: dict[str, Any] | None,
@@ -33,23 +35,13 @@ def before_training(
     """Print the summary; see `lines_of_plan` for what it says of the schedule."""
     if not is_first_process():
         return
-    say(data_table(data.train_set, data.val_set))
+    say(kind.data_table(data))
     problems = [*data.train_set.problems, *data.val_set.problems]
     if problems:
         say(f"{len(problems)} faults in the data, left out of training (data.strict refuses them):")
         for problem in problems[:5]:
             say(f"  {problem}")
-    if hasattr(task.model, "unmatchable"):
-        every = math.ceil(len(data.train_set) / IMAGES_LOOKED_AT)
-        records = data.train_set.records[::every]
-        missed = sum(int(out.sum()) for out in unmatchable(task.model, records))
-        total = sum(len(record.boxes) for record in records)
-        say(
-            f"{missed} of {total} training objects"
-            f"{f' (of every {every}th image)' if every > 1 else ''} are matched by no prior above "
-            "the threshold (each still trains its best one)."
-        )
-    for line in lines_of_plan(task, data, trainer):
+    for line in (*kind.remarks(task, data), *lines_of_plan(task, data, trainer)):
         say(line)
     say(f"Output goes to {folder.path}/")
     if resumed is not None:
@@ -60,6 +52,35 @@ def before_training(
         )
         if done >= (trainer.max_epochs or 0) > 0:
             say("The run has all its epochs already; --epochs N with a larger N goes on.")
+
+
+def lines_of_plan(task: Task, data: Any, trainer: pl.Trainer) -> Iterator[str]:
+    """Sentences about the model's size, the steps and the learning rate."""
+    model = task.model
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = f" ({trained:,} trained)" if trained < parameters else ""
+    macs = ""
+    if (example := task.example(data)) is not None:
+        images, (height, width) = example
+        macs = f", {plan_inputs(model, images).macs / 1e9:.2f} GMAC at {width}x{height}"
+    yield f"{task.spec.name}: {parameters:,} parameters{frozen}{macs}."
+    options = task.optimizer_options
+    batch = images_per_step(data, trainer)
+    epochs = (
+        f", {trainer.max_epochs} epochs" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+    )
+    yield f"{options.name}, {batch} images a step{epochs}, precision {trainer.precision}."
+    if options.base_batch:
+        yield (
+            f"Learning rate {options.scaled_lr(batch):.3g} = {options.lr:.3g} x {batch}/"
+            f"{options.base_batch} images."
+        )
+    else:
+        yield f"Learning rate {options.lr:.3g}, not scaled to the batch."
+
+
+# -- detection --------------------------------------------------------------------------------------
 
 
 def data_table(train: DetectionSet, val: DetectionSet) -> Table:
@@ -93,35 +114,19 @@ def data_table(train: DetectionSet, val: DetectionSet) -> Table:
     return table
 
 
-def lines_of_plan(task: DetectionTask, data: DetectionData, trainer: pl.Trainer) -> Iterator[str]:
-    """Sentences about the model's size, the steps and the learning rate."""
-    model = task.model
-    parameters = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = f" ({trained:,} trained)" if trained < parameters else ""
-    size = getattr(model, "image_size", None)
-    macs = ""
-    if size is not None:
-        macs = f", {_macs(model, size) / 1e9:.2f} GMAC at {size[1]}x{size[0]}"
-    yield f"{task.spec.name}: {parameters:,} parameters{frozen}{macs}."
-    options = task.optimizer_options
-    batch = images_per_step(data, trainer)
-    epochs = (
-        f", {trainer.max_epochs} epochs" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+def unmatched_objects(model: nn.Module, train: DetectionSet) -> Iterator[str]:
+    """A line about the training objects that no prior matches, where the detector can say."""
+    if not hasattr(model, "unmatchable"):
+        return
+    every = math.ceil(len(train) / IMAGES_LOOKED_AT)
+    records = train.records[::every]
+    missed = sum(int(out.sum()) for out in unmatchable(model, records))
+    total = sum(len(record.boxes) for record in records)
+    yield (
+        f"{missed} of {total} training objects"
+        f"{f' (of every {every}th image)' if every > 1 else ''} are matched by no prior above "
+        "the threshold (each still trains its best one)."
     )
-    yield f"{options.name}, {batch} images a step{epochs}, precision {trainer.precision}."
-    if options.base_batch:
-        yield (
-            f"Learning rate {options.scaled_lr(batch):.3g} = {options.lr:.3g} x {batch}/"
-            f"{options.base_batch} images."
-        )
-    else:
-        yield f"Learning rate {options.lr:.3g}, not scaled to the batch."
-
-
-def _macs(model: nn.Module, size: tuple[int, int]) -> int:
-    device = next(model.parameters()).device
-    return plan_inputs(model, [torch.rand(3, *size, device=device)]).macs
 
 
 def unmatchable(model: nn.Module, records: Sequence[ImageRecord]) -> list[Tensor]:

@@ -1,0 +1,200 @@
+"""What steps the weights, and how fast: optimisers, parameter groups and learning rates."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from timm.optim import (  # type: ignore[attr-defined]
+    create_optimizer_v2,
+    list_optimizers,
+    param_groups_layer_decay,
+)
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from densenet_backbones.data.files import nearest
+
+
+@dataclass
+class Optimizer:
+    """What steps the weights.
+
+    Attributes:
+        name: Any of timm's optimisers: "adamw", "momentum" (SGD as the papers of SSD and DSOD use
+            it), "sgd" (with Nesterov's momentum), ….
+        lr: Learning rate at `base_batch` images a step; scaled in proportion to the real number
+            (images a process x processes x accumulated steps).
+        base_batch: The batch that `lr` was chosen for; 0 turns the scaling off.
+        momentum: Of the optimisers that have one.
+        weight_decay: Not applied to what the model's `no_weight_decay()` names.
+        layer_decay: Factor in (0, 1] from one group of layers to the one below it, by the model's
+            `group_matcher`: the pretrained stem changes least (timm's `param_groups_layer_decay`).
+            None gives all layers one rate.
+    """
+
+    name: str = "sgd"
+    lr: float = 0.1
+    base_batch: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    layer_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        known: Any = list_optimizers()
+        if self.name.lower() not in known:
+            raise ValueError(
+                f"optimizer.name: there is no {self.name!r}{nearest(self.name.lower(), known)}"
+            )
+        for name in ("lr", "base_batch", "momentum", "weight_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"optimizer.{name} must be 0 or more, got {value}")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optimizer.layer_decay must lie in (0, 1], got {self.layer_decay}")
+
+    def scaled_lr(self, images_per_step: int) -> float:
+        """The learning rate at the real number of images a step."""
+        return self.lr * images_per_step / self.base_batch if self.base_batch else self.lr
+
+    def build(self, model: Any, images_per_step: int) -> torch.optim.Optimizer:
+        """The optimiser of a model's trained parameters.
+
+        Args:
+            model: May have `no_weight_decay()` and, for `layer_decay`, `group_matcher()`.
+            images_per_step: Behind one optimiser step, see `images_per_step`.
+
+        Raises:
+            ValueError: `layer_decay` is given and the model has no `group_matcher`.
+        """
+        exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+        rate = self.scaled_lr(images_per_step)
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            self._layers(model, exempt, rate) if self.layer_decay else _all(model, exempt),
+            opt=self.name,
+            lr=rate,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+        )
+        return optimizer
+
+    def _layers(self, model: Any, exempt: set[str], rate: float) -> list[dict[str, Any]]:
+        """Parameter groups with a rate each."""
+        if not hasattr(model, "group_matcher"):
+            raise ValueError(
+                f"optimizer.layer_decay needs a model that says which layers follow each other, "
+                f"and {type(model).__name__} has no group_matcher; leave it out"
+            )
+        groups: list[dict[str, Any]] = param_groups_layer_decay(
+            model, self.weight_decay, tuple(exempt), self.layer_decay
+        )
+        # timm's own schedulers read lr_scale; torch's read each group's rate.
+        return [
+            {
+                "params": group["params"],
+                "weight_decay": group["weight_decay"],
+                "lr": rate * group["lr_scale"],
+            }
+            for group in groups
+        ]
+
+
+def _all(model: nn.Module, exempt: set[str]) -> list[dict[str, Any]]:
+    """The parameters with weight decay, and those without."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in trained if name not in exempt]},
+        {"params": [p for name, p in trained if name in exempt], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def images_per_step(data: Any, trainer: pl.Trainer) -> int:
+    """Images behind one optimiser step: a process's batch x processes x accumulation."""
+    return int(data.batch_size * trainer.world_size * trainer.accumulate_grad_batches)
+
+
+class PlannedLR(LambdaLR):
+    """Rates by the plan of this start of the run, also where a checkpoint has those of another.
+
+    The plan is a function of the step: resumed with the same options, it gives the same rates.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to the checkpoint's step; the top rates stay those of the options."""
+        top = self.base_lrs
+        super().load_state_dict({**state_dict, "base_lrs": top})
+        self._last_lr = [rate * self.lr_lambdas[0](self.last_epoch) for rate in top]
+        for group, rate, now in zip(self.optimizer.param_groups, top, self._last_lr, strict=True):
+            group["initial_lr"], group["lr"] = rate, now
+
+
+@dataclass
+class Schedule:
+    """The learning rate over the run; fractions are of its total number of steps.
+
+    Attributes:
+        name: "step" multiplies by `gamma` at each of `milestones`; "exponential" after each epoch;
+            "cosine" and "poly" (power 0.9) fall to zero; "constant" stays.
+        milestones: Fractions in (0, 1), rising.
+        gamma: Factor at a milestone, or of an epoch.
+        warmup: Fraction over which the rate rises linearly from a thousandth.
+    """
+
+    name: Literal["step", "exponential", "cosine", "poly", "constant"] = "step"
+    milestones: list[float] = field(default_factory=lambda: [0.2, 0.4, 0.6, 0.8])
+    gamma: float = 0.1
+    warmup: float = 0.01
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
+        if not rising or not all(0 < m < 1 for m in self.milestones):
+            raise ValueError(
+                f"schedule.milestones must be rising fractions in (0, 1), got {self.milestones}"
+            )
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"schedule.warmup must lie in [0, 1), got {self.warmup}")
+
+    def build(
+        self, optimizer: torch.optim.Optimizer, steps: int, epochs: int | None = None
+    ) -> LRScheduler:
+        """A scheduler that is stepped once an optimiser step.
+
+        Args:
+            optimizer: Its present rates are the top of the schedule.
+            steps: Optimiser steps of the whole run.
+            epochs: Of the whole run; "exponential" needs them.
+
+        Raises:
+            ValueError: "exponential" without a number of epochs.
+        """
+        if self.name == "exponential" and (epochs or 0) < 1:
+            raise ValueError(
+                f"schedule.name exponential needs trainer.max_epochs (--epochs), got {epochs}"
+            )
+        return PlannedLR(optimizer, lambda step: self.factor(step, steps, epochs))
+
+    def factor(self, step: int, steps: int, epochs: int | None = None) -> float:
+        """Share of the top rate at an optimiser step: nothing but its number and theirs counts.
+
+        So a resumed run has the rates of one never stopped, and one that is given more epochs
+        those of the longer run.
+
+        Args:
+            step: From 0.
+            steps: Of the whole run.
+            epochs: Of the whole run.
+        """
+        warmup = min(math.ceil(self.warmup * steps), max(steps - 1, 0))
+        if step < warmup:
+            return 1e-3 + (1 - 1e-3) * step / warmup
+        done = min((step - warmup) / max(steps - warmup, 1), 1.0)
+        if self.name == "step":
+            passed = sum(step >= max(round(m * steps), warmup + 1) for m in self.milestones)
+            return self.gamma**passed
+        if self.name == "exponential":
+            return float(self.gamma ** (step * (epochs or 1) // max(steps, 1)))
+        if self.name == "cosine":
+            return (1 + math.cos(math.pi * done)) / 2
+        return float((1 - done) ** 0.9) if self.name == "poly" else 1.0
