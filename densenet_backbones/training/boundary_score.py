@@ -48,7 +48,7 @@ def boundary_scores(
     """
     known = target != IGNORED
     counted = np.ones(target.shape, bool)
-    limit = tolerance_in_pixels(*target.shape, tolerance)
+    limit = tolerance_in_pixels(target.shape[0], target.shape[1], tolerance)
     if not known.all():
         target, counted = _filled(target, known, limit)
     scores = np.full(classes, np.nan)

@@ -35,7 +35,7 @@ from densenet_backbones.training.callbacks import (
 )
 from densenet_backbones.training.console import is_first_process, log_to, process_number, say
 from densenet_backbones.training.kind import Kind
-from densenet_backbones.training.kinds import DETECTION
+from densenet_backbones.training.kinds import DETECTION, SEGMENTATION
 from densenet_backbones.training.model_file import fitting_weights, read_weights
 from densenet_backbones.training.run_folder import (
     ContinuedCSVLogger,
@@ -53,6 +53,11 @@ from densenet_backbones.training.usage import one_sentence
 def train_det(argv: Sequence[str] | None = None) -> None:
     """Train a detector; see `train`."""
     train(DETECTION, argv)
+
+
+def train_seg(argv: Sequence[str] | None = None) -> None:
+    """Train a segmentation model; see `train`."""
+    train(SEGMENTATION, argv)
 
 
 def train(kind: Kind, argv: Sequence[str] | None = None) -> None:

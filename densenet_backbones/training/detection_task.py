@@ -40,6 +40,7 @@ class DetectionTask(Task):
         categories: The classes; given by the data.
     """
 
+    spec: DetectorSpec
     headline = ("AP", "AP50")
     look_at = "boxes"
 
@@ -64,15 +65,11 @@ class DetectionTask(Task):
         """A task that evaluates a loaded detector (or goes on training it)."""
         task = cls(
             detector.spec.name,
-            {**detector.spec.args, "pretrained_backbone": False}
-            if "pretrained_backbone" in detector.spec.args
-            else detector.spec.args,
+            {**detector.spec.args, **detector.spec.without_downloads()},
             categories=detector.categories,
             **options,
         )
-        task.spec, task.model = detector.spec, detector.model
-        if options.get("channels_last", True):  # as in training: the same sums in the same order
-            task.model.to(memory_format=torch.channels_last)
+        task.adopt(detector.spec, detector.model, options.get("channels_last", True))
         return task
 
     def losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
@@ -110,15 +107,10 @@ class DetectionTask(Task):
 
     def draw_batch(self, batch: Sequence[Sample]) -> np.ndarray:
         """The images with their boxes, as augmented."""
+        boxes = [(s.boxes.cpu().numpy(), s.labels.cpu().numpy()) for s in batch]
+        pairs = zip((to_pixels(s.image) for s in batch), boxes, strict=True)
         names = self.spec.categories.names
-        return montage(
-            [
-                draw_detections(
-                    to_pixels(s.image), s.boxes.cpu().numpy(), s.labels.cpu().numpy(), names
-                )
-                for s in batch
-            ]
-        )
+        return montage([draw_detections(image, *found, names) for image, found in pairs])
 
     def draw_predictions(self, batch: Sequence[Sample], outputs: dict[str, Any]) -> np.ndarray:
         """Annotated boxes on the left, detected ones on the right."""

@@ -26,8 +26,8 @@ class Kind:
         prepare: Called with task and data before anything is written.
         data_table: Classes and their numbers in both parts, from the data.
         remarks: Further lines to read before a long training, from task and data.
-        write_evaluation: Prints and writes what a finished metric found: called with the metric,
-            the evaluated set and the folder.
+        write_evaluation: Prints and writes what a finished evaluation found, from the task, the
+            evaluated set and the folder.
         doing: What a trained model does, for the last lines of a run.
         tool: The command that trains it.
         own_data: How to train on data of one's own, likewise: the config, and what else there is.

@@ -3,11 +3,14 @@
 from rich.table import Table
 
 from densenet_backbones.data.detection import DetectionData
-from densenet_backbones.training import report, summary
-from densenet_backbones.training.arguments import DETECTION_FORM
+from densenet_backbones.data.segmentation import SegmentationData
+from densenet_backbones.training import report, segmentation_report, summary
+from densenet_backbones.training.arguments import DETECTION_FORM, SEGMENTATION_FORM
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.detector import DetectorSpec
 from densenet_backbones.training.kind import Kind
+from densenet_backbones.training.segmentation_model import SegmenterSpec
+from densenet_backbones.training.segmentation_task import SegmentationTask
 
 
 def _keep_matched(task: DetectionTask, data: DetectionData) -> None:
@@ -28,8 +31,28 @@ DETECTION = Kind(
     prepare=_keep_matched,
     data_table=_detection_table,
     remarks=lambda task, data: summary.unmatched_objects(task.model, data.train_set),
-    write_evaluation=lambda *found: report.write_evaluation(*found),
+    write_evaluation=lambda task, part, folder: report.write_evaluation(task.metric, part, folder),
     doing="Detect in pictures",
     tool="train_det",
     own_data=("dsod300_voc", "dsod300_coco for COCO layout"),
+)
+
+
+def _weigh_classes(task: SegmentationTask, data: SegmentationData) -> None:
+    task.weigh_classes(data.train_set)
+
+
+SEGMENTATION = Kind(
+    form=SEGMENTATION_FORM,
+    task=SegmentationTask,
+    data=SegmentationData,
+    spec=SegmenterSpec,
+    told_by_data=("mask_classes", "task"),
+    prepare=_weigh_classes,
+    data_table=segmentation_report.data_table,
+    remarks=lambda task, data: (),
+    write_evaluation=segmentation_report.write_evaluation,
+    doing="Segment pictures",
+    tool="train_seg",
+    own_data=("unet_densenet121_voc", "unet_densenet121_coco for COCO layout"),
 )

@@ -87,7 +87,10 @@ class Optimizer:
                 f"and {type(model).__name__} has no group_matcher; leave it out"
             )
         groups: list[dict[str, Any]] = param_groups_layer_decay(
-            model, self.weight_decay, tuple(exempt), self.layer_decay
+            model,
+            self.weight_decay,
+            no_weight_decay_list=tuple(exempt),
+            layer_decay=self.layer_decay,
         )
         # timm's own schedulers read lr_scale; torch's read each group's rate.
         return [

@@ -18,6 +18,12 @@ from densenet_backbones.training.voc_metric import VocEvaluation
 
 _LEGEND_LIMIT = 24  # classes; more of them are drawn without names
 _GREY = "#5b6068"
+_SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl") + (
+    "mIoU",
+    "pixel_accuracy",
+    "class_accuracy",
+    "boundary_F",
+)
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -139,21 +145,30 @@ def plot_confidence_curves(evaluation: VocEvaluation, path: str | Path) -> None:
     _save(figure, path)
 
 
-def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: str | Path) -> None:
+def plot_confusion(
+    matrix: np.ndarray,
+    names: Sequence[str],
+    path: str | Path,
+    background: str | None = "background",
+) -> None:
     """A confusion matrix as counts and as shares of each true class.
 
     Args:
         matrix: (C + 1, C + 1) as `confusion_matrix` returns it, the background last.
         names: The C class names.
         path: The PNG file.
+        background: Name of the last row and column; None where there is none, and the matrix is
+            (C, C).
 
     Raises:
         ValueError: If names and matrix do not fit.
     """
-    size = len(names) + 1
+    labels = [*map(_plain, names), *([background] if background else [])]
+    size = len(labels)
     if matrix.shape != (size, size):
         raise ValueError(
-            f"the matrix must be {size} x {size} for {len(names)} names and the background, got "
+            f"the matrix must be {size} x {size} for {len(names)} names"
+            f"{' and the background' if background else ''}, got "
             f"{' x '.join(map(str, matrix.shape))}"
         )
     written = size <= _LEGEND_LIMIT + 1  # the numbers would not fit into smaller cells
@@ -167,7 +182,6 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: str | Path) -
         (axes[1], shares, np.nan_to_num(shares), "share of the true class"),
     ):
         axis.imshow(shade, cmap="Blues", vmin=0, vmax=1, aspect="equal")
-        labels = [*map(_plain, names), "background"]
         font = 8.5 if written else 6
         axis.set_xticks(range(size), labels, rotation=90 if size > 6 else 30, fontsize=font)
         if size <= 6:
@@ -188,11 +202,12 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: str | Path) -
 
 
 def plot_training_curves(metrics: str | Path, path: str | Path) -> None:
-    """Losses, average precision and learning rate against the epoch.
+    """Losses, the evaluation's scores and learning rate against the epoch.
 
     Args:
         metrics: ``metrics.csv`` of Lightning's CSVLogger: columns `epoch`, `step`, ``train/...`` or
-            names with "loss" for the losses, ``.../AP...`` and names that begin with "lr".
+            names with "loss" for the losses, ``.../AP...`` or segmentation's scores, and names
+            that begin with "lr".
         path: The PNG file; a panel without any number says so.
 
     Raises:
@@ -205,21 +220,23 @@ def plot_training_curves(metrics: str | Path, path: str | Path) -> None:
         )
     epochs = (columns["step"] + 1) / _steps_per_epoch(columns["epoch"], columns["step"])
     figure, axes = _figure(1, 3, width=14.5, height=4.2)
-    chosen: dict[str, list[str]] = {"loss": [], "average precision": [], "learning rate": []}
+    segmented = any(name.endswith("/mIoU") for name in columns)
+    scores = "scores" if segmented else "average precision"
+    chosen: dict[str, list[str]] = {"loss": [], scores: [], "learning rate": []}
     for name in columns:
         last = name.rsplit("/", 1)[-1]
         if name.startswith("lr"):
             chosen["learning rate"].append(name)
         elif "loss" in name or name.startswith("train/"):
             chosen["loss"].append(name)
-        elif last in ("AP", "AP50", "AP75", "APs", "APm", "APl"):
-            chosen["average precision"].append(name)
+        elif last in _SCORES:
+            chosen[scores].append(name)
     for axis, (title, names) in zip(axes, chosen.items(), strict=True):
         drawn = [(name, ~np.isnan(columns[name])) for name in sorted(names)]
         drawn = [(name, there) for name, there in drawn if there.any()]
         for number, (name, there) in enumerate(drawn, start=1):
             few = there.sum() <= 40
-            total = name.rsplit("/", 1)[-1] in ("loss", "AP") or title == "learning rate"
+            total = name.rsplit("/", 1)[-1] in ("loss", "AP", "mIoU") or title == "learning rate"
             axis.plot(
                 *(epochs[there], columns[name][there]),
                 color="black" if total else _unit(class_colour(number)),
@@ -236,7 +253,7 @@ def plot_training_curves(metrics: str | Path, path: str | Path) -> None:
                 0.5, 0.5, "nothing logged", transform=axis.transAxes, ha="center", color=_GREY
             )
             continue
-        if title == "average precision":
+        if title == scores:
             axis.set_ylim(bottom=0)
         else:
             _logarithmic_if_wide(axis, np.concatenate([columns[n][t] for n, t in drawn]))
@@ -308,16 +325,21 @@ def _legend_beside(axis: Axes, title: str) -> None:
 
 
 def _write_cells(axis: Axes, values: np.ndarray, shade: np.ndarray) -> None:
-    whole = np.issubdtype(values.dtype, np.integer)
+    # Pixels are counted in millions: large numbers are written short.
+    whole = np.issubdtype(values.dtype, np.integer) and values.max(initial=0) < 100_000
     for row, column in np.argwhere(np.nan_to_num(values) > 0):
         value = values[row, column]
         axis.text(
-            *(column, row, f"{value}" if whole else f"{value:.2f}"),
+            *(column, row, f"{value}" if whole else _short(float(value))),
             ha="center",
             va="center",
             fontsize=7.5,
             color="white" if shade[row, column] > 0.55 else "#20242c",
         )
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value < 1.005 else f"{value:.1e}".replace("e+0", "e")
 
 
 def _read_columns(path: Path) -> dict[str, np.ndarray]:

@@ -45,7 +45,7 @@ def after_training(
     if not is_first_process():
         return
     say(f"\nBest weights ({source}) on {data.val_set.name}:")
-    kind.write_evaluation(task.metric, data.val_set, folder.evaluation)
+    kind.write_evaluation(task, data.val_set, folder.evaluation)
     save_model(folder.slim, task.spec, task.model)
     if (folder.path / "metrics.csv").is_file():
         plot_training_curves(folder.path / "metrics.csv", folder.pictures / "training_curves.png")

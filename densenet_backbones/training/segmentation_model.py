@@ -17,8 +17,10 @@ from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.training.image_tensors import image_tensor
 from densenet_backbones.training.image_windows import ImageWindows
 from densenet_backbones.training.model_file import ModelSpec, build_registered
-from densenet_backbones.training.smp_segmenters import PREFIX, build_smp
 from densenet_backbones.training.tiling import Tiling, blended
+
+SMP = "smp:"
+"""Names of segmentation_models.pytorch's decoders begin so."""
 
 _TASKS = ("multiclass", "binary", "multilabel")
 
@@ -66,15 +68,18 @@ class SegmenterSpec(ModelSpec):
 
     def without_downloads(self) -> dict[str, Any]:
         """Overrides for `build` where all weights are at hand: none must be fetched again."""
-        if self.name.startswith(PREFIX):
+        if self.name.startswith(SMP):
             return {"encoder_weights": None}
         return super().without_downloads()
 
     def build(self, **overrides: Any) -> nn.Module:
         """The model with fresh weights; `overrides` replace single arguments of the builder."""
         args = {**self.args, **overrides}
-        if self.name.startswith(PREFIX):
-            model: nn.Module = build_smp(self.name, self.num_logits, args)
+        if self.name.startswith(SMP):
+            # Imported where it is used: it takes seconds.
+            from densenet_backbones.training.smp_segmenters import build_smp
+
+            model: nn.Module = build_smp(self.name.removeprefix(SMP), self.num_logits, args)
         else:
             model = build_registered("segmenter", self.name, self.num_logits, args)
         if self.preprocessing is not None:
@@ -109,10 +114,9 @@ class Segmentation:
         return float(scores[there].mean()) if there.any() else float("nan")
 
     def _of(self, label: int) -> np.ndarray:
-        found: np.ndarray = (
-            self.labels == label if self.labels.ndim == 2 else self.labels[label] == 1
-        )
-        return found
+        if self.labels.ndim == 2:
+            return np.asarray(self.labels == label)
+        return np.asarray(self.labels[label] == 1)
 
 
 class SegmentationModel:
@@ -141,7 +145,8 @@ class SegmentationModel:
         """
         if tile is None:
             pixels = image_tensor(image, self.device)
-            return self._merged([(0, self._scores(pixels).cpu())], tuple(pixels.shape[-2:]))
+            height, width = pixels.shape[-2:]
+            return self._merged([(0, self._scores(pixels).cpu())], (height, width))
         source = ImageWindows(image)
         tiling = Tiling(tile, overlap, stride=getattr(self.model, "stride", 1))
         if max(source.size) <= tiling.tile:

@@ -11,7 +11,6 @@ from densenet_backbones.data.files import nearest
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.segmenter import Segmenter, prefixed_groups
 
-PREFIX = "smp:"
 _OURS = {"self", "classes", "in_channels", "activation", "aux_params", "kwargs"}
 _DECODER = (99999,)  # timm's place of what comes after all layers
 
@@ -32,7 +31,7 @@ def build_smp(name: str, num_classes: int, args: dict[str, Any]) -> SmpSegmenter
     """Build a model of smp.
 
     Args:
-        name: ``smp:`` and the name of its class, e.g. ``smp:DeepLabV3Plus``.
+        name: Of its class, e.g. ``DeepLabV3Plus``.
         num_classes: Channels of the logits.
         args: Its keyword arguments; `encoder_name` may be one of smp's, ours
             (``densenet121_features``) or ``tu-`` and a timm name. `encoder_weights` is None where
@@ -42,23 +41,22 @@ def build_smp(name: str, num_classes: int, args: dict[str, Any]) -> SmpSegmenter
         ValueError: Unknown name or argument, or a value that smp refuses.
     """
     known = {cls.__name__: cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
-    short = name.removeprefix(PREFIX)
-    if short not in known:
+    if name not in known:
         raise ValueError(
-            f"segmentation_models.pytorch has no {short!r}{nearest(short, known)} "
+            f"segmentation_models.pytorch has no {name!r}{nearest(name, known)} "
             f"(known: {', '.join(known)})"
         )
-    allowed = set(inspect.signature(known[short].__init__).parameters) - _OURS
+    allowed = set(inspect.signature(known[name].__init__).parameters) - _OURS
     for key in args:
         if key not in allowed:
-            raise ValueError(f"{name} has no argument {key!r}{nearest(key, allowed)}")
+            raise ValueError(f"smp:{name} has no argument {key!r}{nearest(key, allowed)}")
     given = {"encoder_weights": None, **args}
     try:
-        net = known[short](classes=num_classes, **given)
+        net = known[name](classes=num_classes, **given)
         facts = _normalization(net, given)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{name}: {reason}") from error
+        raise ValueError(f"smp:{name}: {reason}") from error
     return SmpSegmenter(net, stride=net.encoder.output_stride, normalization=facts)
 
 
@@ -66,9 +64,8 @@ def _normalization(net: Any, args: dict[str, Any]) -> ImageNormalization:
     """What the encoder's weights were made for; ImageNet's where it has none."""
     if args["encoder_weights"] is None:
         return ImageNormalization()
-    name = (
-        args.get("encoder_name") or inspect.signature(type(net)).parameters["encoder_name"].default
-    )
+    default = inspect.signature(type(net)).parameters["encoder_name"].default
+    name = args.get("encoder_name", default)
     found = smp.encoders.get_preprocessing_params(name, args["encoder_weights"])
     order = found["input_space"].lower()
     return ImageNormalization(found["mean"], found["std"], order, found["input_range"][-1])

@@ -80,7 +80,7 @@ def lines_of_plan(task: Task, data: Any, trainer: pl.Trainer) -> Iterator[str]:
         yield f"Learning rate {options.lr:.3g}, not scaled to the batch."
 
 
-# -- detection --------------------------------------------------------------------------------------
+# -- detection ------------------------------------------------------------------------------------
 
 
 def data_table(train: DetectionSet, val: DetectionSet) -> Table:

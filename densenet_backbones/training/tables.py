@@ -31,14 +31,14 @@ def format_table(evaluation: CocoEvaluation, classes: bool = True, width: int = 
     )
     for name in evaluation.numbers:
         summary.add_column(name, justify="right", no_wrap=True)
-    summary.add_row(*map(_digits, evaluation.numbers.values()))
+    summary.add_row(*map(digits, evaluation.numbers.values()))
     tables = [summary]
     if classes:
         by_class = Table("class", box=box.SIMPLE_HEAD)
         for name in ("objects", "AP", "AP50", "AP75", "AR"):
             by_class.add_column(name, justify="right", no_wrap=True)
         for c in evaluation.classes:
-            values = map(_digits, (c.ap, c.ap50, c.ap75, c.ar))
+            values = map(digits, (c.ap, c.ap50, c.ap75, c.ar))
             by_class.add_row(c.name, str(c.objects), *values)
         tables.append(by_class)
     return render(tables, width)
@@ -55,7 +55,8 @@ def render(tables: Sequence[Table], width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n") + "\n"
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
+    """Three digits after the point, "-" for what is not defined."""
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 
@@ -78,8 +79,8 @@ def format_voc_table(evaluation: VocEvaluation, width: int = 100) -> str:
     for name in ("objects", "AP", "11-point AP"):
         table.add_column(name, justify="right", no_wrap=True)
     for c in evaluation.classes:
-        table.add_row(c.name, str(c.objects), _digits(c.ap), _digits(c.ap11))
+        table.add_row(c.name, str(c.objects), digits(c.ap), digits(c.ap11))
     table.add_section()
     objects = str(sum(c.objects for c in evaluation.classes))
-    table.add_row("mean", objects, _digits(evaluation.mean_ap), _digits(evaluation.mean_ap11))
+    table.add_row("mean", objects, digits(evaluation.mean_ap), digits(evaluation.mean_ap11))
     return render([table], width)

@@ -55,6 +55,12 @@ class Task(pl.LightningModule):
         self.optimizer_options, self.schedule, self.seed = optimizer, schedule, seed
         self.metric: Any = None
 
+    def adopt(self, spec: ModelSpec, model: Any, channels_last: bool) -> None:
+        """Take a loaded model in the place of the one that was built."""
+        self.spec, self.model = spec, model
+        if channels_last:  # as in training: the same sums in the same order
+            self.model.to(memory_format=torch.channels_last)
+
     # -- what a kind says ----------------------------------------------------------------------
 
     def losses(self, batch: Sequence[Any]) -> dict[str, Tensor]:
@@ -66,7 +72,7 @@ class Task(pl.LightningModule):
         raise NotImplementedError
 
     def example(self, data: Any) -> tuple[Any, tuple[int, int]] | None:
-        """An input of the model and its (H, W), to count operations with; None if it has no size."""
+        """An input of the model and its (H, W), to count operations with, or None."""
         raise NotImplementedError
 
     def draw_batch(self, batch: Sequence[Any]) -> np.ndarray:

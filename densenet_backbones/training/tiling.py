@@ -50,8 +50,8 @@ class Tiling:
         overlap = max(_up_to(overlap, self.stride), 0)
         if (self.overlap or 0) < 0 or 2 * overlap > tile:
             raise ValueError(
-                f"overlap must lie in [0, {tile // 2}], half of the tile of {tile} pixels, in steps "
-                f"of the model's stride of {self.stride}; got {overlap}"
+                f"overlap must lie in [0, {tile // 2}], half of the tile of {tile} pixels, in "
+                f"steps of the model's stride of {self.stride}; got {overlap}"
             )
         margin = overlap // 4 if self.margin is None else self.margin
         if not 0 <= 2 * margin <= overlap:
@@ -64,7 +64,8 @@ class Tiling:
     def spans(self, length: int) -> list[tuple[int, int]]:
         """Where the tiles of one axis begin and end; only the last one may be shorter."""
         assert self.overlap is not None
-        step, spans = self.tile - self.overlap, []
+        step = self.tile - self.overlap
+        spans: list[tuple[int, int]] = []
         while not spans or spans[-1][1] < length:
             start = len(spans) * step
             spans.append((start, min(start + self.tile, length)))

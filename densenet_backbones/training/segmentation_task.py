@@ -1,0 +1,223 @@
+"""Training and evaluation of a segmentation model.
+
+Legend: N images, K classes, H x W pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from densenet_backbones.data.mask_samples import (
+    IGNORED,
+    MaskClasses,
+    MaskSample,
+    SegmentationSet,
+    Task as MaskTask,
+)
+from densenet_backbones.data.mask_statistics import class_pixel_counts, median_frequency_weights
+from densenet_backbones.heads.segmentation_losses import SegmentationLoss
+from densenet_backbones.training.boundary_score import TOLERANCE
+from densenet_backbones.training.image_tensors import to_float
+from densenet_backbones.training.mask_pictures import masks_sheet, masks_side_by_side
+from densenet_backbones.training.optimization import Optimizer, Schedule
+from densenet_backbones.training.pictures import to_pixels
+from densenet_backbones.training.segmentation_metric import SegmentationMetric
+from densenet_backbones.training.segmentation_model import (
+    SegmentationModel,
+    SegmenterSpec,
+    most_probable,
+    probabilities,
+)
+from densenet_backbones.training.task import Task
+
+
+@dataclass
+class Loss:
+    """What is minimised; see `SegmentationLoss`.
+
+    Attributes:
+        terms: Weight of each term: "cross_entropy", "dice", "focal", "lovasz", "ohem".
+        class_weights: Of cross-entropy: "median_frequency" counts the training masks' pixels; or
+            one number a class.
+        label_smoothing: Of cross-entropy, in [0, 1).
+        focal_gamma: Of focal, 0 or more.
+        dice_smooth: Of dice, 0 or more.
+        ohem_threshold: Of ohem, in (0, 1]: pixels of a higher probability are easy.
+        ohem_share: Of ohem, in (0, 1]: at least this part of the pixels counts.
+        aux_weight: Of the losses of coarser maps, where the model has deep supervision.
+    """
+
+    terms: dict[str, float] = field(default_factory=lambda: {"cross_entropy": 1.0})
+    class_weights: Literal["median_frequency"] | list[float] | None = None
+    label_smoothing: float = 0.0
+    focal_gamma: float = 2.0
+    dice_smooth: float = 0.0
+    ohem_threshold: float = 0.7
+    ohem_share: float = 1 / 16
+    aux_weight: float = 0.4
+
+    def build(self, task: MaskTask, train_set: SegmentationSet | None) -> SegmentationLoss:
+        """The loss; `train_set` is counted for median-frequency weights.
+
+        Raises:
+            ValueError: An option is out of range.
+        """
+        options = asdict(self)
+        if self.class_weights == "median_frequency":
+            options["class_weights"] = None
+            if train_set is not None:
+                counts = class_pixel_counts(train_set)
+                options["class_weights"] = median_frequency_weights(counts)
+        try:
+            return SegmentationLoss(task, **options)
+        except ValueError as error:
+            raise ValueError(f"model.loss: {error}") from error
+
+
+class SegmentationTask(Task):
+    """Trains any segmenter and evaluates it by mIoU, accuracies and boundaries.
+
+    Args:
+        segmenter: Name in torchvision's registry: `unet`, `fcdensenet56`, `fcdensenet67`,
+            `fcdensenet103`; or `smp:` and a class of segmentation_models.pytorch, such as
+            `smp:DeepLabV3Plus`.
+        args: Keyword arguments of that model, without the number of classes.
+        loss: What is minimised.
+        optimizer: What steps the weights.
+        schedule: The learning rate over the run.
+        channels_last: Keep maps in memory with their channels side by side: several times faster
+            for convolutions on CPUs and for half precision on GPUs.
+        seed: Everything random inside the model is a function of (seed, step, process).
+        boundary_tolerance: Of the boundary F-score, as a share of the image's diagonal; null leaves
+            that score out.
+        mask_classes: The classes; given by the data.
+        task: How classes share pixels; given by the data.
+    """
+
+    spec: SegmenterSpec
+    headline = ("mIoU", "boundary_F")
+    look_at = "masks"
+
+    def __init__(
+        self,
+        segmenter: str = "unet",
+        args: dict[str, Any] | None = None,
+        loss: Loss = Loss(),  # noqa: B008 - never changed; --help shows them
+        optimizer: Optimizer = Optimizer("adamw", 5e-4, 16, weight_decay=0.05),  # noqa: B008
+        schedule: Schedule = Schedule("cosine", warmup=0.05),  # noqa: B008
+        channels_last: bool = True,
+        seed: int = 0,
+        boundary_tolerance: float | None = TOLERANCE,
+        mask_classes: MaskClasses | None = None,
+        task: MaskTask = "multiclass",
+    ) -> None:
+        assert mask_classes is not None, "linked from the data"
+        spec = SegmenterSpec(segmenter, dict(args or {}), mask_classes, task)
+        super().__init__(spec, optimizer, schedule, channels_last, seed)
+        if boundary_tolerance is not None and not 0 < boundary_tolerance < 1:
+            raise ValueError(
+                f"model.boundary_tolerance must lie in (0, 1) or be null, got {boundary_tolerance}"
+            )
+        self.boundary_tolerance = boundary_tolerance
+        self.loss_options = loss
+        self.loss = loss.build(task, None)
+
+    @classmethod
+    def from_model(cls, trained: SegmentationModel, **options: Any) -> "SegmentationTask":
+        """A task that evaluates a loaded model (or goes on training it)."""
+        spec = trained.spec
+        args = {**spec.args, **spec.without_downloads()}
+        task = cls(spec.name, args, mask_classes=spec.classes, task=spec.task, **options)
+        task.adopt(spec, trained.model, options.get("channels_last", True))
+        return task
+
+    def weigh_classes(self, train_set: SegmentationSet) -> None:
+        """Give the loss the weights that are to come from the training masks."""
+        if self.loss_options.class_weights == "median_frequency":
+            self.loss = self.loss_options.build(self.spec.task, train_set)
+
+    def losses(self, batch: Sequence[MaskSample]) -> dict[str, Tensor]:
+        """The terms of the loss, by name."""
+        images, masks = stacked(batch, self.model.preprocessing.fill_color)
+        found: dict[str, Tensor] = self.loss(self.model(images), masks)
+        return found
+
+    def example(self, data: Any) -> tuple[Any, tuple[int, int]] | None:
+        """An image of the size that is trained on."""
+        first = data.train_set.records[0]
+        cropped = data.overfit_images is None and data.preset not in ("full_size", "none")
+        height, width = data.crop if cropped else (first.height, first.width)
+        device = next(self.model.parameters()).device
+        return torch.rand(1, 3, height, width, device=device), (height, width)
+
+    def make_metric(self, val_set: SegmentationSet) -> SegmentationMetric:
+        """IoU, accuracies and boundary scores."""
+        return SegmentationMetric(
+            self.spec.classes.names, self.spec.task, self.boundary_tolerance
+        )
+
+    def validation_step(self, batch: list[MaskSample], batch_idx: int) -> dict[str, Any]:
+        """Labels of a batch, added to the evaluation.
+
+        Images are taken one by one: they differ in size, and no image's labels depend on which
+        others are beside it.
+        """
+        predictions = [self.labels(sample.image) for sample in batch]
+        for labels, sample in zip(predictions, batch, strict=True):
+            self.metric.update(labels[None], sample.mask[None])
+        return {"predictions": predictions}
+
+    @torch.no_grad()
+    def labels(self, image: Tensor) -> Tensor:
+        """Labels of one image: (3, H, W) uint8 to (H, W) uint8, or (K, H, W) if multilabel."""
+        output = self.model(to_float(image)[None])
+        return most_probable(probabilities(output, self.spec.task), self.spec.task)[0][0]
+
+    def draw_batch(self, batch: Sequence[MaskSample]) -> np.ndarray:
+        """The images with their masks, as augmented."""
+        images = [to_pixels(sample.image) for sample in batch]
+        return masks_sheet(images, [s.mask.cpu().numpy() for s in batch], self.spec.classes.colors)
+
+    def draw_predictions(
+        self, batch: Sequence[MaskSample], outputs: dict[str, Any]
+    ) -> np.ndarray:
+        """Image, annotation and prediction side by side."""
+        return masks_side_by_side(
+            [to_pixels(sample.image) for sample in batch],
+            [sample.mask.cpu().numpy() for sample in batch],
+            [labels.cpu().numpy() for labels in outputs["predictions"][: len(batch)]],
+            self.spec.classes.colors,
+        )
+
+
+def stacked(
+    batch: Sequence[MaskSample], fill: tuple[float, float, float]
+) -> tuple[Tensor, Tensor]:
+    """One tensor of images and one of masks.
+
+    Images of different sizes are padded at the right and the bottom to the largest: with a colour,
+    and their masks with ignored pixels.
+
+    Args:
+        batch: N samples.
+        fill: RGB in 0..255, the model's mean.
+
+    Returns:
+        (N, 3, H, W) float32 in [0, 1] and (N, H, W) or (N, K, H, W) int64.
+    """
+    height = max(sample.image.shape[-2] for sample in batch)
+    width = max(sample.image.shape[-1] for sample in batch)
+    first = batch[0]
+    color = first.image.new_tensor(fill, dtype=torch.float32) / 255
+    images = color[None, :, None, None].repeat(len(batch), 1, height, width)
+    size = (len(batch), *first.mask.shape[:-2], height, width)
+    masks = torch.full(size, IGNORED, dtype=torch.int64, device=first.mask.device)
+    for number, sample in enumerate(batch):
+        h, w = sample.image.shape[-2:]
+        images[number, :, :h, :w] = to_float(sample.image)
+        masks[number, ..., :h, :w] = sample.mask
+    return images, masks
