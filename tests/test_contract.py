@@ -388,6 +388,22 @@ def test_saved_for_the_hub_and_loaded_back(name, tmp_path):
             assert torch.equal(expected, found)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_loaded_from_the_hub(name, tmp_path, monkeypatch):
+    net = tiny(name, out_indices=(1, -1)).eval()
+    timm.models._hub.save_for_hf(net, tmp_path, safe_serialization=True)
+    asked = []
+
+    def download(repo_id, filename, **kwargs):
+        asked.append((repo_id, filename))
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", download)
+    again = timm.create_model("hf-hub:someone/their-densenet", pretrained=True).eval()
+    assert {repository for repository, _ in asked} == {"someone/their-densenet"}
+    assert all(torch.equal(a, b) for a, b in zip(net(image()), again(image()), strict=True))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_optimisers_with_layer_decay_know_every_parameter(name):
     from timm.optim import param_groups_layer_decay

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 
+from densenet_backbones.data.mask_samples import BACKGROUND, IGNORED, voc_color
 from densenet_backbones.data.scene_drawing import (
     CLASSES,
     FIGURE,
@@ -24,7 +25,7 @@ from densenet_backbones.data.scene_painting import STUFF
 STUFF_ID = 100  # the category id of STUFF[s] is STUFF_ID + s + 1
 CROWDED = 100  # annotations an image can have: its annotation ids are image_id * CROWDED + k
 DIFFICULT_SHOWN = 0.35  # VOC: less than this share of the object can be seen
-VOC_BORDER = 255
+VOC_BORDER = IGNORED
 
 
 def instance_categories() -> list[dict[str, Any]]:
@@ -160,12 +161,16 @@ def class_mask(scene: Scene) -> np.ndarray:
 
 
 def voc_palette() -> list[int]:
-    """VOC's colour map, 256 x RGB: the bits of the class number spread over the channels."""
-    palette = []
-    for index in range(256):
-        for channel in range(3):
-            palette.append(sum((index >> (3 * b + channel) & 1) << (7 - b) for b in range(8)))
-    return palette
+    """VOC's colour map, 256 x RGB."""
+    return [channel for index in range(256) for channel in voc_color(index)]
+
+
+def label_map() -> str:
+    """The classes of `class_mask` as CVAT's `labelmap.txt`, so that readers know their names."""
+    lines = ["# label:color_rgb:parts:actions"]
+    for index, name in (*enumerate((BACKGROUND, *CLASSES)), (VOC_BORDER, "ignored")):
+        lines.append("{}:{},{},{}::".format(name, *voc_color(index)))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def mask_box(mask: np.ndarray) -> list[int]:

@@ -9,6 +9,7 @@ writes the same images in two layouts:
     ROOT/annotations/keypoints_{split}.json                     COCO keypoints of the figures
     ROOT/annotations/panoptic_{split}.json, panoptic_{split}/   COCO panoptic, things and stuff
     ROOT/VOC/{Annotations,ImageSets,JPEGImages,SegmentationClass}
+    ROOT/VOC/labelmap.txt                                       names and colours of the masks
     ROOT/scenes.json                                            parameters, and whether complete
 
 Image ``i`` of a split depends on (seed, split, i) and the size only: more images of the same seed
@@ -20,6 +21,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from densenet_backbones.data.scene_drawing import MIN_SIDE, Scene, draw_scene
 
 SPLITS = ("train", "val")
 MARKER = "scenes.json"
+LABEL_MAP = "VOC/labelmap.txt"
 MADE_BY = "densenet_backbones.data.scenes"
 VERSION = 1  # to be raised when the same parameters draw other scenes
 JPEG_QUALITY = 95
@@ -53,9 +56,10 @@ def generate(
 ) -> Path:
     """Write the drawn data set, or find it written already.
 
-    A folder that holds a complete set of these parameters is left as it is. One that this
-    function made with other parameters, or did not finish, has its images and annotations
-    replaced (other files in it stay).
+    A folder that holds a complete set of these parameters is left as it is; where an earlier
+    version made it, `VOC/labelmap.txt` is added. One that this function made with other
+    parameters, or did not finish, or that has lost files (masks, for example), has its images and
+    annotations replaced (other files in it stay). Both are said on standard error.
 
     Args:
         root: Folder to write; made where missing, together with its parents.
@@ -80,12 +84,19 @@ def generate(
         if value < lowest[name]:
             raise DataError(f"{root}: {name} must be at least {lowest[name]}, got {value}")
     marker = {"made_by": MADE_BY, "version": VERSION, "parameters": parameters}
-    if _state(root) == {**marker, "complete": True} and _is_whole(root, parameters):
+    state = _state(root)
+    if state == {**marker, "complete": True} and _is_whole(root, parameters):
+        if not (root / LABEL_MAP).is_file():
+            _say(f"{root}: adding {LABEL_MAP}, the names of the masks' classes")
+            (root / LABEL_MAP).write_text(forms.label_map())
         return root
+    if state is not None:
+        _say(f"{root}: drawing the scenes again: {_why(state, marker)}")
     _clear(root)
     _write_marker(root, {**marker, "complete": False})
     for split in SPLITS:
         _write_split(root, split, parameters, progress)
+    (root / LABEL_MAP).write_text(forms.label_map())
     _write_marker(root, {**marker, "complete": True})
     return root
 
@@ -134,14 +145,29 @@ def _state(root: Path) -> dict[str, Any] | None:
     return state if isinstance(state, dict) and state.get("made_by") == MADE_BY else None
 
 
+def _why(state: dict[str, Any], marker: dict[str, Any]) -> str:
+    """What keeps a folder of ours from being taken as it is."""
+    if not state.get("complete"):
+        return "they were not finished"
+    same = all(state.get(key) == value for key, value in marker.items())
+    return "images, masks or annotations are missing" if same else "other parameters were asked for"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # standard output is for results
+
+
 def _is_whole(root: Path, parameters: dict[str, int]) -> bool:
     """Whether nothing was deleted since: counts files, reads none."""
-    counted = (("", ".jpg"), ("annotations/panoptic_", ".png"))
+    counted = (
+        "{split}/*.jpg",
+        "annotations/panoptic_{split}/*.png",
+        "VOC/SegmentationClass/{split}_*.png",
+    )
     return all(
-        sum(p.suffix == suffix for p in Path(f"{root}/{prefix}{split}").glob("*"))
-        == parameters[split]
+        sum(1 for _ in root.glob(pattern.format(split=split))) == parameters[split]
         for split in SPLITS
-        for prefix, suffix in counted
+        for pattern in counted
     ) and all(path.is_file() for path in _index_files(root))
 
 
