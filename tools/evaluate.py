@@ -1,4 +1,4 @@
-"""Evaluate a trained detector on COCO or VOC data."""
+"""Evaluate a trained detector or segmenter on annotated data."""
 
 from densenet_backbones.training.evaluate import main
 

@@ -1,4 +1,4 @@
-"""Detect objects in pictures with a trained detector."""
+"""Detect objects in pictures, or segment them, with a trained model."""
 
 from densenet_backbones.training.predict import main
 

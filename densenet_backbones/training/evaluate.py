@@ -1,8 +1,9 @@
-"""Evaluate a trained detector: ``python tools/evaluate.py CHECKPOINT --data DIR``."""
+"""Evaluate a trained model: ``python tools/evaluate.py CHECKPOINT --data DIR``."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -10,23 +11,35 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.segmentation import SegmentationData
+from densenet_backbones.data.segmentation_sources import MaskLayout
+from densenet_backbones.data.sources import Layout
+from densenet_backbones.training import segmentation_report
+from densenet_backbones.training.boundary_score import TOLERANCE
 from densenet_backbones.training.cli import fail, quiet_libraries
 from densenet_backbones.training.console import is_first_process, say
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.detector import load
 from densenet_backbones.training.report import write_evaluation
+from densenet_backbones.training.segmentation_model import SegmentationModel
+from densenet_backbones.training.segmentation_task import SegmentationTask
+from densenet_backbones.training.task import Task
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description="COCO's twelve numbers, VOC's average precisions, a table per class, curves, "
-        "the confusion matrix, pictures and results in COCO's JSON format."
+        description="A detector: COCO's twelve numbers, VOC's average precisions, a table per "
+        "class, curves, the confusion matrix, pictures and results in COCO's JSON format. A "
+        "segmenter: mIoU, accuracies, boundary F-score, a table per class, the confusion matrix "
+        "and pictures."
     )
     parser.add_argument("checkpoint", help="*.ckpt of a run or its model.safetensors")
-    parser.add_argument("--data", required=True, metavar="DIR", help="COCO or VOC layout")
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", help="in one of the training's layouts"
+    )
     parser.add_argument("--split", default="val", help="which part of it (%(default)s)")
-    parser.add_argument("--layout", choices=("auto", "coco", "voc"), default="auto")
+    parser.add_argument("--layout", default="auto", help="as in training; %(default)s looks")
     parser.add_argument(
         "--out",
         type=Path,
@@ -40,19 +53,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--strategy", default="auto", help="ddp for several devices")
     parser.add_argument("--precision", default="32-true", help="bf16-mixed, 16-mixed, 32-true")
     parser.add_argument(
-        "--evaluator", choices=("pycocotools", "faster_coco_eval"), default="pycocotools"
+        "--evaluator",
+        choices=("pycocotools", "faster_coco_eval"),
+        default="pycocotools",
+        help="detector: what computes COCO's numbers (%(default)s)",
     )
     parser.add_argument(
         "--count-difficult",
         action="store_true",
-        help="VOC: count difficult objects too, which are ignored otherwise",
+        help="detector, VOC: count difficult objects too, which are ignored otherwise",
     )
     parser.add_argument(
         "--voc-iou",
         type=float,
         default=0.5,
         metavar="T",
-        help="IoU from which a detection is right in VOC's numbers (%(default)s)",
+        help="detector: IoU from which a detection is right in VOC's numbers (%(default)s)",
+    )
+    parser.add_argument(
+        "--boundary-tolerance",
+        type=float,
+        default=TOLERANCE,
+        metavar="T",
+        help="segmenter: by how much of the image's diagonal a border may be off (%(default)s)",
     )
     return parser.parse_args(argv)
 
@@ -75,17 +98,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Run the evaluation that the command line asks for."""
-    detector = load(options.checkpoint)
-    data = DetectionData(
-        root=options.data,
-        train_split=options.split,
-        val_split=options.split,
-        layout=options.layout,
-        batch_size=options.batch_size,
-        num_workers=options.workers,
-    )
-    data.use_classes(detector.categories)
-    task = DetectionTask.from_detector(detector, evaluator=options.evaluator)
+    model = load(options.checkpoint)
+    segments = isinstance(model, SegmentationModel)
+    layouts = get_args(MaskLayout if segments else Layout)
+    if options.layout not in layouts:
+        raise ValueError(
+            f"--layout of a {model.spec.kind} must be one of {', '.join(layouts)}, got "
+            f"{options.layout}"
+        )
+    what = _segmentation(model, options) if segments else _detection(model, options)
+    task, data, write = what
     devices = int(options.devices) if options.devices.isdigit() else options.devices
     trainer = pl.Trainer(
         accelerator=options.accelerator,
@@ -100,11 +122,35 @@ def evaluate(options: argparse.Namespace) -> None:
     if not is_first_process():
         return
     out = options.out or Path(options.checkpoint).parent / f"evaluation-{options.split}"
-    write_evaluation(
-        task.metric,
-        data.val_set,
-        out,
-        voc_iou=options.voc_iou,
-        count_difficult=options.count_difficult,
-    )
+    write(out)
     say(f"Written to {out}/")
+
+
+Evaluation = tuple[Task, pl.LightningDataModule, Callable[[Path], None]]
+"""What to evaluate, on what, and what writes the result into a folder."""
+
+
+def _detection(detector: Any, options: argparse.Namespace) -> Evaluation:
+    data = DetectionData(**_data_options(options))
+    data.use_classes(detector.categories)
+    task = DetectionTask.from_detector(detector, evaluator=options.evaluator)
+    counting = {"voc_iou": options.voc_iou, "count_difficult": options.count_difficult}
+    return task, data, lambda out: write_evaluation(task.metric, data.val_set, out, **counting)
+
+
+def _segmentation(model: Any, options: argparse.Namespace) -> Evaluation:
+    data = SegmentationData(**_data_options(options), task=model.spec.task)
+    data.use_classes(model.classes)
+    task = SegmentationTask.from_model(model, boundary_tolerance=options.boundary_tolerance)
+    return task, data, lambda out: segmentation_report.write_evaluation(task, data.val_set, out)
+
+
+def _data_options(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "root": options.data,
+        "train_split": options.split,
+        "val_split": options.split,
+        "layout": options.layout,
+        "batch_size": options.batch_size,
+        "num_workers": options.workers,
+    }

@@ -90,7 +90,7 @@ class Optimizer:
             model,
             self.weight_decay,
             no_weight_decay_list=tuple(exempt),
-            layer_decay=self.layer_decay,
+            layer_decay=self.layer_decay or 1.0,
         )
         # timm's own schedulers read lr_scale; torch's read each group's rate.
         return [

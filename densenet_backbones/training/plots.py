@@ -18,12 +18,8 @@ from densenet_backbones.training.voc_metric import VocEvaluation
 
 _LEGEND_LIMIT = 24  # classes; more of them are drawn without names
 _GREY = "#5b6068"
-_SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl") + (
-    "mIoU",
-    "pixel_accuracy",
-    "class_accuracy",
-    "boundary_F",
-)
+_SCORES = {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+_SCORES |= {"mIoU", "pixel_accuracy", "class_accuracy", "boundary_F"}
 
 
 def class_colour(label: int) -> tuple[int, int, int]:

@@ -1,10 +1,11 @@
-"""Detect objects in pictures: ``python tools/predict.py CHECKPOINT IMAGE_OR_FOLDER…``."""
+"""Detect objects or segment: ``python tools/predict.py CHECKPOINT IMAGE_OR_FOLDER…``."""
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -14,8 +15,10 @@ from densenet_backbones.data.images import read_image
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.training.cli import fail, quiet_libraries
 from densenet_backbones.training.console import say
-from densenet_backbones.training.detector import Detections, load
+from densenet_backbones.training.detector import Detections, Detector, load
 from densenet_backbones.training.pictures import draw_detections, save_picture
+from densenet_backbones.training.predict_masks import ENDINGS, predict_mask
+from densenet_backbones.training.segmentation_model import SegmentationModel
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -23,7 +26,9 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description="Draw what a trained detector finds, and write it as JSON."
+        description="Draw what a trained detector or segmenter finds in pictures. A detector's "
+        "objects go to predictions.json; a segmenter writes a PNG of class indices for each "
+        "picture, and a summary as JSON."
     )
     parser.add_argument("checkpoint", help="*.ckpt of a run or its model.safetensors")
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
@@ -39,11 +44,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         default=0.5,
         metavar="S",
-        help="leave out detections below this score, 0 to 1 (%(default)s)",
+        help="detector: leave out detections below this score, 0 to 1 (%(default)s)",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N")
-    parser.add_argument("--no-pictures", action="store_true", help="write the JSON only")
+    parser.add_argument(
+        "--tile",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="segmenter: cut larger images into overlapping tiles of N pixels (%(default)s)",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=int,
+        metavar="N",
+        help="segmenter: pixels that tiles share (a quarter of a tile)",
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
     return parser.parse_args(argv)
 
 
@@ -62,24 +80,40 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Run the detection that the command line asks for."""
+    """Run the prediction that the command line asks for."""
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     if not 0 <= options.score <= 1:
         raise ValueError(f"--score must lie in [0, 1], got {options.score}")
     files = list(find_images(options.images))
-    pictures = picture_paths(options.out, files)
-    detector = load(options.checkpoint, usable_device(options.device))
+    stems = free_stems(options.out, files)
+    model = load(options.checkpoint, usable_device(options.device))
+    if isinstance(model, SegmentationModel):
+        rows = segment(model, files, stems, options)
+        said = f"{len(files)} images segmented"
+    else:
+        rows = detect(model, files, stems, options)
+        said = f"{sum(len(row['detections']) for row in rows)} objects in {len(files)} images"
     options.out.mkdir(parents=True, exist_ok=True)
-    rows, total = [], 0
+    (options.out / "predictions.json").write_text(json.dumps(rows, indent=1) + "\n")
+    say(f"{said}; written to {options.out}/")
+
+
+def detect(
+    detector: Detector,
+    files: Sequence[Path],
+    stems: Mapping[Path, Path],
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Find objects in every file, draw them, and return the entries of the JSON file."""
+    rows = []
     for first in track(range(0, len(files), options.batch_size), "Detecting", transient=True):
         batch = files[first : first + options.batch_size]
         images = [read_image(file) for file in batch]
         found_in_batch = detector.predict_batch(images, options.score)
         for file, image, found in zip(batch, images, found_in_batch, strict=True):
-            picture = None if options.no_pictures else pictures[file]
+            picture = None if options.no_pictures else Path(f"{stems[file]}.png")
             rows.append(to_json(file, picture, image.shape[1], image.shape[0], found))
-            total += len(found)
             if picture:
                 drawn = draw_detections(
                     image,
@@ -89,8 +123,27 @@ def predict(options: argparse.Namespace) -> None:
                     found.scores.numpy(),
                 )
                 save_picture(picture, drawn)
-    (options.out / "predictions.json").write_text(json.dumps(rows, indent=1) + "\n")
-    say(f"{total} objects in {len(files)} images; written to {options.out}/")
+    return rows
+
+
+def segment(
+    model: SegmentationModel,
+    files: Sequence[Path],
+    stems: Mapping[Path, Path],
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Segment every file, write masks and overlays, and return the entries of the JSON file."""
+    return [
+        predict_mask(
+            model,
+            file,
+            stems[file],
+            tile=options.tile,
+            overlap=options.overlap,
+            picture=not options.no_pictures,
+        )
+        for file in track(files, "Segmenting", transient=True)
+    ]
 
 
 def find_images(arguments: Sequence[str]) -> Iterator[Path]:
@@ -127,11 +180,11 @@ def usable_device(name: str) -> torch.device:
         raise ValueError(f"--device {name}: {reason}; 'cpu' is always there") from error
 
 
-def picture_paths(out: Path, files: Sequence[Path]) -> dict[Path, Path]:
-    """Where each file's picture goes: ``OUT/NAME.png``, with a number where a name is taken.
+def free_stems(out: Path, files: Sequence[Path]) -> dict[Path, Path]:
+    """Where each file's results go: ``OUT/NAME``, with a number where a name is taken.
 
     Raises:
-        DataError: A picture would replace one of the images.
+        DataError: A result would replace one of the images.
     """
     inputs = {file.resolve() for file in files}
     paths: dict[Path, Path] = {}
@@ -140,17 +193,19 @@ def picture_paths(out: Path, files: Sequence[Path]) -> dict[Path, Path]:
         if file in paths:
             continue
         stems = chain([file.stem], (f"{file.stem}_{number}" for number in count(2)))
-        stem = next(stem for stem in stems if stem.lower() not in taken)
-        taken.add(stem.lower())  # some file systems do not tell cases apart
-        paths[file] = out / f"{stem}.png"
-        if paths[file].resolve() in inputs:
-            raise DataError(f"{paths[file]} would be overwritten; name another folder with --out")
+        stem = next(s for s in stems if not taken & {f"{s}{end}".lower() for end in ENDINGS})
+        paths[file] = out / stem
+        for ending in ENDINGS:
+            taken.add(f"{stem}{ending}".lower())  # some file systems do not tell cases apart
+            result = out / f"{stem}{ending}"
+            if result.resolve() in inputs:
+                raise DataError(f"{result} would be overwritten; name another folder with --out")
     return paths
 
 
 def to_json(
     file: Path, picture: Path | None, width: int, height: int, found: Detections
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """One image's detections: boxes are xyxy in pixels of the image as shown."""
     return {
         "file": str(file),

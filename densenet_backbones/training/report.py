@@ -56,7 +56,7 @@ def after_training(
         ("Evaluation", folder.evaluation),
         ("Curves", f"tensorboard --logdir {folder.path}"),
     ):
-        say(f"{what + ':':18}{where}")
+        say(f"{what + ':':20}{where}")
     image = data.val_set.records[0].path
     config, others = kind.own_data
     say(f"\n{kind.doing + ':':21}{command('predict')} {folder.slim} {image}")

@@ -103,6 +103,10 @@ class Segmentation:
     names: tuple[str, ...]
     colors: tuple[Color, ...]
 
+    def pixels(self, label: int) -> int:
+        """How many pixels have a class."""
+        return int(self._of(label).sum())
+
     def share(self, label: int) -> float:
         """The part of the image that a class covers, in [0, 1]."""
         return float(self._of(label).mean())
@@ -147,7 +151,12 @@ class SegmentationModel:
             pixels = image_tensor(image, self.device)
             height, width = pixels.shape[-2:]
             return self._merged([(0, self._scores(pixels).cpu())], (height, width))
-        source = ImageWindows(image)
+        return self.predict_windows(ImageWindows(image), tile, overlap)
+
+    def predict_windows(
+        self, source: ImageWindows, tile: int, overlap: int | None = None
+    ) -> Segmentation:
+        """Segment an image by tiles, if it is larger than one; see `predict`."""
         tiling = Tiling(tile, overlap, stride=getattr(self.model, "stride", 1))
         if max(source.size) <= tiling.tile:
             height, width = source.size

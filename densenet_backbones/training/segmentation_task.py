@@ -16,6 +16,8 @@ from densenet_backbones.data.mask_samples import (
     MaskClasses,
     MaskSample,
     SegmentationSet,
+)
+from densenet_backbones.data.mask_samples import (
     Task as MaskTask,
 )
 from densenet_backbones.data.mask_statistics import class_pixel_counts, median_frequency_weights
@@ -156,9 +158,7 @@ class SegmentationTask(Task):
 
     def make_metric(self, val_set: SegmentationSet) -> SegmentationMetric:
         """IoU, accuracies and boundary scores."""
-        return SegmentationMetric(
-            self.spec.classes.names, self.spec.task, self.boundary_tolerance
-        )
+        return SegmentationMetric(self.spec.classes.names, self.spec.task, self.boundary_tolerance)
 
     def validation_step(self, batch: list[MaskSample], batch_idx: int) -> dict[str, Any]:
         """Labels of a batch, added to the evaluation.
@@ -182,9 +182,7 @@ class SegmentationTask(Task):
         images = [to_pixels(sample.image) for sample in batch]
         return masks_sheet(images, [s.mask.cpu().numpy() for s in batch], self.spec.classes.colors)
 
-    def draw_predictions(
-        self, batch: Sequence[MaskSample], outputs: dict[str, Any]
-    ) -> np.ndarray:
+    def draw_predictions(self, batch: Sequence[MaskSample], outputs: dict[str, Any]) -> np.ndarray:
         """Image, annotation and prediction side by side."""
         return masks_side_by_side(
             [to_pixels(sample.image) for sample in batch],
@@ -194,9 +192,7 @@ class SegmentationTask(Task):
         )
 
 
-def stacked(
-    batch: Sequence[MaskSample], fill: tuple[float, float, float]
-) -> tuple[Tensor, Tensor]:
+def stacked(batch: Sequence[MaskSample], fill: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
     """One tensor of images and one of masks.
 
     Images of different sizes are padded at the right and the bottom to the largest: with a colour,

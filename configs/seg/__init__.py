@@ -1,0 +1,1 @@
+"""Segmentation experiments; run one with `tools/train_seg.py --config NAME`."""
