@@ -19,6 +19,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from densenet_backbones.data.coco import find_annotation_file, read_coco
+from densenet_backbones.data.coco_json import shown
 from densenet_backbones.data.files import refuse_if_strict
 from densenet_backbones.data.images import MAX_PIXELS
 from densenet_backbones.data.mask_files import with_classes
@@ -243,10 +244,10 @@ def _check_polygon(polygon: Any, size: tuple[int, int], where: str) -> None:
             f"...], got {len(numbers)} entries; {_FIX}"
         )
     reach = _REACH * max(size)
-    low, high = min(numbers), max(numbers)
-    if not all(math.isfinite(n) for n in (low, high)) or low < -reach or high > reach:
+    far = [n for n in numbers if not -reach <= n <= reach]  # NaN is far, too
+    if far:
         raise DataError(
-            f"{where}: a polygon reaches from {low:g} to {high:g}, far outside its image of "
+            f"{where}: a polygon has the coordinate {shown(far[0])}, far outside its image of "
             f"{size[1]}x{size[0]} pixels; {_FIX}"
         )
 

@@ -25,7 +25,7 @@ from densenet_backbones.data.mask_samples import (
 )
 from densenet_backbones.data.samples import DataError
 
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # no JPEG: it changes values
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")  # JPEG and GIF writers change values
 _UNKNOWN = 256  # beside the labels 0 .. 255 in tables
 # Pillow spreads grey of 2 and 4 bits over 0..255; ids must stay what they are in the file.
 _SPREAD = {"L;2": 85, "L;4": 17}

@@ -109,6 +109,8 @@ def read_mask_folders(
         for stem, path in masks_by_stem(mask_folder).items()
         if stem.endswith(suffix)
     }
+    if folder == mask_folder and suffix:
+        images = {stem: path for stem, path in images.items() if not stem.endswith(suffix)}
     names = sorted(images.keys() | masks.keys())
     if layout.lists is not None:
         path = root / layout.lists.format(split=split)
