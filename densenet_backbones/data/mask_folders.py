@@ -35,7 +35,8 @@ from densenet_backbones.data.files import (
     nearest,
     some,
 )
-from densenet_backbones.data.mask_files import MaskCode, file_records, masks_by_stem, with_classes
+from densenet_backbones.data.mask_code import MaskCode
+from densenet_backbones.data.mask_files import file_records, masks_by_stem, with_classes
 from densenet_backbones.data.mask_samples import (
     IGNORED,
     MaskClasses,

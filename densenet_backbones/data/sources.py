@@ -171,12 +171,9 @@ def check_images(
     Raises:
         DataError: One for all the images that cannot be decoded or have another size.
     """
+    records: Sequence[ImageRecord | MaskRecord] = data_set.records
     found = in_threads(
-        _fault_of_image,
-        data_set.records,
-        "Checking images",
-        progress=progress,
-        workers=workers,
+        _fault_of_image, records, "Checking images", progress=progress, workers=workers
     )
     faults = [fault for fault in found if fault]
     total = len(data_set)
