@@ -133,31 +133,16 @@ def read_coco_masks(
     data = read_coco(root, split, annotation_file=annotation_file, image_folder=image_folder)
     path = path or find_annotation_file(Path(root), split)[0]
     found, label_of, channel_of = _classes(data.categories, multilabel)
+    rule = f"smaller on top, {sorted(label_of.items())}"
+    channels = found.num_classes if multilabel else None
     problems: list[Problem] = []
     records = []
     for record in data.records:
         _refuse_huge(record, path)
-        objects = []
-        for annotation in record.annotations:
-            outlined = bool(annotation.get("segmentation"))
-            ignored = bool(annotation["iscrowd"]) or not outlined
-            if not outlined:
-                problems.append(_without_outline(path, annotation))
-            objects.append(
-                ObjectOutline(
-                    annotation["id"],
-                    IGNORED if ignored else label_of[annotation["category_id"]],
-                    channel_of[annotation["category_id"]],
-                    annotation["segmentation"] if outlined else _box_outline(annotation["bbox"]),
-                )
-            )
-        mask = InstanceMask(
-            path,
-            (record.height, record.width),
-            tuple(objects),
-            found.num_classes if multilabel else None,
-            f"smaller on top, {sorted(label_of.items())}",
-        )
+        objects = tuple(_object(a, label_of, channel_of) for a in record.annotations)
+        problems += [_without_outline(path, a) for a in record.annotations if not _has_outline(a)]
+        size = record.height, record.width
+        mask = InstanceMask(path, size, objects, channels, rule)
         records.append(
             MaskRecord(
                 record.image_id, record.path, record.width, record.height, mask, record.path.stem
@@ -168,6 +153,24 @@ def read_coco_masks(
     task = "multilabel" if multilabel else "multiclass"
     made = SegmentationSet(data.name, tuple(records), found, task, tuple(problems))  # type: ignore[arg-type]
     return made if classes is None else with_classes(made, classes)
+
+
+def _object(
+    annotation: dict[str, Any], label_of: dict[int, int], channel_of: dict[int, int]
+) -> ObjectOutline:
+    outlined = _has_outline(annotation)
+    category = annotation["category_id"]
+    ignored = annotation["iscrowd"] or not outlined
+    return ObjectOutline(
+        annotation["id"],
+        IGNORED if ignored else label_of[category],
+        channel_of[category],
+        annotation["segmentation"] if outlined else _box_outline(annotation["bbox"]),
+    )
+
+
+def _has_outline(annotation: dict[str, Any]) -> bool:
+    return bool(annotation.get("segmentation"))
 
 
 def _classes(

@@ -237,6 +237,11 @@ def read_classes_file(path: Path) -> FolderLayout:
                 f"{path}: has no use for {key!r}; known are {', '.join(_KEYS)}"
                 f"{nearest(str(key), _KEYS)}"
             )
+    return _layout_of(content, path)
+
+
+def _layout_of(content: Mapping[str, Any], path: Path) -> FolderLayout:
+    """The checked form of what a file holds."""
     values = content.get("values", "ids")
     if values not in ("ids", "colors"):
         raise DataError(f'{path}: values must be "ids" or "colors", not {values!r}')
