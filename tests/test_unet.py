@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tiny_nets import TINY, parameters_of, randomise_norms
 from torch import Tensor, nn
 
-from densenet_backbones.features import feature_levels
+from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.heads import Segmenter, UNet, unet
 from densenet_backbones.heads.unet import AttentionGate, DecoderStage
 
@@ -68,8 +68,12 @@ def test_any_module_that_describes_its_levels_is_a_backbone() -> None:
     net = timm.create_model("densenet121_features", **TINY)
     model = UNet(net, 2, decoder_channels=(8, 8, 8, 8, 8))
     assert model(torch.rand(2, 3, 32, 64)).shape == (2, 2, 32, 64)
+    other = nn.Identity()
     with pytest.raises(ValueError, match="Identity does not describe its feature maps"):
-        UNet(nn.Identity(), 2)
+        UNet(other, 2)
+    other.levels = (FeatureLevel("c1", 8, 3), FeatureLevel("c2", 8, 6))
+    with pytest.raises(ValueError, match=r"from a power of 2 up to 2 or more, got \[3, 6\]"):
+        UNet(other, 2)
 
 
 def test_normalisation_is_that_of_the_backbones_weights_unless_given() -> None:

@@ -1,1 +1,1 @@
-"""Detection data: COCO and VOC readers, one sample type, augmentation, loaders, a generator."""
+"""Detection and segmentation data: readers, sample types, augmentation, loaders, a generator."""

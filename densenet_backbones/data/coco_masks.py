@@ -19,6 +19,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from densenet_backbones.data.coco import find_annotation_file, read_coco
+from densenet_backbones.data.coco_json import shown
 from densenet_backbones.data.files import refuse_if_strict
 from densenet_backbones.data.images import MAX_PIXELS
 from densenet_backbones.data.mask_files import with_classes
@@ -132,31 +133,16 @@ def read_coco_masks(
     data = read_coco(root, split, annotation_file=annotation_file, image_folder=image_folder)
     path = path or find_annotation_file(Path(root), split)[0]
     found, label_of, channel_of = _classes(data.categories, multilabel)
+    rule = f"smaller on top, {sorted(label_of.items())}"
+    channels = found.num_classes if multilabel else None
     problems: list[Problem] = []
     records = []
     for record in data.records:
         _refuse_huge(record, path)
-        objects = []
-        for annotation in record.annotations:
-            outlined = bool(annotation.get("segmentation"))
-            ignored = bool(annotation["iscrowd"]) or not outlined
-            if not outlined:
-                problems.append(_without_outline(path, annotation))
-            objects.append(
-                ObjectOutline(
-                    annotation["id"],
-                    IGNORED if ignored else label_of[annotation["category_id"]],
-                    channel_of[annotation["category_id"]],
-                    annotation["segmentation"] if outlined else _box_outline(annotation["bbox"]),
-                )
-            )
-        mask = InstanceMask(
-            path,
-            (record.height, record.width),
-            tuple(objects),
-            found.num_classes if multilabel else None,
-            f"smaller on top, {sorted(label_of.items())}",
-        )
+        objects = tuple(_object(a, label_of, channel_of) for a in record.annotations)
+        problems += [_without_outline(path, a) for a in record.annotations if not _has_outline(a)]
+        size = record.height, record.width
+        mask = InstanceMask(path, size, objects, channels, rule)
         records.append(
             MaskRecord(
                 record.image_id, record.path, record.width, record.height, mask, record.path.stem
@@ -167,6 +153,24 @@ def read_coco_masks(
     task = "multilabel" if multilabel else "multiclass"
     made = SegmentationSet(data.name, tuple(records), found, task, tuple(problems))  # type: ignore[arg-type]
     return made if classes is None else with_classes(made, classes)
+
+
+def _object(
+    annotation: dict[str, Any], label_of: dict[int, int], channel_of: dict[int, int]
+) -> ObjectOutline:
+    outlined = _has_outline(annotation)
+    category = annotation["category_id"]
+    ignored = annotation["iscrowd"] or not outlined
+    return ObjectOutline(
+        annotation["id"],
+        IGNORED if ignored else label_of[category],
+        channel_of[category],
+        annotation["segmentation"] if outlined else _box_outline(annotation["bbox"]),
+    )
+
+
+def _has_outline(annotation: dict[str, Any]) -> bool:
+    return bool(annotation.get("segmentation"))
 
 
 def _classes(
@@ -243,10 +247,10 @@ def _check_polygon(polygon: Any, size: tuple[int, int], where: str) -> None:
             f"...], got {len(numbers)} entries; {_FIX}"
         )
     reach = _REACH * max(size)
-    low, high = min(numbers), max(numbers)
-    if not all(math.isfinite(n) for n in (low, high)) or low < -reach or high > reach:
+    far = [n for n in numbers if not -reach <= n <= reach]  # NaN is far, too
+    if far:
         raise DataError(
-            f"{where}: a polygon reaches from {low:g} to {high:g}, far outside its image of "
+            f"{where}: a polygon has the coordinate {shown(far[0])}, far outside its image of "
             f"{size[1]}x{size[0]} pixels; {_FIX}"
         )
 

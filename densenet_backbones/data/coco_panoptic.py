@@ -28,7 +28,8 @@ from densenet_backbones.data.files import (
     with_progress,
 )
 from densenet_backbones.data.images import image_size, opened_image
-from densenet_backbones.data.mask_files import MaskCode, MaskFile, ValueMap, with_classes
+from densenet_backbones.data.mask_code import MaskCode, ValueMap
+from densenet_backbones.data.mask_files import MaskFile, with_classes
 from densenet_backbones.data.mask_samples import (
     IGNORED,
     Color,

@@ -35,7 +35,8 @@ from densenet_backbones.data.files import (
     nearest,
     some,
 )
-from densenet_backbones.data.mask_files import MaskCode, file_records, masks_by_stem, with_classes
+from densenet_backbones.data.mask_code import MaskCode
+from densenet_backbones.data.mask_files import file_records, masks_by_stem, with_classes
 from densenet_backbones.data.mask_samples import (
     IGNORED,
     MaskClasses,
@@ -109,6 +110,8 @@ def read_mask_folders(
         for stem, path in masks_by_stem(mask_folder).items()
         if stem.endswith(suffix)
     }
+    if folder == mask_folder and suffix:
+        images = {stem: path for stem, path in images.items() if not stem.endswith(suffix)}
     names = sorted(images.keys() | masks.keys())
     if layout.lists is not None:
         path = root / layout.lists.format(split=split)
@@ -234,6 +237,11 @@ def read_classes_file(path: Path) -> FolderLayout:
                 f"{path}: has no use for {key!r}; known are {', '.join(_KEYS)}"
                 f"{nearest(str(key), _KEYS)}"
             )
+    return _layout_of(content, path)
+
+
+def _layout_of(content: Mapping[str, Any], path: Path) -> FolderLayout:
+    """The checked form of what a file holds."""
     values = content.get("values", "ids")
     if values not in ("ids", "colors"):
         raise DataError(f'{path}: values must be "ids" or "colors", not {values!r}')

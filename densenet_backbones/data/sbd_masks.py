@@ -16,7 +16,8 @@ import numpy as np
 
 from densenet_backbones.data.files import IMAGE_SUFFIXES, files_in, with_progress
 from densenet_backbones.data.images import image_size
-from densenet_backbones.data.mask_files import MaskCode, refuse_missing, with_classes
+from densenet_backbones.data.mask_code import MaskCode
+from densenet_backbones.data.mask_files import refuse_missing, with_classes
 from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.voc import ids_of_split

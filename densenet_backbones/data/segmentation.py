@@ -14,6 +14,7 @@ from densenet_backbones.data.mask_statistics import CHECKED_UP_TO, check_masks
 from densenet_backbones.data.mask_transforms import MaskPreset, SegmentationAugmentation
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation_sources import MaskLayout, read_segmentation
+from densenet_backbones.data.sources import check_images
 
 MIN_CROP = 32  # pixels; a net of five halvings sees nothing in less
 
@@ -95,6 +96,7 @@ class SegmentationData(ImageData[SegmentationSet]):
         check_masks: Read every mask before training. None does so for sets of up to 2000 images;
             faults of larger ones end the run when they are met. Files that were checked once are
             not read again until they change.
+        check_images: Decode every image before training.
         scenes: What to draw when `root` is None.
     """
 
@@ -116,6 +118,7 @@ class SegmentationData(ImageData[SegmentationSet]):
         overfit_images: int | None = None,
         strict: bool = False,
         check_masks: bool | None = None,
+        check_images: bool = False,
         scenes: Scenes = Scenes(),  # noqa: B008 - never changed; lets --help show the defaults
     ) -> None:
         super().__init__(
@@ -134,7 +137,8 @@ class SegmentationData(ImageData[SegmentationSet]):
         if len(crop) != 2 or min(crop) < MIN_CROP:
             raise DataError(f"data.crop must be (H, W), each at least {MIN_CROP}, got {crop}")
         self.layout, self.task, self.preset, self.crop = layout, task, augmentation, crop
-        self.strict, self.check_masks = strict, check_masks
+        self.strict = strict
+        self.check_masks, self.check_images = check_masks, check_images
 
     @property
     def train_set(self) -> SegmentationSet:
@@ -168,6 +172,8 @@ class SegmentationData(ImageData[SegmentationSet]):
         )
         if self.check_masks or (self.check_masks is None and len(found) <= CHECKED_UP_TO):
             check_masks(found)
+        if self.check_images:
+            check_images(found)
         return found
 
     def training_images(self) -> Dataset[Any]:

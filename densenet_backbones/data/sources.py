@@ -11,7 +11,7 @@ import numpy as np
 from densenet_backbones.data.coco import has_coco_layout, read_coco
 from densenet_backbones.data.files import in_threads, nearest, refuse_faults, some
 from densenet_backbones.data.images import read_image
-from densenet_backbones.data.mask_samples import SegmentationSet
+from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
 from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
 from densenet_backbones.data.voc import has_voc_layout, read_voc
 
@@ -156,31 +156,31 @@ def _relabelled(part: DetectionSet, new: Categories, offset: int) -> list[ImageR
 
 
 def check_images(
-    detection_set: DetectionSet, *, progress: bool = True, workers: int | None = None
+    data_set: DetectionSet | SegmentationSet,
+    *,
+    progress: bool = True,
+    workers: int | None = None,
 ) -> None:
     """Decode every image of a set, and compare its size with the annotations'.
 
     Args:
-        detection_set: The set.
+        data_set: Of detection or of segmentation.
         progress: Show a progress bar (it vanishes at the end).
         workers: Threads; None takes one a core, at most 8.
 
     Raises:
         DataError: One for all the images that cannot be decoded or have another size.
     """
+    records: Sequence[ImageRecord | MaskRecord] = data_set.records
     found = in_threads(
-        _fault_of_image,
-        detection_set.records,
-        "Checking images",
-        progress=progress,
-        workers=workers,
+        _fault_of_image, records, "Checking images", progress=progress, workers=workers
     )
     faults = [fault for fault in found if fault]
-    total = len(detection_set)
-    refuse_faults(faults, f"{detection_set.name}: {len(faults)} of {total} images cannot be used")
+    total = len(data_set)
+    refuse_faults(faults, f"{data_set.name}: {len(faults)} of {total} images cannot be used")
 
 
-def _fault_of_image(record: ImageRecord) -> str | None:
+def _fault_of_image(record: ImageRecord | MaskRecord) -> str | None:
     try:
         height, width = read_image(record.path).shape[:2]
     except DataError as error:

@@ -12,8 +12,8 @@ RGB pictures of those colours as well. A line named "ignored" (or with the id 25
 from collections.abc import Sequence
 from pathlib import Path
 
+from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_files import (
-    MaskCode,
     file_records,
     masks_by_stem,
     refuse_missing,

@@ -1,0 +1,225 @@
+"""Mask pictures to labels: palette and grey pictures hold ids, RGB pictures colours.
+
+A colour is one number here, ``R + 256 G + 65536 B``, as in COCO's panoptic pictures.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from densenet_backbones.data.images import opened_image
+from densenet_backbones.data.mask_samples import IGNORED, Color, MaskClasses
+from densenet_backbones.data.samples import DataError
+
+_UNKNOWN = 256  # beside the labels 0 .. 255 in tables
+# Pillow spreads grey of 2 and 4 bits over 0..255; ids must stay what they are in the file.
+_SPREAD = {"L;2": 85, "L;4": 17}
+
+
+@dataclass(frozen=True)
+class ValueMap:
+    """What the values in a mask picture stand for.
+
+    Attributes:
+        values: Unique, each at least 0.
+        labels: One a value, ``0 .. K - 1`` or `IGNORED`.
+        are_colors: Whether values are colours (for messages).
+    """
+
+    values: tuple[int, ...]
+    labels: tuple[int, ...]
+    are_colors: bool = False
+
+    @cached_property
+    def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(self.values)
+        return np.array(self.values, np.int64)[order], np.array(self.labels, np.uint16)[order]
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """(256,) uint16: label of each value of 8 bits."""
+        table = np.full(256, _UNKNOWN, np.uint16)
+        for value, label in zip(self.values, self.labels, strict=True):
+            if value < 256:
+                table[value] = label
+        return table
+
+    def to_labels(self, raw: np.ndarray, where: str, fix: str) -> np.ndarray:
+        """(H, W) integers to (H, W) uint8 labels.
+
+        Args:
+            raw: The picture's values.
+            where: The file, for the message.
+            fix: What to do about unknown values.
+
+        Raises:
+            DataError: If there are unknown values; lists them with their counts.
+        """
+        if raw.dtype == np.uint8:
+            found = self._table[raw]
+        else:
+            values, labels = self._sorted
+            place = np.minimum(np.searchsorted(values, raw), len(values) - 1)
+            found = np.where(values[place] == raw, labels[place], np.uint16(_UNKNOWN))
+        unknown = found == _UNKNOWN
+        if unknown.any():
+            raise DataError(self._message(raw[unknown], where, fix))
+        return found.astype(np.uint8)
+
+    def _message(self, unknown: np.ndarray, where: str, fix: str) -> str:
+        values, counts = np.unique(unknown, return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:8]
+        listed = ", ".join(f"{self._shown(int(values[i]))} ({counts[i]} pixels)" for i in order)
+        more = f" and {len(values) - 8} more" if len(values) > 8 else ""
+        kind = "colors" if self.are_colors else "ids"
+        return (
+            f"{where}: has {len(values)} {kind} that no class has: {listed}{more}; known are "
+            f"{self._known(False)} and, ignored, {self._known(True) or 'none'}; {fix}"
+        )
+
+    def _shown(self, value: int) -> str:
+        return f"rgb{color_of(value)}" if self.are_colors else str(value)
+
+    def _known(self, ignored: bool) -> str:
+        pairs = zip(self.values, self.labels, strict=True)
+        values = sorted(v for v, label in pairs if (label == IGNORED) == ignored)
+        if len(values) > 2 and values == list(range(values[0], values[-1] + 1)):
+            return f"{self._shown(values[0])} to {self._shown(values[-1])}"
+        more = f" and {len(values) - 12} more" if len(values) > 12 else ""
+        return ", ".join(self._shown(v) for v in values[:12]) + more
+
+
+def packed(color: Sequence[int]) -> int:
+    """A colour as one number."""
+    return int(color[0]) + 256 * int(color[1]) + 65536 * int(color[2])
+
+
+def color_of(value: int) -> Color:
+    """Inverse of `packed`."""
+    return value & 255, value >> 8 & 255, value >> 16 & 255
+
+
+def pack_colors(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 to (H, W) int32 numbers."""
+    channels = rgb.astype(np.int32)
+    return channels[..., 0] + (channels[..., 1] << 8) + (channels[..., 2] << 16)
+
+
+@dataclass(frozen=True)
+class MaskCode:
+    """How the mask pictures of a data set are to be read.
+
+    Attributes:
+        ids: Of palette and grey pictures; None where pictures must hold colours.
+        colors: Of RGB pictures; None where pictures must hold ids.
+        fix: What to do about unknown values, for the message.
+    """
+
+    ids: ValueMap | None
+    colors: ValueMap | None
+    fix: str = "correct the mask, or name them among the classes or as ignored"
+
+    @classmethod
+    def of_classes(
+        cls,
+        classes: MaskClasses,
+        *,
+        ids: bool = True,
+        colors: bool = False,
+        ignored_ids: Iterable[int] = (IGNORED,),
+        ignored_colors: Iterable[Color] = (),
+        **options: str,
+    ) -> "MaskCode":
+        """The code in which classes have their ids, their colours or either.
+
+        Raises:
+            DataError: If a value stands for two things, or an id is below 0.
+        """
+        labels = range(classes.num_classes)
+        return cls(
+            _value_map("id", zip(classes.ids, labels, strict=True), ignored_ids) if ids else None,
+            _value_map(
+                "color",
+                zip(map(packed, classes.colors), labels, strict=True),
+                map(packed, ignored_colors),
+            )
+            if colors
+            else None,
+            **options,
+        )
+
+    @cached_property
+    def rule(self) -> str:
+        """A text that changes when values stand for other labels."""
+        return repr([(m.values, m.labels) if m else None for m in (self.ids, self.colors)])
+
+    def read(self, path: Path) -> np.ndarray:
+        """Labels of a picture, (H, W) uint8.
+
+        Raises:
+            DataError: If the file is missing, damaged or truncated, is JPEG, holds colours where
+                ids are expected or the reverse, or has unknown values.
+        """
+        with opened_image(path) as picture:
+            if picture.format == "JPEG":
+                raise DataError(f"{path}: JPEG changes the values of a mask; save it as PNG")
+            spread = _SPREAD.get(_raw_mode(picture), 1)
+            picture.load()
+            raw, values = self._values(picture, path)
+        return values.to_labels(raw // spread if spread > 1 else raw, str(path), self.fix)
+
+    def _values(self, picture: Image.Image, path: Path) -> tuple[np.ndarray, ValueMap]:
+        mode = picture.mode
+        if mode == "P" and self.ids is None:
+            picture, mode = picture.convert("RGB"), "RGB"
+        if mode == "RGBA" and picture.getchannel("A").getextrema() == (255, 255):
+            picture, mode = picture.convert("RGB"), "RGB"
+        if mode == "RGB":
+            rgb = np.asarray(picture)
+            if self.colors is None:
+                grey = (rgb == rgb[..., :1]).all()
+                hint = " (its three channels are equal: save one of them)" * bool(grey)
+                raise DataError(
+                    f"{path}: is an RGB picture, but class ids are expected{hint}; save it with "
+                    "one channel or a palette, or give its classes colors in classes.yaml with "
+                    "`values: colors`"
+                )
+            return pack_colors(rgb), self.colors
+        if mode in ("P", "L", "1") or mode.startswith("I"):
+            if self.ids is None:
+                raise DataError(
+                    f"{path}: has one channel of numbers, but colors are expected; save it as RGB "
+                    "or with a palette, or give its classes ids (`values: ids` in classes.yaml)"
+                )
+            raw = np.asarray(picture)
+            return raw.astype(np.uint8) if raw.dtype == bool else raw, self.ids
+        raise DataError(
+            f"{path}: masks of Pillow's mode {mode!r} have no clear meaning (ids: one channel of "
+            "8 or 16 bits or a palette; colors: RGB, opaque); save it so"
+        )
+
+
+def _value_map(kind: str, pairs: Iterable[tuple[int, int]], ignored: Iterable[int]) -> ValueMap:
+    found: dict[int, int] = {}
+    for value, label in (*pairs, *((value, IGNORED) for value in ignored)):
+        shown = f"rgb{color_of(value)}" if kind == "color" else value
+        if value in found and found[value] != label:
+            raise DataError(
+                f"the {kind} {shown} stands for two things (two classes, or a class and what is "
+                "ignored); each needs its own"
+            )
+        if value < 0:
+            raise DataError(f"the {kind} {shown} of a class cannot be in a mask; ids start at 0")
+        found[value] = label
+    return ValueMap(tuple(found), tuple(found.values()), are_colors=kind == "color")
+
+
+def _raw_mode(picture: Image.Image) -> str:
+    """Pillow's name of the pixel layout in the file."""
+    tiles = getattr(picture, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
+    return arguments if isinstance(arguments, str) else ""
