@@ -41,3 +41,24 @@ def tiny_run(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         patch.chdir(here)
         train_det(training_arguments(tiny_scenes))
     return here / "runs" / "quickstart"
+
+
+@pytest.fixture(scope="session")
+def tiny_masks(tiny_scenes: Path) -> Path:
+    """The same scenes in VOC's layout, with masks of seven classes."""
+    return tiny_scenes / "VOC"
+
+
+@pytest.fixture(scope="session")
+def tiny_segmentation(tiny_masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished segmentation training on `tiny_masks`; not to be written to."""
+    from tiny_runs import signals_as_before
+    from tiny_segmenters import segmentation_arguments
+
+    from densenet_backbones.training.cli import train_seg
+
+    here = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch, signals_as_before():
+        patch.chdir(here)
+        train_seg(segmentation_arguments(tiny_masks))
+    return here / "runs" / "quickstart"

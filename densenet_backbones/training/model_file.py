@@ -120,7 +120,8 @@ def build_registered(kind: str, name: str, num_classes: int, args: dict[str, Any
         args: Keyword arguments of the builder.
 
     Raises:
-        ValueError: Unknown name, unknown argument or one of the wrong type; says the nearest.
+        ValueError: Unknown name, unknown argument or one of the wrong type, with the nearest right
+            one; or what the builder says of its arguments.
     """
     known = torchvision.models.list_models()
     if name not in known:
@@ -135,7 +136,10 @@ def build_registered(kind: str, name: str, num_classes: int, args: dict[str, Any
         parser.parse_object(args)
     except argparse.ArgumentError as error:
         raise ValueError(f"{name}: {one_sentence(str(error))}") from error
-    return torchvision.models.get_model(name, num_classes=num_classes, **args)
+    try:
+        return torchvision.models.get_model(name, num_classes=num_classes, **args)
+    except RuntimeError as error:  # timm's word for a backbone that it does not know
+        raise ValueError(f"{name}: {' '.join(str(error).split())[:300]}") from error
 
 
 def read_model_file(

@@ -1,0 +1,106 @@
+"""A segmentation training that is stopped and resumed equals one never stopped, bit for bit."""
+
+import signal
+
+import lightning.pytorch as pl
+import pytest
+from test_resume import EPOCHS, STEPS, Recorder, interrupt, last, metrics, terminate
+from tiny_runs import differences, files_below, signals_as_before
+from tiny_segmenters import segmentation_arguments
+
+from densenet_backbones.heads import SegmentationLoss
+from densenet_backbones.training import cli
+
+
+class MaskRecorder(Recorder):
+    """Notes images and masks."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        key = trainer.current_epoch, batch_idx
+        assert key not in self.seen
+        self.seen[key] = [(s.image_id, int(s.image.sum()), int(s.mask.sum())) for s in batch]
+        self._at("train_batch_start")
+
+
+@pytest.fixture(scope="module")
+def train(tiny_masks):
+    """Runs `train_seg` without its report: returns (exit code or None, what was trained on)."""
+
+    def run(folder, *more, stop=None):
+        recorder = MaskRecorder(stop)
+        with pytest.MonkeyPatch.context() as patch, signals_as_before():
+            patch.setattr(cli.report, "after_training", lambda *args: None)
+            patch.setattr(cli, "TrainingPictures", lambda folder: recorder)
+            patch.setattr(cli, "EpochLines", pl.Callback)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            # Class weights are a buffer of the loss, dropout a random choice inside the model.
+            weighed = ("--model.loss.class_weights", "median_frequency")
+            dropped = ("--model.args.backbone_args.drop_rate", "0.2")
+            arguments = segmentation_arguments(tiny_masks, *weighed, *dropped, *more, epochs=EPOCHS)
+            try:
+                cli.train_seg([*arguments, "--run-dir", str(folder)])
+            except SystemExit as end:
+                return end.code, recorder.seen
+        return None, recorder.seen
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(train, tmp_path_factory):
+    """A run that was never stopped, and what it trained on: the reference."""
+    folder = tmp_path_factory.mktemp("resume") / "whole"
+    code, seen = train(folder)
+    assert code is None and sorted(seen) == [(e, b) for e in range(EPOCHS) for b in range(STEPS)]
+    return folder, seen
+
+
+# hook, count of its calls, what happens there; exit code; steps in last.ckpt
+STOPS = {
+    "in the middle of an epoch": ("train_batch_start", 5, interrupt, 130, 5),
+    "in an evaluation": ("validation_batch_end", 3, terminate, 143, 6),
+}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_a_resumed_run_equals_one_never_stopped(name, train, whole, tmp_path):
+    whole_folder, whole_seen = whole
+    *stop, expected_code, steps = STOPS[name]
+    code, seen = train(tmp_path, stop=stop)
+    assert code == expected_code
+    assert last(tmp_path)["global_step"] == len(seen) == steps
+    code, more = train(tmp_path, "--resume")
+    assert code is None and not set(seen) & set(more)
+    assert {**seen, **more} == whole_seen
+    assert differences(last(tmp_path), last(whole_folder)) == []
+    assert metrics(tmp_path) == metrics(whole_folder)
+
+
+def test_another_model_is_refused_before_anything_is_written(train, whole, capsys):
+    before = files_below(whole[0])
+    for other, what in (
+        (("--model.segmenter", "fcdensenet56", "--model.args", "{}"), "the segmenter's name was"),
+        (("--model.args.attention", "true"), "the segmenter's args was"),
+    ):
+        code, _ = train(whole[0], "--resume", *other)
+        assert code in (1, 2)
+        assert what in capsys.readouterr().err or code == 1
+    assert files_below(whole[0]) == before
+
+
+def test_a_loss_that_is_not_finite_names_the_images(train, tmp_path, monkeypatch, capsys):
+    forward = SegmentationLoss.forward
+    calls = []
+
+    def broken(self, *args):
+        calls.append(1)
+        found = forward(self, *args)
+        return {**found, "cross_entropy": found["cross_entropy"] / (len(calls) != 2)}
+
+    monkeypatch.setattr(SegmentationLoss, "forward", broken)
+    code, seen = train(tmp_path)
+    assert code == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "not finite at step 1 " in message and "cross_entropy inf" in message
+    assert "look at these images' masks" in message
+    assert all(f"train_{image_id:06d}.jpg" in message for image_id, *_ in seen[0, 1])
