@@ -189,9 +189,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(argv, expected, refused):
         (("--data.crop", "[8, 8]"), "data.crop must be (H, W), each at least 32"),
     ],
 )
-def test_wrong_values_are_one_line_before_anything_is_written(
-    argv, expected, refused, tiny_masks
-):
+def test_wrong_values_are_one_line_before_anything_is_written(argv, expected, refused, tiny_masks):
     code, message = refused(*segmentation_arguments(tiny_masks, *argv))
     assert code == 1
     assert expected in message

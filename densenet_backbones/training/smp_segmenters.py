@@ -12,19 +12,18 @@ from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.segmenter import Segmenter, prefixed_groups
 
 _OURS = {"self", "classes", "in_channels", "activation", "aux_params", "kwargs"}
-_DECODER = (99999,)  # timm's place of what comes after all layers
 
 
 class SmpSegmenter(Segmenter):
     """A model of smp behind the interface of our segmenters; parameters keep smp's names."""
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Timm's layer groups of the encoder, where it has them, and all the rest as the last."""
+        """Timm's layer groups of the encoder, else all of it as one; the decoder is the last."""
         encoder: nn.Module = self.net.get_submodule("encoder")
         inner = getattr(encoder, "model", None)
         if isinstance(inner, nn.Module) and hasattr(inner, "group_matcher"):
             return prefixed_groups(inner, "net.encoder.model.", coarse)
-        return {"stem": r"^net\.encoder\.", "blocks": [(r"^net\.", _DECODER)]}
+        return {"stem": r"^net\.encoder\."}
 
 
 def build_smp(name: str, num_classes: int, args: dict[str, Any]) -> SmpSegmenter:
