@@ -5,7 +5,6 @@ batch. Every loss divides by what is counted, and is 0 with a zero gradient wher
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -58,7 +57,7 @@ class Pixels:
             mode=mode,
         )
 
-    @cached_property
+    @property
     def negative_log_likelihood(self) -> Tensor:
         """-log of the probability of what is right, shaped as ``labels``."""
         if self.mode == "multiclass":
@@ -70,13 +69,13 @@ class Pixels:
         """Mean of values shaped as ``labels`` over the pixels that count."""
         return values.where(self.valid, 0.0).sum() / self.valid.sum().clamp(min=1)
 
-    @cached_property
+    @property
     def probabilities(self) -> Tensor:
         """(K, P): softmax or sigmoid."""
         multiclass = self.mode == "multiclass"
         return self.by_class(self.logits.softmax(dim=1) if multiclass else self.logits.sigmoid())
 
-    @cached_property
+    @property
     def truth(self) -> Tensor:
         """(K, P) bool: whether the pixel is of the class; false where ignored."""
         if self.mode != "multiclass":
@@ -84,7 +83,7 @@ class Pixels:
         classes = torch.arange(self.logits.shape[1], device=self.labels.device)
         return (self.labels.flatten() == classes[:, None]) & self.counted
 
-    @cached_property
+    @property
     def counted(self) -> Tensor:
         """(K, P) or (1, P) bool: ``valid`` in the form of ``truth``."""
         if self.mode == "multiclass":
@@ -206,7 +205,7 @@ def ohem(pixels: Pixels, threshold: float = 0.7, share: float = 1 / 16) -> Tenso
     rank = torch.arange(len(loss), device=loss.device)
     counted = pixels.valid.sum()
     kept = ((-loss).exp() < threshold) | (rank < (counted * share).ceil())
-    kept = kept & (rank < counted)
+    kept = kept & (rank < counted)  # the share is rounded in float32
     return loss.where(kept, 0.0).sum() / kept.sum().clamp(min=1)
 
 

@@ -112,16 +112,15 @@ class SegmentationLoss(nn.Module):
                 said.
         """
         logits, aux = (output, []) if isinstance(output, Tensor) else _parts(output)
-        with torch.autocast(logits.device.type, enabled=False):
-            losses = self._losses(logits, target)
-            if aux:
-                total = sum(sum(self._losses(a, target).values()) for a in aux)
-                losses["aux"] = torch.as_tensor(total * self.aux_weight / len(aux))
-            return losses
+        losses = self._losses(logits, target)
+        if aux:
+            total = sum(sum(self._losses(a, target).values()) for a in aux)
+            losses["aux"] = torch.as_tensor(total * self.aux_weight / len(aux))
+        return losses
 
     def _losses(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         self._check(logits, target)
-        pixels = Pixels.of(logits, target, self.mode)
+        pixels = Pixels.of(logits, target, self.mode)  # float32, which autocast then leaves alone
         compute: dict[str, Callable[[], Tensor]] = {
             "cross_entropy": lambda: cross_entropy(
                 pixels, self.class_weights, self.label_smoothing

@@ -153,6 +153,16 @@ def test_several_sources_make_one_training_set(tiny_scenes):
         _ = SegmentationData(train=sources).val_set
 
 
+def test_evaluated_labels_follow_the_names_of_the_training_set(tmp_path):
+    found = some_masks()
+    write_voc(tmp_path / "a", found)
+    write_voc(tmp_path / "b", found, split="val", names=("background", "dog", "cat"))
+    data = scenes_data(tmp_path / "b", train=[Source(str(tmp_path / "a"), "train")])
+    assert data.val_set.classes.names == data.mask_classes.names == ("background", "cat", "dog")
+    mask = data.val_set.records[0].read_mask()
+    np.testing.assert_array_equal(mask == 2, found["im0"] == 1)
+
+
 def test_a_fraction_or_the_first_images_can_be_used(tiny_scenes):
     assert len(scenes_data(tiny_scenes, fraction=0.25).train_set) == 3
     data = scenes_data(tiny_scenes, overfit_images=2, batch_size=2, augmentation="scale_crop")

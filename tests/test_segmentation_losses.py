@@ -380,6 +380,15 @@ def test_channels_last_gives_the_same(mode: str) -> None:
         torch.testing.assert_close(found[name], expected)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_the_loss_compiles_as_one_graph(mode: str) -> None:
+    logits, target = batch(mode)
+    loss = SegmentationLoss(mode, ALL_TERMS, class_weights=[1.0] * logits.shape[1])
+    found = torch.compile(loss, backend="eager", fullgraph=True)(logits, target)
+    for name, expected in loss(logits, target).items():
+        torch.testing.assert_close(found[name], expected)
+
+
 # --- mistakes ----------------------------------------------------------------------------------
 
 

@@ -117,6 +117,18 @@ def test_several_sources_become_one_set(tmp_path):
     assert len(subset(data, 0.5, seed=1)) == 4
 
 
+def test_merged_labels_follow_the_names_of_the_first_source(tmp_path):
+    found = some_masks()
+    write_voc(tmp_path / "a", found)
+    write_voc(tmp_path / "b", found, names=("background", "dog", "cat"))
+    data = read_segmentation([(tmp_path / "a", "train"), (tmp_path / "b", "train")])
+    table = np.arange(256, dtype=np.uint8)
+    table[1:3] = 2, 1
+    for n, mask in enumerate(found.values()):
+        np.testing.assert_array_equal(data.records[n].read_mask(), mask)
+        np.testing.assert_array_equal(data.records[n + 3].read_mask(), table[mask])
+
+
 def test_differing_classes_are_refused_unless_given(tmp_path):
     found = some_masks()
     write_voc(tmp_path / "a", found)
