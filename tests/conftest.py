@@ -1,6 +1,7 @@
 """Fixtures shared by every test."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,21 @@ def tiny_segmentation(tiny_masks: Path, tmp_path_factory: pytest.TempPathFactory
         patch.chdir(here)
         train_seg(segmentation_arguments(tiny_masks))
     return here / "runs" / "quickstart"
+
+
+@pytest.fixture
+def refused_command(
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., tuple[int | str | None, str]]:
+    """Runs a command that is refused; returns (exit code, its one line on stderr)."""
+
+    def run(main: Callable[[list[str]], None], *argv: object) -> tuple[int | str | None, str]:
+        with pytest.raises(SystemExit) as end:
+            main([str(a) for a in argv])
+        told = ("Seed set", "GPU available", "INFO: ")  # Lightning's own
+        lines = [line for line in capsys.readouterr().err.splitlines() if line]
+        lines = [line for line in lines if not line.startswith(told)]
+        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+        return end.value.code, lines[0].removeprefix("error: ")
+
+    return run

@@ -31,6 +31,9 @@ class Recorder(pl.Callback):
         self.stop = tuple(stop) if stop else None  # hook, count of its calls, what to do then
         self.calls = {}
 
+    def annotation_of(self, sample):
+        return sample.boxes.tolist()
+
     def _at(self, hook):
         self.calls[hook] = self.calls.get(hook, 0) + 1
         if self.stop and self.stop[:2] == (hook, self.calls[hook]):
@@ -39,7 +42,7 @@ class Recorder(pl.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         key = trainer.current_epoch, batch_idx
         assert key not in self.seen
-        self.seen[key] = [(s.image_id, int(s.image.sum()), s.boxes.tolist()) for s in batch]
+        self.seen[key] = [(s.image_id, int(s.image.sum()), self.annotation_of(s)) for s in batch]
         self._at("train_batch_start")
 
     def on_train_epoch_start(self, trainer, pl_module):
@@ -57,23 +60,27 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def recorded(command, arguments, recorder):
+    """Run a training command without its report: (exit code or None, what was trained on)."""
+    with pytest.MonkeyPatch.context() as patch, signals_as_before():
+        patch.setattr(cli.report, "after_training", lambda *args: None)
+        patch.setattr(cli, "TrainingPictures", lambda folder: recorder)
+        patch.setattr(cli, "EpochLines", pl.Callback)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            command(arguments)
+        except SystemExit as end:
+            return end.code, recorder.seen
+    return None, recorder.seen
+
+
 @pytest.fixture(scope="module")
 def train(tiny_scenes):
     """Runs `train_det` without its report: returns (exit code or None, what was trained on)."""
 
     def run(folder, *more, stop=None, epochs=EPOCHS):
-        recorder = Recorder(stop)
-        with pytest.MonkeyPatch.context() as patch, signals_as_before():
-            patch.setattr(cli.report, "after_training", lambda *args: None)
-            patch.setattr(cli, "TrainingPictures", lambda folder: recorder)
-            patch.setattr(cli, "EpochLines", pl.Callback)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            arguments = training_arguments(tiny_scenes, *more, epochs=epochs)
-            try:
-                cli.train_det([*arguments, "--run-dir", str(folder)])
-            except SystemExit as end:
-                return end.code, recorder.seen
-        return None, recorder.seen
+        arguments = training_arguments(tiny_scenes, *more, epochs=epochs)
+        return recorded(cli.train_det, [*arguments, "--run-dir", str(folder)], Recorder(stop))
 
     return run
 

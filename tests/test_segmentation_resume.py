@@ -1,11 +1,8 @@
 """A segmentation training that is stopped and resumed equals one never stopped, bit for bit."""
 
-import signal
-
-import lightning.pytorch as pl
 import pytest
-from test_resume import EPOCHS, STEPS, Recorder, interrupt, last, metrics, terminate
-from tiny_runs import differences, files_below, signals_as_before
+from test_resume import EPOCHS, STEPS, Recorder, interrupt, last, metrics, recorded, terminate
+from tiny_runs import differences, files_below
 from tiny_segmenters import segmentation_arguments
 
 from densenet_backbones.heads import SegmentationLoss
@@ -15,11 +12,8 @@ from densenet_backbones.training import cli
 class MaskRecorder(Recorder):
     """Notes images and masks."""
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        key = trainer.current_epoch, batch_idx
-        assert key not in self.seen
-        self.seen[key] = [(s.image_id, int(s.image.sum()), int(s.mask.sum())) for s in batch]
-        self._at("train_batch_start")
+    def annotation_of(self, sample):
+        return int(sample.mask.sum())
 
 
 @pytest.fixture(scope="module")
@@ -27,21 +21,12 @@ def train(tiny_masks):
     """Runs `train_seg` without its report: returns (exit code or None, what was trained on)."""
 
     def run(folder, *more, stop=None):
-        recorder = MaskRecorder(stop)
-        with pytest.MonkeyPatch.context() as patch, signals_as_before():
-            patch.setattr(cli.report, "after_training", lambda *args: None)
-            patch.setattr(cli, "TrainingPictures", lambda folder: recorder)
-            patch.setattr(cli, "EpochLines", pl.Callback)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            # Class weights are a buffer of the loss, dropout a random choice inside the model.
-            weighed = ("--model.loss.class_weights", "median_frequency")
-            dropped = ("--model.args.backbone_args.drop_rate", "0.2")
-            arguments = segmentation_arguments(tiny_masks, *weighed, *dropped, *more, epochs=EPOCHS)
-            try:
-                cli.train_seg([*arguments, "--run-dir", str(folder)])
-            except SystemExit as end:
-                return end.code, recorder.seen
-        return None, recorder.seen
+        # Class weights are a buffer of the loss, dropout a random choice inside the model.
+        weighed = ("--model.loss.class_weights", "median_frequency")
+        dropped = ("--model.args.backbone_args.drop_rate", "0.2")
+        options = (*weighed, *dropped, *more, "--run-dir", str(folder))
+        arguments = segmentation_arguments(tiny_masks, *options, epochs=EPOCHS)
+        return recorded(cli.train_seg, arguments, MaskRecorder(stop))
 
     return run
 

@@ -19,22 +19,6 @@ def model(tiny_segmentation, tmp_path):
     return shutil.copy(tiny_segmentation / "model.safetensors", tmp_path / "model.safetensors")
 
 
-@pytest.fixture
-def refused(capsys):
-    """Runs a command that is refused; returns (exit code, its one line on stderr)."""
-
-    def run(command, *argv):
-        with pytest.raises(SystemExit) as end:
-            command.main([str(a) for a in argv])
-        lines = [
-            line for line in capsys.readouterr().err.splitlines() if "GPU available" not in line
-        ]
-        assert len(lines) == 1 and lines[0].startswith("error: "), lines
-        return end.value.code, lines[0]
-
-    return run
-
-
 def evaluated(model, data, out, *options):
     evaluate.main(
         [
@@ -118,7 +102,7 @@ def test_names_that_clash_get_files_of_their_own(model, tiny_masks, tmp_path):
     assert len(set(written)) == 6
 
 
-def test_both_commands_refuse_in_one_line(refused, model, tiny_run, tiny_masks, tmp_path):
+def test_both_commands_refuse_in_one_line(refused_command, model, tiny_run, tiny_masks, tmp_path):
     image = sorted((tiny_masks / "JPEGImages").iterdir())[0]
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -139,5 +123,5 @@ def test_both_commands_refuse_in_one_line(refused, model, tiny_run, tiny_masks, 
             "over",
         ),
     ):
-        code, line = refused(command, *argv)
+        code, line = refused_command(command.main, *argv)
         assert code == 1 and message in line

@@ -133,18 +133,14 @@ def relabelled(text):
 
 
 @pytest.fixture
-def refused(tmp_path, monkeypatch, capsys):
-    """Runs `train_seg` in an empty folder; returns (exit code, its one line on stderr)."""
+def refused(refused_command, tmp_path, monkeypatch):
+    """Runs `train_seg` in an empty folder, where nothing must be written."""
     monkeypatch.chdir(tmp_path)
 
     def run(*argv):
-        with pytest.raises(SystemExit) as end:
-            train_seg(list(argv))
-        lines = [line for line in capsys.readouterr().err.splitlines() if line]
-        lines = [line for line in lines if not line.startswith(("Seed set", "GPU available"))]
-        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+        found = refused_command(train_seg, *argv)
         assert not list(tmp_path.iterdir())
-        return end.value.code, lines[0].removeprefix("error: ")
+        return found
 
     return run
 

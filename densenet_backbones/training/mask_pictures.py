@@ -14,7 +14,7 @@ from PIL import Image
 
 from densenet_backbones.data.mask_samples import IGNORED, Color
 from densenet_backbones.training.pictures import montage
-from densenet_backbones.training.plots import save_bytes
+from densenet_backbones.training.writing import save_bytes
 
 OPACITY = 0.55
 _IGNORED_COLOR = (224, 224, 192)  # VOC's, of index 255
@@ -75,6 +75,8 @@ def masks_side_by_side(
 ) -> np.ndarray:
     """A sheet with three pictures an image: the image, its annotation, the prediction.
 
+    The title of a prediction says which share of the known pixels is right.
+
     Args:
         images: (H, W, 3) uint8 each.
         annotated: The mask of each.
@@ -87,8 +89,8 @@ def masks_side_by_side(
     drawn, titles = [], []
     for image, truth, found in zip(images, annotated, predicted, strict=True):
         counted = truth != IGNORED
-        right = f"{(truth == found)[counted].mean():.1%} right" if counted.any() else ""
-        for mask, title in ((None, "image"), (truth, "annotated"), (found, f"predicted {right}")):
+        right = f" {(truth == found)[counted].mean():.1%}" if counted.any() else ""
+        for mask, title in ((None, "image"), (truth, "annotated"), (found, f"predicted{right}")):
             drawn.append(_shrunk(image if mask is None else draw_mask(image, mask, colors)))
             titles.append(title)
     in_a_row = 3 if len(images) <= 4 else 6

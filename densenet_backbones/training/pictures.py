@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from densenet_backbones.training.plots import class_colour, save_bytes
+from densenet_backbones.training.plots import class_colour
+from densenet_backbones.training.writing import save_bytes
 
 _PAPER, _INK, _SHADE = (255, 255, 255), (32, 36, 44), (0, 0, 0, 110)
 _GAP = 8  # pixels between the images of a sheet

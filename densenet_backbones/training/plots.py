@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from densenet_backbones.training.coco_evaluation import CURVE_IOUS, RECALLS, CocoEvaluation
 from densenet_backbones.training.confusion import normalised_rows
 from densenet_backbones.training.voc_metric import VocEvaluation
+from densenet_backbones.training.writing import save_bytes
 
 _LEGEND_LIMIT = 24  # classes; more of them are drawn without names
 _GREY = "#5b6068"
@@ -52,23 +52,6 @@ def class_colour(label: int) -> tuple[int, int, int]:
     curved = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     red, green, blue = (int(v) for v in np.round(255 * curved))
     return red, green, blue
-
-
-def save_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file in one step, so that nobody ever reads half of it; makes its folder.
-
-    Args:
-        path: Replaced if it exists; it stays as it was if writing fails.
-        content: The whole file.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def plot_pr_curves(evaluation: CocoEvaluation, path: str | Path) -> None:

@@ -21,10 +21,11 @@ from densenet_backbones.data.mask_statistics import (
 from densenet_backbones.training.console import say
 from densenet_backbones.training.mask_pictures import masks_side_by_side
 from densenet_backbones.training.pictures import save_picture
-from densenet_backbones.training.plots import plot_confusion, save_bytes
+from densenet_backbones.training.plots import plot_confusion
 from densenet_backbones.training.segmentation_metric import SegmentationEvaluation
 from densenet_backbones.training.segmentation_task import SegmentationTask
-from densenet_backbones.training.tables import digits, render
+from densenet_backbones.training.tables import digits, numbers_table, render
+from densenet_backbones.training.writing import save_bytes
 
 PICTURED_IMAGES = 8
 
@@ -35,8 +36,8 @@ def data_table(data: Any) -> Table:
     Of sets with more than `CHECKED_UP_TO` images only the number is said: counting takes minutes.
     """
     train, val = data.train_set, data.val_set
-    table = Table(title=f"train: {train.name}   evaluated: {val.name}", box=box.SIMPLE_HEAD)
-    table.title_justify = "left"
+    title = f"train: {train.name}, {len(train)} images   evaluated: {val.name}, {len(val)} images"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("class")
     columns: list[list[str]] = []
     for part, found in (("train", train), ("val", val)):
@@ -46,8 +47,6 @@ def data_table(data: Any) -> Table:
             columns += _columns(class_pixel_counts(found))
     for row, name in enumerate(train.classes.names):
         table.add_row(name, *(column[row] for column in columns))
-    table.add_section()
-    table.add_row(f"all: {len(train)} train, {len(val)} val images")
     return table
 
 
@@ -85,14 +84,7 @@ def write_evaluation(task: SegmentationTask, part: SegmentationSet, folder: Path
 
 def format_segmentation_table(evaluation: SegmentationEvaluation, width: int = 100) -> str:
     """The numbers, and one row a class, as text; "-" stands for what is not defined."""
-    summary = Table(
-        title=f"Segmentation, {evaluation.images} images",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-    )
-    for name in evaluation.numbers:
-        summary.add_column(name, justify="right", no_wrap=True)
-    summary.add_row(*map(digits, evaluation.numbers.values()))
+    summary = numbers_table(f"Segmentation, {evaluation.images} images", evaluation.numbers)
     by_class = Table("class", box=box.SIMPLE_HEAD)
     for name in ("pixels", "IoU", "accuracy", "precision", "boundary F"):
         by_class.add_column(name, justify="right", no_wrap=True)

@@ -1,7 +1,7 @@
 """Evaluations as plain text, for the terminal and for files."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,8 @@ def format_table(evaluation: CocoEvaluation, classes: bool = True, width: int = 
     Returns:
         Lines of plain text; "-" stands for a number that is not defined.
     """
-    summary = Table(
-        title=f"COCO {evaluation.iou_type}, {evaluation.images} images",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-    )
-    for name in evaluation.numbers:
-        summary.add_column(name, justify="right", no_wrap=True)
-    summary.add_row(*map(digits, evaluation.numbers.values()))
+    title = f"COCO {evaluation.iou_type}, {evaluation.images} images"
+    summary = numbers_table(title, evaluation.numbers)
     tables = [summary]
     if classes:
         by_class = Table("class", box=box.SIMPLE_HEAD)
@@ -42,6 +36,15 @@ def format_table(evaluation: CocoEvaluation, classes: bool = True, width: int = 
             by_class.add_row(c.name, str(c.objects), *values)
         tables.append(by_class)
     return render(tables, width)
+
+
+def numbers_table(title: str, numbers: Mapping[str, float]) -> Table:
+    """One row of named numbers."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row(*map(digits, numbers.values()))
+    return table
 
 
 def render(tables: Sequence[Table], width: int = 100) -> str:
