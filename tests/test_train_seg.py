@@ -15,7 +15,7 @@ from tiny_runs import differences, files_below
 from tiny_segmenters import UNET_ARGS, segmentation_arguments
 
 from densenet_backbones.checkpoints import read_checkpoint
-from densenet_backbones.training import cli
+from densenet_backbones.training import cli, predict
 from densenet_backbones.training.arguments import SEGMENTATION_FORM, shipped_configs
 from densenet_backbones.training.cli import train_seg
 from densenet_backbones.training.model_file import read_weights
@@ -94,6 +94,30 @@ def test_config_yaml_is_the_same_experiment(tiny_segmentation, capsys):
     written = yaml.safe_load((tiny_segmentation / "config.yaml").read_text())
     assert yaml.safe_load(capsys.readouterr().out) == written
     assert written["model"]["args"] == UNET_ARGS
+
+
+def test_masks_with_several_classes_a_pixel(tiny_scenes, tmp_path):
+    """COCO's instances as a multilabel task, from training to evaluation and prediction."""
+    run = tmp_path / "run"
+    several = ("--data.task", "multilabel", "--data.layout", "coco_instances")
+    train_seg(segmentation_arguments(tiny_scenes, *several, "--run-dir", str(run), epochs=1))
+    found = json.loads((run / "evaluation/metrics.json").read_text())
+    classes = len(found["classes"])
+    assert found["task"] == "multilabel" and np.shape(found["confusion_matrix"]) == (classes, 2, 2)
+    rows = rows_of(run / "evaluation/confusion_matrix.csv")
+    assert len(rows) == classes and list(rows[0])[1:4] == [
+        *("true_negative", "false_positive", "false_negative"),
+    ]
+    assert not (run / "evaluation/confusion_matrix.png").exists()
+    out = tmp_path / "out"
+    image = str(next((tiny_scenes / "val").iterdir()))
+    predict.main([str(run / "model.safetensors"), image, "--out", str(out), "--device", "cpu"])
+    (row,) = json.loads((out / "predictions.json").read_text())
+    assert len(row["masks"]) == classes
+    for number, file in enumerate(row["masks"]):
+        labels = np.asarray(Image.open(file))
+        pixels = [c["pixels"] for c in row["classes"] if c["label"] == number]
+        assert int(labels.sum()) == sum(pixels)
 
 
 def test_two_images_are_learnt_by_heart(tiny_masks, tmp_path, monkeypatch):
