@@ -39,23 +39,33 @@ class Command:
     run: Callable[[argparse.Namespace], str]
 
 
-def _backbone_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch", type=int, default=1, help="images in a batch (default 1)")
-    parser.add_argument("--size", type=int, default=224, help="image side in pixels, from 32")
-    parser.add_argument("--turns", type=int, default=10, help="counted rounds (default 10)")
+def _step_arguments(parser: argparse.ArgumentParser, batch: int, turns: int) -> None:
+    parser.add_argument("--batch", type=int, default=batch, help="images a step (%(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="image side in pixels (%(default)s)")
+    parser.add_argument("--turns", type=int, default=turns, help="counted rounds (%(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
 
 
-def _backbone(arguments: argparse.Namespace) -> str:
-    """Inference of densenet121 as torchvision, timm and we build it, on the same weights."""
-    if arguments.batch < 1 or arguments.size < 32:
+def _prepare(arguments: argparse.Namespace, smallest: int) -> torch.device:
+    """Checks the options of `_step_arguments`, sets the threads, returns the device."""
+    if arguments.batch < 1 or arguments.size < smallest:
         raise ValueError(
-            f"--batch must be >= 1 and --size >= 32, not {arguments.batch} and {arguments.size}"
+            f"--batch must be >= 1 and --size >= {smallest}, not {arguments.batch} and "
+            f"{arguments.size}"
         )
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
+    return torch.device(arguments.device)
+
+
+def _backbone_arguments(parser: argparse.ArgumentParser) -> None:
+    _step_arguments(parser, batch=1, turns=10)
+
+
+def _backbone(arguments: argparse.Namespace) -> str:
+    """Inference of densenet121 as torchvision, timm and we build it, on the same weights."""
+    device = _prepare(arguments, smallest=32)
     nets = {name: net.eval().to(device) for name, net in _same_weights().items()}
     image = torch.randn(arguments.batch, 3, arguments.size, arguments.size, device=device)
     with torch.inference_mode():
@@ -103,23 +113,13 @@ def _largest_difference(outputs: Sequence[Tensor]) -> float:
 def _memory_arguments(parser: argparse.ArgumentParser) -> None:
     nets = ["densenet121", "densenet201"]
     parser.add_argument("--nets", nargs="+", default=nets, help="default: densenet121 densenet201")
-    parser.add_argument("--batch", type=int, default=2, help="images of a step (default 2)")
-    parser.add_argument("--size", type=int, default=224, help="image side in pixels, from 64")
-    parser.add_argument("--turns", type=int, default=5, help="counted rounds (default 5)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    _step_arguments(parser, batch=2, turns=5)
 
 
 def _memory(arguments: argparse.Namespace) -> str:
     """Training steps of each memory mode beside torchvision's, on the same weights."""
     # At 32 pixels the last map is one cell, of which a batch of one has no statistics.
-    if arguments.batch < 1 or arguments.size < 64:
-        raise ValueError(
-            f"--batch must be >= 1 and --size >= 64, not {arguments.batch} and {arguments.size}"
-        )
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
+    device = _prepare(arguments, smallest=64)
     tables = []
     for net in arguments.nets:
         rows = compare_memory_modes(net, arguments.batch, arguments.size, arguments.turns, device)
