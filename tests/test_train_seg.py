@@ -15,6 +15,7 @@ from tiny_runs import differences, files_below
 from tiny_segmenters import UNET_ARGS, segmentation_arguments
 
 from densenet_backbones.checkpoints import read_checkpoint
+from densenet_backbones.data.segmentation_sources import read_segmentation
 from densenet_backbones.training import cli, predict
 from densenet_backbones.training.arguments import SEGMENTATION_FORM, shipped_configs
 from densenet_backbones.training.cli import train_seg
@@ -118,6 +119,27 @@ def test_masks_with_several_classes_a_pixel(tiny_scenes, tmp_path):
         labels = np.asarray(Image.open(file))
         pixels = [c["pixels"] for c in row["classes"] if c["label"] == number]
         assert int(labels.sum()) == sum(pixels)
+
+
+def test_one_class_against_the_rest(tiny_masks, tmp_path):
+    """Folders of images and masks of 0 and 1 as a binary task: a model of one logit."""
+    for split in ("train", "val"):
+        for record in read_segmentation(tiny_masks, split).records[:4]:
+            for folder in ("images", "masks"):
+                (tmp_path / "data" / folder / split).mkdir(parents=True, exist_ok=True)
+            Image.open(record.path).save(tmp_path / f"data/images/{split}/{record.name}.png")
+            mask = record.read_mask()
+            there = np.where(mask == 255, mask, mask > 0).astype(np.uint8)
+            Image.fromarray(there).save(tmp_path / f"data/masks/{split}/{record.name}.png")
+    (tmp_path / "data/classes.yaml").write_text("classes: [ground, object]\n")
+    run = tmp_path / "run"
+    binary = ("--data.task", "binary", "--data.layout", "folders", "--run-dir", str(run))
+    train_seg(segmentation_arguments(tmp_path / "data", *binary, epochs=1))
+    found = json.loads((run / "evaluation/metrics.json").read_text())
+    assert found["task"] == "binary" and np.shape(found["confusion_matrix"]) == (2, 2)
+    assert [c["name"] for c in found["classes"]] == ["ground", "object"]
+    assert read_weights(run / "model.safetensors")["net.classifier.weight"].shape[0] == 1
+    assert (run / "evaluation/confusion_matrix.png").is_file()
 
 
 def test_two_images_are_learnt_by_heart(tiny_masks, tmp_path, monkeypatch):
