@@ -318,8 +318,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")  # rows are kept
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-    adverts = ("litlogger", "litmodels", "Loading `train_dataloader`")
-    adverts += ("TPU available", "HPU available")
+    adverts = ["litlogger", "litmodels", "Loading `train_dataloader`"]
+    adverts += ["TPU available", "HPU available"]
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(text in record.getMessage() for text in adverts)
     )
