@@ -93,6 +93,8 @@ def test_the_reader_of_commands_sees():
     ]
 
 
+# What each training's resolved experiment names.
+TRAINERS = {"densenet-train-det": "detector: ", "densenet-train-seg": "segmenter: "}
 SHOWN = [program for block in SHELL for program in programs(block)]
 
 
@@ -148,7 +150,7 @@ def test_there_are_commands_to_show():
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [(name, arguments) for name, arguments in SHOWN if name != "densenet-train-det"],
+    [(name, arguments) for name, arguments in SHOWN if name not in TRAINERS],
 )
 def test_flags_exist(name, arguments, help_of):
     given = [word.partition("=")[0] for word in arguments if word.startswith("-")]
@@ -158,11 +160,11 @@ def test_flags_exist(name, arguments, help_of):
 
 
 @pytest.mark.parametrize(
-    "arguments", [arguments for name, arguments in SHOWN if name == "densenet-train-det"]
+    ("name", "arguments"), [(name, arguments) for name, arguments in SHOWN if name in TRAINERS]
 )
-def test_trainings_resolve(arguments, help_of, monkeypatch):
+def test_trainings_resolve(name, arguments, help_of, monkeypatch):
     monkeypatch.chdir(PROJECT)
-    assert "detector: " in help_of("densenet-train-det", *arguments, "--print_config")
+    assert TRAINERS[name] in help_of(name, *arguments, "--print_config")
 
 
 @pytest.mark.parametrize("block", EXPERIMENTS)
@@ -175,7 +177,7 @@ def test_experiments_resolve(block, help_of, tmp_path):
 def test_flags_in_the_text_exist(help_of, capsys):
     known = flags(help_of("densenet-train-det", "--help"))
     known |= flags(help_of("densenet-train-det", "--help-all"))
-    for name in ("densenet-evaluate", "densenet-predict"):
+    for name in ("densenet-train-seg", "densenet-evaluate", "densenet-predict"):
         known |= flags(help_of(name, "--help"))
     for command in COMMANDS:
         known |= flags(help_of("densenet-benchmark", command.name, "--help"))
