@@ -20,6 +20,7 @@ from densenet_backbones.training import cli, predict
 from densenet_backbones.training.arguments import SEGMENTATION_FORM, shipped_configs
 from densenet_backbones.training.cli import train_seg
 from densenet_backbones.training.model_file import read_weights
+from densenet_backbones.training.report import command
 
 CONFIGS = shipped_configs(SEGMENTATION_FORM)
 
@@ -43,7 +44,8 @@ def test_a_training_writes_all_that_it_promises(tiny_segmentation):
     log = (tiny_segmentation / "log.txt").read_text()
     assert "unet: 13,065 parameters, 0.01 GMAC at 64x64." in log
     assert (tiny_segmentation / "evaluation/table.txt").read_text() in log
-    assert "Trained segmenter:" in log and "train_seg" in log and "dsod" not in log
+    assert "Trained segmenter:" in log and "dsod" not in log
+    assert f"Train on your own:   {command('train_seg')} --config" in log
 
 
 def rows_of(file):
