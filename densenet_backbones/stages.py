@@ -83,7 +83,7 @@ class DenseStages(nn.Module):
                     x = module(x)
             else:
                 x = stage(x)
-            if isinstance(stage, DenseBlock):
+            if any(point.startswith(f"{name}.denselayer") for point in wanted):
                 for layer, width in stage.widths():
                     if f"{name}.{layer}" in wanted:
                         # A block's maps are stacked in the order they are made. The clone is
