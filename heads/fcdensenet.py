@@ -20,7 +20,7 @@ from densenet_backbones.densenet import DenseNet
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.segmenter import Segmenter
+from densenet_backbones.heads.segmenter import Segmenter, prefixed_groups
 from densenet_backbones.layers import DenseBlock
 
 __all__ = [
@@ -145,6 +145,10 @@ class FCDenseNet(nn.Module):
         for block in self.blocks_up:
             assert isinstance(block, DenseBlock)
             block.memory = memory
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Timm's layer groups of the way down; the way up is the last group of all."""
+        return prefixed_groups(self.encoder, "encoder.", coarse)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) to logits (N, K, H, W).

@@ -2,6 +2,11 @@
 
 Legend: N images, K classes (labels with a sigmoid each outside of ``multiclass``), P pixels of the
 batch. Every loss divides by what is counted, and is 0 with a zero gradient where nothing is.
+
+segmentation_models.pytorch (0.6.0) has all of them but online hard examples, and where it counts
+the same pixels the numbers are equal. They are written here because its Dice divides by classes
+that the batch lacks, its focal loss cannot ignore single labels of a pixel, its Lovász loss knows
+only float32, and heads need torch and torchvision alone.
 """
 
 from dataclasses import dataclass

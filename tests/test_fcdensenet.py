@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.optim import param_groups_layer_decay
 from tiny_nets import parameters_of, randomise_norms
 from torch import Tensor, nn
 
@@ -247,6 +248,17 @@ def test_weights_fit_with_and_without_batch_statistics() -> None:
         net.train()(x)
     for name, value in running.state_dict().items():
         torch.testing.assert_close(own.state_dict()[name], value)
+
+
+def test_layers_of_the_way_down_are_ordered_for_layer_decay() -> None:
+    model = fcdensenet103(num_classes=3, **TINY)
+    groups = param_groups_layer_decay(model, layer_decay=0.5)
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    of = {name: scale[id(p)] for name, p in model.named_parameters()}
+    assert of["net.encoder.conv0.weight"] == min(of.values()) < 0.2
+    down = [of[f"net.encoder.denseblock{i}.denselayer1.conv1.weight"] for i in (1, 2, 3)]
+    assert down == sorted(set(down))
+    assert of["net.classifier.weight"] == of["net.transitions_up.0.conv.weight"] == 1.0
 
 
 def test_a_converter_of_norms_gets_a_sentence() -> None:

@@ -1,6 +1,7 @@
 """A trained segmenter as a file: what it predicts, which files are refused, smp's decoders."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -104,6 +105,17 @@ def test_tiles_equal_the_whole_image_away_from_seams(slim):
     assert (whole.labels != tiled.labels).mean() < 0.01
     # The first tile's left half is in no other tile, and 128 pixels from the next one's end.
     assert difference[:96, :96].max() < 1e-5
+
+
+def test_tiles_with_statistics_of_their_own_get_a_warning(image):
+    args = {"block_config": [1, 1], "growth_rate": 4, "batch_statistics_in_eval": True}
+    spec = SegmenterSpec("fcdensenet56", args, CLASSES)
+    model = SegmentationModel(spec, spec.build(), "cpu")
+    with pytest.warns(UserWarning, match="norms each tile by the tile's own statistics"):
+        model.predict(image, tile=32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict(image, tile=128)
 
 
 def test_images_are_files_or_pixels(slim, tiny_masks, tmp_path):

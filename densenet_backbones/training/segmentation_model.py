@@ -3,6 +3,7 @@
 Legend: H x W pixels, K classes, C channels of logits: K, or 1 for a binary task.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +162,13 @@ class SegmentationModel:
         if max(source.size) <= tiling.tile:
             height, width = source.size
             return self.predict(source.read((0, 0, height, width)))
+        if any(getattr(m, "batch_statistics_in_eval", False) for m in self.model.modules()):
+            warnings.warn(
+                "this model norms each tile by the tile's own statistics, so that tiles of one "
+                "image may not fit together; prefer a tile as large as the image, or train with "
+                "batch_statistics_in_eval=False",
+                stacklevel=2,
+            )
         rows = blended(
             source.read,
             source.size,
