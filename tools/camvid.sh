@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Makes the rows of the README's tables for CamVid. What is finished is left alone, and what was
+# interrupted goes on, so that the same call can be given again until all is done.
+#
+#   tools/camvid.sh [-n] CAMVID [ROW ...]
+#
+#   -n       print the commands, run nothing
+#   CAMVID   folder with train, trainannot, val and valannot
+#   ROW      which rows, all by default; see the end of this file
+#
+# FLAGS in the environment holds further flags of every training, for example
+#   FLAGS="--trainer.precision bf16-mixed --epochs 24"
+# Runs go to runs/camvid/ROW.
+set -euo pipefail
+
+here=$(dirname "${BASH_SOURCE[0]}")
+print=
+if [ "${1:-}" = -n ]; then
+    print=yes
+    shift
+fi
+camvid=${1:?folder of CamVid missing: tools/camvid.sh [-n] CAMVID [ROW ...]}
+shift
+runs=runs/camvid
+
+# train ROW CONFIG DATA [FLAG ...]
+train() {
+    local run=$runs/$1 config=$2 data=$3
+    shift 3
+    local command=(python "$here/train_seg.py" --config "$config" --data "$data" --run-dir "$run")
+    # shellcheck disable=SC2206 # FLAGS is meant to be split into words
+    command+=("$@" ${FLAGS:-})
+    if [ -z "$print" ] && [ -f "$run/evaluation/metrics.json" ]; then
+        echo "$run is finished"
+        return
+    elif [ -z "$print" ] && [ -f "$run/checkpoints/last.ckpt" ]; then
+        command+=(--resume)
+    fi
+    printf '%q ' "${command[@]}" && echo
+    [ -n "$print" ] || "${command[@]}"
+}
+
+# Eight images spread over the training part at half their size, 240x180: as training and as
+# evaluated images, so that a network that learns them by heart shows it.
+eight() {
+    [ -n "$print" ] || python - "$camvid" "$runs/eight" <<'PYTHON'
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+camvid, eight = map(Path, sys.argv[1:])
+names = sorted(path.stem for path in (camvid / "train").iterdir())
+names = names[:: -(-len(names) // 8)][:8]
+for part in ("train", "val"):
+    for folder, method in ((part, Image.Resampling.BOX), (f"{part}annot", Image.Resampling.NEAREST)):
+        (eight / folder).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (source,) = (camvid / folder.replace("val", "train")).glob(f"{name}.*")
+            Image.open(source).resize((240, 180), method).save(eight / folder / f"{name}.png")
+PYTHON
+}
+
+# overfit ROW CONFIG [FLAG ...]
+overfit() {
+    local row=$1 config=$2
+    shift 2
+    eight
+    train "$row" "$config" "$runs/eight" --overfit 8 --trainer.log_every_n_steps 1 "$@"
+}
+
+deeplab='{encoder_name: tu-densenet121_features, encoder_weights: null, encoder_output_stride: 16}'
+row() {
+    case $1 in
+    overfit_unet)
+        overfit "$1" unet_densenet121_camvid --epochs 150 --ema_decay null \
+            --trainer.check_val_every_n_epoch 25 --model.optimizer.lr 1e-2
+        ;;
+    overfit_deeplabv3plus)
+        overfit "$1" smp_unet_resnet34_camvid --epochs 150 --ema_decay null \
+            --trainer.check_val_every_n_epoch 25 --model.optimizer.lr 1e-2 \
+            --model.segmenter smp:DeepLabV3Plus --model.args "$deeplab"
+        ;;
+    overfit_fcdensenet56)
+        overfit "$1" fcdensenet56_camvid --epochs 100 --batch-size 4 \
+            --trainer.check_val_every_n_epoch 20 --model.args '{drop_rate: 0.0}'
+        ;;
+    unet) train "$1" unet_densenet121_camvid "$camvid" ;;
+    smp_unet) train "$1" smp_unet_resnet34_camvid "$camvid" ;;
+    fcdensenet56 | fcdensenet103) train "$1" "${1}_camvid" "$camvid" ;;
+    fcdensenet56_finetune | fcdensenet103_finetune)
+        train "$1" "${1%_finetune}_camvid_finetune" "$camvid" \
+            --init-from "$runs/${1%_finetune}/model.safetensors"
+        ;;
+    *)
+        echo "there is no row $1; known: ${rows[*]}" >&2
+        exit 2
+        ;;
+    esac
+}
+
+rows=(
+    overfit_unet overfit_deeplabv3plus overfit_fcdensenet56
+    unet smp_unet
+    fcdensenet56 fcdensenet56_finetune
+    fcdensenet103 fcdensenet103_finetune
+)
+for name in "${@:-${rows[@]}}"; do
+    row "$name"
+done
