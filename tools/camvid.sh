@@ -40,7 +40,7 @@ train() {
     [ -n "$print" ] || "${command[@]}"
 }
 
-# Eight images spread over the training part at half their size, 240x180: as training and as
+# The middle 160x160 pixels of eight images spread over the training part: as training and as
 # evaluated images, so that a network that learns them by heart shows it.
 eight() {
     [ -n "$print" ] || python - "$camvid" "$runs/eight" <<'PYTHON'
@@ -51,13 +51,15 @@ from PIL import Image
 
 camvid, eight = map(Path, sys.argv[1:])
 names = sorted(path.stem for path in (camvid / "train").iterdir())
-names = names[:: -(-len(names) // 8)][:8]
-for part in ("train", "val"):
-    for folder, method in ((part, Image.Resampling.BOX), (f"{part}annot", Image.Resampling.NEAREST)):
-        (eight / folder).mkdir(parents=True, exist_ok=True)
-        for name in names:
-            (source,) = (camvid / folder.replace("val", "train")).glob(f"{name}.*")
-            Image.open(source).resize((240, 180), method).save(eight / folder / f"{name}.png")
+for name in names[:: -(-len(names) // 8)][:8]:
+    for folder in ("train", "trainannot"):
+        (source,) = (camvid / folder).glob(f"{name}.*")
+        with Image.open(source) as image:
+            left, top = (image.width - 160) // 2, (image.height - 160) // 2
+            crop = image.crop((left, top, left + 160, top + 160))
+        for copy in (folder, folder.replace("train", "val")):
+            (eight / copy).mkdir(parents=True, exist_ok=True)
+            crop.save(eight / copy / f"{name}.png")
 PYTHON
 }
 
@@ -73,17 +75,18 @@ deeplab='{encoder_name: tu-densenet121_features, encoder_weights: null, encoder_
 row() {
     case $1 in
     overfit_unet)
-        overfit "$1" unet_densenet121_camvid --epochs 150 --ema_decay null \
-            --trainer.check_val_every_n_epoch 25 --model.optimizer.lr 1e-2
+        overfit "$1" unet_densenet121_camvid --epochs 300 --ema_decay null \
+            --trainer.check_val_every_n_epoch 50 --model.optimizer.lr 1e-2
         ;;
     overfit_deeplabv3plus)
-        overfit "$1" smp_unet_resnet34_camvid --epochs 150 --ema_decay null \
-            --trainer.check_val_every_n_epoch 25 --model.optimizer.lr 1e-2 \
+        overfit "$1" smp_unet_resnet34_camvid --epochs 300 --ema_decay null \
+            --trainer.check_val_every_n_epoch 50 --model.optimizer.lr 1e-2 \
             --model.segmenter smp:DeepLabV3Plus --model.args "$deeplab"
         ;;
     overfit_fcdensenet56)
-        overfit "$1" fcdensenet56_camvid --epochs 100 --batch-size 4 \
-            --trainer.check_val_every_n_epoch 20 --model.args '{drop_rate: 0.0}'
+        overfit "$1" fcdensenet56_camvid --epochs 150 --batch-size 4 \
+            --trainer.check_val_every_n_epoch 25 --model.args '{drop_rate: 0.0}' \
+            --model.loss.class_weights median_frequency
         ;;
     unet) train "$1" unet_densenet121_camvid "$camvid" ;;
     smp_unet) train "$1" smp_unet_resnet34_camvid "$camvid" ;;
