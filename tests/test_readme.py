@@ -6,13 +6,16 @@ import socket
 import tomllib
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 from conftest import PROJECT
+from mask_sets import write_image, write_mask
 
 from densenet_backbones import install_hook
 from densenet_backbones.analysis.benchmark import COMMANDS
 from densenet_backbones.data.samples import Categories
 from densenet_backbones.data.scenes import generate
+from densenet_backbones.data.segmentation_sources import read_segmentation
 from densenet_backbones.training.detector import DetectorSpec, save_detector
 
 TEXT = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -24,7 +27,9 @@ FENCED = [
 ]
 PYTHON = [(line, block) for line, language, block in FENCED if language in ("python", "py")]
 SHELL = [block for _, language, block in FENCED if language in ("bash", "sh", "shell", "console")]
-EXPERIMENTS = [block for _, language, block in FENCED if language in ("yaml", "yml")]
+YAML = [block for _, language, block in FENCED if language in ("yaml", "yml")]
+CLASSES = [block for block in YAML if block.startswith("classes:")]
+EXPERIMENTS = [block for block in YAML if block not in CLASSES]
 
 _spec = importlib.util.spec_from_file_location("rc", PROJECT / ".ci" / "readme_command.py")
 readme_command = importlib.util.module_from_spec(_spec)
@@ -174,9 +179,25 @@ def test_experiments_resolve(block, help_of, tmp_path):
     assert "detector: " in help_of("densenet-train-det", *both, "--print_config")
 
 
+@pytest.mark.parametrize("block", CLASSES)
+def test_classes_of_mask_folders_are_read(block, tmp_path):
+    (tmp_path / "classes.yaml").write_text(block)
+    mask = np.array([[7, 24], [0, 255]], np.uint8)
+    write_image(tmp_path / "images" / "train" / "a.jpg", mask)
+    write_mask(tmp_path / "masks" / "train" / "a.png", mask, mode="L")
+    found = read_segmentation(tmp_path, "train")
+    assert found.classes.names == ("road", "person")
+    assert found.records[0].read_mask().tolist() == [[0, 1], [255, 255]]
+
+
+def test_there_is_a_classes_file_to_show():
+    assert CLASSES
+
+
 def test_flags_in_the_text_exist(help_of, capsys):
     known = flags(help_of("densenet-train-det", "--help"))
     known |= flags(help_of("densenet-train-det", "--help-all"))
+    known |= flags(help_of("densenet-train-seg", "--help-all"))
     for name in ("densenet-train-seg", "densenet-evaluate", "densenet-predict"):
         known |= flags(help_of(name, "--help"))
     for command in COMMANDS:
