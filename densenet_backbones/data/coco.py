@@ -211,11 +211,14 @@ def _records(
     ]
     objects: list[dict[str, Any]] = []  # those that are no crowds, image after image
     owners: list[int] = []  # position of each one's image
+    numbers: list[int] = []  # and of itself among the image's annotations
     for position, image in enumerate(content.images):
-        alone = [a for a in content.annotations[image.image_id] if not a["iscrowd"]]
-        objects += alone
+        annotations = content.annotations[image.image_id]
+        alone = [n for n, a in enumerate(annotations) if not a["iscrowd"]]
+        objects += [annotations[n] for n in alone]
         owners += [position] * len(alone)
-    owner = np.array(owners, dtype=np.int64)
+        numbers += alone
+    owner, number = np.array(owners, dtype=np.int64), np.array(numbers, dtype=np.int64)
     boxes = np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4)
     with np.errstate(over="ignore"):  # an infinite end is clipped as any other
         boxes[:, 2:] += boxes[:, :2]
@@ -239,13 +242,15 @@ def _records(
             labels=label,
             difficult=np.zeros(len(label), dtype=bool),
             annotations=tuple(content.annotations[image.image_id]),
+            annotation_of=own,
         )
-        for image, path, size, box, label in zip(
+        for image, path, size, box, label, own in zip(
             content.images,
             paths,
             sizes,
             np.split(clipped[usable], ends),
             np.split(labels[usable], ends),
+            np.split(number[usable], ends),
             strict=True,
         )
     )

@@ -1,9 +1,10 @@
 """The types that detection data passes in: what a reader returns and what a model is given.
 
 Legend: B boxes, H x W pixels of the image as shown (EXIF orientation applied), K classes
-including the background.
+including the background, Kp keypoints of an object.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # of "left_eye", "LeftEye", "eye L"
+_MIRROR = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
 class DataError(ValueError):
@@ -23,10 +27,19 @@ class Categories:
 
     Label 0 is the background; label ``l`` in ``1 .. len(names)`` is ``names[l - 1]``, known to
     the data set itself as ``ids[l - 1]`` (sparse for COCO, ``1 .. len(names)`` for VOC).
+
+    Attributes:
+        names: Unique.
+        ids: Unique.
+        keypoints: Names of an object's keypoints, in the order of their coordinates; empty where
+            the data has none, or where its classes have different ones.
+        skeleton: Pairs of positions in `keypoints`, from 0, that pictures join by lines.
     """
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
+    keypoints: tuple[str, ...] = ()
+    skeleton: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.ids):
@@ -35,6 +48,11 @@ class Categories:
             twice = {value for value in values if values.count(value) > 1}
             if twice:
                 raise DataError(f"class {what}s must be unique; given twice: {sorted(twice)}")
+        count = len(self.keypoints)
+        if any(not 0 <= end < count for pair in self.skeleton for end in pair):
+            raise DataError(
+                f"skeleton must join keypoints 0 .. {count - 1}, got {list(self.skeleton)}"
+            )
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> "Categories":
@@ -46,16 +64,42 @@ class Categories:
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "Categories":
         """Inverse of `to_dict`."""
-        return cls(tuple(state["names"]), tuple(int(i) for i in state["ids"]))
+        return cls(
+            tuple(state["names"]),
+            tuple(int(i) for i in state["ids"]),
+            tuple(state.get("keypoints", ())),
+            tuple((int(a), int(b)) for a, b in state.get("skeleton", ())),
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, for checkpoints and JSON."""
-        return {"names": list(self.names), "ids": list(self.ids)}
+        """Plain lists, for checkpoints and JSON; keypoints only where there are some."""
+        state: dict[str, Any] = {"names": list(self.names), "ids": list(self.ids)}
+        if self.keypoints:
+            state["keypoints"] = list(self.keypoints)
+            state["skeleton"] = [list(pair) for pair in self.skeleton]
+        return state
 
     @property
     def num_classes(self) -> int:
         """Number of classes including the background, as torchvision's detectors count them."""
         return len(self.names) + 1
+
+    @property
+    def mirrored_keypoints(self) -> tuple[int, ...]:
+        """Position of the keypoint that each one becomes in a mirror: left and right swapped.
+
+        Told from the names: "left_eye" and "right_eye", "L Hip" and "R Hip", "wrist-l" and
+        "wrist-r". A keypoint whose other side has no name stays itself.
+        """
+        words = [tuple(_WORDS.findall(name)) for name in self.keypoints]
+        sides = [tuple(_other_side(word.lower()) for word in name) for name in words]
+        plain = [tuple(word.lower() for word in name) for name in words]
+        # Names that are alike but for case or signs have no clear other side: they stay.
+        found = [
+            plain.index(side) if side != own and plain.count(side) == plain.count(own) == 1 else n
+            for n, (own, side) in enumerate(zip(plain, sides, strict=True))
+        ]
+        return tuple(found)
 
     def label_of_name(self, name: str) -> int:
         """Label of a class name; ``KeyError`` where there is none."""
@@ -80,6 +124,10 @@ class Categories:
     def name_of_label(self, label: int) -> str:
         """Name of a label; label 0 is "background"."""
         return self.names[label - 1] if label else "background"
+
+
+def _other_side(word: str) -> str:
+    return _MIRROR.get(word, word)
 
 
 @dataclass(frozen=True)
@@ -110,6 +158,8 @@ class ImageRecord:
         difficult: (B,) bool, VOC's flag (False everywhere in COCO).
         annotations: COCO-format dicts of every annotation that evaluation uses, crowds and
             difficult objects included; `bbox` is xywh, `category_id` the data set's own.
+        annotation_of: (B,) int64, the position in `annotations` that each box is of: masks and
+            keypoints are made from there when a sample is. None where a record has boxes only.
     """
 
     image_id: int
@@ -120,6 +170,7 @@ class ImageRecord:
     labels: np.ndarray
     difficult: np.ndarray
     annotations: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    annotation_of: np.ndarray | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +229,9 @@ class Sample:
         labels: (B,) int64 in ``1 .. K - 1``.
         image_id: The record's id.
         index: Position of the record in its `DetectionSet`.
+        masks: (B, H, W) uint8, 1 where an object is; None where nobody asked for masks.
+        keypoints: (B, Kp, 3) float32: x and y in pixels of `image`, and COCO's visibility (0 not
+            labelled, x and y are 0 then; 1 hidden; 2 visible); None where nobody asked for them.
     """
 
     image: Tensor
@@ -185,3 +239,5 @@ class Sample:
     labels: Tensor
     image_id: int
     index: int
+    masks: Tensor | None = None
+    keypoints: Tensor | None = None

@@ -1,5 +1,6 @@
 """Detection data from one folder or several: recognised, merged, checked, counted, reduced."""
 
+import itertools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -278,7 +279,8 @@ def keep_classes(detection_set: DetectionSet, names: Sequence[str]) -> Detection
             raise DataError(
                 f"{detection_set.name}: has no class {name!r}{nearest(name, old.names)}"
             )
-    new = Categories(tuple(names), tuple(old.ids[old.names.index(name)] for name in names))
+    ids = tuple(old.ids[old.names.index(name)] for name in names)
+    new = replace(old, names=tuple(names), ids=ids)
     label_of = np.zeros(old.num_classes, dtype=np.int64)
     for label, name in enumerate(names, start=1):
         label_of[old.label_of_name(name)] = label
@@ -286,13 +288,16 @@ def keep_classes(detection_set: DetectionSet, names: Sequence[str]) -> Detection
     for record in detection_set.records:
         labels = label_of[record.labels]
         kept = labels > 0
+        stays = np.array([a["category_id"] in new.ids for a in record.annotations], dtype=bool)
+        own = record.annotation_of
         records.append(
             replace(
                 record,
                 boxes=record.boxes[kept],
                 labels=labels[kept],
                 difficult=record.difficult[kept],
-                annotations=tuple(a for a in record.annotations if a["category_id"] in new.ids),
+                annotations=tuple(itertools.compress(record.annotations, stays)),
+                annotation_of=None if own is None else (np.cumsum(stays) - 1)[own[kept]],
             )
         )
     return replace(detection_set, records=tuple(records), categories=new)

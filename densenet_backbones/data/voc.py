@@ -264,6 +264,7 @@ def _record(
             _for_evaluation(item, box, categories.id_of_label(int(label)), number)
             for item, box, label in zip(objects, boxes.tolist(), labels, strict=True)
         ),
+        annotation_of=np.flatnonzero(usable),
     )
     return record, problems
 
