@@ -63,7 +63,7 @@ def test_p6_reads_what_was_asked_for(source: str, moved: bool) -> None:
 def test_fpn_mistakes_get_a_sentence() -> None:
     with pytest.raises(ValueError, match="c4 of stride 16, c4b of stride 16: choose other out_ind"):
         FPN((C4, FeatureLevel("c4b", 8, 16)))
-    with pytest.raises(ValueError, match="two or more levels, got none"):
+    with pytest.raises(ValueError, match="one or more levels of a backbone, got none"):
         FPN(())
     with pytest.raises(ValueError, match="'pool', 'p6p7' or None, got 'p6'"):
         FPN((C3, C4), extra="p6")

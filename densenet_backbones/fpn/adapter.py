@@ -1,0 +1,114 @@
+"""What all adapters share: their base class, and the levels they read and give."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densenet_backbones.features import FeatureLevel
+
+__all__ = ["Adapter"]
+
+# Levels that each choice of `extra` adds beyond the backbone's.
+EXTRA_LEVELS = {None: 0, "pool": 1, "p6p7": 2}
+
+
+class Adapter(nn.Module):
+    """Maps of ``levels_in`` to maps of ``levels``.
+
+    Attributes:
+        levels_in: what `forward` takes, in this order.
+        levels: what `forward` returns, in this order, fine to coarse.
+    """
+
+    levels_in: tuple[FeatureLevel, ...]
+    levels: tuple[FeatureLevel, ...]
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Maps (N, C, H, W) of ``levels_in`` to maps of ``levels``."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters to train without weight decay (timm's name for the question)."""
+        return set()
+
+    def _check_number(self, features: Sequence[Tensor]) -> None:
+        if len(features) != len(self.levels_in):
+            raise ValueError(
+                f"the adapter reads {len(self.levels_in)} maps ({describe(self.levels_in)}), got "
+                f"{len(features)}: choose the backbone's maps by the adapter's levels_in"
+            )
+
+
+def match_size(x: Tensor, other: Tensor) -> Tensor:
+    """``x`` (N, C, h, w) in the height and width of ``other``, by nearest neighbours.
+
+    Where ``x`` is one row or column too large, as after halving upwards beside a backbone that
+    halves downwards, this drops the last one.
+    """
+    if x.shape[-2:] == other.shape[-2:]:
+        return x
+    return F.interpolate(x, size=other.shape[-2:], mode="nearest")
+
+
+def pyramid_levels(
+    levels_in: Sequence[FeatureLevel], out_channels: int, extra: str | None
+) -> tuple[FeatureLevel, ...]:
+    """Levels of a pyramid on ``levels_in``: their strides, then doubled ones for ``extra``.
+
+    Raises:
+        ValueError: ``out_channels`` or ``extra`` is not legal, or strides do not double.
+    """
+    check_doubling(levels_in)
+    check_extra(extra)
+    check_positive("out_channels", out_channels)
+    names = [pyramid_name(level, index) for index, level in enumerate(levels_in)]
+    strides = [level.stride for level in levels_in]
+    for _ in range(EXTRA_LEVELS[extra]):
+        names.append(next_name(names[-1]))
+        strides.append(2 * strides[-1])
+    return tuple(
+        FeatureLevel(name, out_channels, stride)
+        for name, stride in zip(names, strides, strict=True)
+    )
+
+
+def check_doubling(levels: Sequence[FeatureLevel]) -> None:
+    """Raises ValueError unless there are levels, each of twice the stride of the one before."""
+    if not levels:
+        raise ValueError("an adapter needs one or more levels of a backbone, got none")
+    for finer, coarser in pairwise(levels):
+        if coarser.stride != 2 * finer.stride:
+            raise ValueError(
+                "strides must double from level to level, as the paths between them do; got "
+                f"{describe(levels)}: choose other out_indices or output_stride of the backbone"
+            )
+
+
+def check_extra(extra: str | None) -> None:
+    """Raises ValueError unless ``extra`` is a key of `EXTRA_LEVELS`."""
+    if extra not in EXTRA_LEVELS:
+        raise ValueError(f"extra must be 'pool', 'p6p7' or None, got {extra!r}")
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raises ValueError unless ``value`` is a whole number of 1 or more."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+
+
+def describe(levels: Sequence[FeatureLevel]) -> str:
+    """Names and strides of levels for an error's sentence."""
+    return ", ".join(f"{level.name} of stride {level.stride}" for level in levels) or "none"
+
+
+def pyramid_name(level: FeatureLevel, index: int) -> str:
+    """``p3`` of ``c3``; by position where a level is not named by its stage."""
+    stage = level.name[1:]
+    return f"p{stage}" if level.name[:1] == "c" and stage.isdigit() else f"p{index + 2}"
+
+
+def next_name(name: str) -> str:
+    """``p4`` of ``p3``."""
+    return f"p{int(name[1:]) + 1}"

@@ -1,0 +1,139 @@
+"""DSOD's dense prediction structure: every map halves the one before, reusing and learning."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densenet_backbones.features import FeatureLevel
+from densenet_backbones.fpn.adapter import (
+    Adapter,
+    check_doubling,
+    check_positive,
+    describe,
+    next_name,
+    pyramid_name,
+)
+
+__all__ = ["DensePrediction", "caffe_xavier_"]
+
+
+class DensePrediction(Adapter):
+    """DSOD's dense prediction structure, for any two levels of any backbone.
+
+    The finer base level ("First") is an output as it is, or, with ``first_channels``, by a 1x1
+    convolution that DSOD does not have, so that all levels can have one width. The second output
+    joins a 1x1 convolution of the coarser base level with a pooled 1x1 convolution of First. Every
+    further output halves the one before and joins what it reuses (pool, 1x1) with what it learns
+    (1x1, 3x3 of stride 2), each half of its channels. All convolutions are BN-ReLU-conv without
+    bias; pools are 2x2 of stride 2 in ceil mode.
+
+    Source: DSOD (arXiv:1708.01241) section 3.2 and szq0214/DSOD, ``model_libs.py``,
+    ``DSOD300_V3_Body`` (and ``DSOD512_V3_Body``, which ends with one more stage of 128).
+
+    Args:
+        levels_in: two levels, the second of twice the first's stride.
+        half_channels: for the second and each further output, the channels of either half.
+        first_channels: of the first output; None for First as it is.
+
+    Raises:
+        ValueError: for arguments that are not as said.
+    """
+
+    def __init__(
+        self,
+        levels_in: Sequence[FeatureLevel],
+        half_channels: Sequence[int] = (256, 256, 128, 128, 128),
+        first_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        if len(levels_in) != 2:
+            raise ValueError(f"DensePrediction needs two levels, got {describe(levels_in)}")
+        if not half_channels or min(half_channels) < 1:
+            raise ValueError(f"half_channels must be positive numbers, got {half_channels!r}")
+        check_doubling(levels_in)
+        first, last = self.levels_in = tuple(levels_in)
+        half, *further = half_channels
+        self.trans = _bn_relu_conv(last.channels, half, kernel_size=1)
+        self.first_reuse = _bn_relu_conv(first.channels, half, kernel_size=1)
+        self.first: nn.Sequential | None = None
+        if first_channels is not None:
+            check_positive("first_channels", first_channels)
+            self.first = _bn_relu_conv(first.channels, first_channels, kernel_size=1)
+        width = first.channels if first_channels is None else first_channels
+        levels = [FeatureLevel(pyramid_name(first, 1), width, first.stride)]
+        levels.append(FeatureLevel(next_name(levels[0].name), 2 * half, last.stride))
+        self.stages = nn.ModuleList()
+        for half in further:
+            previous = levels[-1]
+            self.stages.append(_ReuseAndLearn(previous.channels, half))
+            levels.append(FeatureLevel(next_name(previous.name), 2 * half, 2 * previous.stride))
+        self.levels = tuple(levels)
+        self.apply(caffe_xavier_)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """The two base maps to maps of ``levels``."""
+        self._check_number(features)
+        first, last = features
+        learned = self.trans(last)
+        reused = self.first_reuse(_halve_to(first, last))
+        if self.first is not None:
+            first = self.first(first)
+        maps = [first, torch.cat((learned, reused), dim=1)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps
+
+
+class _ReuseAndLearn(nn.Module):
+    """One further output of `DensePrediction`: (N, C, H, W) to (N, 2 * half, H / 2, W / 2)."""
+
+    def __init__(self, in_channels: int, half: int) -> None:
+        super().__init__()
+        self.reuse = _bn_relu_conv(in_channels, half, kernel_size=1)
+        self.learn = nn.Sequential(
+            _bn_relu_conv(in_channels, half, kernel_size=1),
+            _bn_relu_conv(half, half, kernel_size=3, stride=2),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
+        return torch.cat((self.reuse(pooled), self.learn(x)), dim=1)
+
+
+def caffe_xavier_(module: nn.Module) -> None:
+    """Caffe's "xavier" for a convolution: uniform within sqrt(3 / fan_in).
+
+    Not torch's ``xavier_uniform_``, which averages fan-in and fan-out (Caffe, ``filler.hpp``).
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")
+
+
+def _bn_relu_conv(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
+) -> nn.Sequential:
+    conv = nn.Conv2d(
+        in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False
+    )
+    return nn.Sequential(
+        OrderedDict(norm=nn.BatchNorm2d(in_channels), relu=nn.ReLU(inplace=True), conv=conv)
+    )
+
+
+def _halve_to(x: Tensor, other: Tensor) -> Tensor:
+    """Max-pooled ``x``, in the size of ``other``.
+
+    Cutting the last row or column off a ceil-mode pool gives the floor-mode pool, so that backbones
+    which round sizes down fit as well as DSOD's own, which rounds them up.
+    """
+    height, width = other.shape[-2:]
+    pooled = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)[..., :height, :width]
+    if pooled.shape[-2:] != other.shape[-2:]:
+        raise ValueError(
+            f"the coarser base map must be half the finer: got {tuple(x.shape[-2:])} and "
+            f"{(height, width)}; choose other levels of the backbone"
+        )
+    return pooled

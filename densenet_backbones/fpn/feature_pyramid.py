@@ -1,0 +1,76 @@
+"""The feature pyramid network, and the coarser levels that pyramids put on top."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import Tensor
+from torchvision.ops.feature_pyramid_network import (
+    ExtraFPNBlock,
+    FeaturePyramidNetwork,
+    LastLevelMaxPool,
+    LastLevelP6P7,
+)
+
+from densenet_backbones.features import FeatureLevel
+from densenet_backbones.fpn.adapter import Adapter, pyramid_levels
+
+__all__ = ["FPN"]
+
+
+class FPN(Adapter):
+    """Feature pyramid (Lin et al., arXiv:1612.03144), by torchvision's implementation.
+
+    Args:
+        levels_in: one or more levels, fine to coarse, each of twice the stride of the one before.
+        out_channels: of every output level.
+        extra: coarser levels on top: ``"pool"``, one level by sub-sampling the last output (Faster
+            R-CNN); ``"p6p7"``, two levels by 3x3 convolutions of stride 2 (RetinaNet); None.
+        p6p7_input: what ``"p6p7"`` convolves: ``"c5"``, the last input level (RetinaNet), or
+            ``"p5"``, the last output level (FCOS).
+
+    Raises:
+        ValueError: for arguments that are not as said.
+    """
+
+    def __init__(
+        self,
+        levels_in: Sequence[FeatureLevel],
+        out_channels: int = 256,
+        extra: str | None = "pool",
+        p6p7_input: str = "c5",
+    ) -> None:
+        super().__init__()
+        self.levels = pyramid_levels(levels_in, out_channels, extra)
+        self.levels_in = tuple(levels_in)
+        self.pyramid = FeaturePyramidNetwork(
+            [level.channels for level in levels_in],
+            out_channels,
+            extra_blocks(extra, self.levels_in[-1].channels, out_channels, p6p7_input),
+        )
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Maps of ``levels_in`` to maps of ``levels``."""
+        self._check_number(features)
+        return run_pyramid(self.pyramid, features)
+
+
+def run_pyramid(pyramid: FeaturePyramidNetwork, features: list[Tensor]) -> list[Tensor]:
+    """Run torchvision's pyramid, which takes and gives dictionaries, from list to list."""
+    named = OrderedDict((str(index), x) for index, x in enumerate(features))
+    return list(pyramid(named).values())
+
+
+def extra_blocks(
+    extra: str | None, c5_channels: int, out_channels: int, p6p7_input: str
+) -> ExtraFPNBlock | None:
+    """The module of torchvision for the levels of ``extra``; arguments as of `FPN`."""
+    if p6p7_input not in ("c5", "p5"):
+        raise ValueError(f"p6p7_input must be 'c5' or 'p5', got {p6p7_input!r}")
+    if extra is None:
+        return None
+    if extra == "pool":
+        return LastLevelMaxPool()
+    block = LastLevelP6P7(c5_channels if p6p7_input == "c5" else out_channels, out_channels)
+    # torchvision guesses from the channels, wrongly where c5 and p5 have the same number.
+    block.use_P5 = p6p7_input == "p5"
+    return block
