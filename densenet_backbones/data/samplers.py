@@ -1,13 +1,13 @@
-"""Which images a process sees, and in which order: one sampler to train, one to evaluate.
+"""Which images a process sees, and in which order: two samplers to train, one to evaluate.
 
-Both are `DistributedSampler` subclasses, because Lightning leaves those as they are; it wraps every
+All are `DistributedSampler` subclasses, because Lightning leaves those as they are; it wraps every
 other sampler in one that pads, which would count images twice in evaluation.
 
 Legend: D images of the data set, R processes (replicas), r the rank of this one.
 """
 
 import math
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any, cast
 
 import numpy as np
@@ -83,11 +83,15 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
                 f"start must lie in [0, {self.num_samples}], the samples of one process and epoch, "
                 f"got {self.start}"
             )
+        mine = self.deck()[self.rank :: self.num_replicas].tolist()
+        return iter([(self.epoch, index) for index in mine[self.start :]])
+
+    def deck(self) -> torch.Tensor:
+        """(R * len,) int64: the indices of this epoch as they are dealt, one a process in turn."""
         order = self.order()
         if 0 < len(order) < self.total_size:
             order = order.repeat(math.ceil(self.total_size / len(order)))
-        mine = order[self.rank : self.total_size : self.num_replicas].tolist()
-        return iter([(self.epoch, index) for index in mine[self.start :]])
+        return order[: self.total_size]
 
     def order(self) -> torch.Tensor:
         """(D,) int64: the indices in this epoch's order, before they are shared out."""
@@ -97,6 +101,69 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         # seed + epoch (torch's own rule) would give seed 1 the epochs of seed 0, one later.
         key = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
         return torch.randperm(size, generator=torch.Generator().manual_seed(int(key[0])))
+
+
+class GroupedSampler(EpochSampler):
+    """`EpochSampler`, with the images of an epoch arranged so that batches are of one group.
+
+    A detector pads the images of a batch to one size: where portrait and landscape pictures come
+    in batches of their own, less of what it computes is border (torchvision and detectron2 group
+    so, too). An epoch sees the images that `EpochSampler` would show, in full batches that are of
+    one group each but for the last few: those take what is left over of every group, so that each
+    image keeps its chance and a group may be smaller than a batch. With G groups at most G - 1
+    batches of an epoch are mixed, over all processes, and the last one where it is not full.
+
+    The order is a function of (seed, epoch, R, `batch_size`) alone, and `start` works as it does
+    there.
+
+    Args:
+        groups: (D,) the group of each image, any integers.
+        batch_size: Images of a batch and process, at least 1.
+        num_replicas: R; None asks the process group, and is 1 where there is none.
+        rank: r, in ``[0, R - 1]``; None asks the process group, and is 0 where there is none.
+        seed: At least 0.
+
+    Raises:
+        ValueError: If rank, num_replicas, seed or batch_size is out of range.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[int],
+        batch_size: int,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        super().__init__(groups, num_replicas, rank, seed=seed)
+        self.groups, self.batch_size = torch.as_tensor(groups, dtype=torch.int64), batch_size
+
+    def deck(self) -> torch.Tensor:
+        """(R * len,) int64, arranged so that every process takes batches of one group."""
+        deck, size = super().deck(), self.batch_size
+        rounds = self.num_samples // size
+        if not rounds:
+            return deck
+        full = deck[: rounds * size * self.num_replicas]
+        # (rounds, R, size) batches; dealing goes through a round's batches side by side.
+        batches = self._batches(full).reshape(rounds, self.num_replicas, size)
+        return torch.cat((batches.transpose(1, 2).reshape(-1), deck[len(full) :]))
+
+    def _batches(self, indices: torch.Tensor) -> torch.Tensor:
+        """(n * size,) indices to (n, size): as its batch fills up, each group's; then the rest."""
+        size, groups = self.batch_size, self.groups[indices]
+        whole: list[tuple[int, torch.Tensor]] = []  # where a batch became full, and its places
+        rest = [indices.new_empty(0)]
+        for group in groups.unique():
+            places = (groups == group).nonzero()[:, 0]
+            count = len(places) // size * size
+            whole += [(int(batch[-1]), batch) for batch in places[:count].split(size) if count]
+            rest.append(places[count:])
+        whole.sort(key=lambda pair: pair[0])
+        last = torch.cat(rest).sort().values
+        return indices[torch.cat([*(batch for _, batch in whole), last])].reshape(-1, size)
 
 
 class ShardSampler(DistributedSampler[int]):
