@@ -84,7 +84,7 @@ row() {
             --model.segmenter smp:DeepLabV3Plus --model.args "$deeplab"
         ;;
     overfit_fcdensenet56)
-        overfit "$1" fcdensenet56_camvid --epochs 150 --batch-size 4 \
+        overfit "$1" fcdensenet56_camvid --epochs 250 --batch-size 4 \
             --trainer.check_val_every_n_epoch 25 --model.args '{drop_rate: 0.0}' \
             --model.loss.class_weights median_frequency
         ;;
