@@ -45,10 +45,9 @@ def match_size(x: Tensor, other: Tensor) -> Tensor:
     """``x`` (N, C, h, w) in the height and width of ``other``, by nearest neighbours.
 
     Where ``x`` is one row or column too large, as after halving upwards beside a backbone that
-    halves downwards, this drops the last one.
+    halves downwards, this drops the last one. No question is asked about the sizes, so that
+    exported programs hold for all of them.
     """
-    if x.shape[-2:] == other.shape[-2:]:
-        return x
     return F.interpolate(x, size=other.shape[-2:], mode="nearest")
 
 
