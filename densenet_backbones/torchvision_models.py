@@ -1,10 +1,12 @@
 """Our entries in torchvision's registry: ``torchvision.models.get_model("densenet121_features")``.
 
-There are the detectors (``dsod300``, ...), the segmenters (``unet``, ``fcdensenet103``, ...) and,
+There are the detectors (``dsod300``, ``fasterrcnn_densenet121_fpn``, ``fasterrcnn_fpn`` with any
+``backbone``, ...), the segmenters (``unet``, ``fcdensenet103``, ...) and,
 under their timm names, all backbones of `timm_models`. torchvision looks names up in lower case and
 offers no public decorator, so its private one is reached here and nowhere else.
 """
 
+import functools
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +20,17 @@ from densenet_backbones.heads import (
     dsod300,
     dsod300_smallest,
     dsod_tiny,
+    fasterrcnn_fpn,
+    fasterrcnn_fpn_v2,
     fcdensenet56,
     fcdensenet67,
     fcdensenet103,
+    fcos_fpn,
+    keypointrcnn_fpn,
+    maskrcnn_fpn,
+    maskrcnn_fpn_v2,
+    retinanet_fpn,
+    retinanet_fpn_v2,
     unet,
 )
 from densenet_backbones.timm_models import SUFFIX
@@ -83,10 +93,48 @@ def _load(net: nn.Module, weights: str | Path, name: str) -> None:
         ) from error
 
 
+def _variant_of(builder: Callable[..., nn.Module], variant: str) -> Callable[..., nn.Module]:
+    """A detector's builder for one backbone: ``fasterrcnn_fpn`` to ``fasterrcnn_<variant>_fpn``."""
+    kind, joint, rest = builder.__name__.partition("_")
+    name = f"{kind}_{variant}{joint}{rest}"
+    backbone = variant + SUFFIX
+
+    @functools.wraps(builder)  # the signature too, by which arguments are checked
+    def build(**options: Any) -> nn.Module:
+        if options.setdefault("backbone", backbone) != backbone:
+            raise ValueError(
+                f"{name} stands on {backbone}; call {builder.__name__} with "
+                f"backbone={options['backbone']!r}"
+            )
+        return builder(**options)
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"{name}: `{builder.__name__}` on ``{backbone}``, with its arguments."
+    return build
+
+
+_PYRAMID_DETECTORS: tuple[Callable[..., nn.Module], ...] = (
+    fasterrcnn_fpn,
+    fasterrcnn_fpn_v2,
+    maskrcnn_fpn,
+    maskrcnn_fpn_v2,
+    keypointrcnn_fpn,
+    retinanet_fpn,
+    retinanet_fpn_v2,
+    fcos_fpn,
+)
+_DETECTOR_VARIANTS = ("densenet121", "densenet161", "densenet169", "densenet201")
+
 # A name that torchvision, or another package, registered before raises a ValueError here.
 DETECTORS = {
     builder.__name__: register_model()(builder)
-    for builder in (dsod300, dsod300_smallest, dsod_tiny)
+    for builder in (
+        dsod300,
+        dsod300_smallest,
+        dsod_tiny,
+        *_PYRAMID_DETECTORS,
+        *(_variant_of(b, variant) for b in _PYRAMID_DETECTORS for variant in _DETECTOR_VARIANTS),
+    )
 }
 SEGMENTERS = {
     builder.__name__: register_model()(builder)

@@ -1,10 +1,13 @@
-"""Heads: boxes, priors, matching, losses and the DSOD detectors; segmenters and their losses."""
+"""Heads: boxes, priors, losses; DSOD and torchvision's detectors; segmenters and their losses."""
 
 if not __name__.startswith("densenet_backbones."):
     raise ImportError("import densenet_backbones.heads, not heads: a second copy of every class")
 
 from densenet_backbones.heads.anchors import PriorSpec, dsod_priors
 from densenet_backbones.heads.box_coding import decode, encode
+from densenet_backbones.heads.detection_backbone import DetectionBackbone, densenet_fpn_backbone
+from densenet_backbones.heads.detection_transform import DetectionTransform
+from densenet_backbones.heads.detector_weights import load_matching
 from densenet_backbones.heads.dsod import DSOD, dsod300, dsod300_smallest, dsod_tiny
 from densenet_backbones.heads.fcdensenet import (
     FCDenseNet,
@@ -21,41 +24,75 @@ from densenet_backbones.heads.matching import (
 )
 from densenet_backbones.heads.multibox_head import ChannelL2Norm, MultiBoxHead
 from densenet_backbones.heads.normalization import ImageNormalization
+from densenet_backbones.heads.one_stage import (
+    FCOS,
+    RetinaNet,
+    fcos_fpn,
+    retinanet_fpn,
+    retinanet_fpn_v2,
+)
 from densenet_backbones.heads.pixel_losses import IGNORED
 from densenet_backbones.heads.postprocess import Selection, select_detections
 from densenet_backbones.heads.preprocessing import Preprocessing
+from densenet_backbones.heads.rcnn import (
+    FasterRCNN,
+    KeypointRCNN,
+    MaskRCNN,
+    fasterrcnn_fpn,
+    fasterrcnn_fpn_v2,
+    keypointrcnn_fpn,
+    maskrcnn_fpn,
+    maskrcnn_fpn_v2,
+)
 from densenet_backbones.heads.segmentation_losses import SegmentationLoss
 from densenet_backbones.heads.segmenter import Segmenter
 from densenet_backbones.heads.unet import UNet, unet
 
 __all__ = [
     "DSOD",
+    "FCOS",
     "IGNORED",
     "ChannelL2Norm",
+    "DetectionBackbone",
+    "DetectionTransform",
     "FCDenseNet",
+    "FasterRCNN",
     "ImageNormalization",
+    "KeypointRCNN",
+    "MaskRCNN",
     "MultiBoxHead",
     "Preprocessing",
     "PriorSpec",
     "PriorTargets",
+    "RetinaNet",
     "SegmentationLoss",
     "Segmenter",
     "Selection",
     "UNet",
     "assign_targets",
     "decode",
+    "densenet_fpn_backbone",
     "dsod300",
     "dsod300_smallest",
     "dsod_priors",
     "dsod_tiny",
     "encode",
+    "fasterrcnn_fpn",
+    "fasterrcnn_fpn_v2",
     "fcdensenet56",
     "fcdensenet67",
     "fcdensenet103",
+    "fcos_fpn",
     "hardest_negatives",
+    "keypointrcnn_fpn",
+    "load_matching",
+    "maskrcnn_fpn",
+    "maskrcnn_fpn_v2",
     "match_priors",
     "multibox_loss",
     "out_of_reach",
+    "retinanet_fpn",
+    "retinanet_fpn_v2",
     "select_detections",
     "unet",
 ]

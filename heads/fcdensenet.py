@@ -20,7 +20,8 @@ from densenet_backbones.densenet import DenseNet
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.segmenter import Segmenter, prefixed_groups
+from densenet_backbones.heads.parameter_groups import prefixed_groups
+from densenet_backbones.heads.segmenter import Segmenter
 from densenet_backbones.layers import DenseBlock
 
 __all__ = [

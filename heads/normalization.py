@@ -1,4 +1,4 @@
-"""From RGB images to the channel order, range, mean and deviation that a network was made for."""
+"""From images to the channel order, range, mean and deviation that a network was made for."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +17,7 @@ class ImageNormalization(nn.Module):
         std: Likewise.
         channel_order: ``"rgb"`` or ``"bgr"``, the order the network was made for.
         value_range: 1 or 255, the upper end of the values the network was made for.
+        channels: Of the images; with others than three the order must be ``"rgb"``, as they come.
 
     Raises:
         ValueError: An argument is out of range.
@@ -28,14 +29,17 @@ class ImageNormalization(nn.Module):
         std: Sequence[float] = (0.229, 0.224, 0.225),
         channel_order: str = "rgb",
         value_range: float = 1,
+        channels: int = 3,
     ) -> None:
         super().__init__()
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        if not len(mean) == len(std) == channels or min(std) <= 0:
+            numbers = "three numbers" if channels == 3 else f"{channels} numbers"
+            raise ValueError(f"mean and std need {numbers}, std above 0; got {mean!r} and {std!r}")
+        if channel_order not in CHANNEL_ORDERS or (channel_order == "bgr" and channels != 3):
             raise ValueError(
-                f"mean and std need three numbers, std above 0; got {mean!r} and {std!r}"
+                f"channel_order must be in {CHANNEL_ORDERS}, 'rgb' but for three channels; got "
+                f"{channel_order!r} for {channels}"
             )
-        if channel_order not in CHANNEL_ORDERS:
-            raise ValueError(f"channel_order must be in {CHANNEL_ORDERS}, got {channel_order!r}")
         if value_range not in (1, 255):
             raise ValueError(f"value_range must be 1 or 255, got {value_range!r}")
         self.mean = [float(value) for value in mean]
@@ -45,8 +49,13 @@ class ImageNormalization(nn.Module):
 
     @property
     def fill_color(self) -> tuple[float, float, float]:
-        """The mean as an RGB colour in 0..255, for borders that should mean nothing."""
+        """The mean as an RGB colour in 0..255, for borders that should mean nothing.
+
+        The grey of the mean of all channels where there are not three.
+        """
         scaled = [value * 255 / self.value_range for value in self.mean]
+        if len(scaled) != 3:
+            scaled = [sum(scaled) / len(scaled)] * 3
         red, green, blue = scaled if self.channel_order == "rgb" else reversed(scaled)
         return red, green, blue
 
@@ -60,7 +69,7 @@ class ImageNormalization(nn.Module):
         }
 
     def forward(self, images: Tensor) -> Tensor:
-        """(..., 3, H, W) RGB 0..1 to the network's channel order, range, mean and deviation."""
+        """(..., C, H, W) 0..1 to the network's channel order, range, mean and deviation."""
         if self.channel_order == "bgr":
             images = images.flip(-3)
         mean, std = images.new_tensor(self.mean), images.new_tensor(self.std)

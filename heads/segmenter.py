@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densenet_backbones.heads.normalization import ImageNormalization
+from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
 from densenet_backbones.heads.validation import check_images
 from densenet_backbones.layers import is_traced
 
-__all__ = ["Segmenter", "SegmenterOutput", "prefixed_groups", "prefixed_names"]
+__all__ = ["Segmenter", "SegmenterOutput"]
 
 SegmenterOutput = Tensor | dict[str, Any]
 
@@ -121,39 +122,3 @@ class Segmenter(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns by which timm's optimisers give layers their own learning rate."""
         return prefixed_groups(self.net, "net.", coarse)
-
-
-def prefixed_names(child: nn.Module, prefix: str) -> set[str]:
-    """A child's ``no_weight_decay()`` under its parent's names; empty where it has none.
-
-    Args:
-        child: Module that may follow timm's convention.
-        prefix: What stands before the child's names in its parent, such as ``"net."``.
-    """
-    if not hasattr(child, "no_weight_decay"):
-        return set()
-    names: set[str] = child.no_weight_decay()  # type: ignore[operator]
-    return {f"{prefix}{name}" for name in names}
-
-
-def prefixed_groups(child: nn.Module, prefix: str, coarse: bool) -> dict[str, Any]:
-    """A child's ``group_matcher()`` under its parent's names; one group where it has none.
-
-    Args:
-        child: Module that may follow timm's convention.
-        prefix: What stands before the child's names in its parent, such as ``"net."``.
-        coarse: Fewer groups, as timm means it.
-    """
-    start = "^" + prefix.replace(".", r"\.")
-    if not hasattr(child, "group_matcher"):
-        return {"stem": start}
-    groups: dict[str, Any] = child.group_matcher(coarse=coarse)  # type: ignore[operator]
-
-    def moved(pattern: str) -> str:
-        # timm matches at the start of a name, with or without "^".
-        return f"{start}(?:{pattern.removeprefix('^')})"
-
-    return {
-        name: moved(p) if isinstance(p, str) else [(moved(part), order) for part, order in p]
-        for name, p in groups.items()
-    }

@@ -20,12 +20,8 @@ import densenet_backbones.timm_models  # noqa: F401  (registers our names)
 from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.heads.backbones import normalisation_of
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.segmenter import (
-    Segmenter,
-    SegmenterOutput,
-    prefixed_groups,
-    prefixed_names,
-)
+from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
+from densenet_backbones.heads.segmenter import Segmenter, SegmenterOutput
 
 __all__ = ["AttentionGate", "DecoderStage", "UNet", "unet"]
 

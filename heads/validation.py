@@ -6,18 +6,23 @@ import torch
 from torch import Tensor
 
 
-def check_images(images: Sequence[Tensor]) -> None:
+def check_images(images: Sequence[Tensor], channels: int = 3) -> None:
     """Raises a ``ValueError`` unless every image is a (3, H, W) float tensor of values 0..1.
 
     The range is looked at on the CPU only: on a GPU it would wait for the device at every step.
+
+    Args:
+        images: What to check.
+        channels: How many each must have.
     """
+    shape = f"({channels}, H, W)"
     if isinstance(images, Tensor) and images.dim() != 4:
-        raise ValueError(f"images must be a list of (3, H, W) tensors, got {tuple(images.shape)}")
+        raise ValueError(f"images must be a list of {shape} tensors, got {tuple(images.shape)}")
     if len(images) == 0:
-        raise ValueError("images is empty: give at least one (3, H, W) tensor")
+        raise ValueError(f"images is empty: give at least one {shape} tensor")
     for index, image in enumerate(images):
-        if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
-            raise ValueError(f"image {index} must be (3, H, W), got {tuple(image.shape)}")
+        if image.dim() != 3 or image.shape[0] != channels or 0 in image.shape:
+            raise ValueError(f"image {index} must be {shape}, got {tuple(image.shape)}")
         if not image.is_floating_point():
             raise ValueError(
                 f"image {index} must hold floats 0..1, got {image.dtype}: divide uint8 by 255"
@@ -29,7 +34,11 @@ def check_images(images: Sequence[Tensor]) -> None:
 
 
 def check_targets(
-    targets: Sequence[dict[str, Tensor]] | None, num_images: int, num_classes: int
+    targets: Sequence[dict[str, Tensor]] | None,
+    num_images: int,
+    num_classes: int,
+    beside: Sequence[str] = (),
+    num_keypoints: int | None = None,
 ) -> None:
     """Raises a ``ValueError`` that names the image and the box at fault.
 
@@ -38,13 +47,16 @@ def check_targets(
             height, ``labels`` (B,) int64 in 1..num_classes-1; B may be 0.
         num_images: number of images they belong to.
         num_classes: K, with the background.
+        beside: What every target must hold besides: ``masks`` (B, H, W), ``keypoints`` (B, number,
+            3) floats.
+        num_keypoints: Of each object; None for any.
     """
     if targets is None:
         raise ValueError("targets must be given in training mode; call model.eval() to predict")
     if len(targets) != num_images:
         raise ValueError(f"targets must be one an image: {num_images} images, {len(targets)} given")
     for index, target in enumerate(targets):
-        missing = {"boxes", "labels"} - target.keys()
+        missing = {"boxes", "labels", *beside} - target.keys()
         if missing:
             raise ValueError(f"target {index} has no {sorted(missing)}")
         boxes, labels = target["boxes"], target["labels"]
@@ -58,8 +70,27 @@ def check_targets(
                 f"labels of target {index} must be ({len(boxes)},) int64, got "
                 f"{tuple(labels.shape)} {labels.dtype}"
             )
+        for name in beside:
+            _check_shape(name, target[name], f"target {index}", len(boxes), num_keypoints)
     if not torch.compiler.is_compiling():
         _check_values(targets, num_classes)
+
+
+def _check_shape(
+    name: str, values: Tensor, where: str, objects: int, num_keypoints: int | None
+) -> None:
+    if name == "masks":
+        good = values.dim() == 3
+        legal = f"({objects}, H, W), one of the image's size for each box"
+    else:
+        number = "number" if num_keypoints is None else num_keypoints
+        good = values.dim() == 3 and values.shape[2] == 3 and values.is_floating_point()
+        good = good and num_keypoints in (None, values.shape[1])
+        legal = f"({objects}, {number}, 3) floats, x, y and visibility for each box"
+    if not good or len(values) != objects:
+        raise ValueError(
+            f"{name} of {where} must be {legal}; got {tuple(values.shape)} {values.dtype}"
+        )
 
 
 def _check_values(targets: Sequence[dict[str, Tensor]], num_classes: int) -> None:

@@ -9,7 +9,8 @@ from torch import nn
 import densenet_backbones.smp_encoders  # noqa: F401 - registers our encoders with smp
 from densenet_backbones.data.files import nearest
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.segmenter import Segmenter, prefixed_groups
+from densenet_backbones.heads.parameter_groups import prefixed_groups
+from densenet_backbones.heads.segmenter import Segmenter
 
 _OURS = {"self", "classes", "in_channels", "activation", "aux_params", "kwargs"}
 

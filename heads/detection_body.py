@@ -1,0 +1,188 @@
+"""The network below a detector's adapter: any timm feature network, its weights, norms, stages."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypedDict, Unpack
+
+import timm
+import torch
+from timm.layers import (  # type: ignore[attr-defined]
+    convert_sync_batchnorm,
+    freeze_batch_norm_2d,
+)
+from torch import nn
+
+from densenet_backbones.checkpoints import CheckpointError, read_state_dict
+from densenet_backbones.features import FeatureLevel, feature_levels
+from densenet_backbones.fpn import Adapter
+from densenet_backbones.timm_models import SUFFIX
+from densenet_backbones.variants import VARIANTS
+
+__all__ = ["BodyOptions", "Norm", "body_and_adapter", "levels_from", "stages_of"]
+
+Norm = Literal["bn", "frozen", "sync", "group"]
+
+
+class BodyOptions(TypedDict, total=False):
+    """Keyword arguments of `densenet_fpn_backbone` about the network below the adapter."""
+
+    weights_backbone: str | None
+    norm: Norm | None
+    min_stride: int
+    output_stride: int
+    in_chans: int
+    backbone_kwargs: dict[str, Any] | None
+
+
+def body_and_adapter(
+    name: str,
+    make_adapter: Callable[[Sequence[FeatureLevel]], Adapter],
+    **options: Unpack[BodyOptions],
+) -> tuple[nn.Module, Adapter, int]:
+    """A feature network that ends where the adapter stops reading, and the adapter.
+
+    Args:
+        name: timm's, ours or any other that has ``features_only``.
+        make_adapter: From the network's levels, see `levels_from`, to the adapter.
+        **options: As of `densenet_fpn_backbone`.
+
+    Returns:
+        The network, the adapter, and how many levels the adapter has beyond the network's.
+
+    Raises:
+        ValueError: An argument is out of range or not the network's.
+    """
+    weights = options.get("weights_backbone")
+    norm = options.get("norm") or ("frozen" if weights is not None else "bn")
+    arguments = _arguments(name, norm, options)
+    with torch.device("meta"):
+        whole = _create(name, arguments)
+    positions = levels_from(feature_levels(whole), options.get("min_stride", 4))
+    levels = [feature_levels(whole)[position] for position in positions]
+    adapter = make_adapter(levels)
+    if arguments.get("out_indices") is None:
+        info: Any = whole.feature_info
+        taken = sorted(index % len(info) for index in info.out_indices)
+        read = [feature_levels(whole).index(level) for level in adapter.levels_in]
+        arguments["out_indices"] = tuple(taken[position] for position in read)
+    body = _create(name, arguments, weights)
+    if not _is_ours(name):
+        body = _with_norm(body, norm, name)
+    return body, adapter, len(adapter.levels) - len(levels)
+
+
+def levels_from(levels: Sequence[FeatureLevel], min_stride: int) -> tuple[int, ...]:
+    """Positions of the deepest level of every stride from ``min_stride`` on.
+
+    Strides repeat where a network stops halving its maps (``output_stride``).
+
+    Raises:
+        ValueError: No level has that stride.
+    """
+    deepest = {level.stride: position for position, level in enumerate(levels)}
+    if min_stride not in deepest:
+        raise ValueError(
+            f"min_stride must be one of the backbone's strides {sorted(deepest)}, got {min_stride}"
+        )
+    return tuple(deepest[stride] for stride in sorted(deepest) if stride >= min_stride)
+
+
+def _is_ours(name: str) -> bool:
+    return name.partition(".")[0].removesuffix(SUFFIX) in VARIANTS
+
+
+def _arguments(name: str, norm: Norm, options: BodyOptions) -> dict[str, Any]:
+    """For ``timm.create_model``."""
+    arguments: dict[str, Any] = {"features_only": True, "in_chans": options.get("in_chans", 3)}
+    output_stride = options.get("output_stride", 32)
+    if arguments["in_chans"] < 1 or output_stride < 1:
+        raise ValueError(
+            f"in_chans and output_stride must be 1 or more, got {arguments['in_chans']} and "
+            f"{output_stride}"
+        )
+    if output_stride != 32:
+        arguments["output_stride"] = output_stride
+    if _is_ours(name):
+        arguments["norm"] = norm
+    return {**arguments, **(options.get("backbone_kwargs") or {})}
+
+
+def _create(name: str, arguments: dict[str, Any], weights: str | None = None) -> nn.Module:
+    pretrained: dict[str, Any] = {"pretrained": weights is not None}
+    if weights is not None and weights != "timm":
+        pretrained["pretrained_cfg_overlay"] = {"state_dict": read_state_dict(weights)}
+    try:
+        net = timm.create_model(name, **pretrained, **arguments)
+    except (RuntimeError, CheckpointError) as error:
+        if weights in (None, "timm"):
+            raise
+        reason = textwrap.shorten(str(error), 600)
+        raise CheckpointError(
+            f"{weights}: the weights do not fit backbone {name!r} ({reason}); give the "
+            "backbone_kwargs they were trained with, or another file"
+        ) from error
+    except (TypeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"backbone {name!r} cannot be built with {arguments}: "
+            f"{type(error).__name__}: {str(error) or 'an assertion of timm failed'}"
+        ) from error
+    # Copies of the model and its checkpoints must not carry the file's weights along.
+    for config in (getattr(net, "pretrained_cfg", None), getattr(net, "default_cfg", None)):
+        if isinstance(config, dict):
+            config.pop("state_dict", None)
+    return net
+
+
+def _with_norm(net: nn.Module, norm: Norm, name: str) -> nn.Module:
+    if norm == "group":
+        raise ValueError(
+            f"norm 'group' is for our own backbones; {name!r} has the norms timm built it with: "
+            "choose 'bn', 'frozen' or 'sync'"
+        )
+    if norm == "bn":
+        return net
+    converted: nn.Module = (
+        freeze_batch_norm_2d(net) if norm == "frozen" else convert_sync_batchnorm(net)
+    )
+    return converted
+
+
+def stages_of(net: nn.Module) -> list[list[nn.Module]]:
+    """Modules of a timm feature network by stage: the stem, then what leads to each tap.
+
+    Modules are taken in the order of their registration, which in timm is that of the forward
+    pass. A stem ends with the tap of stride 2, or where there is none before the first tap.
+
+    Raises:
+        ValueError: The network's taps are not modules of it.
+    """
+    modules = [(name, module) for name, module in net.named_modules() if name]
+    stages: list[list[nn.Module]] = []
+    start = 0
+    for level in net.feature_info.info:  # type: ignore[union-attr]
+        span = _span([name for name, _ in modules], level["module"])
+        if span is None:
+            if stages:
+                break  # the network ends before this tap
+            raise ValueError(
+                f"{type(net).__name__} does not say which modules make its stages, so they cannot "
+                "be frozen: leave out trainable_layers and weights_backbone, or choose another"
+            )
+        first, last = span
+        if level["reduction"] < 2:
+            continue
+        if not stages and level["reduction"] > 2 and first > start:
+            stages.append([module for _, module in modules[start:first]])
+            start = first
+        stages.append([module for _, module in modules[start : last + 1]])
+        start = last + 1
+    return stages
+
+
+def _span(names: Sequence[str], tap: str) -> tuple[int, int] | None:
+    """First and last position of a module and all inside it, by timm's name or the flattened."""
+    for name in (tap, tap.replace(".", "_")):
+        inside = [i for i, n in enumerate(names) if n == name or n.startswith(f"{name}.")]
+        if inside:
+            return inside[0], inside[-1]
+    return None

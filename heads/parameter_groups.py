@@ -1,0 +1,43 @@
+"""A child's answers to timm's questions about parameters, under its parent's names."""
+
+from typing import Any
+
+from torch import nn
+
+__all__ = ["prefixed_groups", "prefixed_names"]
+
+
+def prefixed_names(child: nn.Module, prefix: str) -> set[str]:
+    """A child's ``no_weight_decay()`` under its parent's names; empty where it has none.
+
+    Args:
+        child: Module that may follow timm's convention.
+        prefix: What stands before the child's names in its parent, such as ``"net."``.
+    """
+    if not hasattr(child, "no_weight_decay"):
+        return set()
+    names: set[str] = child.no_weight_decay()  # type: ignore[operator]
+    return {f"{prefix}{name}" for name in names}
+
+
+def prefixed_groups(child: nn.Module, prefix: str, coarse: bool) -> dict[str, Any]:
+    """A child's ``group_matcher()`` under its parent's names; one group where it has none.
+
+    Args:
+        child: Module that may follow timm's convention.
+        prefix: What stands before the child's names in its parent, such as ``"net."``.
+        coarse: Fewer groups, as timm means it.
+    """
+    start = "^" + prefix.replace(".", r"\.")
+    if not hasattr(child, "group_matcher"):
+        return {"stem": start}
+    groups: dict[str, Any] = child.group_matcher(coarse=coarse)  # type: ignore[operator]
+
+    def moved(pattern: str) -> str:
+        # timm matches at the start of a name, with or without "^".
+        return f"{start}(?:{pattern.removeprefix('^')})"
+
+    return {
+        name: moved(p) if isinstance(p, str) else [(moved(part), order) for part, order in p]
+        for name, p in groups.items()
+    }
