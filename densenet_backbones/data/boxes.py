@@ -3,6 +3,7 @@
 Legend: B boxes; sizes are (W, H) pixels of the image as shown; boxes are xyxy in absolute pixels.
 """
 
+import cv2
 import numpy as np
 
 MAX_SIDE = 1_000_000  # pixels of an image; float32 holds every whole number up to 16 million
@@ -24,6 +25,20 @@ def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.nda
     clipped = np.clip(boxes, 0, _limits(boxes, sizes)).astype(np.float32)
     usable = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
     return clipped, usable
+
+
+def boxes_of_masks(masks: np.ndarray) -> np.ndarray:
+    """Boxes that are tight around pixels.
+
+    Args:
+        masks: (B, H, W) uint8, 0 outside of an object.
+
+    Returns:
+        (B, 4) float32; 0, 0, 0, 0 where a mask is empty.
+    """
+    found = np.array([cv2.boundingRect(mask) for mask in masks], np.float32).reshape(-1, 4)
+    found[:, 2:] += found[:, :2]
+    return found
 
 
 def overhangs(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:

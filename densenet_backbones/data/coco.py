@@ -2,7 +2,8 @@
 
 Layouts: ``annotations/instances_{split}.json`` or ``annotations/{split}.json`` with the images in
 ``{split}``, ``images/{split}``, ``images`` or the root; and ``{split}/_annotations.coco.json``
-beside its images.
+beside its images. Keypoints may be in files of their own, ``annotations/person_keypoints_{split}
+.json`` or ``annotations/keypoints_{split}.json``.
 
 Frame: sizes and boxes of the file are taken in pixels of the image as shown. Training gets boxes
 clipped to the image, without crowds and without boxes that have no area there. Evaluation gets
@@ -14,6 +15,7 @@ import gc
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -32,6 +34,7 @@ from densenet_backbones.data.samples import (
 )
 
 _BESIDE = "_annotations.coco.json"
+_KEYPOINT_FILES = ("keypoints_", "person_keypoints_")
 _OTHER_NAMES = {"val": ("valid", "validation"), "valid": ("val",), "validation": ("val",)}
 
 
@@ -43,6 +46,7 @@ def read_coco(
     image_folder: str | Path | None = None,
     classes: Sequence[str] | None = None,
     masks: bool = True,
+    keypoints: bool = False,
     strict: bool = False,
 ) -> DetectionSet:
     """Read one split of a data set in COCO's layout.
@@ -57,6 +61,7 @@ def read_coco(
         masks: Keep the objects' outlines, which only the evaluation of masks needs. A file of
             train2017's size (860 thousand objects) was read in 27 instead of 38 seconds without
             them, and took 1.8 instead of 3.6 GB.
+        keypoints: Read the file of keypoints, where there is one, instead of the instances file.
         strict: Raise for what is otherwise reported in `DetectionSet.problems`.
 
     Returns:
@@ -71,7 +76,7 @@ def read_coco(
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; give the folder of the data set")
     if annotation_file is None:
-        path, split = find_annotation_file(root, split)
+        path, split = find_annotation_file(root, split, keypoints=keypoints)
     else:
         path = root / annotation_file
     folders = [root / image_folder] if image_folder else image_folders(root, split, path)
@@ -96,13 +101,18 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def find_annotation_file(root: Path, split: str) -> tuple[Path, str]:
+def find_annotation_file(root: Path, split: str, *, keypoints: bool = False) -> tuple[Path, str]:
     """The annotation file of a split, and the split's full name.
+
+    Args:
+        root: The folder of the data set.
+        split: Its name, or one that `full_name` knows to stand for it.
+        keypoints: Prefer a file of keypoints to the instances file.
 
     Raises:
         DataError: If there is none; says which splits there are.
     """
-    known = _annotation_files(root)
+    known = _annotation_files(root, keypoints)
     full = full_name(split, known)
     if full is not None:
         return known[full], full
@@ -118,7 +128,7 @@ def has_coco_layout(root: Path) -> bool:
     return root.is_dir() and bool(_annotation_files(root))
 
 
-def _annotation_files(root: Path) -> dict[str, Path]:
+def _annotation_files(root: Path, keypoints: bool = False) -> dict[str, Path]:
     """Split name -> file; an instances file before one that bears the split's name alone."""
     folder = root / "annotations"
     found = {
@@ -128,8 +138,8 @@ def _annotation_files(root: Path) -> dict[str, Path]:
     }
     names = sorted(name for name in files_in(folder) if name.endswith(".json"))
     found |= {n[: -len(".json")]: folder / n for n in names if "_" not in n}
-    prefix = "instances_"
-    found |= {n[len(prefix) : -len(".json")]: folder / n for n in names if n.startswith(prefix)}
+    for prefix in ("instances_", *_KEYPOINT_FILES * keypoints):  # the last one stays
+        found |= {n[len(prefix) : -len(".json")]: folder / n for n in names if n.startswith(prefix)}
     return found
 
 
@@ -198,7 +208,9 @@ def _in_order(content: CocoFile, classes: Sequence[str]) -> Categories:
     free = max(0, *ids.values()) + 1
     new = [name for name in given.names if name not in ids]
     ids |= {name: free + n for n, name in enumerate(new)}
-    return Categories(given.names, tuple(ids[name] for name in given.names))
+    return replace(
+        content.categories, names=given.names, ids=tuple(ids[name] for name in given.names)
+    )
 
 
 def _records(

@@ -142,7 +142,30 @@ def categories_of(entries: list[dict[str, Any]], path: Path) -> Categories:
             raise DataError(f"{where}: category name {name!r} is given twice; rename or remove one")
         found[category_id] = name
     ids = sorted(found)
-    return Categories(tuple(found[i] for i in ids), tuple(ids))
+    return Categories(tuple(found[i] for i in ids), tuple(ids), *_keypoints(entries))
+
+
+def _keypoints(
+    entries: list[dict[str, Any]],
+) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+    """Names and skeleton (counted from 0 here, from 1 in files) that all classes with some share.
+
+    Nothing where they differ, or are not in COCO's form: boxes can be learnt all the same.
+    """
+    having = [entry for entry in entries if entry.get("keypoints")]
+    if not having or any(e["keypoints"] != having[0]["keypoints"] for e in having):
+        return (), ()
+    names, pairs = having[0]["keypoints"], having[0].get("skeleton")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return (), ()
+    pairs = pairs if isinstance(pairs, list) else []
+    joined = all(
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(type(end) is int and 1 <= end <= len(names) for end in pair)
+        for pair in pairs
+    )
+    return tuple(names), tuple((a - 1, b - 1) for a, b in pairs) if joined else ()
 
 
 def images_of(entries: list[dict[str, Any]], path: Path) -> tuple[CocoImage, ...]:

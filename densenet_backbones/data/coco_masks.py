@@ -230,13 +230,25 @@ def draw_outline(outline: Any, size: tuple[int, int], where: str) -> np.ndarray:
     Raises:
         DataError: If it is neither, or not for an image of this size.
     """
+    runs = check_outline(outline, size, where)
+    if runs is not None:
+        inside = np.arange(len(runs)) % 2 == 1
+        return np.repeat(inside, runs).reshape(size[::-1]).T
+    drawn = coco_mask.frPyObjects(outline, *size)
+    return np.asarray(coco_mask.decode(coco_mask.merge(drawn)), bool)
+
+
+def check_outline(outline: Any, size: tuple[int, int], where: str) -> list[int] | None:
+    """Check that an outline can be drawn; arguments and errors are those of `draw_outline`.
+
+    Returns:
+        Its run lengths; None for polygons.
+    """
     if isinstance(outline, dict):
-        return _from_runs(outline, size, where)
+        return _runs(outline, size, where)
     for polygon in outline:
         _check_polygon(polygon, size, where)
-    height, width = size
-    runs = coco_mask.frPyObjects(outline, height, width)
-    return np.asarray(coco_mask.decode(coco_mask.merge(runs)), bool)
+    return None
 
 
 def _check_polygon(polygon: Any, size: tuple[int, int], where: str) -> None:
@@ -255,7 +267,7 @@ def _check_polygon(polygon: Any, size: tuple[int, int], where: str) -> None:
         )
 
 
-def _from_runs(outline: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
+def _runs(outline: dict[str, Any], size: tuple[int, int], where: str) -> list[int]:
     """Run lengths, column by column, the first of them outside.
 
     (pycocotools decodes runs that do not fill the mask into memory that was never written.)
@@ -272,8 +284,7 @@ def _from_runs(outline: dict[str, Any], size: tuple[int, int], where: str) -> np
             f"{where}: its run lengths do not add up to the {math.prod(size)} pixels of "
             f"{size[1]}x{size[0]}; {_FIX}"
         )
-    inside = np.arange(len(runs)) % 2 == 1
-    return np.repeat(inside, runs).reshape(size[::-1]).T
+    return runs
 
 
 def run_lengths(counts: str | bytes) -> list[int] | None:

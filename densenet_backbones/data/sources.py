@@ -29,6 +29,7 @@ def read_detection(
     layout: Layout = "auto",
     classes: Sequence[str] | None = None,
     masks: bool = True,
+    keypoints: bool = False,
     strict: bool = False,
 ) -> DetectionSet:
     """Read detection data in COCO or VOC layout.
@@ -42,6 +43,7 @@ def read_detection(
         classes: Names in label order. Default: the data's own. Sources whose classes differ in
             name need it; sources that name the same classes in another order do not.
         masks: Keep COCO's outlines of objects (see `read_coco`).
+        keypoints: Read COCO's file of keypoints where there is one (see `read_coco`).
         strict: Raise for what is otherwise reported in `DetectionSet.problems`.
 
     Returns:
@@ -50,16 +52,18 @@ def read_detection(
     Raises:
         DataError: If a source is wrong (see `read_coco` and `read_voc`), or classes differ.
     """
+    options: dict[str, Any] = {"classes": classes, "strict": strict}
+    kept = {"masks": masks, "keypoints": keypoints}
     if isinstance(root, str | os.PathLike):
         if split is None:
             raise DataError(f"{root}: which split? Give its name, such as 'train'")
-        return _read_one({"root": root, "split": split, "layout": layout}, classes, masks, strict)
+        return _read_one({"root": root, "split": split, "layout": layout}, options, kept)
     if split is not None:
         raise DataError("with several sources each names its own split; leave `split` out")
     sources = [source_of(entry, layout) for entry in root]
     if not sources:
         raise DataError("no sources: give a folder, or a list of (root, split)")
-    sets = [_read_one(source, classes, masks, strict) for source in sources]
+    sets = [_read_one(source, options, kept) for source in sources]
     return sets[0] if len(sets) == 1 else _merged(sets)
 
 
@@ -88,19 +92,20 @@ def source_of(entry: Source, layout: str, keys: Collection[str] = SOURCE_KEYS) -
 
 
 def _read_one(
-    source: Mapping[str, Any], classes: Sequence[str] | None, masks: bool, strict: bool
+    source: Mapping[str, Any], options: Mapping[str, Any], kept: Mapping[str, Any]
 ) -> DetectionSet:
+    """One source, with the readers' common options and what COCO's is to keep."""
     root, split, layout = Path(source["root"]), source["split"], source["layout"]
     files = {key: source[key] for key in ("annotation_file", "image_folder") if key in source}
     if layout == "auto":
         layout = "coco" if files else _layout(root)
     if layout == "coco":
-        return read_coco(root, split, classes=classes, masks=masks, strict=strict, **files)
+        return read_coco(root, split, **options, **kept, **files)
     if layout != "voc":
         raise DataError(f'layout must be "auto", "coco" or "voc", not {layout!r}')
     if files:
         raise DataError(f"{root}: {some(list(files))} belong to COCO's layout, not to VOC's")
-    return read_voc(root, split, classes=classes, strict=strict)
+    return read_voc(root, split, **options)
 
 
 def _layout(root: Path) -> Literal["coco", "voc"]:
@@ -126,6 +131,8 @@ def _merged(sets: Sequence[DetectionSet]) -> DetectionSet:
                 f"({some(differing, 6)} in one of them only); give `classes`, all the names in "
                 "label order"
             )
+    if any(part.categories.keypoints != first.keypoints for part in sets):
+        first = replace(first, keypoints=(), skeleton=())
     records: list[ImageRecord] = []
     for part in sets:
         records += _relabelled(part, first, len(records))
