@@ -1,13 +1,17 @@
-"""From detection sets to batches: the data set and the Lightning data module."""
+"""From detection sets to batches: the Lightning data module."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch.utils.data import Dataset
 
-from densenet_backbones.data.images import read_image
+from densenet_backbones.data.detection_augmentation import (
+    AnyPreset,
+    augmentation_for,
+    image_size_of,
+)
+from densenet_backbones.data.detection_images import DetectionImages
+from densenet_backbones.data.instances import Learnt, learnable
 from densenet_backbones.data.loading import (
     ImageData,
     ResumableLoader,
@@ -15,9 +19,8 @@ from densenet_backbones.data.loading import (
     Source,
     default_workers,
 )
-from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord, Sample
+from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
 from densenet_backbones.data.sources import check_images, read_detection
-from densenet_backbones.data.transforms import Augmentation, Preset
 
 __all__ = [
     "DetectionData",
@@ -27,48 +30,6 @@ __all__ = [
     "Source",
     "default_workers",
 ]
-
-
-class DetectionImages(Dataset[Any]):
-    """Reads, augments and hands out the images of a `DetectionSet`.
-
-    Args:
-        detection_set: What to read.
-        augmentation: Called as ``(image, boxes, labels, key)``; None hands out images as they are,
-            which is what evaluation needs (the model resizes, as it does in use).
-        seed: First part of the augmentation's key; the others are the epoch and the index, so
-            that a sample depends on nothing else (workers, ranks and resuming change nothing).
-    """
-
-    def __init__(
-        self,
-        detection_set: DetectionSet,
-        augmentation: Augmentation | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.detection_set = detection_set
-        self.augmentation = augmentation
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.detection_set)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """The sample of an index, or of an ``(epoch, index)`` pair as `EpochSampler` gives."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        record = self.detection_set.records[index]
-        image, boxes, labels = read_image(record.path), record.boxes, record.labels
-        if self.augmentation is not None:
-            image, boxes, labels = self.augmentation(
-                image, boxes, labels, (self.seed, epoch, index)
-            )
-        return Sample(
-            image=torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-            boxes=torch.from_numpy(np.asarray(boxes, np.float32).reshape(-1, 4).copy()),
-            labels=torch.from_numpy(np.asarray(labels, np.int64).copy()),
-            image_id=record.image_id,
-            index=index,
-        )
 
 
 class DetectionData(ImageData[DetectionSet]):
@@ -85,7 +46,16 @@ class DetectionData(ImageData[DetectionSet]):
         classes: Class names in label order; needed where sources differ, optional elsewhere.
         batch_size: Images a step and process.
         num_workers: Loader processes; None takes half of the cores, at most 8.
-        augmentation: "ssd" (zoom-out, seven-sampler crop, photometric, flip), "light" or "none".
+        augmentation: "ssd" (zoom-out, seven-sampler crop, photometric, flip) or "light", for boxes
+            and detectors of one image size; "flip"; for detectors that take images of any size
+            "multiscale" (shortest side 0.8 to 1 of the detector's own, flip); "lsj" (large-scale
+            jitter: 0.1 to 2 times the size, on a canvas of one size, flip); or "none".
+        copy_paste: With "lsj" and masks: paste objects of another image on each.
+        jitter_size: Side of the square canvas of "lsj" in pixels. None takes the detector's image
+            size, or 1024 for a shortest side of 800 and in proportion.
+        learns: What is learnt and evaluated: "boxes", and "masks" or "keypoints"; None: boxes.
+        group_by_shape: Make batches of portrait and of landscape images apart. None does so where
+            the detector is given images of their own shapes.
         seed: Order and augmentation are functions of (seed, epoch, index).
         fraction: Share of the training images used, from above 0 to 1.
         overfit_images: Train on the first N images (by id) of which a prior matches every object,
@@ -105,7 +75,11 @@ class DetectionData(ImageData[DetectionSet]):
         classes: list[str] | None = None,
         batch_size: int = 16,
         num_workers: int | None = None,
-        augmentation: Preset = "ssd",
+        augmentation: AnyPreset = "ssd",
+        copy_paste: bool = False,
+        jitter_size: int | None = None,
+        learns: list[Learnt] | None = None,
+        group_by_shape: bool | None = None,
         seed: int = 0,
         fraction: float = 1.0,
         overfit_images: int | None = None,
@@ -126,7 +100,11 @@ class DetectionData(ImageData[DetectionSet]):
             overfit_images=overfit_images,
             scenes=scenes,
         )
+        if jitter_size is not None and jitter_size < 1:
+            raise DataError(f"data.jitter_size must be at least 1 pixel, got {jitter_size}")
         self.layout, self.preset = layout, augmentation
+        self.copy_paste, self.jitter_size = copy_paste, jitter_size
+        self.learns, self.group_by_shape = tuple(learns or ("boxes",)), group_by_shape
         self.strict, self.check_images = strict, check_images
 
     @property
@@ -150,8 +128,10 @@ class DetectionData(ImageData[DetectionSet]):
             layout=self.layout,
             classes=classes,
             strict=self.strict,
-            masks=False,  # boxes are all that is trained on and evaluated here
+            masks="masks" in self.learns,
+            keypoints="keypoints" in self.learns,
         )
+        found = learnable(found, self.learns, self.strict)
         if self.check_images:
             check_images(found)
         return found
@@ -164,13 +144,44 @@ class DetectionData(ImageData[DetectionSet]):
         )
 
     def training_images(self) -> Dataset[Any]:
-        """Images of the model's size."""
-        assert self.trainer is not None
-        model: Any = self.trainer.lightning_module.model
-        preset: Preset = "none" if self.overfit_images is not None else self.preset
-        augmentation = Augmentation(preset, model.image_size, fill=model.preprocessing.fill_color)
-        return DetectionImages(self.train_set, augmentation, self.seed)
+        """Images of the model's size, of their own, or as the augmentation scales them.
+
+        Raises:
+            DataError: If the model learns what the data was not read with, or the augmentation
+                does not fit it.
+        """
+        learns = tuple(getattr(self._model, "learns", self.learns))
+        missing = [what for what in learns if what not in self.learns]
+        if missing:
+            raise DataError(
+                f"the detector learns {' and '.join(learns)}, but data.learns is "
+                f"{list(self.learns)}; add {' and '.join(missing)}"
+            )
+        augmentation = augmentation_for(
+            self._model,
+            self._training_preset,
+            learns,
+            jitter_size=self.jitter_size,
+            other_side=self.categories.mirrored_keypoints,
+        )
+        copy_paste = self.copy_paste and self.overfit_images is None
+        return DetectionImages(self.train_set, augmentation, self.seed, learns, copy_paste)
 
     def evaluated_images(self) -> Dataset[Any]:
         """Images of their own size."""
-        return DetectionImages(self.val_set)
+        return DetectionImages(self.val_set, learns=self.learns)
+
+    def groups(self) -> Sequence[int] | None:
+        """1 for each portrait, 0 for others, where batches are not to mix them."""
+        own_shapes = image_size_of(self._model) is None and self._training_preset != "lsj"
+        grouped = own_shapes if self.group_by_shape is None else self.group_by_shape
+        return [int(r.height > r.width) for r in self.train_set.records] if grouped else None
+
+    @property
+    def _model(self) -> Any:
+        assert self.trainer is not None
+        return self.trainer.lightning_module.model
+
+    @property
+    def _training_preset(self) -> AnyPreset:
+        return "none" if self.overfit_images is not None else self.preset

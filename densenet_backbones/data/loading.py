@@ -17,7 +17,7 @@ from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 
 from densenet_backbones.data.mask_samples import SegmentationSet
-from densenet_backbones.data.samplers import EpochSampler, ShardSampler
+from densenet_backbones.data.samplers import EpochSampler, GroupedSampler, ShardSampler
 from densenet_backbones.data.samples import DataError, DetectionSet
 from densenet_backbones.data.scenes import generate
 from densenet_backbones.data.sources import subset
@@ -176,6 +176,10 @@ class ImageData(pl.LightningDataModule, Generic[S]):
     def evaluated_images(self) -> Dataset[Any]:
         """Samples of the evaluated set as they are, by index."""
 
+    def groups(self) -> Sequence[int] | None:
+        """The group of each training image, where batches are to be of one group."""
+        return None
+
     @property
     def train_set(self) -> S:
         """The training images (read at first use)."""
@@ -234,11 +238,12 @@ class ImageData(pl.LightningDataModule, Generic[S]):
         """Augmented batches; all processes take the same number of them."""
         assert self.trainer is not None
         dataset: Any = self.training_images()
-        sampler = EpochSampler(
-            dataset,
-            num_replicas=self.trainer.world_size,
-            rank=self.trainer.global_rank,
-            seed=self.seed,
+        place = self.trainer.world_size, self.trainer.global_rank
+        groups = self.groups()
+        sampler = (
+            EpochSampler(dataset, *place, seed=self.seed)
+            if groups is None
+            else GroupedSampler(groups, self.batch_size, *place, seed=self.seed)
         )
         return ResumableLoader(
             dataset,
@@ -267,6 +272,7 @@ class ImageData(pl.LightningDataModule, Generic[S]):
             "batch_size": self.batch_size,
             "processes": self.trainer.world_size,
             "seed": self.seed,
+            "grouping": int(self.groups() is not None),
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -276,7 +282,7 @@ class ImageData(pl.LightningDataModule, Generic[S]):
             DataError: Names what was changed.
         """
         for name, now in self.state_dict().items():
-            before = state[name]
+            before = state.get(name, 0)  # checkpoints from before there was grouping
             if name != "batches_done" and before != now and state["batches_done"] > 0:
                 raise DataError(
                     f"cannot resume in the middle of an epoch: {name.replace('_', ' ')} was "

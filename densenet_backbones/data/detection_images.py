@@ -1,0 +1,107 @@
+"""From the records of a detection set to samples."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from densenet_backbones.data.copy_paste import paste
+from densenet_backbones.data.images import read_image
+from densenet_backbones.data.instance_transforms import InstanceAugmentation
+from densenet_backbones.data.instances import Instances, read_instances
+from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Sample
+from densenet_backbones.data.seeding import generator
+from densenet_backbones.data.transforms import Augmentation
+
+
+class DetectionImages(Dataset[Any]):
+    """Reads, augments and hands out the images of a `DetectionSet`.
+
+    Args:
+        detection_set: What to read.
+        augmentation: Of the image and its objects, by a key; None hands out images as they are,
+            which is what evaluation needs (the model resizes, as it does in use).
+        seed: First part of the augmentation's key; the others are the epoch and the index, so
+            that a sample depends on nothing else (workers, ranks and resuming change nothing).
+        learns: What samples have besides labels: "boxes", "masks", "keypoints".
+        copy_paste: Paste objects of another image on each; needs masks, and an augmentation that
+            makes images of one size.
+
+    Raises:
+        DataError: If masks or keypoints meet an augmentation that knows boxes only, or
+            `copy_paste` lacks what it needs.
+    """
+
+    def __init__(
+        self,
+        detection_set: DetectionSet,
+        augmentation: Augmentation | InstanceAugmentation | None = None,
+        seed: int = 0,
+        learns: Sequence[str] = ("boxes",),
+        copy_paste: bool = False,
+    ) -> None:
+        if isinstance(augmentation, Augmentation) and {"masks", "keypoints"} & set(learns):
+            raise DataError(
+                f"data.augmentation {augmentation.preset!r} knows boxes only, but the detector "
+                f"learns {' and '.join(learns)}; choose flip, lsj or none"
+            )
+        jitters = isinstance(augmentation, InstanceAugmentation) and augmentation.preset == "lsj"
+        if copy_paste and not (jitters and "masks" in learns):
+            raise DataError(
+                "data.copy_paste needs a detector that learns masks and data.augmentation 'lsj'; "
+                "give both, or leave it out"
+            )
+        self.detection_set = detection_set
+        self.augmentation = augmentation
+        self.seed = seed
+        self.learns, self.copy_paste = tuple(learns), copy_paste
+
+    def __len__(self) -> int:
+        return len(self.detection_set)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """The sample of an index, or of an ``(epoch, index)`` pair as `EpochSampler` gives.
+
+        Raises:
+            DataError: If the image or a mask cannot be read, or they differ in size.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        image, objects = self._augmented(index, (self.seed, epoch, index))
+        if self.copy_paste:
+            rng = generator((self.seed, epoch, index, 1))
+            # Any image but this one, as far as there are others.
+            other = (index + 1 + int(rng.integers(max(len(self) - 1, 1)))) % len(self)
+            partner = self._augmented(other, (self.seed, epoch, index, 2))
+            image, objects = paste(image, objects, *partner, rng)
+        masks, keypoints = objects.masks, objects.keypoints
+        return Sample(
+            image=torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            boxes=torch.from_numpy(np.asarray(objects.boxes, np.float32).reshape(-1, 4).copy()),
+            labels=torch.from_numpy(np.asarray(objects.labels, np.int64).copy()),
+            image_id=self.detection_set.records[index].image_id,
+            index=index,
+            masks=None if masks is None else torch.from_numpy(masks),
+            keypoints=None if keypoints is None else torch.from_numpy(keypoints),
+        )
+
+    def _augmented(self, index: int, key: tuple[int, ...]) -> tuple[np.ndarray, Instances]:
+        image, objects = self._read(self.detection_set.records[index])
+        if self.augmentation is None:
+            return image, objects
+        if isinstance(self.augmentation, InstanceAugmentation):
+            return self.augmentation(image, objects, key)
+        image, boxes, labels = self.augmentation(image, objects.boxes, objects.labels, key)
+        return image, Instances(boxes, labels)
+
+    def _read(self, record: ImageRecord) -> tuple[np.ndarray, Instances]:
+        image = read_image(record.path)
+        height, width = image.shape[:2]
+        if self.learns != ("boxes",) and (width, height) != (record.width, record.height):
+            raise DataError(
+                f"{record.path}: is {width}x{height} pixels as shown, its annotations say "
+                f"{record.width}x{record.height}; annotate the image as it is shown"
+            )
+        count = len(self.detection_set.categories.keypoints)
+        return image, read_instances(record, self.learns, count)
