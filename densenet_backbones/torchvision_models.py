@@ -19,6 +19,7 @@ from densenet_backbones.checkpoints import CheckpointError, read_state_dict
 from densenet_backbones.heads import (
     dsod300,
     dsod300_smallest,
+    dsod512,
     dsod_tiny,
     fasterrcnn_fpn,
     fasterrcnn_fpn_v2,
@@ -31,6 +32,8 @@ from densenet_backbones.heads import (
     maskrcnn_fpn_v2,
     retinanet_fpn,
     retinanet_fpn_v2,
+    ssd300,
+    ssd512,
     unet,
 )
 from densenet_backbones.timm_models import SUFFIX
@@ -113,7 +116,7 @@ def _variant_of(builder: Callable[..., nn.Module], variant: str) -> Callable[...
     return build
 
 
-_PYRAMID_DETECTORS: tuple[Callable[..., nn.Module], ...] = (
+_ON_ANY_BACKBONE: tuple[Callable[..., nn.Module], ...] = (
     fasterrcnn_fpn,
     fasterrcnn_fpn_v2,
     maskrcnn_fpn,
@@ -122,6 +125,8 @@ _PYRAMID_DETECTORS: tuple[Callable[..., nn.Module], ...] = (
     retinanet_fpn,
     retinanet_fpn_v2,
     fcos_fpn,
+    ssd300,
+    ssd512,
 )
 _DETECTOR_VARIANTS = ("densenet121", "densenet161", "densenet169", "densenet201")
 
@@ -131,9 +136,10 @@ DETECTORS = {
     for builder in (
         dsod300,
         dsod300_smallest,
+        dsod512,
         dsod_tiny,
-        *_PYRAMID_DETECTORS,
-        *(_variant_of(b, variant) for b in _PYRAMID_DETECTORS for variant in _DETECTOR_VARIANTS),
+        *_ON_ANY_BACKBONE,
+        *(_variant_of(b, variant) for b in _ON_ANY_BACKBONE for variant in _DETECTOR_VARIANTS),
     )
 }
 SEGMENTERS = {

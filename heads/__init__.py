@@ -8,7 +8,7 @@ from densenet_backbones.heads.box_coding import decode, encode
 from densenet_backbones.heads.detection_backbone import DetectionBackbone, densenet_fpn_backbone
 from densenet_backbones.heads.detection_transform import DetectionTransform
 from densenet_backbones.heads.detector_weights import load_matching
-from densenet_backbones.heads.dsod import DSOD, dsod300, dsod300_smallest, dsod_tiny
+from densenet_backbones.heads.dsod import DSOD, dsod300, dsod300_smallest, dsod512, dsod_tiny
 from densenet_backbones.heads.fcdensenet import (
     FCDenseNet,
     fcdensenet56,
@@ -46,12 +46,14 @@ from densenet_backbones.heads.rcnn import (
 )
 from densenet_backbones.heads.segmentation_losses import SegmentationLoss
 from densenet_backbones.heads.segmenter import Segmenter
+from densenet_backbones.heads.ssd import SSD, ssd300, ssd512
 from densenet_backbones.heads.unet import UNet, unet
 
 __all__ = [
     "DSOD",
     "FCOS",
     "IGNORED",
+    "SSD",
     "ChannelL2Norm",
     "DetectionBackbone",
     "DetectionTransform",
@@ -74,6 +76,7 @@ __all__ = [
     "densenet_fpn_backbone",
     "dsod300",
     "dsod300_smallest",
+    "dsod512",
     "dsod_priors",
     "dsod_tiny",
     "encode",
@@ -94,5 +97,7 @@ __all__ = [
     "retinanet_fpn",
     "retinanet_fpn_v2",
     "select_detections",
+    "ssd300",
+    "ssd512",
     "unet",
 ]

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 # Percent of the image's shorter side: size of the first level, of the second, and the upper end.
-SIZE_RATIOS = {"voc": (10, 20, 90), "coco": (7, 15, 90)}
+# The second pair is of weiliu89/caffe, ``examples/ssd/ssd_{pascal,coco}_512.py``.
+SIZE_RATIOS = {
+    "voc": (10, 20, 90),
+    "coco": (7, 15, 90),
+    "voc512": (7, 15, 90),
+    "coco512": (4, 10, 90),
+}
 
 # Prior steps of SSD300, which DSOD300 took over although its last map has 2x2 cells, not one.
 DSOD300_STRIDES = (8, 16, 32, 64, 128, 256)
@@ -112,7 +118,9 @@ def ratio_rule_sizes(shorter_side: int, num_levels: int, sizes: str) -> tuple[fl
 
     The first level has a size of its own; the others rise from the second level's in equal steps
     of whole percents to about 90 %. At 300 pixels and six levels this gives SSD's and DSOD's own
-    tables: 30, 60, 111, ..., 315 for ``"voc"`` and 21, 45, 99, ..., 315 for ``"coco"``.
+    tables: 30, 60, 111, ..., 315 for ``"voc"`` and 21, 45, 99, ..., 315 for ``"coco"``; at 512
+    pixels and seven levels SSD512's: 35.84, 76.8, ..., 537.6 for ``"voc512"`` and 20.48, 51.2, ...,
+    542.72 for ``"coco512"``.
 
     Args:
         shorter_side: of the network's input, in pixels.

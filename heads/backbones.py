@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import densenet_backbones.timm_models  # noqa: F401  (registers our names)
 from densenet_backbones.features import FeatureLevel, feature_levels
@@ -68,3 +69,9 @@ def normalisation_of(backbone: nn.Module, name: str | None) -> dict[str, Any]:
 def is_dsod_name(name: str) -> bool:
     """Whether a timm name is one of DSOD's bases."""
     return name.startswith("dsod_")
+
+
+def without_data(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of shapes only, for `functional_call` on inputs without data."""
+    state = dict(module.named_parameters()) | dict(module.named_buffers())
+    return {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}

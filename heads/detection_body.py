@@ -18,7 +18,7 @@ from densenet_backbones.fpn import Adapter
 from densenet_backbones.timm_models import SUFFIX
 from densenet_backbones.variants import VARIANTS
 
-__all__ = ["BodyOptions", "Norm", "body_and_adapter", "levels_from", "stages_of"]
+__all__ = ["BodyOptions", "Norm", "body_and_adapter", "is_ours", "levels_from", "stages_of"]
 
 Norm = Literal["bn", "frozen", "sync", "group"]
 
@@ -66,7 +66,7 @@ def body_and_adapter(
         read = [feature_levels(whole).index(level) for level in adapter.levels_in]
         arguments["out_indices"] = tuple(taken[position] for position in read)
     body = _create(name, arguments, weights)
-    if not _is_ours(name):
+    if not is_ours(name):
         body = _with_norm(body, norm, name)
     return body, adapter, len(adapter.levels) - len(levels)
 
@@ -87,7 +87,8 @@ def levels_from(levels: Sequence[FeatureLevel], min_stride: int) -> tuple[int, .
     return tuple(deepest[stride] for stride in sorted(deepest) if stride >= min_stride)
 
 
-def _is_ours(name: str) -> bool:
+def is_ours(name: str) -> bool:
+    """Whether a timm name, with or without a tag of weights, is one of ours."""
     return name.partition(".")[0].removesuffix(SUFFIX) in VARIANTS
 
 
@@ -102,7 +103,7 @@ def _arguments(name: str, norm: Norm, options: BodyOptions) -> dict[str, Any]:
         )
     if output_stride != 32:
         arguments["output_stride"] = output_stride
-    if _is_ours(name):
+    if is_ours(name):
         arguments["norm"] = norm
     return {**arguments, **(options.get("backbone_kwargs") or {})}
 

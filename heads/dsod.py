@@ -16,7 +16,12 @@ from torchvision.models.detection.transform import resize_boxes
 from densenet_backbones.features import feature_levels
 from densenet_backbones.fpn import DensePrediction
 from densenet_backbones.heads.anchors import PriorSpec, dsod_priors
-from densenet_backbones.heads.backbones import base_network, base_positions, normalisation_of
+from densenet_backbones.heads.backbones import (
+    base_network,
+    base_positions,
+    normalisation_of,
+    without_data,
+)
 from densenet_backbones.heads.box_coding import decode
 from densenet_backbones.heads.losses import multibox_loss
 from densenet_backbones.heads.matching import assign_targets, out_of_reach
@@ -180,15 +185,10 @@ class DSOD(nn.Module):
         """Sizes of the prediction maps, by running the network on shapes without data."""
         batch = torch.empty(2, 3, *self.image_size, device="meta")
         with torch.no_grad():
-            features = functional_call(self.backbone, _without_data(self.backbone), (batch,))
+            features = functional_call(self.backbone, without_data(self.backbone), (batch,))
             base = [features[position] for position in self._base_positions]
-            maps = functional_call(self.adapter, _without_data(self.adapter), (base,))
+            maps = functional_call(self.adapter, without_data(self.adapter), (base,))
         return tuple((x.shape[-2], x.shape[-1]) for x in maps)
-
-
-def _without_data(module: nn.Module) -> dict[str, Tensor]:
-    state = dict(module.named_parameters()) | dict(module.named_buffers())
-    return {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
 
 
 class DSODOptions(TypedDict, total=False):
@@ -241,8 +241,8 @@ def dsod300(
         pretrained_backbone: load timm's weights into a named backbone.
         adapter_channels: half the channels of each prediction map but the first; their number makes
             the number of maps.
-        prior_sizes: ``"voc"`` or ``"coco"`` (SSD's rule), or one size in pixels for each map and
-            the upper end.
+        prior_sizes: ``"voc"`` or ``"coco"`` (SSD's rule), or with ``512`` at the end SSD512's, or
+            one size in pixels for each map and the upper end.
         faithful_priors: keep the published step of 300 on the last map (see `dsod_priors`).
         preprocessing: overrides of ``mean``, ``std``, ``channel_order`` and ``value_range``; left
             out, DSOD's for its own backbones and the pretrained configuration's for others.
@@ -289,6 +289,22 @@ def dsod300_smallest(**options: Unpack[DSODOptions]) -> DSOD:
         **options: as of `dsod300`; the backbone is ``dsod_smallest_features``.
     """
     options.setdefault("backbone", "dsod_smallest_features")
+    return dsod300(**options)
+
+
+def dsod512(**options: Unpack[DSODOptions]) -> DSOD:
+    """DSOD512: DSOD300 with one more stage, for seven maps of 64 to 1 cells.
+
+    The body is that of szq0214/DSOD, ``model_libs.py``, ``DSOD512_V3_Body``, published without
+    numbers; the prior sizes are SSD512's.
+
+    Args:
+        **options: as of `dsod300`; other defaults are ``image_size=512``, six ``adapter_channels``
+            and ``prior_sizes="voc512"`` (``"coco512"`` for COCO).
+    """
+    options.setdefault("image_size", 512)
+    options.setdefault("adapter_channels", (256, 256, 128, 128, 128, 128))
+    options.setdefault("prior_sizes", "voc512")
     return dsod300(**options)
 
 
