@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -142,8 +143,9 @@ class FastFusion(nn.Module):
         """Maps of one shape (N, C, H, W) to one."""
         weights = F.relu(self.fusion_weights)
         weights = weights / (weights.sum() + self.eps)
-        x = sum(w * x for w, x in zip(weights.unbind(), maps, strict=True))
-        return self.norm(self.pointwise(self.depthwise(F.silu(x))))
+        weighted = (w * x for w, x in zip(weights.unbind(), maps, strict=True))
+        x = F.silu(reduce(torch.add, weighted))
+        return self.norm(self.pointwise(self.depthwise(x)))
 
 
 def _conv_norm(in_channels: int, out_channels: int) -> nn.Sequential:

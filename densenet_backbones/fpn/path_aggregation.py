@@ -72,6 +72,7 @@ class _Step(nn.Module):
         self.fuse = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
         for conv in (self.down, self.fuse):  # as torchvision starts its pyramid
             nn.init.kaiming_uniform_(conv.weight, a=1)
+            assert conv.bias is not None
             nn.init.zeros_(conv.bias)
 
     def forward(self, finer: Tensor, coarser: Tensor) -> Tensor:
