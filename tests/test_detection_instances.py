@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from instance_sets import OTHER_SIDE, SIZES, write_instances
+from instance_sets import OTHER_SIDE, SIZES, change, write_instances
 from test_detection_data import with_trainer
 
 from densenet_backbones.data.boxes import boxes_of_masks
@@ -17,6 +17,7 @@ from densenet_backbones.data.instance_transforms import InstanceAugmentation
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.sources import read_detection
 from densenet_backbones.data.transforms import Augmentation
+from densenet_backbones.heads.detection_transform import DetectionTransform
 
 MASKS, POINTS = ["boxes", "masks"], ["boxes", "keypoints"]
 
@@ -85,6 +86,30 @@ def test_evaluated_images_show_what_is_learnt(drawn):
     assert len(samples) == 4
 
 
+def test_images_without_labelled_keypoints_are_left_out_of_their_training(tmp_path):
+    def hide(content):
+        content["annotations"][0]["keypoints"] = [0, 0, 0] * 5
+        del content["annotations"][4]["keypoints"]
+
+    root = change(write_instances(tmp_path, SIZES[:4]), hide)
+    change(write_instances(root, SIZES[:4], split="val"), hide, "instances_val")
+
+    def ids(**options):
+        data = DetectionData(str(root), **options)
+        return [[r.image_id for r in part.records] for part in (data.train_set, data.val_set)]
+
+    assert ids(learns=POINTS) == [[3, 4], [1, 2, 3, 4]]
+    assert ids(learns=MASKS) == ids() == [[1, 2, 3, 4]] * 2
+
+    def hide_all(content):
+        for annotation in content["annotations"]:
+            annotation["keypoints"] = [0, 0, 0] * 5
+
+    change(root, hide_all)
+    with pytest.raises(DataError, match="no keypoint of its 4 images is labelled"):
+        ids(learns=POINTS)
+
+
 def test_a_detector_that_says_nothing_learns_what_the_data_was_told(drawn):
     model = SimpleNamespace(transform=detector().preprocessing)  # as torchvision's own
     data = data_for(drawn, model, learns=MASKS, augmentation="flip")
@@ -108,6 +133,27 @@ def test_images_keep_their_size_are_scaled_or_lie_on_one_canvas(drawn):
     assert model.preprocessing._skip_resize
     assert shapes(detector(), augmentation="lsj") == {(64, 64)}  # 1024 / 800 * 50
     assert shapes(detector(), augmentation="lsj", jitter_size=48) == {(48, 48)}
+
+
+@pytest.mark.parametrize("augmentation", ["multiscale", "lsj", "flip"])
+def test_a_detector_does_not_undo_the_scales(drawn, augmentation):
+    transform = DetectionTransform(min_size=30, max_size=90, size_divisible=1)
+    model = SimpleNamespace(learns=("boxes", "masks"), preprocessing=transform)
+    batch = batches_of(data_for(drawn, model, learns=MASKS, augmentation=augmentation))[0]
+    images = [sample.image / 255 for sample in batch]
+    given = [tuple(image.shape[1:]) for image in images]
+
+    def seen():
+        targets = [{"boxes": s.boxes, "labels": s.labels, "masks": s.masks} for s in batch]
+        made, targets = transform(images, targets)
+        assert [tuple(t["masks"].shape[1:]) for t in targets] == made.image_sizes
+        return made.image_sizes
+
+    transform.train()
+    sizes = seen()
+    assert (sizes == given) == (augmentation != "flip")
+    transform.eval()
+    assert {min(size) for size in seen()} <= {29, 30}  # torchvision rounds down
 
 
 def test_detectors_of_one_size_are_given_it_or_resize_themselves():

@@ -237,7 +237,7 @@ WRONG_USAGE = [
     (("surplus",), "surplus"),
     (("--batch-size", "many"), "data.batch_size must be int, got many"),
     (("--epochs", "2.5"), "trainer.max_epochs must be int or null, got 2.5"),
-    (("--data.augmentation", "heavy"), "must be one of 'ssd', 'light', 'none', got heavy"),
+    (("--data.augmentation", "heavy"), "must be one of 'ssd', 'light', 'flip', "),
     (("--model.args", "[1]"), "model.args must be dict or null, got [1]"),
     (("--config", "dsod300_vok"), "did you mean 'dsod300_voc'? (shipped: dsod300_coco, "),
     (("--config", "none.yaml"), "there is no file none.yaml (shipped: "),

@@ -11,7 +11,7 @@ from densenet_backbones.data.detection_augmentation import (
     image_size_of,
 )
 from densenet_backbones.data.detection_images import DetectionImages
-from densenet_backbones.data.instances import Learnt, learnable
+from densenet_backbones.data.instances import Learnt, learnable, with_keypoints
 from densenet_backbones.data.loading import (
     ImageData,
     ResumableLoader,
@@ -54,6 +54,7 @@ class DetectionData(ImageData[DetectionSet]):
         jitter_size: Side of the square canvas of "lsj" in pixels. None takes the detector's image
             size, or 1024 for a shortest side of 800 and in proportion.
         learns: What is learnt and evaluated: "boxes", and "masks" or "keypoints"; None: boxes.
+            Images on which no keypoint is labelled teach none, and are left out of that training.
         group_by_shape: Make batches of portrait and of landscape images apart. None does so where
             the detector is given images of their own shapes.
         seed: Order and augmentation are functions of (seed, epoch, index).
@@ -106,6 +107,15 @@ class DetectionData(ImageData[DetectionSet]):
         self.copy_paste, self.jitter_size = copy_paste, jitter_size
         self.learns, self.group_by_shape = tuple(learns or ("boxes",)), group_by_shape
         self.strict, self.check_images = strict, check_images
+
+    @property
+    def train_set(self) -> DetectionSet:
+        """The training images (read at first use)."""
+        first_use = "train" not in self._sets
+        found = super().train_set
+        if first_use and "keypoints" in self.learns:
+            found = self._sets["train"] = with_keypoints(found)
+        return found
 
     @property
     def categories(self) -> Categories:

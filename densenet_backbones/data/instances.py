@@ -98,6 +98,27 @@ def learnable(detection_set: DetectionSet, learns: Sequence[str], strict: bool) 
     return _outlined(detection_set, strict) if "masks" in learns else detection_set
 
 
+def with_keypoints(detection_set: DetectionSet) -> DetectionSet:
+    """The images on which some object has a labelled keypoint: others would teach none.
+
+    (Half of COCO's images show nobody; detectron2 and torchvision's training leave them out, too.)
+
+    Raises:
+        DataError: If there is none.
+    """
+    kept = [
+        record
+        for record in detection_set.records
+        if any(any(a.get("keypoints", [])[2::3]) for a in _own_annotations(record))
+    ]
+    if not kept:
+        raise DataError(
+            f"{detection_set.name}: no keypoint of its {len(detection_set)} images is labelled "
+            "(visibility 1 or 2), so none can be learnt from it; choose a detector of boxes"
+        )
+    return replace(detection_set, records=tuple(kept))
+
+
 def _own_annotations(record: ImageRecord) -> list[dict[str, Any]]:
     """The annotation of each box."""
     assert record.annotation_of is not None, "readers set it"
