@@ -173,7 +173,7 @@ class DenseStages(nn.Module):
         Raises:
             ValueError: There are fewer stages.
         """
-        children = self._stage_children()
+        children = self.stage_children()
         if not 0 <= stages < len(children) + 1:
             raise ValueError(
                 f"stages must be 0 to {len(children)} (the stem and "
@@ -185,7 +185,7 @@ class DenseStages(nn.Module):
                     module.requires_grad_(i >= stages).train(self.training and i >= stages)
         self.frozen_stages = stages
 
-    def _stage_children(self) -> list[list[nn.Module]]:
+    def stage_children(self) -> list[list[nn.Module]]:
         """Children of the stem, then of each block up to the next one."""
         stages: list[list[nn.Module]] = [[]]
         for name in self.feature_names:
@@ -197,7 +197,7 @@ class DenseStages(nn.Module):
     def train(self, mode: bool = True) -> "DenseStages":
         """Sets the training mode of all but the frozen stages."""
         super().train(mode)
-        for modules in self._stage_children()[: self.frozen_stages]:
+        for modules in self.stage_children()[: self.frozen_stages]:
             for module in modules:
                 module.eval()
         return self

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.fpn import Adapter, build_adapter
-from densenet_backbones.heads.detection_body import BodyOptions, body_and_adapter, stages_of
+from densenet_backbones.heads.detection_body import (
+    Body,
+    BodyOptions,
+    body_and_adapter,
+    stages_of,
+)
 from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
 
 __all__ = [
@@ -20,13 +25,14 @@ __all__ = [
     "DetectionBackbone",
     "Extra",
     "densenet_fpn_backbone",
-    "freeze_first_stages",
+    "stages_to_freeze",
 ]
 
 AdapterName = Literal["fpn", "pan", "bifpn", "dense_prediction"]
 Extra = Literal["pool", "p6p7"]
 
-ALL_LAYERS = 5  # of torchvision's ResNets, where it trains all of them
+# Of the last stages; torchvision trains all five of a ResNet, or three of a pretrained one.
+ALL_LAYERS, PRETRAINED_LAYERS = 5, 3
 
 
 class DetectionBackbone(nn.Module):
@@ -93,7 +99,7 @@ class DetectionBackbone(nn.Module):
     @property
     def num_stages(self) -> int:
         """Stages of the body that `freeze` can count: the stem and the blocks behind it."""
-        return len(_stages(self.body))
+        return len(stages_of(self.body))
 
     def freeze(self, stages: int) -> None:
         """Freezes the body's first stages: no gradients, and norms and dropout in eval mode.
@@ -108,15 +114,15 @@ class DetectionBackbone(nn.Module):
         """
         if hasattr(self.body, "freeze"):
             self.body.freeze(stages)  # type: ignore[operator]
-        else:
-            freeze_first_stages(_stages(self.body), stages, self.frozen_stages, self.training)
+        elif stages or self.frozen_stages:
+            _freeze_first(stages_of(self.body), stages, self.frozen_stages, self.training)
         self.frozen_stages = stages
 
     def train(self, mode: bool = True) -> "DetectionBackbone":
         """Sets the training mode of all but the frozen stages."""
         super().train(mode)
         if self.frozen_stages and not hasattr(self.body, "freeze"):
-            for stage in _stages(self.body)[: self.frozen_stages]:
+            for stage in stages_of(self.body)[: self.frozen_stages]:
                 for module in stage:
                     module.training = False
         return self
@@ -131,26 +137,8 @@ class DetectionBackbone(nn.Module):
         return prefixed_groups(self.body, "body.", coarse)
 
 
-def _stages(body: nn.Module) -> list[list[nn.Module]]:
-    ours = getattr(body, "_stage_children", None)
-    found: list[list[nn.Module]] = ours() if ours is not None else stages_of(body)
-    return found
-
-
-def freeze_first_stages(
-    stages: list[list[nn.Module]], number: int, frozen: int, training: bool
-) -> None:
-    """Freezes the first of a network's stages, and trains those again that were frozen before.
-
-    Args:
-        stages: All modules of each stage.
-        number: How many to freeze.
-        frozen: How many are frozen now.
-        training: The mode of the network around them.
-
-    Raises:
-        ValueError: There are fewer stages.
-    """
+def _freeze_first(stages: list[list[nn.Module]], number: int, frozen: int, training: bool) -> None:
+    """Freezes the first ``number`` of a network's stages, and trains again what else is frozen."""
     if not 0 <= number <= len(stages):
         raise ValueError(f"stages must be 0 to {len(stages)}, got {number}")
     for index, stage in enumerate(stages[: max(number, frozen)]):
@@ -192,8 +180,8 @@ def densenet_fpn_backbone(
     Args:
         name: timm's, ours or any other that has ``features_only``: ``rdnet_tiny``, ``resnet50``.
         trainable_layers: How many of the last stages are trained, as torchvision counts them: 0
-            for none up to 5 for all of a DenseNet, four blocks and the stem. Left out: all, or with
-            ``weights_backbone`` all but the stem and the first block.
+            for none up to 5 for all of a DenseNet, four blocks and the stem. Left out: all, or 3
+            with ``weights_backbone``.
         adapter: ``fpn``, ``pan``, ``bifpn`` or ``dense_prediction``, see `build_adapter`.
         adapter_kwargs: Further arguments of the adapter.
         out_channels: Of every map.
@@ -211,19 +199,25 @@ def densenet_fpn_backbone(
     make = partial(
         build_adapter, adapter, out_channels=out_channels, extra=extra, **(adapter_kwargs or {})
     )
-    body, built, extra_levels = body_and_adapter(name, make, **options)
-    backbone = DetectionBackbone(body, built, extra_levels)
-    freeze_all_but(backbone, trainable_layers, options.get("weights_backbone") is not None)
+    body = body_and_adapter(name, make, **options)
+    backbone = DetectionBackbone(body.net, body.adapter, body.extra_levels)
+    backbone.freeze(stages_to_freeze(body, trainable_layers, options.get("weights_backbone")))
     return backbone
 
 
-def freeze_all_but(backbone: DetectionBackbone, layers: int | None, pretrained: bool) -> None:
-    """Freezes all stages but the last ``layers``; see `densenet_fpn_backbone`."""
-    if layers is None and not pretrained:
-        return
-    if layers is not None and not 0 <= layers <= max(ALL_LAYERS, backbone.num_stages):
-        raise ValueError(
-            f"trainable_layers must be 0 to {max(ALL_LAYERS, backbone.num_stages)}, got {layers}"
-        )
-    stages = backbone.num_stages
-    backbone.freeze(min(2, stages) if layers is None else max(stages - layers, 0))
+def stages_to_freeze(body: Body, layers: int | None, weights: str | None) -> int:
+    """How many of a body's first stages are not trained; see `densenet_fpn_backbone`.
+
+    Layers are counted from the end of the whole network, wherever the body ends.
+
+    Raises:
+        ValueError: ``layers`` is out of range.
+    """
+    if layers is None and weights is None:
+        return 0
+    if layers is None:
+        layers = PRETRAINED_LAYERS
+    number = len(stages_of(body.whole))
+    if not 0 <= layers <= max(ALL_LAYERS, number):
+        raise ValueError(f"trainable_layers must be 0 to {max(ALL_LAYERS, number)}, got {layers}")
+    return min(max(number - layers, 0), len(stages_of(body.net)))

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import timm
 import torch
@@ -15,12 +15,37 @@ from torch import nn
 from densenet_backbones.checkpoints import CheckpointError, read_state_dict
 from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.fpn import Adapter
+from densenet_backbones.stages import DenseStages
 from densenet_backbones.timm_models import SUFFIX
 from densenet_backbones.variants import VARIANTS
 
-__all__ = ["BodyOptions", "Norm", "body_and_adapter", "is_ours", "levels_from", "stages_of"]
+__all__ = [
+    "Body",
+    "BodyOptions",
+    "Norm",
+    "body_and_adapter",
+    "is_ours",
+    "levels_from",
+    "stages_of",
+]
 
 Norm = Literal["bn", "frozen", "sync", "group"]
+
+
+class Body(NamedTuple):
+    """A feature network with its adapter.
+
+    Attributes:
+        net: It ends where the adapter stops reading.
+        adapter: Reads some of its levels.
+        extra_levels: How many of the adapter's levels lie beyond the whole network's.
+        whole: The network with all its levels, without data.
+    """
+
+    net: nn.Module
+    adapter: Adapter
+    extra_levels: int
+    whole: nn.Module
 
 
 class BodyOptions(TypedDict, total=False):
@@ -38,16 +63,13 @@ def body_and_adapter(
     name: str,
     make_adapter: Callable[[Sequence[FeatureLevel]], Adapter],
     **options: Unpack[BodyOptions],
-) -> tuple[nn.Module, Adapter, int]:
+) -> Body:
     """A feature network that ends where the adapter stops reading, and the adapter.
 
     Args:
         name: timm's, ours or any other that has ``features_only``.
         make_adapter: From the network's levels, see `levels_from`, to the adapter.
         **options: As of `densenet_fpn_backbone`.
-
-    Returns:
-        The network, the adapter, and how many levels the adapter has beyond the network's.
 
     Raises:
         ValueError: An argument is out of range or not the network's.
@@ -57,6 +79,12 @@ def body_and_adapter(
     arguments = _arguments(name, norm, options)
     with torch.device("meta"):
         whole = _create(name, arguments)
+    coarsest, limit = feature_levels(whole)[-1].stride, options.get("output_stride", 32)
+    if limit < min(coarsest, 32):
+        raise ValueError(
+            f"backbone {name!r} has no output_stride: its last map has a stride of {coarsest}, not "
+            f"{limit}; leave output_stride out"
+        )
     positions = levels_from(feature_levels(whole), options.get("min_stride", 4))
     levels = [feature_levels(whole)[position] for position in positions]
     adapter = make_adapter(levels)
@@ -65,10 +93,10 @@ def body_and_adapter(
         taken = sorted(index % len(info) for index in info.out_indices)
         read = [feature_levels(whole).index(level) for level in adapter.levels_in]
         arguments["out_indices"] = tuple(taken[position] for position in read)
-    body = _create(name, arguments, weights)
+    net = _create(name, arguments, weights)
     if not is_ours(name):
-        body = _with_norm(body, norm, name)
-    return body, adapter, len(adapter.levels) - len(levels)
+        net = _with_norm(net, norm, name)
+    return Body(net, adapter, len(adapter.levels) - len(levels), whole)
 
 
 def levels_from(levels: Sequence[FeatureLevel], min_stride: int) -> tuple[int, ...]:
@@ -149,14 +177,17 @@ def _with_norm(net: nn.Module, norm: Norm, name: str) -> nn.Module:
 
 
 def stages_of(net: nn.Module) -> list[list[nn.Module]]:
-    """Modules of a timm feature network by stage: the stem, then what leads to each tap.
+    """Modules of a feature network by stage: the stem, then what leads to each tap.
 
-    Modules are taken in the order of their registration, which in timm is that of the forward
-    pass. A stem ends with the tap of stride 2, or where there is none before the first tap.
+    Those of networks not ours are taken in the order of their registration, which in timm is that
+    of the forward pass. A stem ends with the tap of stride 2, or where there is none before the
+    first tap.
 
     Raises:
         ValueError: The network's taps are not modules of it.
     """
+    if isinstance(net, DenseStages):
+        return net.stage_children()
     modules = [(name, module) for name, module in net.named_modules() if name]
     stages: list[list[nn.Module]] = []
     start = 0

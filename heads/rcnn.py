@@ -209,12 +209,13 @@ def fasterrcnn_fpn_v2(*, num_classes: int = 91, **options: Unpack[FasterRCNNOpti
 
     Args:
         num_classes: K, with the background.
-        **options: As of `fasterrcnn_fpn`; the backbone's ``norm`` is ``bn`` unless given.
+        **options: As of `fasterrcnn_fpn`; the backbone's ``norm`` is ``bn`` unless given,
+            and the FPN has batch norm as well.
     """
     return build(
         FasterRCNN,
         num_classes,
-        _bn_unless_given(options),
+        _v2_options(options),
         v2=True,
     )
 
@@ -234,12 +235,13 @@ def maskrcnn_fpn_v2(*, num_classes: int = 91, **options: Unpack[FasterRCNNOption
 
     Args:
         num_classes: K, with the background.
-        **options: As of `fasterrcnn_fpn`; the backbone's ``norm`` is ``bn`` unless given.
+        **options: As of `fasterrcnn_fpn`; the backbone's ``norm`` is ``bn`` unless given,
+            and the FPN has batch norm as well.
     """
     return build(
         MaskRCNN,
         num_classes,
-        _bn_unless_given(options),
+        _v2_options(options),
         v2=True,
     )
 
@@ -258,6 +260,9 @@ def keypointrcnn_fpn(
     return build(KeypointRCNN, num_classes, options)
 
 
-def _bn_unless_given(options: FasterRCNNOptions) -> FasterRCNNOptions:
-    """Torchvision's newer detectors train batch norm also where the backbone has weights."""
-    return {**options, "norm": options.get("norm") or "bn"}
+def _v2_options(options: FasterRCNNOptions) -> FasterRCNNOptions:
+    """Batch norm unless another is given, also where the backbone has weights, and in the FPN."""
+    given: FasterRCNNOptions = {**options, "norm": options.get("norm") or "bn"}
+    if given.get("adapter", "fpn") == "fpn":
+        given["adapter_kwargs"] = {"norm": "bn", **(options.get("adapter_kwargs") or {})}
+    return given

@@ -22,7 +22,7 @@ from densenet_backbones.heads.backbones import without_data
 from densenet_backbones.heads.detection_backbone import (
     AdapterName,
     DetectionBackbone,
-    freeze_all_but,
+    stages_to_freeze,
 )
 from densenet_backbones.heads.detection_body import BodyOptions, body_and_adapter, is_ours
 from densenet_backbones.heads.detection_transform import DetectionTransform
@@ -297,10 +297,11 @@ def _build(num_classes: int, options: Mapping[str, Any]) -> SSD:
     body = {"min_stride": 8, **body}
     if is_ours(name):  # as SSD's third pool: 300 pixels give 38 cells
         body["backbone_kwargs"] = {"ceil_mode": True, **(body.get("backbone_kwargs") or {})}
-    net, adapter, _ = body_and_adapter(name, partial(_base_adapter, own), **body)
-    levels = ExtraLevels(adapter, _cells(SSDBackbone(net, adapter), image_size), image_size)
-    backbone = SSDBackbone(net, levels)
-    freeze_all_but(backbone, rest.pop("trainable_layers", None), "weights_backbone" in body)
+    found = body_and_adapter(name, partial(_base_adapter, own), **body)
+    cells = _cells(SSDBackbone(found.net, found.adapter), image_size)
+    backbone = SSDBackbone(found.net, ExtraLevels(found.adapter, cells, image_size))
+    layers = rest.pop("trainable_layers", None)
+    backbone.freeze(stages_to_freeze(found, layers, body.get("weights_backbone")))
     sizes = {"fixed_size": [image_size] * 2, "min_size": image_size, "max_size": image_size}
     overrides = {**(base.get("preprocessing") or {}), **sizes, "size_divisible": 1}
     transform = make_transform(backbone, name, overrides, {})

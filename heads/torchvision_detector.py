@@ -17,7 +17,12 @@ from densenet_backbones.heads.detection_backbone import (
 from densenet_backbones.heads.detection_transform import DetectionTransform
 from densenet_backbones.heads.detector_weights import load_detector_file
 from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
-from densenet_backbones.heads.validation import check_images, check_targets
+from densenet_backbones.heads.validation import (
+    check_images,
+    check_keypoints,
+    check_masks,
+    check_targets,
+)
 
 __all__ = [
     "DetectorOptions",
@@ -85,17 +90,20 @@ class TorchvisionDetector(nn.Module):
         """
         check_images(images, self.backbone.in_chans)
         if self.training:
-            check_targets(
-                targets, len(images), self.num_classes, self.learns[1:], self.num_keypoints
-            )
+            check_targets(targets, len(images), self.num_classes)
+            assert targets is not None
+            if "masks" in self.learns:
+                check_masks(targets, images)
+            if self.num_keypoints is not None:
+                check_keypoints(targets, self.num_keypoints)
         try:
             found: Any = super().forward(images, targets if self.training else None)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ValueError(
-                "batch norm cannot train on one image whose coarsest map has a single cell: use a "
-                "batch of 2 or more, a larger image size or norm='frozen'"
+                "a norm cannot take its statistics from a single value, one image whose coarsest "
+                "map has one cell: use 2 images or more, larger ones, or norm='frozen'"
             ) from error
         return found
 

@@ -34,11 +34,7 @@ def check_images(images: Sequence[Tensor], channels: int = 3) -> None:
 
 
 def check_targets(
-    targets: Sequence[dict[str, Tensor]] | None,
-    num_images: int,
-    num_classes: int,
-    beside: Sequence[str] = (),
-    num_keypoints: int | None = None,
+    targets: Sequence[dict[str, Tensor]] | None, num_images: int, num_classes: int
 ) -> None:
     """Raises a ``ValueError`` that names the image and the box at fault.
 
@@ -47,16 +43,13 @@ def check_targets(
             height, ``labels`` (B,) int64 in 1..num_classes-1; B may be 0.
         num_images: number of images they belong to.
         num_classes: K, with the background.
-        beside: What every target must hold besides: ``masks`` (B, H, W), ``keypoints`` (B, number,
-            3) floats.
-        num_keypoints: Of each object; None for any.
     """
     if targets is None:
         raise ValueError("targets must be given in training mode; call model.eval() to predict")
     if len(targets) != num_images:
         raise ValueError(f"targets must be one an image: {num_images} images, {len(targets)} given")
     for index, target in enumerate(targets):
-        missing = {"boxes", "labels", *beside} - target.keys()
+        missing = {"boxes", "labels"} - target.keys()
         if missing:
             raise ValueError(f"target {index} has no {sorted(missing)}")
         boxes, labels = target["boxes"], target["labels"]
@@ -70,27 +63,32 @@ def check_targets(
                 f"labels of target {index} must be ({len(boxes)},) int64, got "
                 f"{tuple(labels.shape)} {labels.dtype}"
             )
-        for name in beside:
-            _check_shape(name, target[name], f"target {index}", len(boxes), num_keypoints)
     if not torch.compiler.is_compiling():
         _check_values(targets, num_classes)
 
 
-def _check_shape(
-    name: str, values: Tensor, where: str, objects: int, num_keypoints: int | None
-) -> None:
-    if name == "masks":
-        good = values.dim() == 3
-        legal = f"({objects}, H, W), one of the image's size for each box"
-    else:
-        number = "number" if num_keypoints is None else num_keypoints
-        good = values.dim() == 3 and values.shape[2] == 3 and values.is_floating_point()
-        good = good and num_keypoints in (None, values.shape[1])
-        legal = f"({objects}, {number}, 3) floats, x, y and visibility for each box"
-    if not good or len(values) != objects:
-        raise ValueError(
-            f"{name} of {where} must be {legal}; got {tuple(values.shape)} {values.dtype}"
-        )
+def check_masks(targets: Sequence[dict[str, Tensor]], images: Sequence[Tensor]) -> None:
+    """Raises a ``ValueError`` unless every target has ``masks`` (B, H, W) of its image's size."""
+    for index, (target, image) in enumerate(zip(targets, images, strict=True)):
+        legal = (len(target["boxes"]), image.shape[-2], image.shape[-1])
+        masks = target.get("masks")
+        if masks is None or tuple(masks.shape) != legal:
+            raise ValueError(
+                f"target {index} must have masks {legal}, one of the image's size for each box; "
+                f"got {'none' if masks is None else tuple(masks.shape)}"
+            )
+
+
+def check_keypoints(targets: Sequence[dict[str, Tensor]], number: int) -> None:
+    """Raises a ``ValueError`` unless every target has ``keypoints`` (B, number, 3) floats."""
+    for index, target in enumerate(targets):
+        legal = (len(target["boxes"]), number, 3)
+        points = target.get("keypoints")
+        if points is None or tuple(points.shape) != legal or not points.is_floating_point():
+            raise ValueError(
+                f"target {index} must have keypoints {legal} floats, x, y and visibility of each; "
+                f"got {'none' if points is None else (*points.shape, points.dtype)}"
+            )
 
 
 def _check_values(targets: Sequence[dict[str, Tensor]], num_classes: int) -> None:

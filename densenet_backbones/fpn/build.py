@@ -22,7 +22,7 @@ __all__ = ["build_adapter"]
 _PYRAMIDS: dict[str, type[Adapter]] = {"fpn": FPN, "pan": PAN, "bifpn": BiFPN}
 # Keyword arguments of an adapter beyond those that all have.
 _OPTIONS: dict[str, tuple[str, ...]] = {
-    "fpn": ("p6p7_input",),
+    "fpn": ("p6p7_input", "norm"),
     "pan": ("p6p7_input",),
     "bifpn": ("repeats",),
     "dense_prediction": (),
@@ -48,7 +48,7 @@ def build_adapter(
             two or more for ``"dense_prediction"``.
         out_channels: of every output level; even for ``"dense_prediction"``, which joins halves.
         extra: ``"pool"``, ``"p6p7"`` or None; how each adapter makes these levels says its class.
-        **kwargs: ``p6p7_input`` of `FPN` and `PAN`, ``repeats`` of `BiFPN`.
+        **kwargs: ``p6p7_input`` of `FPN` and `PAN`, ``norm`` of `FPN`, ``repeats`` of `BiFPN`.
 
     Raises:
         ValueError: for arguments that are not as said.

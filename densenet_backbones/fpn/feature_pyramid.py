@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import (
     ExtraFPNBlock,
     FeaturePyramidNetwork,
@@ -27,6 +27,8 @@ class FPN(Adapter):
             R-CNN); ``"p6p7"``, two levels by 3x3 convolutions of stride 2 (RetinaNet); None.
         p6p7_input: what ``"p6p7"`` convolves: ``"c5"``, the last input level (RetinaNet), or
             ``"p5"``, the last output level (FCOS).
+        norm: ``"bn"`` for batch norm behind every convolution of the pyramid, as in torchvision's
+            ``fasterrcnn_resnet50_fpn_v2``; None for biases.
 
     Raises:
         ValueError: for arguments that are not as said.
@@ -38,14 +40,18 @@ class FPN(Adapter):
         out_channels: int = 256,
         extra: str | None = "pool",
         p6p7_input: str = "c5",
+        norm: str | None = None,
     ) -> None:
         super().__init__()
+        if norm not in (None, "bn"):
+            raise ValueError(f"norm must be 'bn' or None, got {norm!r}")
         self.levels = pyramid_levels(levels_in, out_channels, extra)
         self.levels_in = tuple(levels_in)
         self.pyramid = FeaturePyramidNetwork(
             [level.channels for level in levels_in],
             out_channels,
             extra_blocks(extra, self.levels_in[-1].channels, out_channels, p6p7_input),
+            norm_layer=nn.BatchNorm2d if norm == "bn" else None,
         )
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
