@@ -182,6 +182,32 @@ def test_the_metric_equals_pycocotools(seed, iou_type, random):
         assert got == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("further", ["segm", "keypoints"])
+def test_several_types_are_evaluated_on_the_same_detections(further):
+    prefix = {"segm": "mask_", "keypoints": "keypoint_"}[further]
+    truth, predictions = scene(7, iou_type=further)
+    metric = CocoMetric(truth, CATEGORIES, ("bbox", further))
+    metric.update(predictions)
+    got = metric.compute()
+    expected = {}
+    for kind, start in (("bbox", ""), (further, prefix)):
+        alone = CocoMetric(truth, CATEGORIES, kind)
+        alone.update(predictions)
+        numbers = alone.compute()
+        expected |= {f"{start}{name}": value for name, value in numbers.items()}
+        assert same(metric.evaluations[kind].numbers, numbers)
+    assert list(got) == list(expected) and same(got, expected)
+    assert 0 < got[f"{prefix}AP"] < 1 and 0 < got["AP"] < 1
+    assert metric.evaluation is metric.evaluations["bbox"]
+    one = metric.results[0]
+    assert {"bbox", "segmentation" if further == "segm" else "keypoints"} <= one.keys()
+
+
+def test_a_metric_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="iou_type names nothing to evaluate"):
+        CocoMetric(scene(0)[0], CATEGORIES, ())
+
+
 def test_a_repeated_image_counts_once_with_its_first_predictions():
     truth, predictions = scene(3)
     metric = CocoMetric(truth, CATEGORIES)

@@ -130,7 +130,8 @@ def evaluate_coco(
 
     Args:
         ground_truth: COCO's JSON form: images, annotations (`bbox` xywh in pixels), categories.
-            A missing `iscrowd` is 0, a missing `area` that of the box.
+            A missing `iscrowd` is 0, a missing `area` that of the box. A `segmentation` of None is
+            a mask that nobody drew: masks found at its box count neither as right nor as wrong.
         results: COCO's results form: dicts of image_id, category_id, score and, by `iou_type`, bbox
             (xywh in pixels), segmentation (compressed RLE) or keypoints (x, y, v, ...).
         iou_type: What is compared.
@@ -215,6 +216,10 @@ def _prepared_truth(
         if given["image_id"] not in wanted:
             continue
         annotation = {**given, "id": len(annotations) + 1, "iscrowd": int(given.get("iscrowd", 0))}
+        if annotation.get("segmentation", ()) is None:
+            x, y, w, h = given["bbox"]
+            annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            annotation["iscrowd"] |= iou_type == "segm"
         if "area" not in annotation:
             annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
         if iou_type == "keypoints" and "num_keypoints" not in annotation:

@@ -21,6 +21,9 @@ from densenet_backbones.training.coco_evaluation import (
 
 _COCO_KEYPOINTS = 17
 
+PREFIXES: dict[IouType, str] = {"bbox": "", "segm": "mask_", "keypoints": "keypoint_"}
+"""What stands before a number's name where one metric evaluates several types."""
+
 
 class CocoMetric(Metric):
     """COCO's numbers of the images that were updated, on one process or on many.
@@ -37,12 +40,15 @@ class CocoMetric(Metric):
     Args:
         ground_truth: COCO's JSON form of the whole set (`DetectionSet.ground_truth`).
         categories: Label of the model <-> category id of the data set.
-        iou_type: "bbox", "segm" or "keypoints".
+        iou_type: "bbox", "segm" or "keypoints"; or several of them, all evaluated on the same
+            detections: the numbers of masks and keypoints are then called mask_AP, keypoint_AP, ….
         backend: "pycocotools" or "faster_coco_eval".
         keypoint_sigmas: For `iou_type` "keypoints": one OKS constant a keypoint; None: COCO's 17.
 
     Attributes:
-        evaluation: What the last `compute` found, with classes and curves; None before.
+        evaluation: What the last `compute` found of the first type, with classes and curves; None
+            before.
+        evaluations: The same for each type.
         results: The predictions of the last `compute` in COCO's results form.
         images: Ids of the images of the last `compute`, in the order of arrival.
     """
@@ -64,16 +70,19 @@ class CocoMetric(Metric):
         self,
         ground_truth: Mapping[str, Any],
         categories: Categories,
-        iou_type: IouType = "bbox",
+        iou_type: IouType | Sequence[IouType] = "bbox",
         backend: Backend = "pycocotools",
         keypoint_sigmas: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.ground_truth, self.categories = ground_truth, categories
-        self.iou_type, self.backend = iou_type, backend
-        self.keypoint_sigmas = keypoint_sigmas
-        # Fails here, and not after the first epoch, for a wrong type or a missing backend.
-        evaluate_coco(ground_truth, [], iou_type, (), backend, keypoint_sigmas)
+        self.iou_types = (iou_type,) if isinstance(iou_type, str) else tuple(iou_type)
+        self.backend, self.keypoint_sigmas = backend, keypoint_sigmas
+        if not self.iou_types:
+            raise ValueError("iou_type names nothing to evaluate; give 'bbox' or several types")
+        for kind in self.iou_types:
+            # Fails here, and not after the first epoch, for a wrong type or a missing backend.
+            evaluate_coco(ground_truth, [], kind, (), backend, keypoint_sigmas)
         self._sizes = {int(i["id"]): (i["height"], i["width"]) for i in ground_truth["images"]}
         self._types = {
             "image_ids": torch.int64,
@@ -82,13 +91,14 @@ class CocoMetric(Metric):
             "scores": torch.float64,
             "labels": torch.int64,
         }
-        if iou_type == "keypoints":
+        if "keypoints" in self.iou_types:
             self._types["keypoints"] = torch.float64
-        if iou_type == "segm":
+        if "segm" in self.iou_types:
             self._types |= {"mask_sizes": torch.int64, "mask_codes": torch.uint8}
         for name in self._types:
             self.add_state(name, default=[], dist_reduce_fx="cat")
         self.evaluation: CocoEvaluation | None = None
+        self.evaluations: dict[IouType, CocoEvaluation] = {}
         self.results: list[dict[str, Any]] = []
         self.images: list[int] = []
 
@@ -114,15 +124,25 @@ class CocoMetric(Metric):
         predictions = self._predictions()
         self.images = [p["image_id"] for p in predictions]
         self.results = coco_results(predictions, self.categories)
-        self.evaluation = evaluate_coco(
-            self.ground_truth,
-            self.results,
-            self.iou_type,
-            self.images,
-            self.backend,
-            self.keypoint_sigmas,
-        )
-        return self.evaluation.numbers
+        self.evaluations = {
+            kind: evaluate_coco(
+                self.ground_truth,
+                self.results,
+                kind,
+                self.images,
+                self.backend,
+                self.keypoint_sigmas,
+            )
+            for kind in self.iou_types
+        }
+        self.evaluation = self.evaluations[self.iou_types[0]]
+        if len(self.iou_types) == 1:
+            return self.evaluation.numbers
+        return {
+            f"{PREFIXES[kind]}{name}": value
+            for kind, found in self.evaluations.items()
+            for name, value in found.numbers.items()
+        }
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """`Metric.sync`; a process without images takes part with empty states of the right type.
@@ -154,7 +174,7 @@ class CocoMetric(Metric):
         n = len(scores)
         rows = {"boxes": boxes, "scores": scores, "labels": labels}
         shapes = {"boxes": (n, 4), "scores": (n,), "labels": (n,)}
-        if self.iou_type == "keypoints":
+        if "keypoints" in self._types:
             rows["keypoints"] = torch.as_tensor(prediction["keypoints"]).detach()
             shapes["keypoints"] = (n, len(self.keypoint_sigmas or range(_COCO_KEYPOINTS)), 3)
         for name, shape in shapes.items():
@@ -171,7 +191,7 @@ class CocoMetric(Metric):
                 f"[1, {self.categories.num_classes - 1}] (0 is the background), got "
                 f"{int(labels.min())} to {int(labels.max())}"
             )
-        if self.iou_type == "segm":
+        if "mask_codes" in self._types:
             rows |= self._mask_rows(image_id, prediction["masks"], n)
         rows |= {"image_ids": torch.tensor([image_id]), "counts": torch.tensor([n])}
         return {name: values.reshape(-1) for name, values in rows.items()}
