@@ -13,12 +13,8 @@ from densenet_backbones.data.samples import Categories
 from densenet_backbones.training import pictures
 from densenet_backbones.training.coco_evaluation import evaluate_coco
 from densenet_backbones.training.coco_metric import coco_results
-from densenet_backbones.training.pictures import (
-    draw_detections,
-    ground_truth_beside_predictions,
-    montage,
-    save_picture,
-)
+from densenet_backbones.training.instance_pictures import ground_truth_beside_predictions
+from densenet_backbones.training.pictures import draw_detections, montage, save_picture
 from densenet_backbones.training.plots import (
     _steps_per_epoch,
     class_colour,

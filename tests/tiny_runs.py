@@ -64,3 +64,48 @@ def files_below(folder):
     """Every file with its bytes, to see that nothing was changed."""
     folder = Path(folder)
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+# torchvision's detectors on the same backbone, at a size where a step takes a fraction of a second.
+PYRAMID_ARGS = {
+    "weights_backbone": None,
+    "min_size": 64,
+    "max_size": 96,
+    "out_channels": 16,
+    "backbone_kwargs": DETECTOR_ARGS["backbone_kwargs"],
+}
+RCNN_ARGS = {
+    **PYRAMID_ARGS,
+    "rpn_pre_nms_top_n_train": 50,
+    "rpn_post_nms_top_n_train": 30,
+    "rpn_pre_nms_top_n_test": 30,
+    "rpn_post_nms_top_n_test": 10,
+    "box_batch_size_per_image": 16,
+    "box_detections_per_img": 5,
+    "box_score_thresh": 0.0,
+}
+
+
+@contextmanager
+def shallow_heads():
+    """One layer in the heads of masks and keypoints: four and eight are most of a tiny detector."""
+    import torchvision.models.detection.keypoint_rcnn as keypoint_rcnn
+    import torchvision.models.detection.mask_rcnn as mask_rcnn
+
+    masks, keypoints = mask_rcnn.MaskRCNNHeads, keypoint_rcnn.KeypointRCNNHeads
+    mask_rcnn.MaskRCNNHeads = lambda channels, layers, *more: masks(channels, layers[:1], *more)
+    keypoint_rcnn.KeypointRCNNHeads = lambda channels, layers: keypoints(channels, layers[:1])
+    try:
+        yield
+    finally:
+        mask_rcnn.MaskRCNNHeads, keypoint_rcnn.KeypointRCNNHeads = masks, keypoints
+
+
+def instance_arguments(data, detector, *more, args=RCNN_ARGS, epochs=2):
+    """As `training_arguments`, of one of torchvision's detectors."""
+    return training_arguments(
+        data,
+        *("--model.detector", detector, "--model.args", json.dumps(args)),
+        *("--model.optimizer.lr", "0.001", "--data.augmentation", "flip", *more),
+        epochs=epochs,
+    )

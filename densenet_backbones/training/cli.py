@@ -138,6 +138,8 @@ class TrainingCLI(LightningCLI):
         )
         for name in self.kind.told_by_data:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        for name, (source, told) in self.kind.told_by_model.items():
+            parser.link_arguments(f"model.{source}", f"data.{name}", compute_fn=told)
         parser.link_arguments("data.seed", "model.seed")
 
     def before_instantiate_classes(self) -> None:
@@ -169,7 +171,7 @@ class TrainingCLI(LightningCLI):
         if not trainer.fast_dev_run:
             self.stop = OrderlyStop()
             callbacks += [TrainingPictures(self.folder), self.stop]
-            callbacks += checkpoint_callbacks(self.folder, f"val/{self.kind.task.headline[0]}")
+            callbacks += checkpoint_callbacks(self.folder, self.model.monitor)
         self.trainer_defaults["callbacks"] = callbacks
         if trainer.logger in (None, True) and not trainer.fast_dev_run:
             step = self.resumed["global_step"] if self.resumed else None

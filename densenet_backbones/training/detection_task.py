@@ -10,19 +10,28 @@ from torch import Tensor
 from densenet_backbones.data.samples import Categories, DetectionSet, Sample
 from densenet_backbones.training.coco_metric import CocoMetric
 from densenet_backbones.training.detector import Detector, DetectorSpec, to_float
-from densenet_backbones.training.optimization import Optimizer, Schedule, images_per_step
-from densenet_backbones.training.pictures import (
-    draw_detections,
+from densenet_backbones.training.instance_pictures import (
+    annotated,
+    confident,
+    draw_instances,
     ground_truth_beside_predictions,
-    montage,
-    to_pixels,
 )
+from densenet_backbones.training.learned import (
+    COCO_KEYPOINTS,
+    IOU_TYPES,
+    allow_channels_last,
+    evaluated_truth,
+    headline_of,
+    keypoint_sigmas,
+    learned_by,
+    with_keypoints,
+)
+from densenet_backbones.training.merged_detection import MergedDetection, compact
+from densenet_backbones.training.optimization import Optimizer, Schedule, images_per_step
+from densenet_backbones.training.pictures import montage, to_pixels
 from densenet_backbones.training.task import NonFiniteLossError, Task
 
 __all__ = ["DetectionTask", "NonFiniteLossError", "Optimizer", "Schedule", "images_per_step"]
-
-SHOWN_SCORE = 0.5
-"""Detections below this score are left out of pictures."""
 
 
 class DetectionTask(Task):
@@ -38,10 +47,15 @@ class DetectionTask(Task):
         seed: Everything random inside the model is a function of (seed, step, process).
         evaluator: "pycocotools", or "faster_coco_eval" for equal numbers in less time.
         categories: The classes; given by the data.
+
+    Attributes:
+        learns: What the detector learns: boxes, and perhaps masks or keypoints. All of them are
+            evaluated, and the last one says which weights are best.
+        merged: How the evaluated images are looked at, where not as the detector does.
     """
 
     spec: DetectorSpec
-    headline = ("AP", "AP50")
+    headline: tuple[str, ...] = ("AP", "AP50")
     look_at = "boxes"
 
     def __init__(
@@ -56,9 +70,15 @@ class DetectionTask(Task):
         categories: Categories | None = None,
     ) -> None:
         assert categories is not None, "linked from the data"
-        spec = DetectorSpec(detector, dict(args or {}), categories)
+        args = with_keypoints(detector, dict(args or {}), categories)
+        spec = DetectorSpec(detector, args, categories)
         super().__init__(spec, optimizer, schedule, channels_last, seed)
         self.evaluator = evaluator
+        allow_channels_last(self.model)
+        self.learns = learned_by(self.model)
+        if len(self.learns) > 1:
+            self.headline = headline_of(self.learns)
+        self.merged: MergedDetection | None = None
 
     @classmethod
     def from_detector(cls, detector: Detector, **options: Any) -> "DetectionTask":
@@ -72,10 +92,18 @@ class DetectionTask(Task):
         task.adopt(detector.spec, detector.model, options.get("channels_last", True))
         return task
 
+    @property
+    def monitor(self) -> str:
+        """AP of the last thing that is learned."""
+        return f"val/{headline_of(self.learns)[-1]}"
+
     def losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
         """The detector's own losses, by name."""
         images = [to_float(sample.image) for sample in batch]
-        targets = [{"boxes": sample.boxes, "labels": sample.labels} for sample in batch]
+        targets = [
+            {name: getattr(sample, name) for name in ("boxes", "labels", *self.learns[1:])}
+            for sample in batch
+        ]
         found: dict[str, Tensor] = self.model(images, targets)
         return found
 
@@ -88,48 +116,50 @@ class DetectionTask(Task):
         return [torch.rand(3, *size, device=device)], size
 
     def make_metric(self, val_set: DetectionSet) -> CocoMetric:
-        """COCO's numbers."""
-        ground_truth = val_set.ground_truth()
-        return CocoMetric(ground_truth, self.spec.categories, backend=self.evaluator)
+        """COCO's numbers of all that is learned."""
+        keypoints = self.spec.args.get("num_keypoints", COCO_KEYPOINTS)
+        return CocoMetric(
+            evaluated_truth(val_set, self.learns, keypoints),
+            self.spec.categories,
+            [IOU_TYPES[what] for what in self.learns],
+            backend=self.evaluator,
+            keypoint_sigmas=keypoint_sigmas(keypoints) if "keypoints" in self.learns else None,
+        )
 
     def validation_step(self, batch: list[Sample], batch_idx: int) -> dict[str, Any]:
-        """Detections of a batch, added to the evaluation."""
-        found = self.model([to_float(sample.image) for sample in batch])
-        predictions = [
-            {
-                **{k: v.float() if v.is_floating_point() else v for k, v in f.items()},
-                "image_id": sample.image_id,
-            }
-            for sample, f in zip(batch, found, strict=True)
-        ]
+        """Detections of a batch, added to the evaluation; masks as run-length codes at once."""
+        images = [to_float(sample.image) for sample in batch]
+        found = self.merged(self.model, images) if self.merged else self.model(images)
+        predictions: list[dict[str, Any]] = []
+        while found:  # those that are done leave their masks' memory to the next
+            sample, detections = batch[len(predictions)], compact(found.pop(0))
+            predictions.append({**in_float32(detections), "image_id": sample.image_id})
         self.metric.update(predictions)
         return {"predictions": predictions}
 
     def draw_batch(self, batch: Sequence[Sample]) -> np.ndarray:
-        """The images with their boxes, as augmented."""
-        boxes = [(s.boxes.cpu().numpy(), s.labels.cpu().numpy()) for s in batch]
-        pairs = zip((to_pixels(s.image) for s in batch), boxes, strict=True)
-        names = self.spec.categories.names
-        return montage([draw_detections(image, *found, names) for image, found in pairs])
+        """The images with their objects, as augmented."""
+        names, skeleton = self.spec.categories.names, self.spec.categories.skeleton
+        return montage(
+            [draw_instances(to_pixels(s.image), annotated(s), names, skeleton) for s in batch]
+        )
 
     def draw_predictions(self, batch: Sequence[Sample], outputs: dict[str, Any]) -> np.ndarray:
-        """Annotated boxes on the left, detected ones on the right."""
+        """Annotated objects on the left, detected ones on the right."""
         return ground_truth_beside_predictions(
             [to_pixels(s.image) for s in batch],
-            [(s.boxes.cpu().numpy(), s.labels.cpu().numpy()) for s in batch],
+            [annotated(s) for s in batch],
             [confident(p) for p in outputs["predictions"][: len(batch)]],
             self.spec.categories.names,
+            skeleton=self.spec.categories.skeleton,
         )
 
 
-def confident(
-    prediction: dict[str, Any], score: float = SHOWN_SCORE
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes, labels and scores of the detections worth drawing."""
-    arrays = {
-        k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v)
-        for k, v in prediction.items()
-        if k in ("boxes", "labels", "scores")
-    }
-    keep = arrays["scores"] >= score
-    return arrays["boxes"][keep], arrays["labels"][keep], arrays["scores"][keep]
+def in_float32(detections: dict[str, Any]) -> dict[str, Any]:
+    """Detections of one image whose numbers may be of half precision."""
+
+    def full(values: Any) -> Any:
+        half = isinstance(values, Tensor) and values.is_floating_point()
+        return values.float() if half else values
+
+    return {name: full(values) for name, values in detections.items()}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from densenet_backbones.data.samples import Categories
 from densenet_backbones.heads import Preprocessing
 from densenet_backbones.training.image_tensors import image_tensor, to_float
+from densenet_backbones.training.merged_detection import MergedDetection, compact, rows_of
 from densenet_backbones.training.model_file import (
     ModelSpec,
     build_registered,
@@ -20,6 +21,7 @@ from densenet_backbones.training.model_file import (
     read_weights,
     save_model,
 )
+from densenet_backbones.training.run_lengths import RunLengths, decode_mask
 from densenet_backbones.training.segmentation_model import SegmentationModel, SegmenterSpec
 
 __all__ = [
@@ -76,9 +78,24 @@ class DetectorSpec(ModelSpec):
     def build(self, **overrides: Any) -> nn.Module:
         """The model with fresh weights; `overrides` replace single arguments of the builder."""
         model = build_detector(self.name, self.categories.num_classes, {**self.args, **overrides})
-        if self.preprocessing is not None:
+        if self.preprocessing is not None and hasattr(model, "use_preprocessing"):
+            model.use_preprocessing(self.preprocessing)  # type: ignore[operator]
+        elif self.preprocessing is not None:
             model.preprocessing = Preprocessing(**self.preprocessing)
         return model
+
+    def without_downloads(self) -> dict[str, Any]:
+        """As of every kind; what follows from having weights (`densenet_fpn_backbone`) stays."""
+        found = super().without_downloads()
+        if self.args.get("weights") is not None:
+            found["weights"] = None
+        if self.args.get("weights_backbone") is not None:
+            norm = "bn" if self.name.endswith("_v2") else "frozen"
+            found["weights_backbone"] = None
+            found["norm"] = self.args.get("norm") or norm
+            layers = self.args.get("trainable_layers")
+            found["trainable_layers"] = 3 if layers is None else layers
+        return found
 
 
 def build_detector(name: str, num_classes: int, args: dict[str, Any]) -> nn.Module:
@@ -104,25 +121,47 @@ class Detections:
         labels: (D,) int64 in ``1 .. K - 1``.
         scores: (D,) float32 in [0, 1].
         names: The class name of each.
+        masks: The D masks as COCO's run-length codes, or None: a detector of boxes.
+        keypoints: (D, Kp, 3) float32 of x, y and 1, in pixels of the image as shown, or None.
+        keypoint_scores: (D, Kp) float32, the higher the surer; no probabilities. Or None.
     """
 
     boxes: Tensor
     labels: Tensor
     scores: Tensor
     names: list[str]
+    masks: list[RunLengths] | None = None
+    keypoints: Tensor | None = None
+    keypoint_scores: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def pixels(self, index: int) -> np.ndarray:
+        """The mask of one detection, (H, W) bool.
+
+        Raises:
+            ValueError: The detector gives no masks.
+        """
+        if self.masks is None:
+            raise ValueError("this detector gives boxes without masks; use a Mask R-CNN")
+        return decode_mask(self.masks[index])
+
 
 class Detector:
-    """A model with its classes, ready to predict; made by `load`."""
+    """A model with its classes, ready to predict; made by `load`.
+
+    Attributes:
+        merged: How images are looked at where not as the detector itself does: test-time
+            augmentation, Soft-NMS. May be set.
+    """
 
     def __init__(self, spec: DetectorSpec, model: nn.Module, device: torch.device | str) -> None:
         self.spec = spec
         self.categories = spec.categories
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
+        self.merged: MergedDetection | None = None
 
     def predict(self, image: str | Path | np.ndarray, score_threshold: float = 0.5) -> Detections:
         """Detect objects in one image.
@@ -145,17 +184,23 @@ class Detector:
         if not 0 <= score_threshold <= 1:
             raise ValueError(f"score_threshold must lie in [0, 1], got {score_threshold}")
         pixels = [image_tensor(image, self.device) for image in images]
-        return [self._keep(found, score_threshold) for found in self.model(pixels)]
+        found = self.merged(self.model, pixels) if self.merged else self.model(pixels)
+        return [self._keep(one, score_threshold) for one in found]
 
-    def _keep(self, found: dict[str, Tensor], threshold: float) -> Detections:
+    def _keep(self, found: dict[str, Any], threshold: float) -> Detections:
         order = found["scores"].argsort(descending=True, stable=True)
         order = order[found["scores"][order] >= threshold]
-        labels = found["labels"][order].cpu()
+        kept = compact(rows_of(found, order))
+        labels = kept["labels"].cpu()
+        points, sure = (kept.get(name) for name in ("keypoints", "keypoints_scores"))
         return Detections(
-            boxes=found["boxes"][order].float().cpu(),
+            boxes=kept["boxes"].float().cpu(),
             labels=labels,
-            scores=found["scores"][order].float().cpu(),
+            scores=kept["scores"].float().cpu(),
             names=[self.categories.name_of_label(int(label)) for label in labels],
+            masks=kept.get("masks"),
+            keypoints=None if points is None else points.float().cpu(),
+            keypoint_scores=None if sure is None else sure.float().cpu(),
         )
 
 

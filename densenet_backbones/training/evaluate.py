@@ -20,6 +20,8 @@ from densenet_backbones.training.cli import fail, quiet_libraries
 from densenet_backbones.training.console import is_first_process, say
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.detector import load
+from densenet_backbones.training.learned import learned_by
+from densenet_backbones.training.merged_detection import add_arguments, from_options
 from densenet_backbones.training.report import write_evaluation
 from densenet_backbones.training.segmentation_model import SegmentationModel
 from densenet_backbones.training.segmentation_task import SegmentationTask
@@ -29,7 +31,8 @@ from densenet_backbones.training.task import Task
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description="A detector: COCO's twelve numbers, VOC's average precisions, a table per "
+        description="A detector: COCO's numbers of boxes, and of masks or keypoints where it gives "
+        "them, VOC's average precisions, a table per "
         "class, curves, the confusion matrix, pictures and results in COCO's JSON format. A "
         "segmenter: mIoU, accuracies, boundary F-score, a table per class, the confusion matrix "
         "and pictures."
@@ -70,6 +73,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="T",
         help="detector: IoU from which a detection is right in VOC's numbers (%(default)s)",
     )
+    add_arguments(parser)
     parser.add_argument(
         "--boundary-tolerance",
         type=float,
@@ -131,14 +135,18 @@ Evaluation = tuple[Task, pl.LightningDataModule, Callable[[Path], None]]
 
 
 def _detection(detector: Any, options: argparse.Namespace) -> Evaluation:
-    data = DetectionData(**_data_options(options))
+    data = DetectionData(**_data_options(options), learns=list(learned_by(detector.model)))
     data.use_classes(detector.categories)
+    mirrored = detector.categories.mirrored_keypoints
+    merged = from_options(options, detector.model, mirrored)
     task = DetectionTask.from_detector(detector, evaluator=options.evaluator)
+    task.merged = merged
     counting = {"voc_iou": options.voc_iou, "count_difficult": options.count_difficult}
     return task, data, lambda out: write_evaluation(task.metric, data.val_set, out, **counting)
 
 
 def _segmentation(model: Any, options: argparse.Namespace) -> Evaluation:
+    from_options(options, None)  # refuses what is for detectors
     data = SegmentationData(**_data_options(options), task=model.spec.task)
     data.use_classes(model.classes)
     task = SegmentationTask.from_model(model, boundary_tolerance=options.boundary_tolerance)

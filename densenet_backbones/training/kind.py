@@ -1,6 +1,6 @@
 """What one kind of training differs in from another; the engine does all the rest."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ class Kind:
         data: Its Lightning data module, with `train_set` and `val_set`.
         spec: What describes its models in files.
         told_by_data: Properties of the data that are arguments of the task by the same name.
+        told_by_model: Property of the data -> option of the task it follows from, and how: known
+            before either is built.
         prepare: Called with task and data before anything is written.
         data_table: Classes and their numbers in both parts, from the data.
         remarks: Further lines to read before a long training, from task and data.
@@ -38,6 +40,7 @@ class Kind:
     data: type[pl.LightningDataModule]
     spec: type[ModelSpec]
     told_by_data: tuple[str, ...]
+    told_by_model: Mapping[str, tuple[str, Callable[[Any], Any]]]
     prepare: Callable[[Any, Any], None]
     data_table: Callable[[Any], Table]
     remarks: Callable[[Any, Any], Iterable[str]]

@@ -9,6 +9,7 @@ from densenet_backbones.training.arguments import DETECTION_FORM, SEGMENTATION_F
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.detector import DetectorSpec
 from densenet_backbones.training.kind import Kind
+from densenet_backbones.training.learned import learned_by_name
 from densenet_backbones.training.segmentation_model import SegmenterSpec
 from densenet_backbones.training.segmentation_task import SegmentationTask
 
@@ -28,6 +29,7 @@ DETECTION = Kind(
     data=DetectionData,
     spec=DetectorSpec,
     told_by_data=("categories",),
+    told_by_model={"learns": ("detector", lambda detector: list(learned_by_name(detector)))},
     prepare=_keep_matched,
     data_table=_detection_table,
     remarks=lambda task, data: summary.unmatched_objects(task.model, data.train_set),
@@ -48,6 +50,7 @@ SEGMENTATION = Kind(
     data=SegmentationData,
     spec=SegmenterSpec,
     told_by_data=("mask_classes", "task"),
+    told_by_model={},
     prepare=_weigh_classes,
     data_table=segmentation_report.data_table,
     remarks=lambda task, data: (),

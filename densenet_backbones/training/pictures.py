@@ -1,7 +1,7 @@
 """Pictures of what goes into a detector and what comes out of it.
 
 Images are uint8 arrays (H, W, 3), RGB; boxes are xyxy in pixels of their image. Curves and
-matrices are drawn in `plots`.
+matrices are drawn in `plots`, masks and keypoints in `instance_pictures`.
 """
 
 import functools
@@ -24,7 +24,8 @@ from densenet_backbones.training.writing import save_bytes
 _PAPER, _INK, _SHADE = (255, 255, 255), (32, 36, 44), (0, 0, 0, 110)
 _GAP = 8  # pixels between the images of a sheet
 _TITLE_FONT = 14
-_LARGEST_CELL, _SMALLEST_CELL = 480, 320  # pixels, longer side of an image in a sheet
+LARGEST_CELL, SMALLEST_CELL = 480, 320
+"""Pixels of the longer side of an image in a sheet."""
 
 Rectangle = tuple[float, float, float, float]
 
@@ -116,9 +117,9 @@ def montage(
         raise ValueError(f"{len(images)} images but {len(titles)} titles; give one an image")
     if not images:
         return np.full((2 * _GAP, 2 * _GAP, 3), _PAPER, np.uint8)
-    width = min(_LARGEST_CELL, max(image.shape[1] for image in images))
-    height = min(_LARGEST_CELL, max(image.shape[0] for image in images))
-    fitted = [_scaled(i, min(height / i.shape[0], width / i.shape[1])) for i in images]
+    width = min(LARGEST_CELL, max(image.shape[1] for image in images))
+    height = min(LARGEST_CELL, max(image.shape[0] for image in images))
+    fitted = [scaled(i, min(height / i.shape[0], width / i.shape[1])) for i in images]
     columns = min(len(images), columns or max(1, round(math.sqrt(len(images) * height / width))))
     return np.concatenate(
         [
@@ -147,52 +148,6 @@ def _row(
         left = x + (width - image.shape[1]) // 2
         row[top : top + image.shape[0], left : left + image.shape[1]] = image
     return row
-
-
-def ground_truth_beside_predictions(
-    images: Sequence[np.ndarray],
-    ground_truth: Sequence[tuple[np.ndarray, np.ndarray]],
-    predictions: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    names: Sequence[str],
-    pairs: int | None = None,
-) -> np.ndarray:
-    """A sheet of pairs: what is annotated on the left, what was detected on the right.
-
-    Args:
-        images: (H, W, 3) uint8 each.
-        ground_truth: (boxes, labels) of each image, as `draw_detections` takes them.
-        predictions: (boxes, labels, scores) of each image; weak ones already left out.
-        names: Class names in label order.
-        pairs: Pairs in a row; None makes the sheet about as wide as it is high.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        ValueError: If the three lists differ in length.
-    """
-    if not len(images) == len(ground_truth) == len(predictions):
-        raise ValueError(
-            f"{len(images)} images, {len(ground_truth)} ground truths and {len(predictions)} "
-            "predictions; give one of each an image"
-        )
-    drawn, titles = [], []
-    for image, (boxes, labels), found in zip(images, ground_truth, predictions, strict=True):
-        # Scaled before drawing, so that lines and letters are sharp at the size shown.
-        longer = max(image.shape[:2])
-        scale = min(max(longer, _SMALLEST_CELL), _LARGEST_CELL) / longer
-        canvas = _scaled(image, scale)
-        drawn.append(draw_detections(canvas, np.asarray(boxes) * scale, labels, names))
-        found_boxes, found_labels, scores = found
-        drawn.append(
-            draw_detections(canvas, np.asarray(found_boxes) * scale, found_labels, names, scores)
-        )
-        titles += [f"annotated: {len(labels)}", f"detected: {len(found_labels)}"]
-    if pairs is None and images:
-        height = max(image.shape[0] for image in drawn)
-        width = max(image.shape[1] for image in drawn)
-        pairs = max(1, round(math.sqrt(len(images) * height / (2 * width))))
-    return montage(drawn, 2 * (pairs or 1), titles)
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
@@ -306,7 +261,8 @@ def _title(text: str, width: int, height: int) -> np.ndarray:
     return np.array(strip)
 
 
-def _scaled(image: np.ndarray, scale: float) -> np.ndarray:
+def scaled(image: np.ndarray, scale: float) -> np.ndarray:
+    """An (H, W, 3) uint8 image at a multiple of its size; itself where that is the same."""
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     if (height, width) == image.shape[:2]:
         return image

@@ -16,7 +16,9 @@ from densenet_backbones.data.samples import DataError
 from densenet_backbones.training.cli import fail, quiet_libraries
 from densenet_backbones.training.console import say
 from densenet_backbones.training.detector import Detections, Detector, load
-from densenet_backbones.training.pictures import draw_detections, save_picture
+from densenet_backbones.training.instance_pictures import Shown, all_visible, draw_instances
+from densenet_backbones.training.merged_detection import add_arguments, from_options
+from densenet_backbones.training.pictures import save_picture
 from densenet_backbones.training.predict_masks import ENDINGS, predict_mask
 from densenet_backbones.training.segmentation_model import SegmentationModel
 
@@ -27,7 +29,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description="Draw what a trained detector or segmenter finds in pictures. A detector's "
-        "objects go to predictions.json; a segmenter writes a PNG of class indices for each "
+        "objects go to predictions.json, with masks as COCO's run-length codes and keypoints where "
+        "it gives them; a segmenter writes a PNG of class indices for each "
         "picture, and a summary as JSON."
     )
     parser.add_argument("checkpoint", help="*.ckpt of a run or its model.safetensors")
@@ -46,6 +49,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="S",
         help="detector: leave out detections below this score, 0 to 1 (%(default)s)",
     )
+    add_arguments(parser)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N")
     parser.add_argument(
@@ -89,9 +93,12 @@ def predict(options: argparse.Namespace) -> None:
     stems = free_stems(options.out, files)
     model = load(options.checkpoint, usable_device(options.device))
     if isinstance(model, SegmentationModel):
+        from_options(options, None)  # refuses what is for detectors
         rows = segment(model, files, stems, options)
         said = f"{len(files)} images segmented"
     else:
+        mirrored = model.categories.mirrored_keypoints
+        model.merged = from_options(options, model.model, mirrored)
         rows = detect(model, files, stems, options)
         said = f"{sum(len(row['detections']) for row in rows)} objects in {len(files)} images"
     options.out.mkdir(parents=True, exist_ok=True)
@@ -115,13 +122,8 @@ def detect(
             picture = None if options.no_pictures else Path(f"{stems[file]}.png")
             rows.append(to_json(file, picture, image.shape[1], image.shape[0], found))
             if picture:
-                drawn = draw_detections(
-                    image,
-                    found.boxes.numpy(),
-                    found.labels.numpy(),
-                    detector.categories.names,
-                    found.scores.numpy(),
-                )
+                names, skeleton = detector.categories.names, detector.categories.skeleton
+                drawn = draw_instances(image, shown(found), names, skeleton)
                 save_picture(picture, drawn)
     return rows
 
@@ -203,19 +205,44 @@ def free_stems(out: Path, files: Sequence[Path]) -> dict[Path, Path]:
     return paths
 
 
+def shown(found: Detections) -> Shown:
+    """What to draw of an image's detections."""
+    points = None if found.keypoints is None else all_visible(found.keypoints.numpy())
+    arrays = (found.boxes.numpy(), found.labels.numpy(), found.scores.numpy())
+    return Shown(*arrays, masks=found.masks, keypoints=points)
+
+
 def to_json(
     file: Path, picture: Path | None, width: int, height: int, found: Detections
 ) -> dict[str, Any]:
-    """One image's detections: boxes are xyxy in pixels of the image as shown."""
+    """One image's detections, in pixels of the image as shown.
+
+    Boxes are xyxy, masks COCO's run-length codes, keypoints lists of x, y and score (the higher
+    the surer; no probabilities) in the order of the training data's.
+    """
     return {
         "file": str(file),
         "picture": str(picture) if picture else None,
         "width": width,
         "height": height,
-        "detections": [
-            {"name": name, "score": round(score, 4), "box": [round(v, 2) for v in box]}
-            for name, score, box in zip(
-                found.names, found.scores.tolist(), found.boxes.tolist(), strict=True
-            )
-        ],
+        "detections": [_entry(found, number) for number in range(len(found))],
     }
+
+
+def _entry(found: Detections, number: int) -> dict[str, Any]:
+    entry = {
+        "name": found.names[number],
+        "score": round(float(found.scores[number]), 4),
+        "box": [round(v, 2) for v in found.boxes[number].tolist()],
+    }
+    if found.masks is not None:
+        entry["mask"] = found.masks[number]
+    if found.keypoints is not None:
+        sure = found.keypoint_scores
+        scores = found.keypoints[number, :, 2] if sure is None else sure[number]
+        places = found.keypoints[number, :, :2].tolist()
+        entry["keypoints"] = [
+            [round(x, 2), round(y, 2), round(score, 4)]
+            for (x, y), score in zip(places, scores.tolist(), strict=True)
+        ]
+    return entry

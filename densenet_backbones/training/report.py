@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,21 @@ import numpy as np
 
 from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.data.images import read_image
+from densenet_backbones.data.instances import read_instances
 from densenet_backbones.data.samples import Categories, DetectionSet
 from densenet_backbones.training.coco_evaluation import CocoEvaluation
-from densenet_backbones.training.coco_metric import CocoMetric
+from densenet_backbones.training.coco_metric import PREFIXES, CocoMetric
 from densenet_backbones.training.confusion import confusion_matrix
 from densenet_backbones.training.console import is_first_process, say
-from densenet_backbones.training.detection_task import confident
+from densenet_backbones.training.instance_pictures import (
+    annotated,
+    confident,
+    ground_truth_beside_predictions,
+)
 from densenet_backbones.training.kind import Kind
+from densenet_backbones.training.learned import IOU_TYPES
 from densenet_backbones.training.model_file import save_model
-from densenet_backbones.training.pictures import ground_truth_beside_predictions, save_picture
+from densenet_backbones.training.pictures import save_picture
 from densenet_backbones.training.plots import (
     plot_confidence_curves,
     plot_confusion,
@@ -87,8 +94,9 @@ def write_evaluation(
     Args:
         metric: After `compute`.
         part: The images that were evaluated.
-        folder: Gets ``coco.json``, ``results.json`` (COCO's results format), ``table.txt``,
-            PR curves, the confusion matrix and predictions beside the ground truth.
+        folder: Gets ``table.txt``, ``metrics.json``, ``results.json`` (COCO's results format, with
+            masks and keypoints where there are some), PR curves, the confusion matrix of the boxes,
+            and predictions beside the ground truth.
         voc_iou: IoU from which a detection is right in VOC's numbers.
         count_difficult: Count VOC's difficult objects too.
     """
@@ -97,6 +105,10 @@ def write_evaluation(
     evaluation: CocoEvaluation = metric.evaluation
     text = format_table(evaluation)
     summary: dict[str, Any] = {"coco": evaluation.to_dict()}
+    for kind, further in list(metric.evaluations.items())[1:]:
+        text += "\n" + format_table(further)
+        summary[f"coco_{kind}"] = further.to_dict()
+        plot_pr_curves(further, folder / f"{PREFIXES[kind]}pr_curves.png")
     predictions = by_image(metric.results, part.categories)
     voc = evaluate_voc(
         part, predictions, voc_iou, count_difficult=count_difficult, image_ids=metric.images
@@ -111,43 +123,52 @@ def write_evaluation(
     plot_confidence_curves(voc, folder / "confidence_curves.png")
     matrix = confusion_matrix(part, predictions, image_ids=metric.images)
     plot_confusion(matrix, part.categories.names, folder / "confusion_matrix.png")
-    draw_examples(part, predictions, set(metric.images), folder / "predictions.png")
+    learns = [what for what, kind in IOU_TYPES.items() if kind in metric.evaluations]
+    draw_examples(part, predictions, set(metric.images), folder / "predictions.png", learns)
 
 
 def draw_examples(
     part: DetectionSet,
-    predictions: dict[int, dict[str, np.ndarray]],
+    predictions: dict[int, dict[str, Any]],
     evaluated: set[int],
     file: Path,
+    learns: Sequence[str] = ("boxes",),
 ) -> None:
     """Ground truth beside predictions of images spread over the evaluated ones."""
     nothing = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, np.int64), "scores": np.zeros(0)}
     records = [r for r in part.records if r.image_id in evaluated]
     step = max(1, len(records) // PICTURED_IMAGES)
     chosen = records[::step][:PICTURED_IMAGES]
+    keypoints = len(part.categories.keypoints)
     sheet = ground_truth_beside_predictions(
         [read_image(r.path) for r in chosen],
-        [(r.boxes, r.labels) for r in chosen],
+        [annotated(read_instances(r, learns, keypoints)) for r in chosen],
         [confident(predictions.get(r.image_id, nothing)) for r in chosen],
         part.categories.names,
+        skeleton=part.categories.skeleton,
     )
     save_picture(file, sheet)
 
 
-def by_image(
-    results: list[dict[str, Any]], categories: Categories
-) -> dict[int, dict[str, np.ndarray]]:
-    """COCO results back to one entry an image: boxes xyxy, labels, scores."""
-    rows: dict[int, list[tuple[list[float], int, float]]] = {}
-    for r in results:
-        x, y, w, h = r["bbox"]
-        label = categories.label_of_id(r["category_id"])
-        rows.setdefault(r["image_id"], []).append(([x, y, x + w, y + h], label, r["score"]))
-    return {
-        image_id: {
-            "boxes": np.array([row[0] for row in found], np.float32).reshape(-1, 4),
-            "labels": np.array([row[1] for row in found], np.int64),
-            "scores": np.array([row[2] for row in found], np.float32),
-        }
-        for image_id, found in rows.items()
+def by_image(results: list[dict[str, Any]], categories: Categories) -> dict[int, dict[str, Any]]:
+    """COCO results back to one entry an image: boxes xyxy, labels, scores, masks, keypoints."""
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for result in results:
+        rows.setdefault(result["image_id"], []).append(result)
+    return {image_id: _prediction(found, categories) for image_id, found in rows.items()}
+
+
+def _prediction(found: list[dict[str, Any]], categories: Categories) -> dict[str, Any]:
+    boxes = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in found)]
+    labels = [categories.label_of_id(r["category_id"]) for r in found]
+    prediction: dict[str, Any] = {
+        "boxes": np.array(boxes, np.float32).reshape(-1, 4),
+        "labels": np.array(labels, np.int64),
+        "scores": np.array([r["score"] for r in found], np.float32),
     }
+    if "segmentation" in found[0]:
+        prediction["masks"] = [r["segmentation"] for r in found]
+    if "keypoints" in found[0]:
+        points = np.array([r["keypoints"] for r in found], np.float32)
+        prediction["keypoints"] = points.reshape(len(found), -1, 3)
+    return prediction

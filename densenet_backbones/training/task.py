@@ -29,12 +29,12 @@ class Task(pl.LightningModule):
         seed: Everything random inside the model is a function of (seed, step, process).
 
     Attributes:
-        headline: Names of the numbers that are shown; the first says which weights are best.
+        headline: Names of the numbers that are shown.
         look_at: What of an image to look at when the loss is not finite.
         metric: The evaluation, from the first one on.
     """
 
-    headline: ClassVar[tuple[str, ...]]
+    headline: tuple[str, ...]
     look_at: ClassVar[str]
 
     def __init__(
@@ -62,6 +62,11 @@ class Task(pl.LightningModule):
             self.model.to(memory_format=torch.channels_last)
 
     # -- what a kind says ----------------------------------------------------------------------
+
+    @property
+    def monitor(self) -> str:
+        """Name of the logged number that says which weights are best: the highest."""
+        return f"val/{self.headline[0]}"
 
     def losses(self, batch: Sequence[Any]) -> dict[str, Tensor]:
         """The model's losses of a batch, by name."""
