@@ -13,7 +13,15 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_runs import DETECTOR_ARGS, differences, files_below, training_arguments
+from tiny_runs import (
+    DETECTOR_ARGS,
+    PYRAMID_ARGS,
+    RCNN_ARGS,
+    differences,
+    files_below,
+    shallow_heads,
+    training_arguments,
+)
 
 from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.training import cli
@@ -367,21 +375,34 @@ def test_every_config_file_is_shipped():
     assert set(shipped_configs()) == files and "quickstart" in files
 
 
+SMALLER = {
+    "retinanet": {**PYRAMID_ARGS, "out_channels": 32},
+    "fcos": {**PYRAMID_ARGS, "out_channels": 64},
+    "fasterrcnn": RCNN_ARGS,
+    "maskrcnn": RCNN_ARGS,
+    "keypointrcnn": RCNN_ARGS,
+    "ssd300": {"weights_backbone": None, "backbone_kwargs": DETECTOR_ARGS["backbone_kwargs"]},
+}
+
+
 @pytest.mark.parametrize("name", shipped_configs())
 def test_every_shipped_config_runs(name, tiny_scenes, tmp_path, monkeypatch, capsys):
     """One batch of each on drawn scenes; small, and without weights from the net."""
     monkeypatch.chdir(tmp_path)
     written = yaml.safe_load(shipped_configs()[name].read_text())
-    small = [f"--model.args.{key}={json.dumps(value)}" for key, value in DETECTOR_ARGS.items()]
+    kind = written["model"]["detector"].partition("_")[0]
+    args = dict(SMALLER.get(kind, DETECTOR_ARGS))
     if written["model"].get("args", {}).get("pretrained_backbone"):
-        small.append("--model.args.pretrained_backbone=false")
-    train_det(
-        [
-            *("--config", name, "--data", str(tiny_scenes), *small, "--dry-run"),
-            *("--batch-size", "2", "--data.num_workers", "0", "--data.val_split", "val"),
-            *("--data.train_split", "train", "--trainer.accelerator", "cpu"),
-        ]
-    )
+        args["pretrained_backbone"] = False
+    small = [f"--model.args.{key}={json.dumps(value)}" for key, value in args.items()]
+    with shallow_heads():
+        train_det(
+            [
+                *("--config", name, "--data", str(tiny_scenes), *small, "--dry-run"),
+                *("--batch-size", "2", "--data.num_workers", "0", "--data.val_split", "val"),
+                *("--data.train_split", "train", "--trainer.accelerator", "cpu"),
+            ]
+        )
     said = capsys.readouterr().out
     assert "Dry run done" in said
     assert f"{written['model']['detector']}: " in said
