@@ -71,22 +71,23 @@ overfit() {
     train "$row" "$config" "$runs/eight" --overfit 8 --trainer.log_every_n_steps 1 "$@"
 }
 
+weighed=(--model.loss.class_weights median_frequency)
 deeplab='{encoder_name: tu-densenet121_features, encoder_weights: null, encoder_output_stride: 16}'
 row() {
     case $1 in
     overfit_unet)
         overfit "$1" unet_densenet121_camvid --epochs 300 --ema_decay null \
-            --trainer.check_val_every_n_epoch 50 --model.optimizer.lr 1e-2
+            --trainer.check_val_every_n_epoch 50 --model.optimizer.lr 1e-2 "${weighed[@]}"
         ;;
     overfit_deeplabv3plus)
         overfit "$1" smp_unet_resnet34_camvid --epochs 300 --ema_decay null \
-            --trainer.check_val_every_n_epoch 50 --model.optimizer.lr 1e-2 \
+            --trainer.check_val_every_n_epoch 50 --model.optimizer.lr 1e-2 "${weighed[@]}" \
             --model.segmenter smp:DeepLabV3Plus --model.args "$deeplab"
         ;;
     overfit_fcdensenet56)
         overfit "$1" fcdensenet56_camvid --epochs 250 --batch-size 4 \
             --trainer.check_val_every_n_epoch 25 --model.args '{drop_rate: 0.0}' \
-            --model.loss.class_weights median_frequency
+            "${weighed[@]}"
         ;;
     unet) train "$1" unet_densenet121_camvid "$camvid" ;;
     smp_unet) train "$1" smp_unet_resnet34_camvid "$camvid" ;;
