@@ -304,12 +304,11 @@ def _legend_beside(axis: Axes, title: str) -> None:
 
 
 def _write_cells(axis: Axes, values: np.ndarray, shade: np.ndarray) -> None:
-    # Pixels are counted in millions: large numbers are written short.
-    whole = np.issubdtype(values.dtype, np.integer) and values.max(initial=0) < 100_000
+    counts = np.issubdtype(values.dtype, np.integer)
     for row, column in np.argwhere(np.nan_to_num(values) > 0):
         value = values[row, column]
         axis.text(
-            *(column, row, f"{value}" if whole else _short(float(value))),
+            *(column, row, _short(int(value)) if counts else f"{value:.2f}"),
             ha="center",
             va="center",
             fontsize=7.5,
@@ -317,8 +316,9 @@ def _write_cells(axis: Axes, values: np.ndarray, shade: np.ndarray) -> None:
         )
 
 
-def _short(value: float) -> str:
-    return f"{value:.2f}" if value < 1.005 else f"{value:.1e}".replace("e+0", "e")
+def _short(count: int) -> str:
+    # Pixels are counted in millions.
+    return str(count) if count < 100_000 else f"{count:.1e}".replace("e+0", "e")
 
 
 def _read_columns(path: Path) -> dict[str, np.ndarray]:
