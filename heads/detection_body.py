@@ -93,7 +93,10 @@ def body_and_adapter(
         taken = sorted(index % len(info) for index in info.out_indices)
         read = [feature_levels(whole).index(level) for level in adapter.levels_in]
         arguments["out_indices"] = tuple(taken[position] for position in read)
-    net = _create(name, arguments, weights)
+    if is_ours(name) or weights in (None, "timm"):
+        net = _create(name, arguments, weights)
+    else:
+        net = _create_checked(name, arguments, weights)
     if not is_ours(name):
         net = _with_norm(net, norm, name)
     return Body(net, adapter, len(adapter.levels) - len(levels), whole)
@@ -159,6 +162,30 @@ def _create(name: str, arguments: dict[str, Any], weights: str | None = None) ->
     for config in (getattr(net, "pretrained_cfg", None), getattr(net, "default_cfg", None)):
         if isinstance(config, dict):
             config.pop("state_dict", None)
+    return net
+
+
+def _create_checked(name: str, arguments: dict[str, Any], weights: str) -> nn.Module:
+    """A network of timm's with a file's weights, all of them.
+
+    timm leaves random what it cannot match as soon as it drops the classifier, as for features. So
+    the network is made twice from one seed, and what is equal in both did not come from the file.
+
+    Raises:
+        CheckpointError: The file has no weights for a layer.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        fresh = _create(name, arguments).state_dict()
+        torch.default_generator.manual_seed(0)
+        net = _create(name, arguments, weights)
+    loaded = net.state_dict()
+    random = [k for k, w in loaded.items() if w.dim() > 1 and torch.equal(w, fresh[k])]
+    if random:
+        raise CheckpointError(
+            f"{weights}: it has no weights for {len(random)} of the layers of backbone {name!r}, "
+            f"{random[0]} the first; give a file of that network"
+        )
     return net
 
 
