@@ -1,5 +1,6 @@
 """A trained detector as a file: what it finds, and which files are refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from tiny_runs import DETECTOR_ARGS
+from tiny_runs import DETECTOR_ARGS, PYRAMID_ARGS
 from torch import nn
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint
@@ -135,6 +136,40 @@ def test_a_pretrained_base_is_not_fetched_again(tmp_path):
     spec = DetectorSpec(SPEC.name, {**SPEC.args, "pretrained_backbone": True}, SPEC.categories)
     save_detector(tmp_path / "m.safetensors", spec, SPEC.build())
     assert load(tmp_path / "m.safetensors").spec.args["pretrained_backbone"] is True
+
+
+def pyramid(**args):
+    return DetectorSpec("retinanet_fpn", {**PYRAMID_ARGS, **args}, SPEC.categories)
+
+
+def test_preprocessing_of_detectors_of_any_image_size_comes_from_the_file(tmp_path):
+    spec = pyramid()
+    model = spec.build()
+    described = {**model.preprocessing.to_dict(), "min_size": 48, "mean": [0.1, 0.2, 0.3]}
+    save_detector(tmp_path / "m.safetensors", spec.with_preprocessing(described), model)
+    restored = load(tmp_path / "m.safetensors").model
+    assert restored.preprocessing.to_dict() == described
+    assert restored.transform.min_size == (48,)
+
+
+@pytest.mark.parametrize("name", ["retinanet_fpn", "retinanet_fpn_v2"])
+def test_weights_to_start_from_are_not_needed_again(name, tmp_path):
+    """What follows from them stays: the kind of batch norm, and which layers are trained."""
+    whole = dataclasses.replace(pyramid(out_channels=64), name=name)
+    file = tmp_path / "backbone.safetensors"
+    body = whole.build().backbone.body
+    safetensors.torch.save_file({k: v.contiguous() for k, v in body.state_dict().items()}, file)
+    spec = dataclasses.replace(whole, args={**whole.args, "weights_backbone": str(file)})
+    model = spec.build()
+    save_detector(tmp_path / "m.safetensors", spec, model)
+    file.unlink()
+    restored = load(tmp_path / "m.safetensors")
+    assert restored.spec == spec
+    assert [type(m) for m in restored.model.modules()] == [type(m) for m in model.modules()]
+    trained = [
+        [n for n, p in m.named_parameters() if p.requires_grad] for m in (model, restored.model)
+    ]
+    assert trained[0] == trained[1] and len(trained[0]) < len(list(model.parameters()))
 
 
 # -- files that are refused ------------------------------------------------------------------------

@@ -68,6 +68,7 @@ def test_masks_are_trained_evaluated_and_drawn(mask_run):
     log = (mask_run / "log.txt").read_text()
     table = (mask_run / "evaluation/table.txt").read_text()
     assert table in log and "COCO bbox, 7 images" in table and "COCO segm, 7 images" in table
+    assert "--config maskrcnn_densenet121_fpn_coco --data DIR" in log
     epoch = next(line for line in log.splitlines() if line.startswith("epoch   1"))
     assert " AP " in epoch and " mask_AP " in epoch
     for name in ("pictures/train_batch_0.png", "evaluation/predictions.png"):
@@ -135,6 +136,13 @@ def test_overfitting_needs_no_priors(tiny_scenes, tmp_path, monkeypatch):
     assert len(data.train_set) == 5 and data.val_set is data.train_set
     assert data.learns == ("boxes", "masks") == started.model.learns
     assert all(len(record.boxes) for record in data.train_set.records)
+
+
+def test_too_few_images_to_overfit_are_refused(tiny_scenes, tmp_path, refused_command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = instance_arguments(tiny_scenes, "maskrcnn_fpn", "--overfit", "100")
+    code, line = refused_command(train_det, *arguments)
+    assert code == 1 and "training images have objects; ask for fewer" in line
 
 
 def test_data_without_keypoints_is_refused(tiny_scenes, tmp_path, refused_command, monkeypatch):

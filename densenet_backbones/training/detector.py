@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from densenet_backbones.data.samples import Categories
@@ -85,17 +86,27 @@ class DetectorSpec(ModelSpec):
         return model
 
     def without_downloads(self) -> dict[str, Any]:
-        """As of every kind; what follows from having weights (`densenet_fpn_backbone`) stays."""
+        """As of every kind; what follows from having weights (`densenet_fpn_backbone`) stays.
+
+        torchvision's own detectors are built as they were: their norms depend on the weights.
+        """
         found = super().without_downloads()
-        if self.args.get("weights") is not None:
-            found["weights"] = None
-        if self.args.get("weights_backbone") is not None:
-            norm = "bn" if self.name.endswith("_v2") else "frozen"
-            found["weights_backbone"] = None
-            found["norm"] = self.args.get("norm") or norm
+        given = [name for name in ("weights", "weights_backbone") if self.args.get(name)]
+        if not given or _is_torchvisions(self.name):
+            return found
+        found |= dict.fromkeys(given)
+        if "weights_backbone" in given:
             layers = self.args.get("trainable_layers")
+            found["norm"] = self.args.get("norm") or (
+                "bn" if self.name.endswith("_v2") else "frozen"
+            )
             found["trainable_layers"] = 3 if layers is None else layers
         return found
+
+
+def _is_torchvisions(name: str) -> bool:
+    builder = torchvision.models.get_model_builder(name)
+    return bool(builder.__module__.startswith("torchvision."))
 
 
 def build_detector(name: str, num_classes: int, args: dict[str, Any]) -> nn.Module:

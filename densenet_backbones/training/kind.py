@@ -32,7 +32,8 @@ class Kind:
             evaluated set and the folder.
         doing: What a trained model does, for the last lines of a run.
         tool: The command that trains it.
-        own_data: How to train on data of one's own, likewise: the config, and what else there is.
+        own_data: How to train on data of one's own, likewise: from the task the config, and what
+            else there is.
     """
 
     form: ShortForm
@@ -47,4 +48,4 @@ class Kind:
     write_evaluation: Callable[[Any, Any, Path], None]
     doing: str
     tool: str
-    own_data: tuple[str, str]
+    own_data: Callable[[Any], tuple[str, str]]

@@ -15,12 +15,23 @@ from densenet_backbones.training.segmentation_task import SegmentationTask
 
 
 def _keep_matched(task: DetectionTask, data: DetectionData) -> None:
-    if data.overfit_images is not None:
+    if data.overfit_images is None:
+        return
+    if hasattr(task.model, "unmatchable"):
         data.keep_for_overfitting(summary.all_objects_matched(task.model))
+    else:  # no matter what its anchors reach
+        data.keep_first(lambda record: len(record.boxes) > 0, "have objects")
 
 
 def _detection_table(data: DetectionData) -> Table:
     return summary.data_table(data.train_set, data.val_set)
+
+
+def _detection_configs(task: DetectionTask) -> tuple[str, str]:
+    if task.learns == ("boxes",):
+        return "dsod300_voc", "dsod300_coco for COCO layout"
+    kind = "maskrcnn" if "masks" in task.learns else "keypointrcnn"
+    return f"{kind}_densenet121_fpn_coco", f"COCO layout with {task.learns[-1]}"
 
 
 DETECTION = Kind(
@@ -36,7 +47,7 @@ DETECTION = Kind(
     write_evaluation=lambda task, part, folder: report.write_evaluation(task.metric, part, folder),
     doing="Detect in pictures",
     tool="train_det",
-    own_data=("dsod300_voc", "dsod300_coco for COCO layout"),
+    own_data=_detection_configs,
 )
 
 
@@ -57,5 +68,5 @@ SEGMENTATION = Kind(
     write_evaluation=segmentation_report.write_evaluation,
     doing="Segment pictures",
     tool="train_seg",
-    own_data=("unet_densenet121_voc", "unet_densenet121_coco for COCO layout"),
+    own_data=lambda task: ("unet_densenet121_voc", "unet_densenet121_coco for COCO layout"),
 )

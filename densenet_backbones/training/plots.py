@@ -19,6 +19,7 @@ from densenet_backbones.training.writing import save_bytes
 _LEGEND_LIMIT = 24  # classes; more of them are drawn without names
 _GREY = "#5b6068"
 _SCORES = {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+_SCORES |= {f"{what}_{name}" for what in ("mask", "keypoint") for name in ("AP", "AP50", "AP75")}
 _SCORES |= {"mIoU", "pixel_accuracy", "class_accuracy", "boundary_F"}
 
 

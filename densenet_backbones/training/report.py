@@ -65,7 +65,7 @@ def after_training(
     ):
         say(f"{what + ':':20}{where}")
     image = data.val_set.records[0].path
-    config, others = kind.own_data
+    config, others = kind.own_data(task)
     say(f"\n{kind.doing + ':':21}{command('predict')} {folder.slim} {image}")
     say(f"Evaluate again:      {command('evaluate')} {folder.slim} --data DIR")
     say(
