@@ -112,6 +112,15 @@ def test_the_threshold_of_vocs_numbers_can_be_set(model, tiny_scenes, tmp_path, 
     assert loose["voc"]["mean_ap"] > strict["voc"]["mean_ap"]
 
 
+def test_mirrored_views_and_soft_nms_change_the_numbers_of_boxes(
+    model, tiny_scenes, tmp_path, unplotted, of_the_training
+):
+    for number, asked in enumerate((("--tta", "flip"), ("--soft-nms", "linear"))):
+        found = evaluated(model, tiny_scenes, tmp_path / str(number), *asked)
+        assert found["coco"]["numbers"] != of_the_training["coco"]["numbers"], asked
+        assert found["coco"]["images"] == 7 and found["coco"]["numbers"]["AP50"] > 0
+
+
 def test_the_other_split_and_the_folder_beside_the_checkpoint(
     model, tiny_scenes, tmp_path, unplotted
 ):
@@ -134,6 +143,7 @@ def test_evaluate_refuses_in_one_line(refused, model, tiny_scenes, tmp_path):
         ((model, *common, "--batch-size", "0"), 1, "batch_size must be at least 1"),
         ((tmp_path / "no.ckpt", *common), 1, "no.ckpt: there is no such file"),
         ((tmp_path / "bad.ckpt", *common), 1, "bad.ckpt: "),
+        ((model, *common, "--tta-scales", "1,2"), 1, "DSOD sees every image at one size"),
         ((model, *common, "--accelerator", "cpu", "--devices", "0"), 2, "devices"),
     ):
         found_code, line = refused(evaluate, *argv)

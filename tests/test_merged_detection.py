@@ -4,10 +4,13 @@ import argparse
 
 import pytest
 import torch
+from tiny_runs import PYRAMID_ARGS, RCNN_ARGS
 from torch import nn
+from torchvision.models import get_model
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import batched_nms
 
+import densenet_backbones.torchvision_models  # noqa: F401 - registers our models
 from densenet_backbones.heads import dsod_tiny
 from densenet_backbones.heads.soft_nms import SoftNMS, batched_soft_nms
 from densenet_backbones.training.merged_detection import (
@@ -216,6 +219,35 @@ def test_dsod_is_asked_in_the_same_ways():
     assert model.selection is before
     with pytest.raises(ValueError, match="DSOD sees every image at one size"):
         MergedDetection(scales=(0.5, 1.0)).check(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("retinanet_fpn", {**PYRAMID_ARGS, "out_channels": 32, "detections_per_img": 4}),
+        ("fcos_fpn", {**PYRAMID_ARGS, "out_channels": 64, "detections_per_img": 4}),
+        ("fasterrcnn_fpn", {**RCNN_ARGS, "box_detections_per_img": 4}),
+        ("ssd300", {"backbone_kwargs": PYRAMID_ARGS["backbone_kwargs"], "detections_per_img": 4}),
+    ],
+)
+def test_every_kind_of_detector_is_asked_in_the_same_ways(name, args):
+    torch.manual_seed(0)
+    thresholds = {} if "box_score_thresh" in args else {"score_thresh": 0.0}
+    model = get_model(name, num_classes=3, **args, **thresholds).eval()
+    images = [torch.rand(3, 48, 80), torch.rand(3, 64, 50)]
+    scales = (1.0,) if name == "ssd300" else (1.0, 1.5)
+    with torch.no_grad():
+        plain = model(images)
+        same = MergedDetection()(model, images)
+        soft = MergedDetection(True, scales, SoftNMS("linear"))(model, images)
+        again = model(images)
+    for one, two, three, merged, image in zip(plain, same, again, soft, images, strict=True):
+        assert torch.equal(one["boxes"], two["boxes"]) and torch.equal(one["scores"], two["scores"])
+        assert torch.equal(one["boxes"], three["boxes"])  # put back as it was
+        boxes = merged["boxes"]
+        assert 0 < len(boxes) == len(merged["scores"]) == len(merged["labels"]) <= 4
+        assert (boxes >= 0).all() and (boxes[:, 2:] <= torch.tensor(image.shape[:0:-1])).all()
+        assert (merged["scores"].diff() <= 0).all()
 
 
 def options(*argv):

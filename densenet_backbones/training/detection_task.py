@@ -38,7 +38,8 @@ class DetectionTask(Task):
     """Trains any detector with torchvision's interface and evaluates it as COCO does.
 
     Args:
-        detector: Name in torchvision's registry: `dsod300`, `dsod300_smallest`, `dsod_tiny`, ….
+        detector: Name in torchvision's registry: `dsod300`, `retinanet_densenet121_fpn`,
+            `maskrcnn_densenet121_fpn`, ….
         args: Keyword arguments of that detector, without `num_classes`.
         optimizer: What steps the weights.
         schedule: The learning rate over the run.

@@ -3,6 +3,7 @@
 from rich.table import Table
 
 from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.instances import Learnt
 from densenet_backbones.data.segmentation import SegmentationData
 from densenet_backbones.training import report, segmentation_report, summary
 from densenet_backbones.training.arguments import DETECTION_FORM, SEGMENTATION_FORM
@@ -23,6 +24,11 @@ def _keep_matched(task: DetectionTask, data: DetectionData) -> None:
         data.keep_first(lambda record: len(record.boxes) > 0, "have objects")
 
 
+def learned_by_detector(detector: str) -> list[Learnt]:
+    """What the data must have for a detector, by its name."""
+    return list(learned_by_name(detector))
+
+
 def _detection_table(data: DetectionData) -> Table:
     return summary.data_table(data.train_set, data.val_set)
 
@@ -40,7 +46,7 @@ DETECTION = Kind(
     data=DetectionData,
     spec=DetectorSpec,
     told_by_data=("categories",),
-    told_by_model={"learns": ("detector", lambda detector: list(learned_by_name(detector)))},
+    told_by_model={"learns": ("detector", learned_by_detector)},
     prepare=_keep_matched,
     data_table=_detection_table,
     remarks=lambda task, data: summary.unmatched_objects(task.model, data.train_set),
