@@ -70,7 +70,7 @@ class PyramidAnchors(AnchorGenerator):
 
 
 def check_anchors(
-    anchors: AnchorGenerator, levels: Sequence[FeatureLevel], scale: float, tolerance: float = 2.0
+    anchors: AnchorGenerator, levels: Sequence[FeatureLevel], scale: float, tolerance: float = 1.8
 ) -> None:
     """Raises a ``ValueError`` unless anchors belong to the levels they will stand on.
 
@@ -80,8 +80,8 @@ def check_anchors(
         anchors: Of the detector.
         levels: Of its backbone.
         scale: Size of a usual anchor of this detector, in strides.
-        tolerance: Factor by which a level's anchors may differ from that; less than this. A level
-            whose sizes span the usual one is right as well.
+        tolerance: A level's anchors must differ from that by less than this factor; below 2, by
+            which they are off on the next level. Sizes that span the usual one are right as well.
     """
     sizes = anchors.sizes
     if len(sizes) != len(levels):

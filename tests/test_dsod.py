@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from densenet_backbones.heads import DSOD, dsod300, dsod300_smallest, dsod_tiny
+from densenet_backbones.heads import DSOD, dsod300, dsod300_smallest, dsod512, dsod_tiny
 
 TINY = {
     "image_size": 64,
@@ -68,10 +68,16 @@ def test_published_sizes(builder, options: dict, parameters: int, gmac: float | 
         assert logits.shape == (1, 8744, 21)
 
 
-def test_a_512_pixel_variant_has_seven_maps() -> None:
+def test_dsod512_has_seven_maps_and_the_sizes_of_ssd512() -> None:
     with torch.device("meta"):
-        model = dsod300(image_size=512, adapter_channels=(256, 256, 128, 128, 128, 128))
+        model = dsod512()
     assert model.grid_sizes == tuple((512 >> i, 512 >> i) for i in range(3, 10))
+    assert len(model.priors("cpu")) == 24564
+    sizes = model.prior_spec.min_sizes  # weiliu89/caffe, ssd_pascal_512.py
+    assert sizes == pytest.approx((35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8))
+    with torch.device("meta"):
+        sizes = dsod512(prior_sizes="coco512").prior_spec.min_sizes
+    assert sizes == pytest.approx((20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8))
 
 
 def test_tiny_is_small_enough_for_a_laptop() -> None:
