@@ -9,7 +9,17 @@ import pytest
 # albumentations asks the package index for updates at import unless told not to.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+# Each process of `pytest -n` has a core: threads of its own would fight for the others'.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`pytest -n auto`: a process a core, at most 4, as each takes about 2 GiB."""
+    return min(4, os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -126,7 +126,7 @@ def help_of(capsys):
 
 
 def test_both_commands_are_one_line_to_paste():
-    assert readme_command.command(TEXT, "test").endswith("pytest")
+    assert readme_command.command(TEXT, "test").endswith("pytest -n auto")
     # Continuous integration adds --dry-run to this one.
     assert readme_command.command(TEXT, "run").endswith("tools/train_det.py")
     for name in ("run", "test"):
