@@ -198,7 +198,10 @@ def build(
     backbone = densenet_fpn_backbone(name, **body)
     transform = make_transform(backbone, name, base.get("preprocessing"), sizes)
     make: Callable[..., _Detector] = kind
-    model = make(backbone, num_classes, transform, **fixed, **settings)
+    try:
+        model = make(backbone, num_classes, transform, **fixed, **settings)
+    except AssertionError as error:  # torchvision's, of thresholds in the wrong order
+        raise ValueError(f"{kind.__name__} cannot be built with {settings}: {error}") from error
     return finished(model, base.get("weights"))
 
 

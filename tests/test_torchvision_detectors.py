@@ -155,6 +155,8 @@ def test_images_without_objects_have_losses(detector: Any) -> None:
     assert all(loss.isfinite() for loss in losses.values())
     detector.zero_grad()
     total(losses).backward()
+    # a parameter without a gradient would stop training on several processes
+    assert [key for key, p in detector.named_parameters() if p.grad is None] == []
 
 
 def test_bfloat16_autocast(detector: Any) -> None:
@@ -302,6 +304,7 @@ def test_ssd_refuses_a_pre_processing_of_another_size() -> None:
         ("maskrcnn_fpn", {"weights": "missing.pth"}, "missing.pth: there is no such file"),
         ("keypointrcnn_fpn", {"num_keypoints": 0}, "num_keypoints must be 1 or more, got 0"),
         ("retinanet_fpn", {"topk_candidates": 0}, "topk_candidates must be 1 or more, got 0"),
+        ("retinanet_fpn", {"fg_iou_thresh": 0.2}, "RetinaNet cannot be built with .*fg_iou_thresh"),
         ("retinanet_fpn", {"anchor_scale": -1.0}, "anchors need scales .* above 0"),
         ("retinanet_fpn", {"adapter": "nas"}, "adapter must be one of"),
         ("retinanet_fpn", {"backbone": "resnet_none"}, "resnet_none"),
