@@ -8,8 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
+from tiny_runs import RCNN_ARGS, shallow_heads
+from torchvision.models import get_model
 
-from densenet_backbones.training.run_lengths import decode_mask, encode_masks
+import densenet_backbones.torchvision_models  # noqa: F401 - registers our models
+from densenet_backbones.training import run_lengths
+from densenet_backbones.training.merged_detection import detect
+from densenet_backbones.training.run_lengths import decode_mask, encode_masks, mirrored_code
 
 
 @settings(max_examples=40, deadline=None)
@@ -42,3 +47,44 @@ def test_nothing_and_other_shapes():
     assert encode_masks(torch.zeros(0, 1, 5, 5)) == []
     with pytest.raises(ValueError, match=r"must be \(n, H, W\) or \(n, 1, H, W\), got \(2, 3\)"):
         encode_masks(torch.zeros(2, 3))
+
+
+def test_a_mirrored_code_is_that_of_the_mirrored_mask():
+    mask = torch.rand(1, 5, 8) > 0.5
+    (code,), (mirrored,) = encode_masks(mask), encode_masks(mask.flip(-1))
+    assert mirrored_code(code) == mirrored
+
+
+@pytest.fixture(scope="module")
+def detector():
+    torch.manual_seed(0)
+    with shallow_heads():
+        return get_model("maskrcnn_fpn", num_classes=3, **RCNN_ARGS).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("piece", [1, 2 * 4 * 48 * 80, 2**28])
+def test_masks_become_codes_piece_by_piece(piece, detector, monkeypatch):
+    images = [torch.rand(3, 48, 80), torch.rand(3, 64, 50)]
+    plain = detector(images)
+    shapes, original = [], run_lengths.encode_masks
+    monkeypatch.setattr(run_lengths, "PIECE", piece)
+    monkeypatch.setattr(
+        run_lengths, "encode_masks", lambda masks: shapes.append(masks.shape) or original(masks)
+    )
+    found = detect(detector, images)
+    for one, expected in zip(found, plain, strict=True):
+        assert len(one["masks"]) == len(expected["masks"]) == 5
+        assert one["masks"] == original(expected["masks"])
+        for name in ("boxes", "scores", "labels"):
+            assert torch.equal(one[name], expected[name])
+    at_once = {1: [1] * 10, 2**28: [5, 5]}.get(piece, [2, 2, 1, 2, 2, 1])
+    assert [len(shape) and shape[0] for shape in shapes] == at_once
+    assert isinstance(detector(images)[0]["masks"], torch.Tensor)  # put back as it was
+
+
+@torch.no_grad()
+def test_an_image_without_detections_has_no_codes(detector, monkeypatch):
+    monkeypatch.setattr(detector.roi_heads, "score_thresh", 1.0)
+    (found,) = detect(detector, [torch.rand(3, 48, 80)])
+    assert found["masks"] == [] and found["boxes"].shape == (0, 4)

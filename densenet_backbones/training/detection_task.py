@@ -26,7 +26,7 @@ from densenet_backbones.training.learned import (
     learned_by,
     with_keypoints,
 )
-from densenet_backbones.training.merged_detection import MergedDetection, compact
+from densenet_backbones.training.merged_detection import MergedDetection, detect
 from densenet_backbones.training.optimization import Optimizer, Schedule, images_per_step
 from densenet_backbones.training.pictures import montage, to_pixels
 from densenet_backbones.training.task import NonFiniteLossError, Task
@@ -129,12 +129,11 @@ class DetectionTask(Task):
 
     def validation_step(self, batch: list[Sample], batch_idx: int) -> dict[str, Any]:
         """Detections of a batch, added to the evaluation; masks as run-length codes at once."""
-        images = [to_float(sample.image) for sample in batch]
-        found = self.merged(self.model, images) if self.merged else self.model(images)
-        predictions: list[dict[str, Any]] = []
-        while found:  # those that are done leave their masks' memory to the next
-            sample, detections = batch[len(predictions)], compact(found.pop(0))
-            predictions.append({**in_float32(detections), "image_id": sample.image_id})
+        found = detect(self.model, [to_float(sample.image) for sample in batch], self.merged)
+        predictions = [
+            {**in_float32(f), "image_id": sample.image_id}
+            for sample, f in zip(batch, found, strict=True)
+        ]
         self.metric.update(predictions)
         return {"predictions": predictions}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from densenet_backbones.data.samples import Categories
 from densenet_backbones.heads import Preprocessing
 from densenet_backbones.training.image_tensors import image_tensor, to_float
-from densenet_backbones.training.merged_detection import MergedDetection, compact, rows_of
+from densenet_backbones.training.merged_detection import MergedDetection, detect, rows_of
 from densenet_backbones.training.model_file import (
     ModelSpec,
     build_registered,
@@ -195,13 +195,13 @@ class Detector:
         if not 0 <= score_threshold <= 1:
             raise ValueError(f"score_threshold must lie in [0, 1], got {score_threshold}")
         pixels = [image_tensor(image, self.device) for image in images]
-        found = self.merged(self.model, pixels) if self.merged else self.model(pixels)
+        found = detect(self.model, pixels, self.merged)
         return [self._keep(one, score_threshold) for one in found]
 
     def _keep(self, found: dict[str, Any], threshold: float) -> Detections:
         order = found["scores"].argsort(descending=True, stable=True)
         order = order[found["scores"][order] >= threshold]
-        kept = compact(rows_of(found, order))
+        kept = rows_of(found, order)
         labels = kept["labels"].cpu()
         points, sure = (kept.get(name) for name in ("keypoints", "keypoints_scores"))
         return Detections(

@@ -16,12 +16,15 @@ from torchvision.ops import batched_nms
 
 from densenet_backbones.heads import Selection
 from densenet_backbones.heads.soft_nms import SoftNMS, batched_soft_nms
-from densenet_backbones.training.run_lengths import encode_masks
+from densenet_backbones.training.run_lengths import (
+    Found,
+    compact,
+    masks_as_codes,
+    mirrored_code,
+)
 
 CANDIDATES = 1000
 """Boxes of a view and image that enter Soft-NMS; as many as an RPN proposes."""
-
-Found = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,7 @@ class MergedDetection:
             _sizes(model)
 
     def __call__(self, model: nn.Module, images: Sequence[Tensor]) -> list[Found]:
-        """Detections of each image, best first; masks as run-length codes.
-
-        Args:
-            model: A detector in evaluation mode.
-            images: (3, H, W) float each, as the detector takes them.
-        """
+        """Detections of each image, best first; called by `detect`."""
         nms, number = _limits(model)
         views: list[list[Found]] = []
         with _candidates(model, self.soft_nms) if self.soft_nms else _as_it_is():
@@ -81,7 +79,7 @@ class MergedDetection:
     def _mirrored(self, model: nn.Module, images: Sequence[Tensor]) -> list[Found]:
         found = model([image.flip(-1) for image in images])
         return [
-            compact(self._turned_back(f, image.shape[-1]))
+            self._turned_back(compact(f), image.shape[-1])
             for f, image in zip(found, images, strict=True)
         ]
 
@@ -89,7 +87,7 @@ class MergedDetection:
         x1, y1, x2, y2 = found["boxes"].unbind(1)
         found = {**found, "boxes": torch.stack([width - x2, y1, width - x1, y2], 1)}
         if "masks" in found:
-            found["masks"] = found["masks"].flip(-1)
+            found["masks"] = [mirrored_code(code) for code in found["masks"]]
         if "keypoints" in found:
             points = found["keypoints"].clone()
             points[..., 0] = width - points[..., 0]
@@ -114,14 +112,19 @@ class MergedDetection:
         return {**rows_of(together, keep), "scores": scores}
 
 
-def compact(found: Found) -> Found:
-    """Detections of one image with their masks, if any, as run-length codes.
+def detect(
+    model: nn.Module, images: Sequence[Tensor], merged: MergedDetection | None = None
+) -> list[Found]:
+    """Detections of each image, masks as run-length codes as soon as they are predicted.
 
-    A detector gives a float for each pixel of each mask, hundreds of megabytes an image.
+    Args:
+        model: A detector in evaluation mode.
+        images: (3, H, W) float each, as the detector takes them.
+        merged: How images are looked at; None: as the detector does.
     """
-    if "masks" in found and isinstance(found["masks"], Tensor):
-        found = {**found, "masks": encode_masks(found.pop("masks"))}
-    return found
+    with masks_as_codes(model):
+        found = merged(model, images) if merged else model(list(images))
+    return [compact(one) for one in found]
 
 
 def rows_of(found: Found, keep: Tensor) -> Found:

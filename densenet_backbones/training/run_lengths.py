@@ -3,6 +3,8 @@
 Legend: n instances of one image of H x W pixels.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,12 @@ RunLengths = dict[str, Any]
 
 THRESHOLD = 0.5
 """Pixels of a predicted mask above it belong to the object, as torchvision's references say."""
+
+PIECE = 2**28
+"""Bytes of floats that are made of an image's masks at once: 200 masks of 640x480 pixels."""
+
+Found = dict[str, Any]
+"""Detections of one image, as detectors of torchvision's interface give them."""
 
 
 def encode_masks(masks: Tensor, threshold: float = THRESHOLD) -> list[RunLengths]:
@@ -43,3 +51,59 @@ def encode_masks(masks: Tensor, threshold: float = THRESHOLD) -> list[RunLengths
 def decode_mask(code: RunLengths) -> np.ndarray:
     """One mask, (H, W) bool."""
     return np.asarray(coco_mask.decode(code), bool)
+
+
+def mirrored_code(code: RunLengths) -> RunLengths:
+    """The code of a mask with left and right swapped."""
+    mask = torch.from_numpy(decode_mask(code)[:, ::-1].copy())
+    return encode_masks(mask[None])[0]
+
+
+def compact(found: Found) -> Found:
+    """Detections of one image with their masks, if any, as run-length codes."""
+    if isinstance(found.get("masks"), Tensor):
+        found = {**found, "masks": encode_masks(found.pop("masks"))}
+    return found
+
+
+@contextmanager
+def masks_as_codes(model: Any) -> Iterator[None]:
+    """A Mask R-CNN of torchvision's that gives run-length codes instead of masks.
+
+    By itself it gives a float for each pixel of each mask of all images of a batch: hundreds of
+    megabytes an image, gigabytes for a photograph. Here at most `PIECE` bytes exist at once.
+
+    Args:
+        model: Any detector; those without masks stay as they are.
+    """
+    heads: Any = getattr(model, "roi_heads", None)
+    transform: Any = getattr(model, "transform", None)
+    if not (hasattr(heads, "has_mask") and hasattr(transform, "postprocess") and heads.has_mask()):
+        yield
+        return
+    original = transform.postprocess
+
+    def in_pieces(results: list[Found], seen: list[Any], given: list[Any]) -> list[Found]:
+        return [_coded(original, *one) for one in zip(results, seen, given, strict=True)]
+
+    transform.postprocess = in_pieces
+    try:
+        yield
+    finally:
+        del transform.postprocess
+
+
+def _coded(postprocess: Callable[..., list[Found]], found: Found, seen: Any, given: Any) -> Found:
+    """One image's detections in the image as given, (H, W); of at least one mask at a time."""
+    rows = max(1, PIECE // (4 * given[0] * given[1]))
+    parts = [
+        compact(postprocess([piece], [seen], [given])[0])
+        for start in range(0, max(1, len(found["boxes"])), rows)
+        for piece in [{name: values[start : start + rows] for name, values in found.items()}]
+    ]
+    return {
+        name: [mask for part in parts for mask in part[name]]
+        if name == "masks"
+        else torch.cat([part[name] for part in parts])
+        for name in parts[0]
+    }
