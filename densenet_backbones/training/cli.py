@@ -207,7 +207,8 @@ def fit(cli: TrainingCLI) -> None:
     """Train; a stop by the user or by a signal keeps the checkpoint and says how to go on.
 
     Raises:
-        SystemExit: 130 after Ctrl-C, 143 after a termination signal.
+        SystemExit: 130 after Ctrl-C, 143 after a termination signal; 0 in a machine's other
+            processes.
     """
     trainer, resume = cli.trainer, cli.folder.resume_from
     try:
@@ -222,6 +223,10 @@ def fit(cli: TrainingCLI) -> None:
         if not (cli.folder.checkpoints / "last.ckpt").is_file():
             how = "there is no checkpoint yet"
         say(f"Stopped at step {trainer.global_step}; {how}", style="yellow")
+        if trainer.local_rank:
+            # Lightning kills the first process, busy with its last words or not, when another that
+            # it started ends with anything but 0.
+            sys.exit(0)
         terminated = received == signal.SIGTERM or isinstance(error, SIGTERMException)
         sys.exit(143 if terminated else 130)
 

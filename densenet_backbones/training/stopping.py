@@ -64,12 +64,14 @@ class OrderlyStop(Callback):
         self.received = number
 
     def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        agreed = self.received
         if trainer.world_size > 1:
-            asked = torch.tensor(self.received, device=trainer.strategy.root_device)
+            asked = torch.tensor(agreed, device=trainer.strategy.root_device)
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-            self.received = int(asked)
-        if self.received:
-            _leave(self.received)
+            agreed = int(asked)
+        if agreed:  # a signal that came while the processes agreed on none waits for the next time
+            self.received = agreed
+            _leave(agreed)
 
 
 class LastCheckpoint(ModelCheckpoint):
