@@ -74,7 +74,7 @@ class Segmenter(nn.Module):
         height, width = images.shape[-2:]
         if not torch.compiler.is_compiling() and not is_traced(images):
             self._check(images)
-        x = self._padded(self.normalization(images))
+        x = self.padded(self.normalization(images))
         output = self.net(x)
         if isinstance(output, Tensor):
             return output[..., :height, :width]
@@ -111,7 +111,8 @@ class Segmenter(nn.Module):
         )
         return height, width
 
-    def _padded(self, x: Tensor) -> Tensor:
+    def padded(self, x: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) at the size that the network sees."""
         height, width = self._sides(x)
         return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
 

@@ -198,7 +198,7 @@ def test_flags_in_the_text_exist(help_of, capsys):
     known = flags(help_of("densenet-train-det", "--help"))
     known |= flags(help_of("densenet-train-det", "--help-all"))
     known |= flags(help_of("densenet-train-seg", "--help-all"))
-    for name in ("densenet-train-seg", "densenet-evaluate", "densenet-predict"):
+    for name in ("densenet-train-seg", "densenet-evaluate", "densenet-predict", "densenet-export"):
         known |= flags(help_of(name, "--help"))
     for command in COMMANDS:
         known |= flags(help_of("densenet-benchmark", command.name, "--help"))
