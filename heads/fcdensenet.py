@@ -67,12 +67,12 @@ class TransitionUp(nn.Module):
 
         Of the block below, the last ``channels`` maps are read: the concatenation holds its input
         before them, which the paper does not bring up, as it would grow without end (section 3.2).
-        The result is 2h+1 rows high; its centre is cut to the skip's 2h or 2h+1.
+        The result is 2h+1 rows high, the skip 2h or 2h+1. Its centre, which the paper keeps, is
+        what lies at the top left: there are less than two rows to leave out.
         """
         up = self.conv(x[:, -self.conv.in_channels :])
         height, width = skip.shape[-2:]
-        top, left = (up.shape[-2] - height) // 2, (up.shape[-1] - width) // 2
-        return torch.cat((up[..., top : top + height, left : left + width], skip), dim=1)
+        return torch.cat((up[..., :height, :width], skip), dim=1)
 
 
 class FCDenseNet(nn.Module):

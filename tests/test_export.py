@@ -10,12 +10,22 @@ import torch
 from exported_detectors import KINDS, lively, noise_images, plain_image
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_nets import randomise_norms
+from tiny_segmenters import UNET_ARGS
 
+from densenet_backbones.heads import fcdensenet56, unet
 from densenet_backbones.heads.export_form import export_form
+from densenet_backbones.heads.segmenter_form import SegmenterForm
 from densenet_backbones.training import export, export_plan, onnx_file
 from densenet_backbones.training.detector import load
-from densenet_backbones.training.export_plan import Agreement, detector_stages, matched
+from densenet_backbones.training.export_plan import (
+    Agreement,
+    detector_stages,
+    matched,
+    segmenter_stages,
+)
 from densenet_backbones.training.onnx_file import ExportError, OnnxSession, write_onnx
+from densenet_backbones.training.smp_segmenters import build_smp
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.export warns of what torch deprecates
 
@@ -46,6 +56,44 @@ def test_detectors_give_the_same_on_images_of_several_sizes(kind, tmp_path):
         numbers.append(number)
     assert max(numbers) > 1
     assert "retinanet" not in kind or min(numbers) == 0
+
+
+def fcdensenet(**options):
+    return fcdensenet56(
+        num_classes=3, growth_rate=4, block_config=(1, 2, 1), num_init_features=8, **options
+    )
+
+
+SEGMENTERS = {
+    "unet": lambda: unet(num_classes=3, **UNET_ARGS),
+    "unet, attention": lambda: unet(num_classes=3, attention=True, **UNET_ARGS),
+    "fcdensenet": fcdensenet,
+    "fcdensenet, batch statistics": lambda: fcdensenet(batch_statistics_in_eval=True),
+    "deeplabv3plus": lambda: build_smp(
+        "DeepLabV3Plus", 3, {"encoder_name": "densenet121_features", "encoder_output_stride": 16}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_segmenters_give_the_same_on_images_of_several_sizes(name, tmp_path):
+    torch.manual_seed(0)
+    model = randomise_norms(SEGMENTERS[name]()).eval()
+    path = tmp_path / "model.onnx"
+    form = SegmenterForm(model, lambda logits: (logits,))
+    write_onnx(segmenter_stages(form, ("logits",), None), path, {}, optimize=False)
+    session = OnnxSession(path)
+    for shape in ((1, 3, 96, 150), (2, 3, 71, 97), (1, 3, 64, 64)):
+        images = torch.rand(*shape)
+        with torch.no_grad():
+            logits = model(images)
+            exact = model.double()(images.double())
+            model.float()
+        rounding = (logits - exact).abs().max().item()
+        np.testing.assert_allclose(
+            session(images)["logits"], exact, atol=10 * rounding + 1e-6, rtol=0
+        )
+        assert logits.std() > 100 * rounding
 
 
 # -- the command ---------------------------------------------------------------------------------

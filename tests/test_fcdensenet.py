@@ -145,11 +145,15 @@ def test_only_the_new_maps_are_brought_up_and_come_before_the_skip() -> None:
     assert torch.equal(joined[:, :2], expected[..., :8])
 
 
-def test_the_centre_is_cut() -> None:
+@pytest.mark.parametrize("height", [8, 9])
+@pytest.mark.parametrize("width", [6, 7])
+def test_the_centre_is_cut(height: int, width: int) -> None:
     up = TransitionUp(1)
-    whole = up(torch.ones(1, 1, 4, 4), torch.zeros(1, 0, 9, 9))
-    cut = up(torch.ones(1, 1, 4, 4), torch.zeros(1, 0, 5, 7))
-    assert torch.equal(cut, whole[..., 2:7, 1:8])
+    x = torch.rand(1, 1, 4, 3)
+    whole = up.conv(x)
+    top, left = (whole.shape[-2] - height) // 2, (whole.shape[-1] - width) // 2
+    cut = up(x, torch.zeros(1, 0, height, width))
+    assert torch.equal(cut, whole[..., top : top + height, left : left + width])
 
 
 # --- initial values, dropout -------------------------------------------------------------------

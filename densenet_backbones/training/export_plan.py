@@ -279,11 +279,12 @@ def segmenter_stages(
     if image_size:
         return [Stage(form.forward, {"images": images}, outputs, batch, form)]
     between = ("network_input", "given_size")
-    # A factor 1 would be a case of its own to torch, not to ONNX.
-    least = max(2, -(-form.smallest // form.stride))
+    # Maps of a single cell and a factor 1 would be cases of their own to torch, not to ONNX; and
+    # of an example of few cells it takes sides for constants.
+    least = max(2, -(-2 * form.smallest // form.stride))
     most = LARGEST // form.stride
     sides = {n: Side(name, least, most, form.stride) for n, name in ((2, "rows"), (3, "columns"))}
-    x = torch.rand(2, 3, least * form.stride, (least + 1) * form.stride)
+    x = torch.rand(2, 3, *(form.stride * max(least, -(-side // form.stride)) for side in _EXAMPLE))
     examples = dict(zip(between, (x, torch.tensor(x.shape[2:])), strict=True))
     return [
         Stage(form.prepare, {"images": images}, between, batch | {2: _HEIGHT, 3: _WIDTH}),

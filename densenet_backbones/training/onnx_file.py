@@ -134,6 +134,8 @@ def _written(stage: Stage, opset: int | None, optimize: bool) -> Any:
         _Computation(stage),
         tuple(stage.inputs.values()),
         dynamic_shapes=(tuple(shapes),),
+        # Such as that a map brought to twice its size is no smaller than the one it is cropped to.
+        prefer_deferred_runtime_asserts_over_guards=True,
     )
     program: Any = torch.onnx.export(
         exported,
@@ -222,7 +224,17 @@ class OnnxSession:
         return dict(self.session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, image: Tensor) -> dict[str, np.ndarray]:
-        """The outputs by name."""
+        """The outputs by name.
+
+        Raises:
+            ExportError: The file cannot be computed on the image.
+        """
         names = [output.name for output in self.session.get_outputs()]
-        found = self.session.run(names, {self.input.name: image.numpy()})
+        try:
+            found = self.session.run(names, {self.input.name: image.numpy()})
+        except Exception as error:  # onnxruntime's own kinds have no common base
+            raise ExportError(
+                f"onnxruntime cannot compute the file on an image of {image.shape[-2]} x "
+                f"{image.shape[-1]}: {_reason(error)}"
+            ) from error
         return dict(zip(names, found, strict=True))
