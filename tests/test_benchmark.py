@@ -13,7 +13,7 @@ from densenet_backbones.analysis.input_benchmark import (
     pipelines,
     training_step,
 )
-from densenet_backbones.analysis.memory import saved_bytes
+from densenet_backbones.analysis.memory import peak_bytes, saved_bytes
 from densenet_backbones.analysis.timing import Timing, interleave, ratio_table
 from densenet_backbones.data.scenes import generate
 from densenet_backbones.data.sources import read_detection
@@ -64,12 +64,19 @@ def test_backbones_compute_the_same(capsys):
 def test_memory_modes_beside_torchvisions(capsys):
     assert main(["memory", "--nets", "densenet121", "--size", "64", "--turns", "1"]) == 0
     report = capsys.readouterr().out
-    rows = dict(re.findall(r"^(\S+ ?\S+) +([\d.]+) +[\d.]+ +-", report, re.M))
+    rows = dict(re.findall(r"^(\S+ ?\S+) +([\d.]+) +[\d.]+ +[\d.]+ +\d", report, re.M))
     kept = [float(mebibytes) for mebibytes in rows.values()]
     assert list(rows)[2:] == [f"ours memory={m}" for m in ("none", "bottleneck", "layer", "block")]
     assert len(kept) == 6 and sorted(kept[2:], reverse=True) == kept[2:]
     assert kept[2] <= kept[0] and kept[3] <= kept[1]
-    assert re.findall(r"- +(\d(?: and \d)?)  \d", report) == ["1", "1 and 2", "1", "1", "1", "1"]
+    assert re.findall(r"\.\d +(\d(?: and \d)?)  \d\.", report) == [
+        "1",
+        "1 and 2",
+        "1",
+        "1",
+        "1",
+        "1",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +98,39 @@ def test_saved_bytes_count_a_storage_once():
     saved, out = saved_bytes(layer, lambda: (layer(x) * layer(x[:8].repeat(2, 1))).sum())
     # x, its repetition, and both outputs; the weight is a parameter
     assert saved == 4 * (16 * 8 * 2 + 16 * 4 * 2) and out.ndim == 0
+
+
+def test_peak_is_the_most_there_is_at_once():
+    kept = []
+
+    def step():
+        kept.clear()  # what an earlier step left is not beyond what there was
+        first = torch.zeros(1 << 20)
+        second = first + 1
+        del first
+        kept.append(second.sum())
+
+    assert 8 << 20 <= peak_bytes(step, torch.device("cpu")) < 9 << 20
+
+
+def test_a_detector_on_several_backbones(capsys):
+    arguments = (
+        "--backbones",
+        "resnet18",
+        "dsod_smallest_features",
+        "--size",
+        "64",
+        "--turns",
+        "1",
+    )
+    assert main(["detector", *arguments]) == 0
+    report = capsys.readouterr().out
+    rows = re.findall(r"^(\w+) +([\d,]+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)  \d", report, re.M)
+    assert [row[0] for row in rows] == ["resnet18", "dsod_smallest_features"]
+    for _, parameters, macs, saved, peak, seconds in rows:
+        assert int(parameters.replace(",", "")) > 1_000_000
+        assert float(macs) > 0 and float(seconds) > 0
+        assert 0 < float(saved) <= float(peak)
 
 
 def test_table_of_the_input():
@@ -174,6 +214,13 @@ def test_the_training_step_trains(scenes):
     ("arguments", "message"),
     [
         (["backbone", "--size", "16"], "--size >= 32, not 1 and 16"),
+        (["detector", "--size", "32"], "--size >= 64, not 2 and 32"),
+        (["detector", "--detector", "retinanetfpn"], "retinanetfpn"),
+        (["detector", "--backbones", "resnet"], "cannot be built on resnet: Unknown model"),
+        (
+            ["detector", "--detector", "resnet18"],
+            "resnet18 cannot be built on densenet121_features",
+        ),
         (["input", "--images", "0"], "--images must be >= 1 and --batch >= 2, not 0 and 8"),
         (["input", "--batch", "1"], "--images must be >= 1 and --batch >= 2, not 32 and 1"),
         (["input", "--data", "no/such/folder"], "no/such/folder: is not a folder"),

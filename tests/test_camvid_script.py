@@ -1,32 +1,16 @@
 """tools/camvid.sh, which makes the README's rows for CamVid, on a tiny folder of that layout."""
 
-import os
-import shlex
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from conftest import PROJECT
 from mask_sets import write_image, write_mask
+from row_scripts import rows_of, run_script
 
 from densenet_backbones.training.cli import train_seg
 
-SCRIPT = PROJECT / "tools" / "camvid.sh"
-
 
 def camvid(*arguments, folder, flags=""):
-    """The finished process of the script, run in a folder."""
-    paths = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    return subprocess.run(
-        [str(SCRIPT), *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "PATH": paths, "FLAGS": flags},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_script("camvid.sh", *arguments, folder=folder, flags=flags)
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +29,8 @@ def tiny_camvid(tmp_path_factory):
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     """Arguments of each row's training."""
-    shown = camvid("-n", "CamVid", folder=tmp_path_factory.mktemp("shown"), flags="--epochs 3")
-    assert shown.returncode == 0, shown.stderr
-    commands = [shlex.split(line) for line in shown.stdout.splitlines()]
-    assert all(words[1].endswith("tools/train_seg.py") for words in commands)
-    return {words[words.index("--run-dir") + 1]: words[2:] for words in commands}
+    folder = tmp_path_factory.mktemp("shown")
+    return rows_of("camvid.sh", "CamVid", folder=folder, tool="train_seg.py", flags="--epochs 3")
 
 
 def test_every_row_is_a_training_that_resolves(rows, capsys):

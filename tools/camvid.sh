@@ -23,21 +23,13 @@ camvid=${1:?folder of CamVid missing: tools/camvid.sh [-n] CAMVID [ROW ...]}
 shift
 runs=runs/camvid
 
+. "$here/rows.sh"
+
 # train ROW CONFIG DATA [FLAG ...]
 train() {
-    local run=$runs/$1 config=$2 data=$3
+    local row=$1 config=$2 data=$3
     shift 3
-    local command=(python "$here/train_seg.py" --config "$config" --data "$data" --run-dir "$run")
-    # shellcheck disable=SC2206 # FLAGS is meant to be split into words
-    command+=("$@" ${FLAGS:-})
-    if [ -z "$print" ] && [ -f "$run/evaluation/metrics.json" ]; then
-        echo "$run is finished"
-        return
-    elif [ -z "$print" ] && [ -f "$run/checkpoints/last.ckpt" ]; then
-        command+=(--resume)
-    fi
-    printf '%q ' "${command[@]}" && echo
-    [ -n "$print" ] || "${command[@]}"
+    train_row "$row" train_seg.py --config "$config" --data "$data" "$@"
 }
 
 # The middle 160x160 pixels of eight images spread over the training part: as training and as
@@ -96,10 +88,7 @@ row() {
         train "$1" "${1%_finetune}_camvid_finetune" "$camvid" \
             --init-from "$runs/${1%_finetune}/model.safetensors"
         ;;
-    *)
-        echo "there is no row $1; known: ${rows[*]}" >&2
-        exit 2
-        ;;
+    *) unknown "$1" ;;
     esac
 }
 
@@ -109,6 +98,4 @@ rows=(
     fcdensenet56 fcdensenet56_finetune
     fcdensenet103 fcdensenet103_finetune
 )
-for name in "${@:-${rows[@]}}"; do
-    row "$name"
-done
+each "$@"

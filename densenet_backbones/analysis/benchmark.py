@@ -1,4 +1,4 @@
-"""Side-by-side measurements: ``python tools/benchmark.py backbone`` (or ``memory``, ``input``).
+"""Side-by-side measurements: ``python tools/benchmark.py backbone | memory | detector | input``.
 
 A claim about speed is a ratio of two things measured in turns within one run, with outputs
 checked. To add a measurement, write a `Command` and list it in ``COMMANDS``.
@@ -14,6 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from densenet_backbones.analysis.detector_benchmark import compare_backbones, detector_table
 from densenet_backbones.analysis.memory import compare_memory_modes, memory_table
 from densenet_backbones.analysis.timing import interleave, ratio_table
 from densenet_backbones.checkpoints import to_ours, to_torchvision
@@ -131,6 +132,35 @@ def _memory(arguments: argparse.Namespace) -> str:
     return "\n\n".join((*tables, note))
 
 
+def _detector_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--detector", default="retinanet_fpn", help="default: %(default)s")
+    nets = ["densenet121_features", "resnet50"]
+    parser.add_argument("--backbones", nargs="+", default=nets, help="timm names (%(default)s)")
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+    _step_arguments(parser, batch=2, turns=5)
+
+
+def _detector(arguments: argparse.Namespace) -> str:
+    """Training steps of one detector on several backbones, from random weights."""
+    device = _prepare(arguments, smallest=64)
+    rows = compare_backbones(
+        arguments.detector,
+        arguments.backbones,
+        batch=arguments.batch,
+        size=arguments.size,
+        turns=arguments.turns,
+        device=device,
+        bf16=arguments.precision == "bf16-mixed",
+    )
+    return (
+        f"{arguments.detector}, training step, {arguments.batch} images of {arguments.size} "
+        f"pixels, {arguments.precision}, {device}, {torch.get_num_threads()} CPU threads, "
+        f"{arguments.turns} turns\n{detector_table(rows)}\n"
+        "GMAC: of one image in evaluation; saved: between forward and backward pass; peak: of "
+        "tensors in a step, beyond the parameters"
+    )
+
+
 def _input_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="COCO or VOC layout (default: drawn scenes)")
     parser.add_argument("--split", default="train", help="which part of it (%(default)s)")
@@ -178,6 +208,12 @@ COMMANDS: tuple[Command, ...] = (
         help="training steps: what each memory mode keeps, beside torchvision's two",
         add_arguments=_memory_arguments,
         run=_memory,
+    ),
+    Command(
+        name="detector",
+        help="training steps of one detector on several backbones: size, memory, time",
+        add_arguments=_detector_arguments,
+        run=_detector,
     ),
     Command(
         name="input",

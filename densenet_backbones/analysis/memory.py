@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any, get_args
 
 import torch
@@ -15,7 +16,7 @@ from densenet_backbones.dense_block import Memory
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.variants import VARIANTS
 
-__all__ = ["MemoryRow", "compare_memory_modes", "memory_table", "saved_bytes"]
+__all__ = ["MemoryRow", "compare_memory_modes", "memory_table", "peak_bytes", "saved_bytes"]
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class MemoryRow:
     Attributes:
         name: Whose network, and its memory mode.
         saved: Bytes that autograd keeps between forward and backward pass, parameters excluded.
-        peak: Bytes allocated at most during a step, on a GPU; None on a CPU.
+        peak: Bytes allocated at most during a step, beyond what there was before it.
         updates: How often batch norms counted the one batch: fewest, most.
         timing: Seconds of the steps.
     """
 
     name: str
     saved: int
-    peak: int | None
+    peak: int
     updates: tuple[int, int]
     timing: Timing
 
@@ -64,6 +65,32 @@ def saved_bytes(net: nn.Module, step: Callable[[], Tensor]) -> tuple[int, Tensor
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), result
 
 
+def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
+    """Bytes of tensors that there are at most during ``step()``, beyond those there before it.
+
+    On a CPU the allocations of PyTorch's profiler are added up; what libraries take for themselves
+    (oneDNN's scratch memory) is not among them.
+
+    Args:
+        step: Is called twice, since a first step also chooses algorithms.
+        device: Whose memory.
+    """
+    step()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
+        step()
+    results: Any = profiler.profiler
+    changes = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in changes), initial=0))
+
+
 def compare_memory_modes(
     variant: str, batch: int, size: int, turns: int, device: torch.device
 ) -> tuple[MemoryRow, ...]:
@@ -89,7 +116,7 @@ def compare_memory_modes(
     losses = []
     for name, net in nets.items():
         saved[name], loss = saved_bytes(net, partial(_loss, net, image))
-        peaks[name] = _peak_of(partial(_step, net, image), device)
+        peaks[name] = peak_bytes(partial(_step, net, image), device)
         losses.append(loss.detach())
         updates[name] = _updates_of_a_step(net, partial(_step, net, image))
     difference = max(float((loss - losses[0]).abs() / losses[0].abs()) for loss in losses)
@@ -130,16 +157,6 @@ def _step(net: nn.Module, image: Tensor) -> None:
     _loss(net, image).backward()
 
 
-def _peak_of(step: Callable[[], None], device: torch.device) -> int | None:
-    if device.type != "cuda":
-        return None
-    step()  # the first step also chooses algorithms
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    step()
-    return torch.cuda.max_memory_allocated(device) - before
-
-
 def _updates_of_a_step(net: nn.Module, step: Callable[[], None]) -> tuple[int, int]:
     def counts() -> list[int]:
         norms = (m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
@@ -158,11 +175,10 @@ def memory_table(rows: Sequence[MemoryRow]) -> str:
     head = f"{'':{width}}  {'saved MiB':>9}  {'share':>5}  {'peak MiB':>8}  BN updates"
     lines = [f"{head}  step time / {first.name}: median (min .. max)"]
     for row in rows:
-        peak = "-" if row.peak is None else f"{row.peak / 2**20:.1f}"
         fewest, most = row.updates
         updates = str(most) if fewest == most else f"{fewest} and {most}"
         lines.append(
             f"{row.name:{width}}  {row.saved / 2**20:9.1f}  {row.saved / first.saved:5.2f}  "
-            f"{peak:>8}  {updates:>10}  {ratios_of(row.timing, first.timing)}"
+            f"{row.peak / 2**20:8.1f}  {updates:>10}  {ratios_of(row.timing, first.timing)}"
         )
     return "\n".join(lines)

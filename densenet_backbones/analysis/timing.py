@@ -15,6 +15,11 @@ class Timing:
     name: str
     seconds: tuple[float, ...]
 
+    @property
+    def median(self) -> float:
+        """Seconds of a turn."""
+        return statistics.median(self.seconds)
+
 
 def interleave(
     contenders: Mapping[str, Callable[[], object]],
@@ -62,8 +67,7 @@ def ratio_table(timings: Sequence[Timing]) -> str:
     lines = [f"{'':{width}}  {'median ms':>10}  time / {first.name}: median (min .. max)"]
     for timing in timings:
         lines.append(
-            f"{timing.name:{width}}  {statistics.median(timing.seconds) * 1e3:10.2f}  "
-            f"{ratios_of(timing, first)}"
+            f"{timing.name:{width}}  {timing.median * 1e3:10.2f}  {ratios_of(timing, first)}"
         )
     return "\n".join(lines)
 

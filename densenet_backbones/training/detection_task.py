@@ -1,5 +1,6 @@
 """Training and evaluation of a detector."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -108,12 +109,15 @@ class DetectionTask(Task):
         found: dict[str, Tensor] = self.model(images, targets)
         return found
 
-    def example(self, data: Any) -> tuple[Any, tuple[int, int]] | None:
-        """One image of the detector's own size, where it has one."""
+    def example(self, data: Any) -> tuple[Any, tuple[int, int]]:
+        """One image of the detector's own size, or of that to which it brings the first one."""
+        device = next(self.model.parameters()).device
         size = getattr(self.model, "image_size", None)
         if size is None:
-            return None
-        device = next(self.model.parameters()).device
+            first = data.train_set.records[0]
+            image = torch.zeros(3, first.height, first.width, device=device)
+            transform = copy.deepcopy(self.model.transform).eval()  # draws no size then
+            size = transform([image])[0].image_sizes[0]
         return [torch.rand(3, *size, device=device)], size
 
     def make_metric(self, val_set: DetectionSet) -> CocoMetric:

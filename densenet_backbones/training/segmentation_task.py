@@ -148,7 +148,7 @@ class SegmentationTask(Task):
         found: dict[str, Tensor] = self.loss(self.model(images), masks)
         return found
 
-    def example(self, data: Any) -> tuple[Any, tuple[int, int]] | None:
+    def example(self, data: Any) -> tuple[Any, tuple[int, int]]:
         """An image of the size that is trained on."""
         first = data.train_set.records[0]
         cropped = data.overfit_images is None and data.preset not in ("full_size", "none")

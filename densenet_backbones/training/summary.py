@@ -60,11 +60,9 @@ def lines_of_plan(task: Task, data: Any, trainer: pl.Trainer) -> Iterator[str]:
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = f" ({trained:,} trained)" if trained < parameters else ""
-    macs = ""
-    if (example := task.example(data)) is not None:
-        images, (height, width) = example
-        macs = f", {plan_inputs(model, images).macs / 1e9:.2f} GMAC at {width}x{height}"
-    yield f"{task.spec.name}: {parameters:,} parameters{frozen}{macs}."
+    images, (height, width) = task.example(data)
+    macs = f"{plan_inputs(model, images).macs / 1e9:.2f} GMAC at {width}x{height}"
+    yield f"{task.spec.name}: {parameters:,} parameters{frozen}, {macs}."
     options = task.optimizer_options
     batch = images_per_step(data, trainer)
     epochs = (

@@ -76,8 +76,8 @@ class Task(pl.LightningModule):
         """The evaluation against a data set's own annotations."""
         raise NotImplementedError
 
-    def example(self, data: Any) -> tuple[Any, tuple[int, int]] | None:
-        """An input of the model and its (H, W), to count operations with, or None."""
+    def example(self, data: Any) -> tuple[Any, tuple[int, int]]:
+        """An input of the model and its (H, W), to count operations with."""
         raise NotImplementedError
 
     def draw_batch(self, batch: Sequence[Any]) -> np.ndarray:
