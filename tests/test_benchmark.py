@@ -235,33 +235,6 @@ def test_wrong_use_is_one_sentence(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_tiles_beside_whole_images(tiny_segmentation, tiny_masks, capsys):
-    weights, images = tiny_segmentation / "model.safetensors", tiny_masks / "JPEGImages"
-    arguments = ("--tile", "32", "--overlap", "0", "--limit", "2")
-    assert main(["tiles", str(weights), str(images), *arguments]) == 0
-    rows = re.findall(
-        r"^ +(\d+) or more +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)$", report(capsys), re.M
-    )
-    # Images of 64 pixels in four tiles: the seams are at 32, and 31.5 pixels is as far as it gets.
-    assert [int(row[0]) for row in rows] == [0, 16]
-    assert [float(row[1]) for row in rows] == [1.0, 0.25]
-    for _, _, same, largest, typical in rows:
-        assert 0 <= float(same) <= 1 and 0 <= float(typical) <= float(largest) <= 1
-    assert float(rows[0][3]) > 0  # the network sees across the seams
-
-
-def test_tiles_of_nothing_to_cut(tiny_run, tiny_segmentation, tiny_masks, capsys):
-    image = str(next((tiny_masks / "JPEGImages").iterdir()))
-    for folder, said in ((tiny_run, "holds a detector"), (tiny_segmentation, "larger than a tile")):
-        with pytest.raises(SystemExit):
-            main(["tiles", str(folder / "model.safetensors"), image])
-        assert said in capsys.readouterr().err
-
-
-def report(capsys):
-    return capsys.readouterr().out
-
-
 def test_without_the_training_tools_the_input_says_what_to_install(monkeypatch, capsys):
     real = builtins.__import__
 

@@ -1,12 +1,11 @@
-"""Side-by-side measurements: ``tools/benchmark.py backbone | memory | detector | input | tiles``.
+"""Side-by-side measurements: ``tools/benchmark.py backbone | memory | detector | input``.
 
 A claim about speed is a ratio of two things measured in turns within one run, with outputs
 checked. To add a measurement, write a `Command` and list it in ``COMMANDS``.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -174,43 +173,15 @@ def _input_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="of the training step: cpu, cuda, ...")
 
 
-def _tiles_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="of a segmenter: *.ckpt or model.safetensors")
-    parser.add_argument("images", nargs="+", help="images, and folders of images")
-    parser.add_argument("--tile", type=int, default=512, help="side in pixels (%(default)s)")
-    parser.add_argument("--overlap", type=int, help="pixels (a quarter of the tile)")
-    parser.add_argument("--limit", type=int, default=10, metavar="N", help="images (%(default)s)")
-
-
-def _tiles(arguments: argparse.Namespace) -> str:
-    """Segmentation by tiles beside that of whole images."""
-    with _training_tools():
-        from densenet_backbones.analysis.tile_benchmark import compare_tiles, tile_table
-    rows = compare_tiles(
-        arguments.checkpoint,
-        arguments.images,
-        tile=arguments.tile,
-        overlap=arguments.overlap,
-        images=arguments.limit,
-    )
-    return tile_table(rows)
-
-
-@contextmanager
-def _training_tools() -> Iterator[None]:
-    """Around imports that the backbone's measurements do without."""
+def _input(arguments: argparse.Namespace) -> str:
+    """Images a second of the input pipeline beside the training step that it feeds."""
     try:
-        yield
+        # Only here: the backbone's measurement runs without the training tools.
+        from densenet_backbones.analysis.input_benchmark import measure
     except ModuleNotFoundError as error:
         raise ValueError(
             f"this measurement needs {error.name}: install densenet-backbones[train]"
         ) from error
-
-
-def _input(arguments: argparse.Namespace) -> str:
-    """Images a second of the input pipeline beside the training step that it feeds."""
-    with _training_tools():
-        from densenet_backbones.analysis.input_benchmark import measure
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     return measure(
@@ -249,12 +220,6 @@ COMMANDS: tuple[Command, ...] = (
         help="detection input: decoding and augmentation on one core, beside a training step",
         add_arguments=_input_arguments,
         run=_input,
-    ),
-    Command(
-        name="tiles",
-        help="segmentation by tiles beside that of whole images: what the seams change",
-        add_arguments=_tiles_arguments,
-        run=_tiles,
     ),
 )
 

@@ -1,23 +1,25 @@
 """What cutting images into tiles changes in a segmenter's results.
 
-    python tools/benchmark.py tiles runs/mine/model.safetensors photo.jpg folder --tile 512
+    python -m densenet_backbones.training.tile_comparison runs/mine/model.safetensors photo.jpg
 
 A tile's outer pixels are seen without what lies beyond the tile. Where the blending leaves out as
 much as the network sees, nothing changes; where it leaves out less, this table tells how much.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from densenet_backbones.training.cli import fail
 from densenet_backbones.training.detector import load
 from densenet_backbones.training.predict import find_images
 from densenet_backbones.training.segmentation_model import Segmentation, SegmentationModel
 from densenet_backbones.training.tiling import Tiling
 
-__all__ = ["TileRow", "compare_tiles", "tile_table"]
+__all__ = ["TileRow", "compare_tiles", "main", "tile_table"]
 
 DISTANCES = (0, 16, 32, 64, 96)
 
@@ -111,3 +113,34 @@ def tile_table(rows: Sequence[TileRow]) -> str:
             f"{row.largest:20.4f}  {row.typical:10.4f}"
         )
     return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line.
+
+    Raises:
+        SystemExit: 1 with one line on standard error for wrong input.
+    """
+    name = "python -m densenet_backbones.training.tile_comparison"
+    parser = argparse.ArgumentParser(prog=name, description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("checkpoint", help="of a segmenter: *.ckpt or model.safetensors")
+    parser.add_argument("images", nargs="+", help="images, and folders of images")
+    parser.add_argument("--tile", type=int, default=512, help="side in pixels (%(default)s)")
+    parser.add_argument("--overlap", type=int, help="pixels (a quarter of the tile)")
+    parser.add_argument("--limit", type=int, default=10, metavar="N", help="images (%(default)s)")
+    given = parser.parse_args(argv)
+    try:
+        rows = compare_tiles(
+            given.checkpoint,
+            given.images,
+            tile=given.tile,
+            overlap=given.overlap,
+            images=given.limit,
+        )
+    except (ValueError, OSError) as error:
+        fail(str(error), 1)
+    print(tile_table(rows))
+
+
+if __name__ == "__main__":
+    main()
