@@ -120,6 +120,7 @@ def names(requirements: list[str]) -> set[str]:
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 CORE = names(PYPROJECT["project"]["dependencies"])
 TRAIN = CORE | names(EXTRAS["train"])
+OPTIONAL = names(EXTRAS["fast-eval"]) | names(EXTRAS["export"])  # imported where they are used
 
 
 def imported(source: str, *, on_import_only: bool = False) -> set[str]:
@@ -152,14 +153,14 @@ def test_imports_are_declared(module, path):
     source = path.read_text(encoding="utf-8")
     if any(f"{module}.".startswith(f"{part}.") for part in TRAINING):
         assert imported(source, on_import_only=True) <= TRAIN
-        assert imported(source) <= TRAIN | names(EXTRAS["fast-eval"])
+        assert imported(source) <= TRAIN | OPTIONAL
     else:
         assert imported(source) <= CORE
 
 
 def test_dependencies_are_used():
     used = set().union(*(imported(path.read_text(encoding="utf-8")) for _, path in sources()))
-    assert TRAIN | names(EXTRAS["fast-eval"]) <= used | set(INDIRECT)
+    assert TRAIN | OPTIONAL <= used | set(INDIRECT)
 
 
 def test_tests_import_what_dev_installs():
