@@ -27,19 +27,18 @@ runs=runs/detectors
 
 . "$here/rows.sh"
 
-# overfit ROW DATA DETECTOR ARGS EPOCHS [FLAG ...]: eight images by heart, one step an epoch, from
-# scratch, on images whose shorter side is brought to 256 pixels.
+# overfit ROW DATA DETECTOR ARGS: eight images by heart in 400 steps, from scratch, their shorter
+# side brought to 256 pixels.
 overfit() {
-    local row=$1 data=$2 detector=$3 args=$4 epochs=$5
-    shift 5
+    local row=$1 data=$2 detector=$3 args=$4
     train_row "$row" train_det.py --config "${detector}_coco" --data "$data" --overfit 8 \
-        --batch-size 8 --epochs "$epochs" --data.augmentation none \
+        --batch-size 4 --epochs 200 --data.augmentation none \
         --model.args "{min_size: 256, max_size: 320$args}" --model.optimizer.name adamw \
         --model.optimizer.lr 1e-3 --model.optimizer.base_batch 0 \
         --model.optimizer.weight_decay 0.01 --model.schedule.name cosine \
         --model.schedule.warmup 0.1 --trainer.accumulate_grad_batches 1 \
-        --trainer.gradient_clip_val 10 --trainer.check_val_every_n_epoch 100 \
-        --trainer.log_every_n_steps 1 "$@"
+        --trainer.gradient_clip_val 10 --trainer.check_val_every_n_epoch 50 \
+        --trainer.log_every_n_steps 1
 }
 
 # Drawn scenes, one in six of which shows people of 13 keypoints.
@@ -50,16 +49,16 @@ figures() {
 
 row() {
     case $1 in
-    overfit_retinanet) overfit "$1" "$coco" retinanet_densenet121_fpn "" 400 ;;
-    overfit_fasterrcnn) overfit "$1" "$coco" fasterrcnn_densenet121_fpn "" 400 ;;
+    overfit_retinanet) overfit "$1" "$coco" retinanet_densenet121_fpn "" ;;
+    overfit_fasterrcnn) overfit "$1" "$coco" fasterrcnn_densenet121_fpn "" ;;
     overfit_maskrcnn)
         # 64 of the proposals of an image are learnt from in place of 512
-        overfit "$1" "$coco" maskrcnn_densenet121_fpn ", box_batch_size_per_image: 64" 400
+        overfit "$1" "$coco" maskrcnn_densenet121_fpn ", box_batch_size_per_image: 64"
         ;;
     overfit_keypointrcnn)
         figures
         overfit "$1" "$runs/figures" keypointrcnn_densenet121_fpn \
-            ", box_batch_size_per_image: 64" 400
+            ", box_batch_size_per_image: 64"
         ;;
     bccd_densenet121 | bccd_resnet50)
         train_row "$1" train_det.py --config "retinanet_${1#bccd_}_bccd" --data "$bccd"
