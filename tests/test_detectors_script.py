@@ -57,7 +57,7 @@ def test_figures_are_drawn_and_trained_on(tmp_path):
         "detectors.sh", "no", "no", "overfit_keypointrcnn", folder=tmp_path, flags=TINY
     )
     assert done.returncode == 0, done.stderr
-    assert "8 images" in done.stdout
+    assert "4 images a step" in done.stdout
     assert len(list((tmp_path / "runs/detectors/figures/train").iterdir())) == 80
 
 
