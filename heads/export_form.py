@@ -61,7 +61,7 @@ def resize_to_limits(image: Tensor, min_size: int, max_size: int) -> Tensor:
     """Bilinear resizing to `limited_size`: (1, C, H, W) to (1, C, H', W').
 
     An operator, because ONNX's translation of symbolic sizes divides in float32, which is off by a
-    pixel for one size in twelve; an exporter gives this operator a translation in float64.
+    pixel for some sizes; an exporter gives this operator a translation in float64.
 
     Args:
         image: (1, C, H, W).

@@ -58,8 +58,8 @@ def padded_detections(candidates: Candidates, selection: Selection) -> PaddedDet
     of equal scores the candidate that comes first goes first. Classes are kept apart as that
     function does it for up to 1000 boxes on a CPU, by moving each by a multiple of the largest
     coordinate. For more boxes it goes by single classes: then, two boxes whose overlap is within
-    float32's rounding of the threshold (1e-4 for objects of 32 pixels in images of 800 with 80
-    classes) may fare differently here.
+    float32's rounding of the threshold, at coordinates of as many image sides as there are classes,
+    may fare differently here.
 
     Args:
         candidates: Of one image.

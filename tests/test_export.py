@@ -254,5 +254,6 @@ def test_one_more_or_less_is_counted():
     assert matched(padded(detections(10, 0)), {k: v[:7] for k, v in expected.items()}).agreed == 7
     fewer = matched(padded({k: v[:7] for k, v in expected.items()}), expected)
     assert (fewer.agreed, fewer.total, fewer.holds) == (7, 10, False)
+    assert not Agreement("detections", 1, 0).holds
     nothing = matched(padded(detections(0, 0)), detections(0, 0))
     assert str(nothing) == "there were no detections to compare"

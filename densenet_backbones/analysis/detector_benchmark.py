@@ -27,7 +27,7 @@ class DetectorRow:
         parameters: Their number.
         macs: Multiply-adds for one image in evaluation mode.
         saved: Bytes that autograd keeps between forward and backward pass, parameters excluded.
-        peak: Bytes allocated at most during a step, beyond the parameters.
+        peak: Bytes allocated at most during a step, beyond the parameters: maps and gradients.
         timing: Seconds of the steps.
     """
 
@@ -76,8 +76,8 @@ def compare_backbones(
         return torch.stack(list(losses.values())).sum()
 
     def step(model: nn.Module) -> None:
-        model.zero_grad(set_to_none=True)
         loss(model).backward()
+        model.zero_grad(set_to_none=True)  # at the end: gradients are part of what a step takes
 
     models = {name: _built(detector, name, size).to(device).train() for name in backbones}
     rows: dict[str, Any] = {}

@@ -153,8 +153,8 @@ def _loss(net: nn.Module, image: Tensor) -> Tensor:
 
 
 def _step(net: nn.Module, image: Tensor) -> None:
-    net.zero_grad(set_to_none=True)
     _loss(net, image).backward()
+    net.zero_grad(set_to_none=True)  # at the end: gradients are part of what a step takes
 
 
 def _updates_of_a_step(net: nn.Module, step: Callable[[], None]) -> tuple[int, int]:

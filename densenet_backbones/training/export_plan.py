@@ -35,6 +35,7 @@ _SCORE, _BOX = 1e-3, 0.5
 # The part that may differ by more: two boxes whose overlap is the threshold of non-maximum
 # suppression to the last digit, a pixel between two classes.
 _LEFT_OVER = 0.01
+_FEW = 10
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Agreement:
     @property
     def holds(self) -> bool:
         """Whether all agree, but for what rounding can change."""
-        return self.total - self.agreed <= max(1, _LEFT_OVER * self.total)
+        one = self.total >= _FEW  # of a few, one is no rounding
+        return self.total - self.agreed <= max(one, _LEFT_OVER * self.total)
 
     def __str__(self) -> str:
         if not self.total:

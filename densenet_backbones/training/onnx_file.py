@@ -82,8 +82,7 @@ def write_onnx(
         facts: What the file says of itself: strings, and other JSON types, which are written as
             JSON; `OnnxSession.facts` reads it.
         opset: Version of ONNX's operators; None for torch's default.
-        optimize: Fold constants and fuse nodes in the file; onnxruntime does it anyhow, and this
-            takes half the time of an export.
+        optimize: Fold constants and fuse nodes in the file, which onnxruntime does anyhow.
 
     Returns:
         The version of the operators.
