@@ -5,6 +5,20 @@ does: outputs, gradients and batch-norm buffers.
 """
 
 from densenet_backbones.dense_block.checkpointed import Memory, run_checkpointed
+from densenet_backbones.dense_block.folded import (
+    FoldedConv2d,
+    FoldedLayer,
+    compiled_folded,
+    run_folded,
+)
 from densenet_backbones.dense_block.plain import run_plain
 
-__all__ = ["Memory", "run_checkpointed", "run_plain"]
+__all__ = [
+    "FoldedConv2d",
+    "FoldedLayer",
+    "Memory",
+    "compiled_folded",
+    "run_checkpointed",
+    "run_folded",
+    "run_plain",
+]

@@ -1,0 +1,257 @@
+"""Inference of a dense block from folded weights, in one buffer that every layer writes into.
+
+The norm in front of a layer cannot go into a convolution, as every layer norms the concatenation
+anew: it becomes one scale and shift. The norm behind a bottleneck's convolution goes into that
+convolution. Maps lie channels last, so that the first C channels of the buffer are a matrix of
+cells, which a layer reads where it is.
+
+Shapes: N images, C channels of the concatenation, B of the bottleneck, k new maps, H and W pixels,
+M = N * H * W cells.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import inf
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
+
+from densenet_backbones.dense_block.plain import run_plain
+
+__all__ = ["FoldedConv2d", "FoldedLayer", "compiled_folded", "run_folded"]
+
+_ONEDNN: Any = torch.ops.mkldnn  # what torch.compile calls on a CPU
+
+
+class FoldedConv2d(nn.Conv2d):
+    """A convolution that does not learn, with other weights than the one it is made of.
+
+    On a CPU oneDNN lays the weight out once; `nn.Conv2d` has it laid out in every call. What was
+    laid out is no part of the state dict, and is made anew after ``to`` and ``load_state_dict``.
+
+    Args:
+        like: Whose geometry it takes.
+        weight: Shaped as that one's.
+        bias: (out channels,).
+        act: An activation behind it, if any.
+    """
+
+    def __init__(
+        self, like: nn.Conv2d, weight: Tensor, bias: Tensor, act: nn.Module | None = None
+    ) -> None:
+        super().__init__(
+            like.in_channels,
+            like.out_channels,
+            (like.kernel_size[0], like.kernel_size[1]),
+            (like.stride[0], like.stride[1]),
+            like.padding if isinstance(like.padding, str) else (like.padding[0], like.padding[1]),
+            (like.dilation[0], like.dilation[1]),
+            device="meta",
+        )
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.act = act
+        self._packed: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the convolution's (N, C', H', W'), activated."""
+        if _is_for_onednn(x):
+            return self._run_packed(x)
+        x = super().forward(x)
+        return x if self.act is None else self.act(x)
+
+    def _run_packed(self, x: Tensor) -> Tensor:
+        geometry = [list(pair) for pair in (self.padding, self.stride, self.dilation)]
+        if x.dtype not in self._packed:
+            weight = _ONEDNN._reorder_convolution_weight(self.weight.to(x.dtype), *geometry)
+            self._packed[x.dtype] = weight, self._bias.to(x.dtype)
+        fused = "relu" if isinstance(self.act, nn.ReLU) else "none"
+        x = _ONEDNN._convolution_pointwise(
+            x, *self._packed[x.dtype], *geometry, self.groups, fused, [], ""
+        )
+        return x if self.act is None or fused == "relu" else self.act(x)
+
+    @property
+    def _bias(self) -> Tensor:
+        assert self.bias is not None
+        return self.bias
+
+    def tensors(self) -> list[Tensor]:
+        """Weight and bias."""
+        return [self.weight, self._bias]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "FoldedConv2d":
+        self._packed.clear()
+        super()._apply(*args, **kwargs)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._packed.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which cannot hold oneDNN's layouts."""
+        return {**self.__dict__, "_packed": {}}
+
+
+def _is_for_onednn(x: Tensor) -> bool:
+    if torch.compiler.is_compiling() or is_tracing() or isinstance(x, fx.Proxy):
+        return False
+    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if x.requires_grad and torch.is_grad_enabled():
+        return False
+    if x.dtype == torch.bfloat16:
+        return bool(_ONEDNN._is_mkldnn_bf16_supported())
+    return x.dtype == torch.float32
+
+
+class FoldedLayer(nn.Module):
+    """A dense layer in evaluation: act(scale * x + shift), 1x1, act, 3x3; no 1x1, no bottleneck.
+
+    Nothing in it learns. Called on the concatenation it returns the new maps, like the layer that
+    it stands for; `run_folded` runs a block of them in one buffer.
+
+    Args:
+        scale: Of the first norm, (C,).
+        shift: Of the first norm, (C,).
+        act: The activation behind the first norm.
+        squeeze: The 1x1 convolution with the second norm in it and the activation behind it; None
+            without bottleneck.
+        conv: The 3x3 convolution.
+    """
+
+    def __init__(
+        self,
+        scale: Tensor,
+        shift: Tensor,
+        act: nn.Module,
+        squeeze: FoldedConv2d | None,
+        conv: FoldedConv2d,
+    ) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.shift = nn.Parameter(shift, requires_grad=False)
+        self.act = act
+        self.squeeze = squeeze
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        """New maps, (N, k, H, W), from the concatenation, (N, C, H, W)."""
+        step = self.step(x.dtype)
+        x = self.act(torch.addcmul(step.shift[:, None, None], x, step.scale[:, None, None]))
+        return self.conv(x if self.squeeze is None else self.squeeze(x))
+
+    def step(self, dtype: torch.dtype) -> "_Step":
+        """What it does to maps of ``dtype``, which under autocast is not that of its weights."""
+        scale, shift = self.scale.to(dtype), self.shift.to(dtype)
+        return _Step(scale, shift, self.act, self.squeeze, self.conv, self.conv.out_channels)
+
+    def tensors(self) -> list[Tensor]:
+        """Scale and shift, then weights and biases in the order they are used."""
+        squeeze = [] if self.squeeze is None else self.squeeze.tensors()
+        return [self.scale, self.shift, *squeeze, *self.conv.tensors()]
+
+
+class _Step(NamedTuple):
+    """One layer: scale and shift (C,), what follows them, and the number of new maps."""
+
+    scale: Tensor
+    shift: Tensor
+    act: Callable[[Tensor], Tensor]
+    squeeze: Callable[[Tensor], Tensor] | None
+    conv: Callable[[Tensor], Tensor]
+    new: int
+
+
+def run_folded(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
+    """Runs a block in one buffer: no concatenation, and nothing but new maps is written to it.
+
+    No gradients: layers write in place.
+
+    Args:
+        x: Input of the block, (N, C, H, W).
+        layers: Each reads what all before it made.
+
+    Returns:
+        What `run_plain` returns, (N, C + sum of k, H, W), channels last.
+    """
+    return _run(x, [layer.step(x.dtype) for layer in layers])
+
+
+def _run(x: Tensor, steps: Sequence[_Step]) -> Tensor:
+    images, channels, height, width = x.shape
+    total = channels + sum(step.new for step in steps)
+    buffer = _channels_last(x, total)
+    buffer[:, :channels] = x
+    # The normed maps of all layers use the same memory, which stays in the caches.
+    scratch = x.new_empty(images * height * width * (total - steps[-1].new))
+    for step in steps:
+        maps = buffer[:, :channels].permute(0, 2, 3, 1)
+        normed = scratch[: maps.numel()].view(maps.shape)
+        torch.addcmul(step.shift, maps, step.scale, out=normed)
+        read = step.act(normed).permute(0, 3, 1, 2)
+        if step.squeeze is not None:
+            read = step.squeeze(read)
+        buffer[:, channels : channels + step.new] = step.conv(read)
+        channels += step.new
+    return buffer
+
+
+def _channels_last(x: Tensor, channels: int) -> Tensor:
+    """Memory for maps like ``x``, of other channels."""
+    images, _, height, width = x.shape
+    return x.new_empty((images, height, width, channels)).permute(0, 3, 1, 2)
+
+
+def compiled_folded(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
+    """`run_folded` as one operation for ``torch.compile``, which then has little to compile.
+
+    Blocks with other activations than ReLU and ReLU6 are compiled as `run_plain` runs them.
+    """
+    act = layers[0].act
+    if not isinstance(act, nn.ReLU | nn.ReLU6):
+        return run_plain(x, layers)
+    tensors = [tensor for layer in layers for tensor in layer.tensors()]
+    ceiling = 6.0 if isinstance(act, nn.ReLU6) else inf
+    dilation = layers[0].conv.dilation[0]
+    result: Tensor = torch.ops.densenet_backbones.folded_block(
+        x, tensors, len(layers), dilation, ceiling
+    )
+    return result
+
+
+def _folded_block(
+    x: Tensor, tensors: Sequence[Tensor], layers: int, dilation: int, ceiling: float
+) -> Tensor:
+    act = partial(torch.clamp_, min=0.0, max=ceiling)
+
+    def step(scale: Tensor, shift: Tensor, *convs: Tensor) -> _Step:
+        *before, weight, bias = convs
+        conv = partial(F.conv2d, weight=weight, bias=bias, padding=dilation, dilation=dilation)
+        squeeze = (lambda maps: act(F.conv2d(maps, before[0], before[1]))) if before else None
+        return _Step(scale, shift, act, squeeze, conv, len(bias))
+
+    each = len(tensors) // layers
+    tensors = [tensor.to(x.dtype) for tensor in tensors]
+    return _run(x, [step(*tensors[i : i + each]) for i in range(0, len(tensors), each)])
+
+
+def _folded_block_shape(
+    x: Tensor, tensors: Sequence[Tensor], layers: int, dilation: int, ceiling: float
+) -> Tensor:
+    each = len(tensors) // layers
+    return _channels_last(x, x.shape[1] + sum(len(bias) for bias in tensors[each - 1 :: each]))
+
+
+# Not torch.library.custom_op, which reads the signature and makes importing slower.
+_LIBRARY = torch.library.Library("densenet_backbones", "FRAGMENT")
+_LIBRARY.define(
+    "folded_block(Tensor x, Tensor[] tensors, int layers, int dilation, float ceiling) -> Tensor"
+)
+_LIBRARY.impl("folded_block", _folded_block, "CompositeExplicitAutograd")
+torch.library.register_fake("densenet_backbones::folded_block", _folded_block_shape)

@@ -1,0 +1,269 @@
+"""The folded form of a network for inference: the same features from fewer operations.
+
+What changes, for the DenseNets and dense blocks within a network; all else stays as it is:
+
+- a dense block fills one buffer: no concatenation (see `dense_block.folded`);
+- norms behind a convolution (``norm0`` of the stem, every ``norm2``) are part of its weights;
+- norms of a concatenation (``norm1``, ``transition<i>.norm``, ``norm5``) are one scale and shift;
+- an average or blur pool stands before the transition's 1x1 convolution, which then reads a
+  quarter of the cells. Both are linear, so their order is free; a tap between them keeps it.
+
+Shapes: N images, C channels, H and W pixels.
+"""
+
+import copy
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import cast
+
+import torch
+from timm.layers.blur_pool import BlurPool2d
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from densenet_backbones.dense_block import (
+    FoldedConv2d,
+    FoldedLayer,
+    compiled_folded,
+    run_folded,
+    run_plain,
+)
+from densenet_backbones.layers import DenseBlock, DenseLayer, is_traced
+from densenet_backbones.stages import DenseStages
+
+__all__ = ["FoldedBlock", "deploy"]
+
+
+def deploy(model: nn.Module) -> nn.Module:
+    """A copy of a model in evaluation mode whose DenseNets compute the same from folded weights.
+
+    The copy has the interface of the model: taps, levels, post-processing. Its parts are not to be
+    trained, and their weights have names of their own: save the model, and deploy what was loaded.
+    Feature maps come channels last. Under ``torch.compile`` a dense block is one operation, which
+    keeps compiling short; ``torch.export``, tracing and gradients of the image take a form that
+    concatenates, from the same folded weights. TorchScript's compiler is not supported.
+
+    Args:
+        model: A feature net, a classifier, or whatever holds one: a detector, a segmenter, an
+            encoder of another library. It stays as it is.
+
+    Returns:
+        The deployed copy. What cannot be folded in it runs as before, and a warning names it:
+        norms without fixed statistics (group norm, statistics of the batch in evaluation), and
+        parts with hooks.
+
+    Raises:
+        ValueError: There is no DenseNet and no dense block in the model.
+    """
+    model = copy.deepcopy(model).eval()
+    parts = list(model.named_modules())
+    blocks = [(name, part) for name, part in parts if name and isinstance(part, DenseBlock)]
+    nets = [(name, part) for name, part in parts if isinstance(part, DenseStages)]
+    if not blocks and not nets:
+        raise ValueError(
+            f"{type(model).__name__} holds no DenseNet of this package, so there is nothing to "
+            "deploy; run it as it is"
+        )
+    left = [name for name, block in blocks if not _replace(model, name, _folded_block(block))]
+    for prefix, net in nets:
+        left += [f"{prefix}.{name}".lstrip(".") for name in _fold_stages(net)]
+    if left:
+        warnings.warn(
+            f"deploy leaves {', '.join(left)} unfolded: they have hooks, or norms without fixed "
+            "statistics",
+            stacklevel=2,
+        )
+    return model
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module | None) -> bool:
+    if module is not None:
+        model.set_submodule(name, module)
+    return module is not None
+
+
+class FoldedBlock(nn.ModuleDict):
+    """A dense block of `FoldedLayer`, under the names of the layers that they stand for.
+
+    Args:
+        layers: By name, in order.
+        in_channels: Channels of the block's input.
+    """
+
+    def __init__(self, layers: OrderedDict[str, nn.Module], in_channels: int) -> None:
+        super().__init__(layers)
+        self.in_channels = in_channels
+
+    def _layers(self) -> list[FoldedLayer]:
+        return cast("list[FoldedLayer]", list(self.values()))
+
+    def widths(self) -> Iterator[tuple[str, int]]:
+        """Each layer's name, and channels of the concatenation with its maps."""
+        new = (layer.conv.out_channels for layer in self._layers())
+        return zip(self, list(accumulate(new, initial=self.in_channels))[1:], strict=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Concatenation of the input and all new maps, (N, C + layers * k, H, W)."""
+        layers = self._layers()
+        if is_traced(x) or torch.compiler.is_exporting():
+            return run_plain(x, layers)
+        if x.requires_grad and torch.is_grad_enabled():
+            return run_plain(x, layers)
+        if torch.compiler.is_compiling():
+            return compiled_folded(x, layers)
+        return run_folded(x, layers)
+
+
+class _ScaleShift(nn.Module):
+    """A norm with fixed statistics.
+
+    Args:
+        scale: (C,).
+        shift: (C,).
+    """
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale[:, None, None], requires_grad=False)
+        self.shift = nn.Parameter(shift[:, None, None], requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
+        return torch.addcmul(self.shift.to(x.dtype), x, self.scale.to(x.dtype))
+
+
+def _folded_block(block: DenseBlock) -> FoldedBlock | None:
+    layers = OrderedDict[str, nn.Module]()
+    for name, layer in block.items():
+        folded = _folded_layer(cast(DenseLayer, layer))
+        if folded is None:
+            return None
+        layers[name] = folded
+    first = cast(DenseLayer, next(iter(block.values())))
+    return None if _has_hooks(block) else FoldedBlock(layers, first.conv1.in_channels)
+
+
+def _folded_layer(layer: DenseLayer) -> FoldedLayer | None:
+    affine = _affine(layer.norm1)
+    if affine is None:
+        return None
+    squeeze, conv = None, layer.conv1
+    if layer.bottleneck:
+        squeeze, conv = _fused(layer.conv1, layer.norm2, layer.relu2), layer.conv2
+        if squeeze is None:
+            return None
+    dtype = conv.weight.dtype
+    scale, shift = affine[0].to(dtype), affine[1].to(dtype)
+    return FoldedLayer(scale, shift, layer.relu1, squeeze, _folded_conv(conv))
+
+
+def _fold_stages(net: DenseStages) -> list[str]:
+    """Folds all of a net but its blocks; returns the names of what it cannot fold."""
+    tapped = {str(level["module"]) for level in net.feature_info}
+    tapped |= set(getattr(net, "return_layers", ()))
+    folded: dict[str, bool] = {}
+    for name, _ in list(net.named_children()):
+        number = name.removeprefix("transition").removeprefix("norm")
+        if name.startswith("transition"):
+            folded[name] = _fold_transition(net, number, tapped)
+        elif name == "norm5":
+            folded[name] = _fold_last_norm(net, tapped)
+        elif name.startswith("norm"):
+            folded[name] = _fold_stem(net, number, tapped)
+    return [name for name, done in folded.items() if not done]
+
+
+def _fold_stem(net: DenseStages, number: str, tapped: set[str]) -> bool:
+    """``norm<number>`` goes into the convolution before it."""
+    conv, norm = getattr(net, f"conv{number}"), getattr(net, f"norm{number}")
+    fused = None if _has_hooks(conv) or f"conv{number}" in tapped else _fused(conv, norm)
+    if fused is None:
+        return False
+    setattr(net, f"conv{number}", fused)
+    setattr(net, f"norm{number}", nn.Identity())
+    if f"norm{number}" not in tapped:
+        _work_in_place(getattr(net, f"relu{number}"))
+    return True
+
+
+def _fold_transition(net: DenseStages, number: str, tapped: set[str]) -> bool:
+    """A transition's norm; takes in the pool behind it if nothing looks in between."""
+    children = dict(net.named_children())
+    name, pool = f"transition{number}", children.get(f"pool{number}")
+    transition = children[name]
+    norm, act, *conv = transition.children()
+    scale_shift = _scale_shift(norm)
+    if scale_shift is None or _has_hooks(transition):
+        return False
+    parts = OrderedDict[str, nn.Module](norm=scale_shift, relu=act)
+    if conv and pool and name not in tapped and type(pool) in (nn.AvgPool2d, BlurPool2d):
+        parts["pool"] = pool
+        setattr(net, f"pool{number}", nn.Identity())
+    if conv:  # cut off behind a last tap
+        parts["conv"] = _folded_conv(cast(nn.Conv2d, conv[0]))
+    setattr(net, name, nn.Sequential(parts))
+    return True
+
+
+def _fold_last_norm(net: DenseStages, tapped: set[str]) -> bool:
+    children = dict(net.named_children())
+    scale_shift = _scale_shift(children["norm5"])
+    if scale_shift is None:
+        return False
+    net.norm5 = scale_shift
+    if "norm5" not in tapped:
+        _work_in_place(children["relu5"])
+    return True
+
+
+def _work_in_place(act: nn.Module) -> None:
+    if isinstance(act, nn.ReLU):  # others may need their input twice
+        act.inplace = True
+
+
+def _folded_conv(conv: nn.Conv2d) -> FoldedConv2d:
+    weight, bias = conv.weight.detach().clone(), conv.bias
+    return FoldedConv2d(conv, weight, weight.new_zeros(len(weight)) if bias is None else bias.data)
+
+
+def _fused(conv: nn.Conv2d, norm: nn.Module, act: nn.Module | None = None) -> FoldedConv2d | None:
+    """A convolution with the norm behind it in it; None if the norm is not fixed."""
+    affine = _affine(norm)
+    if affine is None:
+        return None
+    scale, shift = affine
+    weight = conv.weight.detach().double() * scale[:, None, None, None]
+    if conv.bias is not None:
+        shift = shift + conv.bias.detach().double() * scale
+    dtype = conv.weight.dtype
+    return FoldedConv2d(conv, weight.to(dtype), shift.to(dtype), act)
+
+
+def _scale_shift(norm: nn.Module) -> _ScaleShift | None:
+    affine = _affine(norm)
+    if affine is None:
+        return None
+    dtype = cast(Tensor, norm.running_mean).dtype
+    return _ScaleShift(affine[0].to(dtype), affine[1].to(dtype))
+
+
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift of a norm in evaluation, (C,) in float64; None if they are not fixed."""
+    known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or isinstance(norm, FrozenBatchNorm2d)
+    if not known or norm.running_var is None or _has_hooks(norm):
+        return None
+    mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var)
+    scale = (variance.double() + cast(float, norm.eps)).rsqrt()
+    if norm.weight is not None:
+        scale = scale * cast(Tensor, norm.weight).detach().double()
+    shift = -mean * scale
+    return scale, shift if norm.bias is None else shift + cast(Tensor, norm.bias).detach().double()
+
+
+def _has_hooks(part: nn.Module) -> bool:
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+        for m in part.modules()
+    )
