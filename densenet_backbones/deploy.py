@@ -151,12 +151,12 @@ def _folded_layer(layer: DenseLayer) -> FoldedLayer | None:
         return None
     squeeze, conv = None, layer.conv1
     if layer.bottleneck:
-        squeeze, conv = _fused(layer.conv1, layer.norm2, layer.relu2), layer.conv2
-        if squeeze is None:
+        fused, conv = _fused(layer.conv1, layer.norm2), layer.conv2
+        if fused is None:
             return None
-    dtype = conv.weight.dtype
-    scale, shift = affine[0].to(dtype), affine[1].to(dtype)
-    return FoldedLayer(scale, shift, layer.relu1, squeeze, _folded_conv(conv))
+        squeeze = fused[0].flatten(1).t().contiguous(), fused[1]
+    scale, shift = (part.to(conv.weight.dtype) for part in affine)
+    return FoldedLayer(scale, shift, squeeze, _folded_conv(conv), layer.relu1)
 
 
 def _fold_stages(net: DenseStages) -> list[str]:
@@ -181,7 +181,7 @@ def _fold_stem(net: DenseStages, number: str, tapped: set[str]) -> bool:
     fused = None if _has_hooks(conv) or f"conv{number}" in tapped else _fused(conv, norm)
     if fused is None:
         return False
-    setattr(net, f"conv{number}", fused)
+    setattr(net, f"conv{number}", FoldedConv2d(conv, *fused))
     setattr(net, f"norm{number}", nn.Identity())
     if f"norm{number}" not in tapped:
         _work_in_place(getattr(net, f"relu{number}"))
@@ -228,8 +228,8 @@ def _folded_conv(conv: nn.Conv2d) -> FoldedConv2d:
     return FoldedConv2d(conv, weight, weight.new_zeros(len(weight)) if bias is None else bias.data)
 
 
-def _fused(conv: nn.Conv2d, norm: nn.Module, act: nn.Module | None = None) -> FoldedConv2d | None:
-    """A convolution with the norm behind it in it; None if the norm is not fixed."""
+def _fused(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias of a convolution with the norm behind it; None if the norm is not fixed."""
     affine = _affine(norm)
     if affine is None:
         return None
@@ -237,8 +237,7 @@ def _fused(conv: nn.Conv2d, norm: nn.Module, act: nn.Module | None = None) -> Fo
     weight = conv.weight.detach().double() * scale[:, None, None, None]
     if conv.bias is not None:
         shift = shift + conv.bias.detach().double() * scale
-    dtype = conv.weight.dtype
-    return FoldedConv2d(conv, weight.to(dtype), shift.to(dtype), act)
+    return weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
 
 
 def _scale_shift(norm: nn.Module) -> _ScaleShift | None:

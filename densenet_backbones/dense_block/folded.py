@@ -36,12 +36,9 @@ class FoldedConv2d(nn.Conv2d):
         like: Whose geometry it takes.
         weight: Shaped as that one's.
         bias: (out channels,).
-        act: An activation behind it, if any.
     """
 
-    def __init__(
-        self, like: nn.Conv2d, weight: Tensor, bias: Tensor, act: nn.Module | None = None
-    ) -> None:
+    def __init__(self, like: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
         super().__init__(
             like.in_channels,
             like.out_channels,
@@ -54,26 +51,19 @@ class FoldedConv2d(nn.Conv2d):
         weight = weight.contiguous(memory_format=torch.channels_last)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(bias, requires_grad=False)
-        self.act = act
         self._packed: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to the convolution's (N, C', H', W'), activated."""
-        if _is_for_onednn(x):
-            return self._run_packed(x)
-        x = super().forward(x)
-        return x if self.act is None else self.act(x)
-
-    def _run_packed(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H', W')."""
+        if not _is_for_onednn(x):
+            return super().forward(x)
         geometry = [list(pair) for pair in (self.padding, self.stride, self.dilation)]
         if x.dtype not in self._packed:
             weight = _ONEDNN._reorder_convolution_weight(self.weight.to(x.dtype), *geometry)
             self._packed[x.dtype] = weight, self._bias.to(x.dtype)
-        fused = "relu" if isinstance(self.act, nn.ReLU) else "none"
-        x = _ONEDNN._convolution_pointwise(
-            x, *self._packed[x.dtype], *geometry, self.groups, fused, [], ""
-        )
-        return x if self.act is None or fused == "relu" else self.act(x)
+        weights = self._packed[x.dtype]
+        out: Tensor = _ONEDNN._convolution_pointwise(x, *weights, *geometry, 1, "none", [], "")
+        return out
 
     @property
     def _bias(self) -> Tensor:
@@ -119,52 +109,70 @@ class FoldedLayer(nn.Module):
     Args:
         scale: Of the first norm, (C,).
         shift: Of the first norm, (C,).
-        act: The activation behind the first norm.
-        squeeze: The 1x1 convolution with the second norm in it and the activation behind it; None
-            without bottleneck.
+        squeeze: Weight, (C, B), and bias, (B,), of the 1x1 convolution with the second norm in it;
+            None without bottleneck.
         conv: The 3x3 convolution.
+        act: The activation behind either norm.
     """
 
     def __init__(
         self,
         scale: Tensor,
         shift: Tensor,
-        act: nn.Module,
-        squeeze: FoldedConv2d | None,
+        squeeze: tuple[Tensor, Tensor] | None,
         conv: FoldedConv2d,
+        act: nn.Module,
     ) -> None:
         super().__init__()
         self.scale = nn.Parameter(scale, requires_grad=False)
         self.shift = nn.Parameter(shift, requires_grad=False)
-        self.act = act
-        self.squeeze = squeeze
+        self.bottleneck = squeeze is not None
+        if squeeze is not None:
+            self.weight = nn.Parameter(squeeze[0], requires_grad=False)
+            self.bias = nn.Parameter(squeeze[1], requires_grad=False)
         self.conv = conv
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
         """New maps, (N, k, H, W), from the concatenation, (N, C, H, W)."""
         step = self.step(x.dtype)
         x = self.act(torch.addcmul(step.shift[:, None, None], x, step.scale[:, None, None]))
-        return self.conv(x if self.squeeze is None else self.squeeze(x))
+        if step.squeeze is not None:
+            weight, bias = step.squeeze
+            x = self.act(F.conv2d(x, weight.t()[..., None, None], bias))
+        return self.conv(x)
 
     def step(self, dtype: torch.dtype) -> "_Step":
         """What it does to maps of ``dtype``, which under autocast is not that of its weights."""
-        scale, shift = self.scale.to(dtype), self.shift.to(dtype)
-        return _Step(scale, shift, self.act, self.squeeze, self.conv, self.conv.out_channels)
+        scale, shift, *squeeze = (tensor.to(dtype) for tensor in self._own())
+        pair = (squeeze[0], squeeze[1]) if squeeze else None
+        return _Step(scale, shift, pair, self.conv, self.act, self.conv.out_channels)
+
+    def _own(self) -> list[Tensor]:
+        return [self.scale, self.shift, *([self.weight, self.bias] if self.bottleneck else [])]
 
     def tensors(self) -> list[Tensor]:
         """Scale and shift, then weights and biases in the order they are used."""
-        squeeze = [] if self.squeeze is None else self.squeeze.tensors()
-        return [self.scale, self.shift, *squeeze, *self.conv.tensors()]
+        return [*self._own(), *self.conv.tensors()]
 
 
 class _Step(NamedTuple):
-    """One layer: scale and shift (C,), what follows them, and the number of new maps."""
+    """What one layer computes with, in the type of the maps.
+
+    Attributes:
+        scale: (C,).
+        shift: (C,).
+        squeeze: (C, B) and (B,), or None.
+        conv: New maps from what the 3x3 reads.
+        act: It may work in place.
+        new: Number of new maps.
+    """
 
     scale: Tensor
     shift: Tensor
-    act: Callable[[Tensor], Tensor]
-    squeeze: Callable[[Tensor], Tensor] | None
+    squeeze: tuple[Tensor, Tensor] | None
     conv: Callable[[Tensor], Tensor]
+    act: Callable[[Tensor], Tensor]
     new: int
 
 
@@ -188,16 +196,19 @@ def _run(x: Tensor, steps: Sequence[_Step]) -> Tensor:
     total = channels + sum(step.new for step in steps)
     buffer = _channels_last(x, total)
     buffer[:, :channels] = x
-    # The normed maps of all layers use the same memory, which stays in the caches.
-    scratch = x.new_empty(images * height * width * (total - steps[-1].new))
+    cells = buffer.permute(0, 2, 3, 1).view(-1, total)
+    # All layers use the same memory for what they need in between: it stays in the caches.
+    scratch = x.new_empty(len(cells) * (total - steps[-1].new))
+    squeezed = [x.new_empty(len(cells), len(step.squeeze[1])) for step in steps[:1] if step.squeeze]
     for step in steps:
-        maps = buffer[:, :channels].permute(0, 2, 3, 1)
-        normed = scratch[: maps.numel()].view(maps.shape)
-        torch.addcmul(step.shift, maps, step.scale, out=normed)
-        read = step.act(normed).permute(0, 3, 1, 2)
+        normed = scratch[: len(cells) * channels].view(-1, channels)
+        torch.addcmul(step.shift, cells[:, :channels], step.scale, out=normed)
+        read = step.act(normed)
         if step.squeeze is not None:
-            read = step.squeeze(read)
-        buffer[:, channels : channels + step.new] = step.conv(read)
+            weight, bias = step.squeeze
+            read = step.act(torch.addmm(bias, read, weight, out=squeezed[0]))
+        new = step.conv(read.view(images, height, width, -1).permute(0, 3, 1, 2))
+        buffer[:, channels : channels + step.new] = new
         channels += step.new
     return buffer
 
@@ -231,10 +242,10 @@ def _folded_block(
     act = partial(torch.clamp_, min=0.0, max=ceiling)
 
     def step(scale: Tensor, shift: Tensor, *convs: Tensor) -> _Step:
-        *before, weight, bias = convs
+        *squeeze, weight, bias = convs
         conv = partial(F.conv2d, weight=weight, bias=bias, padding=dilation, dilation=dilation)
-        squeeze = (lambda maps: act(F.conv2d(maps, before[0], before[1]))) if before else None
-        return _Step(scale, shift, act, squeeze, conv, len(bias))
+        pair = (squeeze[0], squeeze[1]) if squeeze else None
+        return _Step(scale, shift, pair, conv, act, len(bias))
 
     each = len(tensors) // layers
     tensors = [tensor.to(x.dtype) for tensor in tensors]
