@@ -5,8 +5,8 @@ What changes, for the DenseNets and dense blocks within a network; all else stay
 - a dense block fills one buffer: no concatenation (see `dense_block.folded`);
 - norms behind a convolution (``norm0`` of the stem, every ``norm2``) are part of its weights;
 - norms of a concatenation (``norm1``, ``transition<i>.norm``, ``norm5``) are one scale and shift;
-- an average or blur pool stands before the transition's 1x1 convolution, which then reads a
-  quarter of the cells. Both are linear, so their order is free; a tap between them keeps it.
+- an average pool stands before the transition's 1x1 convolution, which then reads a quarter of the
+  cells. Both are linear, so their order is free; a tap between them keeps it.
 
 Shapes: N images, C channels, H and W pixels.
 """
@@ -19,7 +19,6 @@ from itertools import accumulate
 from typing import cast
 
 import torch
-from timm.layers.blur_pool import BlurPool2d
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -131,7 +130,7 @@ class _ScaleShift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
-        return torch.addcmul(self.shift.to(x.dtype), x, self.scale.to(x.dtype))
+        return torch.addcmul(self.shift, x, self.scale).to(x.dtype)  # autocast leaves it alone
 
 
 def _folded_block(block: DenseBlock) -> FoldedBlock | None:
@@ -198,7 +197,7 @@ def _fold_transition(net: DenseStages, number: str, tapped: set[str]) -> bool:
     if scale_shift is None or _has_hooks(transition):
         return False
     parts = OrderedDict[str, nn.Module](norm=scale_shift, relu=act)
-    if conv and pool and name not in tapped and type(pool) in (nn.AvgPool2d, BlurPool2d):
+    if conv and name not in tapped and isinstance(pool, nn.AvgPool2d):
         parts["pool"] = pool
         setattr(net, f"pool{number}", nn.Identity())
     if conv:  # cut off behind a last tap

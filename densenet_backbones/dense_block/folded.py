@@ -57,6 +57,8 @@ class FoldedConv2d(nn.Conv2d):
         """(N, C, H, W) to (N, C', H', W')."""
         if not _is_for_onednn(x):
             return super().forward(x)
+        if torch.is_autocast_enabled("cpu"):  # which does not know this operation
+            x = x.to(torch.get_autocast_dtype("cpu"))
         geometry = [list(pair) for pair in (self.padding, self.stride, self.dilation)]
         if x.dtype not in self._packed:
             weight = _ONEDNN._reorder_convolution_weight(self.weight.to(x.dtype), *geometry)
@@ -136,7 +138,8 @@ class FoldedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """New maps, (N, k, H, W), from the concatenation, (N, C, H, W)."""
         step = self.step(x.dtype)
-        x = self.act(torch.addcmul(step.shift[:, None, None], x, step.scale[:, None, None]))
+        scale, shift = step.scale[:, None, None], step.shift[:, None, None]
+        x = self.act(torch.addcmul(shift, x, scale).to(x.dtype))
         if step.squeeze is not None:
             weight, bias = step.squeeze
             x = self.act(F.conv2d(x, weight.t()[..., None, None], bias))
@@ -144,25 +147,22 @@ class FoldedLayer(nn.Module):
 
     def step(self, dtype: torch.dtype) -> "_Step":
         """What it does to maps of ``dtype``, which under autocast is not that of its weights."""
-        scale, shift, *squeeze = (tensor.to(dtype) for tensor in self._own())
-        pair = (squeeze[0], squeeze[1]) if squeeze else None
-        return _Step(scale, shift, pair, self.conv, self.act, self.conv.out_channels)
-
-    def _own(self) -> list[Tensor]:
-        return [self.scale, self.shift, *([self.weight, self.bias] if self.bottleneck else [])]
+        pair = (self.weight.to(dtype), self.bias.to(dtype)) if self.bottleneck else None
+        return _Step(self.scale, self.shift, pair, self.conv, self.act, self.conv.out_channels)
 
     def tensors(self) -> list[Tensor]:
         """Scale and shift, then weights and biases in the order they are used."""
-        return [*self._own(), *self.conv.tensors()]
+        squeeze = [self.weight, self.bias] if self.bottleneck else []
+        return [self.scale, self.shift, *squeeze, *self.conv.tensors()]
 
 
 class _Step(NamedTuple):
-    """What one layer computes with, in the type of the maps.
+    """What one layer computes with.
 
     Attributes:
-        scale: (C,).
-        shift: (C,).
-        squeeze: (C, B) and (B,), or None.
+        scale: (C,), of the maps' type or, as under autocast, of a longer one.
+        shift: (C,), likewise.
+        squeeze: (C, B) and (B,) of the maps' type, or None.
         conv: New maps from what the 3x3 reads.
         act: It may work in place.
         new: Number of new maps.
@@ -242,13 +242,12 @@ def _folded_block(
     act = partial(torch.clamp_, min=0.0, max=ceiling)
 
     def step(scale: Tensor, shift: Tensor, *convs: Tensor) -> _Step:
-        *squeeze, weight, bias = convs
+        *squeeze, weight, bias = (tensor.to(x.dtype) for tensor in convs)
         conv = partial(F.conv2d, weight=weight, bias=bias, padding=dilation, dilation=dilation)
         pair = (squeeze[0], squeeze[1]) if squeeze else None
         return _Step(scale, shift, pair, conv, act, len(bias))
 
     each = len(tensors) // layers
-    tensors = [tensor.to(x.dtype) for tensor in tensors]
     return _run(x, [step(*tensors[i : i + each]) for i in range(0, len(tensors), each)])
 
 

@@ -1,0 +1,342 @@
+"""A deployed network computes what the network does, in whatever form it runs."""
+
+import copy
+import pickle
+import warnings
+from functools import partial
+
+import onnxruntime
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_nets import KINDS, NAMES, randomise_norms, tiny
+from torch import nn
+from torch.export import Dim
+
+from densenet_backbones.densenet import DenseNet, DenseNetSpec
+from densenet_backbones.deploy import FoldedBlock, deploy
+from densenet_backbones.heads import dsod300, fcdensenet56
+from densenet_backbones.heads.one_stage import retinanet_fpn
+from densenet_backbones.heads.unet import unet
+
+TAPS = ("raw", "norm", "compressed", "pooled")
+BODY = {"growth_rate": 4, "block_config": [1, 2, 1, 1], "num_init_features": 8}
+
+
+def image(*size, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*(size or (2, 3, 75, 90)), generator=generator, dtype=dtype)
+
+
+@torch.no_grad()
+def difference(net, deployed, x):
+    """Largest difference of any map, as a share of the map's largest value."""
+    maps, folded = net(x), deployed(x)
+    assert [m.shape for m in maps] == [m.shape for m in folded]
+    return max(
+        float((a - b).abs().max() / a.abs().max()) for a, b in zip(maps, folded, strict=True)
+    )
+
+
+def folded_parts(net):
+    return [name for name, module in net.named_modules() if isinstance(module, FoldedBlock)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_registered_net(name):
+    net = tiny(name).eval()
+    deployed = deploy(net)
+    assert difference(net, deployed, image()) <= 1e-5
+    assert len(folded_parts(deployed)) == len(net.spec.block_config)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in deployed.modules())
+    assert deployed.levels == net.levels
+
+
+@pytest.mark.parametrize("tap", TAPS)
+@pytest.mark.parametrize("name", KINDS)
+def test_every_tap_and_size_in_float64(name, tap):
+    net = tiny(name, tap=tap).double().eval()
+    deployed = deploy(net)
+    for size in [(1, 3, 64, 64), (3, 3, 45, 102)]:
+        assert difference(net, deployed, image(*size, dtype=torch.float64)) <= 1e-12
+
+
+@pytest.mark.parametrize("pool", ["avg", "max", "blur"])
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_output_strides_and_pools(output_stride, pool):
+    net = tiny("densenet121_features", output_stride=output_stride, pool=pool).double().eval()
+    assert difference(net, deploy(net), image(dtype=torch.float64)) <= 1e-12
+
+
+@settings(max_examples=25)
+@given(
+    growth_rate=st.integers(1, 9),
+    blocks=st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    bn_size=st.integers(0, 3),
+    stem=st.sampled_from(["imagenet", "cifar", "deep", "dsod"]),
+    act=st.sampled_from(["relu", "relu6", "leaky_relu", "silu", "gelu"]),
+    ceil_mode=st.booleans(),
+    norm=st.sampled_from(["bn", "frozen", "sync"]),
+    final_norm=st.booleans(),
+)
+def test_any_architecture(growth_rate, blocks, bn_size, stem, act, ceil_mode, norm, final_norm):
+    spec = DenseNetSpec(
+        growth_rate=growth_rate,
+        block_config=tuple(blocks),
+        num_init_features=6,
+        bn_size=bn_size,
+        stem=stem,
+        act_layer=act,
+        ceil_mode=ceil_mode,
+        norm=norm,
+        final_norm=final_norm,
+    )
+    net = randomise_norms(DenseNet(spec, num_classes=3)).double().eval()
+    x = image(2, 3, 71, 64, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(deploy(net)(x), net(x), rtol=1e-10, atol=1e-12)
+
+
+def test_layer_taps_and_taps_chosen_later():
+    net = tiny("densenet121_features", layer_taps=("denseblock2.denselayer1",)).eval()
+    deployed = deploy(net)
+    assert difference(net, deployed, image()) <= 1e-5
+    classifier = DenseNet(DenseNetSpec(growth_rate=4, block_config=(2, 2), num_init_features=8))
+    classifier = randomise_norms(classifier).eval()
+    taps = partial(DenseNet.forward_intermediates, intermediates_only=True)
+    with torch.no_grad():
+        for a, b in zip(taps(classifier, image()), taps(deploy(classifier), image()), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_tap_on_a_convolution_or_norm_keeps_its_values():
+    net = tiny("densenet121_features").eval()
+    net.return_layers = {"conv0": "0", "norm0": "1", "relu0": "2", "norm5": "3", "relu5": "4"}
+    with pytest.warns(UserWarning, match="leaves norm0 unfolded"):
+        deployed = deploy(net)
+    assert difference(net, deployed, image()) <= 1e-5
+
+
+def test_the_net_itself_stays_as_it_is():
+    net = tiny("densenet121_features").train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    deployed = deploy(net)
+    deployed(image())
+    assert net.training and not deployed.training
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    own = {p.data_ptr() for p in net.parameters()}
+    assert not own & {p.data_ptr() for p in deployed.parameters()}
+    assert not any(p.requires_grad for p in deployed.parameters())
+
+
+def test_maps_come_channels_last_and_are_nobody_elses():
+    net = tiny("densenet121_features").eval()
+    deployed = deploy(net)
+    first = deployed(image())
+    kept = [m.clone() for m in first]
+    deployed(image() * 2)
+    assert all(m.is_contiguous(memory_format=torch.channels_last) for m in first)
+    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
+    last = image().contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(a, b) for a, b in zip(first, deployed(last), strict=True))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_bfloat16(name, autocast):
+    """As near to float64 as the network itself is in bfloat16, give or take a rounding or two."""
+    net = tiny(name, growth_rate=8).eval()
+    exact = copy.deepcopy(net).double()
+    x = image()
+    with torch.no_grad():
+        truth = exact(x.double())
+        if autocast:
+            deployed = deploy(net)
+            with torch.autocast("cpu", torch.bfloat16):
+                plain, folded = net(x), deployed(x)
+        else:
+            deployed = deploy(net).bfloat16()
+            plain, folded = net.bfloat16()(x.bfloat16()), deployed(x.bfloat16())
+    for a, b, t in zip(plain, folded, truth, strict=True):
+        assert b.dtype == a.dtype == torch.bfloat16
+        assert (b - t).norm() <= 1.5 * (a - t).norm() + 2**-9 * t.norm()
+
+
+def test_copies_files_and_types_after_a_run():
+    """What was laid out for the processor is made again where the weights have changed."""
+    net = tiny("densenet121_features").eval()
+    deployed = deploy(net)
+    x = image()
+    with torch.inference_mode():
+        expected = deployed(x)
+    for other in (copy.deepcopy(deployed), pickle.loads(pickle.dumps(deployed))):
+        assert all(torch.equal(a, b) for a, b in zip(other(x), expected, strict=True))
+    other = deploy(tiny("densenet121_features", growth_rate=4, block_config=(2, 2, 2, 2)).eval())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+        other(x)
+        other.load_state_dict(deployed.state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(other(x), expected, strict=True))
+    exact = net.double()
+    assert difference(exact, deployed.double(), x.double()) <= 1e-6, "weights folded in float32"
+
+
+def test_gradients_of_the_image():
+    net = tiny("densenet121_features").double().eval()
+    gradients = []
+    for model in (net, deploy(net)):
+        x = image(1, 3, 64, 64, dtype=torch.float64).requires_grad_()
+        sum(m.square().mean() for m in model(x)).backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-14)
+
+
+def test_what_cannot_be_folded_is_named_and_runs_as_before():
+    group = tiny("densenet121_features", norm="group").eval()
+    with pytest.warns(UserWarning, match="leaves denseblock1, denseblock2.* norm0, transition1"):
+        deployed = deploy(group)
+    assert difference(group, deployed, image()) == 0.0
+    hooked = tiny("densenet121_features").eval()
+    seen = []
+    hooked.denseblock2.denselayer1.norm1.register_forward_hook(lambda *_: seen.append(1))
+    with pytest.warns(UserWarning, match="leaves denseblock2 unfolded"):
+        deployed = deploy(hooked)
+    assert difference(hooked, deployed, image()) <= 1e-5
+    assert len(seen) == 2 and len(folded_parts(deployed)) == 3
+
+
+@pytest.mark.parametrize("model", [nn.Linear(1, 1), timm.create_model("test_resnet")])
+def test_other_models_are_refused(model):
+    with pytest.raises(ValueError, match="holds no DenseNet of this package"):
+        deploy(model)
+
+
+def test_a_hundred_layers_keep_their_precision():
+    """densenet121 at full width and depth, random statistics: float32 against float64."""
+    torch.manual_seed(0)
+    net = randomise_norms(timm.create_model("densenet121_features")).eval()
+    assert difference(net, deploy(net), image(1, 3, 96, 96)) <= 1e-5
+
+
+# ---------------------------------------------------------------------- compilers and exporters
+
+
+@pytest.mark.parametrize("options", [{}, {"bn_size": 0}, {"act_layer": "relu6"}, {"tap": "norm"}])
+def test_compiled_without_breaks_for_any_size(options):
+    net = tiny("densenet121_features", **options).eval()
+    deployed = deploy(net)
+    torch.compiler.reset()  # which counts how often one function is compiled
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(deployed, backend=count, fullgraph=True, dynamic=True)
+    for size in [(2, 3, 64, 64), (1, 3, 75, 90), (3, 3, 96, 64)]:
+        with torch.inference_mode():
+            assert difference(deployed, compiled, image(*size)) <= 1e-6
+    calls = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+    blocks = [call for call in calls if "folded_block" in call]
+    assert len(blocks) == 4 * len(graphs)
+    assert not any("cat" in call.split(".") for call in calls)
+
+
+def test_compiled_ahead_of_time_and_under_autocast():
+    deployed = deploy(tiny("densenet121_features").eval())
+    torch.compiler.reset()
+    compiled = torch.compile(deployed, backend="aot_eager", fullgraph=True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert difference(deployed, compiled, image()) <= 2**-7
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_exported_form_holds_no_buffer(name):
+    net = tiny(name).eval()
+    sizes = {0: Dim("n", min=1), 2: Dim("h", min=64), 3: Dim("w", min=64)}
+    program = torch.export.export(
+        deploy(net),
+        (image(2, 3, 96, 64),),
+        dynamic_shapes=(sizes,),
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert not any("copy" in t or "folded_block" in t or "mkldnn" in t for t in targets)
+    assert not any("batch_norm" in t for t in targets)
+    assert difference(net, program.module(), image(3, 3, 90, 75)) <= 1e-5
+
+
+def test_onnx(tmp_path):
+    net = tiny("densenet121_features").eval()
+    sizes = {0: Dim("n", min=1), 2: Dim("h", min=64), 3: Dim("w", min=64)}
+    file = tmp_path / "net.onnx"
+    torch.onnx.export(
+        deploy(net), (image(2, 3, 96, 64),), file, dynamo=True, dynamic_shapes=(sizes,)
+    )
+    session = onnxruntime.InferenceSession(file)
+    (given_name,) = (put.name for put in session.get_inputs())
+
+    def run(x):
+        return [torch.from_numpy(m) for m in session.run(None, {given_name: x.numpy()})]
+
+    for size in [(2, 3, 96, 64), (1, 3, 75, 90)]:
+        assert difference(net, run, image(*size)) <= 1e-5
+
+
+def test_traced():
+    deployed = deploy(tiny("densenet121_features").eval())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(deployed, image(1, 3, 64, 64))
+    assert difference(deployed, traced, image(2, 3, 75, 90)) <= 1e-5
+
+
+# ---------------------------------------------------------------------- models built on the net
+
+
+def test_detectors_find_the_same():
+    for build in (
+        partial(dsod300, image_size=64, adapter_channels=[8] * 3, score_threshold=0.0),
+        partial(retinanet_fpn, out_channels=64, min_size=64, max_size=96, score_thresh=0.0),
+    ):
+        torch.manual_seed(0)
+        name = "dsod_smallest_features" if build.func is dsod300 else "densenet121_features"
+        model = randomise_norms(build(num_classes=4, backbone=name, backbone_kwargs=BODY)).eval()
+        deployed = deploy(model)
+        assert len(folded_parts(deployed)) == 4
+        with torch.no_grad():
+            images = [image()[0].sigmoid()]
+            for a, b in zip(model(images), deployed(images), strict=True):
+                torch.testing.assert_close(a["scores"], b["scores"], rtol=1e-4, atol=1e-5)
+                assert torch.equal(a["labels"][:3], b["labels"][:3])
+
+
+def test_segmenters_give_the_same_logits():
+    encoder = smp.Unet("tu-densenet121_features", encoder_weights=None, classes=3)
+    for model, blocks in [
+        (unet(num_classes=3, backbone="densenet121_features", backbone_args=BODY), 4),
+        (fcdensenet56(num_classes=3, growth_rate=4, num_init_features=8), 11),
+        (encoder, 4),
+    ]:
+        model = randomise_norms(model).eval()
+        deployed = deploy(model)
+        assert len(folded_parts(deployed)) == blocks
+        x = image(1, 3, 64, 96).sigmoid()
+        with torch.no_grad():
+            torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_of_the_batch_are_not_folded():
+    torch.manual_seed(0)
+    model = fcdensenet56(
+        num_classes=3, growth_rate=4, num_init_features=8, batch_statistics_in_eval=True
+    ).eval()
+    with pytest.warns(UserWarning, match="unfolded"):
+        deployed = deploy(model)
+    x = image(2, 3, 64, 64).sigmoid()
+    with torch.no_grad():
+        assert torch.equal(deployed(x), model(x))
