@@ -30,9 +30,9 @@ def why_unavailable(device: torch.device, dtype: torch.dtype = torch.bfloat16) -
         return None
     if device.type != "cuda" or torch.version.hip is not None:
         return f"they are written for NVIDIA GPUs, and the maps are on {device.type}"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < (8, 0):
-        return f"they need compute capability 8.0 or newer, and {device} has {capability}"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"they need compute capability 8.0 or newer, and {device} has {major}.{minor}"
     return None
 
 

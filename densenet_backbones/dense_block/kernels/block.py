@@ -15,11 +15,17 @@ from densenet_backbones.dense_block.kernels.choice import fastest
 from densenet_backbones.dense_block.kernels.launch import conv3x3, fused_layer, pointwise
 from densenet_backbones.dense_block.kernels.tiles import best_tile
 
-__all__ = ["layer_ways", "run_folded_kernels", "run_layer", "two_kernels"]
+__all__ = [
+    "images_that_fit",
+    "layer_ways",
+    "run_folded_kernels",
+    "run_layer",
+    "two_kernels",
+]
 
-# Places of a program of the fused kernel that are tried.
+# Places of a program of `layer_kernel` that are tried.
 _PIXELS = (64, 128, 256)
-# Above this the fused kernel computes too much twice to win.
+# Above this it computes too much twice to win.
 _MOST_RECOMPUTE = 2.0
 
 
@@ -109,6 +115,8 @@ def two_kernels(
     dilation: int,
     mid_low: float,
     mid_high: float,
+    *,
+    pixels: int | None = None,
 ) -> None:
     """A layer as `pointwise` into a bottleneck in memory, then `conv3x3` into the buffer."""
     bottleneck, channels = weight1.shape
@@ -121,7 +129,7 @@ def two_kernels(
     )
     pointwise(buffer, low, high, weight1, bias1, squeezed, out_low=mid_low, out_high=mid_high)
     out = buffer[:, channels : channels + weight2.shape[0]]
-    conv3x3(squeezed, weight2, bias2, out, dilation=dilation)
+    conv3x3(squeezed, weight2, bias2, out, dilation=dilation, pixels=pixels)
 
 
 def layer_ways(
@@ -143,6 +151,8 @@ def layer_ways(
     for pixels in _PIXELS if buffer.dtype != torch.float32 else ():
         tile = best_tile(images * height, width, dilation, pixels)
         if tile is not None and tile.recompute <= _MOST_RECOMPUTE:
+            shifted = partial(two_kernels, buffer, *rest, pixels=pixels)
+            ways[f"two kernels, {pixels} pixels"] = shifted
             ways[f"fused, {pixels} pixels"] = partial(
                 fused_layer,
                 buffer,

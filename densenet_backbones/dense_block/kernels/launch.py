@@ -15,6 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from densenet_backbones.dense_block.kernels.layout import (
+    block_size,
+    lines,
+    pixel_stride,
+    product_precision,
+    require,
+    require_dtype,
+    size_class,
+)
 from densenet_backbones.dense_block.kernels.tiles import best_tile
 
 __all__ = ["conv3x3", "fused_layer", "pointwise"]
@@ -55,9 +64,10 @@ def pointwise(
     height, width = x.shape[2:]
     outputs, channels = weight.shape
     shape = (x.shape[0], height // 2, width // 2) if pool else (x.shape[0], height, width)
-    _require((out.shape[0], *out.shape[2:]) == shape, "out", f"{shape} pixels", out)
-    _require(x.shape[1] >= channels, "x", f"at least {channels} channels", x)
-    _require(out.shape[1] >= outputs, "out", f"at least {outputs} channels", out)
+    require((out.shape[0], *out.shape[2:]) == shape, "out", f"{shape} pixels", out)
+    require(x.shape[1] >= channels, "x", f"at least {channels} channels", x)
+    require(out.shape[1] >= outputs, "out", f"at least {outputs} channels", out)
+    require_dtype(x, weight)
     _start(_pointwise, x, low, high, weight, bias, out, out_low, out_high, pool)
 
 
@@ -76,6 +86,7 @@ def _pointwise(
 
     height, width = x.shape[2:]
     outputs, channels = weight.shape
+    weight = lines(weight)
     rows = out.shape[0] * out.shape[2] * out.shape[3]
     if rows == 0:
         return
@@ -84,7 +95,7 @@ def _pointwise(
         x,
         low,
         high,
-        _lines(weight),
+        weight,
         bias,
         out,
         rows,
@@ -92,21 +103,27 @@ def _pointwise(
         outputs,
         height,
         width,
-        _pixel_stride(x, "x"),
+        pixel_stride(x, "x"),
         weight.stride(0),
-        _pixel_stride(out, "out"),
+        pixel_stride(out, "out"),
         out_low,
         out_high,
-        _size_class(rows),
-        _size_class(channels),
+        size_class(rows),
+        size_class(channels),
         BOUND_OUT=out_low != float("-inf") or out_high != float("inf"),
         POOL=pool,
-        PRECISION=_precision(x),
+        PRECISION=product_precision(),
     )
 
 
 def conv3x3(
-    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, *, dilation: int = 1
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    *,
+    dilation: int = 1,
+    pixels: int | None = None,
 ) -> None:
     """3x3 convolution with ``padding = dilation`` into a slice of a buffer.
 
@@ -116,23 +133,33 @@ def conv3x3(
         bias: (k,), or None.
         out: (N, k, H, W), commonly ``buffer[:, C : C + k]``; nothing else of the buffer is written.
         dilation: Distance of the taps.
+        pixels: None to read the input once for each tap; else the places of a program that reads
+            it once, halo included, and shifts partial sums: a power of two; see `layer_kernel`.
 
     Raises:
-        ValueError: A tensor has another shape or memory format.
+        ValueError: A tensor has another shape or memory format, or ``pixels`` holds no tile.
     """
     growth, bottleneck = weight.shape[:2]
-    _require(x.shape[1] == bottleneck, "x", f"{bottleneck} channels", x)
+    require(x.shape[1] == bottleneck, "x", f"{bottleneck} channels", x)
     shape = (x.shape[0], growth, *x.shape[2:])
-    _require(out.shape == shape, "out", f"shape {shape}", out)
-    _start(_conv3x3, x, weight, bias, out, dilation)
+    require(out.shape == shape, "out", f"shape {shape}", out)
+    require_dtype(x, weight)
+    if pixels is not None:
+        _require_tile(x, dilation, pixels)
+    _start(_conv3x3, x, weight, bias, out, dilation, pixels)
 
 
-def _conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, dilation: int) -> None:
+def _conv3x3(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, dilation: int, pixels: int | None
+) -> None:
     from densenet_backbones.dense_block.kernels.conv_kernel import conv_kernel
 
     images, bottleneck, height, width = x.shape
     rows = images * height * width
     if rows == 0:
+        return
+    if pixels is not None:
+        _shifted(x, None, weight, bias, out, dilation, pixels)
         return
     kernel: Any = conv_kernel
     kernel[lambda c: (-(-rows // c["BLOCK_M"]),)](
@@ -146,13 +173,13 @@ def _conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, dilati
         bottleneck,
         weight.shape[0],
         dilation,
-        _pixel_stride(x, "x"),
+        pixel_stride(x, "x"),
         *weight.stride(),
-        _pixel_stride(out, "out"),
-        _size_class(rows),
+        pixel_stride(out, "out"),
+        size_class(rows),
         HAS_BIAS=bias is not None,
-        PRECISION=_precision(x),
-        BLOCK_K=_power_of_two(weight.shape[0]),
+        PRECISION=product_precision(),
+        BLOCK_K=block_size(weight.shape[0]),
     )
 
 
@@ -189,10 +216,10 @@ def fused_layer(
         ValueError: A tensor has another shape or memory format, or ``pixels`` holds no tile.
     """
     needed = weight1.shape[1] + weight2.shape[0]
-    _require(buffer.shape[1] >= needed, "buffer", f"at least {needed} channels", buffer)
-    images, _, height, width = buffer.shape
-    if best_tile(images * height, width, dilation, pixels) is None:
-        raise ValueError(f"no tile with a halo of {dilation} fits into {pixels} pixels; give more")
+    require(buffer.shape[1] >= needed, "buffer", f"at least {needed} channels", buffer)
+    require_dtype(buffer, weight1)
+    require_dtype(buffer, weight2)
+    _require_tile(buffer, dilation, pixels)
     tensors = (buffer, low, high, weight1, bias1, weight2, bias2)
     _start(_fused_layer, *tensors, dilation, mid_low, mid_high, pixels)
 
@@ -210,33 +237,53 @@ def _fused_layer(
     mid_high: float,
     pixels: int,
 ) -> None:
+    if buffer.numel() > 0:
+        channels = weight1.shape[1]
+        squeeze = (low, high, weight1, bias1, mid_low, mid_high)
+        _shifted(buffer, squeeze, weight2, bias2, buffer[:, channels:], dilation, pixels)
+
+
+_Squeeze = tuple[Tensor, Tensor, Tensor, Tensor, float, float]
+
+
+def _shifted(
+    x: Tensor,
+    squeeze: _Squeeze | None,
+    weight2: Tensor,
+    bias2: Tensor | None,
+    out: Tensor,
+    dilation: int,
+    pixels: int,
+) -> None:
+    """Starts `layer_kernel`; without ``squeeze``, for its 3x3 alone."""
     from densenet_backbones.dense_block.kernels.layer_kernel import layer_kernel
 
-    images, _, height, width = buffer.shape
-    if buffer.numel() == 0:
-        return
-    bottleneck, channels = weight1.shape
+    images, _, height, width = x.shape
+    growth, bottleneck = weight2.shape[:2]
     tile = best_tile(images * height, width, dilation, pixels)
     assert tile is not None
-    stride = _pixel_stride(buffer, "buffer")
+    # Without a first convolution the kernel reads none of its pointers and sizes.
+    nothing = (x, x, weight2[:, :, 0, 0], x, 0.0, 0.0)
+    low, high, weight1, bias1, mid_low, mid_high = squeeze or nothing
+    weight1 = lines(weight1) if squeeze else weight1
     kernel: Any = layer_kernel
     kernel[(tile.count,)](
-        buffer,
+        x,
         low,
         high,
-        _lines(weight1),
+        weight1,
         bias1,
         weight2,
         bias2,
-        buffer[:, channels:],
+        out,
         images * height,
-        channels,
+        weight1.shape[1],
         bottleneck,
-        weight2.shape[0],
-        stride,
+        growth,
+        pixel_stride(x, "x"),
         weight1.stride(0),
         *weight2.stride(),
-        stride,
+        pixel_stride(out, "out"),
         mid_low,
         mid_high,
         HEIGHT=height,
@@ -244,13 +291,14 @@ def _fused_layer(
         TILE_HEIGHT=tile.height,
         TILE_WIDTH=tile.width,
         DILATION=dilation,
+        SQUEEZE=squeeze is not None,
         HAS_BIAS2=bias2 is not None,
-        PRECISION=_precision(buffer),
+        PRECISION=product_precision(),
         PIXELS=pixels,
-        BLOCK_C=32 if pixels > 128 or buffer.dtype == torch.float32 else 64,
+        BLOCK_C=32 if pixels > 128 or x.dtype == torch.float32 else 64,
         # 192 bottleneck channels (k = 48) are three slices, for which the inputs are read again.
-        BLOCK_B=64 if bottleneck > 128 else _power_of_two(bottleneck),
-        BLOCK_K=_power_of_two(weight2.shape[0]),
+        BLOCK_B=64 if bottleneck > 128 else block_size(bottleneck),
+        BLOCK_K=block_size(growth),
         num_warps=8 if pixels > 64 else 4,
         num_stages=3,
     )
@@ -276,48 +324,6 @@ def _start(function: Callable[..., None], *arguments: Any) -> None:
     (_OPERATORS[function] if torch.compiler.is_compiling() else function)(*arguments)
 
 
-def _require(fits: bool, name: str, legal: str, tensor: Tensor) -> None:
-    if not fits:
-        raise ValueError(f"{name} must have {legal}, not shape {tuple(tensor.shape)}")
-
-
-def _pixel_stride(x: Tensor, name: str) -> int:
-    """Elements from one pixel to the next, in the order of rows, columns and images.
-
-    Raises:
-        ValueError: Pixels do not lie at equal distances, or channels not side by side.
-    """
-    images, channels, height, width = x.shape
-    # Where there is one pixel only, its stride says nothing and is not used.
-    steps = [(width, x.stride(3), 1), (height, x.stride(2), width)]
-    steps.append((images, x.stride(0), width * height))
-    counted = [(stride, pixels) for size, stride, pixels in steps if size > 1]
-    stride = counted[0][0] // counted[0][1] if counted else channels
-    regular = all(step == stride * pixels for step, pixels in counted)
-    if not regular or (channels > 1 and x.stride(1) != 1):
-        raise ValueError(
-            f"{name} must be channels-last, or a slice of the channels of such a tensor; its shape "
-            f"is {tuple(x.shape)} and its strides are {x.stride()}"
-        )
-    return stride
-
-
-def _lines(weight: Tensor) -> Tensor:
-    """(B, C), with the inputs of an output side by side."""
-    assert weight.stride(1) == 1 or weight.shape[1] == 1, "the kernels read whole lines"
-    return weight
-
-
-def _precision(x: Tensor) -> str:
-    """What float32 products may be rounded to; other types are not concerned."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
-def _size_class(size: int) -> int:
-    """Sizes that share a choice of tiles."""
-    return int(size).bit_length()
-
-
-def _power_of_two(size: int) -> int:
-    """The block that holds ``size``; products of fewer than 16 columns have no instruction."""
-    return max(16, 1 << (size - 1).bit_length())
+def _require_tile(x: Tensor, dilation: int, pixels: int) -> None:
+    if best_tile(x.shape[0] * x.shape[2], x.shape[3], dilation, pixels) is None:
+        raise ValueError(f"no tile with a halo of {dilation} fits into {pixels} pixels; give more")
