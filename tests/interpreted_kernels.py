@@ -89,7 +89,7 @@ def options(layer):
 
 
 # Images, height, width, channels, bottleneck, growth: odd sizes, widths that no block divides.
-SIZES = [(1, 5, 7, 40, 48, 12), (2, 9, 11, 65, 128, 32), (2, 1, 1, 24, 48, 12)]
+SIZES = [(1, 5, 7, 40, 48, 12), (2, 5, 9, 65, 128, 32), (2, 1, 1, 24, 48, 12)]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -122,7 +122,7 @@ def test_transition(pool, dtype):
     assert torch.equal(out[:, 20:], before[:, 20:])
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("pixels", [None, 64])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -140,7 +140,7 @@ def test_conv3x3_writes_its_slice_and_nothing_else(sizes, pixels, dilation, dtyp
     assert torch.equal(buffer, before)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("pixels", "dilation"), [(32, 1), (64, 2), (128, 1)])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_fused_layer(sizes, pixels, dilation, dtype):
