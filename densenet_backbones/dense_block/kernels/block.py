@@ -34,6 +34,9 @@ def run_folded_kernels(
 ) -> Tensor:
     """Runs the layers of a block; each reads the buffer's first channels and writes the next k.
 
+    Run it once before a CUDA graph is captured: the first run of a size compiles and chooses
+    kernels, which cannot be captured.
+
     Args:
         buffer: (N, C + sum of k, H, W), channels-last, its first C channels filled. The rest is
             written.
@@ -71,15 +74,24 @@ def images_that_fit(buffer: Tensor) -> int:
     image fits, all are run at once: cutting would cost launches and save nothing.
     """
     images = buffer.shape[0]
-    if buffer.device.type != "cuda" or images == 0:
+    cache = _cache_bytes(buffer.device)
+    if cache == 0 or images == 0:
         return max(images, 1)
-    properties: Any = torch.cuda.get_device_properties(buffer.device)
     # Half, as weights and what is being written want room too. 1.25: the bottleneck.
     image = 1.25 * buffer[0].numel() * buffer.element_size()
-    fitting = int(properties.L2_cache_size / 2 / image)
+    fitting = int(cache / 2 / image)
     if fitting == 0 or fitting >= images:
         return images
     return -(-images // -(-images // fitting))  # parts of one size, so that one choice serves all
+
+
+@torch.compiler.assume_constant_result
+def _cache_bytes(device: torch.device) -> int:
+    """Size of the GPU's L2 cache; 0 without a GPU."""
+    if device.type != "cuda":
+        return 0
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.L2_cache_size)
 
 
 def run_layer(buffer: Tensor, layer: FoldedLayer) -> None:

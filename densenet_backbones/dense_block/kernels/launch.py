@@ -68,7 +68,8 @@ def pointwise(
     require(x.shape[1] >= channels, "x", f"at least {channels} channels", x)
     require(out.shape[1] >= outputs, "out", f"at least {outputs} channels", out)
     require_dtype(x, weight)
-    _start(_pointwise, x, low, high, weight, bias, out, out_low, out_high, pool)
+    bounds = (float(out_low), float(out_high))
+    _start(_pointwise, x, low, high, weight, bias, out, *bounds, pool)
 
 
 def _pointwise(
@@ -221,7 +222,7 @@ def fused_layer(
     require_dtype(buffer, weight2)
     _require_tile(buffer, dilation, pixels)
     tensors = (buffer, low, high, weight1, bias1, weight2, bias2)
-    _start(_fused_layer, *tensors, dilation, mid_low, mid_high, pixels)
+    _start(_fused_layer, *tensors, dilation, float(mid_low), float(mid_high), pixels)
 
 
 def _fused_layer(
