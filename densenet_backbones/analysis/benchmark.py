@@ -1,4 +1,4 @@
-"""Side-by-side measurements: ``tools/benchmark.py backbone | memory | detector | input``.
+"""Side-by-side measurements: ``tools/benchmark.py backbone | memory | detector | input | gpu``.
 
 A claim about speed is a ratio of two things measured in turns within one run, with outputs
 checked. To add a measurement, write a `Command` and list it in ``COMMANDS``.
@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import timm
 import torch
@@ -15,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from densenet_backbones.analysis.detector_benchmark import compare_backbones, detector_table
+from densenet_backbones.analysis.gpu_benchmark import measure_kernels
 from densenet_backbones.analysis.memory import compare_memory_modes, memory_table
 from densenet_backbones.analysis.timing import interleave, ratio_table
 from densenet_backbones.checkpoints import to_ours, to_torchvision
@@ -196,6 +198,29 @@ def _input(arguments: argparse.Namespace) -> str:
     )
 
 
+def _gpu_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--net", default="densenet121", help="default: %(default)s")
+    parser.add_argument("--batch", type=int, default=8, help="images (%(default)s)")
+    parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"))
+    parser.add_argument("--every-layer", action="store_true", help="not first and last alone")
+    parser.add_argument("--bandwidth", type=float, default=4.3e12, help="bytes/s (%(default)s)")
+    parser.add_argument("--flops", type=float, default=790e12, help="a second (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="rows, after each of them")
+
+
+def _gpu(arguments: argparse.Namespace) -> str:
+    """The Triton kernels of folded dense layers beside PyTorch's convolutions."""
+    return measure_kernels(
+        arguments.net,
+        arguments.batch,
+        tuple(arguments.size),
+        every_layer=arguments.every_layer,
+        bandwidth=arguments.bandwidth,
+        flops=arguments.flops,
+        file=arguments.json,
+    )
+
+
 COMMANDS: tuple[Command, ...] = (
     Command(
         name="backbone",
@@ -220,6 +245,12 @@ COMMANDS: tuple[Command, ...] = (
         help="detection input: decoding and augmentation on one core, beside a training step",
         add_arguments=_input_arguments,
         run=_input,
+    ),
+    Command(
+        name="gpu",
+        help="Triton kernels of densenet121's layers: time, bandwidth, floor on paper (CUDA)",
+        add_arguments=_gpu_arguments,
+        run=_gpu,
     ),
 )
 

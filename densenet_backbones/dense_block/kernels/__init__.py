@@ -1,0 +1,19 @@
+"""Triton kernels of a folded dense block, for inference on NVIDIA GPUs.
+
+Ask `usable` (or `why_unavailable`) before anything else here is called: it says why not where
+Triton or the GPU is missing, and importing this package needs neither.
+"""
+
+from densenet_backbones.dense_block.kernels.availability import usable, why_unavailable
+from densenet_backbones.dense_block.kernels.block import run_folded_kernels, run_layer
+from densenet_backbones.dense_block.kernels.launch import conv3x3, fused_layer, pointwise
+
+__all__ = [
+    "conv3x3",
+    "fused_layer",
+    "pointwise",
+    "run_folded_kernels",
+    "run_layer",
+    "usable",
+    "why_unavailable",
+]

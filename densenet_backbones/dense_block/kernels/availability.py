@@ -1,0 +1,49 @@
+"""Whether the Triton kernels can run, and if not, why."""
+
+import importlib.util
+import os
+import warnings
+from functools import lru_cache
+
+import torch
+
+__all__ = ["usable", "why_unavailable"]
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def why_unavailable(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str | None:
+    """Why the kernels cannot run there, as the end of a sentence; None if they can.
+
+    With ``TRITON_INTERPRET=1`` in the environment before the first call they run on a CPU, in
+    Triton's interpreter, which is for tests: it is slower than anything else.
+
+    Args:
+        device: Of the maps.
+        dtype: Of the maps.
+    """
+    if dtype not in _DTYPES:
+        return f"they compute in bfloat16, float16 or float32, not {dtype}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"they are written for NVIDIA GPUs, and the maps are on {device.type}"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"they need compute capability 8.0 or newer, and {device} has {major}.{minor}"
+    return None
+
+
+def usable(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Whether the kernels can run there; if not, a warning says why, once for each reason."""
+    reason = why_unavailable(device, dtype)
+    if reason is not None:
+        _warn(reason)
+    return reason is None
+
+
+@lru_cache
+def _warn(reason: str) -> None:
+    warnings.warn(f"folded dense blocks run without their Triton kernels: {reason}", stacklevel=3)

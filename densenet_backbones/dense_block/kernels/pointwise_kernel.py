@@ -1,0 +1,120 @@
+"""The 1x1 convolution on clamped inputs, in Triton.
+
+Shapes: M pixels of the output, C channels read, B channels written. Names in capitals are constants
+of a compiled kernel.
+"""
+
+import triton
+import triton.language as tl
+from triton import knobs
+
+from densenet_backbones.dense_block.kernels.arithmetic import bounded, product
+
+__all__ = ["pointwise_kernel"]
+
+
+def _config(pixels: int, outputs: int, depth: int, warps: int, stages: int) -> triton.Config:
+    constants = {"BLOCK_M": pixels, "BLOCK_B": outputs, "BLOCK_C": depth}
+    return triton.Config(constants, num_warps=warps, num_stages=stages)
+
+
+# Small tiles for few pixels (batch 1, 7x7 maps), where a large one would leave multiprocessors
+# idle; large tiles, whose operands are read less often, for many.
+_CONFIGS = [
+    _config(16, 32, 128, warps=4, stages=4),
+    _config(32, 64, 128, warps=4, stages=3),
+    _config(64, 64, 64, warps=4, stages=4),
+    _config(64, 128, 64, warps=4, stages=4),
+    _config(128, 128, 64, warps=8, stages=3),
+    _config(256, 128, 32, warps=8, stages=4),
+]
+
+
+def _worth_trying(
+    configs: list[triton.Config], arguments: dict[str, int], **_: object
+) -> list[triton.Config]:
+    """Leaves out tiles larger than the map, and those that make more programs than fill a GPU."""
+    rows = arguments["rows"]
+    fitting = [c for c in configs if rows // 4096 <= c.kwargs["BLOCK_M"] <= max(rows, 16)]
+    return fitting or configs[-1:]
+
+
+@triton.autotune(
+    # The interpreter has no clock to choose by.
+    configs=[_config(32, 32, 32, 4, 2)] if knobs.runtime.interpret else _CONFIGS,
+    key=["rows_key", "channels_key", "outputs", "POOL"],
+    prune_configs_by={"early_config_prune": _worth_trying},
+)
+@triton.jit
+def pointwise_kernel(
+    x_ptr,
+    low_ptr,
+    high_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    rows,
+    channels,
+    outputs,
+    height,
+    width,
+    x_stride,
+    weight_stride,
+    out_stride,
+    out_low,
+    out_high,
+    rows_key,
+    channels_key,
+    BOUND_OUT: tl.constexpr,
+    POOL: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """``out[m, b] = clamp(sum over c of clamp(x[m, c]) weight[b, c] + bias[b])``.
+
+    A program makes BLOCK_M pixels of BLOCK_B outputs. Those that share pixels are neighbours, so
+    that the second finds the inputs in the L2 cache. With POOL, x is (N, height, width) pixels and
+    an output pixel reads the average of its 2x2 clamped ones.
+    """
+    column_tiles = tl.cdiv(outputs, BLOCK_B)
+    m = (tl.program_id(0) // column_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    b = (tl.program_id(0) % column_tiles) * BLOCK_B + tl.arange(0, BLOCK_B)
+    if POOL:
+        pooled_width = width // 2
+        # Maps with an odd height lose their last row: pixels are counted image by image.
+        image_pixels = pooled_width * (height // 2)
+        y = (m % image_pixels) // pooled_width * 2
+        pixel = ((m // image_pixels) * height + y) * width + m % pooled_width * 2
+    else:
+        pixel = m
+    offset = pixel.to(tl.int64) * x_stride
+    total = tl.zeros((BLOCK_M, BLOCK_B), dtype=tl.float32)
+    for start in range(0, channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        low = tl.load(low_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+        high = tl.load(high_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+        mask = (m < rows)[:, None] & (c < channels)[None, :]
+        at = x_ptr + offset[:, None] + c[None, :]
+        x = bounded(tl.load(at, mask=mask, other=0.0).to(tl.float32), low, high)
+        if POOL:
+            below = at + width.to(tl.int64) * x_stride
+            x += bounded(tl.load(at + x_stride, mask=mask, other=0.0).to(tl.float32), low, high)
+            x += bounded(tl.load(below, mask=mask, other=0.0).to(tl.float32), low, high)
+            x += bounded(tl.load(below + x_stride, mask=mask, other=0.0).to(tl.float32), low, high)
+            x *= 0.25
+        weight = tl.load(
+            weight_ptr + c[:, None] + b[None, :] * weight_stride,
+            mask=(c < channels)[:, None] & (b < outputs)[None, :],
+            other=0.0,
+        )
+        total += product(x.to(weight.dtype), weight, PRECISION)
+    total += tl.load(bias_ptr + b, mask=b < outputs, other=0.0).to(tl.float32)[None, :]
+    if BOUND_OUT:
+        total = bounded(total, out_low, out_high)
+    tl.store(
+        out_ptr + m.to(tl.int64)[:, None] * out_stride + b[None, :],
+        total.to(out_ptr.dtype.element_ty),
+        mask=(m < rows)[:, None] & (b < outputs)[None, :],
+    )
