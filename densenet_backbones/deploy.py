@@ -32,7 +32,7 @@ from densenet_backbones.dense_block import (
 from densenet_backbones.layers import DenseBlock, DenseLayer, is_traced
 from densenet_backbones.stages import DenseStages
 
-__all__ = ["FoldedBlock", "deploy"]
+__all__ = ["FoldedBlock", "deploy", "is_deployable"]
 
 
 def deploy(model: nn.Module) -> nn.Module:
@@ -56,15 +56,15 @@ def deploy(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: There is no DenseNet and no dense block in the model.
     """
-    model = copy.deepcopy(model).eval()
-    parts = list(model.named_modules())
-    blocks = [(name, part) for name, part in parts if name and isinstance(part, DenseBlock)]
-    nets = [(name, part) for name, part in parts if isinstance(part, DenseStages)]
-    if not blocks and not nets:
+    if not is_deployable(model):
         raise ValueError(
             f"{type(model).__name__} holds no DenseNet of this package, so there is nothing to "
             "deploy; run it as it is"
         )
+    model = copy.deepcopy(model).eval()
+    parts = list(model.named_modules())
+    blocks = [(name, part) for name, part in parts if name and isinstance(part, DenseBlock)]
+    nets = [(name, part) for name, part in parts if isinstance(part, DenseStages)]
     left = [name for name, block in blocks if not _replace(model, name, _folded_block(block))]
     for prefix, net in nets:
         left += [f"{prefix}.{name}".lstrip(".") for name in _fold_stages(net)]
@@ -75,6 +75,12 @@ def deploy(model: nn.Module) -> nn.Module:
             stacklevel=2,
         )
     return model
+
+
+def is_deployable(model: nn.Module) -> bool:
+    """Whether `deploy` finds a DenseNet or a dense block in a model."""
+    own = any(isinstance(part, DenseStages) for part in model.modules())
+    return own or any(isinstance(part, DenseBlock) for part in model.modules() if part is not model)
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module | None) -> bool:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from densenet_backbones.deploy import deploy, is_deployable
 from densenet_backbones.heads.export_form import DetectorForm, TorchvisionForm, export_form
 from densenet_backbones.heads.segmenter_form import SegmenterForm
 from densenet_backbones.training.detector import Detector
@@ -110,11 +111,16 @@ def plan(model: Detector | SegmentationModel, output: Output | None = None) -> P
     return _detector_plan(model)
 
 
+def _folded(model: nn.Module) -> nn.Module:
+    """What is written: fewer operations than the model, which the file is compared with."""
+    return deploy(model) if is_deployable(model) else model
+
+
 # ------------------------------------------------------------------------------ detectors
 
 
 def _detector_plan(detector: Detector) -> Plan:
-    form = export_form(detector.model)
+    form = export_form(_folded(detector.model))
     size = form.selection.detections_per_image
 
     @torch.inference_mode()
@@ -232,6 +238,8 @@ def _segmenter_plan(model: SegmentationModel, output: Output) -> Plan:
         return most_probable(probabilities(logits, task), task)
 
     segmenter: Any = model.model
+    as_trained = SegmenterForm(segmenter, finish)
+    segmenter = _folded(segmenter)
     form = SegmenterForm(segmenter, finish)
     layers = model.classes.num_classes if task == "multilabel" else 0
     shape = f"(N, {layers}, H, W)" if layers else "(N, H, W)"
@@ -245,7 +253,7 @@ def _segmenter_plan(model: SegmentationModel, output: Output) -> Plan:
 
     @torch.inference_mode()
     def expected(images: Tensor) -> Mapping[str, np.ndarray]:
-        return dict(zip(outputs, (x.numpy() for x in form(images)), strict=True))
+        return dict(zip(outputs, (x.numpy() for x in as_trained(images)), strict=True))
 
     return Plan(
         stages=lambda image_size: segmenter_stages(form, tuple(outputs), image_size),

@@ -13,6 +13,7 @@ from rich.progress import track
 from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.deploy import deploy, is_deployable
 from densenet_backbones.training.cli import fail, quiet_libraries
 from densenet_backbones.training.console import say
 from densenet_backbones.training.detector import Detections, Detector, load
@@ -65,6 +66,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="segmenter: pixels that tiles share (a quarter of a tile)",
     )
+    parser.add_argument(
+        "--no-deploy",
+        action="store_true",
+        help="run the network as it was trained, not its faster folded form",
+    )
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
     return parser.parse_args(argv)
 
@@ -92,6 +98,8 @@ def predict(options: argparse.Namespace) -> None:
     files = list(find_images(options.images))
     stems = free_stems(options.out, files)
     model = load(options.checkpoint, usable_device(options.device))
+    if is_deployable(model.model) and not options.no_deploy:
+        model.model = deploy(model.model)
     if isinstance(model, SegmentationModel):
         from_options(options, None)  # refuses what is for detectors
         rows = segment(model, files, stems, options)
