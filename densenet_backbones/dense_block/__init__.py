@@ -6,5 +6,6 @@ does: outputs, gradients and batch-norm buffers.
 
 from densenet_backbones.dense_block.checkpointed import Memory, run_checkpointed
 from densenet_backbones.dense_block.plain import run_plain
+from densenet_backbones.dense_block.shared import run_shared
 
-__all__ = ["Memory", "run_checkpointed", "run_plain"]
+__all__ = ["Memory", "run_checkpointed", "run_plain", "run_shared"]
