@@ -5,7 +5,16 @@ does: outputs, gradients and batch-norm buffers.
 """
 
 from densenet_backbones.dense_block.checkpointed import Memory, run_checkpointed
+from densenet_backbones.dense_block.lean import lean_steps, run_lean
 from densenet_backbones.dense_block.plain import run_plain
-from densenet_backbones.dense_block.shared import run_shared
+from densenet_backbones.dense_block.shared import SharedMemory, run_shared
 
-__all__ = ["Memory", "run_checkpointed", "run_plain", "run_shared"]
+__all__ = [
+    "Memory",
+    "SharedMemory",
+    "lean_steps",
+    "run_checkpointed",
+    "run_lean",
+    "run_plain",
+    "run_shared",
+]
