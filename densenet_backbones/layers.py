@@ -137,8 +137,9 @@ class DenseBlock(nn.ModuleDict):
 
     Args:
         layers: The layers, in order.
-        memory: What training keeps for the backward pass; see `run_checkpointed`. Without effect
-            in eval mode, without gradients, and in scripted, traced and exported nets.
+        memory: What training keeps for the backward pass; see `run_checkpointed` and `run_shared`.
+            Without effect in eval mode, without gradients, and in scripted, traced and exported
+            nets.
     """
 
     def __init__(self, layers: Iterable[DenseLayer], memory: Memory = "none") -> None:

@@ -149,7 +149,9 @@ class DenseStages(nn.Module):
 
         Args:
             memory: ``none`` keeps all; ``bottleneck``, ``layer`` and ``block`` keep less and
-                compute it again (see `dense_block.run_checkpointed`).
+                compute it again (see `dense_block.run_checkpointed`); ``shared`` and
+                ``shared_lean`` run blocks over one buffer (see `dense_block.run_shared`), and keep
+                less of what stands between them (see `dense_block.lean_steps`).
 
         Raises:
             ValueError: ``memory`` is none of these.

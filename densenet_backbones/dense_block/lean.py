@@ -47,7 +47,7 @@ def lean_steps(
         if count > 1:
             yield name, partial(run_lean, modules=[module for _, module in rest[:count]])
         elif _is_chain(last):
-            yield name, partial(_run_steps, stages=last)
+            yield name, partial(_run_steps, stages=list(last.named_children()))
         else:
             yield name, partial(_run_pool, pool=last)
         del rest[:count]
@@ -72,8 +72,8 @@ def _is_plain(module: nn.Module) -> bool:
     return not is_hooked(module) and "forward" not in vars(module)
 
 
-def _run_steps(x: Tensor, stages: nn.Sequential) -> Tensor:
-    for _, step in lean_steps(list(stages.named_children()), ()):
+def _run_steps(x: Tensor, stages: Sequence[tuple[str, nn.Module]]) -> Tensor:
+    for _, step in lean_steps(stages, ()):
         x = step(x)
     return x
 
