@@ -289,15 +289,19 @@ def _backward(
         new = _drop_back(settled(layer.start, layer.end), layer, stays, factor)
         units = _in_turn(of_units, [_SAVED] * len(layer.units))
         last_gradients: tuple[Tensor | None, ...] = ()
+        active = None
         if layer.bottleneck:
             first, second = layer.units
             if squeezed is None:
-                squeezed = first.run(maps, *_split(units[0]))
+                active = first.activate(maps, *_split(units[0]))
+                squeezed = first.convolve(active, units[0][:PARAMETERS])
             step = second.run_back(new, squeezed, *_split(units[1]), count, needed[PARAMETERS:])
             taken = _summed(step.linear, form.group if second.norm.of_batch else None)
             new = norm_gradient(step.masked, squeezed, step.scale, *taken)
             last_gradients = step.parameters
-        step = layer.units[0].run_back(new, maps, *_split(units[0]), count, needed[:PARAMETERS])
+        step = layer.units[0].run_back(
+            new, maps, *_split(units[0]), count, needed[:PARAMETERS], active
+        )
         add_scaled(total[:, : layer.start], step.masked, step.scale)
         linear[:, : layer.start] += step.linear
         found = [*step.parameters, *last_gradients, *found]

@@ -61,7 +61,14 @@ class UnitForm:
 
     def run(self, x: Tensor, parameters: Parameters, moments: Moments) -> Tensor:
         """(N, C, H, W) to (N, O, H, W), by the statistics ``moments``."""
-        active = scale_shift_relu(x, self._affine(parameters, moments))
+        return self.convolve(self.activate(x, parameters, moments), parameters)
+
+    def activate(self, x: Tensor, parameters: Parameters, moments: Moments) -> Tensor:
+        """The first half of `run`: norm and ReLU, (N, C, H, W)."""
+        return scale_shift_relu(x, self._affine(parameters, moments))
+
+    def convolve(self, active: Tensor, parameters: Parameters) -> Tensor:
+        """The other half of `run`, (N, C, H, W) to (N, O, H, W)."""
         if self.conv is None:
             return active
         kernel, bias = map(self._cast, parameters[2:])
@@ -76,6 +83,7 @@ class UnitForm:
         moments: Moments,
         count: float,
         needs: tuple[bool, ...],
+        active: Tensor | None = None,
     ) -> UnitGradient:
         """Gradients, with norm and ReLU computed again.
 
@@ -86,9 +94,11 @@ class UnitForm:
             moments: Likewise.
             count: Values of each channel that the statistics are of.
             needs: Which of the parameters' gradients are asked for.
+            active: What `activate` returned, if that is still there.
         """
         affine = self._affine(parameters, moments)
-        active = scale_shift_relu(x, affine)
+        if active is None:
+            active = scale_shift_relu(x, affine)
         kernel_gradients: Parameters = (None, None)
         if self.conv is not None:
             gradient, *kernel_gradients = self._convolve_back(gradient, active, parameters, needs)
@@ -124,6 +134,8 @@ class UnitForm:
         kernel, bias = parameters[2:]
         assert kernel is not None
         stride, padding, dilation, groups = self._geometry()
+        if bias is None and self._is_product(gradient, active):
+            return _multiply_back(gradient, active, kernel, needs[2])
         # Not in `torch`'s list of functions, but stable: autograd's own formula calls it.
         found = torch.ops.aten.convolution_backward(
             self._cast(gradient),
@@ -139,6 +151,28 @@ class UnitForm:
             (True, needs[2], bias is not None and needs[3]),
         )
         return (found[0], *(None if g is None else g.to(kernel.dtype) for g in found[1:]))
+
+    def _is_product(self, gradient: Tensor, active: Tensor) -> bool:
+        """Whether the convolution is a product of dense matrices, which a CPU does faster."""
+        conv = self.conv
+        assert conv is not None
+        pointwise = conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0)
+        dense = all(x.is_contiguous(memory_format=torch.channels_last) for x in (gradient, active))
+        same = self.dtype is None and gradient.device.type == "cpu"
+        return pointwise and conv.groups == 1 and dense and same
+
+
+def _multiply_back(
+    gradient: Tensor, active: Tensor, kernel: Tensor, needed: bool
+) -> tuple[Tensor, Tensor | None, None]:
+    """Gradients of a 1x1 convolution's input and weight, over channels-last maps."""
+    images, outputs, height, width = gradient.shape
+    rows = gradient.permute(0, 2, 3, 1).reshape(-1, outputs)  # (N * H * W, O)
+    found = (rows @ kernel.flatten(1)).view(images, height, width, -1).permute(0, 3, 1, 2)
+    if not needed:
+        return found, None, None
+    product = rows.t() @ active.permute(0, 2, 3, 1).reshape(-1, active.shape[1])
+    return found, product.view_as(kernel), None
 
 
 def read_unit(
