@@ -74,11 +74,8 @@ class NormForm:
             if weight is None:  # the average over all batches
                 weight = 1.0 / float(norm.num_batches_tracked)
         unbiased = count / max(count - 1, 1)
-        for running, new in (
-            (norm.running_mean, moments.mean),
-            (norm.running_var, moments.var * unbiased),
-        ):
-            running.mul_(1 - weight).add_(new, alpha=weight)
+        norm.running_mean.lerp_(moments.mean.to(norm.running_mean.dtype), weight)
+        norm.running_var.mul_(1 - weight).add_(moments.var, alpha=weight * unbiased)
 
     def running(self) -> Moments:
         """The running statistics, in at least single precision."""

@@ -103,10 +103,12 @@ class UnitForm:
         if self.conv is not None:
             gradient, *kernel_gradients = self._convolve_back(gradient, active, parameters, needs)
         masked, summed, weighted = masked_sums(gradient.to(x.dtype), active, x)
-        correlated = (weighted - moments.mean * summed) * affine.inverse_std
+        correlated = torch.addcmul(weighted, moments.mean, summed, value=-1)
+        correlated.mul_(affine.inverse_std)
         share = affine.scale / count if self.norm.of_batch else torch.zeros_like(affine.scale)
-        slope = share * correlated * affine.inverse_std
-        linear = torch.stack((share * summed - slope * moments.mean, slope))
+        slope = (share * correlated).mul_(affine.inverse_std)
+        constant = (share * summed).addcmul_(slope, moments.mean, value=-1)
+        linear = torch.stack((constant, slope))
         weight, bias = parameters[:2]
         norm_gradients = (
             correlated.to(weight.dtype) if weight is not None and needs[0] else None,
