@@ -38,7 +38,8 @@ class DenseNet(DenseStages):
         drop_rate: Dropout before the classifier (timm's meaning); see `DenseNetSpec` for the
             dropout inside the blocks.
         memory: What training keeps for the backward pass: ``none`` (all), ``bottleneck``,
-            ``layer`` or ``block``; see `dense_block.run_checkpointed`.
+            ``layer`` or ``block`` (see `dense_block.run_checkpointed`), ``shared`` or
+            ``shared_lean`` (see `dense_block.run_shared`).
 
     Attributes:
         num_features: Channels of the last feature map.

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]
 from torchvision.ops import FrozenBatchNorm2d as _FrozenBatchNorm2d
 
-from densenet_backbones.dense_block import Memory, run_checkpointed, run_plain
+from densenet_backbones.dense_block import Memory, run_checkpointed, run_plain, run_shared
 from densenet_backbones.densenet_spec import BlockPlan, DenseNetSpec
 from densenet_backbones.pooling import make_pool, make_stem_pool
 
@@ -37,6 +37,8 @@ class FrozenBatchNorm2d(_FrozenBatchNorm2d):
     torchvision's multiplies and adds by itself; this calls batch norm's own kernel, so that values
     equal an evaluated `nn.BatchNorm2d`'s to the bit and keep their precision under autocast.
     """
+
+    evaluates_as_batch_norm = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
@@ -135,8 +137,9 @@ class DenseBlock(nn.ModuleDict):
 
     Args:
         layers: The layers, in order.
-        memory: What training keeps for the backward pass; see `run_checkpointed`. Without effect
-            in eval mode, without gradients, and in scripted, traced and exported nets.
+        memory: What training keeps for the backward pass; see `run_checkpointed` and `run_shared`.
+            Without effect in eval mode, without gradients, and in scripted, traced and exported
+            nets.
     """
 
     def __init__(self, layers: Iterable[DenseLayer], memory: Memory = "none") -> None:
@@ -180,6 +183,8 @@ class DenseBlock(nn.ModuleDict):
             return run_plain(x, layers)
         if is_traced(x) or torch.compiler.is_exporting():
             return run_plain(x, layers)
+        if self.memory in ("shared", "shared_lean"):
+            return run_shared(x, layers, self.memory)
         return run_checkpointed(x, layers, self.memory)
 
 

@@ -221,7 +221,7 @@ def register_encoder(
         variant: The member of the family it is or departs from; one of `VARIANTS`.
         tap: Where blocks are read: ``raw``, ``norm`` or ``compressed`` (see `features`).
         memory: What training keeps for the backward pass: ``none`` (all), ``bottleneck``,
-            ``layer`` or ``block``.
+            ``layer``, ``block``, ``shared`` or ``shared_lean``.
         **fields: Fields of `DenseNetSpec` that differ, such as ``growth_rate=16`` or
             ``norm="group"``. The variant's published weights stay on offer, and load where they
             fit. ``output_stride`` is smp's own argument, ``encoder_output_stride``.

@@ -3,7 +3,7 @@
 Shapes: N images, C channels, H and W pixels.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -12,7 +12,7 @@ from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
 from densenet_backbones.checkpoints import CLASSIFIER, CheckpointError, recognise, to_ours
-from densenet_backbones.dense_block import Memory
+from densenet_backbones.dense_block import Memory, SharedMemory, lean_steps, run_lean
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.layers import DenseBlock, is_traced
 
@@ -74,15 +74,16 @@ class DenseStages(nn.Module):
         """
         self._check_image(x)
         found: dict[str, Tensor] = {}
-        for name in self.feature_names:
+        for name, step in self._steps(x, wanted):
             stage = getattr(self, name)
             if f"{name}.relu" in wanted:
                 norm, relu, *conv = stage.children()
-                x = found[f"{name}.relu"] = relu(norm(x))
+                x = relu(norm(x)) if step is stage else run_lean(x, (norm, relu))
+                found[f"{name}.relu"] = x
                 for module in conv:  # cut off behind a last tap
                     x = module(x)
             else:
-                x = stage(x)
+                x = step(x)
             if any(point.startswith(f"{name}.denselayer") for point in wanted):
                 for layer, width in stage.widths():
                     if f"{name}.{layer}" in wanted:
@@ -94,6 +95,17 @@ class DenseStages(nn.Module):
             if stop_early and len(found) == len(wanted):
                 break
         return x, found
+
+    def _steps(
+        self, x: Tensor, wanted: Collection[str]
+    ) -> Iterable[tuple[str, Callable[[Tensor], Tensor]]]:
+        """What to run, by the name of the last stage of it: the stages, or steps that keep less."""
+        stages = [(name, getattr(self, name)) for name in self.feature_names]
+        keeps = self.memory in get_args(SharedMemory) and torch.is_grad_enabled() and self.training
+        # Compilers decide by themselves what to keep of simple stages.
+        if not keeps or torch.compiler.is_compiling() or is_traced(x):
+            return stages
+        return lean_steps(stages, wanted)
 
     def forward_intermediates(
         self,
@@ -137,7 +149,9 @@ class DenseStages(nn.Module):
 
         Args:
             memory: ``none`` keeps all; ``bottleneck``, ``layer`` and ``block`` keep less and
-                compute it again (see `dense_block.run_checkpointed`).
+                compute it again (see `dense_block.run_checkpointed`); ``shared`` and
+                ``shared_lean`` run blocks over one buffer (see `dense_block.run_shared`), and keep
+                less of what stands between them (see `dense_block.lean_steps`).
 
         Raises:
             ValueError: ``memory`` is none of these.

@@ -1,6 +1,7 @@
 import builtins
 import os
 import re
+from typing import get_args
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from densenet_backbones.analysis.memory import peak_bytes, saved_bytes
 from densenet_backbones.analysis.timing import Timing, interleave, ratio_table
 from densenet_backbones.data.scenes import generate
 from densenet_backbones.data.sources import read_detection
+from densenet_backbones.dense_block import Memory
 from densenet_backbones.heads import dsod_tiny
 
 PIPELINES = ("decode", "decode + ssd", "decode + light", "decode + none")
@@ -66,16 +68,15 @@ def test_memory_modes_beside_torchvisions(capsys):
     report = capsys.readouterr().out
     rows = dict(re.findall(r"^(\S+ ?\S+) +([\d.]+) +[\d.]+ +[\d.]+ +\d", report, re.M))
     kept = [float(mebibytes) for mebibytes in rows.values()]
-    assert list(rows)[2:] == [f"ours memory={m}" for m in ("none", "bottleneck", "layer", "block")]
-    assert len(kept) == 6 and sorted(kept[2:], reverse=True) == kept[2:]
+    assert list(rows)[2:] == [f"ours memory={memory}" for memory in get_args(Memory)]
+    assert sorted(kept[2:6], reverse=True) == kept[2:6]  # the checkpointing modes, and none
     assert kept[2] <= kept[0] and kept[3] <= kept[1]
+    shared, lean = kept[6:]
+    assert shared <= 0.5 * kept[1] and lean <= 0.25 * kept[1]
     assert re.findall(r"\.\d +(\d(?: and \d)?)  \d\.", report) == [
         "1",
         "1 and 2",
-        "1",
-        "1",
-        "1",
-        "1",
+        *("1" for _ in get_args(Memory)),
     ]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from timm.optim import param_groups_layer_decay
 from tiny_nets import parameters_of, randomise_norms
 from torch import Tensor, nn
 
+from densenet_backbones.dense_block import Memory
 from densenet_backbones.heads import (
     FCDenseNet,
     Segmenter,
@@ -192,7 +194,7 @@ def test_dropout_of_single_values_in_layers_and_transitions_in_training_only() -
 # --- memory modes ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("memory", ["bottleneck", "layer", "block"])
+@pytest.mark.parametrize("memory", get_args(Memory)[1:])
 def test_memory_modes_equal_plain_with_dropout(memory: str) -> None:
     x = torch.randn(2, 3, 13, 10, dtype=torch.float64)
     results = []

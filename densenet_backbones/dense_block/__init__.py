@@ -11,14 +11,20 @@ from densenet_backbones.dense_block.folded import (
     compiled_folded,
     run_folded,
 )
+from densenet_backbones.dense_block.lean import lean_steps, run_lean
 from densenet_backbones.dense_block.plain import run_plain
+from densenet_backbones.dense_block.shared import SharedMemory, run_shared
 
 __all__ = [
     "FoldedConv2d",
     "FoldedLayer",
     "Memory",
+    "SharedMemory",
     "compiled_folded",
+    "lean_steps",
     "run_checkpointed",
     "run_folded",
+    "run_lean",
     "run_plain",
+    "run_shared",
 ]

@@ -18,7 +18,7 @@ from densenet_backbones.dense_block.plain import run_plain
 
 __all__ = ["DenseLayerLike", "Memory", "run_checkpointed"]
 
-Memory = Literal["none", "bottleneck", "layer", "block"]
+Memory = Literal["none", "bottleneck", "layer", "block", "shared", "shared_lean"]
 
 
 class DenseLayerLike(Protocol):

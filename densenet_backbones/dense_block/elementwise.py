@@ -1,0 +1,84 @@
+"""The passes over whole maps, in plain operators: what a fused kernel can replace one by one.
+
+Shapes: N images, C channels, H and W pixels; vectors are (C,). Maps may be the first channels of a
+wider buffer; what comes out is dense, in the memory format of what goes in.
+"""
+
+import torch
+from torch import Tensor
+
+from densenet_backbones.dense_block.norms import Affine, precise
+
+__all__ = ["add_scaled", "masked_sums", "norm_gradient", "scale_shift_relu", "take_back"]
+
+
+def scale_shift_relu(x: Tensor, affine: Affine) -> Tensor:
+    """``relu(scale * x + shift)``: norm and activation once the statistics are known.
+
+    Args:
+        x: (N, C, H, W).
+        affine: The norm, in at least single precision.
+
+    Returns:
+        (N, C, H, W) in the precision of ``x``.
+    """
+    return _scaled_sum(affine.shift, x, affine.scale).relu_().to(x.dtype)
+
+
+def masked_sums(gradient: Tensor, active: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The activation's gradient, and the two sums that a norm's gradient is made of.
+
+    Args:
+        gradient: Of the activation's output, (N, C, H, W).
+        active: That output.
+        x: What was normed, (N, C, H, W).
+
+    Returns:
+        The gradient where the activation is positive and 0 elsewhere, (N, C, H, W), its sum, (C,),
+        and its sum weighted by ``x``, (C,); all in at least single precision.
+    """
+    masked = precise(torch.ops.aten.threshold_backward(gradient, active, 0))
+    return masked, masked.sum((0, 2, 3)), (masked * x).sum((0, 2, 3))
+
+
+def norm_gradient(
+    masked: Tensor, x: Tensor, scale: Tensor, constant: Tensor, slope: Tensor
+) -> Tensor:
+    """``scale * masked - constant - slope * x``, (N, C, H, W), in the precision of ``x``."""
+    gradient = _scaled_sum(-constant, masked, scale)
+    add_scaled(gradient, x, -slope)
+    return gradient.to(x.dtype)
+
+
+def add_scaled(total: Tensor, x: Tensor, scale: Tensor) -> None:
+    """Adds ``scale * x`` to ``total``, (N, C, H, W), in place; ``scale`` is (C,)."""
+    if _in_rows(total):
+        total.addcmul_(x, _spread(scale))
+    else:
+        total.add_(x * _spread(scale))
+
+
+def take_back(total: Tensor, x: Tensor, constant: Tensor, slope: Tensor) -> Tensor:
+    """``total - constant - slope * x``, (N, C, H, W), in the precision of ``total``.
+
+    What normalising by the statistics of a batch takes from the gradient of what was normed.
+    """
+    rest = precise(total) - _spread(constant)
+    add_scaled(rest, precise(x), -slope)
+    return rest.to(total.dtype)
+
+
+def _scaled_sum(constant: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+    """``constant + factor * x``, (N, C, H, W), from vectors and a map, in single precision."""
+    if _in_rows(x):
+        return torch.addcmul(_spread(constant), precise(x), _spread(factor))
+    return (precise(x) * _spread(factor)).add_(_spread(constant))
+
+
+def _in_rows(x: Tensor) -> bool:
+    # One operator for two is slower on a CPU where a pixel's channels do not lie side by side.
+    return x.device.type != "cpu" or x.stride(1) == 1
+
+
+def _spread(vector: Tensor) -> Tensor:
+    return vector.view(-1, 1, 1)

@@ -1,0 +1,350 @@
+"""A dense block as one differentiable function over one shared buffer.
+
+The plain execution keeps, for each layer, its concatenation normed and activated: memory that
+grows with the square of the depth. Here every layer reads the first channels of one buffer, which
+becomes the block's output, and writes its new maps behind them. A batch's statistics belong to a
+map, not to its reader, so they are computed once, when it is made. What scale, shift and ReLU make
+of the buffer is computed again in the backward pass, whose gradients meet in one buffer too.
+
+The idea is that of Pleiss et al., "Memory-Efficient Implementation of DenseNets" (1707.06990), who
+share the buffers of concatenation and norm, and compute each norm again, statistics included.
+
+With g the gradient of a batch norm's output, of n values a channel, that of its input is
+``scale * (g - sum(g) / n - x_hat * sum(g * x_hat) / n)``: the first term, and a linear function of
+the input. So the linear functions of all layers that read a channel are added up as two numbers,
+and taken from its gradient once, when all of them are known.
+
+Shapes: N images, C channels, H and W pixels, k a layer's new maps. Vectors are (C,).
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.layers.drop import drop_path
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from densenet_backbones.dense_block.elementwise import add_scaled, norm_gradient, take_back
+from densenet_backbones.dense_block.norms import Moments, batch_moments, precise, value_count
+from densenet_backbones.dense_block.plain import run_plain
+from densenet_backbones.dense_block.units import (
+    PARAMETERS,
+    UnitForm,
+    is_hooked,
+    read_unit,
+)
+
+__all__ = ["SharedMemory", "run_shared"]
+
+SharedMemory = Literal["shared", "shared_lean"]
+
+_SAVED = PARAMETERS + 2  # a unit's parameters and the statistics it went by
+
+
+@dataclass(frozen=True)
+class _LayerForm:
+    """A dense layer in its present mode.
+
+    Attributes:
+        units: Norm-ReLU-convolution, once, or twice with a bottleneck.
+        start: Channels it reads, C.
+        width: New maps it makes, k.
+        drop_rate: Probability of a new value to be dropped.
+        drop_path_rate: Probability of a sample to go without the new maps.
+    """
+
+    units: tuple[UnitForm, ...]
+    start: int
+    width: int
+    drop_rate: float
+    drop_path_rate: float
+
+    @property
+    def end(self) -> int:
+        """Channels there are behind it."""
+        return self.start + self.width
+
+    @property
+    def bottleneck(self) -> bool:
+        """Whether there are bottleneck maps between two units."""
+        return len(self.units) > 1
+
+    @property
+    def saved(self) -> int:
+        """Tensors kept for it: parameters and statistics of each unit, bottleneck, two drops."""
+        return _SAVED * len(self.units) + 3
+
+
+@dataclass(frozen=True)
+class _BlockForm:
+    """A dense block in its present mode; ``group`` are the processes that norm as one."""
+
+    layers: tuple[_LayerForm, ...]
+    group: Any
+    lean: bool
+
+    @property
+    def channels(self) -> int:
+        """Channels of the block's output."""
+        return self.layers[-1].end
+
+    @property
+    def of_batch(self) -> bool:
+        """Whether any layer norms its concatenation by the batch's statistics."""
+        return any(layer.units[0].norm.of_batch for layer in self.layers)
+
+
+def run_shared(x: Tensor, layers: Sequence[Any], memory: SharedMemory) -> Tensor:
+    """Runs a dense block as one function that keeps its output instead of every concatenation.
+
+    What is kept, for L layers: the output, whose first channels the layers read, and with
+    ``shared`` the bottleneck maps, both linear in L; with ``shared_lean`` the output alone. Norms,
+    ReLUs and dropped values are computed again, with ``shared_lean`` the bottlenecks too.
+
+    Args:
+        x: Input of the block, (N, C, H, W).
+        layers: Dense layers with ``norm1, relu1, conv1`` (``norm2, relu2, conv2`` if they say
+            ``bottleneck``), ``drop_rate`` and ``drop_path_rate``.
+        memory: ``shared`` or ``shared_lean``.
+
+    Returns:
+        What `run_plain` returns. A block runs plain, and a warning says so, once, if a layer is
+        not understood: with hooks or parametrizations, an activation other than ReLU, or a norm
+        other than batch norm (its frozen and synchronised forms included).
+    """
+    if x.numel() <= x.shape[1] or not layers:
+        return run_plain(x, layers)  # which refuses to norm a single value
+    form = _read_block(x, layers, lean=memory == "shared_lean")
+    if isinstance(form, str):
+        warnings.warn(f"memory={memory!r} is off for dense blocks {form}", stacklevel=2)
+        return run_plain(x, layers)
+    return _apply(form, x)
+
+
+@torch.compiler.disable  # a region of its own: what it keeps is decided here
+def _apply(form: _BlockForm, x: Tensor) -> Tensor:
+    units = (unit for layer in form.layers for unit in layer.units)
+    parameters = [parameter for unit in units for parameter in unit.parameters()]
+    return _SharedBlock.apply(form, x, *parameters)
+
+
+def _read_block(x: Tensor, layers: Sequence[Any], lean: bool) -> _BlockForm | str:
+    """The block's form, or why there is none."""
+    if any(is_hooked(module) for layer in layers for module in layer.modules()):
+        return "whose layers carry hooks, as hooks must see every pass once"
+    forms = []
+    for layer in layers:
+        form = _read_layer(x, layer)
+        if form is None:
+            return (
+                "with other layers than (frozen, synchronised) batch norm, ReLU and unchanged "
+                "convolutions; use 'bottleneck', 'layer' or 'block'"
+            )
+        forms.append(form)
+    norms = [unit.norm for form in forms for unit in form.units if unit.norm.of_batch]
+    groups = {id(norm.group): norm.group for norm in norms}
+    if len(groups) > 1:
+        return "whose norms are synchronised over different processes"
+    return _BlockForm(tuple(forms), next(iter(groups.values()), None), lean)
+
+
+def _read_layer(x: Tensor, layer: Any) -> _LayerForm | None:
+    if "forward" in vars(layer):
+        return None
+    units = [read_unit(x.device, layer.norm1, layer.relu1, layer.conv1)]
+    last = layer.conv1
+    if layer.bottleneck:
+        units.append(read_unit(x.device, layer.norm2, layer.relu2, layer.conv2))
+        last = layer.conv2
+    known = tuple(unit for unit in units if unit is not None)
+    if len(known) < len(units):
+        return None
+    rates = (layer.drop_rate, layer.drop_path_rate) if layer.training else (0.0, 0.0)
+    return _LayerForm(known, layer.conv1.in_channels, last.out_channels, *rates)
+
+
+# ------------------------------------------------------------------------------ the function
+
+
+class _SharedBlock(torch.autograd.Function):
+    """The block; keeps its output, parameters, statistics, drops, and bottlenecks unless lean."""
+
+    @staticmethod
+    def forward(ctx: Any, form: _BlockForm, x: Tensor, *parameters: Tensor | None) -> Tensor:
+        """Input (N, C, H, W) to output (N, C + sum of k, H, W)."""
+        ctx.form, ctx.count = form, value_count(x, form.group)
+        with torch.autocast(x.device.type, enabled=False):
+            out, kept = _forward(form, x, parameters, ctx.count)
+        ctx.save_for_backward(out, *(tensor for layer in kept for tensor in layer))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the input and of the parameters."""
+        with torch.autocast(gradient.device.type, enabled=False):
+            found = _backward(
+                ctx.form, ctx.saved_tensors, ctx.count, ctx.needs_input_grad[1:], gradient
+            )
+        return None, *found
+
+
+def _forward(
+    form: _BlockForm, x: Tensor, parameters: Sequence[Tensor | None], count: float
+) -> tuple[Tensor, list[list[Tensor | None]]]:
+    """The output, and what each layer's backward pass needs besides: see `_LayerForm.saved`."""
+    out = _buffer_like(x, form.channels, _dtype_of_maps(form, x))
+    mean, var = precise(out.new_empty(2, out.shape[1]))
+    read = form.layers[-1].start  # the last layer's maps are read by none here
+
+    def write(maps: Tensor, start: int) -> None:
+        end = start + maps.shape[1]
+        out[:, start:end].copy_(maps)
+        if form.of_batch and start < read:
+            moments = batch_moments(_dense(maps), form.group)
+            mean[start:end], var[start:end] = moments.mean, moments.var
+
+    write(x, 0)
+    kept = []
+    take = iter(parameters)
+    for layer in form.layers:
+        saved: list[Tensor | None] = []
+        maps = squeezed = out[:, : layer.start]
+        for unit in layer.units:
+            own = tuple(islice(take, PARAMETERS))
+            if not unit.norm.of_batch:
+                moments = unit.norm.running()
+            elif unit is layer.units[0]:
+                moments = Moments(mean[: layer.start], var[: layer.start])
+            else:
+                moments = batch_moments(maps, form.group)
+            unit.norm.track(moments, count)
+            squeezed, maps = maps, unit.run(maps, own, moments)
+            saved += (*own, moments.mean, moments.var)
+        maps, *drops = _drop(maps, layer)
+        write(maps, layer.start)
+        kept.append([*saved, squeezed if layer.bottleneck and not form.lean else None, *drops])
+    return out, kept
+
+
+def _drop(maps: Tensor, layer: _LayerForm) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """New maps after dropout and stochastic depth, which values stay, and each sample's factor.
+
+    Random numbers are drawn as the plain execution draws them, so that one seed means one result.
+    """
+    stays = factor = None
+    if layer.drop_rate > 0:
+        noise = F.dropout(torch.ones_like(maps), layer.drop_rate, training=True)
+        maps, stays = maps * noise, noise != 0
+    if layer.drop_path_rate > 0:
+        factor = drop_path(maps.new_ones(len(maps), 1, 1, 1), layer.drop_path_rate, training=True)
+        maps = maps * factor
+    return maps, stays, factor
+
+
+def _drop_back(
+    gradient: Tensor, layer: _LayerForm, stays: Tensor | None, factor: Tensor | None
+) -> Tensor:
+    if factor is not None:
+        gradient = gradient * factor
+    if stays is not None:
+        gradient = (gradient * stays).div_(1 - layer.drop_rate)
+    return gradient
+
+
+def _backward(
+    form: _BlockForm,
+    saved: Sequence[Any],
+    count: float,
+    needs: Sequence[bool],
+    gradient: Tensor,
+) -> list[Tensor | None]:
+    """Gradients of the input and of all parameters, in the order of the function's arguments."""
+    take = iter(saved)
+    out = next(take)
+    kept = [list(islice(take, layer.saved)) for layer in form.layers]
+    total = _buffer_like(out, out.shape[1], out.dtype).copy_(gradient)
+    linear = precise(out.new_zeros(2, out.shape[1]))
+
+    def settled(start: int, end: int) -> Tensor:
+        """The gradient of these channels, once all that read them have added theirs."""
+        if not form.of_batch:
+            return _dense(total[:, start:end])
+        taken = _summed(linear[:, start:end], form.group)
+        return take_back(total[:, start:end], out[:, start:end], *taken)
+
+    asked = _in_turn(needs[1:], [PARAMETERS * len(layer.units) for layer in form.layers])
+    found: list[Tensor | None] = []
+    for layer, own, needed in zip(
+        reversed(form.layers), reversed(kept), reversed(asked), strict=True
+    ):
+        *of_units, squeezed, stays, factor = own
+        maps = out[:, : layer.start]
+        new = _drop_back(settled(layer.start, layer.end), layer, stays, factor)
+        units = _in_turn(of_units, [_SAVED] * len(layer.units))
+        last_gradients: tuple[Tensor | None, ...] = ()
+        active = None
+        if layer.bottleneck:
+            first, second = layer.units
+            if squeezed is None:
+                active = first.activate(maps, *_split(units[0]))
+                squeezed = first.convolve(active, units[0][:PARAMETERS])
+            step = second.run_back(new, squeezed, *_split(units[1]), count, needed[PARAMETERS:])
+            taken = _summed(step.linear, form.group if second.norm.of_batch else None)
+            new = norm_gradient(step.masked, squeezed, step.scale, *taken)
+            last_gradients = step.parameters
+        step = layer.units[0].run_back(
+            new, maps, *_split(units[0]), count, needed[:PARAMETERS], active
+        )
+        add_scaled(total[:, : layer.start], step.masked, step.scale)
+        linear[:, : layer.start] += step.linear
+        found = [*step.parameters, *last_gradients, *found]
+    return [settled(0, form.layers[0].start) if needs[0] else None, *found]
+
+
+def _split(saved: Sequence[Any]) -> tuple[tuple[Any, ...], Moments]:
+    """A unit's parameters, and the statistics it went by."""
+    return tuple(saved[:PARAMETERS]), Moments(*saved[PARAMETERS:])
+
+
+def _in_turn(values: Sequence[Any], lengths: Sequence[int]) -> list[tuple[Any, ...]]:
+    """``values`` cut into pieces of these lengths."""
+    take = iter(values)
+    return [tuple(islice(take, length)) for length in lengths]
+
+
+def _summed(linear: Tensor, group: Any) -> Tensor:
+    """The sum over a process group, (2, C)."""
+    if group is not None:
+        linear = linear.contiguous()
+        dist.all_reduce(linear, group=group)
+    return linear
+
+
+# ------------------------------------------------------------------------------ buffers
+
+
+def _dtype_of_maps(form: _BlockForm, x: Tensor) -> torch.dtype:
+    """What joining the input with new maps gives: under autocast those may be of half precision."""
+    dtype = form.layers[0].units[0].dtype
+    return x.dtype if dtype is None else torch.promote_types(x.dtype, dtype)
+
+
+def _buffer_like(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """An empty map of ``channels`` channels, in the memory format of ``x``."""
+    images, _, height, width = x.shape
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return x.new_empty((images, height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
+    return x.new_empty((images, channels, height, width), dtype=dtype)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """``x`` without gaps, in its own memory format."""
+    rows = x.stride(1) == 1
+    return x.contiguous(memory_format=torch.channels_last if rows else torch.contiguous_format)

@@ -1,0 +1,209 @@
+"""Norm, ReLU and convolution as one step that keeps its input alone: the unit of lean executions.
+
+Shapes: N images, C channels in, O channels out, H and W pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densenet_backbones.dense_block.elementwise import masked_sums, scale_shift_relu
+from densenet_backbones.dense_block.norms import Affine, Moments, NormForm, read_norm
+
+__all__ = ["PARAMETERS", "UnitForm", "UnitGradient", "is_hooked", "read_unit"]
+
+# Norm's weight and bias, convolution's weight and bias; None where there is none.
+PARAMETERS = 4
+Parameters = tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class UnitGradient:
+    """What a unit's backward pass finds.
+
+    Attributes:
+        masked: Gradient of the norm's output, (N, C, H, W).
+        scale: What it is multiplied by on its way to the input, (C,).
+        linear: What the batch's statistics take from the input's gradient, (2, C): a constant, and
+            a multiple of the input.
+        parameters: Gradients of the unit's parameters, in their order.
+    """
+
+    masked: Tensor
+    scale: Tensor
+    linear: Tensor
+    parameters: Parameters
+
+
+@dataclass(frozen=True)
+class UnitForm:
+    """Norm-ReLU-convolution, or norm-ReLU where ``conv`` is None, in its present mode.
+
+    Attributes:
+        norm: The norm.
+        conv: The convolution.
+        dtype: What autocast has convolutions compute in; None for the precision of the maps.
+    """
+
+    norm: NormForm
+    conv: nn.Conv2d | None
+    dtype: torch.dtype | None
+
+    def parameters(self) -> Parameters:
+        """The unit's parameters as they are now."""
+        weight, bias = self.norm.module.weight, self.norm.module.bias
+        if self.conv is None:
+            return weight, bias, None, None
+        return weight, bias, self.conv.weight, self.conv.bias
+
+    def run(self, x: Tensor, parameters: Parameters, moments: Moments) -> Tensor:
+        """(N, C, H, W) to (N, O, H, W), by the statistics ``moments``."""
+        return self.convolve(self.activate(x, parameters, moments), parameters)
+
+    def activate(self, x: Tensor, parameters: Parameters, moments: Moments) -> Tensor:
+        """The first half of `run`: norm and ReLU, (N, C, H, W)."""
+        return scale_shift_relu(x, self._affine(parameters, moments))
+
+    def convolve(self, active: Tensor, parameters: Parameters) -> Tensor:
+        """The other half of `run`, (N, C, H, W) to (N, O, H, W)."""
+        if self.conv is None:
+            return active
+        kernel, bias = map(self._cast, parameters[2:])
+        stride, padding, dilation, groups = self._geometry()
+        return F.conv2d(self._cast(active), kernel, bias, stride, padding, dilation, groups)
+
+    def run_back(
+        self,
+        gradient: Tensor,
+        x: Tensor,
+        parameters: Parameters,
+        moments: Moments,
+        count: float,
+        needs: tuple[bool, ...],
+        active: Tensor | None = None,
+    ) -> UnitGradient:
+        """Gradients, with norm and ReLU computed again.
+
+        Args:
+            gradient: Of what `run` returned, (N, O, H, W).
+            x: What it was given, (N, C, H, W).
+            parameters: Likewise.
+            moments: Likewise.
+            count: Values of each channel that the statistics are of.
+            needs: Which of the parameters' gradients are asked for.
+            active: What `activate` returned, if that is still there.
+        """
+        affine = self._affine(parameters, moments)
+        if active is None:
+            active = scale_shift_relu(x, affine)
+        kernel_gradients: Parameters = (None, None)
+        if self.conv is not None:
+            gradient, *kernel_gradients = self._convolve_back(gradient, active, parameters, needs)
+        masked, summed, weighted = masked_sums(gradient.to(x.dtype), active, x)
+        correlated = torch.addcmul(weighted, moments.mean, summed, value=-1)
+        correlated.mul_(affine.inverse_std)
+        share = affine.scale / count if self.norm.of_batch else torch.zeros_like(affine.scale)
+        slope = (share * correlated).mul_(affine.inverse_std)
+        constant = (share * summed).addcmul_(slope, moments.mean, value=-1)
+        linear = torch.stack((constant, slope))
+        weight, bias = parameters[:2]
+        norm_gradients = (
+            correlated.to(weight.dtype) if weight is not None and needs[0] else None,
+            summed.to(bias.dtype) if bias is not None and needs[1] else None,
+        )
+        parameter_gradients = (*norm_gradients, *kernel_gradients)
+        return UnitGradient(masked, affine.scale, linear, parameter_gradients)
+
+    def _affine(self, parameters: Parameters, moments: Moments) -> Affine:
+        return self.norm.affine(parameters[0], parameters[1], moments)
+
+    def _cast(self, x: Any) -> Any:
+        # Autocast leaves double precision as it is.
+        if x is None or self.dtype is None or x.dtype == torch.float64:
+            return x
+        return x.to(self.dtype)
+
+    def _geometry(self) -> tuple[Any, Any, Any, int]:
+        assert self.conv is not None
+        return self.conv.stride, self.conv.padding, self.conv.dilation, self.conv.groups
+
+    def _convolve_back(
+        self, gradient: Tensor, active: Tensor, parameters: Parameters, needs: tuple[bool, ...]
+    ) -> Any:
+        kernel, bias = parameters[2:]
+        assert kernel is not None
+        stride, padding, dilation, groups = self._geometry()
+        if bias is None and self._is_product(gradient, active):
+            return _multiply_back(gradient, active, kernel, needs[2])
+        # Not in `torch`'s list of functions, but stable: autograd's own formula calls it.
+        found = torch.ops.aten.convolution_backward(
+            self._cast(gradient),
+            self._cast(active),
+            self._cast(kernel),
+            None if bias is None else list(bias.shape),
+            stride,
+            padding,
+            dilation,
+            False,
+            (0, 0),
+            groups,
+            (True, needs[2], bias is not None and needs[3]),
+        )
+        return (found[0], *(None if g is None else g.to(kernel.dtype) for g in found[1:]))
+
+    def _is_product(self, gradient: Tensor, active: Tensor) -> bool:
+        """Whether the convolution is a product of dense matrices, which a CPU does faster."""
+        conv = self.conv
+        assert conv is not None
+        pointwise = conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0)
+        dense = all(x.is_contiguous(memory_format=torch.channels_last) for x in (gradient, active))
+        same = self.dtype is None and gradient.device.type == "cpu"
+        return pointwise and conv.groups == 1 and dense and same
+
+
+def _multiply_back(
+    gradient: Tensor, active: Tensor, kernel: Tensor, needed: bool
+) -> tuple[Tensor, Tensor | None, None]:
+    """Gradients of a 1x1 convolution's input and weight, over channels-last maps."""
+    images, outputs, height, width = gradient.shape
+    rows = gradient.permute(0, 2, 3, 1).reshape(-1, outputs)  # (N * H * W, O)
+    found = (rows @ kernel.flatten(1)).view(images, height, width, -1).permute(0, 3, 1, 2)
+    if not needed:
+        return found, None, None
+    product = rows.t() @ active.permute(0, 2, 3, 1).reshape(-1, active.shape[1])
+    return found, product.view_as(kernel), None
+
+
+def read_unit(
+    device: torch.device, norm: nn.Module, relu: nn.Module, conv: nn.Module | None = None
+) -> UnitForm | None:
+    """The unit of these modules in their present mode; None if they are not all known.
+
+    Modules that carry hooks, parametrizations or a ``forward`` of their own are not.
+    """
+    modules = [module for module in (norm, relu, conv) if module is not None]
+    if any(is_hooked(module) or "forward" in vars(module) for module in modules):
+        return None
+    form = read_norm(norm)
+    if form is None or type(relu) is not nn.ReLU:
+        return None
+    if conv is not None:
+        if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros":
+            return None
+        if isinstance(conv.padding, str):
+            return None
+    cast = torch.is_autocast_enabled(device.type)
+    return UnitForm(form, conv, torch.get_autocast_dtype(device.type) if cast else None)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether hooks are registered on ``module`` itself."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
