@@ -26,6 +26,7 @@ from densenet_backbones.dense_block import (
     FoldedConv2d,
     FoldedLayer,
     compiled_folded,
+    has_hooks,
     run_folded,
     run_plain,
 )
@@ -147,7 +148,7 @@ def _folded_block(block: DenseBlock) -> FoldedBlock | None:
             return None
         layers[name] = folded
     first = cast(DenseLayer, next(iter(block.values())))
-    return None if _has_hooks(block) else FoldedBlock(layers, first.conv1.in_channels)
+    return None if any(map(has_hooks, block.modules())) else FoldedBlock(layers, first.conv1.in_channels)
 
 
 def _folded_layer(layer: DenseLayer) -> FoldedLayer | None:
@@ -183,7 +184,7 @@ def _fold_stages(net: DenseStages) -> list[str]:
 def _fold_stem(net: DenseStages, number: str, tapped: set[str]) -> bool:
     """``norm<number>`` goes into the convolution before it."""
     conv, norm = getattr(net, f"conv{number}"), getattr(net, f"norm{number}")
-    fused = None if _has_hooks(conv) or f"conv{number}" in tapped else _fused(conv, norm)
+    fused = None if has_hooks(conv) or f"conv{number}" in tapped else _fused(conv, norm)
     if fused is None:
         return False
     setattr(net, f"conv{number}", FoldedConv2d(conv, *fused))
@@ -200,7 +201,7 @@ def _fold_transition(net: DenseStages, number: str, tapped: set[str]) -> bool:
     transition = children[name]
     norm, act, *conv = transition.children()
     scale_shift = _scale_shift(norm)
-    if scale_shift is None or _has_hooks(transition):
+    if scale_shift is None or any(map(has_hooks, transition.modules())):
         return False
     parts = OrderedDict[str, nn.Module](norm=scale_shift, relu=act)
     if conv and name not in tapped and isinstance(pool, nn.AvgPool2d):
@@ -256,7 +257,7 @@ def _scale_shift(norm: nn.Module) -> _ScaleShift | None:
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     """Scale and shift of a norm in evaluation, (C,) in float64; None if they are not fixed."""
     known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or isinstance(norm, FrozenBatchNorm2d)
-    if not known or norm.running_var is None or _has_hooks(norm):
+    if not known or norm.running_var is None or has_hooks(norm):
         return None
     mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var)
     scale = (variance.double() + cast(float, norm.eps)).rsqrt()
@@ -264,10 +265,3 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
         scale = scale * cast(Tensor, norm.weight).detach().double()
     shift = -mean * scale
     return scale, shift if norm.bias is None else shift + cast(Tensor, norm.bias).detach().double()
-
-
-def _has_hooks(part: nn.Module) -> bool:
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-        for m in part.modules()
-    )

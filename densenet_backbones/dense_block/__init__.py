@@ -11,6 +11,7 @@ from densenet_backbones.dense_block.folded import (
     compiled_folded,
     run_folded,
 )
+from densenet_backbones.dense_block.hooks import has_hooks
 from densenet_backbones.dense_block.lean import lean_steps, run_lean
 from densenet_backbones.dense_block.plain import run_plain
 from densenet_backbones.dense_block.shared import SharedMemory, run_shared
@@ -21,6 +22,7 @@ __all__ = [
     "Memory",
     "SharedMemory",
     "compiled_folded",
+    "has_hooks",
     "lean_steps",
     "run_checkpointed",
     "run_folded",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from densenet_backbones.dense_block.hooks import has_hooks
 from densenet_backbones.dense_block.plain import run_plain
 
 __all__ = ["DenseLayerLike", "Memory", "run_checkpointed"]
@@ -68,7 +69,9 @@ def run_checkpointed(x: Tensor, layers: Sequence[DenseLayerLike], memory: Memory
         warning says so, once.
     """
     # Compiled code carries its hooks within, and computes nothing again behind our back.
-    if not torch.compiler.is_compiling() and any(map(_has_hooks, layers)):
+    if not torch.compiler.is_compiling() and any(
+        has_hooks(module) for layer in layers for module in layer.modules()
+    ):
         warnings.warn(
             f"memory={memory!r} is off for dense blocks whose layers carry hooks, as hooks must "
             "see every pass once; hook the blocks instead, or remove the hooks",
@@ -126,13 +129,3 @@ class _StatisticsKept:
     def __exit__(self, *args: object) -> None:
         for norm, (momentum, count) in zip(self.norms, self.before, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count
-
-
-def _has_hooks(layer: DenseLayerLike) -> bool:
-    return any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        for module in layer.modules()
-    )

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from densenet_backbones.dense_block.elementwise import norm_gradient
+from densenet_backbones.dense_block.hooks import has_hooks
 from densenet_backbones.dense_block.norms import Moments, batch_moments, value_count
-from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, is_hooked, read_unit
+from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, read_unit
 
 __all__ = ["lean_steps", "run_lean"]
 
@@ -69,7 +70,7 @@ def _is_chain(module: nn.Module) -> bool:
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether calling ``module`` is what its class says, with no hooks around it."""
-    return not is_hooked(module) and "forward" not in vars(module)
+    return not has_hooks(module) and "forward" not in vars(module)
 
 
 def _run_steps(x: Tensor, stages: Sequence[tuple[str, nn.Module]]) -> Tensor:

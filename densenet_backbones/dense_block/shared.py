@@ -31,14 +31,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from densenet_backbones.dense_block.elementwise import add_scaled, norm_gradient, take_back
+from densenet_backbones.dense_block.hooks import has_hooks
 from densenet_backbones.dense_block.norms import Moments, batch_moments, precise, value_count
 from densenet_backbones.dense_block.plain import run_plain
-from densenet_backbones.dense_block.units import (
-    PARAMETERS,
-    UnitForm,
-    is_hooked,
-    read_unit,
-)
+from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, read_unit
 
 __all__ = ["SharedMemory", "run_shared"]
 
@@ -136,7 +132,7 @@ def _apply(form: _BlockForm, x: Tensor) -> Tensor:
 
 def _read_block(x: Tensor, layers: Sequence[Any], lean: bool) -> _BlockForm | str:
     """The block's form, or why there is none."""
-    if any(is_hooked(module) for layer in layers for module in layer.modules()):
+    if any(has_hooks(module) for layer in layers for module in layer.modules()):
         return "whose layers carry hooks, as hooks must see every pass once"
     forms = []
     for layer in layers:

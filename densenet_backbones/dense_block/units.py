@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densenet_backbones.dense_block.elementwise import masked_sums, scale_shift_relu
+from densenet_backbones.dense_block.hooks import has_hooks
 from densenet_backbones.dense_block.norms import Affine, Moments, NormForm, read_norm
 
-__all__ = ["PARAMETERS", "UnitForm", "UnitGradient", "is_hooked", "read_unit"]
+__all__ = ["PARAMETERS", "UnitForm", "UnitGradient", "read_unit"]
 
 # Norm's weight and bias, convolution's weight and bias; None where there is none.
 PARAMETERS = 4
@@ -185,7 +186,7 @@ def read_unit(
     Modules that carry hooks, parametrizations or a ``forward`` of their own are not.
     """
     modules = [module for module in (norm, relu, conv) if module is not None]
-    if any(is_hooked(module) or "forward" in vars(module) for module in modules):
+    if any(has_hooks(module) or "forward" in vars(module) for module in modules):
         return None
     form = read_norm(norm)
     if form is None or type(relu) is not nn.ReLU:
@@ -197,13 +198,3 @@ def read_unit(
             return None
     cast = torch.is_autocast_enabled(device.type)
     return UnitForm(form, conv, torch.get_autocast_dtype(device.type) if cast else None)
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether hooks are registered on ``module`` itself."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
