@@ -147,8 +147,10 @@ def _folded_block(block: DenseBlock) -> FoldedBlock | None:
         if folded is None:
             return None
         layers[name] = folded
+    if any(map(has_hooks, block.modules())):
+        return None
     first = cast(DenseLayer, next(iter(block.values())))
-    return None if any(map(has_hooks, block.modules())) else FoldedBlock(layers, first.conv1.in_channels)
+    return FoldedBlock(layers, first.conv1.in_channels)
 
 
 def _folded_layer(layer: DenseLayer) -> FoldedLayer | None:

@@ -1,4 +1,5 @@
 import builtins
+import json
 import os
 import re
 from typing import get_args
@@ -57,10 +58,26 @@ def test_ratios_are_taken_turn_by_turn():
     assert table.splitlines()[2].split() == ["theirs", "2000.00", "1.000", "(0.500", "..", "2.000)"]
 
 
-def test_backbones_compute_the_same(capsys):
-    assert main(["backbone", "--size", "32", "--turns", "1"]) == 0
+def test_inference_of_all_libraries_is_compared(capsys, tmp_path):
+    file = tmp_path / "times.json"
+    assert main(["inference", "--inputs", "2x64", "--turns", "1", "--json", str(file)]) == 0
     report = capsys.readouterr().out
-    assert re.findall(r"^(\w+) +[\d.]+", report, re.M) == ["torchvision", "timm", "ours"]
+    names = ["timm in onnxruntime", "timm", "torchvision", "smp", "ours", "ours deployed"]
+    assert re.findall(r"^(\S[\w ]+?)  +[\d.]+ ", report, re.M) == names
+    assert list(json.loads(file.read_text())["2x64"]) == names
+    assert re.search(r"^ours deployed +[\d.]+  1.000 \(1.000 .. 1.000\)", report, re.M)
+
+
+def test_inference_in_bfloat16(capsys):
+    assert main(["inference", "--inputs", "1x64", "--turns", "1", "--precision", "bfloat16"]) == 0
+    assert "onnxruntime" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", ["224", "0x224", "1x31", "1x224x224"])
+def test_inputs_are_typed_as_batch_and_side(given, capsys):
+    with pytest.raises(SystemExit):
+        main(["inference", "--inputs", given])
+    assert "must be like 1x224" in capsys.readouterr().err
 
 
 def test_memory_modes_beside_torchvisions(capsys):

@@ -1,26 +1,26 @@
-"""Side-by-side measurements: ``tools/benchmark.py backbone | memory | detector | input | gpu``.
+"""Side-by-side measurements: ``tools/benchmark.py inference | memory | detector | input | gpu``.
 
 A claim about speed is a ratio of two things measured in turns within one run, with outputs
 checked. To add a measurement, write a `Command` and list it in ``COMMANDS``.
 """
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import timm
 import torch
-import torchvision
-from torch import Tensor, nn
 
 from densenet_backbones.analysis.detector_benchmark import compare_backbones, detector_table
 from densenet_backbones.analysis.gpu_benchmark import measure_kernels
+from densenet_backbones.analysis.inference_benchmark import (
+    INFERENCE_NOTE,
+    compare_inference,
+    inference_table,
+    parse_input,
+)
 from densenet_backbones.analysis.memory import compare_memory_modes, memory_table
-from densenet_backbones.analysis.timing import interleave, ratio_table
-from densenet_backbones.checkpoints import to_ours, to_torchvision
-from densenet_backbones.densenet import DenseNet
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -62,55 +62,50 @@ def _prepare(arguments: argparse.Namespace, smallest: int) -> torch.device:
     return torch.device(arguments.device)
 
 
-def _backbone_arguments(parser: argparse.ArgumentParser) -> None:
-    _step_arguments(parser, batch=1, turns=10)
-
-
-def _backbone(arguments: argparse.Namespace) -> str:
-    """Inference of densenet121 as torchvision, timm and we build it, on the same weights."""
-    device = _prepare(arguments, smallest=32)
-    nets = {name: net.eval().to(device) for name, net in _same_weights().items()}
-    image = torch.randn(arguments.batch, 3, arguments.size, arguments.size, device=device)
-    with torch.inference_mode():
-        difference = _largest_difference([net(image) for net in nets.values()])
-        timings = interleave(
-            {name: partial(net, image) for name, net in nets.items()},
-            arguments.turns,
-            synchronize=torch.cuda.synchronize if device.type == "cuda" else lambda: None,
-        )
-    return (
-        f"densenet121, inference, {tuple(image.shape)}, {device}, {torch.get_num_threads()} CPU "
-        f"threads, {arguments.turns} turns; outputs differ by at most {difference:.1e} of their "
-        f"largest value\n{ratio_table(timings)}"
+def _inference_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--net", default="densenet121", help="default: %(default)s")
+    parser.add_argument(
+        "--inputs",
+        nargs="+",
+        default=["1x224", "1x512", "4x300"],
+        metavar="NxSIZE",
+        help="images a batch, and their side in pixels (%(default)s)",
     )
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--turns", type=int, default=10, help="counted rounds (%(default)s)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    parser.add_argument(
+        "--compile", action="store_true", help="also torch.compile timm's net and the deployed one"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the times there")
 
 
-def _same_weights() -> dict[str, nn.Module]:
-    theirs = torchvision.models.densenet121(weights=None)
-    for name, buffer in theirs.named_buffers():
-        # Fresh statistics (0 and 1) would hide a norm that reads the wrong ones.
-        if name.endswith("running_mean"):
-            buffer.normal_(std=0.1)
-        elif name.endswith("running_var"):
-            buffer.uniform_(0.5, 1.5)
-    ours = DenseNet()
-    ours.load_state_dict(to_ours(theirs.state_dict()))
-    timms = timm.create_model("densenet121")
-    timms.load_state_dict(to_torchvision(ours.state_dict()))
-    return {"torchvision": theirs, "timm": timms, "ours": ours}
-
-
-def _largest_difference(outputs: Sequence[Tensor]) -> float:
-    """Largest difference from the first output, as a share of its largest value.
-
-    Raises:
-        RuntimeError: It is above 1e-4, so the contenders do not compute the same.
-    """
-    first = outputs[0]
-    difference = max(float((output - first).abs().max() / first.abs().max()) for output in outputs)
-    if not difference <= 1e-4:
-        raise RuntimeError(f"outputs differ by {difference:.1e}; their times cannot be compared")
-    return difference
+def _inference(arguments: argparse.Namespace) -> str:
+    """Feature maps of one net as its libraries make them and as it is deployed, same weights."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    tables, times = [], {}
+    for text in arguments.inputs:
+        size = parse_input(text)
+        rows = compare_inference(
+            arguments.net,
+            size,
+            turns=arguments.turns,
+            device=device,
+            dtype=getattr(torch, arguments.precision),
+            compiled=arguments.compile,
+        )
+        times[text] = {row.timing.name: row.timing.seconds for row in rows}
+        tables.append(
+            f"{arguments.net} features, {' x '.join(map(str, size))}, {arguments.precision}, "
+            f"{device}, {torch.get_num_threads()} CPU threads, {arguments.turns} turns\n"
+            + inference_table(rows)
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(times, indent=1) + "\n")
+    return "\n\n".join((*tables, INFERENCE_NOTE))
 
 
 def _memory_arguments(parser: argparse.ArgumentParser) -> None:
@@ -223,10 +218,10 @@ def _gpu(arguments: argparse.Namespace) -> str:
 
 COMMANDS: tuple[Command, ...] = (
     Command(
-        name="backbone",
-        help="densenet121 inference: ours beside torchvision's and timm's, on the same weights",
-        add_arguments=_backbone_arguments,
-        run=_backbone,
+        name="inference",
+        help="feature maps: torchvision, timm, smp, onnxruntime, ours and deployed, same weights",
+        add_arguments=_inference_arguments,
+        run=_inference,
     ),
     Command(
         name="memory",
