@@ -102,7 +102,7 @@ def compare_inference(
     if device.type == "cpu" and dtype == torch.float32:
         contenders |= _onnxruntime(nets["timm"], image)
     for name, model in nets.items():
-        model.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(device, dtype).to(memory_format=torch.channels_last)
         contenders[name] = model
     if compiled:
         contenders["timm compiled"] = _compiled(nets["timm"])
