@@ -9,12 +9,15 @@ from conftest import PROJECT
 from hypothesis import given
 from hypothesis import strategies as st
 from test_imports import run_fresh
+from tiny_nets import tiny
 
 from densenet_backbones.analysis.benchmark import main
 from densenet_backbones.analysis.gpu_costs import block_shapes, net_cost
+from densenet_backbones.dense_block import folded, folded_transition
 from densenet_backbones.dense_block.kernels import availability, usable, why_unavailable
 from densenet_backbones.dense_block.kernels.choice import fastest
 from densenet_backbones.dense_block.kernels.tiles import best_tile
+from densenet_backbones.deploy import deploy
 from densenet_backbones.variants import VARIANTS
 
 CPU = torch.device("cpu")
@@ -48,7 +51,7 @@ def test_without_triton_the_package_imports_and_says_why_there_are_no_kernels():
 
 def test_why_there_are_no_kernels(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(availability.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(availability, "_has_triton", lambda: True)
     assert "the maps are on cpu" in why_unavailable(CPU)
     assert "not torch.float64" in why_unavailable(CPU, torch.float64)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
@@ -64,6 +67,28 @@ def test_the_plain_form_is_announced_once(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not usable(CPU)
+
+
+def test_a_cpu_is_no_reason_for_a_message():
+    deployed = deploy(tiny("densenet121_features").eval())
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("error")
+        deployed(torch.randn(1, 3, 64, 64))
+
+
+def test_a_gpu_without_kernels_takes_the_plain_form_and_says_so_once(monkeypatch):
+    monkeypatch.setattr(availability, "why_unavailable", lambda *args: "another reason to test")
+    deployed = deploy(tiny("densenet121_features").eval())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = deployed(x)
+        for module in (folded, folded_transition):
+            monkeypatch.setattr(module, "is_on_gpu", lambda x: True)
+        with pytest.warns(UserWarning, match="another reason to test") as said:
+            maps = deployed(x)
+    assert len(said) == 1
+    for ours, theirs in zip(maps, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_where_nothing_can_be_measured_the_first_way_is_taken():

@@ -9,15 +9,20 @@ from densenet_backbones.dense_block.folded import (
     FoldedConv2d,
     FoldedLayer,
     compiled_folded,
+    is_written_down,
     run_folded,
 )
+from densenet_backbones.dense_block.folded_transition import FoldedTransition, ScaleShift
 from densenet_backbones.dense_block.plain import run_plain
 
 __all__ = [
     "FoldedConv2d",
     "FoldedLayer",
+    "FoldedTransition",
     "Memory",
+    "ScaleShift",
     "compiled_folded",
+    "is_written_down",
     "run_checkpointed",
     "run_folded",
     "run_plain",
