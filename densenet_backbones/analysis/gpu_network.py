@@ -164,9 +164,9 @@ def _prepare(
 ) -> tuple[dict[str, Callable[[], Tensor]], dict[str, float]]:
     """Each contender's forward pass, compiled and run, with its error."""
     theirs, ours = (model.eval().to(images.device) for model in _same_weights(net))
-    deployed = deploy(ours).to(torch.bfloat16, memory_format=torch.channels_last)
+    deployed = deploy(ours).bfloat16().to(memory_format=torch.channels_last)
     expected = _in_float32(theirs, images)
-    theirs = theirs.to(torch.bfloat16, memory_format=torch.channels_last)
+    theirs = theirs.bfloat16().to(memory_format=torch.channels_last)
     x = images.to(torch.bfloat16, memory_format=torch.channels_last)
     allowed = _allowed_error(_distance(theirs(x), expected))
     steps: dict[str, Callable[[], Tensor]] = {}

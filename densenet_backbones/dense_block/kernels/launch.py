@@ -52,7 +52,8 @@ def pointwise(
         shift: (C,), likewise.
         weight: (C, B), in any layout. Kernels get both strides: Triton compiles a stride of 1 as a
             constant, and loads along it, so that outputs side by side (as a folded layer stores
-            them) and inputs side by side (as a convolution does) both load in wide pieces.
+            them) and inputs side by side (as a convolution does) both load in wide pieces. Tensor
+            cores take 16-bit types either way; for TF32 the former load element by element.
         bias: (B,).
         out: Buffer, (N, at least B, H, W), of which the first B channels are written. It must not
             share memory with ``x``.
