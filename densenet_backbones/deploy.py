@@ -25,12 +25,15 @@ from torchvision.ops import FrozenBatchNorm2d
 from densenet_backbones.dense_block import (
     FoldedConv2d,
     FoldedLayer,
+    FoldedTransition,
+    ScaleShift,
     compiled_folded,
     has_hooks,
+    is_written_down,
     run_folded,
     run_plain,
 )
-from densenet_backbones.layers import DenseBlock, DenseLayer, is_traced
+from densenet_backbones.layers import DenseBlock, DenseLayer
 from densenet_backbones.stages import DenseStages
 
 __all__ = ["FoldedBlock", "deploy", "is_deployable"]
@@ -44,6 +47,18 @@ def deploy(model: nn.Module) -> nn.Module:
     Feature maps come channels last. Under ``torch.compile`` a dense block is one operation, which
     keeps compiling short; ``torch.export``, tracing and gradients of the image take a form that
     concatenates, from the same folded weights. TorchScript's compiler is not supported.
+
+    On NVIDIA GPUs of compute capability 8.0 or newer, in bfloat16, float16 or float32, dense blocks
+    and transitions run in Triton kernels, which are compiled and chosen by measurement in the first
+    run of each size: minutes for a large net. Starting that many small kernels can take longer than
+    they run, above all for few images. A CUDA graph starts them at once, for one size of image, and
+    writes every result over the one before::
+
+        deployed = deploy(model).to("cuda", torch.bfloat16)
+        with torch.inference_mode():
+            deployed(images)  # chooses the kernels, which cannot be done within a graph
+            fast = torch.compile(deployed, mode="reduce-overhead")
+            maps = fast(images)
 
     Args:
         model: A feature net, a classifier, or whatever holds one: a detector, a segmenter, an
@@ -113,31 +128,11 @@ class FoldedBlock(nn.ModuleDict):
     def forward(self, x: Tensor) -> Tensor:
         """Concatenation of the input and all new maps, (N, C + layers * k, H, W)."""
         layers = self._layers()
-        if is_traced(x) or torch.compiler.is_exporting():
-            return run_plain(x, layers)
-        if x.requires_grad and torch.is_grad_enabled():
+        if is_written_down(x):
             return run_plain(x, layers)
         if torch.compiler.is_compiling():
             return compiled_folded(x, layers)
         return run_folded(x, layers)
-
-
-class _ScaleShift(nn.Module):
-    """A norm with fixed statistics.
-
-    Args:
-        scale: (C,).
-        shift: (C,).
-    """
-
-    def __init__(self, scale: Tensor, shift: Tensor) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(scale[:, None, None], requires_grad=False)
-        self.shift = nn.Parameter(shift[:, None, None], requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
-        return torch.addcmul(self.shift, x, self.scale).to(x.dtype)  # autocast leaves it alone
 
 
 def _folded_block(block: DenseBlock) -> FoldedBlock | None:
@@ -206,12 +201,12 @@ def _fold_transition(net: DenseStages, number: str, tapped: set[str]) -> bool:
     if scale_shift is None or any(map(has_hooks, transition.modules())):
         return False
     parts = OrderedDict[str, nn.Module](norm=scale_shift, relu=act)
-    if conv and name not in tapped and isinstance(pool, nn.AvgPool2d):
+    if conv and name not in tapped and isinstance(pool, nn.AvgPool2d) and not has_hooks(pool):
         parts["pool"] = pool
         setattr(net, f"pool{number}", nn.Identity())
     if conv:  # cut off behind a last tap
         parts["conv"] = _folded_conv(cast(nn.Conv2d, conv[0]))
-    setattr(net, name, nn.Sequential(parts))
+    setattr(net, name, FoldedTransition(parts))
     return True
 
 
@@ -248,12 +243,12 @@ def _fused(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     return weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
 
 
-def _scale_shift(norm: nn.Module) -> _ScaleShift | None:
+def _scale_shift(norm: nn.Module) -> ScaleShift | None:
     affine = _affine(norm)
     if affine is None:
         return None
     dtype = cast(Tensor, norm.running_mean).dtype
-    return _ScaleShift(affine[0].to(dtype), affine[1].to(dtype))
+    return ScaleShift(affine[0].to(dtype), affine[1].to(dtype))
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:

@@ -2,6 +2,8 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,12 +11,18 @@ from conftest import PROJECT
 from hypothesis import given
 from hypothesis import strategies as st
 from test_imports import run_fresh
+from tiny_nets import tiny
 
+from densenet_backbones.analysis import gpu_network
 from densenet_backbones.analysis.benchmark import main
 from densenet_backbones.analysis.gpu_costs import block_shapes, net_cost
+from densenet_backbones.analysis.gpu_network import network_rows, network_table
+from densenet_backbones.analysis.timing import Timing
+from densenet_backbones.dense_block import folded, folded_transition
 from densenet_backbones.dense_block.kernels import availability, usable, why_unavailable
 from densenet_backbones.dense_block.kernels.choice import fastest
 from densenet_backbones.dense_block.kernels.tiles import best_tile
+from densenet_backbones.deploy import deploy
 from densenet_backbones.variants import VARIANTS
 
 CPU = torch.device("cpu")
@@ -48,7 +56,7 @@ def test_without_triton_the_package_imports_and_says_why_there_are_no_kernels():
 
 def test_why_there_are_no_kernels(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(availability.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(availability, "_has_triton", lambda: True)
     assert "the maps are on cpu" in why_unavailable(CPU)
     assert "not torch.float64" in why_unavailable(CPU, torch.float64)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
@@ -64,6 +72,28 @@ def test_the_plain_form_is_announced_once(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not usable(CPU)
+
+
+def test_a_cpu_is_no_reason_for_a_message():
+    deployed = deploy(tiny("densenet121_features").eval())
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("error")
+        deployed(torch.randn(1, 3, 64, 64))
+
+
+def test_a_gpu_without_kernels_takes_the_plain_form_and_says_so_once(monkeypatch):
+    monkeypatch.setattr(availability, "why_unavailable", lambda *args: "another reason to test")
+    deployed = deploy(tiny("densenet121_features").eval())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = deployed(x)
+        for module in (folded, folded_transition):
+            monkeypatch.setattr(module, "is_on_gpu", lambda x: True)
+        with pytest.warns(UserWarning, match="another reason to test") as said:
+            maps = deployed(x)
+    assert len(said) == 1
+    for ours, theirs in zip(maps, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_where_nothing_can_be_measured_the_first_way_is_taken():
@@ -103,8 +133,43 @@ def test_the_floor_on_paper():
     assert [s[:2] for s in shapes] == [(200, 336), (100, 168), (50, 84), (25, 42)]
 
 
+def test_rows_of_a_whole_net():
+    timings = [Timing("timm", (4e-3, 2e-3, 2e-3)), Timing("deployed", (1e-3, 2e-3, 1e-3))]
+    rows = network_rows(timings, {"timm": 1e-2, "deployed": 2e-2}, batch=4, floor=5e-4)
+    assert (rows[1].us_per_image, rows[1].floor_ratio) == pytest.approx((250, 2))
+    assert (rows[1].ratio, *rows[1].ratio_range) == pytest.approx((0.5, 0.25, 1.0))
+    header, *lines = network_table(rows).split("\n")
+    assert [line.split()[0] for line in lines] == ["timm", "deployed"]
+    assert {len(line) for line in lines} == {len(header)}
+
+
+def doubled(net):
+    net.relu5.register_forward_hook(lambda module, inputs, x: 2 * x)
+    return net
+
+
+def test_a_net_that_computes_something_else_is_not_timed(monkeypatch):
+    """A small net in place of the published one, the plain form in place of kernels."""
+    small = replace(
+        VARIANTS["densenet121"], block_config=(1, 1), growth_rate=8, num_init_features=16
+    )
+    monkeypatch.setitem(gpu_network.VARIANTS, "densenet121", small)
+    arguments = {"growth_rate": 8, "block_config": (1, 1)}
+    build = partial(gpu_network.timm.create_model, **arguments)
+    monkeypatch.setattr(gpu_network.timm, "create_model", build)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        steps, errors = gpu_network._prepare("densenet121", x, ["timm", "deployed"])
+        assert set(steps) == set(errors) == {"timm", "deployed"}
+        assert max(errors.values()) < 2e-2
+        monkeypatch.setattr(gpu_network, "deploy", doubled)
+        with pytest.raises(RuntimeError, match="deployed differs from float32"):
+            gpu_network._prepare("densenet121", x, ["deployed"])
+
+
+@pytest.mark.parametrize("command", ["gpu", "gpu-net"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what it does without a GPU")
-def test_the_measurement_needs_a_gpu(capsys):
+def test_the_measurement_needs_a_gpu(command, capsys):
     with pytest.raises(SystemExit):
-        main(["gpu"])
+        main([command])
     assert "needs a CUDA device" in capsys.readouterr().err

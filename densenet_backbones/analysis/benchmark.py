@@ -1,4 +1,4 @@
-"""Side-by-side measurements: ``tools/benchmark.py inference | memory | detector | input | gpu``.
+"""Side-by-side measurements: ``tools/benchmark.py inference``, ``memory``, ``gpu`` and others.
 
 A claim about speed is a ratio of two things measured in turns within one run, with outputs
 checked. To add a measurement, write a `Command` and list it in ``COMMANDS``.
@@ -14,6 +14,7 @@ import torch
 
 from densenet_backbones.analysis.detector_benchmark import compare_backbones, detector_table
 from densenet_backbones.analysis.gpu_benchmark import measure_kernels
+from densenet_backbones.analysis.gpu_network import CONTENDERS, measure_network
 from densenet_backbones.analysis.inference_benchmark import (
     INFERENCE_NOTE,
     compare_inference,
@@ -193,14 +194,18 @@ def _input(arguments: argparse.Namespace) -> str:
     )
 
 
-def _gpu_arguments(parser: argparse.ArgumentParser) -> None:
+def _card_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--net", default="densenet121", help="default: %(default)s")
     parser.add_argument("--batch", type=int, default=8, help="images (%(default)s)")
     parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"))
-    parser.add_argument("--every-layer", action="store_true", help="not first and last alone")
     parser.add_argument("--bandwidth", type=float, default=4.3e12, help="bytes/s (%(default)s)")
     parser.add_argument("--flops", type=float, default=790e12, help="a second (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="rows, after each of them")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="rows, as numbers")
+
+
+def _gpu_arguments(parser: argparse.ArgumentParser) -> None:
+    _card_arguments(parser)
+    parser.add_argument("--every-layer", action="store_true", help="not first and last alone")
 
 
 def _gpu(arguments: argparse.Namespace) -> str:
@@ -210,6 +215,34 @@ def _gpu(arguments: argparse.Namespace) -> str:
         arguments.batch,
         tuple(arguments.size),
         every_layer=arguments.every_layer,
+        bandwidth=arguments.bandwidth,
+        flops=arguments.flops,
+        file=arguments.json,
+    )
+
+
+def _network_arguments(parser: argparse.ArgumentParser) -> None:
+    _card_arguments(parser)
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=CONTENDERS,
+        default=["timm", "deployed", "deployed-compiled"],
+        help="first: what the others are compared with; timm-compiled takes minutes (%(default)s)",
+    )
+    parser.add_argument("--turns", type=int, default=10, help="counted rounds (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=10, help="passes a turn (%(default)s)")
+
+
+def _network(arguments: argparse.Namespace) -> str:
+    """A whole net on a GPU, deployed beside timm's, eager and compiled."""
+    return measure_network(
+        arguments.net,
+        arguments.batch,
+        tuple(arguments.size),
+        contenders=arguments.contenders,
+        turns=arguments.turns,
+        repeats=arguments.repeats,
         bandwidth=arguments.bandwidth,
         flops=arguments.flops,
         file=arguments.json,
@@ -246,6 +279,12 @@ COMMANDS: tuple[Command, ...] = (
         help="Triton kernels of densenet121's layers: time, bandwidth, floor on paper (CUDA)",
         add_arguments=_gpu_arguments,
         run=_gpu,
+    ),
+    Command(
+        name="gpu-net",
+        help="inference of a whole net in bfloat16: deployed beside timm's, and a floor (CUDA)",
+        add_arguments=_network_arguments,
+        run=_network,
     ),
 )
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densenet_backbones.analysis.gpu_costs import Cost, block_shapes, layer_cost, net_cost
-from densenet_backbones.dense_block.folded_layer import FoldedTensors
+from densenet_backbones.dense_block.folded import LayerWeights
 from densenet_backbones.dense_block.kernels import (
     pointwise,
     run_folded_kernels,
@@ -165,13 +166,13 @@ class _Block:
         if self.plan.transition_channels is not None:
             yield self._transition_row(self.plan.transition_channels)
 
-    def _layer_row(self, index: int, layer: FoldedTensors) -> GpuRow:
-        tensors = _tensors(layer)
-        ways: dict[str, Callable[[], Any]] = {"torch": partial(_plain_layer, self.buffer, layer)}
-        ways |= layer_ways(self.buffer, tensors, layer.dilation, layer.mid_low, layer.mid_high)
-        channels = layer.weight1.shape[1]
-        new = self.buffer[:, channels : channels + layer.weight2.shape[0]]
-        expected = _in_float32(self.buffer[:, :channels], layer)
+    def _layer_row(self, index: int, layer: LayerWeights) -> GpuRow:
+        ways: dict[str, Callable[[], Any]] = {"torch": partial(self._plain_layer, layer)}
+        ways |= layer_ways(self.buffer, layer, self.plan.dilation, inf)
+        channels = len(layer.weight1)
+        new = self.buffer[:, channels : channels + len(layer.weight2)]
+        wide = LayerWeights(*(tensor.float() for tensor in layer))
+        expected = _new_maps(self.buffer[:, :channels].float(), wide, self.plan.dilation)
         for way in list(ways):
             try:
                 new.zero_()
@@ -187,41 +188,42 @@ class _Block:
         return self.card.row(f"{self.name}, layer {index + 1}, {channels} channels", ways, cost)
 
     def _block_row(self) -> GpuRow:
-        widths = [layer.weight1.shape[1] for layer in self.layers]
+        widths = [len(layer.weight1) for layer in self.layers]
         growth = self.plan.growth_rate
         costs = [layer_cost(self.pixels, c, self.bottleneck, growth) for c in widths]
         ways: dict[str, Callable[[], Any]] = {"torch": self._plain}
         images = self.buffer.shape[0]
         # Layers are chosen while this is measured first; parts of another size choose anew.
         for count in sorted({images, images_that_fit(self.buffer)}, reverse=True):
-            run = partial(run_folded_kernels, self.buffer, self.layers, count)
+            options: Any = {"dilation": self.plan.dilation, "images_at_once": count}
+            run = partial(run_folded_kernels, self.buffer, self.layers, **options)
             run()
             ways[f"kernels, {count} images at once"] = run
         return self.card.row(f"{self.name}, all layers", ways, sum(costs, Cost(0, 0, 0)))
 
     def _plain(self) -> None:
         for layer in self.layers:
-            _plain_layer(self.buffer, layer)
+            self._plain_layer(layer)
+
+    def _plain_layer(self, layer: LayerWeights) -> None:
+        channels, growth = len(layer.weight1), len(layer.weight2)
+        new = _new_maps(self.buffer[:, :channels], layer, self.plan.dilation)
+        self.buffer[:, channels : channels + growth] = new
 
     def _transition_row(self, outputs: int) -> GpuRow:
         images, channels, height, width = self.buffer.shape
-        low = torch.zeros(channels, device="cuda", dtype=_DTYPE)
-        high = torch.full_like(low, float("inf"))
-        weight = torch.randn(outputs, channels, device="cuda", dtype=_DTYPE) / channels**0.5
-        bias = torch.zeros(outputs, device="cuda", dtype=_DTYPE)
+        layer = _random_layer(channels, outputs, self.plan)
+        scale, shift, weight, bias = layer[:4]
         out = _channels_last(images, outputs, height // 2, width // 2)
 
         def plain() -> Tensor:
-            x = F.conv2d(self.buffer.clamp(min=0), weight[:, :, None, None], bias)
-            return F.avg_pool2d(x, 2)
-
-        def pooled() -> None:
-            pointwise(self.buffer, low, high, weight, bias, out, pool=True)
+            return F.avg_pool2d(_squeezed(_normed(self.buffer, layer), layer), 2)
 
         def pool_first() -> Tensor:
-            return F.conv2d(
-                F.avg_pool2d(self.buffer.clamp(min=0), 2), weight[:, :, None, None], bias
-            )
+            return _squeezed(F.avg_pool2d(_normed(self.buffer, layer), 2), layer)
+
+        def pooled() -> None:
+            pointwise(self.buffer, scale, shift, weight, bias, out, pool=True)
 
         ways: dict[str, Callable[[], Any]] = {"torch": plain, "torch, pooled first": pool_first}
         ways["kernel"] = pooled
@@ -238,39 +240,29 @@ def _channels_last(images: int, channels: int, height: int, width: int) -> Tenso
     return x.to(memory_format=torch.channels_last)
 
 
-def _random_layer(channels: int, bottleneck: int, plan: BlockPlan) -> FoldedTensors:
-    low = 0.3 * torch.randn(channels)
-    weight1 = torch.randn(bottleneck, channels) / channels**0.5
+def _random_layer(channels: int, bottleneck: int, plan: BlockPlan) -> LayerWeights:
     weight2 = torch.randn(plan.growth_rate, bottleneck, 3, 3) / (9 * bottleneck) ** 0.5
-    return FoldedTensors(
-        low.to("cuda", _DTYPE),
-        torch.full_like(low, float("inf")).to("cuda", _DTYPE),
-        weight1.to("cuda", _DTYPE),
+    return LayerWeights(
+        (1 + 0.3 * torch.randn(channels)).to("cuda", _DTYPE),
+        (0.3 * torch.randn(channels)).to("cuda", _DTYPE),
+        (torch.randn(channels, bottleneck) / channels**0.5).to("cuda", _DTYPE),
         (0.1 * torch.randn(bottleneck)).to("cuda", _DTYPE),
         weight2.to("cuda", _DTYPE, memory_format=torch.channels_last),
-        dilation=plan.dilation,
+        torch.zeros(plan.growth_rate, device="cuda", dtype=_DTYPE),
     )
 
 
-def _tensors(layer: FoldedTensors) -> tuple[Tensor | None, ...]:
-    return layer.low, layer.high, layer.weight1, layer.bias1, layer.weight2, layer.bias2
+def _new_maps(x: Tensor, layer: LayerWeights, dilation: int) -> Tensor:
+    x = _squeezed(_normed(x, layer), layer).relu_()
+    return F.conv2d(x, layer.weight2, layer.bias2, padding=dilation, dilation=dilation)
 
 
-def _plain_layer(buffer: Tensor, layer: FoldedTensors) -> None:
-    channels, growth = layer.weight1.shape[1], layer.weight2.shape[0]
-    d, bounds = layer.dilation, (layer.low[:, None, None], layer.high[:, None, None])
-    x = buffer[:, :channels].clamp(*bounds)
-    x = F.conv2d(x, layer.weight1[:, :, None, None], layer.bias1).clamp_(min=layer.mid_low)
-    x = F.conv2d(x, layer.weight2, layer.bias2, padding=d, dilation=d)
-    buffer[:, channels : channels + growth] = x
+def _normed(x: Tensor, layer: LayerWeights) -> Tensor:
+    return torch.addcmul(layer.shift[:, None, None], x, layer.scale[:, None, None]).relu_()
 
 
-def _in_float32(x: Tensor, layer: FoldedTensors) -> Tensor:
-    d = layer.dilation
-    x = x.float().clamp(layer.low.float()[:, None, None], layer.high.float()[:, None, None])
-    x = F.conv2d(x, layer.weight1.float()[:, :, None, None], layer.bias1.float())
-    x = x.clamp(layer.mid_low, layer.mid_high)
-    return F.conv2d(x, layer.weight2.float(), padding=d, dilation=d)
+def _squeezed(x: Tensor, layer: LayerWeights) -> Tensor:
+    return F.conv2d(x, layer.weight1.t()[..., None, None], layer.bias1)
 
 
 def _line(row: GpuRow) -> str:

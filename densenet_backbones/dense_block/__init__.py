@@ -9,8 +9,10 @@ from densenet_backbones.dense_block.folded import (
     FoldedConv2d,
     FoldedLayer,
     compiled_folded,
+    is_written_down,
     run_folded,
 )
+from densenet_backbones.dense_block.folded_transition import FoldedTransition, ScaleShift
 from densenet_backbones.dense_block.hooks import has_hooks
 from densenet_backbones.dense_block.lean import lean_steps, run_lean
 from densenet_backbones.dense_block.plain import run_plain
@@ -19,10 +21,13 @@ from densenet_backbones.dense_block.shared import SharedMemory, run_shared
 __all__ = [
     "FoldedConv2d",
     "FoldedLayer",
+    "FoldedTransition",
     "Memory",
+    "ScaleShift",
     "SharedMemory",
     "compiled_folded",
     "has_hooks",
+    "is_written_down",
     "lean_steps",
     "run_checkpointed",
     "run_folded",

@@ -7,6 +7,9 @@ cells, which a layer reads where it is.
 
 Shapes: N images, C channels of the concatenation, B of the bottleneck, k new maps, H and W pixels,
 M = N * H * W cells.
+
+On an NVIDIA GPU, blocks with bottlenecks and ReLU or ReLU6 run in Triton kernels where those can
+run (see `kernels.why_unavailable`).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +24,19 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from densenet_backbones.dense_block.plain import run_plain
 
-__all__ = ["FoldedConv2d", "FoldedLayer", "compiled_folded", "run_folded"]
+__all__ = [
+    "LIBRARY",
+    "FoldedConv2d",
+    "FoldedLayer",
+    "LayerWeights",
+    "channels_last",
+    "compiled_folded",
+    "has_kernels",
+    "is_on_gpu",
+    "is_written_down",
+    "relu_ceiling",
+    "run_folded",
+]
 
 _ONEDNN: Any = torch.ops.mkldnn  # what torch.compile calls on a CPU
 
@@ -151,7 +166,7 @@ class FoldedLayer(nn.Module):
         return _Step(self.scale, self.shift, pair, self.conv, self.act, self.conv.out_channels)
 
     def tensors(self) -> list[Tensor]:
-        """Scale and shift, then weights and biases in the order they are used."""
+        """Scale and shift, then weights and biases in the order they are used: `LayerWeights`."""
         squeeze = [self.weight, self.bias] if self.bottleneck else []
         return [self.scale, self.shift, *squeeze, *self.conv.tensors()]
 
@@ -176,6 +191,55 @@ class _Step(NamedTuple):
     new: int
 
 
+class LayerWeights(NamedTuple):
+    """A layer with bottleneck, as kernels take it: what `FoldedLayer.tensors` returns.
+
+    Attributes:
+        scale: (C,), of the maps' type or of a longer one.
+        shift: (C,), likewise.
+        weight1: The 1x1 of the maps' type, (C, B).
+        bias1: Its bias, (B,).
+        weight2: The 3x3, (k, B, 3, 3), channels last.
+        bias2: Its bias, (k,).
+    """
+
+    scale: Tensor
+    shift: Tensor
+    weight1: Tensor
+    bias1: Tensor
+    weight2: Tensor
+    bias2: Tensor
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Whether the Triton kernels run on maps like ``x``; says why not, once, if it is on a GPU."""
+    if not is_on_gpu(x):
+        return False
+    # Only here: kernels need this module, and few processes need kernels.
+    from densenet_backbones.dense_block.kernels import usable
+
+    return usable(x.device, x.dtype)
+
+
+def is_on_gpu(x: Tensor) -> bool:
+    """Whether kernels are to be asked for."""
+    return x.is_cuda
+
+
+def is_written_down(x: Tensor) -> bool:
+    """Whether what runs on ``x`` is exported, traced or differentiated: by operations of torch."""
+    if isinstance(x, fx.Proxy) or is_tracing() or torch.compiler.is_exporting():
+        return True
+    return x.requires_grad and torch.is_grad_enabled()
+
+
+def relu_ceiling(act: nn.Module) -> float | None:
+    """What an activation cuts its input off at, beside 0; None if it is neither ReLU nor ReLU6."""
+    if isinstance(act, nn.ReLU6):
+        return 6.0
+    return inf if isinstance(act, nn.ReLU) else None
+
+
 def run_folded(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
     """Runs a block in one buffer: no concatenation, and nothing but new maps is written to it.
 
@@ -188,13 +252,33 @@ def run_folded(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
     Returns:
         What `run_plain` returns, (N, C + sum of k, H, W), channels last.
     """
+    ceiling = relu_ceiling(layers[0].act)
+    if layers[0].bottleneck and ceiling is not None and has_kernels(x):
+        tensors = [layer.tensors() for layer in layers]
+        return _run_kernels(x, tensors, layers[0].conv.dilation[0], ceiling)
     return _run(x, [layer.step(x.dtype) for layer in layers])
+
+
+def _run_kernels(
+    x: Tensor, layers: Sequence[Sequence[Tensor]], dilation: int, ceiling: float
+) -> Tensor:
+    from densenet_backbones.dense_block.kernels import run_folded_kernels
+
+    # Scales and shifts may stay longer than the maps: kernels norm in float32 in any case.
+    weights = [
+        LayerWeights(scale, shift, *(tensor.to(x.dtype) for tensor in convs))
+        for scale, shift, *convs in layers
+    ]
+    new = sum(len(layer.bias2) for layer in weights)
+    buffer = channels_last(x, x.shape[1] + new)
+    buffer[:, : x.shape[1]] = x
+    return run_folded_kernels(buffer, weights, dilation=dilation, ceiling=ceiling)
 
 
 def _run(x: Tensor, steps: Sequence[_Step]) -> Tensor:
     images, channels, height, width = x.shape
     total = channels + sum(step.new for step in steps)
-    buffer = _channels_last(x, total)
+    buffer = channels_last(x, total)
     buffer[:, :channels] = x
     cells = buffer.permute(0, 2, 3, 1).view(-1, total)
     # All layers use the same memory for what they need in between: it stays in the caches.
@@ -213,7 +297,7 @@ def _run(x: Tensor, steps: Sequence[_Step]) -> Tensor:
     return buffer
 
 
-def _channels_last(x: Tensor, channels: int) -> Tensor:
+def channels_last(x: Tensor, channels: int) -> Tensor:
     """Memory for maps like ``x``, of other channels."""
     images, _, height, width = x.shape
     return x.new_empty((images, height, width, channels)).permute(0, 3, 1, 2)
@@ -224,11 +308,10 @@ def compiled_folded(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
 
     Blocks with other activations than ReLU and ReLU6 are compiled as `run_plain` runs them.
     """
-    act = layers[0].act
-    if not isinstance(act, nn.ReLU | nn.ReLU6):
+    ceiling = relu_ceiling(layers[0].act)
+    if ceiling is None:
         return run_plain(x, layers)
     tensors = [tensor for layer in layers for tensor in layer.tensors()]
-    ceiling = 6.0 if isinstance(act, nn.ReLU6) else inf
     dilation = layers[0].conv.dilation[0]
     result: Tensor = torch.ops.densenet_backbones.folded_block(
         x, tensors, len(layers), dilation, ceiling
@@ -248,20 +331,23 @@ def _folded_block(
         return _Step(scale, shift, pair, conv, act, len(bias))
 
     each = len(tensors) // layers
-    return _run(x, [step(*tensors[i : i + each]) for i in range(0, len(tensors), each)])
+    split = [tensors[i : i + each] for i in range(0, len(tensors), each)]
+    if each == len(LayerWeights._fields) and has_kernels(x):
+        return _run_kernels(x, split, dilation, ceiling)
+    return _run(x, [step(*part) for part in split])
 
 
 def _folded_block_shape(
     x: Tensor, tensors: Sequence[Tensor], layers: int, dilation: int, ceiling: float
 ) -> Tensor:
     each = len(tensors) // layers
-    return _channels_last(x, x.shape[1] + sum(len(bias) for bias in tensors[each - 1 :: each]))
+    return channels_last(x, x.shape[1] + sum(len(bias) for bias in tensors[each - 1 :: each]))
 
 
 # Not torch.library.custom_op, which reads the signature and makes importing slower.
-_LIBRARY = torch.library.Library("densenet_backbones", "FRAGMENT")
-_LIBRARY.define(
+LIBRARY = torch.library.Library("densenet_backbones", "FRAGMENT")
+LIBRARY.define(
     "folded_block(Tensor x, Tensor[] tensors, int layers, int dilation, float ceiling) -> Tensor"
 )
-_LIBRARY.impl("folded_block", _folded_block, "CompositeExplicitAutograd")
+LIBRARY.impl("folded_block", _folded_block, "CompositeExplicitAutograd")
 torch.library.register_fake("densenet_backbones::folded_block", _folded_block_shape)

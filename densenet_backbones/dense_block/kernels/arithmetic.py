@@ -4,16 +4,22 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-__all__ = ["bounded", "product"]
+__all__ = ["activated", "normed", "product"]
 
 _INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
 @triton.jit
-def bounded(x, low, high):
-    """``torch.clamp``: NaN stays NaN, where the plain maximum of a GPU would hide it."""
-    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
-    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
+def activated(x, ceiling):
+    """ReLU, or ReLU6 for a ceiling of 6; NaN stays NaN, which a GPU's plain maximum would hide."""
+    x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(x, ceiling, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def normed(x, scale, shift, ceiling):
+    """The norm before a convolution, and its activation, in float32 whatever the maps are."""
+    return activated(x.to(tl.float32) * scale + shift, ceiling)
 
 
 @triton.jit

@@ -24,7 +24,7 @@ def why_unavailable(device: torch.device, dtype: torch.dtype = torch.bfloat16) -
     """
     if dtype not in _DTYPES:
         return f"they compute in bfloat16, float16 or float32, not {dtype}"
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "triton is not installed"
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None
@@ -42,6 +42,11 @@ def usable(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> bool:
     if reason is not None:
         _warn(reason)
     return reason is None
+
+
+@lru_cache
+def _has_triton() -> bool:  # asked in every forward, while modules do not come and go
+    return importlib.util.find_spec("triton") is not None
 
 
 @lru_cache

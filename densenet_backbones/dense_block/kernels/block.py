@@ -5,12 +5,13 @@ Shapes: N images, C channels before the block, k new channels of a layer, B bott
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from densenet_backbones.dense_block.folded_layer import FoldedLayer
+from densenet_backbones.dense_block.folded import LayerWeights
 from densenet_backbones.dense_block.kernels.choice import fastest
 from densenet_backbones.dense_block.kernels.launch import conv3x3, fused_layer, pointwise
 from densenet_backbones.dense_block.kernels.tiles import best_tile
@@ -30,7 +31,12 @@ _MOST_RECOMPUTE = 2.0
 
 
 def run_folded_kernels(
-    buffer: Tensor, layers: Sequence[FoldedLayer], images_at_once: int | None = None
+    buffer: Tensor,
+    layers: Sequence[LayerWeights],
+    *,
+    dilation: int = 1,
+    ceiling: float = inf,
+    images_at_once: int | None = None,
 ) -> Tensor:
     """Runs the layers of a block; each reads the buffer's first channels and writes the next k.
 
@@ -41,6 +47,8 @@ def run_folded_kernels(
         buffer: (N, C + sum of k, H, W), channels-last, its first C channels filled. The rest is
             written.
         layers: In order; the first reads C channels.
+        dilation: Of every 3x3.
+        ceiling: Of every activation: infinity for ReLU, 6 for ReLU6.
         images_at_once: Images that pass through all layers before the next ones do; None for
             `images_that_fit`. Other values change no result.
 
@@ -51,18 +59,16 @@ def run_folded_kernels(
         ValueError: The widths of the layers do not add up to the buffer's, or it is not
             channels-last.
     """
-    width = layers[0].weight1.shape[1] if layers else buffer.shape[1]
+    width = len(layers[0].weight1) if layers else buffer.shape[1]
     for layer in layers:
-        if layer.weight1.shape[1] != width:
-            raise ValueError(
-                f"a layer reads {layer.weight1.shape[1]} channels of {width} there are"
-            )
-        width += layer.weight2.shape[0]
+        if len(layer.weight1) != width:
+            raise ValueError(f"a layer reads {len(layer.weight1)} channels of {width} there are")
+        width += len(layer.weight2)
     if width != buffer.shape[1]:
         raise ValueError(f"the layers end at channel {width}, the buffer at {buffer.shape[1]}")
     for part in buffer.split(images_at_once or images_that_fit(buffer)):
         for layer in layers:
-            run_layer(part, layer)
+            run_layer(part, layer, dilation, ceiling)
     return buffer
 
 
@@ -85,7 +91,6 @@ def images_that_fit(buffer: Tensor) -> int:
     return -(-images // -(-images // fitting))  # parts of one size, so that one choice serves all
 
 
-@torch.compiler.assume_constant_result
 def _cache_bytes(device: torch.device) -> int:
     """Size of the GPU's L2 cache; 0 without a GPU."""
     if device.type != "cuda":
@@ -94,44 +99,32 @@ def _cache_bytes(device: torch.device) -> int:
     return int(properties.L2_cache_size)
 
 
-def run_layer(buffer: Tensor, layer: FoldedLayer) -> None:
+def run_layer(buffer: Tensor, weights: LayerWeights, dilation: int, ceiling: float) -> None:
     """Writes the layer's new maps into the buffer in the way that was measured to be fastest.
 
     Args:
         buffer: (N, at least C + k, H, W), where C is what the layer reads.
-        layer: The layer.
+        weights: Of the layer.
+        dilation: Of the 3x3.
+        ceiling: Of both activations.
     """
-    operator = _layer_operator if torch.compiler.is_compiling() else _run_layer
-    operator(
-        buffer,
-        layer.low,
-        layer.high,
-        layer.weight1,
-        layer.bias1,
-        layer.weight2,
-        layer.bias2,
-        layer.dilation,
-        layer.mid_low,
-        layer.mid_high,
-    )
+    ways = layer_ways(buffer, weights, dilation, ceiling)
+    images, _, height, width = buffer.shape
+    sizes = (images * height, width, *weights.weight1.shape, len(weights.weight2), dilation)
+    ways[fastest((buffer.device, buffer.dtype, *sizes), ways, buffer.device)]()
 
 
 def two_kernels(
     buffer: Tensor,
-    low: Tensor,
-    high: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor | None,
-    dilation: int,
-    mid_low: float,
-    mid_high: float,
+    weights: LayerWeights,
     *,
+    dilation: int = 1,
+    ceiling: float = inf,
     pixels: int | None = None,
 ) -> None:
     """A layer as `pointwise` into a bottleneck in memory, then `conv3x3` into the buffer."""
-    bottleneck, channels = weight1.shape
+    scale, shift, weight1, bias1, weight2, bias2 = weights
+    channels, bottleneck = weight1.shape
     images, _, height, width = buffer.shape
     squeezed = torch.empty(
         (images, bottleneck, height, width),
@@ -139,64 +132,30 @@ def two_kernels(
         device=buffer.device,
         memory_format=torch.channels_last,
     )
-    pointwise(buffer, low, high, weight1, bias1, squeezed, out_low=mid_low, out_high=mid_high)
-    out = buffer[:, channels : channels + weight2.shape[0]]
+    pointwise(buffer, scale, shift, weight1, bias1, squeezed, ceiling=ceiling, activate=True)
+    out = buffer[:, channels : channels + len(weight2)]
     conv3x3(squeezed, weight2, bias2, out, dilation=dilation, pixels=pixels)
 
 
 def layer_ways(
-    buffer: Tensor, tensors: Sequence[Tensor | None], dilation: int, mid_low: float, mid_high: float
+    buffer: Tensor, weights: LayerWeights, dilation: int, ceiling: float
 ) -> dict[str, Callable[[], None]]:
     """The ways to run a layer that may be worth it, the safest first.
 
     Args:
         buffer: As for `run_layer`.
-        tensors: low, high, weight1, bias1, weight2 and bias2.
+        weights: Of the layer.
         dilation: Of the 3x3.
-        mid_low: Lower bound of the bottleneck.
-        mid_high: Upper bound.
+        ceiling: Of both activations.
     """
-    rest: Any = (*tensors, dilation, mid_low, mid_high)
-    ways: dict[str, Callable[[], None]] = {"two kernels": partial(two_kernels, buffer, *rest)}
+    options: Any = {"dilation": dilation, "ceiling": ceiling}
+    two, fused = (partial(way, buffer, weights, **options) for way in (two_kernels, fused_layer))
+    ways: dict[str, Callable[[], None]] = {"two kernels": two}
     images, _, height, width = buffer.shape
     # Float32 products without TF32 are not made on tensor cores; what is on the chip is no help.
     for pixels in _PIXELS if buffer.dtype != torch.float32 else ():
         tile = best_tile(images * height, width, dilation, pixels)
         if tile is not None and tile.recompute <= _MOST_RECOMPUTE:
-            shifted = partial(two_kernels, buffer, *rest, pixels=pixels)
-            ways[f"two kernels, {pixels} pixels"] = shifted
-            ways[f"fused, {pixels} pixels"] = partial(
-                fused_layer,
-                buffer,
-                *tensors,  # type: ignore[arg-type]
-                dilation=dilation,
-                mid_low=mid_low,
-                mid_high=mid_high,
-                pixels=pixels,
-            )
+            ways[f"two kernels, {pixels} pixels"] = partial(two, pixels=pixels)
+            ways[f"fused, {pixels} pixels"] = partial(fused, pixels=pixels)
     return ways
-
-
-def _run_layer(
-    buffer: Tensor,
-    low: Tensor,
-    high: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor | None,
-    dilation: int,
-    mid_low: float,
-    mid_high: float,
-) -> None:
-    tensors = (low, high, weight1, bias1, weight2, bias2)
-    ways = layer_ways(buffer, tensors, dilation, mid_low, mid_high)
-    images, _, height, width = buffer.shape
-    sizes = (images * height, width, *weight1.shape, weight2.shape[0], dilation)
-    ways[fastest((buffer.device, buffer.dtype, *sizes), ways, buffer.device)]()
-
-
-_layer_operator: Any = torch.library.custom_op(
-    "densenet_backbones::folded_layer_measured", _run_layer, mutates_args=("buffer",)
-)
-_layer_operator.register_fake(lambda *args: None)

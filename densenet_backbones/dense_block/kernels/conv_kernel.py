@@ -57,7 +57,6 @@ def conv_kernel(
     weight_stride_x,
     out_stride,
     rows_key,
-    HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -96,8 +95,7 @@ def conv_kernel(
             other=0.0,
         )
         total += product(values, weight, PRECISION)
-    if HAS_BIAS:
-        total += tl.load(bias_ptr + j, mask=j < growth, other=0.0).to(tl.float32)[None, :]
+    total += tl.load(bias_ptr + j, mask=j < growth, other=0.0).to(tl.float32)[None, :]
     tl.store(
         out_ptr + m.to(tl.int64)[:, None] * out_stride + j[None, :],
         total.to(out_ptr.dtype.element_ty),

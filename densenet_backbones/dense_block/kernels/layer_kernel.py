@@ -31,7 +31,7 @@ this table is measured; `choice.py` measures all three where they run.
 import triton
 import triton.language as tl
 
-from densenet_backbones.dense_block.kernels.arithmetic import bounded, product
+from densenet_backbones.dense_block.kernels.arithmetic import activated, normed, product
 
 __all__ = ["layer_kernel"]
 
@@ -39,8 +39,8 @@ __all__ = ["layer_kernel"]
 @triton.jit
 def layer_kernel(
     x_ptr,
-    low_ptr,
-    high_ptr,
+    scale_ptr,
+    shift_ptr,
     weight1_ptr,
     bias1_ptr,
     weight2_ptr,
@@ -51,21 +51,20 @@ def layer_kernel(
     bottleneck,
     growth,
     x_stride,
-    weight1_stride,
+    weight1_stride_c,
+    weight1_stride_b,
     weight2_stride_k,
     weight2_stride_b,
     weight2_stride_y,
     weight2_stride_x,
     out_stride,
-    mid_low,
-    mid_high,
+    ceiling,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     TILE_HEIGHT: tl.constexpr,
     TILE_WIDTH: tl.constexpr,
     DILATION: tl.constexpr,
     SQUEEZE: tl.constexpr,
-    HAS_BIAS2: tl.constexpr,
     PRECISION: tl.constexpr,
     PIXELS: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -101,23 +100,22 @@ def layer_kernel(
             squeezed = tl.zeros((PIXELS, BLOCK_B), dtype=tl.float32)
             for start_c in range(0, channels, BLOCK_C):
                 c = start_c + tl.arange(0, BLOCK_C)
-                low = tl.load(low_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
-                high = tl.load(high_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+                scale = tl.load(scale_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
+                shift = tl.load(shift_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
                 x = tl.load(
                     x_ptr + (pixel * x_stride)[:, None] + c[None, :],
                     mask=exists[:, None] & (c < channels)[None, :],
                     other=0.0,
                 )
                 weight1 = tl.load(
-                    weight1_ptr + c[:, None] + b[None, :] * weight1_stride,
+                    weight1_ptr + c[:, None] * weight1_stride_c + b[None, :] * weight1_stride_b,
                     mask=(c < channels)[:, None] & (b < bottleneck)[None, :],
                     other=0.0,
                 )
-                x = bounded(x.to(tl.float32), low, high).to(weight1.dtype)
+                x = normed(x, scale[None, :], shift[None, :], ceiling).to(weight1.dtype)
                 squeezed += product(x, weight1, PRECISION)
             bias1 = tl.load(bias1_ptr + b, mask=b < bottleneck, other=0.0).to(tl.float32)
-            # Channels beyond B are clamped too, but meet weights that are zero.
-            squeezed = bounded(squeezed + bias1[None, :], mid_low, mid_high)
+            squeezed = activated(squeezed + bias1[None, :], ceiling)
             squeezed = squeezed.to(x_ptr.dtype.element_ty)
         else:
             squeezed = tl.load(
@@ -150,8 +148,7 @@ def layer_kernel(
             part = tl.reshape(part, (BLOCK_K // 8, PIXELS, 8))
             total += tl.where(inside[None, :, None], part, 0.0)
     total = tl.reshape(tl.permute(total, (1, 0, 2)), (PIXELS, BLOCK_K))
-    if HAS_BIAS2:
-        total += tl.load(bias2_ptr + j, mask=j < growth, other=0.0).to(tl.float32)[None, :]
+    total += tl.load(bias2_ptr + j, mask=j < growth, other=0.0).to(tl.float32)[None, :]
     own = exists & (tile_row >= 0) & (tile_row < TILE_HEIGHT)
     own = own & (tile_column >= 0) & (tile_column < TILE_WIDTH)
     tl.store(

@@ -5,7 +5,6 @@ from torch import Tensor
 
 __all__ = [
     "block_size",
-    "lines",
     "pixel_stride",
     "product_precision",
     "require",
@@ -45,11 +44,6 @@ def pixel_stride(x: Tensor, name: str) -> int:
             f"is {tuple(x.shape)} and its strides are {x.stride()}"
         )
     return stride
-
-
-def lines(weight: Tensor) -> Tensor:
-    """(B, C), with the inputs of an output side by side, as the kernels read them."""
-    return weight if weight.stride(1) == 1 else weight.contiguous()
 
 
 def product_precision() -> str:

@@ -1,4 +1,4 @@
-"""The 1x1 convolution on clamped inputs, in Triton.
+"""The 1x1 convolution on normed and activated inputs, in Triton.
 
 Shapes: M pixels of the output, C channels read, B channels written. Names in capitals are constants
 of a compiled kernel.
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from densenet_backbones.dense_block.kernels.arithmetic import bounded, product
+from densenet_backbones.dense_block.kernels.arithmetic import activated, normed, product
 
 __all__ = ["pointwise_kernel"]
 
@@ -48,8 +48,8 @@ def _worth_trying(
 @triton.jit
 def pointwise_kernel(
     x_ptr,
-    low_ptr,
-    high_ptr,
+    scale_ptr,
+    shift_ptr,
     weight_ptr,
     bias_ptr,
     out_ptr,
@@ -59,24 +59,25 @@ def pointwise_kernel(
     height,
     width,
     x_stride,
-    weight_stride,
+    weight_stride_c,
+    weight_stride_b,
     out_stride,
-    out_low,
-    out_high,
+    ceiling,
     rows_key,
     channels_key,
-    BOUND_OUT: tl.constexpr,
+    ACTIVATE: tl.constexpr,
     POOL: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """``out[m, b] = clamp(sum over c of clamp(x[m, c]) weight[b, c] + bias[b])``.
+    """``out[m, b] = sum over c of act(scale[c] x[m, c] + shift[c]) weight[c, b] + bias[b]``.
 
     A program makes BLOCK_M pixels of BLOCK_B outputs. Those that share pixels are neighbours, so
-    that the second finds the inputs in the L2 cache. With POOL, x is (N, height, width) pixels and
-    an output pixel reads the average of its 2x2 clamped ones.
+    that the second finds the inputs in the L2 cache. With ACTIVATE, the output is activated as the
+    input is. With POOL, x is (N, height, width) pixels and an output pixel reads the average of its
+    2x2 activated ones, which is rounded once.
     """
     column_tiles = tl.cdiv(outputs, BLOCK_B)
     m = (tl.program_id(0) // column_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -93,26 +94,26 @@ def pointwise_kernel(
     total = tl.zeros((BLOCK_M, BLOCK_B), dtype=tl.float32)
     for start in range(0, channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
-        low = tl.load(low_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
-        high = tl.load(high_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+        scale = tl.load(scale_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+        shift = tl.load(shift_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
         mask = (m < rows)[:, None] & (c < channels)[None, :]
         at = x_ptr + offset[:, None] + c[None, :]
-        x = bounded(tl.load(at, mask=mask, other=0.0).to(tl.float32), low, high)
+        x = normed(tl.load(at, mask=mask, other=0.0), scale, shift, ceiling)
         if POOL:
             below = at + width.to(tl.int64) * x_stride
-            x += bounded(tl.load(at + x_stride, mask=mask, other=0.0).to(tl.float32), low, high)
-            x += bounded(tl.load(below, mask=mask, other=0.0).to(tl.float32), low, high)
-            x += bounded(tl.load(below + x_stride, mask=mask, other=0.0).to(tl.float32), low, high)
+            x += normed(tl.load(at + x_stride, mask=mask, other=0.0), scale, shift, ceiling)
+            x += normed(tl.load(below, mask=mask, other=0.0), scale, shift, ceiling)
+            x += normed(tl.load(below + x_stride, mask=mask, other=0.0), scale, shift, ceiling)
             x *= 0.25
         weight = tl.load(
-            weight_ptr + c[:, None] + b[None, :] * weight_stride,
+            weight_ptr + c[:, None] * weight_stride_c + b[None, :] * weight_stride_b,
             mask=(c < channels)[:, None] & (b < outputs)[None, :],
             other=0.0,
         )
         total += product(x.to(weight.dtype), weight, PRECISION)
     total += tl.load(bias_ptr + b, mask=b < outputs, other=0.0).to(tl.float32)[None, :]
-    if BOUND_OUT:
-        total = bounded(total, out_low, out_high)
+    if ACTIVATE:
+        total = activated(total, ceiling)
     tl.store(
         out_ptr + m.to(tl.int64)[:, None] * out_stride + b[None, :],
         total.to(out_ptr.dtype.element_ty),

@@ -1,0 +1,106 @@
+"""A transition in evaluation, in one kernel on an NVIDIA GPU where its pool stands before its 1x1.
+
+Shapes: N images, C channels read, C' written, H and W pixels.
+"""
+
+from collections import OrderedDict
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densenet_backbones.dense_block.folded import (
+    LIBRARY,
+    FoldedConv2d,
+    channels_last,
+    has_kernels,
+    is_on_gpu,
+    is_written_down,
+    relu_ceiling,
+)
+
+__all__ = ["FoldedTransition", "ScaleShift"]
+
+
+class ScaleShift(nn.Module):
+    """A norm with fixed statistics.
+
+    Args:
+        scale: (C,).
+        shift: (C,).
+    """
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale[:, None, None], requires_grad=False)
+        self.shift = nn.Parameter(shift[:, None, None], requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
+        return torch.addcmul(self.shift, x, self.scale).to(x.dtype)  # autocast leaves it alone
+
+
+class FoldedTransition(nn.Sequential):
+    """What is left of a transition: ``norm``, ``relu``, and where there are, ``pool`` and ``conv``.
+
+    Its children compute what it does, so whatever looks behind one of them calls them in turn.
+
+    Args:
+        parts: By these names and in this order.
+    """
+
+    def __init__(self, parts: OrderedDict[str, nn.Module]) -> None:
+        super().__init__(parts)
+        self._ceiling = None
+        if "conv" in parts and _halves(parts.get("pool")):
+            self._ceiling = relu_ceiling(parts["relu"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H', W')."""
+        if self._ceiling is None or is_written_down(x) or not is_on_gpu(x):
+            return cast(Tensor, super().forward(x))
+        # One operation for compilers, which cannot see what `has_kernels` finds.
+        run = _operator if torch.compiler.is_compiling() else _folded_transition
+        norm, conv = cast(ScaleShift, self.norm), cast(FoldedConv2d, self.conv)
+        return run(x, [norm.scale, norm.shift, *conv.tensors()], self._ceiling)
+
+
+def _halves(pool: nn.Module | None) -> bool:
+    """Whether it averages 2x2 cells that do not overlap, and leaves out an odd row or column."""
+    if not isinstance(pool, nn.AvgPool2d):
+        return False
+    sizes = [pool.kernel_size, pool.stride, pool.padding]
+    geometry = [(size, size) if isinstance(size, int) else tuple(size) for size in sizes]
+    odd = pool.ceil_mode or pool.divisor_override is not None
+    return geometry == [(2, 2), (2, 2), (0, 0)] and not odd
+
+
+def _operator(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tensor:
+    out: Tensor = torch.ops.densenet_backbones.folded_transition(x, tensors, ceiling)
+    return out
+
+
+def _folded_transition(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tensor:
+    """The transition from scale and shift, (C, 1, 1), weight, (C', C, 1, 1), and bias, (C',)."""
+    scale, shift, weight, bias = tensors
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    if not has_kernels(x):
+        normed = torch.addcmul(shift, x, scale).to(x.dtype).clamp_(min=0.0, max=ceiling)
+        return F.conv2d(F.avg_pool2d(normed, 2), weight, bias)
+    from densenet_backbones.dense_block.kernels import pointwise
+
+    x = x.contiguous(memory_format=torch.channels_last)
+    out = _shape(x, tensors, ceiling)
+    narrow = scale.flatten(), shift.flatten(), weight.flatten(1).t(), bias
+    pointwise(x, *narrow, out, ceiling=ceiling, pool=True)
+    return out
+
+
+def _shape(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tensor:
+    return channels_last(x[:, :, : x.shape[2] // 2, : x.shape[3] // 2], len(tensors[-1]))
+
+
+LIBRARY.define("folded_transition(Tensor x, Tensor[] tensors, float ceiling) -> Tensor")
+LIBRARY.impl("folded_transition", _folded_transition, "CompositeExplicitAutograd")
+torch.library.register_fake("densenet_backbones::folded_transition", _shape)
