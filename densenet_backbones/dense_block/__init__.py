@@ -5,13 +5,8 @@ does: outputs, gradients and batch-norm buffers.
 """
 
 from densenet_backbones.dense_block.checkpointed import Memory, run_checkpointed
-from densenet_backbones.dense_block.folded import (
-    FoldedConv2d,
-    FoldedLayer,
-    compiled_folded,
-    is_written_down,
-    run_folded,
-)
+from densenet_backbones.dense_block.folded import FoldedLayer, compiled_folded, run_folded
+from densenet_backbones.dense_block.folded_conv import FoldedConv2d, is_written_down
 from densenet_backbones.dense_block.folded_transition import FoldedTransition, ScaleShift
 from densenet_backbones.dense_block.hooks import has_hooks
 from densenet_backbones.dense_block.lean import lean_steps, run_lean

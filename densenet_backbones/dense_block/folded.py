@@ -15,109 +15,29 @@ run (see `kernels.why_unavailable`).
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
-from torch.jit import is_tracing  # type: ignore[attr-defined]
+from torch import Tensor, nn
 
+from densenet_backbones.dense_block.folded_conv import ONEDNN, FoldedConv2d, LaidOut, is_for_onednn
 from densenet_backbones.dense_block.plain import run_plain
 
 __all__ = [
     "LIBRARY",
-    "FoldedConv2d",
     "FoldedLayer",
     "LayerWeights",
     "channels_last",
     "compiled_folded",
     "has_kernels",
     "is_on_gpu",
-    "is_written_down",
     "relu_ceiling",
     "run_folded",
 ]
 
-_ONEDNN: Any = torch.ops.mkldnn  # what torch.compile calls on a CPU
 
-
-class FoldedConv2d(nn.Conv2d):
-    """A convolution that does not learn, with other weights than the one it is made of.
-
-    On a CPU oneDNN lays the weight out once; `nn.Conv2d` has it laid out in every call. What was
-    laid out is no part of the state dict, and is made anew after ``to`` and ``load_state_dict``.
-
-    Args:
-        like: Whose geometry it takes.
-        weight: Shaped as that one's.
-        bias: (out channels,).
-    """
-
-    def __init__(self, like: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
-        super().__init__(
-            like.in_channels,
-            like.out_channels,
-            (like.kernel_size[0], like.kernel_size[1]),
-            (like.stride[0], like.stride[1]),
-            like.padding if isinstance(like.padding, str) else (like.padding[0], like.padding[1]),
-            (like.dilation[0], like.dilation[1]),
-            device="meta",
-        )
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = nn.Parameter(bias, requires_grad=False)
-        self._packed: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C', H', W')."""
-        if not _is_for_onednn(x):
-            return super().forward(x)
-        if torch.is_autocast_enabled("cpu"):  # which does not know this operation
-            x = x.to(torch.get_autocast_dtype("cpu"))
-        geometry = [list(pair) for pair in (self.padding, self.stride, self.dilation)]
-        if x.dtype not in self._packed:
-            weight = _ONEDNN._reorder_convolution_weight(self.weight.to(x.dtype), *geometry)
-            self._packed[x.dtype] = weight, self._bias.to(x.dtype)
-        weights = self._packed[x.dtype]
-        out: Tensor = _ONEDNN._convolution_pointwise(x, *weights, *geometry, 1, "none", [], "")
-        return out
-
-    @property
-    def _bias(self) -> Tensor:
-        assert self.bias is not None
-        return self.bias
-
-    def tensors(self) -> list[Tensor]:
-        """Weight and bias."""
-        return [self.weight, self._bias]
-
-    def _apply(self, *args: Any, **kwargs: Any) -> "FoldedConv2d":
-        self._packed.clear()
-        super()._apply(*args, **kwargs)
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._packed.clear()
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, which cannot hold oneDNN's layouts."""
-        return {**self.__dict__, "_packed": {}}
-
-
-def _is_for_onednn(x: Tensor) -> bool:
-    if torch.compiler.is_compiling() or is_tracing() or isinstance(x, fx.Proxy):
-        return False
-    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if x.requires_grad and torch.is_grad_enabled():
-        return False
-    if x.dtype == torch.bfloat16:
-        return bool(_ONEDNN._is_mkldnn_bf16_supported())
-    return x.dtype == torch.float32
-
-
-class FoldedLayer(nn.Module):
+class FoldedLayer(LaidOut, nn.Module):
     """A dense layer in evaluation: act(scale * x + shift), 1x1, act, 3x3; no 1x1, no bottleneck.
 
     Nothing in it learns. Called on the concatenation it returns the new maps, like the layer that
@@ -149,21 +69,37 @@ class FoldedLayer(nn.Module):
             self.bias = nn.Parameter(squeeze[1], requires_grad=False)
         self.conv = conv
         self.act = act
+        self._kept = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """New maps, (N, k, H, W), from the concatenation, (N, C, H, W)."""
-        step = self.step(x.dtype)
-        scale, shift = step.scale[:, None, None], step.shift[:, None, None]
+        scale, shift = self.scale[:, None, None], self.shift[:, None, None]
         x = self.act(torch.addcmul(shift, x, scale).to(x.dtype))
-        if step.squeeze is not None:
-            weight, bias = step.squeeze
+        if self.bottleneck:
+            # Under autocast maps have another type than weights.
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             x = self.act(F.conv2d(x, weight.t()[..., None, None], bias))
         return self.conv(x)
 
-    def step(self, dtype: torch.dtype) -> "_Step":
-        """What it does to maps of ``dtype``, which under autocast is not that of its weights."""
-        pair = (self.weight.to(dtype), self.bias.to(dtype)) if self.bottleneck else None
-        return _Step(self.scale, self.shift, pair, self.conv, self.act, self.conv.out_channels)
+    def squeeze(self, cells: Tensor) -> Tensor:
+        """Activated bottleneck maps of cells, (M, C) to (M, B)."""
+        if not is_for_onednn(cells):
+            weight, bias = self.weight.to(cells.dtype), self.bias.to(cells.dtype)
+            return _squeezed(weight, bias, self.act, cells)
+
+        def lay_out() -> tuple[Tensor, Tensor]:
+            weight = self.weight.to(cells.dtype).t().contiguous()
+            return ONEDNN._reorder_linear_weight(weight, None), self.bias.to(cells.dtype)
+
+        weights = self.laid_out(cells.dtype, lay_out)
+        fused = "relu" if isinstance(self.act, nn.ReLU) else "none"
+        out: Tensor = ONEDNN._linear_pointwise(cells, *weights, fused, [], "")
+        return out if fused == "relu" else self.act(out)
+
+    def step(self) -> "_Step":
+        """What `run_folded` does with it."""
+        squeeze = self.squeeze if self.bottleneck else None
+        return _Step(self.scale, self.shift, self.act, squeeze, self.conv, self.conv.out_channels)
 
     def tensors(self) -> list[Tensor]:
         """Scale and shift, then weights and biases in the order they are used: `LayerWeights`."""
@@ -171,23 +107,29 @@ class FoldedLayer(nn.Module):
         return [self.scale, self.shift, *squeeze, *self.conv.tensors()]
 
 
+def _squeezed(
+    weight: Tensor, bias: Tensor, act: Callable[[Tensor], Tensor], cells: Tensor
+) -> Tensor:
+    return act(torch.addmm(bias, cells, weight))
+
+
 class _Step(NamedTuple):
-    """What one layer computes with.
+    """What one layer does.
 
     Attributes:
         scale: (C,), of the maps' type or, as under autocast, of a longer one.
         shift: (C,), likewise.
-        squeeze: (C, B) and (B,) of the maps' type, or None.
-        conv: New maps from what the 3x3 reads.
-        act: It may work in place.
-        new: Number of new maps.
+        act: The activation behind them; it may work in place.
+        squeeze: Activated cells of the bottleneck, (M, B), from those of the concatenation.
+        conv: New maps, (N, k, H, W), from what the 3x3 reads.
+        new: Their number k.
     """
 
     scale: Tensor
     shift: Tensor
-    squeeze: tuple[Tensor, Tensor] | None
-    conv: Callable[[Tensor], Tensor]
     act: Callable[[Tensor], Tensor]
+    squeeze: Callable[[Tensor], Tensor] | None
+    conv: Callable[[Tensor], Tensor]
     new: int
 
 
@@ -226,13 +168,6 @@ def is_on_gpu(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def is_written_down(x: Tensor) -> bool:
-    """Whether what runs on ``x`` is exported, traced or differentiated: by operations of torch."""
-    if isinstance(x, fx.Proxy) or is_tracing() or torch.compiler.is_exporting():
-        return True
-    return x.requires_grad and torch.is_grad_enabled()
-
-
 def relu_ceiling(act: nn.Module) -> float | None:
     """What an activation cuts its input off at, beside 0; None if it is neither ReLU nor ReLU6."""
     if isinstance(act, nn.ReLU6):
@@ -256,7 +191,7 @@ def run_folded(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
     if layers[0].bottleneck and ceiling is not None and has_kernels(x):
         tensors = [layer.tensors() for layer in layers]
         return _run_kernels(x, tensors, layers[0].conv.dilation[0], ceiling)
-    return _run(x, [layer.step(x.dtype) for layer in layers])
+    return _run(x, [layer.step() for layer in layers])
 
 
 def _run_kernels(
@@ -281,16 +216,14 @@ def _run(x: Tensor, steps: Sequence[_Step]) -> Tensor:
     buffer = channels_last(x, total)
     buffer[:, :channels] = x
     cells = buffer.permute(0, 2, 3, 1).view(-1, total)
-    # All layers use the same memory for what they need in between: it stays in the caches.
+    # The normed maps of all layers use the same memory, which stays in the caches.
     scratch = x.new_empty(len(cells) * (total - steps[-1].new))
-    squeezed = [x.new_empty(len(cells), len(step.squeeze[1])) for step in steps[:1] if step.squeeze]
     for step in steps:
         normed = scratch[: len(cells) * channels].view(-1, channels)
         torch.addcmul(step.shift, cells[:, :channels], step.scale, out=normed)
         read = step.act(normed)
         if step.squeeze is not None:
-            weight, bias = step.squeeze
-            read = step.act(torch.addmm(bias, read, weight, out=squeezed[0]))
+            read = step.squeeze(read)
         new = step.conv(read.view(images, height, width, -1).permute(0, 3, 1, 2))
         buffer[:, channels : channels + step.new] = new
         channels += step.new
@@ -327,8 +260,8 @@ def _folded_block(
     def step(scale: Tensor, shift: Tensor, *convs: Tensor) -> _Step:
         *squeeze, weight, bias = (tensor.to(x.dtype) for tensor in convs)
         conv = partial(F.conv2d, weight=weight, bias=bias, padding=dilation, dilation=dilation)
-        pair = (squeeze[0], squeeze[1]) if squeeze else None
-        return _Step(scale, shift, pair, conv, act, len(bias))
+        narrow = partial(_squeezed, squeeze[0], squeeze[1], act) if squeeze else None
+        return _Step(scale, shift, act, narrow, conv, len(bias))
 
     each = len(tensors) // layers
     split = [tensors[i : i + each] for i in range(0, len(tensors), each)]

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from densenet_backbones.dense_block.folded import (
     LIBRARY,
-    FoldedConv2d,
     channels_last,
     has_kernels,
     is_on_gpu,
-    is_written_down,
     relu_ceiling,
 )
+from densenet_backbones.dense_block.folded_conv import FoldedConv2d, is_written_down
 
 __all__ = ["FoldedTransition", "ScaleShift"]
 
