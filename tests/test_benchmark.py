@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from densenet_backbones.analysis.benchmark import main
+from densenet_backbones.analysis.inference_benchmark import _difference
 from densenet_backbones.analysis.input_benchmark import (
     STEP,
     input_table,
@@ -71,6 +72,12 @@ def test_inference_of_all_libraries_is_compared(capsys, tmp_path):
 def test_inference_in_bfloat16(capsys):
     assert main(["inference", "--inputs", "1x64", "--turns", "1", "--precision", "bfloat16"]) == 0
     assert "onnxruntime" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("off", [0.01, float("nan")])
+def test_contenders_that_disagree_are_not_timed(off):
+    with pytest.raises(RuntimeError, match="timm differs by"):
+        _difference("timm", torch.ones(2) + off, torch.ones(2), bound=1e-3)
 
 
 @pytest.mark.parametrize("given", ["224", "0x224", "1x31", "1x224x224"])
@@ -231,7 +238,8 @@ def test_the_training_step_trains(scenes):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["backbone", "--size", "16"], "--size >= 32, not 1 and 16"),
+        (["inference", "--net", "resnet18"], "--net must be one of"),
+        (["inference", "--inputs", "1x64", "--turns", "0"], "turns >= 1, not 0"),
         (["detector", "--size", "32"], "--size >= 64, not 2 and 32"),
         (["detector", "--detector", "retinanetfpn"], "retinanetfpn"),
         (["detector", "--backbones", "resnet"], "cannot be built on resnet: Unknown model"),

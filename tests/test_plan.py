@@ -5,7 +5,7 @@ import torchvision
 from tiny_nets import TINY
 from torch import nn
 
-from densenet_backbones.analysis import benchmark, timing
+from densenet_backbones.analysis import timing
 from densenet_backbones.analysis.plan import plan, plan_inputs
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet
@@ -105,27 +105,3 @@ def test_ratio_table_compares_turn_by_turn():
         "a 2000.00 1.000 (1.000 .. 1.000)",
         "b 2000.00 1.000 (0.500 .. 2.000)",
     ]
-
-
-def test_backbone_command_prints_a_checked_comparison(capsys):
-    assert benchmark.main(["backbone", "--size", "32", "--turns", "1"]) == 0
-    out = capsys.readouterr().out
-    assert "outputs differ by at most" in out
-    assert [line.split()[0] for line in out.splitlines()[2:]] == ["torchvision", "timm", "ours"]
-
-
-def test_contenders_that_disagree_are_not_timed():
-    with pytest.raises(RuntimeError, match="outputs differ by"):
-        benchmark._largest_difference([torch.ones(2), torch.tensor([1.0, 1.1])])
-    with pytest.raises(RuntimeError, match="outputs differ by nan"):
-        benchmark._largest_difference([torch.zeros(2), torch.zeros(2)])
-
-
-@pytest.mark.parametrize(
-    "arguments", [[], ["backbone", "--size", "8"], ["backbone", "--turns", "0"]]
-)
-def test_wrong_arguments_end_with_usage(arguments, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, "_same_weights", lambda: {"net": nn.ReLU()})
-    with pytest.raises(SystemExit) as stopped:
-        benchmark.main(arguments)
-    assert stopped.value.code == 2 and "usage: densenet-benchmark" in capsys.readouterr().err
