@@ -39,9 +39,9 @@ FASTEST_FIRST: tuple[Memory, ...] = (
     "layer",
     "block",
 )
-"""Memory modes by what they compute again: nothing; norms and ReLUs; those and 1x1 convolutions, but
-no statistics; statistics too; every layer, one by one; whole blocks at once, which takes as long
-and holds more for a while.
+"""Memory modes by what they compute again: nothing; norms and ReLUs; those and 1x1 convolutions,
+but no statistics; statistics too; every layer, one by one; whole blocks at once, which takes as
+long and holds more for a while.
 
 Steps of DenseNet-121 on a CPU, relative to torchvision's, went in this order (``tools/benchmark.py
 memory``, 2 images of 96 pixels, one thread of a busy machine, medians of 8 rounds): 0.88, 1.08,
