@@ -157,7 +157,10 @@ class DenseStages(nn.Module):
             ValueError: ``memory`` is none of these.
         """
         if memory not in get_args(Memory):
-            raise ValueError(f"memory must be one of {get_args(Memory)}, not {memory!r}")
+            raise ValueError(
+                f"memory must be one of {get_args(Memory)}, not {memory!r}; 'auto' is for "
+                "training tools and analysis.memory_plan.choose_memory, which know the batch"
+            )
         for block in self._blocks():
             block.memory = memory
 

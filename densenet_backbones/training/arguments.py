@@ -16,6 +16,7 @@ SHORT_FLAGS = {
     "epochs": "--trainer.max_epochs",
     "batch_size": "--data.batch_size",
     "overfit": "--data.overfit_images",
+    "memory": "--model.memory",
 }
 """Short flag -> the engine's own."""
 
@@ -98,6 +99,12 @@ def _parser(form: ShortForm) -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", metavar="N", help="images a step and process")
     parser.add_argument(
         "--overfit", metavar="N", help="train and evaluate on N images, to test a set-up"
+    )
+    parser.add_argument(
+        "--memory",
+        metavar="MODE",
+        help="what dense blocks keep for the backward pass: auto takes the fastest mode that fits "
+        "the free memory, or --model.memory_budget GiB; none, shared, shared_lean, ...",
     )
     parser.add_argument(
         "--run-dir", "--run_dir", metavar="DIR", help="where output goes (runs/NAME)"

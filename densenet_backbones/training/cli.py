@@ -36,6 +36,7 @@ from densenet_backbones.training.callbacks import (
 from densenet_backbones.training.console import is_first_process, log_to, process_number, say
 from densenet_backbones.training.kind import Kind
 from densenet_backbones.training.kinds import DETECTION, SEGMENTATION
+from densenet_backbones.training.memory_choice import settle_memory
 from densenet_backbones.training.model_file import fitting_weights, read_weights
 from densenet_backbones.training.run_folder import (
     ContinuedCSVLogger,
@@ -195,7 +196,8 @@ def run_training(kind: Kind, arguments: Sequence[str]) -> None:
         prepare_folder(cli)
     for line in lines:
         say(line)
-    summary.before_training(kind, task, data, trainer, folder, cli.resumed)
+    memory = settle_memory(task, data, trainer)
+    summary.before_training(kind, task, data, trainer, folder, cli.resumed, memory)
     fit(cli)
     if cli.config.trainer.fast_dev_run:
         say("Dry run done: one batch was trained on and one evaluated.", style="green")

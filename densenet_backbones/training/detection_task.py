@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from densenet_backbones.data.samples import Categories, DetectionSet, Sample
+from densenet_backbones.stages import DenseStages
 from densenet_backbones.training.coco_metric import CocoMetric
 from densenet_backbones.training.detector import Detector, DetectorSpec, to_float
 from densenet_backbones.training.instance_pictures import (
@@ -30,7 +31,7 @@ from densenet_backbones.training.learned import (
 from densenet_backbones.training.merged_detection import MergedDetection, detect
 from densenet_backbones.training.optimization import Optimizer, Schedule, images_per_step
 from densenet_backbones.training.pictures import montage, to_pixels
-from densenet_backbones.training.task import NonFiniteLossError, Task
+from densenet_backbones.training.task import MemoryOption, NonFiniteLossError, Task
 
 __all__ = ["DetectionTask", "NonFiniteLossError", "Optimizer", "Schedule", "images_per_step"]
 
@@ -47,6 +48,11 @@ class DetectionTask(Task):
         channels_last: Keep maps in memory with their channels side by side: several times faster
             for convolutions on CPUs and for half precision on GPUs.
         seed: Everything random inside the model is a function of (seed, step, process).
+        memory: What dense blocks keep for the backward pass: "none" (all), "shared", "bottleneck",
+            "shared_lean", "layer" or "block"; "auto" takes the fastest one that fits
+            `memory_budget`; null leaves it to `args`. Losses and gradients stay the same.
+        memory_budget: GiB that "auto" lets the DenseNet, without neck and heads, keep between
+            forward and backward pass; null for half of the memory that is free beside the weights.
         evaluator: "pycocotools", or "faster_coco_eval" for equal numbers in less time.
         categories: The classes; given by the data.
 
@@ -68,13 +74,15 @@ class DetectionTask(Task):
         schedule: Schedule = Schedule(),  # noqa: B008
         channels_last: bool = True,
         seed: int = 0,
+        memory: MemoryOption | None = None,
+        memory_budget: float | None = None,
         evaluator: Literal["pycocotools", "faster_coco_eval"] = "pycocotools",
         categories: Categories | None = None,
     ) -> None:
         assert categories is not None, "linked from the data"
         args = with_keypoints(detector, dict(args or {}), categories)
         spec = DetectorSpec(detector, args, categories)
-        super().__init__(spec, optimizer, schedule, channels_last, seed)
+        super().__init__(spec, optimizer, schedule, channels_last, seed, memory, memory_budget)
         self.evaluator = evaluator
         allow_channels_last(self.model)
         self.learns = learned_by(self.model)
@@ -111,14 +119,27 @@ class DetectionTask(Task):
 
     def example(self, data: Any) -> tuple[Any, tuple[int, int]]:
         """One image of the detector's own size, or of that to which it brings the first one."""
-        device = next(self.model.parameters()).device
+        size = self.training_size(data)
+        return [torch.rand(3, *size, device=next(self.model.parameters()).device)], size
+
+    def training_size(self, data: Any) -> tuple[int, int]:
+        """The detector's own size, or that to which it brings the first image."""
         size = getattr(self.model, "image_size", None)
         if size is None:
             first = data.train_set.records[0]
+            device = next(self.model.parameters()).device
             image = torch.zeros(3, first.height, first.width, device=device)
             transform = copy.deepcopy(self.model.transform).eval()  # draws no size then
             size = transform([image])[0].image_sizes[0]
-        return [torch.rand(3, *size, device=device)], size
+        height, width = size
+        return height, width
+
+    def planned_part(self, size: tuple[int, int]) -> tuple[nn.Module, tuple[int, int]]:
+        """The DenseNet, as boxes decide how much the heads keep; batches are padded for it."""
+        part = next((m for m in self.model.modules() if isinstance(m, DenseStages)), self.model)
+        divisor = getattr(getattr(self.model, "transform", None), "size_divisible", 1)
+        height, width = (side + -side % divisor for side in size)
+        return part, (height, width)
 
     def make_metric(self, val_set: DetectionSet) -> CocoMetric:
         """COCO's numbers of all that is learned."""

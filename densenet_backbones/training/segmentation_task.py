@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from densenet_backbones.data.mask_samples import (
     IGNORED,
@@ -34,7 +34,7 @@ from densenet_backbones.training.segmentation_model import (
     most_probable,
     probabilities,
 )
-from densenet_backbones.training.task import Task
+from densenet_backbones.training.task import MemoryOption, Task
 
 
 @dataclass
@@ -94,6 +94,11 @@ class SegmentationTask(Task):
         channels_last: Keep maps in memory with their channels side by side: several times faster
             for convolutions on CPUs and for half precision on GPUs.
         seed: Everything random inside the model is a function of (seed, step, process).
+        memory: What dense blocks keep for the backward pass: "none" (all), "shared", "bottleneck",
+            "shared_lean", "layer" or "block"; "auto" takes the fastest one that fits
+            `memory_budget`; null leaves it to `args`. Losses and gradients stay the same.
+        memory_budget: GiB that "auto" lets the network keep between forward and backward pass; null
+            for half of the memory that is free beside the weights.
         boundary_tolerance: Of the boundary F-score, as a share of the image's diagonal; null leaves
             that score out.
         mask_classes: The classes; given by the data.
@@ -113,13 +118,15 @@ class SegmentationTask(Task):
         schedule: Schedule = Schedule("cosine", warmup=0.05),  # noqa: B008
         channels_last: bool = True,
         seed: int = 0,
+        memory: MemoryOption | None = None,
+        memory_budget: float | None = None,
         boundary_tolerance: float | None = TOLERANCE,
         mask_classes: MaskClasses | None = None,
         task: MaskTask = "multiclass",
     ) -> None:
         assert mask_classes is not None, "linked from the data"
         spec = SegmenterSpec(segmenter, dict(args or {}), mask_classes, task)
-        super().__init__(spec, optimizer, schedule, channels_last, seed)
+        super().__init__(spec, optimizer, schedule, channels_last, seed, memory, memory_budget)
         if boundary_tolerance is not None and not 0 < boundary_tolerance < 1:
             raise ValueError(
                 f"model.boundary_tolerance must lie in (0, 1) or be null, got {boundary_tolerance}"
@@ -150,11 +157,20 @@ class SegmentationTask(Task):
 
     def example(self, data: Any) -> tuple[Any, tuple[int, int]]:
         """An image of the size that is trained on."""
+        size = self.training_size(data)
+        return torch.rand(1, 3, *size, device=next(self.model.parameters()).device), size
+
+    def training_size(self, data: Any) -> tuple[int, int]:
+        """The crop's size; the first image's where whole images are trained on."""
         first = data.train_set.records[0]
         cropped = data.overfit_images is None and data.preset not in ("full_size", "none")
         height, width = data.crop if cropped else (first.height, first.width)
-        device = next(self.model.parameters()).device
-        return torch.rand(1, 3, height, width, device=device), (height, width)
+        return height, width
+
+    def planned_part(self, size: tuple[int, int]) -> tuple[nn.Module, tuple[int, int]]:
+        """All but the normalisation, which looks at values; images are padded for it."""
+        height, width = self.model.padded(torch.empty(1, 3, *size, device="meta")).shape[-2:]
+        return self.model.net, (height, width)
 
     def make_metric(self, val_set: SegmentationSet) -> SegmentationMetric:
         """IoU, accuracies and boundary scores."""

@@ -31,8 +31,19 @@ def before_training(
     trainer: pl.Trainer,
     folder: RunFolder,
     resumed: dict[str, Any] | None,
+    memory: Sequence[str] = (),
 ) -> None:
-    """Print the summary; see `lines_of_plan` for what it says of the schedule."""
+    """Print the summary; see `lines_of_plan` for what it says of the schedule.
+
+    Args:
+        kind: What is trained.
+        task: The training.
+        data: Its data.
+        trainer: Its trainer.
+        folder: Where output goes.
+        resumed: The checkpoint that it goes on from.
+        memory: Lines about the memory mode.
+    """
     if not is_first_process():
         return
     say(kind.data_table(data))
@@ -41,7 +52,7 @@ def before_training(
         say(f"{len(problems)} faults in the data, left out of training (data.strict refuses them):")
         for problem in problems[:5]:
             say(f"  {problem}")
-    for line in (*kind.remarks(task, data), *lines_of_plan(task, data, trainer)):
+    for line in (*kind.remarks(task, data), *lines_of_plan(task, data, trainer), *memory):
         say(line)
     say(f"Output goes to {folder.path}/")
     if resumed is not None:

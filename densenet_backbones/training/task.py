@@ -1,17 +1,21 @@
 """What every kind of training has in common, as a Lightning module."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
+from densenet_backbones.analysis.memory_plan import set_memory
+from densenet_backbones.dense_block import Memory
 from densenet_backbones.training.model_file import ModelSpec
 from densenet_backbones.training.optimization import Optimizer, Schedule, images_per_step
+
+MemoryOption = Memory | Literal["auto"]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -27,8 +31,12 @@ class Task(pl.LightningModule):
         schedule: The learning rate over the run.
         channels_last: Keep maps in memory with their channels side by side.
         seed: Everything random inside the model is a function of (seed, step, process).
+        memory: What dense blocks keep for the backward pass; "auto" for the fastest mode that fits
+            `memory_budget`; None leaves the model as it was built.
+        memory_budget: GiB that may be kept; None for half of what is free.
 
     Attributes:
+        chosen: The mode that "auto" found, once it has; see `memory_choice.settle_memory`.
         headline: Names of the numbers that are shown.
         look_at: What of an image to look at when the loss is not finite.
         metric: The evaluation, from the first one on.
@@ -44,8 +52,17 @@ class Task(pl.LightningModule):
         schedule: Schedule,
         channels_last: bool,
         seed: int,
+        memory: MemoryOption | None = None,
+        memory_budget: float | None = None,
     ) -> None:
         super().__init__()
+        if memory_budget is not None and (memory != "auto" or not memory_budget > 0):
+            raise ValueError(
+                "model.memory_budget is a number of GiB above 0, for model.memory auto; got "
+                f"{memory_budget} for {memory}"
+            )
+        self.memory, self.memory_budget = memory, memory_budget
+        self.chosen: Memory | None = None
         model: Any = spec.build()
         self.model, self.spec = model, spec
         if channels_last:
@@ -76,6 +93,17 @@ class Task(pl.LightningModule):
         """The evaluation against a data set's own annotations."""
         raise NotImplementedError
 
+    def training_size(self, data: Any) -> tuple[int, int]:
+        """(H, W) of the images that the model is trained on, as far as it can be told."""
+        raise NotImplementedError
+
+    def planned_part(self, size: tuple[int, int]) -> tuple[nn.Module, tuple[int, int]]:
+        """The part whose memory is planned, and the (H, W) it sees of images of that size.
+
+        It maps a tensor (N, 3, H, W) without looking at its values.
+        """
+        raise NotImplementedError
+
     def example(self, data: Any) -> tuple[Any, tuple[int, int]]:
         """An input of the model and its (H, W), to count operations with."""
         raise NotImplementedError
@@ -89,6 +117,15 @@ class Task(pl.LightningModule):
         raise NotImplementedError
 
     # -- training ------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Give all processes the memory mode that the first one chose.
+
+        Each counted its own free memory; but what norms that are synchronised tell each other, and
+        when, depends on the mode.
+        """
+        if self.chosen is not None:
+            set_memory(self.model, self.trainer.strategy.broadcast(self.chosen))
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """Sum of the model's losses, each logged by name."""

@@ -1,0 +1,259 @@
+"""What training keeps for its backward pass in each memory mode, without computing anything.
+
+The forward pass itself runs on fake tensors, which have shapes, types and a device but no values,
+and autograd tells what it saves, as in `memory.saved_bytes`. No formula has to follow the code:
+checkpoints, blocks over one buffer, autocast's copies, frozen stages, fallbacks to the plain mode
+and whatever stands between the blocks are counted because they run. (Fake tensors, and not the meta
+device of `plan`, since autocast goes by the device.)
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+
+from densenet_backbones.dense_block import Memory
+from densenet_backbones.layers import DenseBlock
+
+__all__ = [
+    "FASTEST_FIRST",
+    "MemoryPlan",
+    "choose_memory",
+    "memory_of",
+    "memory_plan",
+    "readable",
+    "set_memory",
+]
+
+FASTEST_FIRST: tuple[Memory, ...] = (
+    "none",
+    "shared",
+    "shared_lean",
+    "bottleneck",
+    "layer",
+    "block",
+)
+"""Memory modes by what they compute again: nothing; norms and ReLUs; those and 1x1 convolutions,
+but no statistics; statistics too; every layer, one by one; whole blocks at once, which takes as
+long and holds more for a while.
+
+Steps of DenseNet-121 on a CPU, relative to torchvision's, went in this order (``tools/benchmark.py
+memory``, 2 images of 96 pixels, one thread of a busy machine, medians of 8 rounds): 0.88, 1.08,
+1.22, 1.30, 1.42, 1.34. On GPUs it was not measured.
+"""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a model keeps between forward and backward pass, by memory mode.
+
+    Attributes:
+        model: Class of the model.
+        inputs: Input shape in words.
+        kept: Bytes of each mode, as `memory.saved_bytes` counts them; the fastest mode first.
+    """
+
+    model: str
+    inputs: str
+    kept: Mapping[Memory, int]
+
+    def fastest_within(self, budget: float) -> Memory:
+        """The fastest mode that keeps ``budget`` bytes at most; that which keeps least if none."""
+        within = (memory for memory, kept in self.kept.items() if kept <= budget)
+        return next(within, min(self.kept, key=lambda memory: self.kept[memory]))
+
+    def line(self) -> str:
+        """All modes in a line for people."""
+        return ", ".join(f"{memory} {readable(kept)}" for memory, kept in self.kept.items())
+
+    def table(self) -> str:
+        """A table for people, one line a mode, the fastest first."""
+        most = max(self.kept.values())
+        width = max(len(memory) for memory in self.kept)
+        lines = [f"{self.model} at {self.inputs}, fastest first"]
+        lines.append(f"{'':{width}}  {'kept MiB':>9}  share")
+        lines += [
+            f"{memory:{width}}  {kept / 2**20:9.1f}  {kept / max(most, 1):5.2f}"
+            for memory, kept in self.kept.items()
+        ]
+        return "\n".join(lines)
+
+
+def readable(count: float) -> str:
+    """Bytes for people, in MiB or GiB."""
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
+
+
+def memory_plan(
+    model: nn.Module,
+    input_size: Sequence[int] = (1, 3, 224, 224),
+    *,
+    autocast: torch.dtype | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    modes: Sequence[Memory] = get_args(Memory),
+) -> MemoryPlan:
+    """Plans what training a model keeps for its backward pass; nothing is computed or allocated.
+
+    Counted are the storages that autograd holds between forward and backward pass, each once,
+    without parameters. Gradients and what a backward pass makes for a while come on top.
+
+    Args:
+        model: Any module that maps one image tensor without looking at its values: a (feature) net
+            or a segmenter, but no whole detector. It is planned in training mode, frozen stages
+            excepted, and left as it is.
+        input_size: (N, C, H, W) of a training batch.
+        autocast: Type that autocast is to compute in: ``torch.bfloat16`` or ``torch.float16``.
+        dtype: Type of the parameters; their own when left out.
+        device: Where training is to run; where the model is when left out. A device that is not
+            there is planned without its autocast.
+        modes: Modes to plan.
+
+    Raises:
+        ValueError: ``input_size`` is not made of positive integers, or ``modes`` has none or
+            unknown ones.
+    """
+    size = tuple(input_size)
+    if not size or any(not isinstance(n, int) or n < 1 for n in size):
+        raise ValueError(f"input_size must hold integers >= 1, such as (8, 3, 224, 224): {size}")
+    if not modes or not set(modes) <= set(FASTEST_FIRST):
+        raise ValueError(f"modes must be some of {FASTEST_FIRST}, not {tuple(modes)}")
+    if device is None:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = torch.device(device)
+    kept: dict[Memory, int] = {}
+    with _in_training(model), _modes_put_back(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the training itself says which blocks fall back
+        for memory in (known for known in FASTEST_FIRST if known in modes):
+            set_memory(model, memory)
+            kept[memory] = _kept_bytes(model, size, device, dtype, autocast)
+    return MemoryPlan(type(model).__name__, " x ".join(map(str, size)), kept)
+
+
+def choose_memory(
+    model: nn.Module,
+    input_size: Sequence[int],
+    budget: float,
+    *,
+    autocast: torch.dtype | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Memory:
+    """Gives a model the fastest memory mode whose plan fits a budget.
+
+    `memory_plan` and `MemoryPlan.fastest_within` tell it without setting it.
+
+    Args:
+        model: As of `memory_plan`.
+        input_size: (N, C, H, W) of a training batch.
+        budget: Bytes that may be kept between forward and backward pass.
+        autocast: As of `memory_plan`.
+        dtype: As of `memory_plan`.
+        device: As of `memory_plan`.
+
+    Returns:
+        The mode, which all dense blocks of the model have now. If no mode fits it is the one that
+        keeps least, and a warning says so.
+
+    Raises:
+        ValueError: The model has no dense blocks, ``budget`` is not above 0, or ``input_size`` is
+            refused by `memory_plan`.
+    """
+    if not budget > 0:
+        raise ValueError(f"budget must be a number of bytes above 0, not {budget}")
+    if memory_of(model) is None:
+        raise ValueError(f"{type(model).__name__} has no dense blocks, so it has no memory modes")
+    plan = memory_plan(model, input_size, autocast=autocast, dtype=dtype, device=device)
+    memory = plan.fastest_within(budget)
+    if plan.kept[memory] > budget:
+        warnings.warn(
+            f"no memory mode fits {readable(budget)}; {memory!r} keeps least, "
+            f"{readable(plan.kept[memory])}: use smaller batches or images",
+            stacklevel=2,
+        )
+    set_memory(model, memory)
+    return memory
+
+
+def set_memory(model: nn.Module, memory: Memory) -> None:
+    """Gives all dense blocks of a model a memory mode, whatever holds them.
+
+    Raises:
+        ValueError: ``memory`` is no mode.
+    """
+    if memory not in FASTEST_FIRST:
+        raise ValueError(f"memory must be one of {FASTEST_FIRST}, not {memory!r}")
+    for block in _blocks(model):
+        block.memory = memory
+
+
+def _blocks(model: nn.Module) -> Iterator[DenseBlock]:
+    return (module for module in model.modules() if isinstance(module, DenseBlock))
+
+
+def memory_of(model: nn.Module) -> Memory | None:
+    """Memory mode of a model's first dense block; None for a model without any."""
+    return next((block.memory for block in _blocks(model)), None)
+
+
+@contextmanager
+def _modes_put_back(model: nn.Module) -> Iterator[None]:
+    before = [(block, block.memory) for block in _blocks(model)]
+    try:
+        yield
+    finally:
+        for block, memory in before:
+            block.memory = memory
+
+
+@contextmanager
+def _in_training(model: nn.Module) -> Iterator[None]:
+    """Training mode for a while; a model that is in it stays as it is, parts in eval included."""
+    before = {module: module.training for module in model.modules()}
+    if not model.training:
+        model.train()
+    try:
+        yield
+    finally:
+        for module, flag in before.items():
+            module.training = flag
+
+
+def _kept_bytes(
+    model: nn.Module,
+    size: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    autocast: torch.dtype | None,
+) -> int:
+    """Bytes that autograd keeps of a forward pass on fake tensors."""
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        of_type = dtype if tensor.is_floating_point() and dtype is not None else tensor.dtype
+        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=of_type, device=device)
+        return fake.requires_grad_(tensor.requires_grad)
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # held, so that no other storage gets its address
+        return tensor
+
+    casts = torch.autocast(device.type, autocast) if autocast is not None else nullcontext()
+    with FakeTensorMode(), torch.enable_grad():
+        parameters = {name: stand_in(p) for name, p in model.named_parameters()}
+        buffers = {name: stand_in(b) for name, b in model.named_buffers()}
+        image_type = next((p.dtype for p in parameters.values()), dtype or torch.float32)
+        image = torch.empty(size, dtype=image_type, device=device)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), casts:
+            out = functional_call(model, {**parameters, **buffers}, (image,))
+        own = {p.untyped_storage()._cdata for p in parameters.values()}
+        total = sum(s.nbytes() for address, s in kept.items() if address not in own)
+    del out  # held until here, as a training step holds it
+    return total

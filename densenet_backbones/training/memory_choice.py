@@ -1,0 +1,175 @@
+"""Which memory mode a training runs in, and what the summary says of it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from densenet_backbones.analysis.memory_plan import (
+    MemoryPlan,
+    memory_of,
+    memory_plan,
+    readable,
+    set_memory,
+)
+from densenet_backbones.dense_block import Memory
+from densenet_backbones.training.task import Task
+
+__all__ = ["default_budget", "settle_memory"]
+
+MIXED: dict[str, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+TRUE: dict[str, torch.dtype] = {
+    "bf16-true": torch.bfloat16,
+    "16-true": torch.float16,
+    "64-true": torch.float64,
+}
+"""Lightning's precisions -> the type of autocast, or of the parameters."""
+
+COPIES = 4
+"""Of each trained parameter beside itself: gradient, two states of Adam, an average (EMA)."""
+
+SHARE = 0.5
+"""Of the free memory. The rest is for what no plan holds: neck and heads of a detector, maps that
+a backward pass makes for a while, workspaces, the data's own."""
+
+
+def settle_memory(task: Task, data: Any, trainer: pl.Trainer) -> list[str]:
+    """Give the model the memory mode that was asked for.
+
+    Returns:
+        Lines about what it keeps.
+
+    Raises:
+        ValueError: A mode was asked for and the model has no dense blocks; or "auto" was, and the
+            model cannot be planned.
+    """
+    part, (height, width) = task.planned_part(task.training_size(data))
+    built = memory_of(part)
+    if built is None:
+        if task.memory is not None:
+            raise ValueError(
+                f"model.memory is {task.memory}, but {task.spec.name} has no dense blocks; "
+                "leave it out"
+            )
+        return []
+    size = (data.batch_size, 3, height, width)
+    if task.memory != "auto":
+        set_memory(task.model, task.memory or built)
+        try:
+            plan = _plan(part, size, trainer, (task.memory or built,))
+        except RuntimeError as error:  # a summary is no reason to stop a training
+            return [f"What {type(part).__name__} keeps cannot be planned: {_first_line(error)}."]
+        return list(_what_is_kept(task, plan, task.memory or built))
+    try:
+        plan = _plan(part, size, trainer, get_args(Memory))
+    except RuntimeError as error:
+        raise ValueError(
+            f"model.memory auto: what {task.spec.name} keeps cannot be planned "
+            f"({_first_line(error)}); name a mode"
+        ) from error
+    budget, source = _budget(task, trainer)
+    task.chosen = plan.fastest_within(budget)
+    set_memory(task.model, task.chosen)
+    return [*_what_is_kept(task, plan, task.chosen), *_what_was_considered(plan, budget, source)]
+
+
+def _plan(
+    part: nn.Module, size: tuple[int, ...], trainer: pl.Trainer, modes: tuple[Memory, ...]
+) -> MemoryPlan:
+    precision = str(trainer.precision)
+    return memory_plan(
+        part,
+        size,
+        autocast=MIXED.get(precision),
+        dtype=TRUE.get(precision),
+        device=trainer.strategy.root_device,
+        modes=modes,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+# -- what is said of it ----------------------------------------------------------------------------
+
+
+def _what_is_kept(task: Task, plan: MemoryPlan, memory: Memory) -> Iterator[str]:
+    yield (
+        f"Memory mode {memory}: {plan.model} alone keeps {readable(plan.kept[memory])} for the "
+        f"backward pass of {plan.inputs}; what else the model, the gradients and the optimiser "
+        "take comes on top."
+    )
+
+
+def _what_was_considered(plan: MemoryPlan, budget: int, source: str) -> Iterator[str]:
+    yield f"Fastest first: {plan.line()}; the budget is {readable(budget)}, {source}."
+    if min(plan.kept.values()) > budget:
+        yield "No memory mode fits the budget: lower --batch-size or the images' size."
+
+
+# -- the budget ------------------------------------------------------------------------------------
+
+
+def _budget(task: Task, trainer: pl.Trainer) -> tuple[int, str]:
+    """Bytes, and where they come from in words."""
+    if task.memory_budget is not None:
+        return int(task.memory_budget * 2**30), "as model.memory_budget says"
+    device = trainer.strategy.root_device
+    processes = 1 if device.type == "cuda" else trainer.num_devices
+    return default_budget(task.model, device, processes), f"{SHARE:.0%} of what is free"
+
+
+def default_budget(model: nn.Module, device: torch.device, processes: int = 1) -> int:
+    """Bytes that a plan may keep: a share of the memory that weights and optimiser will leave free.
+
+    Args:
+        model: What is trained, wherever it is now.
+        device: Where it is to be trained.
+        processes: That train on this machine and share the memory.
+
+    Raises:
+        ValueError: The system does not tell how much memory is free.
+    """
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    needed = COPIES * trained
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    else:
+        free = _free_ram() // processes
+    if any(p.device.type != device.type for p in model.parameters()):
+        needed += sum(p.nbytes for p in model.parameters())
+    return max(int(SHARE * (free - needed)), 0)
+
+
+def _free_ram() -> int:
+    """Bytes of RAM that new processes can have, within the limit of a container."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        facts = dict(line.split(":", 1) for line in lines)
+        free = int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        free = _half_of_all_ram()
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        free = min(free, limit - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no container, no limit ("max"), or another system
+        pass
+    return free
+
+
+def _half_of_all_ram() -> int:
+    """For systems that tell how much RAM there is, and not how much is free (macOS)."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, OSError, ValueError) as error:
+        raise ValueError(
+            "model.memory auto: this system does not tell how much memory is free; give "
+            "--model.memory_budget GiB"
+        ) from error
