@@ -54,6 +54,7 @@ _ACTIONS = [
     for pattern, part in (
         (r"_next$|_dataloader$", INPUT),
         (r"batch_to_device|transfer_batch", TO_MODEL),
+        (r"\.training_step$", REST),  # its own; it runs inside the optimiser's
         (r"\.backward$", BACKWARD),
         (r"optimizer_step|optimizer_zero_grad|gradient_clipping|lr_scheduler_step", OPTIMIZER),
         (r"^\[Callback\]EMA\b", OPTIMIZER),
@@ -275,7 +276,7 @@ def _table(profiler: PartsProfiler, title: str) -> Table:
     table = Table("part", title=f"Where the time went: {title}", box=box.SIMPLE)
     table.add_column("seconds", justify="right")
     table.add_column("share", justify="right")
-    table.caption = "as the process that trains sees it; parts that took no time are left out"
+    table.caption = "as the process that trains sees it; left out: parts that took no time"
     for part, (seconds, share) in profiler.shares().items():
         if seconds:
             table.add_row(part, f"{seconds:.2f}", f"{share:.1%}")
