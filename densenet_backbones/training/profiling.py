@@ -9,7 +9,7 @@ import functools
 import json
 import re
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from operator import attrgetter
@@ -113,7 +113,7 @@ class PartsProfiler(Profiler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds: Counter[tuple[str, str]] = Counter()
+        self.seconds: dict[tuple[str, str], float] = defaultdict(float)
         self._open: list[tuple[str, str]] = []
         self._since: float | None = None
         self._synchronize: Callable[[], None] = lambda: None
@@ -165,7 +165,7 @@ class PartsProfiler(Profiler):
     def to_dict(self) -> dict[str, Any]:
         """All that was found, for JSON; the actions of a part with the longest first."""
         actions: dict[str, dict[str, float]] = {part: {} for part in PARTS}
-        for (part, action), seconds in self.seconds.most_common():
+        for (part, action), seconds in sorted(self.seconds.items(), key=lambda s: -s[1]):
             actions[part][action] = seconds
         return {
             "seconds": sum(self.seconds.values()),
