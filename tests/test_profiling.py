@@ -7,9 +7,10 @@ import time
 import pytest
 import torch
 from tiny_runs import PYRAMID_ARGS, files_below, instance_arguments, training_arguments
+from tiny_segmenters import segmentation_arguments
 
 from densenet_backbones.training import profiling
-from densenet_backbones.training.cli import train_det
+from densenet_backbones.training.cli import train_det, train_seg
 from densenet_backbones.training.profiling import PARTS, PartsProfiler
 
 
@@ -37,6 +38,10 @@ def test_a_profiled_training_says_where_its_time_went(tiny_scenes, tmp_path):
     assert sum(seconds.values()) < time.perf_counter() - began
     assert "Where the time went" in (run / "log.txt").read_text()
     assert "profile: false" in (run / "config.yaml").read_text()  # of a run like it
+    before = (run / "profile.json").read_bytes()
+    train_det(training_arguments(tiny_scenes, *more, "--resume", epochs=2))
+    assert all(profile_of(run, "profile_from_step_3").values())
+    assert (run / "profile.json").read_bytes() == before
 
 
 def test_torchvisions_detectors_have_the_same_parts(tiny_scenes, tmp_path):
@@ -46,6 +51,14 @@ def test_torchvisions_detectors_have_the_same_parts(tiny_scenes, tmp_path):
     train_det(instance_arguments(tiny_scenes, "retinanet_fpn", *given, args=args, epochs=1))
     seconds = profile_of(run)
     assert all(seconds.values()), seconds
+
+
+def test_segmentation_has_what_there_is_of_them(tiny_masks, tmp_path):
+    run = tmp_path / "run"
+    train_seg(segmentation_arguments(tiny_masks, "--run-dir", str(run), "--profile", epochs=1))
+    seconds = profile_of(run)
+    none = {profiling.TARGETS, profiling.SELECTION}
+    assert {part for part, time in seconds.items() if not time} == none, seconds
 
 
 def test_a_training_as_usual_is_not_profiled(tiny_run):
