@@ -24,7 +24,7 @@ from densenet_backbones.heads.backbones import (
 )
 from densenet_backbones.heads.box_coding import decode
 from densenet_backbones.heads.losses import multibox_loss
-from densenet_backbones.heads.matching import assign_targets, out_of_reach
+from densenet_backbones.heads.matching import PriorTargets, assign_targets, out_of_reach
 from densenet_backbones.heads.multibox_head import MultiBoxHead
 from densenet_backbones.heads.postprocess import Selection, select_detections
 from densenet_backbones.heads.preprocessing import Preprocessing
@@ -122,8 +122,12 @@ class DSOD(nn.Module):
 
     def losses(self, codes: Tensor, logits: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Match priors to objects, then the multibox loss; boxes in the network's frame."""
-        assigned = assign_targets(targets, self.priors(codes.device), self.match_threshold)
+        assigned = self.assign(targets, codes.device)
         return multibox_loss(logits, codes, assigned, self.negatives_per_positive)
+
+    def assign(self, targets: Sequence[Target], device: torch.device) -> PriorTargets:
+        """What each prior learns of the targets, which are in the network's frame."""
+        return assign_targets(targets, self.priors(device), self.match_threshold)
 
     @torch.no_grad()
     def detections(

@@ -340,7 +340,8 @@ def test_help_is_a_page(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert 20 <= len(lines) <= 40
     assert max(map(len, lines)) <= 100
-    for word in ("--data", "--resume", "--init-from", "--dry-run", "quickstart", "--help-all"):
+    words = ("--data", "--resume", "--init-from", "--dry-run", "--profile", "--help-all")
+    for word in (*words, "quickstart"):
         assert any(word in line for line in lines), word
 
 

@@ -71,6 +71,7 @@ def short_to_full(arguments: Sequence[str], form: ShortForm = DETECTION_FORM) ->
         full.append("--ckpt_path=last")
         full += [] if known.init_from else ["--init_from=null"]  # the run's config may have one
     full += ["--trainer.fast_dev_run=true"] if known.dry_run else []
+    full += ["--profile=true"] if known.profile else []
     full += ["--help"] if known.help_all else []
     if known.print_config is not None:
         full.append(
@@ -117,6 +118,9 @@ def _parser(form: ShortForm) -> argparse.ArgumentParser:
         help="start from these weights; other classes are fine",
     )
     parser.add_argument("--dry-run", action="store_true", help="one batch of everything, then stop")
+    parser.add_argument(
+        "--profile", action="store_true", help="a table of where the training's time went"
+    )
     parser.add_argument("--help-all", action="store_true", help="every option of the engine")
     parser.add_argument(
         "--print_config",

@@ -38,6 +38,7 @@ from densenet_backbones.training.kind import Kind
 from densenet_backbones.training.kinds import DETECTION, SEGMENTATION
 from densenet_backbones.training.memory_choice import settle_memory
 from densenet_backbones.training.model_file import fitting_weights, read_weights
+from densenet_backbones.training.profiling import PartsProfiler, profiled
 from densenet_backbones.training.run_folder import (
     ContinuedCSVLogger,
     RunFolder,
@@ -137,6 +138,12 @@ class TrainingCLI(LightningCLI):
             default=None,
             help="Evaluate and keep an average of the weights with this decay.",
         )
+        parser.add_argument(
+            "--profile",
+            type=bool,
+            default=False,
+            help="Write each part's share of the training's time to profile.txt and profile.json.",
+        )
         for name in self.kind.told_by_data:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         for name, (source, told) in self.kind.told_by_model.items():
@@ -158,6 +165,8 @@ class TrainingCLI(LightningCLI):
             raise RunFolderError(
                 "--ckpt_path goes on with a run and --init_from starts a new one: give one of them"
             )
+        if config.profile and config.trainer.profiler:
+            raise RunFolderError("--profile and trainer.profiler are both profilers: give one")
         self.folder = choose_run_folder(config.run_dir, name, config.ckpt_path)
         self.resumed = None
         if self.folder.resume_from:
@@ -180,6 +189,8 @@ class TrainingCLI(LightningCLI):
                 TensorBoardLogger(self.folder.path, name="", version=""),
                 ContinuedCSVLogger(self.folder.path, until_step=step),
             ]
+        if self.config_init.profile:
+            kwargs["profiler"] = PartsProfiler()
         return super().instantiate_trainer(default_root_dir=str(self.folder.path), **kwargs)
 
 
@@ -214,7 +225,8 @@ def fit(cli: TrainingCLI) -> None:
     """
     trainer, resume = cli.trainer, cli.folder.resume_from
     try:
-        trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
+        with profiled(trainer, cli.model, own_file(cli, "profile.txt")):
+            trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
     except (SystemExit, RuntimeError) as error:
         # Lightning leaves with 1 on Ctrl-C and with 0 on SIGTERM; where the signal reached the
         # loader's workers first, their death is a RuntimeError.
@@ -240,11 +252,18 @@ def prepare_folder(cli: TrainingCLI) -> None:
     log_to(folder.path / "log.txt")
     config = cli.config.clone()
     config.run_dir = config.ckpt_path = None  # so that the file starts a new run of the same kind
+    config.profile = False
     config.pop("config", None)
-    # What a run was started with stays; each resume adds its own.
-    name = f"config_from_step_{cli.resumed['global_step']}.yaml" if cli.resumed else "config.yaml"
-    cli.parser.save(config, folder.path / name, skip_none=False, overwrite=True, multifile=False)
+    file = own_file(cli, "config.yaml")
+    cli.parser.save(config, file, skip_none=False, overwrite=True, multifile=False)
     write_environment(folder)
+
+
+def own_file(cli: TrainingCLI, name: str) -> Path:
+    """A file in the run's folder: what the run began with stays, each resume adds its own."""
+    file = cli.folder.path / name
+    since = f"_from_step_{cli.resumed['global_step']}" if cli.resumed else ""
+    return file.with_stem(f"{file.stem}{since}")
 
 
 def read_training_state(file: Path, key: str) -> dict[str, Any]:
@@ -307,7 +326,7 @@ def known_keys(kind: Kind) -> list[str]:
     parser.add_lightning_class_args(kind.task, "model")
     parser.add_lightning_class_args(kind.data, "data")
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-    keys += ["run_dir", "ckpt_path", "init_from", "ema_decay", "seed_everything"]
+    keys += ["run_dir", "ckpt_path", "init_from", "ema_decay", "profile", "seed_everything"]
     return keys + [name.replace("_", "-") for name in SHORT_FLAGS]
 
 
