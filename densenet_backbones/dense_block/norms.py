@@ -25,10 +25,6 @@ class Moments:
     mean: Tensor
     var: Tensor
 
-    def first(self, channels: int) -> "Moments":
-        """Those of the first channels."""
-        return Moments(self.mean[:channels], self.var[:channels])
-
 
 @dataclass(frozen=True)
 class Affine:
