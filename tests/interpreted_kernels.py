@@ -15,8 +15,14 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
-from densenet_backbones.dense_block import FoldedConv2d, FoldedLayer, folded, folded_transition
-from densenet_backbones.dense_block.folded import LayerWeights, compiled_folded, run_folded
+from densenet_backbones.dense_block import (
+    FoldedConv2d,
+    FoldedLayer,
+    backends,
+    folded_transition,
+)
+from densenet_backbones.dense_block.backends import LayerWeights
+from densenet_backbones.dense_block.folded import compiled_folded, run_folded
 from densenet_backbones.dense_block.kernels import (
     block,
     conv3x3,
@@ -200,8 +206,7 @@ def folded_layers(act, dilation, dtype=torch.float32):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Kernels are asked for wherever the maps are."""
-    for module in (folded, folded_transition):
-        monkeypatch.setattr(module, "is_on_gpu", lambda x: True)
+    monkeypatch.setattr(backends, "is_on_gpu", lambda x: True)
 
 
 @pytest.fixture
@@ -219,10 +224,10 @@ def test_a_block_is_the_plain_one(act, dilation, dtype, monkeypatch, kernel_runs
     layers = folded_layers(act, dilation, dtype)
     x = 3 * random_buffer(2, 20, 5, 6, dtype)
     with torch.inference_mode():
-        monkeypatch.setattr(folded, "is_on_gpu", lambda x: False)
+        monkeypatch.setattr(backends, "is_on_gpu", lambda x: False)
         expected = run_folded(x, layers)
         assert kernel_runs == []
-        monkeypatch.setattr(folded, "is_on_gpu", lambda x: True)
+        monkeypatch.setattr(backends, "is_on_gpu", lambda x: True)
         run = run_folded if dilation == 1 else compiled_folded
         assert_close(run(x, layers), expected.double(), dtype)
     assert len(kernel_runs) == 3

@@ -18,7 +18,7 @@ from densenet_backbones.analysis.benchmark import main
 from densenet_backbones.analysis.gpu_costs import block_shapes, net_cost
 from densenet_backbones.analysis.gpu_network import network_rows, network_table
 from densenet_backbones.analysis.timing import Timing
-from densenet_backbones.dense_block import folded, folded_transition
+from densenet_backbones.dense_block import backends
 from densenet_backbones.dense_block.kernels import availability, usable, why_unavailable
 from densenet_backbones.dense_block.kernels.choice import fastest
 from densenet_backbones.dense_block.kernels.tiles import best_tile
@@ -87,8 +87,7 @@ def test_a_gpu_without_kernels_takes_the_plain_form_and_says_so_once(monkeypatch
     x = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         expected = deployed(x)
-        for module in (folded, folded_transition):
-            monkeypatch.setattr(module, "is_on_gpu", lambda x: True)
+        monkeypatch.setattr(backends, "is_on_gpu", lambda x: True)
         with pytest.warns(UserWarning, match="another reason to test") as said:
             maps = deployed(x)
     assert len(said) == 1

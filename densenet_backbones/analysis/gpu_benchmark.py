@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densenet_backbones.analysis.gpu_costs import Cost, block_shapes, layer_cost, net_cost
-from densenet_backbones.dense_block.folded import LayerWeights
+from densenet_backbones.dense_block.backends import LayerWeights
 from densenet_backbones.dense_block.kernels import (
     pointwise,
     run_folded_kernels,

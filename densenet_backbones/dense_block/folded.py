@@ -8,31 +8,25 @@ cells, which a layer reads where it is.
 Shapes: N images, C channels of the concatenation, B of the bottleneck, k new maps, H and W pixels,
 M = N * H * W cells.
 
-On an NVIDIA GPU, blocks with bottlenecks and ReLU or ReLU6 run in Triton kernels where those can
-run (see `kernels.why_unavailable`).
+Blocks with ReLU or ReLU6 run in kernels of our own where those can run: see `backends`.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import inf
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densenet_backbones.dense_block.backends import channels_last, fill_in_kernels, relu_ceiling
 from densenet_backbones.dense_block.folded_conv import ONEDNN, FoldedConv2d, LaidOut, is_for_onednn
 from densenet_backbones.dense_block.plain import run_plain
 
 __all__ = [
     "LIBRARY",
     "FoldedLayer",
-    "LayerWeights",
-    "channels_last",
     "compiled_folded",
-    "has_kernels",
-    "is_on_gpu",
-    "relu_ceiling",
     "run_folded",
 ]
 
@@ -133,48 +127,6 @@ class _Step(NamedTuple):
     new: int
 
 
-class LayerWeights(NamedTuple):
-    """A layer with bottleneck, as kernels take it: what `FoldedLayer.tensors` returns.
-
-    Attributes:
-        scale: (C,), of the maps' type or of a longer one.
-        shift: (C,), likewise.
-        weight1: The 1x1 of the maps' type, (C, B).
-        bias1: Its bias, (B,).
-        weight2: The 3x3, (k, B, 3, 3), channels last.
-        bias2: Its bias, (k,).
-    """
-
-    scale: Tensor
-    shift: Tensor
-    weight1: Tensor
-    bias1: Tensor
-    weight2: Tensor
-    bias2: Tensor
-
-
-def has_kernels(x: Tensor) -> bool:
-    """Whether the Triton kernels run on maps like ``x``; says why not, once, if it is on a GPU."""
-    if not is_on_gpu(x):
-        return False
-    # Only here: kernels need this module, and few processes need kernels.
-    from densenet_backbones.dense_block.kernels import usable
-
-    return usable(x.device, x.dtype)
-
-
-def is_on_gpu(x: Tensor) -> bool:
-    """Whether kernels are to be asked for."""
-    return x.is_cuda
-
-
-def relu_ceiling(act: nn.Module) -> float | None:
-    """What an activation cuts its input off at, beside 0; None if it is neither ReLU nor ReLU6."""
-    if isinstance(act, nn.ReLU6):
-        return 6.0
-    return inf if isinstance(act, nn.ReLU) else None
-
-
 def run_folded(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
     """Runs a block in one buffer: no concatenation, and nothing but new maps is written to it.
 
@@ -187,37 +139,26 @@ def run_folded(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
     Returns:
         What `run_plain` returns, (N, C + sum of k, H, W), channels last.
     """
-    ceiling = relu_ceiling(layers[0].act)
-    if layers[0].bottleneck and ceiling is not None and has_kernels(x):
+    buffer = _buffer(x, sum(layer.conv.out_channels for layer in layers))
+    ceiling, dilation = relu_ceiling(layers[0].act), layers[0].conv.dilation[0]
+    if ceiling is not None:
         tensors = [layer.tensors() for layer in layers]
-        return _run_kernels(x, tensors, layers[0].conv.dilation[0], ceiling)
-    return _run(x, [layer.step() for layer in layers])
+        if fill_in_kernels(buffer, x.shape[1], tensors, dilation, ceiling):
+            return buffer
+    return _fill(buffer, x.shape[1], [layer.step() for layer in layers])
 
 
-def _run_kernels(
-    x: Tensor, layers: Sequence[Sequence[Tensor]], dilation: int, ceiling: float
-) -> Tensor:
-    from densenet_backbones.dense_block.kernels import run_folded_kernels
-
-    # Scales and shifts may stay longer than the maps: kernels norm in float32 in any case.
-    weights = [
-        LayerWeights(scale, shift, *(tensor.to(x.dtype) for tensor in convs))
-        for scale, shift, *convs in layers
-    ]
-    new = sum(len(layer.bias2) for layer in weights)
+def _buffer(x: Tensor, new: int) -> Tensor:
     buffer = channels_last(x, x.shape[1] + new)
     buffer[:, : x.shape[1]] = x
-    return run_folded_kernels(buffer, weights, dilation=dilation, ceiling=ceiling)
+    return buffer
 
 
-def _run(x: Tensor, steps: Sequence[_Step]) -> Tensor:
-    images, channels, height, width = x.shape
-    total = channels + sum(step.new for step in steps)
-    buffer = channels_last(x, total)
-    buffer[:, :channels] = x
+def _fill(buffer: Tensor, channels: int, steps: Sequence[_Step]) -> Tensor:
+    images, total, height, width = buffer.shape
     cells = buffer.permute(0, 2, 3, 1).view(-1, total)
     # The normed maps of all layers use the same memory, which stays in the caches.
-    scratch = x.new_empty(len(cells) * (total - steps[-1].new))
+    scratch = buffer.new_empty(len(cells) * (total - steps[-1].new))
     for step in steps:
         normed = scratch[: len(cells) * channels].view(-1, channels)
         torch.addcmul(step.shift, cells[:, :channels], step.scale, out=normed)
@@ -228,12 +169,6 @@ def _run(x: Tensor, steps: Sequence[_Step]) -> Tensor:
         buffer[:, channels : channels + step.new] = new
         channels += step.new
     return buffer
-
-
-def channels_last(x: Tensor, channels: int) -> Tensor:
-    """Memory for maps like ``x``, of other channels."""
-    images, _, height, width = x.shape
-    return x.new_empty((images, height, width, channels)).permute(0, 3, 1, 2)
 
 
 def compiled_folded(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
@@ -265,9 +200,10 @@ def _folded_block(
 
     each = len(tensors) // layers
     split = [tensors[i : i + each] for i in range(0, len(tensors), each)]
-    if each == len(LayerWeights._fields) and has_kernels(x):
-        return _run_kernels(x, split, dilation, ceiling)
-    return _run(x, [step(*part) for part in split])
+    buffer = _buffer(x, sum(len(bias) for *_, bias in split))
+    if fill_in_kernels(buffer, x.shape[1], split, dilation, ceiling):
+        return buffer
+    return _fill(buffer, x.shape[1], [step(*part) for part in split])
 
 
 def _folded_block_shape(

@@ -1,4 +1,4 @@
-"""A transition in evaluation, in one kernel on an NVIDIA GPU where its pool stands before its 1x1.
+"""A transition in evaluation, in one kernel where its pool stands before its 1x1: see `backends`.
 
 Shapes: N images, C channels read, C' written, H and W pixels.
 """
@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densenet_backbones.dense_block.folded import (
-    LIBRARY,
+from densenet_backbones.dense_block.backends import (
     channels_last,
+    has_cpp,
     has_kernels,
-    is_on_gpu,
+    has_triton,
     relu_ceiling,
 )
+from densenet_backbones.dense_block.folded import LIBRARY
 from densenet_backbones.dense_block.folded_conv import FoldedConv2d, is_written_down
 
 __all__ = ["FoldedTransition", "ScaleShift"]
@@ -57,9 +58,9 @@ class FoldedTransition(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H', W')."""
-        if self._ceiling is None or is_written_down(x) or not is_on_gpu(x):
+        if self._ceiling is None or is_written_down(x) or not has_kernels(x):
             return cast(Tensor, super().forward(x))
-        # One operation for compilers, which cannot see what `has_kernels` finds.
+        # One operation for compilers, which cannot see into kernels.
         run = _operator if torch.compiler.is_compiling() else _folded_transition
         norm, conv = cast(ScaleShift, self.norm), cast(FoldedConv2d, self.conv)
         return run(x, [norm.scale, norm.shift, *conv.tensors()], self._ceiling)
@@ -83,8 +84,12 @@ def _operator(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tensor:
 def _folded_transition(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tensor:
     """The transition from scale and shift, (C, 1, 1), weight, (C', C, 1, 1), and bias, (C',)."""
     scale, shift, weight, bias = tensors
+    if has_cpp(x):
+        from densenet_backbones.dense_block.native import run_transition
+
+        return run_transition(x, tensors, ceiling)
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    if not has_kernels(x):
+    if not has_triton(x):
         normed = torch.addcmul(shift, x, scale).to(x.dtype).clamp_(min=0.0, max=ceiling)
         return F.conv2d(F.avg_pool2d(normed, 2), weight, bias)
     from densenet_backbones.dense_block.kernels import pointwise

@@ -1,0 +1,131 @@
+"""Which kernels of our own run a folded block: Triton's on an NVIDIA GPU, C++ on a CPU, or none.
+
+Shapes: N images, C channels of the concatenation, B of the bottleneck, k new maps, H and W pixels.
+"""
+
+from collections.abc import Sequence
+from math import inf
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "LayerWeights",
+    "channels_last",
+    "fill_in_kernels",
+    "has_cpp",
+    "has_kernels",
+    "has_triton",
+    "is_on_gpu",
+    "relu_ceiling",
+]
+
+
+class LayerWeights(NamedTuple):
+    """A layer with bottleneck, as kernels take it: what `FoldedLayer.tensors` returns.
+
+    Attributes:
+        scale: (C,), of the maps' type or of a longer one.
+        shift: (C,), likewise.
+        weight1: The 1x1 of the maps' type, (C, B).
+        bias1: Its bias, (B,).
+        weight2: The 3x3, (k, B, 3, 3), channels last.
+        bias2: Its bias, (k,).
+    """
+
+    scale: Tensor
+    shift: Tensor
+    weight1: Tensor
+    bias1: Tensor
+    weight2: Tensor
+    bias2: Tensor
+
+
+# Kernels are imported where they are used: few processes need them, and the first use of those in
+# C++ compiles them. Where they cannot run, a warning says why, once.
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Whether any kernels run on maps like ``x``; while torch compiles, whether they may."""
+    if torch.compiler.is_compiling():
+        return is_on_gpu(x) or _is_for_cpp(x)
+    return has_cpp(x) or has_triton(x)
+
+
+def has_triton(x: Tensor) -> bool:
+    """Whether the Triton kernels run on maps like ``x``."""
+    if not is_on_gpu(x):
+        return False
+    from densenet_backbones.dense_block.kernels import usable
+
+    return usable(x.device, x.dtype)
+
+
+def is_on_gpu(x: Tensor) -> bool:
+    """Whether the Triton kernels are to be asked for."""
+    return x.is_cuda
+
+
+def has_cpp(x: Tensor) -> bool:
+    """Whether the C++ kernels run on maps like ``x``."""
+    if not _is_for_cpp(x):
+        return False
+    from densenet_backbones.dense_block.native import usable
+
+    return usable()
+
+
+def _is_for_cpp(x: Tensor) -> bool:
+    autocast = torch.is_autocast_enabled("cpu")
+    return not is_on_gpu(x) and x.device.type == "cpu" and x.dtype == torch.float32 and not autocast
+
+
+def relu_ceiling(act: nn.Module) -> float | None:
+    """What an activation cuts its input off at, beside 0; None if it is neither ReLU nor ReLU6."""
+    if isinstance(act, nn.ReLU6):
+        return 6.0
+    return inf if isinstance(act, nn.ReLU) else None
+
+
+def fill_in_kernels(
+    buffer: Tensor,
+    channels: int,
+    layers: Sequence[Sequence[Tensor]],
+    dilation: int,
+    ceiling: float,
+) -> bool:
+    """Runs a block in place, if there are kernels for it.
+
+    Args:
+        buffer: (N, C, H, W), channels last; its first ``channels`` are the block's input.
+        channels: Their number.
+        layers: Of each what `FoldedLayer.tensors` returns.
+        dilation: Of the 3x3 convolutions.
+        ceiling: What activations cut off at, beside 0.
+
+    Returns:
+        Whether it was run.
+    """
+    if dilation == 1 and has_cpp(buffer):
+        from densenet_backbones.dense_block.native import fill_block
+
+        fill_block(buffer, channels, layers, ceiling)
+        return True
+    if len(layers[0]) == len(LayerWeights._fields) and has_triton(buffer):
+        from densenet_backbones.dense_block.kernels import run_folded_kernels
+
+        # Scales and shifts may stay longer than the maps: kernels norm in float32 in any case.
+        weights = [
+            LayerWeights(scale, shift, *(tensor.to(buffer.dtype) for tensor in convs))
+            for scale, shift, *convs in layers
+        ]
+        run_folded_kernels(buffer, weights, dilation=dilation, ceiling=ceiling)
+        return True
+    return False
+
+
+def channels_last(x: Tensor, channels: int) -> Tensor:
+    """Memory for maps like ``x``, of other channels."""
+    images, _, height, width = x.shape
+    return x.new_empty((images, height, width, channels)).permute(0, 3, 1, 2)

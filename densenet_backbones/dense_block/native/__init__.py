@@ -1,0 +1,10 @@
+"""Folded dense blocks and transitions in C++, for inference in float32 on a CPU.
+
+The source is compiled by the machine's own compiler the first time it is needed, in seconds, and
+kept in the user's cache. Ask `usable` (or `why_unavailable`) before anything else here is called.
+"""
+
+from densenet_backbones.dense_block.native.availability import usable, why_unavailable
+from densenet_backbones.dense_block.native.block import fill_block, run_transition
+
+__all__ = ["fill_block", "run_transition", "usable", "why_unavailable"]

@@ -1,0 +1,36 @@
+"""Whether the C++ kernels can run, and if not, why."""
+
+import os
+import warnings
+from functools import lru_cache
+
+from densenet_backbones.dense_block.native.library import CompilationError, library
+
+__all__ = ["SWITCH", "usable", "why_unavailable"]
+
+SWITCH = "DENSENET_BACKBONES_NATIVE"
+
+
+@lru_cache
+def why_unavailable() -> str | None:
+    """Why the kernels cannot run on this machine, as the end of a sentence; None if they can.
+
+    The first call compiles them. ``DENSENET_BACKBONES_NATIVE=0`` in the environment switches them
+    off.
+    """
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH}=0 switches them off"
+    try:
+        library()
+    except CompilationError as error:
+        return str(error)
+    return None
+
+
+@lru_cache
+def usable() -> bool:
+    """Whether the kernels can run on this machine; if not, a warning says why, once."""
+    reason = why_unavailable()
+    if reason is not None and os.environ.get(SWITCH) != "0":
+        warnings.warn(f"folded dense blocks run without their C++ kernels: {reason}", stacklevel=2)
+    return reason is None

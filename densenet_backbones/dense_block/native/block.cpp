@@ -1,0 +1,430 @@
+// Dense blocks and transitions in float32 on a CPU, from folded weights.
+//
+// Maps lie channels last. A 1x1 convolution is a matrix product of cells, which are normed and
+// activated on the way into a thread's scratch memory. A 3x3 convolution is one of Winograd's:
+// F(2x2, 3x3) and F(4x4, 3x3) multiply 2.25 and 4 times less often than the definition does
+// (Lavin and Gray, CVPR 2016, arXiv:1509.09308, section 4).
+//
+// Matrix products run in blocks of kDepth channels (Goto and van de Geijn, 2008): a panel of
+// weights stays in the first cache while it meets the rows, of which kRows at a time stay in
+// registers.
+//
+// Weights come packed: for each block of kDepth rows, for each panel of `vectors` SIMD vectors of
+// columns, the panel's rows one after another. Missing columns are zero.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kAccumulators = 24;  // of 32 registers
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+constexpr int kAccumulators = 12;  // of 16
+#elif defined(__aarch64__)
+constexpr int kLanes = 4;
+constexpr int kAccumulators = 24;
+#else
+constexpr int kLanes = 4;
+constexpr int kAccumulators = 12;
+#endif
+
+constexpr int kMostRows = 12;
+constexpr int kMostVectors = 3;
+constexpr int kDepth = 128;
+// Rows of scratch memory lie a little apart, or they would compete for the same lines of the cache.
+constexpr int kStride = kDepth + 16;
+constexpr int kStrip = 96;  // cells normed at a time
+constexpr int kTile = 2;    // side of what a tile gives
+constexpr int kSide = 4;    // and of what it reads
+constexpr int kPlaces = kSide * kSide;
+constexpr int kTiles = 12;  // tiles transformed at a time
+// Bottleneck maps that a thread makes before it reads them: they stay in its second cache.
+constexpr int64_t kNarrowFloats = 100 * 1024;
+
+constexpr int rows_for(int vectors) { return std::min(kMostRows, kAccumulators / vectors); }
+
+using Vector = float __attribute__((vector_size(kLanes * sizeof(float))));
+using Loose = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
+
+inline Vector load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
+inline void store(float* to, Vector x) { *reinterpret_cast<Loose*>(to) = x; }
+
+// Written so that what is not a number stays so, as PyTorch's ReLU keeps it.
+inline Vector clamp(Vector x, float ceiling) {
+    const Vector zero = {}, top = zero + ceiling;
+    x = zero > x ? zero : x;
+    return top < x ? top : x;
+}
+
+inline float clamp(float x, float ceiling) {
+    x = 0.0f > x ? 0.0f : x;
+    return ceiling < x ? ceiling : x;
+}
+
+// What a product starts from and what becomes of it.
+struct Around {
+    const float* bias;  // starts from these columns; else from what is there, or from zero
+    bool add;
+    bool clamps;
+    float ceiling;
+};
+
+template <int Rows, int Vectors>
+void multiply_tile(int depth, const float* a, const float* b, float* c, int64_t c_stride,
+                   const Around& around) {
+    Vector sum[Rows][Vectors];
+    for (int r = 0; r < Rows; ++r)
+        for (int v = 0; v < Vectors; ++v) {
+            if (around.bias)
+                sum[r][v] = load(around.bias + v * kLanes);
+            else if (around.add)
+                sum[r][v] = load(c + r * c_stride + v * kLanes);
+            else
+                sum[r][v] = Vector{};
+        }
+    for (int k = 0; k < depth; ++k) {
+        Vector column[Vectors];
+        for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * kLanes);
+        for (int r = 0; r < Rows; ++r) {
+            const Vector x = Vector{} + a[r * kStride + k];
+            for (int v = 0; v < Vectors; ++v) sum[r][v] += x * column[v];
+        }
+        b += Vectors * kLanes;
+    }
+    for (int r = 0; r < Rows; ++r)
+        for (int v = 0; v < Vectors; ++v) {
+            Vector x = sum[r][v];
+            if (around.clamps) x = clamp(x, around.ceiling);
+            store(c + r * c_stride + v * kLanes, x);
+        }
+}
+
+using MultiplyTile = void (*)(int, const float*, const float*, float*, int64_t, const Around&);
+
+template <int Vectors>
+MultiplyTile multiply_tile_for(int rows) {
+    static constexpr MultiplyTile all[] = {
+        multiply_tile<1, Vectors>,  multiply_tile<2, Vectors>,  multiply_tile<3, Vectors>,
+        multiply_tile<4, Vectors>,  multiply_tile<5, Vectors>,  multiply_tile<6, Vectors>,
+        multiply_tile<7, Vectors>,  multiply_tile<8, Vectors>,  multiply_tile<9, Vectors>,
+        multiply_tile<10, Vectors>, multiply_tile<11, Vectors>, multiply_tile<12, Vectors>,
+    };
+    return all[rows - 1];
+}
+
+// c = a * b, of `rows` x `depth` and `depth` x `panels` * `vectors` * kLanes.
+void multiply(int rows, int depth, const float* a, const float* b, int panels, int vectors,
+              float* c, int64_t c_stride, const Around& around) {
+    const int most = rows_for(vectors), groups = (rows + most - 1) / most;
+    const int columns = vectors * kLanes;
+    for (int p = 0; p < panels; ++p) {
+        Around here = around;
+        if (here.bias) here.bias += p * columns;
+        for (int g = 0; g < groups; ++g) {
+            const int first = rows * g / groups, count = rows * (g + 1) / groups - first;
+            const MultiplyTile tile = vectors == 1   ? multiply_tile_for<1>(count)
+                                      : vectors == 2 ? multiply_tile_for<2>(count)
+                                                     : multiply_tile_for<3>(count);
+            tile(depth, a + first * kStride, b, c + first * c_stride + p * columns, c_stride, here);
+        }
+        b += depth * columns;
+    }
+}
+
+struct Maps {
+    float* data;
+    int64_t images, height, width, stride;  // floats between cells
+};
+
+// clamp(scale * x + shift) of a cell's channels
+inline void norm_cell(const float* x, const float* scale, const float* shift, int channels,
+                      float ceiling, float* out) {
+    int c = 0;
+    for (; c + kLanes <= channels; c += kLanes)
+        store(out + c, clamp(load(x + c) * load(scale + c) + load(shift + c), ceiling));
+    for (; c < channels; ++c) out[c] = clamp(x[c] * scale[c] + shift[c], ceiling);
+}
+
+// The mean of the normed 2x2 cells from x on
+inline void norm_four(const float* x, int64_t right, int64_t down, const float* scale,
+                      const float* shift, int channels, float ceiling, float* out) {
+    const float* four[] = {x, x + right, x + down, x + right + down};
+    int c = 0;
+    for (; c + kLanes <= channels; c += kLanes) {
+        Vector sum = {};
+        for (const float* cell : four)
+            sum += clamp(load(cell + c) * load(scale + c) + load(shift + c), ceiling);
+        store(out + c, sum * 0.25f);
+    }
+    for (; c < channels; ++c) {
+        float sum = 0;
+        for (const float* cell : four) sum += clamp(cell[c] * scale[c] + shift[c], ceiling);
+        out[c] = sum * 0.25f;
+    }
+}
+
+struct Pointwise {
+    const float *scale, *shift;  // (channels,)
+    const float *weight, *bias;  // packed; (panels * vectors * kLanes,)
+    int64_t channels, panels, vectors;
+    float ceiling;
+    bool clamps, pools;
+};
+
+// Cells [first, last) of the output, whose rows are as long as the packed weights.
+void pointwise(const Maps& x, const Pointwise& p, float* out, int64_t out_height, int64_t out_width,
+               int64_t first, int64_t last, float* scratch) {
+    const int64_t columns = p.panels * p.vectors * kLanes;
+    for (int64_t start = first; start < last; start += kStrip) {
+        const int count = static_cast<int>(std::min<int64_t>(kStrip, last - start));
+        for (int64_t from = 0; from < p.channels; from += kDepth) {
+            const int depth = static_cast<int>(std::min<int64_t>(kDepth, p.channels - from));
+            for (int i = 0; i < count; ++i) {
+                const int64_t cell = start + i;
+                float* to = scratch + i * kStride;
+                if (!p.pools) {
+                    norm_cell(x.data + cell * x.stride + from, p.scale + from, p.shift + from,
+                              depth, p.ceiling, to);
+                    continue;
+                }
+                const int64_t column = cell % out_width, row = cell / out_width % out_height;
+                const int64_t image = cell / out_width / out_height;
+                const int64_t corner = (image * x.height + 2 * row) * x.width + 2 * column;
+                norm_four(x.data + corner * x.stride + from, x.stride, x.width * x.stride,
+                          p.scale + from, p.shift + from, depth, p.ceiling, to);
+            }
+            const bool begins = from == 0, ends = from + depth == p.channels;
+            multiply(count, depth, scratch, p.weight + from * columns, static_cast<int>(p.panels),
+                     static_cast<int>(p.vectors), out + start * columns, columns,
+                     {begins ? p.bias : nullptr, true, p.clamps && ends, p.ceiling});
+        }
+    }
+}
+
+// One-dimensional transforms, of values `step` apart: of four read, and of four products to two.
+// Interpolation points 0, 1, -1 and infinity.
+inline void spread(const Vector* d, int step, Vector* out) {
+    const Vector d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step];
+    out[0] = d0 - d2;
+    out[step] = d1 + d2;
+    out[2 * step] = d2 - d1;
+    out[3 * step] = d1 - d3;
+}
+
+inline void gather(const Vector* m, int step, Vector* out, int out_step) {
+    const Vector m0 = m[0], m1 = m[step], m2 = m[2 * step], m3 = m[3 * step];
+    out[0] = m0 + m1 + m2;
+    out[out_step] = m1 - m2 - m3;
+}
+
+struct Conv {
+    const float *scale, *shift;  // norm what is read, where given
+    const float *weight, *bias;  // by place within a tile, packed; (panels * vectors * kLanes,)
+    int64_t channels, growth, panels, vectors;
+    float ceiling;
+};
+
+inline Vector load_part(const float* from, int count) {
+    Vector x = {};
+    std::memcpy(&x, from, count * sizeof(float));
+    return x;
+}
+
+// One tile of the input, transformed, to v[place][kStride].
+void transform_in(const Maps& x, const Conv& conv, int64_t image, int64_t top, int64_t left,
+                  int64_t from, int depth, float* v, int64_t place_stride) {
+    const float* cells[kPlaces];
+    for (int r = 0; r < kSide; ++r)
+        for (int c = 0; c < kSide; ++c) {
+            const int64_t row = top + r - 1, column = left + c - 1;
+            const bool inside = row >= 0 && row < x.height && column >= 0 && column < x.width;
+            cells[r * kSide + c] =
+                inside ? x.data + ((image * x.height + row) * x.width + column) * x.stride + from
+                       : nullptr;
+        }
+    for (int c = 0; c < depth; c += kLanes) {
+        const int count = std::min(kLanes, depth - c);
+        Vector d[kPlaces], half[kPlaces];
+        if (count == kLanes && !conv.scale) {
+            for (int i = 0; i < kPlaces; ++i) d[i] = cells[i] ? load(cells[i] + c) : Vector{};
+        } else {
+            const Vector scale = conv.scale ? load_part(conv.scale + from + c, count) : Vector{};
+            const Vector shift = conv.scale ? load_part(conv.shift + from + c, count) : Vector{};
+            for (int i = 0; i < kPlaces; ++i) {
+                d[i] = cells[i] ? load_part(cells[i] + c, count) : Vector{};
+                if (cells[i] && conv.scale) d[i] = clamp(d[i] * scale + shift, conv.ceiling);
+            }
+        }
+        for (int i = 0; i < kSide; ++i) spread(d + i, kSide, half + i);
+        for (int i = 0; i < kSide; ++i) spread(half + i * kSide, 1, d + i * kSide);
+        // kStride leaves room behind the last channels.
+        for (int i = 0; i < kPlaces; ++i) store(v + i * place_stride + c, d[i]);
+    }
+}
+
+void transform_out(const float* m, int64_t place_stride, const Conv& conv, const Maps& out,
+                   int64_t image, int64_t top, int64_t left) {
+    for (int64_t c = 0; c < conv.growth; c += kLanes) {
+        const int64_t count = std::min<int64_t>(kLanes, conv.growth - c);
+        Vector d[kPlaces], half[kTile * kSide], y[kTile * kTile];
+        for (int i = 0; i < kPlaces; ++i) d[i] = load(m + i * place_stride + c);
+        for (int i = 0; i < kSide; ++i) gather(d + i, kSide, half + i, kSide);
+        for (int i = 0; i < kTile; ++i) gather(half + i * kSide, 1, y + i * kTile, 1);
+        const Vector bias = load(conv.bias + c);
+        const int64_t bottom = std::min<int64_t>(kTile, out.height - top);
+        const int64_t right = std::min<int64_t>(kTile, out.width - left);
+        for (int64_t r = 0; r < bottom; ++r)
+            for (int64_t s = 0; s < right; ++s) {
+                const Vector value = y[r * kTile + s] + bias;
+                float* to = out.data + c +
+                            ((image * out.height + top + r) * out.width + left + s) * out.stride;
+                if (count == kLanes)
+                    store(to, value);
+                else
+                    std::memcpy(to, &value, count * sizeof(float));
+            }
+    }
+}
+
+// Tiles [first, last), counted over all images.
+void winograd(const Maps& x, const Conv& conv, const Maps& out, int64_t first, int64_t last,
+              float* scratch) {
+    const int64_t rows = (x.height + kTile - 1) / kTile, across = (x.width + kTile - 1) / kTile;
+    const int64_t columns = conv.panels * conv.vectors * kLanes;
+    float* v = scratch;
+    float* m = v + kPlaces * kTiles * kStride;
+    // Of one place, also where fewer tiles are left.
+    const int64_t v_stride = kTiles * kStride, m_stride = kTiles * columns;
+    for (int64_t start = first; start < last; start += kTiles) {
+        const int count = static_cast<int>(std::min<int64_t>(kTiles, last - start));
+        for (int64_t from = 0; from < conv.channels; from += kDepth) {
+            const int depth = static_cast<int>(std::min<int64_t>(kDepth, conv.channels - from));
+            for (int i = 0; i < count; ++i) {
+                const int64_t tile = start + i;
+                transform_in(x, conv, tile / across / rows, tile / across % rows * kTile,
+                             tile % across * kTile, from, depth, v + i * kStride, v_stride);
+            }
+            for (int place = 0; place < kPlaces; ++place)
+                multiply(count, depth, v + place * v_stride,
+                         conv.weight + (place * conv.channels + from) * columns,
+                         static_cast<int>(conv.panels), static_cast<int>(conv.vectors),
+                         m + place * m_stride, columns, {nullptr, from > 0, false, 0.0f});
+        }
+        for (int i = 0; i < count; ++i) {
+            const int64_t tile = start + i;
+            transform_out(m + i * columns, m_stride, conv, out, tile / across / rows,
+                          tile / across % rows * kTile, tile % across * kTile);
+        }
+    }
+}
+
+struct Layer {
+    const float *scale, *shift, *weight1, *bias1, *weight2, *bias2;
+    int64_t bottleneck, growth, panels1, vectors1, panels2, vectors2;  // no bottleneck: 0
+};
+
+struct Team {
+    int thread, threads;
+    float* scratch;  // of this thread
+
+    // This thread's part of 0 .. count
+    int64_t first(int64_t count) const { return count * thread / threads; }
+    int64_t last(int64_t count) const { return count * (thread + 1) / threads; }
+};
+
+// Channels [0, read) of the buffer are there, and the next ones are made.
+void run_layer(const Layer& layer, const Maps& buffer, int64_t read, float ceiling, float* narrow,
+               const Team& team) {
+    const int64_t down = (buffer.height + kTile - 1) / kTile;
+    const int64_t across = (buffer.width + kTile - 1) / kTile;
+    Maps source = buffer, out = buffer;
+    out.data += read;
+    Conv conv = {layer.scale,  layer.shift,   layer.weight2,  layer.bias2, read,
+                 layer.growth, layer.panels2, layer.vectors2, ceiling};
+    int64_t strip = buffer.images * down;  // rows of tiles of all images, so many at a time
+    if (layer.bottleneck) {
+        source.data = narrow;
+        source.stride = layer.panels1 * layer.vectors1 * kLanes;
+        conv.scale = conv.shift = nullptr;
+        conv.channels = layer.bottleneck;
+        const int64_t row = kTile * buffer.width * source.stride;
+        strip = std::max<int64_t>(1, team.threads * kNarrowFloats / row);
+    }
+    int64_t made = 0;  // rows of all images that have bottleneck maps
+    for (int64_t start = 0; start < buffer.images * down; start += strip) {
+        const int64_t end = std::min(start + strip, buffer.images * down);
+        if (layer.bottleneck) {
+            const int64_t image = (end - 1) / down, row = (end - 1) % down;
+            const int64_t needed =
+                image * buffer.height + std::min((row + 1) * kTile + 1, buffer.height);
+            const Pointwise first = {layer.scale, layer.shift,   layer.weight1,  layer.bias1,
+                                     read,        layer.panels1, layer.vectors1, ceiling,
+                                     true,        false};
+            const int64_t cells = (needed - made) * buffer.width, from = made * buffer.width;
+            pointwise(buffer, first, narrow, buffer.height, buffer.width, from + team.first(cells),
+                      from + team.last(cells), team.scratch);
+            made = needed;
+#pragma omp barrier
+        }
+        const int64_t tiles = (end - start) * across, from = start * across;
+        winograd(source, conv, out, from + team.first(tiles), from + team.last(tiles),
+                 team.scratch);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+int lanes() { return kLanes; }
+int depth() { return kDepth; }
+
+// Floats of scratch memory a thread needs for 3x3 convolutions of that many packed columns.
+int64_t scratch_floats(int64_t columns) {
+    return std::max<int64_t>(kPlaces * kTiles * (kStride + columns), kStrip * kStride);
+}
+
+// Runs a block: `channels` of `total` are there, and every layer adds its own. `narrow` has room
+// for the widest bottleneck's maps, `scratch` for `scratch_size` floats of every thread.
+void dense_block(float* data, int64_t images, int64_t height, int64_t width, int64_t total,
+                 int64_t channels, const Layer* layers, int64_t count, float ceiling, float* narrow,
+                 float* scratch, int64_t scratch_size, int threads) {
+    const Maps buffer = {data, images, height, width, total};
+#pragma omp parallel num_threads(threads)
+    {
+        const int thread = omp_get_thread_num();
+        const Team team = {thread, omp_get_num_threads(), scratch + thread * scratch_size};
+        int64_t read = channels;
+        for (const Layer* layer = layers; layer < layers + count; ++layer) {
+            run_layer(*layer, buffer, read, ceiling, narrow, team);
+            read += layer->growth;
+#pragma omp barrier
+        }
+    }
+}
+
+// 2x2 means of clamp(scale * x + shift), then a 1x1 convolution. `out` has packed columns.
+void transition(float* data, int64_t images, int64_t height, int64_t width, int64_t channels,
+                const Layer* layer, float ceiling, float* out, float* scratch, int64_t scratch_size,
+                int threads) {
+    const Maps maps = {data, images, height, width, channels};
+    const Pointwise squeeze = {
+        layer->scale,   layer->shift,    layer->weight1, layer->bias1, channels,
+        layer->panels1, layer->vectors1, ceiling,        false,        true};
+    const int64_t rows = height / 2, columns = width / 2;
+#pragma omp parallel num_threads(threads)
+    {
+        const int thread = omp_get_thread_num();
+        const Team team = {thread, omp_get_num_threads(), scratch + thread * scratch_size};
+        const int64_t cells = images * rows * columns;
+        pointwise(maps, squeeze, out, rows, columns, team.first(cells), team.last(cells),
+                  team.scratch);
+    }
+}
+}

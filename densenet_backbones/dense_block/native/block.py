@@ -1,0 +1,144 @@
+"""Runs folded dense blocks and transitions in the C++ kernels.
+
+Shapes: N images, C channels, B of a bottleneck, k new maps, H and W pixels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from densenet_backbones.dense_block.native.library import Layer, library
+from densenet_backbones.dense_block.native.packing import Packed, pack, winograd
+
+__all__ = ["fill_block", "run_transition"]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A dense layer, or without ``conv`` a transition.
+
+    Attributes:
+        norm: Scale and shift of what is read.
+        squeeze: The 1x1 convolution, if there is one.
+        conv: The 3x3 convolution, if there is one.
+        bottleneck: Channels between the two, or 0.
+        new: Channels that come out.
+    """
+
+    norm: tuple[Tensor, Tensor]
+    squeeze: Packed | None
+    conv: Packed | None
+    bottleneck: int
+    new: int
+
+    def struct(self) -> Layer:
+        """Its addresses, which hold as long as this object lives."""
+        layer = Layer(bottleneck=self.bottleneck, growth=self.new)
+        layer.scale, layer.shift = (tensor.data_ptr() for tensor in self.norm)
+        for number, packed in enumerate((self.squeeze, self.conv), start=1):
+            if packed is not None:
+                setattr(layer, f"weight{number}", packed.weight.data_ptr())
+                setattr(layer, f"bias{number}", packed.bias.data_ptr())
+                setattr(layer, f"panels{number}", packed.panels)
+                setattr(layer, f"vectors{number}", packed.vectors)
+        return layer
+
+
+class _Weights:
+    """Layers as the kernels take them."""
+
+    def __init__(self, layers: Sequence[_Layer]) -> None:
+        self._held = layers
+        self.structs = (Layer * len(layers))(*(layer.struct() for layer in layers))
+        self.narrow = max(layer.squeeze.columns if layer.squeeze else 0 for layer in layers)
+        self.wide = max(layer.conv.columns if layer.conv else 0 for layer in layers)
+
+
+def _dense_layer(scale: Tensor, shift: Tensor, *convs: Tensor) -> _Layer:
+    *first, weight, bias = convs
+    return _Layer(
+        norm=_norm(scale, shift),
+        squeeze=pack(*first) if first else None,
+        conv=pack(winograd(weight), bias),
+        bottleneck=len(first[1]) if first else 0,
+        new=len(bias),
+    )
+
+
+def _transition(scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> _Layer:
+    squeeze = pack(weight.flatten(1).t(), bias)
+    return _Layer(_norm(scale.flatten(), shift.flatten()), squeeze, None, 0, len(bias))
+
+
+def _norm(scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    # Detached: what is kept must not hold the very tensor by which it is kept.
+    return scale.detach().float().contiguous(), shift.detach().float().contiguous()
+
+
+# By the first tensor of a block or transition, with whose end they go.
+_KEPT: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _kept(tensors: Sequence[Tensor], make: Callable[[], Sequence[_Layer]]) -> _Weights:
+    """The weights that ``make`` packs, packed again where ``tensors`` have changed since."""
+    state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+    before, weights = _KEPT.get(tensors[0], (None, None))
+    if before != state:
+        weights = _Weights(make())
+        _KEPT[tensors[0]] = state, weights
+    assert isinstance(weights, _Weights)
+    return weights
+
+
+def fill_block(
+    buffer: Tensor, channels: int, layers: Sequence[Sequence[Tensor]], ceiling: float
+) -> None:
+    """Runs a block in place.
+
+    Args:
+        buffer: (N, C, H, W), float32, channels last; its first ``channels`` are the block's input.
+        channels: Their number.
+        layers: Of each, scale and shift, (C',); with bottleneck weight, (C', B), and bias, (B,);
+            weight, (k, B or C', 3, 3), and bias, (k,).
+        ceiling: What activations cut off at, beside 0.
+    """
+    tensors = [tensor for layer in layers for tensor in layer]
+    weights = _kept(tensors, lambda: [_dense_layer(*layer) for layer in layers])
+    images, total, height, width = buffer.shape
+    kernels, threads = library(), torch.get_num_threads()
+    own = kernels.scratch_floats(weights.wide)
+    scratch = buffer.new_empty(threads * own + images * height * width * weights.narrow)
+    kernels.dense_block(
+        *(buffer.data_ptr(), images, height, width, total, channels),
+        *(weights.structs, len(layers), ceiling),
+        *(scratch[threads * own :].data_ptr(), scratch.data_ptr(), own, threads),
+    )
+
+
+def run_transition(x: Tensor, tensors: Sequence[Tensor], ceiling: float) -> Tensor:
+    """Means of 2x2 normed and activated cells, then a 1x1 convolution.
+
+    Args:
+        x: (N, C, H, W), float32.
+        tensors: Scale and shift, of C values each, weight, (C', C, 1, 1), and bias, (C',).
+        ceiling: What activations cut off at, beside 0.
+
+    Returns:
+        (N, C', H // 2, W // 2), channels last.
+    """
+    weights = _kept(tensors, lambda: [_transition(*tensors)])
+    x = x.contiguous(memory_format=torch.channels_last)
+    images, channels, height, width = x.shape
+    out = x.new_empty(images, height // 2, width // 2, weights.narrow)
+    kernels, threads = library(), torch.get_num_threads()
+    own = kernels.scratch_floats(0)
+    scratch = x.new_empty(threads * own)
+    kernels.transition(
+        *(x.data_ptr(), images, height, width, channels),
+        *(weights.structs, ceiling, out.data_ptr(), scratch.data_ptr(), own, threads),
+    )
+    maps = out[..., : len(tensors[-1])].permute(0, 3, 1, 2)
+    return maps.contiguous(memory_format=torch.channels_last)

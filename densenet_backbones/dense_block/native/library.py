@@ -1,0 +1,92 @@
+"""Compiles the C++ kernels for this machine, keeps them in the user's cache, and loads them."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+__all__ = ["CompilationError", "Layer", "library"]
+
+_SOURCE = Path(__file__).with_name("block.cpp")
+_COMPILERS = ("c++", "g++", "clang++")
+# Fused multiply-add is what -ffp-contract allows; nothing else about the arithmetic is loosened.
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
+_TIMEOUT = 300  # seconds
+
+
+class CompilationError(Exception):
+    """The kernels cannot be compiled or loaded; the message says why."""
+
+
+class Layer(ctypes.Structure):
+    """``struct Layer`` of ``block.cpp``: addresses of tensors, and sizes."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("scale", "shift")),
+        *((name, ctypes.c_void_p) for name in ("weight1", "bias1", "weight2", "bias2")),
+        *((name, ctypes.c_int64) for name in ("bottleneck", "growth", "panels1", "vectors1")),
+        *((name, ctypes.c_int64) for name in ("panels2", "vectors2")),
+    ]
+
+
+@lru_cache
+def library() -> ctypes.CDLL:
+    """The compiled kernels.
+
+    Raises:
+        CompilationError: There is no compiler that can, or the result cannot be kept or loaded.
+    """
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, _COMPILERS), None)
+    if compiler is None:
+        raise CompilationError("no C++ compiler was found (c++, g++, clang++; or name one in CXX)")
+    # 64-bit ARM's compilers know the processor by another flag.
+    arm = platform.machine() in ("aarch64", "arm64")
+    command = [*compiler.split(), *_FLAGS, "-mcpu=native" if arm else "-march=native"]
+    try:
+        file = _compiled(command)
+        kernels = ctypes.CDLL(str(file))
+    except OSError as error:
+        raise CompilationError(f"{error}") from error
+    address, size, count, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+    layers = ctypes.POINTER(Layer)
+    kernels.scratch_floats.restype = size
+    kernels.scratch_floats.argtypes = [size]
+    maps = (address, size, size, size, size)  # and N, H, W, C
+    rest = (real, address, address, size, count)  # ceiling, two addresses, scratch size, threads
+    kernels.dense_block.restype = kernels.transition.restype = None
+    kernels.dense_block.argtypes = (*maps, size, layers, size, *rest)
+    kernels.transition.argtypes = (*maps, layers, *rest)
+    return kernels
+
+
+def _compiled(command: list[str]) -> Path:
+    """Path of the shared library, compiled unless that has been done for this machine."""
+    # What the compiler says of the machine: another one may see the same cache.
+    machine = _run([*command, "-dM", "-E", "-x", "c++", os.devnull])
+    key = hashlib.sha256(b"\0".join([*map(str.encode, command), machine, _SOURCE.read_bytes()]))
+    file = _cache() / f"{key.hexdigest()[:32]}.so"
+    if not file.exists():
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            made = Path(folder) / file.name
+            _run([*command, str(_SOURCE), "-o", str(made)])
+            made.replace(file)  # other processes see all of it or nothing
+    return file
+
+
+def _run(command: list[str]) -> bytes:
+    result = subprocess.run(command, capture_output=True, timeout=_TIMEOUT, check=False)
+    if result.returncode:
+        lines = result.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise CompilationError(f"{command[0]} failed: {lines[0]}")
+    return result.stdout
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "densenet_backbones" / "native"

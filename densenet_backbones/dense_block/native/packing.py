@@ -1,0 +1,58 @@
+"""Weights as the C++ kernels read them."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from densenet_backbones.dense_block.native.library import library
+
+__all__ = ["Packed", "pack", "winograd"]
+
+# Lavin and Gray, CVPR 2016, arXiv:1509.09308, section 4.1: F(2x2, 3x3)
+_WINOGRAD = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]).double()
+
+
+class Packed(NamedTuple):
+    """A matrix of weights and its bias.
+
+    Attributes:
+        weight: One after another: blocks of rows, of each its panels, of each its rows. As many
+            matrices as there are lie one behind another.
+        bias: (panels * vectors * lanes,), zero where there is no column.
+        panels: Of a block of rows.
+        vectors: SIMD vectors in a row of a panel.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    panels: int
+    vectors: int
+
+    @property
+    def columns(self) -> int:
+        """Columns, with those that were added."""
+        return len(self.bias)
+
+
+def pack(weight: Tensor, bias: Tensor) -> Packed:
+    """Packs matrices (..., K, N), and their bias (N,), in float32."""
+    lanes, depth = library().lanes(), library().depth()
+    needed = -(-len(bias) // lanes)
+    # Fewest added columns; then panels of two vectors, which keep most rows in registers
+    vectors = min((2, 3, 1), key=lambda count: -needed % count)
+    panels = -(-needed // vectors)
+    added = panels * vectors * lanes - len(bias)
+    weight, bias = F.pad(weight.float(), (0, added)), F.pad(bias.float(), (0, added))
+    blocks = [
+        block.unflatten(-1, (panels, -1)).movedim(-2, -3).flatten(-3)
+        for block in weight.split(depth, dim=-2)
+    ]
+    return Packed(torch.cat(blocks, -1).contiguous(), bias.contiguous(), panels, vectors)
+
+
+def winograd(weight: Tensor) -> Tensor:
+    """A 3x3 kernel, (N, K, 3, 3), by place in a tile of 4x4: (16, K, N) in float64."""
+    by_place = torch.einsum("ia,nkab,jb->ijkn", _WINOGRAD, weight.double(), _WINOGRAD)
+    return by_place.flatten(0, 1)
