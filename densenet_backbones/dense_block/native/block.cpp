@@ -17,25 +17,20 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kLanes = 16;
-constexpr int kAccumulators = 24;  // of 32 registers
+constexpr int kLanes = 16, kRegisters = 32;
 #elif defined(__AVX__)
-constexpr int kLanes = 8;
-constexpr int kAccumulators = 12;  // of 16
+constexpr int kLanes = 8, kRegisters = 16;
 #elif defined(__aarch64__)
-constexpr int kLanes = 4;
-constexpr int kAccumulators = 24;
+constexpr int kLanes = 4, kRegisters = 32;
 #else
-constexpr int kLanes = 4;
-constexpr int kAccumulators = 12;
+constexpr int kLanes = 4, kRegisters = 16;
 #endif
 
-constexpr int kMostRows = 12;
-constexpr int kMostVectors = 3;
 constexpr int kDepth = 128;
 // Rows of scratch memory lie a little apart, or they would compete for the same lines of the cache.
 constexpr int kStride = kDepth + 16;
@@ -43,11 +38,12 @@ constexpr int kStrip = 96;  // cells normed at a time
 constexpr int kTile = 2;    // side of what a tile gives
 constexpr int kSide = 4;    // and of what it reads
 constexpr int kPlaces = kSide * kSide;
-constexpr int kTiles = 12;  // tiles transformed at a time
+constexpr int kTiles = 14;  // tiles transformed at a time
 // Bottleneck maps that a thread makes before it reads them: they stay in its second cache.
 constexpr int64_t kNarrowFloats = 100 * 1024;
 
-constexpr int rows_for(int vectors) { return std::min(kMostRows, kAccumulators / vectors); }
+// Rows whose sums fit into the registers beside a row of a panel and one value of each row.
+constexpr int rows_for(int vectors) { return std::min(14, (kRegisters - 1 - vectors) / vectors); }
 
 using Vector = float __attribute__((vector_size(kLanes * sizeof(float))));
 using Loose = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
@@ -107,15 +103,28 @@ void multiply_tile(int depth, const float* a, const float* b, float* c, int64_t 
 
 using MultiplyTile = void (*)(int, const float*, const float*, float*, int64_t, const Around&);
 
+template <int Vectors, int... Row>
+MultiplyTile multiply_tile_for(int rows, std::integer_sequence<int, Row...>) {
+    static constexpr MultiplyTile all[] = {multiply_tile<Row + 1, Vectors>...};
+    return all[rows - 1];
+}
+
 template <int Vectors>
 MultiplyTile multiply_tile_for(int rows) {
-    static constexpr MultiplyTile all[] = {
-        multiply_tile<1, Vectors>,  multiply_tile<2, Vectors>,  multiply_tile<3, Vectors>,
-        multiply_tile<4, Vectors>,  multiply_tile<5, Vectors>,  multiply_tile<6, Vectors>,
-        multiply_tile<7, Vectors>,  multiply_tile<8, Vectors>,  multiply_tile<9, Vectors>,
-        multiply_tile<10, Vectors>, multiply_tile<11, Vectors>, multiply_tile<12, Vectors>,
-    };
-    return all[rows - 1];
+    return multiply_tile_for<Vectors>(rows, std::make_integer_sequence<int, rows_for(Vectors)>());
+}
+
+MultiplyTile multiply_tile_for(int rows, int vectors) {
+    switch (vectors) {
+        case 1:
+            return multiply_tile_for<1>(rows);
+        case 2:
+            return multiply_tile_for<2>(rows);
+        case 3:
+            return multiply_tile_for<3>(rows);
+        default:
+            return multiply_tile_for<4>(rows);
+    }
 }
 
 // c = a * b, of `rows` x `depth` and `depth` x `panels` * `vectors` * kLanes.
@@ -128,9 +137,7 @@ void multiply(int rows, int depth, const float* a, const float* b, int panels, i
         if (here.bias) here.bias += p * columns;
         for (int g = 0; g < groups; ++g) {
             const int first = rows * g / groups, count = rows * (g + 1) / groups - first;
-            const MultiplyTile tile = vectors == 1   ? multiply_tile_for<1>(count)
-                                      : vectors == 2 ? multiply_tile_for<2>(count)
-                                                     : multiply_tile_for<3>(count);
+            const MultiplyTile tile = multiply_tile_for(count, vectors);
             tile(depth, a + first * kStride, b, c + first * c_stride + p * columns, c_stride, here);
         }
         b += depth * columns;
@@ -140,7 +147,14 @@ void multiply(int rows, int depth, const float* a, const float* b, int panels, i
 struct Maps {
     float* data;
     int64_t images, height, width, stride;  // floats between cells
+    int64_t rows;  // that there is memory for: of all images, or of the last ones made
 };
+
+constexpr int kAhead = 16;  // cells
+
+inline void prefetch(const float* from, int count) {
+    for (int i = 0; i < count; i += 16) __builtin_prefetch(from + i, 0, 2);
+}
 
 // clamp(scale * x + shift) of a cell's channels
 inline void norm_cell(const float* x, const float* scale, const float* shift, int channels,
@@ -177,31 +191,34 @@ struct Pointwise {
     bool clamps, pools;
 };
 
-// Cells [first, last) of the output, whose rows are as long as the packed weights.
-void pointwise(const Maps& x, const Pointwise& p, float* out, int64_t out_height, int64_t out_width,
-               int64_t first, int64_t last, float* scratch) {
-    const int64_t columns = p.panels * p.vectors * kLanes;
-    for (int64_t start = first; start < last; start += kStrip) {
-        const int count = static_cast<int>(std::min<int64_t>(kStrip, last - start));
+// Cells [first, last) of the output, which has packed columns.
+void pointwise(const Maps& x, const Pointwise& p, const Maps& out, int64_t first, int64_t last,
+               float* scratch) {
+    const int64_t columns = out.stride, room = out.rows * out.width;
+    for (int64_t start = first, stop; start < last; start = stop) {
+        stop = std::min({start + kStrip, last, (start / room + 1) * room});
+        const int count = static_cast<int>(stop - start);
         for (int64_t from = 0; from < p.channels; from += kDepth) {
             const int depth = static_cast<int>(std::min<int64_t>(kDepth, p.channels - from));
             for (int i = 0; i < count; ++i) {
                 const int64_t cell = start + i;
                 float* to = scratch + i * kStride;
                 if (!p.pools) {
+                    // Rows of a prefix lie apart, which the processor does not foresee.
+                    prefetch(x.data + (cell + kAhead) * x.stride + from, depth);
                     norm_cell(x.data + cell * x.stride + from, p.scale + from, p.shift + from,
                               depth, p.ceiling, to);
                     continue;
                 }
-                const int64_t column = cell % out_width, row = cell / out_width % out_height;
-                const int64_t image = cell / out_width / out_height;
+                const int64_t column = cell % out.width, row = cell / out.width % out.height;
+                const int64_t image = cell / out.width / out.height;
                 const int64_t corner = (image * x.height + 2 * row) * x.width + 2 * column;
                 norm_four(x.data + corner * x.stride + from, x.stride, x.width * x.stride,
                           p.scale + from, p.shift + from, depth, p.ceiling, to);
             }
             const bool begins = from == 0, ends = from + depth == p.channels;
             multiply(count, depth, scratch, p.weight + from * columns, static_cast<int>(p.panels),
-                     static_cast<int>(p.vectors), out + start * columns, columns,
+                     static_cast<int>(p.vectors), out.data + start % room * columns, columns,
                      {begins ? p.bias : nullptr, true, p.clamps && ends, p.ceiling});
         }
     }
@@ -240,14 +257,14 @@ inline Vector load_part(const float* from, int count) {
 void transform_in(const Maps& x, const Conv& conv, int64_t image, int64_t top, int64_t left,
                   int64_t from, int depth, float* v, int64_t place_stride) {
     const float* cells[kPlaces];
-    for (int r = 0; r < kSide; ++r)
+    for (int r = 0; r < kSide; ++r) {
+        const int64_t row = top + r - 1, place = (image * x.height + row) % x.rows * x.width;
         for (int c = 0; c < kSide; ++c) {
-            const int64_t row = top + r - 1, column = left + c - 1;
+            const int64_t column = left + c - 1;
             const bool inside = row >= 0 && row < x.height && column >= 0 && column < x.width;
-            cells[r * kSide + c] =
-                inside ? x.data + ((image * x.height + row) * x.width + column) * x.stride + from
-                       : nullptr;
+            cells[r * kSide + c] = inside ? x.data + (place + column) * x.stride + from : nullptr;
         }
+    }
     for (int c = 0; c < depth; c += kLanes) {
         const int count = std::min(kLanes, depth - c);
         Vector d[kPlaces], half[kPlaces];
@@ -338,43 +355,56 @@ struct Team {
     int64_t last(int64_t count) const { return count * (thread + 1) / threads; }
 };
 
+// Rows of tiles whose bottleneck maps are made, and then read, at a time.
+int64_t strip_of(int64_t width, int64_t columns, int threads) {
+    return std::max<int64_t>(1, threads * kNarrowFloats / (kTile * width * columns));
+}
+
+// Rows of bottleneck maps that are needed at once. While one thread reads a strip, with a row above
+// and below it, another may be making the next.
+int64_t narrow_rows(int64_t images, int64_t height, int64_t strip) {
+    return std::min(images * height, 2 * strip * kTile + 2);
+}
+
 // Channels [0, read) of the buffer are there, and the next ones are made.
 void run_layer(const Layer& layer, const Maps& buffer, int64_t read, float ceiling, float* narrow,
                const Team& team) {
-    const int64_t down = (buffer.height + kTile - 1) / kTile;
-    const int64_t across = (buffer.width + kTile - 1) / kTile;
-    Maps source = buffer, out = buffer;
+    const int64_t images = buffer.images, height = buffer.height, width = buffer.width;
+    const int64_t down = (height + kTile - 1) / kTile, across = (width + kTile - 1) / kTile;
+    Maps out = buffer;
     out.data += read;
-    Conv conv = {layer.scale,  layer.shift,   layer.weight2,  layer.bias2, read,
-                 layer.growth, layer.panels2, layer.vectors2, ceiling};
-    int64_t strip = buffer.images * down;  // rows of tiles of all images, so many at a time
-    if (layer.bottleneck) {
-        source.data = narrow;
-        source.stride = layer.panels1 * layer.vectors1 * kLanes;
-        conv.scale = conv.shift = nullptr;
-        conv.channels = layer.bottleneck;
-        const int64_t row = kTile * buffer.width * source.stride;
-        strip = std::max<int64_t>(1, team.threads * kNarrowFloats / row);
-    }
+    const float* nothing = nullptr;
+    const Pointwise squeeze = {layer.scale,   layer.shift,    layer.weight1, layer.bias1, read,
+                               layer.panels1, layer.vectors1, ceiling,       true,        false};
+    const int64_t columns = layer.panels1 * layer.vectors1 * kLanes;
+    const bool narrows = layer.bottleneck > 0;
+    const int64_t strip = narrows ? strip_of(width, columns, team.threads) : images * down;
+    const Maps narrowed = {narrow, images,  height,
+                           width,  columns, narrow_rows(images, height, strip)};
+    const Conv conv = {narrows ? nothing : layer.scale,
+                       narrows ? nothing : layer.shift,
+                       layer.weight2,
+                       layer.bias2,
+                       narrows ? layer.bottleneck : read,
+                       layer.growth,
+                       layer.panels2,
+                       layer.vectors2,
+                       ceiling};
     int64_t made = 0;  // rows of all images that have bottleneck maps
-    for (int64_t start = 0; start < buffer.images * down; start += strip) {
-        const int64_t end = std::min(start + strip, buffer.images * down);
-        if (layer.bottleneck) {
+    for (int64_t start = 0; start < images * down; start += strip) {
+        const int64_t end = std::min(start + strip, images * down);
+        if (narrows) {
             const int64_t image = (end - 1) / down, row = (end - 1) % down;
-            const int64_t needed =
-                image * buffer.height + std::min((row + 1) * kTile + 1, buffer.height);
-            const Pointwise first = {layer.scale, layer.shift,   layer.weight1,  layer.bias1,
-                                     read,        layer.panels1, layer.vectors1, ceiling,
-                                     true,        false};
-            const int64_t cells = (needed - made) * buffer.width, from = made * buffer.width;
-            pointwise(buffer, first, narrow, buffer.height, buffer.width, from + team.first(cells),
-                      from + team.last(cells), team.scratch);
+            const int64_t needed = image * height + std::min((row + 1) * kTile + 1, height);
+            const int64_t cells = (needed - made) * width, from = made * width;
+            pointwise(buffer, squeeze, narrowed, from + team.first(cells), from + team.last(cells),
+                      team.scratch);
             made = needed;
 #pragma omp barrier
         }
         const int64_t tiles = (end - start) * across, from = start * across;
-        winograd(source, conv, out, from + team.first(tiles), from + team.last(tiles),
-                 team.scratch);
+        winograd(narrows ? narrowed : buffer, conv, out, from + team.first(tiles),
+                 from + team.last(tiles), team.scratch);
     }
 }
 
@@ -383,6 +413,7 @@ void run_layer(const Layer& layer, const Maps& buffer, int64_t read, float ceili
 extern "C" {
 
 int lanes() { return kLanes; }
+int registers() { return kRegisters; }
 int depth() { return kDepth; }
 
 // Floats of scratch memory a thread needs for 3x3 convolutions of that many packed columns.
@@ -390,12 +421,19 @@ int64_t scratch_floats(int64_t columns) {
     return std::max<int64_t>(kPlaces * kTiles * (kStride + columns), kStrip * kStride);
 }
 
+// Floats of memory for bottleneck maps of that many packed columns.
+int64_t narrow_floats(int64_t images, int64_t height, int64_t width, int64_t columns, int threads) {
+    if (columns == 0) return 0;
+    const int64_t strip = strip_of(width, columns, threads);
+    return narrow_rows(images, height, strip) * width * columns;
+}
+
 // Runs a block: `channels` of `total` are there, and every layer adds its own. `narrow` has room
-// for the widest bottleneck's maps, `scratch` for `scratch_size` floats of every thread.
+// for the bottleneck maps of each, `scratch` for `scratch_size` floats of each thread.
 void dense_block(float* data, int64_t images, int64_t height, int64_t width, int64_t total,
                  int64_t channels, const Layer* layers, int64_t count, float ceiling, float* narrow,
                  float* scratch, int64_t scratch_size, int threads) {
-    const Maps buffer = {data, images, height, width, total};
+    const Maps buffer = {data, images, height, width, total, images * height};
 #pragma omp parallel num_threads(threads)
     {
         const int thread = omp_get_thread_num();
@@ -409,22 +447,22 @@ void dense_block(float* data, int64_t images, int64_t height, int64_t width, int
     }
 }
 
-// 2x2 means of clamp(scale * x + shift), then a 1x1 convolution. `out` has packed columns.
+// 2x2 means of clamp(scale * x + shift), then a 1x1 convolution. `result` has packed columns.
 void transition(float* data, int64_t images, int64_t height, int64_t width, int64_t channels,
-                const Layer* layer, float ceiling, float* out, float* scratch, int64_t scratch_size,
-                int threads) {
-    const Maps maps = {data, images, height, width, channels};
+                const Layer* layer, float ceiling, float* result, float* scratch,
+                int64_t scratch_size, int threads) {
+    const Maps maps = {data, images, height, width, channels, images * height};
+    const int64_t columns = layer->panels1 * layer->vectors1 * kLanes;
+    const Maps out = {result, images, height / 2, width / 2, columns, images * (height / 2)};
     const Pointwise squeeze = {
         layer->scale,   layer->shift,    layer->weight1, layer->bias1, channels,
         layer->panels1, layer->vectors1, ceiling,        false,        true};
-    const int64_t rows = height / 2, columns = width / 2;
 #pragma omp parallel num_threads(threads)
     {
         const int thread = omp_get_thread_num();
         const Team team = {thread, omp_get_num_threads(), scratch + thread * scratch_size};
-        const int64_t cells = images * rows * columns;
-        pointwise(maps, squeeze, out, rows, columns, team.first(cells), team.last(cells),
-                  team.scratch);
+        const int64_t cells = images * out.height * out.width;
+        pointwise(maps, squeeze, out, team.first(cells), team.last(cells), team.scratch);
     }
 }
 }

@@ -53,7 +53,8 @@ class _Weights:
     def __init__(self, layers: Sequence[_Layer]) -> None:
         self._held = layers
         self.structs = (Layer * len(layers))(*(layer.struct() for layer in layers))
-        self.narrow = max(layer.squeeze.columns if layer.squeeze else 0 for layer in layers)
+        # Packed columns: of 1x1 convolutions, and most of a 3x3
+        self.narrow = {layer.squeeze.columns for layer in layers if layer.squeeze}
         self.wide = max(layer.conv.columns if layer.conv else 0 for layer in layers)
 
 
@@ -109,10 +110,11 @@ def fill_block(
     weights = _kept(tensors, lambda: [_dense_layer(*layer) for layer in layers])
     images, total, height, width = buffer.shape
     kernels, threads = library(), torch.get_num_threads()
-    own = kernels.scratch_floats(weights.wide)
-    scratch = buffer.new_empty(threads * own + images * height * width * weights.narrow)
+    own, size = kernels.scratch_floats(weights.wide), (images, height, width)
+    narrow = max((kernels.narrow_floats(*size, n, threads) for n in weights.narrow), default=0)
+    scratch = buffer.new_empty(threads * own + narrow)
     kernels.dense_block(
-        *(buffer.data_ptr(), images, height, width, total, channels),
+        *(buffer.data_ptr(), *size, total, channels),
         *(weights.structs, len(layers), ceiling),
         *(scratch[threads * own :].data_ptr(), scratch.data_ptr(), own, threads),
     )
@@ -132,7 +134,7 @@ def run_transition(x: Tensor, tensors: Sequence[Tensor], ceiling: float) -> Tens
     weights = _kept(tensors, lambda: [_transition(*tensors)])
     x = x.contiguous(memory_format=torch.channels_last)
     images, channels, height, width = x.shape
-    out = x.new_empty(images, height // 2, width // 2, weights.narrow)
+    out = x.new_empty(images, height // 2, width // 2, *weights.narrow)
     kernels, threads = library(), torch.get_num_threads()
     own = kernels.scratch_floats(0)
     scratch = x.new_empty(threads * own)

@@ -56,6 +56,8 @@ def library() -> ctypes.CDLL:
     layers = ctypes.POINTER(Layer)
     kernels.scratch_floats.restype = size
     kernels.scratch_floats.argtypes = [size]
+    kernels.narrow_floats.restype = size
+    kernels.narrow_floats.argtypes = [size, size, size, size, count]
     maps = (address, size, size, size, size)  # and N, H, W, C
     rest = (real, address, address, size, count)  # ceiling, two addresses, scratch size, threads
     kernels.dense_block.restype = kernels.transition.restype = None

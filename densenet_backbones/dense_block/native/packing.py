@@ -38,16 +38,18 @@ class Packed(NamedTuple):
 
 def pack(weight: Tensor, bias: Tensor) -> Packed:
     """Packs matrices (..., K, N), and their bias (N,), in float32."""
-    lanes, depth = library().lanes(), library().depth()
+    kernels = library()
+    lanes = kernels.lanes()
     needed = -(-len(bias) // lanes)
-    # Fewest added columns; then panels of two vectors, which keep most rows in registers
-    vectors = min((2, 3, 1), key=lambda count: -needed % count)
+    # Fewest added columns, then the fastest: wide panels, if there are registers for their rows.
+    preferred = (4, 2, 3, 1) if kernels.registers() >= 32 else (2, 3, 1)
+    vectors = min(preferred, key=lambda count: -needed % count)
     panels = -(-needed // vectors)
     added = panels * vectors * lanes - len(bias)
     weight, bias = F.pad(weight.float(), (0, added)), F.pad(bias.float(), (0, added))
     blocks = [
         block.unflatten(-1, (panels, -1)).movedim(-2, -3).flatten(-3)
-        for block in weight.split(depth, dim=-2)
+        for block in weight.split(kernels.depth(), dim=-2)
     ]
     return Packed(torch.cat(blocks, -1).contiguous(), bias.contiguous(), panels, vectors)
 

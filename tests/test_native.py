@@ -1,0 +1,295 @@
+"""The C++ kernels compute what PyTorch does, on every instruction set that this machine can run."""
+
+import gc
+import math
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_nets import tiny
+
+from densenet_backbones.dense_block import backends
+from densenet_backbones.dense_block.backends import channels_last
+from densenet_backbones.dense_block.native import availability, block, library, packing
+from densenet_backbones.dense_block.native.block import fill_block, run_transition
+from densenet_backbones.deploy import deploy
+
+# Of float32 sums of up to a thousand products, as a share of the largest value.
+BOUND = 3e-6
+COMPILERS = {"native": "", "without AVX-512": " -mno-avx512f", "without AVX": " -mno-avx"}
+
+
+def forget():
+    for cached in (library.library, availability.why_unavailable, availability.usable):
+        cached.cache_clear()
+    block._KEPT.clear()
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture(params=COMPILERS)
+def instructions(request, monkeypatch):
+    compiler = os.environ.get("CXX", "c++")
+    if os.uname().machine not in ("x86_64", "AMD64") and COMPILERS[request.param]:
+        pytest.skip("an instruction set of x86")
+    monkeypatch.setenv("CXX", compiler + COMPILERS[request.param])
+    reason = availability.why_unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    return request.param
+
+
+def random_layer(channels, bottleneck, growth):
+    scale, shift = torch.randn(channels), torch.randn(channels) * 0.5
+    read = bottleneck or channels
+    squeeze = (torch.randn(channels, bottleneck) / channels**0.5, torch.randn(bottleneck))
+    conv = torch.randn(growth, read, 3, 3) / (9 * read) ** 0.5, torch.randn(growth)
+    return [scale, shift, *(squeeze if bottleneck else ()), *conv]
+
+
+def expected(x, layers, ceiling):
+    """By definition, in float64."""
+    x = x.double()
+    for scale, shift, *convs in layers:
+        y = (x * scale[:, None, None] + shift[:, None, None]).clamp(0.0, ceiling)
+        *squeeze, weight, bias = (tensor.double() for tensor in convs)
+        if squeeze:
+            y = F.conv2d(y, squeeze[0].t()[..., None, None], squeeze[1]).clamp(0.0, ceiling)
+        x = torch.cat([x, F.conv2d(y, weight, bias, padding=1)], 1)
+    return x
+
+
+def run(x, layers, ceiling=math.inf):
+    buffer = channels_last(x, x.shape[1] + sum(len(layer[-1]) for layer in layers))
+    buffer.fill_(math.nan)
+    buffer[:, : x.shape[1]] = x
+    fill_block(buffer, x.shape[1], layers, ceiling)
+    return buffer
+
+
+def difference(a, b):
+    assert a.shape == b.shape
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@pytest.mark.usefixtures("instructions")
+@settings(max_examples=40, deadline=None)
+@given(
+    images=st.integers(1, 3),
+    height=st.integers(1, 19),
+    width=st.integers(1, 19),
+    channels=st.integers(1, 300),
+    bottleneck=st.sampled_from([0, 0, 1, 7, 48, 64, 100, 128, 150, 192]),
+    growth=st.integers(1, 70),
+    count=st.integers(1, 3),
+    ceiling=st.sampled_from([math.inf, 1.0]),
+    threads=st.integers(1, 3),
+)
+def test_a_block_is_what_its_definition_says(
+    images, height, width, channels, bottleneck, growth, count, ceiling, threads
+):
+    torch.manual_seed(0)
+    layers = [random_layer(channels + i * growth, bottleneck, growth) for i in range(count)]
+    x = torch.randn(images, channels, height, width)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = run(x, layers, ceiling)
+    finally:
+        torch.set_num_threads(before)
+    assert difference(found, expected(x, layers, ceiling)) <= BOUND
+
+
+@pytest.mark.usefixtures("instructions")
+def test_bottleneck_maps_that_do_not_fit_are_made_in_strips():
+    layers = [random_layer(5 + 4 * i, 192, 4) for i in range(3)]
+    x = torch.randn(3, 5, 37, 150)
+    assert library.library().narrow_floats(3, 37, 150, 192, 1) < 3 * 37 * 150 * 192
+    assert difference(run(x, layers), expected(x, layers, math.inf)) <= BOUND
+
+
+@pytest.mark.usefixtures("instructions")
+@settings(max_examples=20, deadline=None)
+@given(
+    images=st.integers(1, 3),
+    height=st.integers(2, 30),
+    width=st.integers(2, 30),
+    channels=st.integers(1, 300),
+    new=st.integers(1, 150),
+    ceiling=st.sampled_from([math.inf, 1.0]),
+)
+def test_a_transition_is_what_its_definition_says(images, height, width, channels, new, ceiling):
+    torch.manual_seed(0)
+    scale, shift = torch.randn(channels, 1, 1), torch.randn(channels, 1, 1)
+    weight, bias = torch.randn(new, channels, 1, 1) / channels**0.5, torch.randn(new)
+    x = torch.randn(images, channels, height, width)
+    found = run_transition(x, [scale, shift, weight, bias], ceiling)
+    normed = (x.double() * scale + shift).clamp(0.0, ceiling)
+    assert difference(found, F.avg_pool2d(F.conv2d(normed, weight.double(), bias.double()), 2)) <= (
+        BOUND
+    )
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.usefixtures("instructions")
+def test_what_is_not_a_number_stays_so_and_reaches_its_neighbours_alone():
+    layers = [random_layer(20, 16, 8)]
+    x = torch.randn(1, 20, 12, 12)
+    x[0, 3, 5, 5] = math.nan
+    wrong = run(x, layers)[0, 20:].isnan().any(0)
+    assert wrong[4:7, 4:7].all()
+    assert not wrong[:4].any() and not wrong[8:].any(), "tiles are of 2x2 cells"
+
+
+def test_changed_weights_are_packed_anew_and_go_with_their_model():
+    layers = [random_layer(20, 16, 8)]
+    x = torch.randn(1, 20, 6, 6)
+    first = run(x, layers)
+    assert torch.equal(run(x, layers), first)
+    layers[0][2].mul_(2)
+    assert difference(run(x, layers), expected(x, layers, math.inf)) <= BOUND
+    assert len(block._KEPT) == 1
+    layers.clear()
+    gc.collect()
+    assert len(block._KEPT) == 0
+
+
+def test_weights_of_a_model_made_and_run_in_inference_mode():
+    with torch.inference_mode():
+        net = tiny("densenet121_features").eval()
+        deployed = deploy(net)
+        x = torch.randn(1, 3, 64, 64)
+        for ours, theirs in zip(deployed(x), net(x), strict=True):
+            assert difference(ours, theirs) <= 1e-5
+
+
+def test_a_deployed_net_runs_in_the_kernels_and_so_does_a_compiled_one(monkeypatch):
+    ran = []
+    for name in ("fill_block", "run_transition"):
+        inner = getattr(block, name)
+        monkeypatch.setattr(
+            f"densenet_backbones.dense_block.native.{name}",
+            lambda *args, inner=inner, name=name: ran.append(name) or inner(*args),
+        )
+    deployed = deploy(tiny("densenet121_features").eval())
+    x = torch.randn(1, 3, 64, 64)
+    once = [*["fill_block", "run_transition"] * 3, "fill_block"]
+    torch.compiler.reset()
+    with torch.inference_mode():
+        first = deployed(x)
+        assert ran == once
+        compiled = torch.compile(deployed, backend="aot_eager", fullgraph=True)
+        for a, b in zip(compiled(x), first, strict=True):
+            assert difference(a, b) <= 1e-6
+    assert ran == once * 2
+    assert len(block._KEPT) == 7, "one and the same weights"
+
+
+@pytest.mark.parametrize("options", [{"output_stride": 16}, {"act_layer": "silu"}])
+def test_what_they_do_not_know_runs_without_them(options):
+    net = tiny("densenet121_features", **options).eval()
+    deployed = deploy(net)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        for ours, theirs in zip(deployed(x), net(x), strict=True):
+            assert difference(ours, theirs) <= 1e-5
+
+
+# ------------------------------------------------------------------------- compiling
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("/nowhere/c++", "/nowhere/c++"),
+        ("false", "false failed: no message"),
+        (f"{sys.executable} -c 1/0", "failed: Traceback"),
+    ],
+)
+def test_without_a_compiler_the_plain_form_runs_and_says_so_once(compiler, reason, monkeypatch):
+    monkeypatch.setenv("CXX", compiler)
+    net = tiny("densenet121_features").eval()
+    deployed = deploy(net)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        with pytest.warns(UserWarning, match=f"without their C\\+\\+ kernels: .*{reason}") as said:
+            first = deployed(x)
+        assert len(said) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            deployed(x)
+        for ours, theirs in zip(first, net(x), strict=True):
+            assert difference(ours, theirs) <= 1e-5
+
+
+def test_no_compiler_at_all(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "no C++ compiler was found" in availability.why_unavailable()
+
+
+def test_a_cache_that_cannot_be_written_is_a_reason(monkeypatch, tmp_path):
+    (tmp_path / "densenet_backbones").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if library.shutil.which("c++") is None:
+        pytest.skip("there is no compiler here")
+    assert "densenet_backbones" in availability.why_unavailable()
+
+
+def test_switched_off_without_a_word(monkeypatch):
+    monkeypatch.setenv(availability.SWITCH, "0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not backends.has_cpp(torch.zeros(1))
+
+
+@pytest.mark.usefixtures("instructions")
+def test_compiled_once_for_a_machine(monkeypatch):
+    commands = []
+    run = subprocess.run
+    monkeypatch.setattr(
+        library.subprocess, "run", lambda *a, **kw: commands.append(a[0]) or run(*a, **kw)
+    )
+    library.library.cache_clear()
+    library.library()
+    assert len(commands) == 1 and "-E" in commands[0]
+
+
+@pytest.mark.usefixtures("instructions")
+def test_the_source_compiles_without_warnings(tmp_path):
+    compiler = os.environ["CXX"].split()
+    flags = ["-Wall", "-Wextra", "-Werror", "-fopenmp", "-march=native", "-std=c++17", "-c"]
+    command = [*compiler, *flags, str(library._SOURCE), "-o", str(tmp_path / "block.o")]
+    subprocess.run(command, check=True)
+
+
+@pytest.mark.usefixtures("instructions")
+def test_packed_columns_are_few():
+    lanes = library.library().lanes()
+    for columns in (1, lanes, 2 * lanes + 1, 5 * lanes, 8 * lanes):
+        packed = packing.pack(torch.ones(3, columns), torch.ones(columns))
+        assert packed.columns - columns < lanes or packed.columns % (2 * lanes) == 0
+        assert float(packed.weight.sum()) == 3 * columns
+        assert packed.bias.sum() == columns
+
+
+def test_a_whole_net_differs_less_than_rounding_does():
+    torch.manual_seed(0)
+    net = timm.create_model("densenet121_features").eval()
+    deployed = deploy(net)
+    x = torch.randn(1, 3, 96, 96)
+    with torch.inference_mode():
+        for ours, theirs in zip(deployed(x), net.double()(x.double()), strict=True):
+            assert difference(ours, theirs) <= 1e-5
