@@ -1,5 +1,6 @@
 """The C++ kernels compute what PyTorch does, on every instruction set that this machine can run."""
 
+import copy
 import gc
 import math
 import os
@@ -17,7 +18,7 @@ from tiny_nets import tiny
 
 from densenet_backbones.dense_block import backends
 from densenet_backbones.dense_block.backends import channels_last
-from densenet_backbones.dense_block.native import availability, block, library, packing
+from densenet_backbones.dense_block.native import availability, block, library, packing, passes
 from densenet_backbones.dense_block.native.block import fill_block, run_transition
 from densenet_backbones.deploy import deploy
 
@@ -207,6 +208,76 @@ def test_what_they_do_not_know_runs_without_them(options):
             assert difference(ours, theirs) <= 1e-5
 
 
+# ------------------------------------------------------------------------- passes of training
+
+
+def rows(images, channels, height, width, wider=0):
+    """A map in channels last: the first channels of one that has ``wider`` more."""
+    x = torch.randn(images, height, width, channels + wider).permute(0, 3, 1, 2)
+    return x[:, :channels]
+
+
+def close(found, expected):
+    """Up to a rounding or two of float32 terms, which are of the size of 10."""
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-5)
+
+
+SHAPES = st.tuples(*(st.integers(1, most) for most in (3, 300, 12, 12)))
+
+
+@pytest.mark.usefixtures("instructions")
+@settings(max_examples=30, deadline=None)
+@given(shape=SHAPES, wider=st.integers(0, 40), threads=st.integers(1, 3))
+def test_passes_are_what_their_definitions_say(shape, wider, threads):
+    torch.manual_seed(0)
+    x, y, total = (rows(*shape, wider) for _ in range(3))
+    gradient, active = rows(*shape), rows(*shape).relu()
+    scale, shift, slope = torch.randn(3, shape[1])
+    a, b, c = (vector[:, None, None].double() for vector in (scale, shift, slope))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        close(passes.scale_shift_relu(x, scale, shift), (a * x + b).relu())
+        masked, summed, weighted = passes.masked_sums(gradient, active, x)
+        expected = gradient.double() * (active > 0)
+        assert torch.equal(masked.double(), expected)
+        for found, terms in ((summed, expected), (weighted, expected * x)):
+            error = (found - terms.sum((0, 2, 3))).abs()
+            assert (error <= 1e-6 * (1 + terms.abs().sum((0, 2, 3)))).all()
+        close(passes.affine_difference(y, x, scale, shift, slope), a * y - b - c * x)
+        close(passes.affine_difference(y, x, None, shift, slope), y - b - c * x)
+        expected = total + a * gradient
+        passes.add_scaled(total, gradient, scale)
+        close(total, expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("instructions")
+def test_passes_keep_what_is_not_a_number():
+    x = torch.full((1, 1, 2, 2), math.nan)
+    one = torch.ones(1)
+    assert passes.scale_shift_relu(x, one, one).isnan().all()
+    assert torch.equal(passes.masked_sums(torch.ones_like(x), x, x)[0], torch.ones_like(x))
+
+
+@pytest.mark.parametrize("memory", ["shared", "shared_lean"])
+def test_gradients_of_a_net_trained_with_them(memory, monkeypatch):
+    ran = []
+    inner = passes.masked_sums
+    monkeypatch.setattr(passes, "masked_sums", lambda *args: ran.append(1) or inner(*args))
+    torch.manual_seed(0)
+    net = tiny("densenet121_features").train().to(memory_format=torch.channels_last)
+    exact = copy.deepcopy(net).double()
+    net.set_memory(memory)
+    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    for model, images in ((net, x), (exact, x.double())):
+        sum(m.square().mean() for m in model(images)).backward()
+    assert len(ran) >= 2 * sum(net.spec.block_config)
+    for (name, ours), theirs in zip(net.named_parameters(), exact.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).norm() <= 1e-4 * theirs.grad.norm() + 1e-7, name
+
+
 # ------------------------------------------------------------------------- compiling
 
 
@@ -270,8 +341,17 @@ def test_compiled_once_for_a_machine(monkeypatch):
 @pytest.mark.usefixtures("instructions")
 def test_the_source_compiles_without_warnings(tmp_path):
     compiler = os.environ["CXX"].split()
-    flags = ["-Wall", "-Wextra", "-Werror", "-fopenmp", "-march=native", "-std=c++17", "-c"]
-    command = [*compiler, *flags, str(library._SOURCE), "-o", str(tmp_path / "block.o")]
+    flags = [
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fopenmp",
+        "-march=native",
+        "-std=c++17",
+        "-fPIC",
+        "-shared",
+    ]
+    command = [*compiler, *flags, *map(str, library._SOURCES), "-o", str(tmp_path / "all.so")]
     subprocess.run(command, check=True)
 
 

@@ -78,7 +78,9 @@ def has_cpp(x: Tensor) -> bool:
 
 def _is_for_cpp(x: Tensor) -> bool:
     autocast = torch.is_autocast_enabled("cpu")
-    return not is_on_gpu(x) and x.device.type == "cpu" and x.dtype == torch.float32 and not autocast
+    real = type(x) in (Tensor, nn.Parameter)  # others, as fake ones, may have no memory
+    known = x.device.type == "cpu" and x.dtype == torch.float32
+    return real and known and not is_on_gpu(x) and not autocast
 
 
 def relu_ceiling(act: nn.Module) -> float | None:

@@ -1,12 +1,16 @@
-"""The passes over whole maps, in plain operators: what a fused kernel can replace one by one.
+"""The passes over whole maps, each in plain operators or in one of our own C++ kernels.
 
 Shapes: N images, C channels, H and W pixels; vectors are (C,). Maps may be the first channels of a
 wider buffer; what comes out is dense, in the memory format of what goes in.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from densenet_backbones.dense_block.backends import has_cpp
+from densenet_backbones.dense_block.native import passes
 from densenet_backbones.dense_block.norms import Affine, precise
 
 __all__ = ["add_scaled", "masked_sums", "norm_gradient", "scale_shift_relu", "take_back"]
@@ -22,6 +26,8 @@ def scale_shift_relu(x: Tensor, affine: Affine) -> Tensor:
     Returns:
         (N, C, H, W) in the precision of ``x``.
     """
+    if _in_one_pass([x], vectors=[affine.scale, affine.shift]):
+        return passes.scale_shift_relu(x, affine.scale, affine.shift)
     return _scaled_sum(affine.shift, x, affine.scale).relu_().to(x.dtype)
 
 
@@ -37,6 +43,8 @@ def masked_sums(gradient: Tensor, active: Tensor, x: Tensor) -> tuple[Tensor, Te
         The gradient where the activation is positive and 0 elsewhere, (N, C, H, W), its sum, (C,),
         and its sum weighted by ``x``, (C,); all in at least single precision.
     """
+    if _in_one_pass([x], [gradient, active]):
+        return passes.masked_sums(gradient, active, x)
     masked = precise(torch.ops.aten.threshold_backward(gradient, active, 0))
     return masked, masked.sum((0, 2, 3)), (masked * x).sum((0, 2, 3))
 
@@ -45,6 +53,8 @@ def norm_gradient(
     masked: Tensor, x: Tensor, scale: Tensor, constant: Tensor, slope: Tensor
 ) -> Tensor:
     """``scale * masked - constant - slope * x``, (N, C, H, W), in the precision of ``x``."""
+    if _in_one_pass([masked, x], vectors=[scale, constant, slope]):
+        return passes.affine_difference(masked, x, scale, constant, slope)
     gradient = _scaled_sum(-constant, masked, scale)
     add_scaled(gradient, x, -slope)
     return gradient.to(x.dtype)
@@ -52,7 +62,9 @@ def norm_gradient(
 
 def add_scaled(total: Tensor, x: Tensor, scale: Tensor) -> None:
     """Adds ``scale * x`` to ``total``, (N, C, H, W), in place; ``scale`` is (C,)."""
-    if _in_rows(total):
+    if _in_one_pass([total], [x], [scale]):
+        passes.add_scaled(total, x, scale)
+    elif _in_rows(total):
         total.addcmul_(x, _spread(scale))
     else:
         total.add_(x * _spread(scale))
@@ -63,9 +75,22 @@ def take_back(total: Tensor, x: Tensor, constant: Tensor, slope: Tensor) -> Tens
 
     What normalising by the statistics of a batch takes from the gradient of what was normed.
     """
+    if _in_one_pass([total, x], vectors=[constant, slope]):
+        return passes.affine_difference(total, x, None, constant, slope)
     rest = precise(total) - _spread(constant)
     add_scaled(rest, precise(x), -slope)
     return rest.to(total.dtype)
+
+
+def _in_one_pass(
+    maps: Sequence[Tensor], dense: Sequence[Tensor] = (), vectors: Sequence[Tensor] = ()
+) -> bool:
+    """Whether the C++ kernels take these maps, of which ``dense`` must have no gaps."""
+    if not all(map(has_cpp, (*maps, *dense, *vectors))):
+        return False
+    if not all(vector.is_contiguous() for vector in vectors):
+        return False
+    return all(map(passes.in_rows, maps)) and all(passes.in_rows(x, dense=True) for x in dense)
 
 
 def _scaled_sum(constant: Tensor, x: Tensor, factor: Tensor) -> Tensor:

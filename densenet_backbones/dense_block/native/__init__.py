@@ -1,4 +1,4 @@
-"""Folded dense blocks and transitions in C++, for inference in float32 on a CPU.
+"""C++ kernels for float32 on a CPU: folded dense blocks and transitions, and passes of training.
 
 The source is compiled by the machine's own compiler the first time it is needed, in seconds, and
 kept in the user's cache. Ask `usable` (or `why_unavailable`) before anything else here is called.

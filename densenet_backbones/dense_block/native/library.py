@@ -12,7 +12,7 @@ from pathlib import Path
 
 __all__ = ["CompilationError", "Layer", "library"]
 
-_SOURCE = Path(__file__).with_name("block.cpp")
+_SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
 _COMPILERS = ("c++", "g++", "clang++")
 # Fused multiply-add is what -ffp-contract allows; nothing else about the arithmetic is loosened.
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
@@ -63,6 +63,17 @@ def library() -> ctypes.CDLL:
     kernels.dense_block.restype = kernels.transition.restype = None
     kernels.dense_block.argtypes = (*maps, size, layers, size, *rest)
     kernels.transition.argtypes = (*maps, layers, *rest)
+    rows = (address, size)  # a map and the floats between its cells
+    shape = (size, size, address)  # cells, channels, result
+    passes = {
+        "scale_shift_relu": (*rows, address, address, *shape),
+        "masked_sums": (address, address, *rows, *shape, address, address),
+        "affine_difference": (*rows, *rows, address, address, address, *shape),
+        "add_scaled": (*rows, address, address, size, size),
+    }
+    for name, arguments in passes.items():
+        function = getattr(kernels, name)
+        function.restype, function.argtypes = None, (*arguments, count)
     return kernels
 
 
@@ -70,13 +81,14 @@ def _compiled(command: list[str]) -> Path:
     """Path of the shared library, compiled unless that has been done for this machine."""
     # What the compiler says of the machine: another one may see the same cache.
     machine = _run([*command, "-dM", "-E", "-x", "c++", os.devnull])
-    key = hashlib.sha256(b"\0".join([*map(str.encode, command), machine, _SOURCE.read_bytes()]))
+    sources = [source.read_bytes() for source in _SOURCES]
+    key = hashlib.sha256(b"\0".join([*map(str.encode, command), machine, *sources]))
     file = _cache() / f"{key.hexdigest()[:32]}.so"
     if not file.exists():
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             made = Path(folder) / file.name
-            _run([*command, str(_SOURCE), "-o", str(made)])
+            _run([*command, *map(str, _SOURCES), "-o", str(made)])
             made.replace(file)  # other processes see all of it or nothing
     return file
 
