@@ -28,5 +28,5 @@ detector = torchvision.models.get_model("dsod300_smallest", num_classes=3).eval(
 if detector([torch.rand(3, 300, 300)])[0].keys() < {"boxes", "labels", "scores"}:
     sys.exit("dsod300_smallest gave no boxes, labels and scores")
 benchmark = Path(sys.executable).with_name("densenet-benchmark")
-subprocess.run([benchmark, "inference", "--inputs", "1x64", "--turns", "1"], check=True)
+subprocess.run([benchmark, "all", "--quick"], check=True)
 print(f"densenet-backbones {densenet_backbones.__version__} works with torch {torch.__version__}")

@@ -1,14 +1,13 @@
 import builtins
-import json
 import os
 import re
-from typing import get_args
+from pathlib import Path
 
 import pytest
 import torch
 
+from densenet_backbones.analysis import startup_benchmark, timing
 from densenet_backbones.analysis.benchmark import main
-from densenet_backbones.analysis.inference_benchmark import _difference
 from densenet_backbones.analysis.input_benchmark import (
     STEP,
     input_table,
@@ -16,11 +15,10 @@ from densenet_backbones.analysis.input_benchmark import (
     pipelines,
     training_step,
 )
-from densenet_backbones.analysis.memory import peak_bytes, saved_bytes
-from densenet_backbones.analysis.timing import Timing, interleave, ratio_table
+from densenet_backbones.analysis.startup_benchmark import compare_compilation, compare_imports
+from densenet_backbones.analysis.timing import Timing, interleave
 from densenet_backbones.data.scenes import generate
 from densenet_backbones.data.sources import read_detection
-from densenet_backbones.dense_block import Memory
 from densenet_backbones.heads import dsod_tiny
 
 PIPELINES = ("decode", "decode + ssd", "decode + light", "decode + none")
@@ -54,88 +52,22 @@ def test_nothing_to_time_is_an_error(contenders, turns):
         interleave(contenders, turns)
 
 
-def test_ratios_are_taken_turn_by_turn():
-    table = ratio_table([Timing("ours", (1.0, 2.0, 4.0)), Timing("theirs", (2.0, 2.0, 2.0))])
-    assert table.splitlines()[2].split() == ["theirs", "2000.00", "1.000", "(0.500", "..", "2.000)"]
-
-
-def test_inference_of_all_libraries_is_compared(capsys, tmp_path):
-    file = tmp_path / "times.json"
-    assert main(["inference", "--inputs", "2x64", "--turns", "1", "--json", str(file)]) == 0
-    report = capsys.readouterr().out
-    names = ["timm in onnxruntime", "timm", "torchvision", "smp", "ours", "ours deployed"]
-    assert re.findall(r"^(\S[\w ]+?)  +[\d.]+ ", report, re.M) == names
-    assert list(json.loads(file.read_text())["2x64"]) == names
-    assert re.search(r"^ours deployed +[\d.]+  1.000 \(1.000 .. 1.000\)", report, re.M)
-
-
-def test_inference_in_bfloat16(capsys):
-    assert main(["inference", "--inputs", "1x64", "--turns", "1", "--precision", "bfloat16"]) == 0
-    assert "onnxruntime" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("off", [0.01, float("nan")])
-def test_contenders_that_disagree_are_not_timed(off):
-    with pytest.raises(RuntimeError, match="timm differs by"):
-        _difference("timm", torch.ones(2) + off, torch.ones(2), bound=1e-3)
-
-
-@pytest.mark.parametrize("given", ["224", "0x224", "1x31", "1x224x224"])
-def test_inputs_are_typed_as_batch_and_side(given, capsys):
-    with pytest.raises(SystemExit):
-        main(["inference", "--inputs", given])
-    assert "must be like 1x224" in capsys.readouterr().err
-
-
-def test_memory_modes_beside_torchvisions(capsys):
-    assert main(["memory", "--nets", "densenet121", "--size", "64", "--turns", "1"]) == 0
-    report = capsys.readouterr().out
-    rows = dict(re.findall(r"^(\S+ ?\S+) +([\d.]+) +[\d.]+ +[\d.]+ +\d", report, re.M))
-    kept = [float(mebibytes) for mebibytes in rows.values()]
-    assert list(rows)[2:] == [f"ours memory={memory}" for memory in get_args(Memory)]
-    assert sorted(kept[2:6], reverse=True) == kept[2:6]  # the checkpointing modes, and none
-    assert kept[2] <= kept[0] and kept[3] <= kept[1]
-    shared, lean = kept[6:]
-    assert shared <= 0.5 * kept[1] and lean <= 0.25 * kept[1]
-    assert re.findall(r"\.\d +(\d(?: and \d)?)  \d\.", report) == [
-        "1",
-        "1 and 2",
-        *("1" for _ in get_args(Memory)),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--nets", "densenet264"], "torchvision has no 'densenet264' to compare with"),
-        (["--size", "32"], "--size >= 64"),
-    ],
-)
-def test_memory_of_nothing_to_compare(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        main(["memory", *arguments])
-    assert message in capsys.readouterr().err
-
-
-def test_saved_bytes_count_a_storage_once():
-    layer = torch.nn.Linear(8, 4)
-    x = torch.randn(16, 8, requires_grad=True)
-    saved, out = saved_bytes(layer, lambda: (layer(x) * layer(x[:8].repeat(2, 1))).sum())
-    # x, its repetition, and both outputs; the weight is a parameter
-    assert saved == 4 * (16 * 8 * 2 + 16 * 4 * 2) and out.ndim == 0
-
-
-def test_peak_is_the_most_there_is_at_once():
-    kept = []
+def test_a_turn_of_several_steps_is_their_mean(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
 
     def step():
-        kept.clear()  # what an earlier step left is not beyond what there was
-        first = torch.zeros(1 << 20)
-        second = first + 1
-        del first
-        kept.append(second.sum())
+        clock[0] += 2.0
 
-    assert 8 << 20 <= peak_bytes(step, torch.device("cpu")) < 9 << 20
+    assert interleave({"a": step}, turns=2, repeats=5)[0].seconds == (2.0, 2.0)
+    with pytest.raises(ValueError, match="repeats must be >= 1, not 0"):
+        interleave({"a": step}, turns=2, repeats=0)
+
+
+def test_ratios_are_taken_turn_by_turn():
+    ours, theirs = Timing("ours", (1.0, 2.0, 4.0)), Timing("theirs", (2.0, 2.0, 2.0))
+    assert theirs.ratios(ours) == (2.0, 1.0, 0.5)
+    assert ours.milliseconds == (1000.0, 2000.0, 4000.0)
 
 
 def test_a_detector_on_several_backbones(capsys):
@@ -149,8 +81,10 @@ def test_a_detector_on_several_backbones(capsys):
         "1",
     )
     assert main(["detector", *arguments]) == 0
-    report = capsys.readouterr().out
-    rows = re.findall(r"^(\w+) +([\d,]+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)  \d", report, re.M)
+    printed = capsys.readouterr().out
+    rows = re.findall(
+        r"^(\w+) +([\d,]+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+) +\d", printed, re.M
+    )
     assert [row[0] for row in rows] == ["resnet18", "dsod_smallest_features"]
     for _, parameters, macs, saved, peak, seconds in rows:
         assert int(parameters.replace(",", "")) > 1_000_000
@@ -164,22 +98,22 @@ def test_table_of_the_input():
         Timing("decode + ssd", (4.0, 4.0, 4.0)),
         Timing(STEP, (0.5, 0.5, 2.0)),  # 4 images: 8, 8 and 2 a second
     ]
-    rows = [re.split(r"  +", line.strip()) for line in input_table(timings, 10, 4).splitlines()]
-    assert rows[1:] == [
-        ["decode", "50.0 (25.0 .. 100.0)", "0.080 (0.080 .. 0.160)", "1"],
-        ["decode + ssd", "2.5 (2.5 .. 2.5)", "3.200 (0.800 .. 3.200)", "4"],
-        [STEP, "8.0 (2.0 .. 8.0)"],
-    ]
+    table = input_table("", timings, 10, 4)
+    assert table.column("images/s")[0] == pytest.approx((100, 50, 25))
+    assert table.column("images/s")[2] == pytest.approx((8, 8, 2))
+    shares = table.column("batch on one core / step")
+    assert shares[0] == pytest.approx((0.08, 0.16, 0.08)) and shares[2] is None
+    assert table.column("workers to keep up") == [1, 4, None]
 
 
 def test_input_of_drawn_scenes(capsys):
     tiny = ["--detector", "dsod_tiny", "--batch", "2", "--images", "2", "--turns", "1"]
     assert main(["input", *tiny]) == 0
-    report = capsys.readouterr().out
-    assert "2 images a turn" in report
-    assert "input: at 160x160" in report
+    printed = capsys.readouterr().out
+    assert "2 images a turn of scenes/train, at 160x160" in printed
     for name in (*PIPELINES, STEP):
-        assert re.search(rf"^{re.escape(name)} +[\d.]+ \([\d.]+ \.\. [\d.]+\)", report, re.M), name
+        spread = r" +[\d.]+ +[\d.]+ \([\d.]+ \.\. [\d.]+\)"
+        assert re.search(rf"^{re.escape(name)}{spread}", printed, re.M), name
 
 
 @pytest.fixture(scope="module")
@@ -189,9 +123,9 @@ def scenes(tmp_path_factory):
 
 def test_input_of_a_folder_with_mixed_precision(scenes):
     options = {"turns": 1, "detector": "dsod_tiny", "batch": 4, "precision": "bf16-mixed"}
-    report = measure(str(scenes), "train", images=99, device=torch.device("cpu"), **options)
-    assert "3 images a turn" in report  # all there are
-    assert "batch 4, bf16-mixed" in report
+    table = measure(str(scenes), "train", images=99, device=torch.device("cpu"), **options)
+    assert "3 images a turn" in table.title  # all there are
+    assert "batch 4, bf16-mixed" in table.title
 
 
 def test_input_of_real_photographs(shared_data, capsys):
@@ -235,12 +169,60 @@ def test_the_training_step_trains(scenes):
         step()
 
 
+# -- starting -----------------------------------------------------------------------------------
+
+
+def test_imports_are_timed_in_processes_of_their_own(monkeypatch):
+    monkeypatch.setattr(startup_benchmark, "_PACKAGES", ("json", "densenet_backbones.variants"))
+    table = compare_imports(turns=1)
+    assert table.column("") == ["import json", "import densenet_backbones.variants"]
+    (light,), (heavy,) = table.column("s")
+    assert 0 < light < 1 < 10 * heavy / light  # ours brings torch
+    monkeypatch.setattr(startup_benchmark, "_PACKAGES", ("no_such_package",))
+    with pytest.raises(RuntimeError, match="No module named 'no_such_package'"):
+        compare_imports(turns=1)
+
+
+def test_compiling_starts_with_empty_caches(monkeypatch):
+    """The programs are run here, and nothing is compiled."""
+    caches, nets = [], []
+    monkeypatch.setattr(torch, "compile", lambda net: nets.append(type(net).__name__) or net)
+
+    def run(program, **environment):
+        folder = Path(environment["TORCHINDUCTOR_CACHE_DIR"])
+        assert folder.is_dir() and not list(folder.iterdir())
+        assert environment["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] == "1"
+        caches.append(folder)
+        printed = []
+        exec(program, {"print": printed.append})
+        return printed[0]
+
+    monkeypatch.setattr(startup_benchmark, "_seconds_of", run)
+    size, device = (1, 3, 32, 32), torch.device("cpu")
+    table = compare_compilation("densenet121", size, turns=1, device=device)
+    assert table.column("") == ["timm", "ours deployed"]
+    assert sorted(nets) == ["DenseFeatureNet", "FeatureListNet"]
+    assert len(set(caches)) == 2 and not any(folder.exists() for folder in caches)
+
+
+# -- wrong use ----------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["inference", "--threads", "0"], "--threads: must be a whole number >= 1, not '0'"),
+        (["inference", "--device", "abacus"], "--device must be like cpu or cuda:0, not 'abacus'"),
+        (["inference", "--repeats", "few"], "--repeats: must be a whole number >= 1, not 'few'"),
+        (["inference", "--json", "no/such/times.json"], "there is no folder"),
+        (["all", "--plot", "picture.gif"], "--plot must end in .png or .svg, not 'picture.gif'"),
+        (["memory", "--budget", "0"], "--budget must be above 0, not 0.0"),
+        (["memory", "--modes", "all"], "invalid choice: 'all'"),
+        (["startup", "--inputs", "224"], "must be like 1x224"),
+        (["startup", "--net", "resnet18"], "--net: invalid choice: 'resnet18'"),
         (["inference", "--net", "resnet18"], "--net must be one of"),
-        (["inference", "--inputs", "1x64", "--turns", "0"], "turns >= 1, not 0"),
-        (["detector", "--size", "32"], "--size >= 64, not 2 and 32"),
+        (["inference", "--turns", "0"], "--turns: must be a whole number >= 1, not '0'"),
+        (["detector", "--size", "32"], "--size must be >= 64, not 32"),
         (["detector", "--detector", "retinanetfpn"], "retinanetfpn"),
         (["detector", "--backbones", "resnet"], "cannot be built on resnet: Unknown model"),
         (

@@ -2,8 +2,6 @@ import os
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -13,11 +11,8 @@ from hypothesis import strategies as st
 from test_imports import run_fresh
 from tiny_nets import tiny
 
-from densenet_backbones.analysis import gpu_network
 from densenet_backbones.analysis.benchmark import main
 from densenet_backbones.analysis.gpu_costs import block_shapes, net_cost
-from densenet_backbones.analysis.gpu_network import network_rows, network_table
-from densenet_backbones.analysis.timing import Timing
 from densenet_backbones.dense_block import backends
 from densenet_backbones.dense_block.kernels import availability, usable, why_unavailable
 from densenet_backbones.dense_block.kernels.choice import fastest
@@ -132,43 +127,9 @@ def test_the_floor_on_paper():
     assert [s[:2] for s in shapes] == [(200, 336), (100, 168), (50, 84), (25, 42)]
 
 
-def test_rows_of_a_whole_net():
-    timings = [Timing("timm", (4e-3, 2e-3, 2e-3)), Timing("deployed", (1e-3, 2e-3, 1e-3))]
-    rows = network_rows(timings, {"timm": 1e-2, "deployed": 2e-2}, batch=4, floor=5e-4)
-    assert (rows[1].us_per_image, rows[1].floor_ratio) == pytest.approx((250, 2))
-    assert (rows[1].ratio, *rows[1].ratio_range) == pytest.approx((0.5, 0.25, 1.0))
-    header, *lines = network_table(rows).split("\n")
-    assert [line.split()[0] for line in lines] == ["timm", "deployed"]
-    assert {len(line) for line in lines} == {len(header)}
-
-
-def doubled(net):
-    net.relu5.register_forward_hook(lambda module, inputs, x: 2 * x)
-    return net
-
-
-def test_a_net_that_computes_something_else_is_not_timed(monkeypatch):
-    """A small net in place of the published one, the plain form in place of kernels."""
-    small = replace(
-        VARIANTS["densenet121"], block_config=(1, 1), growth_rate=8, num_init_features=16
-    )
-    monkeypatch.setitem(gpu_network.VARIANTS, "densenet121", small)
-    arguments = {"growth_rate": 8, "block_config": (1, 1)}
-    build = partial(gpu_network.timm.create_model, **arguments)
-    monkeypatch.setattr(gpu_network.timm, "create_model", build)
-    x = torch.randn(2, 3, 64, 64)
-    with torch.inference_mode():
-        steps, errors = gpu_network._prepare("densenet121", x, ["timm", "deployed"])
-        assert set(steps) == set(errors) == {"timm", "deployed"}
-        assert max(errors.values()) < 2e-2
-        monkeypatch.setattr(gpu_network, "deploy", doubled)
-        with pytest.raises(RuntimeError, match="deployed differs from float32"):
-            gpu_network._prepare("densenet121", x, ["deployed"])
-
-
-@pytest.mark.parametrize("command", ["gpu", "gpu-net"])
+@pytest.mark.parametrize("command", [["gpu"], ["inference", "--device", "cuda"]])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what it does without a GPU")
 def test_the_measurement_needs_a_gpu(command, capsys):
     with pytest.raises(SystemExit):
-        main([command])
+        main(command)
     assert "needs a CUDA device" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from densenet_backbones.analysis.memory import saved_bytes
 from densenet_backbones.analysis.memory_plan import (
     FASTEST_FIRST,
     choose_memory,
+    largest_batch,
     memory_of,
     memory_plan,
     set_memory,
@@ -93,6 +94,19 @@ def test_the_fastest_mode_within_a_budget_is_chosen():
     assert lines[0] == "DenseNet at 2 x 3 x 64 x 64, fastest first"
     assert [line.split()[0] for line in lines[2:]] == list(FASTEST_FIRST)
     assert lines[2].split()[1:] == [f"{plan.kept['none'] / 2**20:.1f}", "1.00"]
+
+
+@pytest.mark.parametrize("name", ["features", "fcdensenet"])
+def test_the_largest_batch_within_a_budget(name):
+    build, side = MODELS[name]
+    net, image = build(), (3, side, side)
+    seven, eight = (memory_plan(net, (batch, *image)).kept for batch in (7, 8))
+    for memory in FASTEST_FIRST:
+        most = eight[memory] - 1
+        assert seven[memory] <= most
+        assert largest_batch(net, image, most, memory=memory) == 7
+    assert largest_batch(net, image, eight["none"]) == 8
+    assert largest_batch(net, image, eight["none"] / 8) == 0
 
 
 def test_every_mode_has_its_place():

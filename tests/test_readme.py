@@ -12,7 +12,7 @@ from conftest import PROJECT
 from mask_sets import write_image, write_mask
 
 from densenet_backbones import install_hook
-from densenet_backbones.analysis.benchmark import COMMANDS
+from densenet_backbones.analysis.commands import COMMANDS
 from densenet_backbones.data.samples import Categories
 from densenet_backbones.data.scenes import generate
 from densenet_backbones.data.segmentation_sources import read_segmentation
@@ -200,8 +200,8 @@ def test_flags_in_the_text_exist(help_of, capsys):
     known |= flags(help_of("densenet-train-seg", "--help-all"))
     for name in ("densenet-train-seg", "densenet-evaluate", "densenet-predict", "densenet-export"):
         known |= flags(help_of(name, "--help"))
-    for command in COMMANDS:
-        known |= flags(help_of("densenet-benchmark", command.name, "--help"))
+    for name in ("all", *(command.name for command in COMMANDS)):
+        known |= flags(help_of("densenet-benchmark", name, "--help"))
     with pytest.raises(SystemExit):
         install_hook.main(["--help"])
     known |= flags(capsys.readouterr().out)

@@ -1,9 +1,7 @@
 """What one detector costs on several backbones: training steps side by side."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torchvision
@@ -11,32 +9,16 @@ from torch import Tensor, nn
 
 from densenet_backbones.analysis.memory import peak_bytes, saved_bytes
 from densenet_backbones.analysis.plan import plan_inputs
-from densenet_backbones.analysis.timing import Timing, interleave, ratios_of
+from densenet_backbones.analysis.report import Cell, Column, Table
+from densenet_backbones.analysis.timing import interleave, waiting_for
 
-__all__ = ["DetectorRow", "compare_backbones", "detector_table"]
+__all__ = ["compare_backbones"]
 
 _OBJECTS = 8  # in each image
-
-
-@dataclass(frozen=True)
-class DetectorRow:
-    """A detector on one backbone.
-
-    Attributes:
-        name: Of the backbone, for timm.
-        parameters: Their number.
-        macs: Multiply-adds for one image in evaluation mode.
-        saved: Bytes that autograd keeps between forward and backward pass, parameters excluded.
-        peak: Bytes allocated at most during a step, beyond the parameters: maps and gradients.
-        timing: Seconds of the steps.
-    """
-
-    name: str
-    parameters: int
-    macs: int
-    saved: int
-    peak: int
-    timing: Timing
+_NOTE = (
+    "GMAC: of one image in evaluation; saved: between forward and backward pass; peak: of tensors "
+    "in a step, beyond the parameters"
+)
 
 
 def compare_backbones(
@@ -48,7 +30,7 @@ def compare_backbones(
     turns: int,
     device: torch.device,
     bf16: bool = False,
-) -> tuple[DetectorRow, ...]:
+) -> Table:
     """Training steps of one detector on several backbones, from random weights on one batch.
 
     Args:
@@ -80,22 +62,29 @@ def compare_backbones(
         model.zero_grad(set_to_none=True)  # at the end: gradients are part of what a step takes
 
     models = {name: _built(detector, name, size).to(device).train() for name in backbones}
-    rows: dict[str, Any] = {}
+    costs: dict[str, tuple[Cell, ...]] = {}
     for name, model in models.items():
         saved, value = saved_bytes(model, partial(loss, model))
         del value  # and with it what was saved
-        rows[name] = {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "macs": plan_inputs(model, images[:1]).macs,
-            "saved": saved,
-            "peak": peak_bytes(partial(step, model), device),
-        }
-    timings = interleave(
-        {name: partial(step, model) for name, model in models.items()},
-        turns,
-        synchronize=torch.cuda.synchronize if device.type == "cuda" else lambda: None,
+        parameters = sum(p.numel() for p in model.parameters())
+        macs, peak = plan_inputs(model, images[:1]).macs, peak_bytes(partial(step, model), device)
+        costs[name] = parameters, macs / 1e9, saved / 2**20, peak / 2**20
+    steps = {name: partial(step, model) for name, model in models.items()}
+    timings = interleave(steps, turns, waiting_for(device))
+    columns = (
+        *(Column(""), Column("parameters", ",d"), Column("GMAC", ".2f")),
+        *(Column("saved MiB", ".1f"), Column("peak MiB", ".1f"), Column("ms", ".1f")),
+        Column(f"step time / {timings[0].name}", ".3f", spread=True),
     )
-    return tuple(DetectorRow(name=t.name, timing=t, **rows[t.name]) for t in timings)
+    rows = tuple(
+        (timing.name, *costs[timing.name], timing.milliseconds, timing.ratios(timings[0]))
+        for timing in timings
+    )
+    title = (
+        f"training step of {detector}, {batch} images of {size} pixels, "
+        f"{'bfloat16 by autocast' if bf16 else 'float32'}, {device}, {turns} turns"
+    )
+    return Table(title, columns, rows, _NOTE)
 
 
 def _built(detector: str, backbone: str, size: int) -> nn.Module:
@@ -114,20 +103,3 @@ def _objects(size: int, generator: torch.Generator, device: torch.device) -> dic
     labels = torch.randint(1, 21, (_OBJECTS,), generator=generator)
     boxes = torch.cat((corner, corner + extent), dim=1)
     return {"boxes": boxes.to(device), "labels": labels.to(device)}
-
-
-def detector_table(rows: Sequence[DetectorRow]) -> str:
-    """One line a row: parameters, GMAC, MiB kept and at most, median seconds, time ratios."""
-    first = rows[0]
-    width = max(len(row.name) for row in rows)
-    lines = [
-        f"{'':{width}}  {'parameters':>11}  {'GMAC':>7}  {'saved MiB':>9}  {'peak MiB':>8}  "
-        f"{'s a step':>8}  step time / {first.name}: median (min .. max)"
-    ]
-    for row in rows:
-        lines.append(
-            f"{row.name:{width}}  {row.parameters:11,}  {row.macs / 1e9:7.2f}  "
-            f"{row.saved / 2**20:9.1f}  {row.peak / 2**20:8.1f}  {row.timing.median:8.2f}  "
-            f"{ratios_of(row.timing, first.timing)}"
-        )
-    return "\n".join(lines)

@@ -10,9 +10,22 @@ from dataclasses import dataclass
 
 from densenet_backbones.densenet_spec import BlockPlan, DenseNetSpec
 
-__all__ = ["Cost", "block_shapes", "layer_cost", "net_cost"]
+__all__ = ["Card", "Cost", "block_shapes", "layer_cost", "net_cost"]
 
 _BYTES = 2
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a GPU does at most; the numbers are those that an H200 is seen to reach.
+
+    Attributes:
+        bandwidth: Bytes a second of its memory.
+        flops: Operations a second of its tensor cores in bfloat16.
+    """
+
+    bandwidth: float = 4.3e12
+    flops: float = 790e12
 
 
 @dataclass(frozen=True)
@@ -39,16 +52,15 @@ class Cost:
     def __mul__(self, count: float) -> "Cost":
         return Cost(self.flops * count, self.bytes_unfused * count, self.bytes_fused * count)
 
-    def seconds(self, bandwidth: float, flops: float, fused: bool) -> float:
+    def seconds(self, card: Card, fused: bool) -> float:
         """The least time: traffic or arithmetic, whichever takes longer, as both can overlap.
 
         Args:
-            bandwidth: Bytes a second of the device's memory.
-            flops: Operations a second of its tensor cores.
+            card: What it runs on.
             fused: Whether layers are one kernel.
         """
         traffic = self.bytes_fused if fused else self.bytes_unfused
-        return max(traffic / bandwidth, self.flops / flops)
+        return max(traffic / card.bandwidth, self.flops / card.flops)
 
 
 def layer_cost(pixels: int, channels: int, bottleneck: int, growth: int) -> Cost:

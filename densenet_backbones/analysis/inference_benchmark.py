@@ -1,70 +1,69 @@
 """Feature maps of one DenseNet, side by side: its libraries, onnxruntime, ours, ours deployed."""
 
-import tempfile
 import time
-import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import timm
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models._utils import IntermediateLayerGetter
 
-from densenet_backbones.analysis.timing import Timing, interleave, ratios_of
-from densenet_backbones.checkpoints import to_ours, to_torchvision
-from densenet_backbones.deploy import deploy
+from densenet_backbones.analysis.contenders import (
+    DEPLOYED,
+    Run,
+    add_if_installed,
+    compiled_nets,
+    feature_nets,
+    in_onnxruntime,
+)
+from densenet_backbones.analysis.gpu_costs import Card, net_cost
+from densenet_backbones.analysis.report import Column, Table
+from densenet_backbones.analysis.timing import Timing, interleave, waiting_for
+from densenet_backbones.dense_block.kernels import usable
 from densenet_backbones.variants import VARIANTS
 
-__all__ = [
-    "INFERENCE_NOTE",
-    "InferenceRow",
-    "compare_inference",
-    "inference_table",
-    "parse_input",
-]
+__all__ = ["compare_inference", "parse_input"]
 
-INFERENCE_NOTE = (
-    "difference: largest of the last map, as a share of that map's largest value, from timm's in "
-    "float32; first call: seconds of it, in which compilers compile"
+_NOTE = (
+    "of the last map, from timm's in float32: largest difference, as a share of its largest value, "
+    "and error, as a share of its norm; first call: seconds of it, in which compilers compile"
 )
-# The last map's share that a difference from float32 may be; bfloat16 keeps 8 bits and there are
-# over a hundred layers.
-_BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 0.15}
-
-Run = Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True)
-class InferenceRow:
-    """One way to make the maps.
+class _Bounds:
+    """How far a last map may be from float32, for rounding alone.
 
     Attributes:
-        timing: Its name, and seconds of the turns.
-        difference: Largest of the last map from timm's in float32, as a share of its largest value.
-        first: Seconds of the first call.
+        largest: Difference, as a share of the map's largest value.
+        error: Norm of the difference, as a share of the map's.
     """
 
-    timing: Timing
-    difference: float
-    first: float
+    largest: float
+    error: float
+
+
+@dataclass(frozen=True)
+class _Checked:
+    largest: float
+    error: float
+    first_call: float
 
 
 def parse_input(text: str) -> tuple[int, int, int, int]:
-    """Batch, channels, height and width of what is typed as ``NxSIZE``.
+    """Batch, channels, height and width of what is typed as ``NxSIZE`` or ``NxHxW``.
 
     Raises:
         ValueError: It is not typed so, or the images are too small.
     """
-    batch, _, side = text.partition("x")
-    if not (batch.isdecimal() and side.isdecimal() and int(batch) >= 1 and int(side) >= 32):
-        raise ValueError(f"--inputs must be like 1x224, of 32 pixels or more, not {text!r}")
-    return int(batch), 3, int(side), int(side)
+    batch, *sides = (int(part) if part.isdecimal() else 0 for part in text.split("x"))
+    if len(sides) not in (1, 2) or batch < 1 or min(sides) < 32:
+        raise ValueError(
+            f"--inputs must be like 1x224 or 2x800x1344, of 32 pixels or more, not {text!r}"
+        )
+    return batch, 3, sides[0], sides[-1]
 
 
 def compare_inference(
@@ -72,19 +71,25 @@ def compare_inference(
     size: tuple[int, int, int, int],
     *,
     turns: int,
+    repeats: int,
     device: torch.device,
     dtype: torch.dtype,
     compiled: bool = False,
-) -> tuple[InferenceRow, ...]:
+    card: Card | None = None,
+) -> Table:
     """Times all that make the feature maps of ``net``, on the same weights and images.
 
     Args:
         net: A DenseNet that timm and torchvision have: ``densenet121``, ...
         size: (N, 3, H, W).
         turns: Counted rounds; see `interleave`.
-        device: Where.
+        repeats: Passes in a turn.
+        device: Where. On a GPU these are timm's net and the deployed one, eager and compiled with
+            ``reduce-overhead``.
         dtype: float32 or bfloat16, of weights and images.
-        compiled: Also compile timm's net and the deployed one.
+        compiled: Also compile timm's net (on a GPU with ``max-autotune``, which takes minutes) and
+            the deployed one.
+        card: What the GPU reaches at most, for the least time on paper; `Card`'s when left out.
 
     Raises:
         ValueError: A library has no such net.
@@ -93,129 +98,128 @@ def compare_inference(
     if net not in VARIANTS or not hasattr(torchvision.models, net):
         known = [name for name in VARIANTS if hasattr(torchvision.models, name)]
         raise ValueError(f"--net must be one of {known}, not {net!r}")
-    image = torch.randn(size, generator=torch.Generator().manual_seed(0))
-    rows = image.to(device, dtype, memory_format=torch.channels_last)
-    nets = _nets(net)
+    image = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
+    given = image.to(dtype=dtype, memory_format=torch.channels_last)
+    nets, missing = feature_nets(net, device)
+    theirs = nets["timm"]
+    synchronize = waiting_for(device)
     with torch.inference_mode():
-        truth = nets["timm"](image)[-1]
-    contenders: dict[str, Run] = {}
-    if device.type == "cpu" and dtype == torch.float32:
-        contenders |= _onnxruntime(nets["timm"], image)
-    for name, model in nets.items():
-        model.to(device, dtype).to(memory_format=torch.channels_last)
-        contenders[name] = model
-    if compiled:
-        contenders["timm compiled"] = _compiled(nets["timm"])
-        contenders["ours deployed, compiled"] = _compiled(nets["ours deployed"])
-    found: dict[str, tuple[float, float]] = {}
-    with torch.inference_mode():
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            last = run(rows)[-1]
-            found[name] = (
-                _difference(name, last, truth, _BOUNDS[dtype]),
-                (time.perf_counter() - start),
+        expected = _in_float32(theirs, image)
+        contenders: dict[str, Run] = {}
+        if device.type == "cpu" and dtype == torch.float32:
+            missing |= add_if_installed(
+                "timm in onnxruntime", partial(in_onnxruntime, theirs, image), contenders
             )
-        timings = interleave(
-            {name: partial(run, rows) for name, run in contenders.items()},
-            turns,
-            synchronize=torch.cuda.synchronize if device.type == "cuda" else lambda: None,
-        )
-    return tuple(InferenceRow(timing, *found[timing.name]) for timing in timings)
+        for name, model in nets.items():
+            contenders[name] = model.to(dtype).to(memory_format=torch.channels_last)
+        contenders |= compiled_nets(nets, device, compiled)
+        bounds = _bounds(dtype, device, _distance(theirs(given)[-1], expected))
+        checked = {
+            name: _check(name, partial(run, given), expected, bounds, device)
+            for name, run in contenders.items()
+        }
+        steps = {name: partial(run, given) for name, run in contenders.items()}
+        timings = interleave(steps, turns, synchronize, repeats)
+    batch, _, height, width = size
+    title = (
+        f"feature maps of {net}, {batch} x {height}x{width} pixels, "
+        f"{str(dtype).removeprefix('torch.')}, channels last, {device}, {turns} turns"
+        + (f" of {repeats} passes" if repeats > 1 else "")
+    )
+    notes = [_NOTE, *(f"{name}: not measured, {why}" for name, why in missing.items())]
+    floor = None
+    if device.type == "cuda":
+        kernels = "run" if usable(device, dtype) else "do not run"
+        notes.append(f"Triton kernels {kernels} in the deployed net")
+        if dtype == torch.bfloat16:  # the costs are of two bytes a value
+            card = card or Card()
+            floor = (net_cost(VARIANTS[net], height, width) * batch).seconds(card, fused=True)
+            notes.append(
+                f"floor: a kernel for each layer, {card.bandwidth / 1e12:g} TB/s and "
+                f"{card.flops / 1e12:g} TFLOP/s (--bandwidth, --flops)"
+            )
+    return _table(title, timings, checked, batch, floor, "\n".join(notes))
 
 
-def _difference(name: str, last: Tensor, truth: Tensor, bound: float) -> float:
-    last = last.float().cpu().relu()  # torchvision and smp leave the last ReLU out
-    difference = float((last - truth).abs().max() / truth.abs().max())
-    if not difference <= bound:
-        raise RuntimeError(f"{name} differs by {difference:.1e}; times cannot be compared")
-    return difference
+def _table(
+    title: str,
+    timings: tuple[Timing, ...],
+    checked: Mapping[str, _Checked],
+    batch: int,
+    floor: float | None,
+    note: str,
+) -> Table:
+    deployed = next(timing for timing in timings if timing.name == DEPLOYED)
+    ratio = f"time / {DEPLOYED}"
+    columns = [Column(""), Column("ms", ".2f"), Column("us an image", ".1f")]
+    columns += [Column(ratio, ".3f", spread=True), Column("largest difference", ".1e")]
+    columns += [Column("error", ".1e"), Column("first call s", ".2f")]
+    if floor is not None:
+        columns.append(Column("time / floor", ".2f"))
+    rows = []
+    for timing in timings:
+        found = checked[timing.name]
+        microseconds = 1e6 * timing.median / batch
+        ratios = timing.ratios(deployed)
+        row = (timing.name, timing.milliseconds, microseconds, ratios, found.largest, found.error)
+        floors = () if floor is None else (timing.median / floor,)
+        rows.append((*row, found.first_call, *floors))
+    return Table(title, tuple(columns), tuple(rows), note, chart=(ratio,))
 
 
-def _nets(name: str) -> OrderedDict[str, nn.Module]:
-    theirs = timm.create_model(name, features_only=True)
-    for key, buffer in theirs.named_buffers():
-        # Fresh statistics (0 and 1) would hide a norm that reads the wrong ones.
-        if key.endswith("running_mean"):
-            buffer.normal_(std=0.1)
-        elif key.endswith("running_var"):
-            buffer.uniform_(0.5, 1.5)
-    ours = timm.create_model(f"{name}_features")
-    ours.load_state_dict(to_ours(theirs.state_dict()))
-    weights = to_torchvision(ours.state_dict())
-    build: Any = getattr(torchvision.models, name)
-    whole = build(weights=None)
-    whole.load_state_dict(weights, strict=False)  # but for the classifier
-    taps = {"relu0": "0", **{f"denseblock{i}": str(i) for i in range(1, 5)}, "norm5": "5"}
-    getter = IntermediateLayerGetter(whole.features, taps)
-    nets = OrderedDict[str, nn.Module](timm=theirs, torchvision=_Listed(getter))
+def _in_float32(net: nn.Module, image: Tensor) -> Tensor:
+    """The last map, without TF32, whose products have hardly more bits than those of bfloat16."""
+    conv: Any = torch.backends.cudnn
+    before, conv.allow_tf32 = conv.allow_tf32, False
     try:
-        from segmentation_models_pytorch.encoders import get_encoder
-    except ModuleNotFoundError:
-        pass  # it is not among the package's own requirements
-    else:
-        encoder = get_encoder(name, weights=None)
-        encoder.load_state_dict({**encoder.state_dict(), **weights})
-        nets["smp"] = encoder
-    nets["ours"] = ours
-    for net in nets.values():
-        net.eval()
-    nets["ours deployed"] = deploy(ours)
-    return nets
+        return cast(Tensor, net(image)[-1])
+    finally:
+        conv.allow_tf32 = before
 
 
-class _Listed(nn.Module):
-    """A net that returns its maps by name, as one that returns them in a list."""
+def _bounds(dtype: torch.dtype, device: torch.device, timms: float) -> _Bounds:
+    """By the bits of products: 24 of float32, 11 of TF32, which GPUs take for it, 8 of bfloat16.
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return list(self.net(x).values())
-
-
-def _compiled(net: nn.Module) -> Run:
-    torch.compiler.reset()
-    compiled: Run = torch.compile(net)
-    return compiled
+    With few bits there are over a hundred layers of rounding, so timm's own error is the measure:
+    half as much again, plus one rounding.
+    """
+    if dtype == torch.bfloat16:
+        return _Bounds(0.15, 1.5 * timms + 2**-9)
+    if device.type == "cuda":
+        return _Bounds(0.15 / 8, 1.5 * timms + 2**-12)
+    return _Bounds(1e-4, 1e-4)
 
 
-def _onnxruntime(net: nn.Module, image: Tensor) -> dict[str, Run]:
-    """Timm's net, exported; nothing where the packages for it are not installed."""
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 - what torch's exporter needs
-    except ModuleNotFoundError:
-        return {}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own
-        file = Path(folder) / "net.onnx"
-        torch.onnx.export(net, (image,), file, dynamo=True, verbose=False)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        # Its threads would go on waiting for work in the next contender's turn.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    given = image.numpy()  # it knows one layout
-    return {
-        "timm in onnxruntime": lambda _: [
-            torch.from_numpy(found) for found in session.run(None, {name: given})
-        ]
-    }
+def _check(
+    name: str, step: Callable[[], Any], expected: Tensor, bounds: _Bounds, device: torch.device
+) -> _Checked:
+    synchronize = waiting_for(device)
+    start = time.perf_counter()
+    maps = step()
+    synchronize()
+    first_call = time.perf_counter() - start
+    if device.type == "cuda":  # a graph is captured in the second run
+        step()
+        maps = step()
+    return _Checked(*_differences(name, maps[-1], expected, bounds), first_call)
 
 
-def inference_table(rows: Sequence[InferenceRow]) -> str:
-    """One line a contender: milliseconds, times slower or faster than the deployed net."""
-    deployed = next(row.timing for row in rows if row.timing.name == "ours deployed")
-    width = max(len(row.timing.name) for row in rows)
-    head = f"{'':{width}}  median ms  time / ours deployed (min .. max)  difference  first call s"
-    lines = [head]
-    for row in rows:
-        ratio = ratios_of(row.timing, deployed)
-        lines.append(
-            f"{row.timing.name:{width}}  {row.timing.median * 1e3:9.2f}  {ratio:32}  "
-            f"{row.difference:10.1e}  {row.first:12.2f}"
+def _differences(name: str, last: Tensor, expected: Tensor, bounds: _Bounds) -> tuple[float, float]:
+    """Largest difference and error.
+
+    Raises:
+        RuntimeError: One of them is beyond its bound.
+    """
+    shown = last.float().relu()  # torchvision and smp leave the last ReLU out
+    largest = float((shown - expected).abs().max() / expected.abs().max())
+    error = _distance(last, expected)
+    if not (largest <= bounds.largest and error <= bounds.error):
+        raise RuntimeError(
+            f"{name} differs by {largest:.1e} at most and {error:.1e} of the norm, more than "
+            f"{bounds.largest:.1e} or {bounds.error:.1e}; times cannot be compared"
         )
-    return "\n".join(lines)
+    return largest, error
+
+
+def _distance(last: Tensor, expected: Tensor) -> float:
+    return float((last.float().relu() - expected).norm() / expected.norm())

@@ -23,7 +23,8 @@ import torchvision
 from torch import Tensor
 
 import densenet_backbones.torchvision_models  # noqa: F401 - registers the detectors
-from densenet_backbones.analysis.timing import Timing, interleave
+from densenet_backbones.analysis.report import Cell, Column, Table
+from densenet_backbones.analysis.timing import Timing, interleave, waiting_for
 from densenet_backbones.data.detection import DetectionImages
 from densenet_backbones.data.files import nearest
 from densenet_backbones.data.images import read_image
@@ -47,7 +48,7 @@ def measure(
     batch: int,
     precision: Precision,
     device: torch.device,
-) -> str:
+) -> Table:
     """Measure and report.
 
     Args:
@@ -61,7 +62,7 @@ def measure(
         device: Of the step.
 
     Returns:
-        What was measured, and the table of `input_table`.
+        `input_table`.
 
     Raises:
         ValueError: A number is out of its range, the detector is not ours, or the data is wrong.
@@ -76,54 +77,43 @@ def measure(
         train = training_step(model, found, batch, precision)
         train()  # starts its threads before this one is pinned to a core
         contenders = {**pipelines(found, model), STEP: train}
-        synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-        timings = interleave(contenders, turns, synchronize)
+        timings = interleave(contenders, turns, waiting_for(device))
     pinned = "one core" if _affinity() else "one thread (this system pins no process to a core)"
     height, width = model.image_size
-    return (
-        f"{found.name}: {len(found)} images a turn, median (min .. max) of {turns} turns\n"
-        f"input: at {width}x{height}, on {pinned}\n"
-        f"{STEP}: {detector}, batch {batch}, {precision}, {device}, {torch.get_num_threads()} CPU "
-        f"threads\n\n{input_table(timings, len(found), batch)}"
+    title = (
+        f"{len(found)} images a turn of {found.name}, at {width}x{height} on {pinned}; {STEP}: "
+        f"{detector}, batch {batch}, {precision}, {device}; {turns} turns"
     )
+    return input_table(title, timings, len(found), batch)
 
 
-def input_table(timings: Sequence[Timing], images: int, batch: int) -> str:
+def input_table(title: str, timings: Sequence[Timing], images: int, batch: int) -> Table:
     """Images a second of each pipeline, and what that means for the training step.
 
     Args:
+        title: What was measured.
         timings: Of the pipelines, each turn over `images` images, and of `STEP`.
         images: Images a turn.
         batch: Images a training step.
 
     Returns:
-        One line a pipeline: images a second; the time of a batch on one core in training steps,
-        turn by turn; the loader workers that keep up with it, each on a core of its own. Each
-        number is a median, with the smallest and largest in brackets.
+        A row a pipeline: images a second; the time of a batch on one core in training steps, turn
+        by turn; the loader workers that keep up with it, each on a core of its own.
     """
     step = next(timing for timing in timings if timing.name == STEP)
-    width = max(len(timing.name) for timing in timings)
-    lines = [
-        f"{'':{width}}  {'images/s':^27}  {'batch on one core / step':^24}  workers to keep up",
-    ]
+    share = "batch on one core / step"
+    columns = (
+        *(Column(""), Column("ms", ".1f"), Column("images/s", ".1f", spread=True)),
+        *(Column(share, ".3f", spread=True), Column("workers to keep up")),
+    )
+    rows: list[tuple[Cell, ...]] = []
     for timing in timings:
-        if timing is step:
-            lines.append(f"{STEP:{width}}  {_spread([batch / s for s in step.seconds], 1):>27}")
-            continue
-        speeds = [images / seconds for seconds in timing.seconds]
-        shares = [
-            batch * seconds / images / own
-            for seconds, own in zip(timing.seconds, step.seconds, strict=True)
-        ]
-        workers = math.ceil(statistics.median(shares))
-        columns = f"{_spread(speeds, 1):>27}  {_spread(shares, 3):>24}  {workers:>18}"
-        lines.append(f"{timing.name:{width}}  {columns}")
-    return "\n".join(lines)
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return f"{middle:.{digits}f} ({low:.{digits}f} .. {high:.{digits}f})"
+        count = batch if timing is step else images
+        speeds = tuple(count / seconds for seconds in timing.seconds)
+        shares = tuple(ratio * batch / images for ratio in timing.ratios(step))
+        cells = (None, None) if timing is step else (shares, math.ceil(statistics.median(shares)))
+        rows.append((timing.name, timing.milliseconds, speeds, *cells))
+    return Table(title, columns, tuple(rows), "ms: of all images of a turn, or of a step")
 
 
 def _drawn(folder: Path, images: int) -> Path:

@@ -25,6 +25,7 @@ __all__ = [
     "FASTEST_FIRST",
     "MemoryPlan",
     "choose_memory",
+    "largest_batch",
     "memory_of",
     "memory_plan",
     "readable",
@@ -179,6 +180,38 @@ def choose_memory(
         )
     set_memory(model, memory)
     return memory
+
+
+def largest_batch(
+    model: nn.Module,
+    image_size: Sequence[int],
+    budget: float,
+    *,
+    memory: Memory = "none",
+    device: torch.device | str | None = None,
+) -> int:
+    """The most images of a training batch whose plan fits a budget; nothing is computed.
+
+    It follows from the plans of two and three images, as every further image adds the same maps.
+    (Planning large batches takes long: over one buffer, statistics are taken image by image.)
+
+    Args:
+        model: As of `memory_plan`; one without dense blocks keeps what it keeps in any mode.
+        image_size: (C, H, W).
+        budget: Bytes that may be kept between forward and backward pass.
+        memory: The mode.
+        device: As of `memory_plan`.
+
+    Returns:
+        Their number; 0 where not even two fit, which batch norm needs for a map of one cell.
+    """
+
+    def kept(batch: int) -> int:
+        size = (batch, *image_size)
+        return memory_plan(model, size, device=device, modes=(memory,)).kept[memory]
+
+    two, three = kept(2), kept(3)
+    return 2 + int((budget - two) // (three - two)) if two <= budget else 0
 
 
 def set_memory(model: nn.Module, memory: Memory) -> None:

@@ -1,11 +1,14 @@
-"""Timing of things side by side: in turns within one run, as ratios to the first of them."""
+"""Timing of things side by side: in turns within one run, as ratios to one of them."""
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-__all__ = ["Timing", "interleave", "ratio_table", "ratios_of"]
+import torch
+
+__all__ = ["Timing", "interleave", "take_turns", "waiting_for"]
 
 
 @dataclass(frozen=True)
@@ -20,20 +23,27 @@ class Timing:
         """Seconds of a turn."""
         return statistics.median(self.seconds)
 
+    @property
+    def milliseconds(self) -> tuple[float, ...]:
+        """Of each turn."""
+        return tuple(1e3 * value for value in self.seconds)
 
-def interleave(
-    contenders: Mapping[str, Callable[[], object]],
-    turns: int,
-    synchronize: Callable[[], None] = lambda: None,
+    def ratios(self, first: "Timing") -> tuple[float, ...]:
+        """Times in units of another contender's, turn by turn."""
+        return tuple(a / b for a, b in zip(self.seconds, first.seconds, strict=True))
+
+
+def take_turns(
+    contenders: Mapping[str, Callable[[], float]], turns: int, uncounted: int = 1
 ) -> tuple[Timing, ...]:
-    """Times contenders in turns, so that a busy moment of the machine meets all of them.
+    """Lets contenders time themselves in turns, so that a busy moment meets all of them.
 
-    The order is turned round in every other round, and one round before the first is not counted.
+    The order is turned round in every other round.
 
     Args:
-        contenders: Name to a step; the first is what the others are compared with.
+        contenders: Name to what does the work and returns its seconds.
         turns: Counted rounds, at least 1.
-        synchronize: Waits for the device.
+        uncounted: Rounds before them.
 
     Raises:
         ValueError: There is no contender, or ``turns`` is below 1.
@@ -42,37 +52,47 @@ def interleave(
         raise ValueError(f"give one or more contenders and turns >= 1, not {turns}")
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
-    for turn in range(turns + 1):
+    for turn in range(1 - uncounted, turns + 1):
         for name in names if turn % 2 else reversed(names):
-            synchronize()
-            start = time.perf_counter()
-            contenders[name]()
-            synchronize()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
+            value = contenders[name]()
+            if turn > 0:
+                seconds[name].append(value)
     return tuple(Timing(name, tuple(values)) for name, values in seconds.items())
 
 
-def ratio_table(timings: Sequence[Timing]) -> str:
-    """Median step time and, turn by turn, the time in units of the first contender's.
+def interleave(
+    contenders: Mapping[str, Callable[[], object]],
+    turns: int,
+    synchronize: Callable[[], None] = lambda: None,
+    repeats: int = 1,
+) -> tuple[Timing, ...]:
+    """Times contenders in turns (see `take_turns`), after one round that is not counted.
 
     Args:
-        timings: As `interleave` returns them.
+        contenders: Name to a step.
+        turns: Counted rounds, at least 1.
+        synchronize: Waits for the device; see `waiting_for`.
+        repeats: Steps in a turn, at least 1, whose mean is the turn's time: more than one where a
+            step is too short for the clock or for starting the device.
 
-    Returns:
-        One line a contender: median milliseconds, median ratio, smallest and largest ratio.
+    Raises:
+        ValueError: There is no contender, or ``turns`` or ``repeats`` is below 1.
     """
-    first = timings[0]
-    width = max(len(timing.name) for timing in timings)
-    lines = [f"{'':{width}}  {'median ms':>10}  time / {first.name}: median (min .. max)"]
-    for timing in timings:
-        lines.append(
-            f"{timing.name:{width}}  {timing.median * 1e3:10.2f}  {ratios_of(timing, first)}"
-        )
-    return "\n".join(lines)
+    if repeats < 1:
+        raise ValueError(f"repeats must be >= 1, not {repeats}")
+    timed = {n: partial(_seconds, step, synchronize, repeats) for n, step in contenders.items()}
+    return take_turns(timed, turns)
 
 
-def ratios_of(timing: Timing, first: Timing) -> str:
-    """Median, smallest and largest of the ratios taken turn by turn, in words."""
-    ratios = [a / b for a, b in zip(timing.seconds, first.seconds, strict=True)]
-    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} .. {max(ratios):.3f})"
+def _seconds(step: Callable[[], object], synchronize: Callable[[], None], repeats: int) -> float:
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def waiting_for(device: torch.device) -> Callable[[], None]:
+    """What waits until a device has done its work."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None

@@ -1,0 +1,200 @@
+"""What training a network keeps for its backward pass, and what keeping less costs in time."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, get_args
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from densenet_backbones.analysis.memory import peak_bytes, saved_bytes
+from densenet_backbones.analysis.memory_plan import largest_batch, set_memory
+from densenet_backbones.analysis.report import Column, Table
+from densenet_backbones.analysis.timing import interleave, waiting_for
+from densenet_backbones.checkpoints import to_ours
+from densenet_backbones.dense_block import Memory
+from densenet_backbones.densenet import DenseNet
+from densenet_backbones.heads.dsod import DSOD, dsod300
+from densenet_backbones.heads.fcdensenet import fcdensenet103
+from densenet_backbones.variants import VARIANTS
+
+__all__ = ["compare_memory_modes"]
+
+_NOTE = (
+    "saved: storages autograd keeps between forward and backward pass, parameters excluded; peak: "
+    "of tensors in a step, beyond the parameters; images in {budget:g} GiB: the largest batch of "
+    "which so much is saved, planned in float32"
+)
+
+
+@dataclass(frozen=True)
+class _Contender:
+    """A network to train.
+
+    Attributes:
+        net: Maps one image tensor to one tensor.
+        memory: Its mode, for planning; another library's has none but what it does.
+        layout: Of the images.
+    """
+
+    net: nn.Module
+    memory: Memory = "none"
+    layout: torch.memory_format = torch.contiguous_format
+
+
+def compare_memory_modes(
+    variant: str,
+    *,
+    batch: int,
+    size: int | None,
+    turns: int,
+    device: torch.device,
+    budget: float = 8.0,
+    modes: Sequence[Memory] = get_args(Memory),
+) -> Table:
+    """Training steps of torchvision's two modes, timm's net and ours, on the same weights.
+
+    Args:
+        variant: A DenseNet that torchvision has, ``fcdensenet103`` or ``dsod300``; the last two
+            have no peer there, and are compared with themselves in the first of the modes.
+        batch: Images of a step.
+        size: Their side in pixels; by default 300 for ``dsod300``, 224 for others.
+        turns: Counted rounds of steps; see `interleave`.
+        device: Where to measure.
+        budget: GiB for the largest batch; see `largest_batch`.
+        modes: Of ours.
+
+    Raises:
+        ValueError: There is nothing to measure under this name.
+        RuntimeError: Two contenders do not compute the same, so their costs cannot be compared.
+    """
+    size = size or (300 if variant == "dsod300" else 224)
+    contenders = _contenders(variant, modes)
+    image = torch.randn(batch, 3, size, size, device=device)
+    given: dict[str, tuple[nn.Module, Tensor]] = {}
+    for name, contender in contenders.items():
+        contender.net.to(device).train()
+        given[name] = contender.net, image.to(memory_format=contender.layout)
+    costs = {name: _cost(*pair) for name, pair in given.items()}
+    losses = [loss for *_, loss in costs.values()]
+    difference = max(abs(loss - losses[0]) / abs(losses[0]) for loss in losses)
+    if not difference <= 1e-4:
+        raise RuntimeError(f"losses differ by {difference:.1e} of their value")
+    steps = {name: partial(_step, *pair) for name, pair in given.items()}
+    timings = interleave(steps, turns, waiting_for(device))
+    first, images = timings[0], f"images in {budget:g} GiB"
+    ratio = f"step time / {first.name}"
+    columns = (
+        *(Column(""), Column("saved MiB", ".1f"), Column("share", ".2f")),
+        *(Column("peak MiB", ".1f"), Column(images), Column("BN updates"), Column("ms", ".1f")),
+        Column(ratio, ".3f", spread=True),
+    )
+    rows = []
+    for timing in timings:
+        saved, peak, updates, _ = costs[timing.name]
+        contender = contenders[timing.name]
+        most = largest_batch(
+            contender.net, image.shape[1:], budget * 2**30, memory=contender.memory, device=device
+        )
+        cells = (saved / 2**20, saved / costs[first.name][0], peak / 2**20, most, updates)
+        rows.append((timing.name, *cells, timing.milliseconds, timing.ratios(first)))
+    title = (
+        f"training step of {variant}, {batch} images of {size} pixels, float32, {device}, "
+        f"{turns} turns"
+    )
+    note = _NOTE.format(budget=budget)
+    return Table(title, columns, tuple(rows), note, chart=(ratio, "saved MiB"))
+
+
+def _cost(net: nn.Module, image: Tensor) -> tuple[int, int, str, float]:
+    """Bytes saved, bytes at most, how often norms counted the batch, loss."""
+    saved, loss = saved_bytes(net, partial(_loss, net, image))
+    value = loss.item()
+    del loss  # and with it what was saved
+    step = partial(_step, net, image)
+    return saved, peak_bytes(step, image.device), _updates_of_a_step(net, step), value
+
+
+def _loss(net: nn.Module, image: Tensor) -> Tensor:
+    torch.manual_seed(0)  # of dropout
+    loss: Tensor = net(image).square().mean()
+    return loss
+
+
+def _step(net: nn.Module, image: Tensor) -> None:
+    _loss(net, image).backward()
+    net.zero_grad(set_to_none=True)  # at the end: gradients are part of what a step takes
+
+
+def _updates_of_a_step(net: nn.Module, step: Callable[[], None]) -> str:
+    def counts() -> list[int]:
+        norms = (m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+        return [int(m.num_batches_tracked) for m in norms if m.num_batches_tracked is not None]
+
+    before = counts()
+    step()
+    updates = {after - earlier for after, earlier in zip(counts(), before, strict=True)}
+    return " and ".join(map(str, sorted(updates)))
+
+
+# -- who trains ----------------------------------------------------------------------------------
+
+
+class _Predictions(nn.Module):
+    """A detector from the network's input to its predictions, without boxes to learn."""
+
+    def __init__(self, detector: DSOD) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(self.detector.predict(x), dim=-1)
+
+
+_OTHERS: dict[str, Callable[[], nn.Module]] = {
+    "fcdensenet103": lambda: fcdensenet103(num_classes=11).net,
+    "dsod300": lambda: _Predictions(dsod300()),
+}
+"""Ours without a peer, with the classes of CamVid and VOC."""
+
+
+def _contenders(variant: str, modes: Sequence[Memory]) -> dict[str, _Contender]:
+    peers: dict[str, _Contender] = {}
+    if variant in _OTHERS:
+        ours = _OTHERS[variant]()
+    elif variant in VARIANTS and hasattr(torchvision.models, variant):
+        peers, weights = _peers(variant)
+        ours = DenseNet(VARIANTS[variant])
+        ours.load_state_dict(to_ours(weights))
+    else:
+        known = [name for name in VARIANTS if hasattr(torchvision.models, name)]
+        raise ValueError(
+            f"torchvision has no {variant!r} to compare with; give some of {[*known, *_OTHERS]}"
+        )
+    for memory in modes:
+        net = copy.deepcopy(ours)
+        set_memory(net, memory)
+        peers[f"ours memory={memory}"] = _Contender(net, memory)
+    return peers
+
+
+def _peers(variant: str) -> tuple[dict[str, _Contender], dict[str, Tensor]]:
+    """Torchvision's net, in both of its modes, and timm's; and the weights of all."""
+    build: Any = getattr(torchvision.models, variant)
+    plain = build(weights=None)
+    weights = plain.state_dict()
+    efficient = build(weights=None, memory_efficient=True)
+    efficient.load_state_dict(weights)
+    timms = timm.create_model(variant)
+    timms.load_state_dict(weights)
+    return {
+        "torchvision": _Contender(plain),
+        "torchvision memory_efficient": _Contender(efficient),
+        "timm channels_last": _Contender(
+            timms.to(memory_format=torch.channels_last), layout=torch.channels_last
+        ),
+    }, weights

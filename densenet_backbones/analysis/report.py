@@ -1,0 +1,184 @@
+"""What a measurement found: tables as data, as text and as JSON, under a head that says where."""
+
+import json
+import os
+import platform
+import shlex
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Cell", "Column", "Report", "Table", "Unavailable", "machine"]
+
+Cell = str | int | float | tuple[float, ...] | None
+"""A tuple holds what each turn gave; None is what there is not."""
+
+_PACKAGES = ("torch", "timm", "torchvision", "segmentation-models-pytorch", "onnxruntime")
+
+
+class Unavailable(ValueError):  # noqa: N818 - nothing went wrong
+    """What a measurement needs is not there: a device, an optional package."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        name: Its head, with the unit.
+        spec: How numbers are written, as of `format`.
+        spread: Write the smallest and largest of the turns beside the median.
+    """
+
+    name: str
+    spec: str = ""
+    spread: bool = False
+
+    def head(self) -> str:
+        """What stands above it."""
+        return f"{self.name} (min .. max)" if self.spread else self.name
+
+    def write(self, cell: Cell) -> str:
+        """A cell in words; of several turns the median."""
+        if cell is None or isinstance(cell, str):
+            return "-" if cell is None else cell
+        if not isinstance(cell, tuple):
+            return format(cell, self.spec)
+        middle, *ends = (format(f(cell), self.spec) for f in (statistics.median, min, max))
+        return f"{middle} ({ends[0]} .. {ends[1]})" if self.spread else middle
+
+
+@dataclass(frozen=True)
+class Table:
+    """What was measured under one condition.
+
+    Attributes:
+        title: The condition.
+        columns: The first names the rows.
+        rows: A cell for each column.
+        note: What the columns mean, and what is missing.
+        chart: Names of the columns to draw: one as bars, two as points (x, y), or none.
+    """
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+    chart: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """For people: names to the left, numbers to the right."""
+        lines = [[column.head() for column in self.columns]]
+        lines += [[c.write(v) for c, v in zip(self.columns, row, strict=True)] for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        body = [
+            "  ".join(f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(line))
+            for line in lines
+        ]
+        return "\n".join(line for line in (self.title, *body, self.note) if line)
+
+    def values(self) -> dict[str, Any]:
+        """For JSON: each row by the names of its columns, with the values of every turn."""
+        names = [column.name for column in self.columns]
+        rows = [dict(zip(names, row, strict=True)) for row in self.rows]
+        return {"title": self.title, "rows": rows, "note": self.note}
+
+    def column(self, name: str) -> list[Cell]:
+        """The cells under a name."""
+        index = [column.name for column in self.columns].index(name)
+        return [row[index] for row in self.rows]
+
+
+class Report:
+    """Tables as they come in, printed at once, and kept in a file that is complete at any time.
+
+    Args:
+        command: The command line.
+        quick: Whether the figures are of a trial run.
+        file: Where to write JSON, or None.
+    """
+
+    def __init__(self, command: Sequence[str], quick: bool = False, file: Path | None = None):
+        self.command, self.quick, self.file = shlex.join(command), quick, file
+        self.machine = machine()
+        self.tables: list[tuple[str, Table]] = []
+        self.missing: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
+        facts = "\n".join(f"{name}: {fact}" for name, fact in self.machine.items())
+        warning = "\nA quick run, tiny and with one turn: its figures are not to be quoted."
+        print(f"$ {self.command}\n{facts}{warning if quick else ''}\n", flush=True)
+
+    def add(self, measurement: str, table: Table) -> None:
+        """Shows a table."""
+        self.tables.append((measurement, table))
+        print(f"{measurement}: {table.text()}\n", flush=True)
+        self._write()
+
+    def miss(self, measurement: str, reason: str) -> None:
+        """Says that something cannot be measured here."""
+        self.missing[measurement] = reason
+        print(f"{measurement}: not measured, {reason}\n", flush=True)
+        self._write()
+
+    def fail(self, measurement: str, error: Exception) -> None:
+        """Says that a measurement ended with an error."""
+        reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+        self.failed[measurement] = reason
+        print(f"{measurement}: FAILED, {reason}\n", flush=True)
+        self._write()
+
+    def _write(self) -> None:
+        if self.file is None:
+            return
+        values = {
+            "command": self.command,
+            "quick": self.quick,
+            "machine": self.machine,
+            "tables": [{"measurement": name, **table.values()} for name, table in self.tables],
+            "not_measured": self.missing,
+            "failed": self.failed,
+        }
+        self.file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def machine() -> dict[str, str]:
+    """The kind of machine, how busy it is, and the versions of what is compared."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts = {
+        "CPU": f"{_processor()}, {affinity} cores, {torch.get_num_threads()} threads used",
+        "memory": _memory(),
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "packages": ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
+    }
+    if hasattr(os, "getloadavg"):
+        facts["load"] = f"{os.getloadavg()[0]:.1f} processes in the minute before"
+    return facts
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    except (AttributeError, OSError, ValueError):  # Windows
+        return "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(none)"
