@@ -18,8 +18,16 @@ from tiny_nets import tiny
 
 from densenet_backbones.dense_block import backends
 from densenet_backbones.dense_block.backends import channels_last
-from densenet_backbones.dense_block.native import availability, block, library, packing, passes
+from densenet_backbones.dense_block.native import (
+    availability,
+    block,
+    convolution,
+    library,
+    packing,
+    passes,
+)
 from densenet_backbones.dense_block.native.block import fill_block, run_transition
+from densenet_backbones.dense_block.native.convolution import convolve
 from densenet_backbones.deploy import deploy
 
 # Of float32 sums of up to a thousand products, as a share of the largest value.
@@ -238,17 +246,56 @@ def test_passes_are_what_their_definitions_say(shape, wider, threads):
     torch.set_num_threads(threads)
     try:
         close(passes.scale_shift_relu(x, scale, shift), (a * x + b).relu())
-        masked, summed, weighted = passes.masked_sums(gradient, active, x)
         expected = gradient.double() * (active > 0)
-        assert torch.equal(masked.double(), expected)
-        for found, terms in ((summed, expected), (weighted, expected * x)):
-            error = (found - terms.sum((0, 2, 3))).abs()
-            assert (error <= 1e-6 * (1 + terms.abs().sum((0, 2, 3)))).all()
+        added = total + a * expected
+        for into in (None, (total, scale)):
+            masked, *sums = passes.masked_sums(gradient, active, x, into)
+            for found, terms in zip(sums, (expected, expected * x), strict=True):
+                error = (found - terms.sum((0, 2, 3))).abs()
+                assert (error <= 1e-6 * (1 + terms.abs().sum((0, 2, 3)))).all()
+            assert masked is None if into else torch.equal(masked.double(), expected)
+        close(total, added)
+        assert passes.masked_sums(gradient, active, x, overwrite=True)[0] is gradient
+        assert torch.equal(gradient.double(), expected)
         close(passes.affine_difference(y, x, scale, shift, slope), a * y - b - c * x)
         close(passes.affine_difference(y, x, None, shift, slope), y - b - c * x)
         expected = total + a * gradient
         passes.add_scaled(total, gradient, scale)
         close(total, expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("instructions")
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=SHAPES,
+    wider=st.integers(0, 40),
+    outputs=st.integers(1, 150),
+    side=st.sampled_from([1, 3]),
+    last=st.booleans(),
+    threads=st.integers(1, 3),
+)
+def test_convolutions_and_gradients_of_their_input(shape, wider, outputs, side, last, threads):
+    torch.manual_seed(0)
+    x = rows(*shape, wider)
+    weight = torch.randn(outputs, shape[1], side, side) / (side * shape[1] ** 0.5)
+    if last:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    scale, shift = torch.randn(2, shape[1])
+    bias = torch.randn(outputs)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        read = (x.double() * scale[:, None, None] + shift[:, None, None]).relu()
+        expected = F.conv2d(read, weight.double(), bias.double(), padding=side // 2)
+        found = convolve(x, weight, bias, (scale, shift))
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        close(found, expected)
+        if side == 3:
+            gradient = rows(shape[0], outputs, *shape[2:])
+            expected = F.conv_transpose2d(gradient.double(), weight.double(), padding=1)
+            close(convolve(gradient, weight, transposed=True), expected)
     finally:
         torch.set_num_threads(before)
 
@@ -264,8 +311,13 @@ def test_passes_keep_what_is_not_a_number():
 @pytest.mark.parametrize("memory", ["shared", "shared_lean"])
 def test_gradients_of_a_net_trained_with_them(memory, monkeypatch):
     ran = []
-    inner = passes.masked_sums
-    monkeypatch.setattr(passes, "masked_sums", lambda *args: ran.append(1) or inner(*args))
+    for module, name in ((passes, "masked_sums"), (convolution, "convolve")):
+        inner = getattr(module, name)
+        monkeypatch.setattr(
+            module,
+            name,
+            lambda *args, inner=inner, name=name, **rest: ran.append(name) or inner(*args, **rest),
+        )
     torch.manual_seed(0)
     net = tiny("densenet121_features").train().to(memory_format=torch.channels_last)
     exact = copy.deepcopy(net).double()
@@ -273,7 +325,9 @@ def test_gradients_of_a_net_trained_with_them(memory, monkeypatch):
     x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     for model, images in ((net, x), (exact, x.double())):
         sum(m.square().mean() for m in model(images)).backward()
-    assert len(ran) >= 2 * sum(net.spec.block_config)
+    layers = sum(net.spec.block_config)
+    assert ran.count("masked_sums") >= 2 * layers
+    assert ran.count("convolve") >= 3 * layers, "1x1, 3x3, and the gradient of the latter's input"
     for (name, ours), theirs in zip(net.named_parameters(), exact.parameters(), strict=True):
         assert (ours.grad - theirs.grad).norm() <= 1e-4 * theirs.grad.norm() + 1e-7, name
 

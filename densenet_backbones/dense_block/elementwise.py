@@ -31,22 +31,36 @@ def scale_shift_relu(x: Tensor, affine: Affine) -> Tensor:
     return _scaled_sum(affine.shift, x, affine.scale).relu_().to(x.dtype)
 
 
-def masked_sums(gradient: Tensor, active: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def masked_sums(
+    gradient: Tensor,
+    active: Tensor,
+    x: Tensor,
+    into: tuple[Tensor, Tensor] | None = None,
+    overwrite: bool = False,
+) -> tuple[Tensor | None, Tensor, Tensor]:
     """The activation's gradient, and the two sums that a norm's gradient is made of.
 
     Args:
         gradient: Of the activation's output, (N, C, H, W).
         active: That output.
         x: What was normed, (N, C, H, W).
+        into: A map, (N, C, H, W), and a scale, (C,): the activation's gradient is not returned, but
+            multiplied by the scale and added to the map.
+        overwrite: Whether ``gradient`` is needed no longer, so that its memory may be used.
 
     Returns:
-        The gradient where the activation is positive and 0 elsewhere, (N, C, H, W), its sum, (C,),
-        and its sum weighted by ``x``, (C,); all in at least single precision.
+        The gradient where the activation is positive and 0 elsewhere, (N, C, H, W), or None; its
+        sum, (C,), and its sum weighted by ``x``, (C,); all in at least single precision.
     """
-    if _in_one_pass([x], [gradient, active]):
-        return passes.masked_sums(gradient, active, x)
+    maps, vectors = ([x], []) if into is None else ([x, into[0]], [into[1]])
+    if _in_one_pass(maps, [gradient, active], vectors):
+        return passes.masked_sums(gradient, active, x, into, overwrite)
     masked = precise(torch.ops.aten.threshold_backward(gradient, active, 0))
-    return masked, masked.sum((0, 2, 3)), (masked * x).sum((0, 2, 3))
+    sums = masked.sum((0, 2, 3)), (masked * x).sum((0, 2, 3))
+    if into is None:
+        return masked, *sums
+    add_scaled(into[0], masked, into[1])
+    return None, *sums
 
 
 def norm_gradient(

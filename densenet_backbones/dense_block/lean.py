@@ -125,6 +125,7 @@ class _Unit(torch.autograd.Function):
                 dist.all_reduce(found.linear, group=form.norm.group)
             own = None
             if ctx.needs_input_grad[1]:
+                assert found.masked is not None
                 own = norm_gradient(found.masked, x, found.scale, *found.linear)
         return None, own, *found.parameters
 

@@ -30,7 +30,7 @@ from timm.layers.drop import drop_path
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from densenet_backbones.dense_block.elementwise import add_scaled, norm_gradient, take_back
+from densenet_backbones.dense_block.elementwise import norm_gradient, take_back
 from densenet_backbones.dense_block.hooks import has_hooks
 from densenet_backbones.dense_block.norms import Moments, batch_moments, precise, value_count
 from densenet_backbones.dense_block.plain import run_plain
@@ -293,12 +293,13 @@ def _backward(
                 squeezed = first.convolve(active, units[0][:PARAMETERS])
             step = second.run_back(new, squeezed, *_split(units[1]), count, needed[PARAMETERS:])
             taken = _summed(step.linear, form.group if second.norm.of_batch else None)
+            assert step.masked is not None
             new = norm_gradient(step.masked, squeezed, step.scale, *taken)
             last_gradients = step.parameters
         step = layer.units[0].run_back(
-            new, maps, *_split(units[0]), count, needed[:PARAMETERS], active
+            *(new, maps, *_split(units[0]), count, needed[:PARAMETERS], active),
+            into=total[:, : layer.start],
         )
-        add_scaled(total[:, : layer.start], step.masked, step.scale)
         linear[:, : layer.start] += step.linear
         found = [*step.parameters, *last_gradients, *found]
     return [settled(0, form.layers[0].start) if needs[0] else None, *found]

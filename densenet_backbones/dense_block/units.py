@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densenet_backbones.dense_block.backends import has_cpp
 from densenet_backbones.dense_block.elementwise import masked_sums, scale_shift_relu
 from densenet_backbones.dense_block.hooks import has_hooks
+from densenet_backbones.dense_block.native import convolution
+from densenet_backbones.dense_block.native.passes import in_rows
 from densenet_backbones.dense_block.norms import Affine, Moments, NormForm, read_norm
 
 __all__ = ["PARAMETERS", "UnitForm", "UnitGradient", "read_unit"]
@@ -26,14 +29,14 @@ class UnitGradient:
     """What a unit's backward pass finds.
 
     Attributes:
-        masked: Gradient of the norm's output, (N, C, H, W).
+        masked: Gradient of the norm's output, (N, C, H, W); None if it was added to a map.
         scale: What it is multiplied by on its way to the input, (C,).
         linear: What the batch's statistics take from the input's gradient, (2, C): a constant, and
             a multiple of the input.
         parameters: Gradients of the unit's parameters, in their order.
     """
 
-    masked: Tensor
+    masked: Tensor | None
     scale: Tensor
     linear: Tensor
     parameters: Parameters
@@ -62,7 +65,16 @@ class UnitForm:
 
     def run(self, x: Tensor, parameters: Parameters, moments: Moments) -> Tensor:
         """(N, C, H, W) to (N, O, H, W), by the statistics ``moments``."""
-        return self.convolve(self.activate(x, parameters, moments), parameters)
+        affine, kernel = self._affine(parameters, moments), parameters[2]
+        if kernel is not None and self._in_kernels(x, kernel, affine.scale, affine.shift):
+            return convolution.convolve(x, kernel, parameters[3], (affine.scale, affine.shift))
+        return self.convolve(scale_shift_relu(x, affine), parameters)
+
+    def _in_kernels(self, x: Tensor, *others: Tensor) -> bool:
+        """Whether the C++ kernels convolve ``x``."""
+        if self.conv is None or self.dtype is not None or not convolution.is_known(self.conv):
+            return False
+        return all(map(has_cpp, (x, *others))) and in_rows(x)
 
     def activate(self, x: Tensor, parameters: Parameters, moments: Moments) -> Tensor:
         """The first half of `run`: norm and ReLU, (N, C, H, W)."""
@@ -85,6 +97,7 @@ class UnitForm:
         count: float,
         needs: tuple[bool, ...],
         active: Tensor | None = None,
+        into: Tensor | None = None,
     ) -> UnitGradient:
         """Gradients, with norm and ReLU computed again.
 
@@ -96,6 +109,7 @@ class UnitForm:
             count: Values of each channel that the statistics are of.
             needs: Which of the parameters' gradients are asked for.
             active: What `activate` returned, if that is still there.
+            into: A map, (N, C, H, W), to which ``masked`` is to be added, multiplied by ``scale``.
         """
         affine = self._affine(parameters, moments)
         if active is None:
@@ -103,7 +117,13 @@ class UnitForm:
         kernel_gradients: Parameters = (None, None)
         if self.conv is not None:
             gradient, *kernel_gradients = self._convolve_back(gradient, active, parameters, needs)
-        masked, summed, weighted = masked_sums(gradient.to(x.dtype), active, x)
+        masked, summed, weighted = masked_sums(
+            gradient.to(x.dtype),
+            active,
+            x,
+            None if into is None else (into, affine.scale),
+            overwrite=self.conv is not None,  # which has made the gradient
+        )
         correlated = torch.addcmul(weighted, moments.mean, summed, value=-1)
         correlated.mul_(affine.inverse_std)
         share = affine.scale / count if self.norm.of_batch else torch.zeros_like(affine.scale)
@@ -139,6 +159,9 @@ class UnitForm:
         stride, padding, dilation, groups = self._geometry()
         if bias is None and self._is_product(gradient, active):
             return _multiply_back(gradient, active, kernel, needs[2])
+        first = None
+        if self._in_kernels(gradient, kernel) and kernel.shape[2] == 3:
+            first = convolution.convolve(gradient, kernel, transposed=True)
         # Not in `torch`'s list of functions, but stable: autograd's own formula calls it.
         found = torch.ops.aten.convolution_backward(
             self._cast(gradient),
@@ -151,9 +174,10 @@ class UnitForm:
             False,
             (0, 0),
             groups,
-            (True, needs[2], bias is not None and needs[3]),
+            (first is None, needs[2], bias is not None and needs[3]),
         )
-        return (found[0], *(None if g is None else g.to(kernel.dtype) for g in found[1:]))
+        first = found[0] if first is None else first
+        return (first, *(None if g is None else g.to(kernel.dtype) for g in found[1:]))
 
     def _is_product(self, gradient: Tensor, active: Tensor) -> bool:
         """Whether the convolution is a product of dense matrices, which a CPU does faster."""

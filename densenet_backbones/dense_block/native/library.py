@@ -12,7 +12,8 @@ from pathlib import Path
 
 __all__ = ["CompilationError", "Layer", "library"]
 
-_SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+_HERE = Path(__file__).parent
+_SOURCES = sorted(_HERE.glob("*.cpp"))
 _COMPILERS = ("c++", "g++", "clang++")
 # Fused multiply-add is what -ffp-contract allows; nothing else about the arithmetic is loosened.
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
@@ -24,7 +25,7 @@ class CompilationError(Exception):
 
 
 class Layer(ctypes.Structure):
-    """``struct Layer`` of ``block.cpp``: addresses of tensors, and sizes."""
+    """``struct Layer`` of ``inference.cpp``: addresses of tensors, and sizes."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("scale", "shift")),
@@ -65,13 +66,18 @@ def library() -> ctypes.CDLL:
     kernels.transition.argtypes = (*maps, layers, *rest)
     rows = (address, size)  # a map and the floats between its cells
     shape = (size, size, address)  # cells, channels, result
-    passes = {
+    training = {
         "scale_shift_relu": (*rows, address, address, *shape),
-        "masked_sums": (address, address, *rows, *shape, address, address),
+        "masked_sums": (address, address, *rows, *shape, *rows, address, address, address),
         "affine_difference": (*rows, *rows, address, address, address, *shape),
         "add_scaled": (*rows, address, address, size, size),
+        "convolve": (
+            *(address, size, size, size, size, size, address, address),  # maps, scale, shift
+            *(address, ctypes.POINTER(size), size, address, size, size, size),  # the kernel
+            *(address, size, address, address, size),  # result and its stride, memory
+        ),
     }
-    for name, arguments in passes.items():
+    for name, arguments in training.items():
         function = getattr(kernels, name)
         function.restype, function.argtypes = None, (*arguments, count)
     return kernels
@@ -81,7 +87,7 @@ def _compiled(command: list[str]) -> Path:
     """Path of the shared library, compiled unless that has been done for this machine."""
     # What the compiler says of the machine: another one may see the same cache.
     machine = _run([*command, "-dM", "-E", "-x", "c++", os.devnull])
-    sources = [source.read_bytes() for source in _SOURCES]
+    sources = [source.read_bytes() for source in (*_SOURCES, *sorted(_HERE.glob("*.h")))]
     key = hashlib.sha256(b"\0".join([*map(str.encode, command), machine, *sources]))
     file = _cache() / f"{key.hexdigest()[:32]}.so"
     if not file.exists():

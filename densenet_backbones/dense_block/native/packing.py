@@ -8,7 +8,7 @@ from torch import Tensor
 
 from densenet_backbones.dense_block.native.library import library
 
-__all__ = ["Packed", "pack", "winograd"]
+__all__ = ["Packed", "layout", "pack", "winograd"]
 
 # Lavin and Gray, CVPR 2016, arXiv:1509.09308, section 4.1: F(2x2, 3x3)
 _WINOGRAD = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]).double()
@@ -38,20 +38,25 @@ class Packed(NamedTuple):
 
 def pack(weight: Tensor, bias: Tensor) -> Packed:
     """Packs matrices (..., K, N), and their bias (N,), in float32."""
+    panels, vectors = layout(len(bias))
     kernels = library()
-    lanes = kernels.lanes()
-    needed = -(-len(bias) // lanes)
-    # Fewest added columns, then the fastest: wide panels, if there are registers for their rows.
-    preferred = (4, 2, 3, 1) if kernels.registers() >= 32 else (2, 3, 1)
-    vectors = min(preferred, key=lambda count: -needed % count)
-    panels = -(-needed // vectors)
-    added = panels * vectors * lanes - len(bias)
+    added = panels * vectors * kernels.lanes() - len(bias)
     weight, bias = F.pad(weight.float(), (0, added)), F.pad(bias.float(), (0, added))
     blocks = [
         block.unflatten(-1, (panels, -1)).movedim(-2, -3).flatten(-3)
         for block in weight.split(kernels.depth(), dim=-2)
     ]
     return Packed(torch.cat(blocks, -1).contiguous(), bias.contiguous(), panels, vectors)
+
+
+def layout(columns: int) -> tuple[int, int]:
+    """Panels, and SIMD vectors in a row of a panel, that so many columns are packed in."""
+    kernels = library()
+    needed = -(-columns // kernels.lanes())
+    # Fewest added columns, then the fastest: wide panels, if there are registers for their rows.
+    preferred = (4, 2, 3, 1) if kernels.registers() >= 32 else (2, 3, 1)
+    vectors = min(preferred, key=lambda count: -needed % count)
+    return -(-needed // vectors), vectors
 
 
 def winograd(weight: Tensor) -> Tensor:

@@ -36,14 +36,29 @@ def scale_shift_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return out
 
 
-def masked_sums(gradient: Tensor, active: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``gradient`` where ``active`` is positive, its sum and its sum weighted by ``x``."""
-    masked, sums = _like(x), x.new_empty(2, x.shape[1])
-    threads = torch.get_num_threads()
+def masked_sums(
+    gradient: Tensor,
+    active: Tensor,
+    x: Tensor,
+    into: tuple[Tensor, Tensor] | None = None,
+    overwrite: bool = False,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """``gradient`` where ``active`` is positive, its sum and its sum weighted by ``x``.
+
+    With ``into``, a map and a scale, scaled values are added to that map and None is returned in
+    their place. ``overwrite`` allows to write them into ``gradient``.
+    """
+    sums, threads = x.new_empty(2, x.shape[1]), torch.get_num_threads()
     partial = x.new_empty(threads, 2, x.shape[1], dtype=torch.float64)
+    masked = None
+    if into is None:
+        masked = gradient if overwrite else _like(x)
+        target = (masked.data_ptr(), 0, 0, 0)
+    else:
+        target = (0, *_rows(into[0]), into[1].data_ptr())
     library().masked_sums(
-        *(gradient.data_ptr(), active.data_ptr(), *_rows(x), *_shape(x)),
-        *(masked.data_ptr(), sums.data_ptr(), partial.data_ptr(), threads),
+        *(gradient.data_ptr(), active.data_ptr(), *_rows(x), *_shape(x), *target),
+        *(sums.data_ptr(), partial.data_ptr(), threads),
     )
     return masked, sums[0], sums[1]
 

@@ -1,0 +1,69 @@
+"""Convolutions of training in the C++ kernels, from weights as they are.
+
+Shapes: N images, C channels in, O channels out, H and W pixels.
+"""
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densenet_backbones.dense_block.native.library import library
+from densenet_backbones.dense_block.native.packing import layout
+
+__all__ = ["convolve", "is_known"]
+
+
+def is_known(conv: nn.Conv2d) -> bool:
+    """Whether the kernels have this geometry: 1x1, or 3x3 with a border of one zero."""
+    geometry = (conv.kernel_size, conv.padding)
+    plain = conv.stride == conv.dilation == (1, 1) and conv.groups == 1
+    return plain and geometry in (((1, 1), (0, 0)), ((3, 3), (1, 1)))
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm: tuple[Tensor, Tensor] | None = None,
+    transposed: bool = False,
+) -> Tensor:
+    """A convolution of a map, or of ``relu(scale * x + shift)``.
+
+    Args:
+        x: (N, C, H, W), float32, in rows: see `passes.in_rows`.
+        weight: (O, C, 1, 1), or (O, C, 3, 3) for a border of one zero; float32.
+        bias: (O,), if there is one.
+        norm: Scale and shift, of C values each. A 1x1 convolution must have them.
+        transposed: Whether ``weight`` is one of (C, O, 3, 3) whose transposed convolution is meant:
+            the gradient of its input.
+
+    Returns:
+        (N, O, H, W), dense, channels last.
+    """
+    images, channels, height, width = x.shape
+    *strides, start = *weight.stride(), weight.data_ptr()
+    outputs, side = len(weight), weight.shape[2]
+    if transposed:  # the kernel turned round, its two kinds of channels exchanged
+        out, into, down, right = strides
+        start += 2 * (down + right) * weight.element_size()
+        strides, outputs = [into, out, -down, -right], weight.shape[1]
+    panels, vectors = layout(outputs)
+    kernels, threads = library(), torch.get_num_threads()
+    columns = panels * vectors * kernels.lanes()
+    added = x.new_zeros(columns) if bias is None else F.pad(bias, (0, columns - outputs))
+    stride = columns if side == 1 else outputs
+    result = x.new_empty(images, height, width, stride)
+    packed = x.new_empty((16 if side == 3 else 1) * columns * channels)
+    own = kernels.scratch_floats(columns)
+    scratch = x.new_empty(threads * own)
+    scale, shift = (0, 0) if norm is None else (norm[0].data_ptr(), norm[1].data_ptr())
+    kernels.convolve(
+        *(x.data_ptr(), images, height, width, x.stride(3), channels, scale, shift),
+        *(start, (ctypes.c_int64 * 4)(*strides), side, added.data_ptr(), outputs),
+        *(panels, vectors, result.data_ptr(), stride, packed.data_ptr()),
+        *(scratch.data_ptr(), own, threads),
+    )
+    maps = result[..., :outputs].permute(0, 3, 1, 2)
+    return maps.contiguous(memory_format=torch.channels_last)
