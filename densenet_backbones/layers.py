@@ -7,7 +7,7 @@ Shapes: N images, C channels, H and W pixels, k growth rate.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Final, cast
+from typing import Final, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,8 @@ __all__ = [
     "Transition",
     "feature_modules",
     "is_traced",
+    "memory_of",
+    "set_memory",
 ]
 
 
@@ -239,3 +241,31 @@ def feature_modules(spec: DenseNetSpec, in_chans: int) -> Iterator[tuple[str, nn
         # These names hold for any number of blocks, as in torchvision and timm.
         yield "norm5", _norm(spec.blocks[-1].channels, spec)
         yield "relu5", _act(spec, fresh_input=False)
+
+
+def set_memory(model: nn.Module, memory: Memory) -> None:
+    """Gives all dense blocks of a model a memory mode, whatever holds them; results stay the same.
+
+    Args:
+        model: A net, or what holds one.
+        memory: ``none`` keeps all; ``bottleneck``, ``layer`` and ``block`` keep less and compute it
+            again (see `dense_block.run_checkpointed`); ``shared`` and ``shared_lean`` run blocks
+            over one buffer (see `dense_block.run_shared`), and keep less of what stands between
+            them (see `dense_block.lean_steps`).
+
+    Raises:
+        ValueError: ``memory`` is none of these.
+    """
+    if memory not in get_args(Memory):
+        raise ValueError(
+            f"memory must be one of {get_args(Memory)}, not {memory!r}; 'auto' is for training "
+            "tools and analysis.memory_plan.choose_memory, which know the batch"
+        )
+    for module in model.modules():
+        if isinstance(module, DenseBlock):
+            module.memory = memory
+
+
+def memory_of(model: nn.Module) -> Memory | None:
+    """Memory mode of a model's first dense block; None for a model without any."""
+    return next((m.memory for m in model.modules() if isinstance(m, DenseBlock)), None)

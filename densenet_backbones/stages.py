@@ -3,7 +3,7 @@
 Shapes: N images, C channels, H and W pixels.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from densenet_backbones.checkpoints import CLASSIFIER, CheckpointError, recognise, to_ours
 from densenet_backbones.dense_block import Memory, SharedMemory, lean_steps, run_lean
 from densenet_backbones.densenet_spec import DenseNetSpec
-from densenet_backbones.layers import DenseBlock, is_traced
+from densenet_backbones.layers import is_traced, memory_of, set_memory
 
 __all__ = ["DenseStages", "take_indices"]
 
@@ -145,34 +145,13 @@ class DenseStages(nn.Module):
     # ------------------------------------------------------------------------ training
 
     def set_memory(self, memory: Memory) -> None:
-        """Chooses what training keeps for the backward pass; results stay the same.
-
-        Args:
-            memory: ``none`` keeps all; ``bottleneck``, ``layer`` and ``block`` keep less and
-                compute it again (see `dense_block.run_checkpointed`); ``shared`` and
-                ``shared_lean`` run blocks over one buffer (see `dense_block.run_shared`), and keep
-                less of what stands between them (see `dense_block.lean_steps`).
-
-        Raises:
-            ValueError: ``memory`` is none of these.
-        """
-        if memory not in get_args(Memory):
-            raise ValueError(
-                f"memory must be one of {get_args(Memory)}, not {memory!r}; 'auto' is for "
-                "training tools and analysis.memory_plan.choose_memory, which know the batch"
-            )
-        for block in self._blocks():
-            block.memory = memory
+        """Chooses what training keeps for the backward pass: see `layers.set_memory`."""
+        set_memory(self, memory)
 
     @property
     def memory(self) -> Memory:
         """What training keeps for the backward pass; `set_memory` changes it."""
-        for block in self._blocks():
-            return block.memory
-        return "none"  # the stem alone
-
-    def _blocks(self) -> Iterator[DenseBlock]:
-        return (module for module in self.modules() if isinstance(module, DenseBlock))
+        return memory_of(self) or "none"  # without blocks: the stem alone
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Switches ``memory="layer"`` on or off, as timm's models name it."""

@@ -22,7 +22,7 @@ from densenet_backbones.features import DenseFeatureNet
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.parameter_groups import prefixed_groups
 from densenet_backbones.heads.segmenter import Segmenter
-from densenet_backbones.layers import DenseBlock
+from densenet_backbones.layers import DenseBlock, set_memory
 
 __all__ = [
     "BatchStatisticsNorm2d",
@@ -141,11 +141,8 @@ class FCDenseNet(nn.Module):
         return self.encoder.levels[-1].stride
 
     def set_memory(self, memory: Memory) -> None:
-        """Chooses what training keeps for the backward pass, as `DenseNet.set_memory` does."""
-        self.encoder.set_memory(memory)  # refuses what is no mode
-        for block in self.blocks_up:
-            assert isinstance(block, DenseBlock)
-            block.memory = memory
+        """Chooses what training keeps for the backward pass: see `layers.set_memory`."""
+        set_memory(self, memory)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Timm's layer groups of the way down; the way up is the last group of all."""

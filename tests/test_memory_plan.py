@@ -16,13 +16,12 @@ from densenet_backbones.analysis.memory_plan import (
     FASTEST_FIRST,
     choose_memory,
     largest_batch,
-    memory_of,
     memory_plan,
-    set_memory,
 )
 from densenet_backbones.dense_block import Memory
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.heads.fcdensenet import FCDenseNet
+from densenet_backbones.layers import memory_of, set_memory
 from densenet_backbones.training import cli, memory_choice
 from densenet_backbones.training.cli import train_det, train_seg
 

@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from densenet_backbones.analysis.memory import peak_bytes, saved_bytes
-from densenet_backbones.analysis.memory_plan import largest_batch, set_memory
+from densenet_backbones.analysis.memory_plan import largest_batch
 from densenet_backbones.analysis.report import Column, Table
 from densenet_backbones.analysis.timing import interleave, waiting_for
 from densenet_backbones.checkpoints import to_ours
@@ -20,6 +20,7 @@ from densenet_backbones.dense_block import Memory
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.heads.dsod import DSOD, dsod300
 from densenet_backbones.heads.fcdensenet import fcdensenet103
+from densenet_backbones.layers import set_memory
 from densenet_backbones.variants import VARIANTS
 
 __all__ = ["compare_memory_modes"]

@@ -19,17 +19,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from densenet_backbones.dense_block import Memory
-from densenet_backbones.layers import DenseBlock
+from densenet_backbones.layers import DenseBlock, memory_of, set_memory
 
 __all__ = [
     "FASTEST_FIRST",
     "MemoryPlan",
     "choose_memory",
     "largest_batch",
-    "memory_of",
     "memory_plan",
     "readable",
-    "set_memory",
 ]
 
 FASTEST_FIRST: tuple[Memory, ...] = (
@@ -214,25 +212,8 @@ def largest_batch(
     return 2 + int((budget - two) // (three - two)) if two <= budget else 0
 
 
-def set_memory(model: nn.Module, memory: Memory) -> None:
-    """Gives all dense blocks of a model a memory mode, whatever holds them.
-
-    Raises:
-        ValueError: ``memory`` is no mode.
-    """
-    if memory not in FASTEST_FIRST:
-        raise ValueError(f"memory must be one of {FASTEST_FIRST}, not {memory!r}")
-    for block in _blocks(model):
-        block.memory = memory
-
-
 def _blocks(model: nn.Module) -> Iterator[DenseBlock]:
     return (module for module in model.modules() if isinstance(module, DenseBlock))
-
-
-def memory_of(model: nn.Module) -> Memory | None:
-    """Memory mode of a model's first dense block; None for a model without any."""
-    return next((block.memory for block in _blocks(model)), None)
 
 
 @contextmanager

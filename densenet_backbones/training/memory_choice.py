@@ -9,14 +9,9 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from densenet_backbones.analysis.memory_plan import (
-    MemoryPlan,
-    memory_of,
-    memory_plan,
-    readable,
-    set_memory,
-)
+from densenet_backbones.analysis.memory_plan import MemoryPlan, memory_plan, readable
 from densenet_backbones.dense_block import Memory
+from densenet_backbones.layers import memory_of, set_memory
 from densenet_backbones.training.task import Task
 
 __all__ = ["default_budget", "settle_memory"]

@@ -10,8 +10,8 @@ import torch.distributed
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from densenet_backbones.analysis.memory_plan import set_memory
 from densenet_backbones.dense_block import Memory
+from densenet_backbones.layers import set_memory
 from densenet_backbones.training.model_file import ModelSpec
 from densenet_backbones.training.optimization import Optimizer, Schedule, images_per_step
 
