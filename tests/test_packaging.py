@@ -61,13 +61,22 @@ def test_folders_of_packages_outside_of_the_main_one_are_declared():
     assert declared == {}
 
 
+def _folder(package: str) -> Path:
+    """Where a package lies: as declared, or within the one above it."""
+    declared = PYPROJECT["tool"]["setuptools"]["package-dir"]
+    if package in declared:
+        return PROJECT / declared[package]
+    above, _, name = package.rpartition(".")
+    return _folder(above) / name
+
+
 def test_files_besides_modules_are_declared_as_data():
     setuptools = PYPROJECT["tool"]["setuptools"]
     declared = {
         path
         for package, patterns in setuptools["package-data"].items()
         for pattern in patterns
-        for path in (PROJECT / setuptools["package-dir"][package]).glob(pattern)
+        for path in _folder(package).glob(pattern)
     }
     there = {
         path

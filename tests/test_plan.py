@@ -5,7 +5,6 @@ import torchvision
 from tiny_nets import TINY
 from torch import nn
 
-from densenet_backbones.analysis import timing
 from densenet_backbones.analysis.plan import plan, plan_inputs
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet
@@ -79,29 +78,3 @@ def test_the_model_is_left_as_it_was():
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     with pytest.raises(ValueError, match="input_size must hold integers >= 1"):
         plan(net, (1, 3, 0, 64))
-
-
-# ------------------------------------------------------------------------------ benchmark
-
-
-def test_contenders_take_turns_in_both_orders():
-    calls = []
-    steps = {name: (lambda name=name: calls.append(name)) for name in "ab"}
-    timings = timing.interleave(steps, turns=2)
-    assert "".join(calls) == "baabba"
-    assert [(t.name, len(t.seconds)) for t in timings] == [("a", 2), ("b", 2)]
-    with pytest.raises(ValueError, match="turns >= 1, not 0"):
-        timing.interleave(steps, turns=0)
-
-
-def test_ratio_table_compares_turn_by_turn():
-    timings = [
-        timing.Timing("a", (1.0, 2.0, 4.0)),
-        timing.Timing("b", (0.5, 2.0, 8.0)),
-    ]
-    lines = [" ".join(line.split()) for line in timing.ratio_table(timings).splitlines()]
-    assert lines == [
-        "median ms time / a: median (min .. max)",
-        "a 2000.00 1.000 (1.000 .. 1.000)",
-        "b 2000.00 1.000 (0.500 .. 2.000)",
-    ]
