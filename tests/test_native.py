@@ -60,6 +60,13 @@ def instructions(request, monkeypatch):
     return request.param
 
 
+@pytest.fixture
+def compiled():
+    reason = availability.why_unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+
+
 def random_layer(channels, bottleneck, growth):
     scale, shift = torch.randn(channels), torch.randn(channels) * 0.5
     read = bottleneck or channels
@@ -162,6 +169,7 @@ def test_what_is_not_a_number_stays_so_and_reaches_its_neighbours_alone():
     assert not wrong[:4].any() and not wrong[8:].any(), "tiles are of 2x2 cells"
 
 
+@pytest.mark.usefixtures("compiled")
 def test_changed_weights_are_packed_anew_and_go_with_their_model():
     layers = [random_layer(20, 16, 8)]
     x = torch.randn(1, 20, 6, 6)
@@ -184,6 +192,7 @@ def test_weights_of_a_model_made_and_run_in_inference_mode():
             assert difference(ours, theirs) <= 1e-5
 
 
+@pytest.mark.usefixtures("compiled")
 def test_a_deployed_net_runs_in_the_kernels_and_so_does_a_compiled_one(monkeypatch):
     ran = []
     for name in ("fill_block", "run_transition"):
@@ -308,6 +317,7 @@ def test_passes_keep_what_is_not_a_number():
     assert torch.equal(passes.masked_sums(torch.ones_like(x), x, x)[0], torch.ones_like(x))
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("memory", ["shared", "shared_lean"])
 def test_gradients_of_a_net_trained_with_them(memory, monkeypatch):
     ran = []

@@ -32,5 +32,5 @@ def usable() -> bool:
     """Whether the kernels can run on this machine; if not, a warning says why, once."""
     reason = why_unavailable()
     if reason is not None and os.environ.get(SWITCH) != "0":
-        warnings.warn(f"folded dense blocks run without their C++ kernels: {reason}", stacklevel=2)
+        warnings.warn(f"dense blocks run without their C++ kernels: {reason}", stacklevel=2)
     return reason is None

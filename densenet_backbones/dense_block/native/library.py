@@ -51,7 +51,7 @@ def library() -> ctypes.CDLL:
     try:
         file = _compiled(command)
         kernels = ctypes.CDLL(str(file))
-    except OSError as error:
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:  # also: no home directory
         raise CompilationError(f"{error}") from error
     address, size, count, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
     layers = ctypes.POINTER(Layer)
