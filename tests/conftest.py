@@ -99,3 +99,43 @@ def refused_command(
         return end.value.code, lines[0].removeprefix("error: ")
 
     return run
+
+
+COMPILERS = {"native": "", "without AVX-512": " -mno-avx512f", "without AVX": " -mno-avx"}
+
+
+@pytest.fixture
+def nothing_kept() -> Iterator[None]:
+    """The C++ kernels are looked for, and weights packed, anew; afterwards again."""
+    from densenet_backbones.dense_block.native import availability, block, library
+
+    def forget() -> None:
+        for cached in (library.library, availability.why_unavailable, availability.usable):
+            cached.cache_clear()
+        block._KEPT.clear()
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture(params=COMPILERS)
+def instructions(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, nothing_kept: None
+) -> None:
+    """The C++ kernels, for each of the instruction sets that this machine can run."""
+    flags = COMPILERS[request.param]
+    if os.uname().machine != "x86_64" and flags:
+        pytest.skip("an instruction set of x86")
+    monkeypatch.setenv("CXX", os.environ.get("CXX", "c++") + flags)
+    request.getfixturevalue("compiled")
+
+
+@pytest.fixture
+def compiled(nothing_kept: None) -> None:
+    """The C++ kernels, where there is a compiler."""
+    from densenet_backbones.dense_block.native import why_unavailable
+
+    reason = why_unavailable()
+    if reason is not None:
+        pytest.skip(reason)

@@ -1,6 +1,5 @@
 """The C++ kernels compute what PyTorch does, on every instruction set that this machine can run."""
 
-import copy
 import gc
 import math
 import os
@@ -14,57 +13,23 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_nets import tiny
+from tiny_nets import threads_set, tiny
 
 from densenet_backbones.dense_block import backends
 from densenet_backbones.dense_block.backends import channels_last
 from densenet_backbones.dense_block.native import (
     availability,
     block,
-    convolution,
     library,
     packing,
-    passes,
 )
 from densenet_backbones.dense_block.native.block import fill_block, run_transition
-from densenet_backbones.dense_block.native.convolution import convolve
 from densenet_backbones.deploy import deploy
 
 # Of float32 sums of up to a thousand products, as a share of the largest value.
 BOUND = 3e-6
-COMPILERS = {"native": "", "without AVX-512": " -mno-avx512f", "without AVX": " -mno-avx"}
 
-
-def forget():
-    for cached in (library.library, availability.why_unavailable, availability.usable):
-        cached.cache_clear()
-    block._KEPT.clear()
-
-
-@pytest.fixture(autouse=True)
-def nothing_kept():
-    forget()
-    yield
-    forget()
-
-
-@pytest.fixture(params=COMPILERS)
-def instructions(request, monkeypatch):
-    compiler = os.environ.get("CXX", "c++")
-    if os.uname().machine not in ("x86_64", "AMD64") and COMPILERS[request.param]:
-        pytest.skip("an instruction set of x86")
-    monkeypatch.setenv("CXX", compiler + COMPILERS[request.param])
-    reason = availability.why_unavailable()
-    if reason is not None:
-        pytest.skip(reason)
-    return request.param
-
-
-@pytest.fixture
-def compiled():
-    reason = availability.why_unavailable()
-    if reason is not None:
-        pytest.skip(reason)
+pytestmark = pytest.mark.usefixtures("nothing_kept")
 
 
 def random_layer(channels, bottleneck, growth):
@@ -119,12 +84,8 @@ def test_a_block_is_what_its_definition_says(
     torch.manual_seed(0)
     layers = [random_layer(channels + i * growth, bottleneck, growth) for i in range(count)]
     x = torch.randn(images, channels, height, width)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads_set(threads):
         found = run(x, layers, ceiling)
-    finally:
-        torch.set_num_threads(before)
     assert difference(found, expected(x, layers, ceiling)) <= BOUND
 
 
@@ -223,123 +184,6 @@ def test_what_they_do_not_know_runs_without_them(options):
     with torch.inference_mode():
         for ours, theirs in zip(deployed(x), net(x), strict=True):
             assert difference(ours, theirs) <= 1e-5
-
-
-# ------------------------------------------------------------------------- passes of training
-
-
-def rows(images, channels, height, width, wider=0):
-    """A map in channels last: the first channels of one that has ``wider`` more."""
-    x = torch.randn(images, height, width, channels + wider).permute(0, 3, 1, 2)
-    return x[:, :channels]
-
-
-def close(found, expected):
-    """Up to a rounding or two of float32 terms, which are of the size of 10."""
-    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-5)
-
-
-SHAPES = st.tuples(*(st.integers(1, most) for most in (3, 300, 12, 12)))
-
-
-@pytest.mark.usefixtures("instructions")
-@settings(max_examples=30, deadline=None)
-@given(shape=SHAPES, wider=st.integers(0, 40), threads=st.integers(1, 3))
-def test_passes_are_what_their_definitions_say(shape, wider, threads):
-    torch.manual_seed(0)
-    x, y, total = (rows(*shape, wider) for _ in range(3))
-    gradient, active = rows(*shape), rows(*shape).relu()
-    scale, shift, slope = torch.randn(3, shape[1])
-    a, b, c = (vector[:, None, None].double() for vector in (scale, shift, slope))
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        close(passes.scale_shift_relu(x, scale, shift), (a * x + b).relu())
-        expected = gradient.double() * (active > 0)
-        added = total + a * expected
-        for into in (None, (total, scale)):
-            masked, *sums = passes.masked_sums(gradient, active, x, into)
-            for found, terms in zip(sums, (expected, expected * x), strict=True):
-                error = (found - terms.sum((0, 2, 3))).abs()
-                assert (error <= 1e-6 * (1 + terms.abs().sum((0, 2, 3)))).all()
-            assert masked is None if into else torch.equal(masked.double(), expected)
-        close(total, added)
-        assert passes.masked_sums(gradient, active, x, overwrite=True)[0] is gradient
-        assert torch.equal(gradient.double(), expected)
-        close(passes.affine_difference(y, x, scale, shift, slope), a * y - b - c * x)
-        close(passes.affine_difference(y, x, None, shift, slope), y - b - c * x)
-        expected = total + a * gradient
-        passes.add_scaled(total, gradient, scale)
-        close(total, expected)
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("instructions")
-@settings(max_examples=40, deadline=None)
-@given(
-    shape=SHAPES,
-    wider=st.integers(0, 40),
-    outputs=st.integers(1, 150),
-    side=st.sampled_from([1, 3]),
-    last=st.booleans(),
-    threads=st.integers(1, 3),
-)
-def test_convolutions_and_gradients_of_their_input(shape, wider, outputs, side, last, threads):
-    torch.manual_seed(0)
-    x = rows(*shape, wider)
-    weight = torch.randn(outputs, shape[1], side, side) / (side * shape[1] ** 0.5)
-    if last:
-        weight = weight.contiguous(memory_format=torch.channels_last)
-    scale, shift = torch.randn(2, shape[1])
-    bias = torch.randn(outputs)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        read = (x.double() * scale[:, None, None] + shift[:, None, None]).relu()
-        expected = F.conv2d(read, weight.double(), bias.double(), padding=side // 2)
-        found = convolve(x, weight, bias, (scale, shift))
-        assert found.is_contiguous(memory_format=torch.channels_last)
-        close(found, expected)
-        if side == 3:
-            gradient = rows(shape[0], outputs, *shape[2:])
-            expected = F.conv_transpose2d(gradient.double(), weight.double(), padding=1)
-            close(convolve(gradient, weight, transposed=True), expected)
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("instructions")
-def test_passes_keep_what_is_not_a_number():
-    x = torch.full((1, 1, 2, 2), math.nan)
-    one = torch.ones(1)
-    assert passes.scale_shift_relu(x, one, one).isnan().all()
-    assert torch.equal(passes.masked_sums(torch.ones_like(x), x, x)[0], torch.ones_like(x))
-
-
-@pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("memory", ["shared", "shared_lean"])
-def test_gradients_of_a_net_trained_with_them(memory, monkeypatch):
-    ran = []
-    for module, name in ((passes, "masked_sums"), (convolution, "convolve")):
-        inner = getattr(module, name)
-        monkeypatch.setattr(
-            module,
-            name,
-            lambda *args, inner=inner, name=name, **rest: ran.append(name) or inner(*args, **rest),
-        )
-    torch.manual_seed(0)
-    net = tiny("densenet121_features").train().to(memory_format=torch.channels_last)
-    exact = copy.deepcopy(net).double()
-    net.set_memory(memory)
-    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    for model, images in ((net, x), (exact, x.double())):
-        sum(m.square().mean() for m in model(images)).backward()
-    layers = sum(net.spec.block_config)
-    assert ran.count("masked_sums") >= 2 * layers
-    assert ran.count("convolve") >= 3 * layers, "1x1, 3x3, and the gradient of the latter's input"
-    for (name, ours), theirs in zip(net.named_parameters(), exact.parameters(), strict=True):
-        assert (ours.grad - theirs.grad).norm() <= 1e-4 * theirs.grad.norm() + 1e-7, name
 
 
 # ------------------------------------------------------------------------- compiling

@@ -1,5 +1,7 @@
 """Small networks and random norms for tests of equality."""
 
+from contextlib import contextmanager
+
 import timm
 import torch
 from torch import nn
@@ -39,3 +41,14 @@ def tiny(name: str, **arguments) -> nn.Module:
 # Every name of the registry, and one name for each kind of net that remains with few layers.
 NAMES = timm.list_models(module="timm_models")
 KINDS = list({tiny(name).spec: name for name in reversed(NAMES)}.values())
+
+
+@contextmanager
+def threads_set(count):
+    """As many threads as that for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
