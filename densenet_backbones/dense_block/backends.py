@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from densenet_backbones.dense_block import native
+
 __all__ = [
     "LayerWeights",
     "channels_last",
@@ -42,8 +44,8 @@ class LayerWeights(NamedTuple):
     bias2: Tensor
 
 
-# Kernels are imported where they are used: few processes need them, and the first use of those in
-# C++ compiles them. Where they cannot run, a warning says why, once.
+# Triton's kernels are imported where they are used, as few processes need them. Where kernels
+# cannot run, a warning says why, once.
 
 
 def has_kernels(x: Tensor) -> bool:
@@ -68,12 +70,8 @@ def is_on_gpu(x: Tensor) -> bool:
 
 
 def has_cpp(x: Tensor) -> bool:
-    """Whether the C++ kernels run on maps like ``x``."""
-    if not _is_for_cpp(x):
-        return False
-    from densenet_backbones.dense_block.native import usable
-
-    return usable()
+    """Whether the C++ kernels run on maps like ``x``; the first use compiles them."""
+    return _is_for_cpp(x) and native.usable()
 
 
 def _is_for_cpp(x: Tensor) -> bool:
@@ -110,9 +108,7 @@ def fill_in_kernels(
         Whether it was run.
     """
     if dilation == 1 and has_cpp(buffer):
-        from densenet_backbones.dense_block.native import fill_block
-
-        fill_block(buffer, channels, layers, ceiling)
+        native.fill_block(buffer, channels, layers, ceiling)
         return True
     if len(layers[0]) == len(LayerWeights._fields) and has_triton(buffer):
         from densenet_backbones.dense_block.kernels import run_folded_kernels

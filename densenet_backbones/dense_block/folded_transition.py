@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densenet_backbones.dense_block import native
 from densenet_backbones.dense_block.backends import (
     channels_last,
     has_cpp,
@@ -85,9 +86,7 @@ def _folded_transition(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tens
     """The transition from scale and shift, (C, 1, 1), weight, (C', C, 1, 1), and bias, (C',)."""
     scale, shift, weight, bias = tensors
     if has_cpp(x):
-        from densenet_backbones.dense_block.native import run_transition
-
-        return run_transition(x, tensors, ceiling)
+        return native.run_transition(x, tensors, ceiling)
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     if not has_triton(x):
         normed = torch.addcmul(shift, x, scale).to(x.dtype).clamp_(min=0.0, max=ceiling)

@@ -80,7 +80,6 @@ int64_t scratch_floats(int64_t columns) {
 
 // Floats of memory for bottleneck maps of that many packed columns.
 int64_t narrow_floats(int64_t images, int64_t height, int64_t width, int64_t columns, int threads) {
-    if (columns == 0) return 0;
     const int64_t strip = strip_of(width, columns, threads);
     return narrow_rows(images, height, strip) * width * columns;
 }

@@ -11,7 +11,9 @@ from densenet_backbones.dense_block.native.library import library
 __all__ = ["Packed", "layout", "pack", "winograd"]
 
 # Lavin and Gray, CVPR 2016, arXiv:1509.09308, section 4.1: F(2x2, 3x3)
-_WINOGRAD = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]).double()
+_WINOGRAD = torch.tensor(
+    [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64, device="cpu"
+)
 
 
 class Packed(NamedTuple):

@@ -177,7 +177,7 @@ void masked_sums(const float* gradient, const float* active, const float* x, int
 }
 
 // out = scale * y - constant - slope * x, where `y` lies `y_stride` apart and `x` `x_stride`.
-// Without a scale it is 1. `out` may be `y` if that is dense.
+// Without a scale it is 1.
 void affine_difference(const float* y, int64_t y_stride, const float* x, int64_t x_stride,
                        const float* scale, const float* constant, const float* slope, int64_t rows,
                        int64_t channels, float* out, int threads) {
