@@ -110,7 +110,8 @@ def nothing_kept() -> Iterator[None]:
     from densenet_backbones.dense_block.native import availability, block, library
 
     def forget() -> None:
-        for cached in (library.library, availability.why_unavailable, availability.usable):
+        reasons = (availability.why_unavailable, availability.usable, availability.has_bfloat16)
+        for cached in (library.library, *reasons):
             cached.cache_clear()
         block._KEPT.clear()
 

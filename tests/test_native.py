@@ -93,7 +93,7 @@ def test_a_block_is_what_its_definition_says(
 def test_bottleneck_maps_that_do_not_fit_are_made_in_strips():
     layers = [random_layer(5 + 4 * i, 192, 4) for i in range(3)]
     x = torch.randn(3, 5, 37, 150)
-    assert library.library().narrow_floats(3, 37, 150, 192, 1) < 3 * 37 * 150 * 192
+    assert library.library().narrow_values(3, 37, 150, 192, 4, 1) < 3 * 37 * 150 * 192
     assert difference(run(x, layers), expected(x, layers, math.inf)) <= BOUND
 
 

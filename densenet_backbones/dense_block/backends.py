@@ -17,6 +17,7 @@ __all__ = [
     "channels_last",
     "fill_in_kernels",
     "has_cpp",
+    "has_cpp_training",
     "has_kernels",
     "has_triton",
     "is_on_gpu",
@@ -70,15 +71,23 @@ def is_on_gpu(x: Tensor) -> bool:
 
 
 def has_cpp(x: Tensor) -> bool:
-    """Whether the C++ kernels run on maps like ``x``; the first use compiles them."""
-    return _is_for_cpp(x) and native.usable()
+    """Whether the C++ kernels of inference run on maps like ``x``; the first use compiles them."""
+    if not _is_for_cpp(x):
+        return False
+    return native.usable() if x.dtype == torch.float32 else native.has_bfloat16()
+
+
+def has_cpp_training(x: Tensor) -> bool:
+    """Whether the C++ kernels of training run on maps like ``x``."""
+    return x.dtype == torch.float32 and has_cpp(x)
 
 
 def _is_for_cpp(x: Tensor) -> bool:
-    autocast = torch.is_autocast_enabled("cpu")
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != x.dtype:
+        return False
     real = type(x) in (Tensor, nn.Parameter)  # others, as fake ones, may have no memory
-    known = x.device.type == "cpu" and x.dtype == torch.float32
-    return real and known and not is_on_gpu(x) and not autocast
+    known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    return real and known and not is_on_gpu(x)
 
 
 def relu_ceiling(act: nn.Module) -> float | None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from densenet_backbones.dense_block.backends import has_cpp
+from densenet_backbones.dense_block.backends import has_cpp_training
 from densenet_backbones.dense_block.native import passes
 from densenet_backbones.dense_block.norms import Affine, precise
 
@@ -100,7 +100,7 @@ def _in_one_pass(
     maps: Sequence[Tensor], dense: Sequence[Tensor] = (), vectors: Sequence[Tensor] = ()
 ) -> bool:
     """Whether the C++ kernels take these maps, of which ``dense`` must have no gaps."""
-    if not all(map(has_cpp, (*maps, *dense, *vectors))):
+    if not all(map(has_cpp_training, (*maps, *dense, *vectors))):
         return False
     if not all(vector.is_contiguous() for vector in vectors):
         return False

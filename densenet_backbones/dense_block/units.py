@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densenet_backbones.dense_block.backends import has_cpp
+from densenet_backbones.dense_block.backends import has_cpp_training
 from densenet_backbones.dense_block.elementwise import masked_sums, scale_shift_relu
 from densenet_backbones.dense_block.hooks import has_hooks
 from densenet_backbones.dense_block.native import convolution
@@ -74,7 +74,7 @@ class UnitForm:
         """Whether the C++ kernels convolve ``x``."""
         if self.conv is None or self.dtype is not None or not convolution.is_known(self.conv):
             return False
-        return all(map(has_cpp, (x, *others))) and in_rows(x)
+        return all(map(has_cpp_training, (x, *others))) and in_rows(x)
 
     def activate(self, x: Tensor, parameters: Parameters, moments: Moments) -> Tensor:
         """The first half of `run`: norm and ReLU, (N, C, H, W)."""

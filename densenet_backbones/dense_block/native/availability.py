@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from densenet_backbones.dense_block.native.library import CompilationError, library
 
-__all__ = ["SWITCH", "usable", "why_unavailable"]
+__all__ = ["SWITCH", "has_bfloat16", "usable", "why_unavailable"]
 
 SWITCH = "DENSENET_BACKBONES_NATIVE"
 
@@ -34,3 +34,9 @@ def usable() -> bool:
     if reason is not None and os.environ.get(SWITCH) != "0":
         warnings.warn(f"dense blocks run without their C++ kernels: {reason}", stacklevel=2)
     return reason is None
+
+
+@lru_cache
+def has_bfloat16() -> bool:
+    """Whether there are kernels for bfloat16 too: on x86 processors that multiply its vectors."""
+    return usable() and bool(library().has_bfloat16())

@@ -58,19 +58,21 @@ class _Weights:
         self.wide = max(layer.conv.columns if layer.conv else 0 for layer in layers)
 
 
-def _dense_layer(scale: Tensor, shift: Tensor, *convs: Tensor) -> _Layer:
+def _dense_layer(dtype: torch.dtype, scale: Tensor, shift: Tensor, *convs: Tensor) -> _Layer:
     *first, weight, bias = convs
     return _Layer(
         norm=_norm(scale, shift),
-        squeeze=pack(*first) if first else None,
-        conv=pack(winograd(weight), bias),
+        squeeze=pack(*first, dtype) if first else None,
+        conv=pack(winograd(weight), bias, dtype),
         bottleneck=len(first[1]) if first else 0,
         new=len(bias),
     )
 
 
-def _transition(scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> _Layer:
-    squeeze = pack(weight.flatten(1).t(), bias)
+def _transition(
+    dtype: torch.dtype, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor
+) -> _Layer:
+    squeeze = pack(weight.flatten(1).t(), bias, dtype)
     return _Layer(_norm(scale.flatten(), shift.flatten()), squeeze, None, 0, len(bias))
 
 
@@ -83,9 +85,11 @@ def _norm(scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
 _KEPT: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _kept(tensors: Sequence[Tensor], make: Callable[[], Sequence[_Layer]]) -> _Weights:
-    """The weights that ``make`` packs, packed again where ``tensors`` have changed since."""
-    state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+def _kept(
+    dtype: torch.dtype, tensors: Sequence[Tensor], make: Callable[[], Sequence[_Layer]]
+) -> _Weights:
+    """The weights that ``make`` packs for maps of a type, and again if ``tensors`` have changed."""
+    state = dtype, [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
     before, weights = _KEPT.get(tensors[0], (None, None))
     if before != state:
         weights = _Weights(make())
@@ -100,23 +104,26 @@ def fill_block(
     """Runs a block in place.
 
     Args:
-        buffer: (N, C, H, W), float32, channels last; its first ``channels`` are the block's input.
+        buffer: (N, C, H, W), float32 or bfloat16, channels last; its first ``channels`` are the
+            block's input.
         channels: Their number.
         layers: Of each, scale and shift, (C',); with bottleneck weight, (C', B), and bias, (B,);
             weight, (k, B or C', 3, 3), and bias, (k,).
         ceiling: What activations cut off at, beside 0.
     """
-    tensors = [tensor for layer in layers for tensor in layer]
-    weights = _kept(tensors, lambda: [_dense_layer(*layer) for layer in layers])
+    tensors, dtype = [tensor for layer in layers for tensor in layer], buffer.dtype
+    weights = _kept(dtype, tensors, lambda: [_dense_layer(dtype, *layer) for layer in layers])
     images, total, height, width = buffer.shape
     kernels, threads = library(), torch.get_num_threads()
-    own, size = kernels.scratch_floats(weights.wide), (images, height, width)
-    narrow = max((kernels.narrow_floats(*size, n, threads) for n in weights.narrow), default=0)
-    scratch = buffer.new_empty(threads * own + narrow)
+    size, value = (images, height, width), buffer.element_size()
+    needed = [kernels.narrow_values(*size, n, value, threads) for n in weights.narrow]
+    narrow = buffer.new_empty(max(needed, default=0))
+    own = kernels.scratch_floats(max(weights.narrow, default=0), weights.wide)
+    scratch = buffer.new_empty(threads * own, dtype=torch.float32)
     kernels.dense_block(
-        *(buffer.data_ptr(), *size, total, channels),
+        *(buffer.data_ptr(), value, *size, total, channels),
         *(weights.structs, len(layers), ceiling),
-        *(scratch[threads * own :].data_ptr(), scratch.data_ptr(), own, threads),
+        *(narrow.data_ptr(), scratch.data_ptr(), own, threads),
     )
 
 
@@ -124,22 +131,23 @@ def run_transition(x: Tensor, tensors: Sequence[Tensor], ceiling: float) -> Tens
     """Means of 2x2 normed and activated cells, then a 1x1 convolution.
 
     Args:
-        x: (N, C, H, W), float32.
+        x: (N, C, H, W), float32 or bfloat16.
         tensors: Scale and shift, of C values each, weight, (C', C, 1, 1), and bias, (C',).
         ceiling: What activations cut off at, beside 0.
 
     Returns:
         (N, C', H // 2, W // 2), channels last.
     """
-    weights = _kept(tensors, lambda: [_transition(*tensors)])
+    weights = _kept(x.dtype, tensors, lambda: [_transition(x.dtype, *tensors)])
     x = x.contiguous(memory_format=torch.channels_last)
     images, channels, height, width = x.shape
-    out = x.new_empty(images, height // 2, width // 2, *weights.narrow)
+    (columns,) = weights.narrow
+    out = x.new_empty(images, height // 2, width // 2, columns)
     kernels, threads = library(), torch.get_num_threads()
-    own = kernels.scratch_floats(0)
-    scratch = x.new_empty(threads * own)
+    own = kernels.scratch_floats(columns, 0)
+    scratch = x.new_empty(threads * own, dtype=torch.float32)
     kernels.transition(
-        *(x.data_ptr(), images, height, width, channels),
+        *(x.data_ptr(), x.element_size(), images, height, width, channels),
         *(weights.structs, ceiling, out.data_ptr(), scratch.data_ptr(), own, threads),
     )
     maps = out[..., : len(tensors[-1])].permute(0, 3, 1, 2)

@@ -56,7 +56,7 @@ def convolve(
     stride = columns if side == 1 else outputs
     result = x.new_empty(images, height, width, stride)
     packed = x.new_empty((16 if side == 3 else 1) * columns * channels)
-    own = kernels.scratch_floats(columns)
+    own = kernels.scratch_floats(columns, columns)
     scratch = x.new_empty(threads * own)
     scale, shift = (0, 0) if norm is None else (norm[0].data_ptr(), norm[1].data_ptr())
     kernels.convolve(

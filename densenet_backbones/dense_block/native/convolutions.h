@@ -1,4 +1,5 @@
-// 1x1 and 3x3 convolutions of maps in float32 on a CPU.
+// 1x1 and 3x3 convolutions of maps on a CPU, in float32 or, where the processor multiplies them,
+// bfloat16. Sums are float32 in either case, as are norms and the transforms of 3x3 convolutions.
 //
 // Maps lie channels last. A 1x1 convolution is a matrix product of cells, which are normed and
 // activated on the way into a thread's scratch memory. A 3x3 convolution is Winograd's F(2x2, 3x3),
@@ -10,12 +11,19 @@
 // weights stays in the first cache while it meets the rows, of which rows_for() at a time stay in
 // registers.
 //
-// Weights come packed: for each block of kDepth rows, for each panel of `vectors` SIMD vectors of
-// columns, the panel's rows one after another. Missing columns are zero.
+// Matrices are made of words of 32 bits, each a float32 or a pair of neighbouring bfloat16: of one
+// cell, and in weights of one column. Depths, and strides of scratch memory, are in words.
+//
+// Weights come packed: for each block of kDepth rows of words, for each panel of `vectors` SIMD
+// vectors of columns, the panel's rows one after another. Missing columns are zero, and so is the
+// second of a pair that has none.
 
 #pragma once
 
 #include <omp.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <cstdint>
@@ -52,6 +60,66 @@ using Loose = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(
 inline Vector load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
 inline void store(float* to, Vector x) { *reinterpret_cast<Loose*>(to) = x; }
 
+// Not added to zero, which would take the sign from -0 and so is an instruction of its own.
+inline Vector splat(float x) { return x - Vector{}; }
+
+// sum += word * column
+template <typename T>
+Vector multiply_add(Vector sum, float word, Vector column);
+
+template <>
+inline Vector multiply_add<float>(Vector sum, float word, Vector column) {
+    return sum + splat(word) * column;
+}
+
+struct Bfloat16 {
+    uint16_t bits;
+};
+
+#ifdef __AVX512BF16__
+inline Vector load(const Bfloat16* from) {
+    using Halves = uint16_t __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+    using Words = uint32_t __attribute__((vector_size(sizeof(Vector))));
+    Halves bits;
+    std::memcpy(&bits, from, sizeof(bits));
+    return reinterpret_cast<Vector>(__builtin_convertvector(bits, Words) << 16);
+}
+
+inline void store(Bfloat16* to, Vector x) {
+    const __m256bh rounded = _mm512_cvtneps_pbh(x);
+    std::memcpy(to, &rounded, sizeof(rounded));
+}
+
+template <>
+inline Vector multiply_add<Bfloat16>(Vector sum, float word, Vector column) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_set1_ps(word)),
+                            reinterpret_cast<__m512bh>(column));
+}
+#endif
+
+// The first `count` of a vector, the others zero.
+template <typename T>
+inline Vector load_part(const T* from, int count) {
+    T part[kLanes] = {};
+    std::memcpy(part, from, count * sizeof(T));
+    return load(part);
+}
+
+template <typename T>
+inline void store_part(T* to, Vector x, int count) {
+    T part[kLanes];
+    store(part, x);
+    std::memcpy(to, part, count * sizeof(T));
+}
+
+// Values in a word, and words for so many.
+template <typename T>
+constexpr int kPack = sizeof(float) / sizeof(T);
+template <typename T>
+constexpr int64_t words(int64_t values) {
+    return (values + kPack<T> - 1) / kPack<T>;
+}
+
 // Written so that what is not a number stays so, as PyTorch's ReLU keeps it.
 inline Vector clamp(Vector x, float ceiling) {
     const Vector zero = {}, top = zero + ceiling;
@@ -59,22 +127,20 @@ inline Vector clamp(Vector x, float ceiling) {
     return top < x ? top : x;
 }
 
-inline float clamp(float x, float ceiling) {
-    x = 0.0f > x ? 0.0f : x;
-    return ceiling < x ? ceiling : x;
-}
-
 // What a product starts from and what becomes of it.
+template <typename T>
 struct Around {
-    const float* bias;  // starts from these columns; else from what is there, or from zero
+    const float* bias;  // starts from these columns; else from the sums there are, or from zero
     bool add;
-    bool clamps;
+    T* out;  // goes there, clamped, where given; else to the sums
+    int64_t out_stride;
     float ceiling;
+    bool clamps;
 };
 
-template <int Rows, int Vectors>
+template <typename T, int Rows, int Vectors>
 void multiply_tile(int depth, const float* a, const float* b, float* c, int64_t c_stride,
-                   const Around& around) {
+                   const Around<T>& around) {
     Vector sum[Rows][Vectors];
     for (int r = 0; r < Rows; ++r)
         for (int v = 0; v < Vectors; ++v) {
@@ -88,99 +154,117 @@ void multiply_tile(int depth, const float* a, const float* b, float* c, int64_t 
     for (int k = 0; k < depth; ++k) {
         Vector column[Vectors];
         for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * kLanes);
-        for (int r = 0; r < Rows; ++r) {
-            const Vector x = Vector{} + a[r * kStride + k];
-            for (int v = 0; v < Vectors; ++v) sum[r][v] += x * column[v];
-        }
+        for (int r = 0; r < Rows; ++r)
+            for (int v = 0; v < Vectors; ++v)
+                sum[r][v] = multiply_add<T>(sum[r][v], a[r * kStride + k], column[v]);
         b += Vectors * kLanes;
     }
     for (int r = 0; r < Rows; ++r)
         for (int v = 0; v < Vectors; ++v) {
-            Vector x = sum[r][v];
-            if (around.clamps) x = clamp(x, around.ceiling);
-            store(c + r * c_stride + v * kLanes, x);
+            const Vector x = sum[r][v];
+            if (around.out)
+                store(around.out + r * around.out_stride + v * kLanes,
+                      around.clamps ? clamp(x, around.ceiling) : x);
+            else
+                store(c + r * c_stride + v * kLanes, x);
         }
 }
 
-using MultiplyTile = void (*)(int, const float*, const float*, float*, int64_t, const Around&);
+template <typename T>
+using MultiplyTile = void (*)(int, const float*, const float*, float*, int64_t, const Around<T>&);
 
-template <int Vectors, int... Row>
-MultiplyTile multiply_tile_for(int rows, std::integer_sequence<int, Row...>) {
-    static constexpr MultiplyTile all[] = {multiply_tile<Row + 1, Vectors>...};
+template <typename T, int Vectors, int... Row>
+MultiplyTile<T> multiply_tile_for(int rows, std::integer_sequence<int, Row...>) {
+    static constexpr MultiplyTile<T> all[] = {multiply_tile<T, Row + 1, Vectors>...};
     return all[rows - 1];
 }
 
-template <int Vectors>
-MultiplyTile multiply_tile_for(int rows) {
-    return multiply_tile_for<Vectors>(rows, std::make_integer_sequence<int, rows_for(Vectors)>());
+template <typename T, int Vectors>
+MultiplyTile<T> multiply_tile_for(int rows) {
+    using Counts = std::make_integer_sequence<int, rows_for(Vectors)>;
+    return multiply_tile_for<T, Vectors>(rows, Counts());
 }
 
-MultiplyTile multiply_tile_for(int rows, int vectors) {
+template <typename T>
+MultiplyTile<T> multiply_tile_for(int rows, int vectors) {
     switch (vectors) {
         case 1:
-            return multiply_tile_for<1>(rows);
+            return multiply_tile_for<T, 1>(rows);
         case 2:
-            return multiply_tile_for<2>(rows);
+            return multiply_tile_for<T, 2>(rows);
         case 3:
-            return multiply_tile_for<3>(rows);
+            return multiply_tile_for<T, 3>(rows);
         default:
-            return multiply_tile_for<4>(rows);
+            return multiply_tile_for<T, 4>(rows);
     }
 }
 
 // c = a * b, of `rows` x `depth` and `depth` x `panels` * `vectors` * kLanes.
+template <typename T>
 void multiply(int rows, int depth, const float* a, const float* b, int panels, int vectors,
-              float* c, int64_t c_stride, const Around& around) {
+              float* c, int64_t c_stride, const Around<T>& around) {
     const int most = rows_for(vectors), groups = (rows + most - 1) / most;
     const int columns = vectors * kLanes;
     for (int p = 0; p < panels; ++p) {
-        Around here = around;
-        if (here.bias) here.bias += p * columns;
         for (int g = 0; g < groups; ++g) {
             const int first = rows * g / groups, count = rows * (g + 1) / groups - first;
-            const MultiplyTile tile = multiply_tile_for(count, vectors);
+            Around<T> here = around;
+            if (here.bias) here.bias += p * columns;
+            if (here.out) here.out += first * here.out_stride + p * columns;
+            const MultiplyTile<T> tile = multiply_tile_for<T>(count, vectors);
             tile(depth, a + first * kStride, b, c + first * c_stride + p * columns, c_stride, here);
         }
         b += depth * columns;
     }
 }
 
+template <typename T>
 struct Maps {
-    float* data;
-    int64_t images, height, width, stride;  // floats between cells
+    T* data;
+    int64_t images, height, width, stride;  // values between cells
     int64_t rows;  // that there is memory for: of all images, or of the last ones made
 };
 
 constexpr int kAhead = 16;  // cells
 
-inline void prefetch(const float* from, int count) {
-    for (int i = 0; i < count; i += 16) __builtin_prefetch(from + i, 0, 2);
+template <typename T>
+inline void prefetch(const T* from, int count) {
+    constexpr int kLine = 64 / sizeof(T);
+    for (int i = 0; i < count; i += kLine) __builtin_prefetch(from + i, 0, 2);
 }
 
-// clamp(scale * x + shift) of a cell's channels
-inline void norm_cell(const float* x, const float* scale, const float* shift, int channels,
-                      float ceiling, float* out) {
+// clamp(scale * x + shift) of a cell's channels. What is behind the last ones, up to a vector's
+// end, becomes zero.
+template <typename T>
+inline void norm_cell(const T* x, const float* scale, const float* shift, int channels,
+                      float ceiling, T* out) {
     int c = 0;
     for (; c + kLanes <= channels; c += kLanes)
         store(out + c, clamp(load(x + c) * load(scale + c) + load(shift + c), ceiling));
-    for (; c < channels; ++c) out[c] = clamp(x[c] * scale[c] + shift[c], ceiling);
+    if (const int rest = channels - c) {
+        const Vector weight = load_part(scale + c, rest), added = load_part(shift + c, rest);
+        store(out + c, clamp(load_part(x + c, rest) * weight + added, ceiling));
+    }
 }
 
-// The mean of the normed 2x2 cells from x on
-inline void norm_four(const float* x, int64_t right, int64_t down, const float* scale,
-                      const float* shift, int channels, float ceiling, float* out) {
-    const float* four[] = {x, x + right, x + down, x + right + down};
+// The mean of the normed 2x2 cells from x on, likewise.
+template <typename T>
+inline void norm_four(const T* x, int64_t right, int64_t down, const float* scale,
+                      const float* shift, int channels, float ceiling, T* out) {
+    const T* four[] = {x, x + right, x + down, x + right + down};
     int c = 0;
     for (; c + kLanes <= channels; c += kLanes) {
         Vector sum = {};
-        for (const float* cell : four)
+        for (const T* cell : four)
             sum += clamp(load(cell + c) * load(scale + c) + load(shift + c), ceiling);
         store(out + c, sum * 0.25f);
     }
-    for (; c < channels; ++c) {
-        float sum = 0;
-        for (const float* cell : four) sum += clamp(cell[c] * scale[c] + shift[c], ceiling);
-        out[c] = sum * 0.25f;
+    if (const int rest = channels - c) {
+        const Vector weight = load_part(scale + c, rest), added = load_part(shift + c, rest);
+        Vector sum = {};
+        for (const T* cell : four)
+            sum += clamp(load_part(cell + c, rest) * weight + added, ceiling);
+        store(out + c, sum * 0.25f);
     }
 }
 
@@ -193,17 +277,21 @@ struct Pointwise {
 };
 
 // Cells [first, last) of the output, which has packed columns.
-void pointwise(const Maps& x, const Pointwise& p, const Maps& out, int64_t first, int64_t last,
-               float* scratch) {
+template <typename T>
+void pointwise(const Maps<T>& x, const Pointwise& p, const Maps<T>& out, int64_t first,
+               int64_t last, float* scratch) {
     const int64_t columns = out.stride, room = out.rows * out.width;
+    T* normed = reinterpret_cast<T*>(scratch);
+    float* sums = scratch + kStrip * kStride;
     for (int64_t start = first, stop; start < last; start = stop) {
         stop = std::min({start + kStrip, last, (start / room + 1) * room});
         const int count = static_cast<int>(stop - start);
-        for (int64_t from = 0; from < p.channels; from += kDepth) {
-            const int depth = static_cast<int>(std::min<int64_t>(kDepth, p.channels - from));
+        for (int64_t from = 0; from < p.channels; from += kDepth * kPack<T>) {
+            const int64_t rest = p.channels - from;
+            const int depth = static_cast<int>(std::min<int64_t>(kDepth * kPack<T>, rest));
             for (int i = 0; i < count; ++i) {
                 const int64_t cell = start + i;
-                float* to = scratch + i * kStride;
+                T* to = normed + i * kStride * kPack<T>;
                 if (!p.pools) {
                     // Rows of a prefix lie apart, which the processor does not foresee.
                     prefetch(x.data + (cell + kAhead) * x.stride + from, depth);
@@ -217,22 +305,22 @@ void pointwise(const Maps& x, const Pointwise& p, const Maps& out, int64_t first
                 norm_four(x.data + corner * x.stride + from, x.stride, x.width * x.stride,
                           p.scale + from, p.shift + from, depth, p.ceiling, to);
             }
-            const bool begins = from == 0, ends = from + depth == p.channels;
-            multiply(count, depth, scratch, p.weight + from * columns, static_cast<int>(p.panels),
-                     static_cast<int>(p.vectors), out.data + start % room * columns, columns,
-                     {begins ? p.bias : nullptr, true, p.clamps && ends, p.ceiling});
+            T* to = depth == rest ? out.data + start % room * columns : nullptr;
+            multiply<T>(count, static_cast<int>(words<T>(depth)), scratch,
+                        p.weight + words<T>(from) * columns, static_cast<int>(p.panels),
+                        static_cast<int>(p.vectors), sums, columns,
+                        {from == 0 ? p.bias : nullptr, true, to, columns, p.ceiling, p.clamps});
         }
     }
 }
 
 // One-dimensional transforms, of values `step` apart: of four read, and of four products to two.
 // Interpolation points 0, 1, -1 and infinity.
-inline void spread(const Vector* d, int step, Vector* out) {
-    const Vector d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step];
-    out[0] = d0 - d2;
-    out[step] = d1 + d2;
-    out[2 * step] = d2 - d1;
-    out[3 * step] = d1 - d3;
+inline void spread(const Vector* d, Vector* out) {
+    out[0] = d[0] - d[2];
+    out[1] = d[1] + d[2];
+    out[2] = d[2] - d[1];
+    out[3] = d[1] - d[3];
 }
 
 inline void gather(const Vector* m, int step, Vector* out, int out_step) {
@@ -248,48 +336,56 @@ struct Conv {
     float ceiling;
 };
 
-inline Vector load_part(const float* from, int count) {
-    Vector x = {};
-    std::memcpy(&x, from, count * sizeof(float));
-    return x;
-}
-
-// One tile of the input, transformed, to v[place][kStride].
-void transform_in(const Maps& x, const Conv& conv, int64_t image, int64_t top, int64_t left,
-                  int64_t from, int depth, float* v, int64_t place_stride) {
-    const float* cells[kPlaces];
+// Neighbouring tiles of the input, transformed, to v[place][tile][kStride]. Two columns of a tile
+// are the first two of the next, and are read, normed and transformed downwards once.
+template <typename T>
+void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top, int64_t left,
+                  int tiles, int64_t from, int depth, T* v, int64_t place_stride) {
+    const T* cells[kTile * kTiles + kTile][kSide];
     for (int r = 0; r < kSide; ++r) {
         const int64_t row = top + r - 1, place = (image * x.height + row) % x.rows * x.width;
-        for (int c = 0; c < kSide; ++c) {
-            const int64_t column = left + c - 1;
+        for (int s = 0; s < kTile * tiles + kTile; ++s) {
+            const int64_t column = left + s - 1;
             const bool inside = row >= 0 && row < x.height && column >= 0 && column < x.width;
-            cells[r * kSide + c] = inside ? x.data + (place + column) * x.stride + from : nullptr;
+            cells[s][r] = inside ? x.data + (place + column) * x.stride + from : nullptr;
         }
     }
     for (int c = 0; c < depth; c += kLanes) {
         const int count = std::min(kLanes, depth - c);
-        Vector d[kPlaces], half[kPlaces];
-        if (count == kLanes && !conv.scale) {
-            for (int i = 0; i < kPlaces; ++i) d[i] = cells[i] ? load(cells[i] + c) : Vector{};
-        } else {
-            const Vector scale = conv.scale ? load_part(conv.scale + from + c, count) : Vector{};
-            const Vector shift = conv.scale ? load_part(conv.shift + from + c, count) : Vector{};
-            for (int i = 0; i < kPlaces; ++i) {
-                d[i] = cells[i] ? load_part(cells[i] + c, count) : Vector{};
-                if (cells[i] && conv.scale) d[i] = clamp(d[i] * scale + shift, conv.ceiling);
+        const Vector scale = conv.scale ? load_part(conv.scale + from + c, count) : Vector{};
+        const Vector shift = conv.scale ? load_part(conv.shift + from + c, count) : Vector{};
+        const auto read_column = [&](const T* const* column, Vector* half) {
+            Vector d[kSide];
+            for (int r = 0; r < kSide; ++r) {
+                d[r] = Vector{};
+                if (!column[r]) continue;
+                d[r] = count == kLanes ? load(column[r] + c) : load_part(column[r] + c, count);
+                if (conv.scale) d[r] = clamp(d[r] * scale + shift, conv.ceiling);
             }
+            spread(d, half);
+        };
+        Vector half[kSide][kSide];  // by column
+        for (int s = 0; s < kTile; ++s) read_column(cells[s], half[s]);
+        for (int i = 0; i < tiles; ++i) {
+            for (int s = kTile; s < kSide; ++s) read_column(cells[kTile * i + s], half[s]);
+            T* to = v + i * kStride * kPack<T> + c;
+            for (int r = 0; r < kSide; ++r) {
+                const Vector d[kSide] = {half[0][r], half[1][r], half[2][r], half[3][r]};
+                Vector out[kSide];
+                spread(d, out);
+                // kStride leaves room behind the last channels.
+                for (int s = 0; s < kSide; ++s) store(to + (r * kSide + s) * place_stride, out[s]);
+            }
+            for (int s = 0; s < kTile; ++s) std::copy_n(half[s + kTile], kSide, half[s]);
         }
-        for (int i = 0; i < kSide; ++i) spread(d + i, kSide, half + i);
-        for (int i = 0; i < kSide; ++i) spread(half + i * kSide, 1, d + i * kSide);
-        // kStride leaves room behind the last channels.
-        for (int i = 0; i < kPlaces; ++i) store(v + i * place_stride + c, d[i]);
     }
 }
 
-void transform_out(const float* m, int64_t place_stride, const Conv& conv, const Maps& out,
+template <typename T>
+void transform_out(const float* m, int64_t place_stride, const Conv& conv, const Maps<T>& out,
                    int64_t image, int64_t top, int64_t left) {
     for (int64_t c = 0; c < conv.growth; c += kLanes) {
-        const int64_t count = std::min<int64_t>(kLanes, conv.growth - c);
+        const int count = static_cast<int>(std::min<int64_t>(kLanes, conv.growth - c));
         Vector d[kPlaces], half[kTile * kSide], y[kTile * kTile];
         for (int i = 0; i < kPlaces; ++i) d[i] = load(m + i * place_stride + c);
         for (int i = 0; i < kSide; ++i) gather(d + i, kSide, half + i, kSide);
@@ -300,39 +396,45 @@ void transform_out(const float* m, int64_t place_stride, const Conv& conv, const
         for (int64_t r = 0; r < bottom; ++r)
             for (int64_t s = 0; s < right; ++s) {
                 const Vector value = y[r * kTile + s] + bias;
-                float* to = out.data + c +
-                            ((image * out.height + top + r) * out.width + left + s) * out.stride;
+                T* to = out.data + c +
+                        ((image * out.height + top + r) * out.width + left + s) * out.stride;
                 if (count == kLanes)
                     store(to, value);
                 else
-                    std::memcpy(to, &value, count * sizeof(float));
+                    store_part(to, value, count);
             }
     }
 }
 
 // Tiles [first, last), counted over all images.
-void winograd(const Maps& x, const Conv& conv, const Maps& out, int64_t first, int64_t last,
+template <typename T>
+void winograd(const Maps<T>& x, const Conv& conv, const Maps<T>& out, int64_t first, int64_t last,
               float* scratch) {
     const int64_t rows = (x.height + kTile - 1) / kTile, across = (x.width + kTile - 1) / kTile;
     const int64_t columns = conv.panels * conv.vectors * kLanes;
-    float* v = scratch;
-    float* m = v + kPlaces * kTiles * kStride;
+    float* m = scratch + kPlaces * kTiles * kStride;
+    T* v = reinterpret_cast<T*>(scratch);
     // Of one place, also where fewer tiles are left.
     const int64_t v_stride = kTiles * kStride, m_stride = kTiles * columns;
     for (int64_t start = first; start < last; start += kTiles) {
         const int count = static_cast<int>(std::min<int64_t>(kTiles, last - start));
-        for (int64_t from = 0; from < conv.channels; from += kDepth) {
-            const int depth = static_cast<int>(std::min<int64_t>(kDepth, conv.channels - from));
-            for (int i = 0; i < count; ++i) {
-                const int64_t tile = start + i;
+        for (int64_t from = 0; from < conv.channels; from += kDepth * kPack<T>) {
+            const int64_t rest = conv.channels - from;
+            const int depth = static_cast<int>(std::min<int64_t>(kDepth * kPack<T>, rest));
+            for (int i = 0, some; i < count; i += some) {
+                const int64_t tile = start + i, column = tile % across;
+                some = static_cast<int>(std::min<int64_t>(count - i, across - column));
                 transform_in(x, conv, tile / across / rows, tile / across % rows * kTile,
-                             tile % across * kTile, from, depth, v + i * kStride, v_stride);
+                             column * kTile, some, from, depth, v + i * kStride * kPack<T>,
+                             v_stride * kPack<T>);
             }
+            const int64_t behind = words<T>(conv.channels), before = words<T>(from);
             for (int place = 0; place < kPlaces; ++place)
-                multiply(count, depth, v + place * v_stride,
-                         conv.weight + (place * conv.channels + from) * columns,
-                         static_cast<int>(conv.panels), static_cast<int>(conv.vectors),
-                         m + place * m_stride, columns, {nullptr, from > 0, false, 0.0f});
+                multiply<T>(count, static_cast<int>(words<T>(depth)), scratch + place * v_stride,
+                            conv.weight + (place * behind + before) * columns,
+                            static_cast<int>(conv.panels), static_cast<int>(conv.vectors),
+                            m + place * m_stride, columns,
+                            {nullptr, from > 0, nullptr, 0, 0.0f, false});
         }
         for (int i = 0; i < count; ++i) {
             const int64_t tile = start + i;

@@ -4,17 +4,17 @@
 
 namespace {
 
-// Bottleneck maps that a thread makes before it reads them: they stay in its second cache.
-constexpr int64_t kNarrowFloats = 100 * 1024;
+// Bytes of bottleneck maps that a thread makes before it reads them: they stay in its second cache.
+constexpr int64_t kNarrowBytes = 400 * 1024;
 
 struct Layer {
     const float *scale, *shift, *weight1, *bias1, *weight2, *bias2;
     int64_t bottleneck, growth, panels1, vectors1, panels2, vectors2;  // no bottleneck: 0
 };
 
-// Rows of tiles whose bottleneck maps are made, and then read, at a time.
-int64_t strip_of(int64_t width, int64_t columns, int threads) {
-    return std::max<int64_t>(1, threads * kNarrowFloats / (kTile * width * columns));
+// Rows of tiles whose bottleneck maps, of `bytes` a value, are made, and then read, at a time.
+int64_t strip_of(int64_t width, int64_t columns, int64_t bytes, int threads) {
+    return std::max<int64_t>(1, threads * kNarrowBytes / (kTile * width * columns * bytes));
 }
 
 // Rows of bottleneck maps that are needed at once. While one thread reads a strip, with a row above
@@ -24,20 +24,22 @@ int64_t narrow_rows(int64_t images, int64_t height, int64_t strip) {
 }
 
 // Channels [0, read) of the buffer are there, and the next ones are made.
-void run_layer(const Layer& layer, const Maps& buffer, int64_t read, float ceiling, float* narrow,
+template <typename T>
+void run_layer(const Layer& layer, const Maps<T>& buffer, int64_t read, float ceiling, T* narrow,
                const Team& team) {
     const int64_t images = buffer.images, height = buffer.height, width = buffer.width;
     const int64_t down = (height + kTile - 1) / kTile, across = (width + kTile - 1) / kTile;
-    Maps out = buffer;
+    Maps<T> out = buffer;
     out.data += read;
     const float* nothing = nullptr;
     const Pointwise squeeze = {layer.scale,   layer.shift,    layer.weight1, layer.bias1, read,
                                layer.panels1, layer.vectors1, ceiling,       true,        false};
     const int64_t columns = layer.panels1 * layer.vectors1 * kLanes;
     const bool narrows = layer.bottleneck > 0;
-    const int64_t strip = narrows ? strip_of(width, columns, team.threads) : images * down;
-    const Maps narrowed = {narrow, images,  height,
-                           width,  columns, narrow_rows(images, height, strip)};
+    const int64_t strip =
+        narrows ? strip_of(width, columns, sizeof(T), team.threads) : images * down;
+    const Maps<T> narrowed = {narrow, images,  height,
+                              width,  columns, narrow_rows(images, height, strip)};
     const Conv conv = {narrows ? nothing : layer.scale,
                        narrows ? nothing : layer.shift,
                        layer.weight2,
@@ -65,31 +67,11 @@ void run_layer(const Layer& layer, const Maps& buffer, int64_t read, float ceili
     }
 }
 
-}  // namespace
-
-extern "C" {
-
-int lanes() { return kLanes; }
-int registers() { return kRegisters; }
-int depth() { return kDepth; }
-
-// Floats of scratch memory a thread needs for 3x3 convolutions of that many packed columns.
-int64_t scratch_floats(int64_t columns) {
-    return std::max<int64_t>(kPlaces * kTiles * (kStride + columns), kStrip * kStride);
-}
-
-// Floats of memory for bottleneck maps of that many packed columns.
-int64_t narrow_floats(int64_t images, int64_t height, int64_t width, int64_t columns, int threads) {
-    const int64_t strip = strip_of(width, columns, threads);
-    return narrow_rows(images, height, strip) * width * columns;
-}
-
-// Runs a block: `channels` of `total` are there, and every layer adds its own. `narrow` has room
-// for the bottleneck maps of each, `scratch` for `scratch_size` floats of each thread.
-void dense_block(float* data, int64_t images, int64_t height, int64_t width, int64_t total,
-                 int64_t channels, const Layer* layers, int64_t count, float ceiling, float* narrow,
-                 float* scratch, int64_t scratch_size, int threads) {
-    const Maps buffer = {data, images, height, width, total, images * height};
+template <typename T>
+void run_block(T* data, int64_t images, int64_t height, int64_t width, int64_t total,
+               int64_t channels, const Layer* layers, int64_t count, float ceiling, T* narrow,
+               float* scratch, int64_t scratch_size, int threads) {
+    const Maps<T> buffer = {data, images, height, width, total, images * height};
 #pragma omp parallel num_threads(threads)
     {
         const Team team = this_thread(scratch, scratch_size);
@@ -102,21 +84,84 @@ void dense_block(float* data, int64_t images, int64_t height, int64_t width, int
     }
 }
 
-// 2x2 means of clamp(scale * x + shift), then a 1x1 convolution. `result` has packed columns.
-void transition(float* data, int64_t images, int64_t height, int64_t width, int64_t channels,
-                const Layer* layer, float ceiling, float* result, float* scratch,
-                int64_t scratch_size, int threads) {
-    const Maps maps = {data, images, height, width, channels, images * height};
-    const int64_t columns = layer->panels1 * layer->vectors1 * kLanes;
-    const Maps out = {result, images, height / 2, width / 2, columns, images * (height / 2)};
-    const Pointwise squeeze = {
-        layer->scale,   layer->shift,    layer->weight1, layer->bias1, channels,
-        layer->panels1, layer->vectors1, ceiling,        false,        true};
+template <typename T>
+void run_transition(T* data, int64_t images, int64_t height, int64_t width, int64_t channels,
+                    const Layer& layer, float ceiling, T* result, float* scratch,
+                    int64_t scratch_size, int threads) {
+    const Maps<T> maps = {data, images, height, width, channels, images * height};
+    const int64_t columns = layer.panels1 * layer.vectors1 * kLanes;
+    const Maps<T> out = {result, images, height / 2, width / 2, columns, images * (height / 2)};
+    const Pointwise squeeze = {layer.scale,   layer.shift,    layer.weight1, layer.bias1, channels,
+                               layer.panels1, layer.vectors1, ceiling,       false,       true};
 #pragma omp parallel num_threads(threads)
     {
         const Team team = this_thread(scratch, scratch_size);
         const int64_t cells = images * out.height * out.width;
         pointwise(maps, squeeze, out, team.first(cells), team.last(cells), team.scratch);
     }
+}
+
+// Calls `run` with a value of the type that maps of so many `bytes` a value have.
+template <typename Run>
+void with_type(int64_t bytes, const Run& run) {
+    if (bytes == sizeof(float)) run(float());
+#ifdef __AVX512BF16__
+    if (bytes == sizeof(Bfloat16)) run(Bfloat16());
+#endif
+}
+
+}  // namespace
+
+extern "C" {
+
+int lanes() { return kLanes; }
+int registers() { return kRegisters; }
+int depth() { return kDepth; }
+
+// Floats of scratch memory a thread needs for 1x1 and 3x3 convolutions of so many packed columns.
+int64_t scratch_floats(int64_t columns1, int64_t columns2) {
+    return std::max<int64_t>(kStrip * (kStride + columns1),
+                             kPlaces * kTiles * (kStride + columns2));
+}
+
+// Values, of `bytes` each, of memory for bottleneck maps of that many packed columns.
+int64_t narrow_values(int64_t images, int64_t height, int64_t width, int64_t columns, int64_t bytes,
+                      int threads) {
+    const int64_t strip = strip_of(width, columns, bytes, threads);
+    return narrow_rows(images, height, strip) * width * columns;
+}
+
+// Whether there are kernels for bfloat16. Processors that multiply whole tiles of them have more in
+// oneDNN's, which PyTorch calls.
+int has_bfloat16() {
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// Runs a block: `channels` of `total` are there, and every layer adds its own. `bytes` of a value
+// tell float32 from bfloat16. `narrow` has room for the bottleneck maps of each, `scratch` for
+// `scratch_size` floats of each thread.
+void dense_block(void* data, int64_t bytes, int64_t images, int64_t height, int64_t width,
+                 int64_t total, int64_t channels, const Layer* layers, int64_t count, float ceiling,
+                 void* narrow, float* scratch, int64_t scratch_size, int threads) {
+    with_type(bytes, [&](auto value) {
+        using T = decltype(value);
+        run_block(static_cast<T*>(data), images, height, width, total, channels, layers, count,
+                  ceiling, static_cast<T*>(narrow), scratch, scratch_size, threads);
+    });
+}
+
+// 2x2 means of clamp(scale * x + shift), then a 1x1 convolution. `result` has packed columns.
+void transition(void* data, int64_t bytes, int64_t images, int64_t height, int64_t width,
+                int64_t channels, const Layer* layer, float ceiling, void* result, float* scratch,
+                int64_t scratch_size, int threads) {
+    with_type(bytes, [&](auto value) {
+        using T = decltype(value);
+        run_transition(static_cast<T*>(data), images, height, width, channels, *layer, ceiling,
+                       static_cast<T*>(result), scratch, scratch_size, threads);
+    });
 }
 }

@@ -55,11 +55,10 @@ def library() -> ctypes.CDLL:
         raise CompilationError(f"{error}") from error
     address, size, count, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
     layers = ctypes.POINTER(Layer)
-    kernels.scratch_floats.restype = size
-    kernels.scratch_floats.argtypes = [size]
-    kernels.narrow_floats.restype = size
-    kernels.narrow_floats.argtypes = [size, size, size, size, count]
-    maps = (address, size, size, size, size)  # and N, H, W, C
+    kernels.scratch_floats.restype = kernels.narrow_values.restype = size
+    kernels.scratch_floats.argtypes = [size, size]
+    kernels.narrow_values.argtypes = [size, size, size, size, size, count]
+    maps = (address, size, size, size, size, size)  # and bytes of a value, N, H, W, C
     rest = (real, address, address, size, count)  # ceiling, two addresses, scratch size, threads
     kernels.dense_block.restype = kernels.transition.restype = None
     kernels.dense_block.argtypes = (*maps, size, layers, size, *rest)

@@ -20,9 +20,9 @@ class Packed(NamedTuple):
     """A matrix of weights and its bias.
 
     Attributes:
-        weight: One after another: blocks of rows, of each its panels, of each its rows. As many
-            matrices as there are lie one behind another.
-        bias: (panels * vectors * lanes,), zero where there is no column.
+        weight: One after another: blocks of rows, of each its panels, of each its rows, in words of
+            32 bits. As many matrices as there are lie one behind another.
+        bias: (panels * vectors * lanes,), zero where there is no column; float32.
         panels: Of a block of rows.
         vectors: SIMD vectors in a row of a panel.
     """
@@ -38,17 +38,26 @@ class Packed(NamedTuple):
         return len(self.bias)
 
 
-def pack(weight: Tensor, bias: Tensor) -> Packed:
-    """Packs matrices (..., K, N), and their bias (N,), in float32."""
+def pack(weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.float32) -> Packed:
+    """Packs matrices (..., K, N), and their bias (N,), for maps in float32 or bfloat16."""
     panels, vectors = layout(len(bias))
     kernels = library()
     added = panels * vectors * kernels.lanes() - len(bias)
-    weight, bias = F.pad(weight.float(), (0, added)), F.pad(bias.float(), (0, added))
+    weight, bias = F.pad(_words(weight, dtype), (0, added)), F.pad(bias.float(), (0, added))
     blocks = [
         block.unflatten(-1, (panels, -1)).movedim(-2, -3).flatten(-3)
         for block in weight.split(kernels.depth(), dim=-2)
     ]
     return Packed(torch.cat(blocks, -1).contiguous(), bias.contiguous(), panels, vectors)
+
+
+def _words(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Words of 32 bits, (..., K or K / 2, N): two neighbouring rows' bfloat16 make one."""
+    if dtype == torch.float32:
+        return weight.float()
+    rows = F.pad(weight.to(dtype), (0, 0, 0, weight.shape[-2] % 2))
+    pairs = torch.stack((rows[..., ::2, :], rows[..., 1::2, :]), dim=-1)
+    return pairs.view(torch.int32).squeeze(-1)
 
 
 def layout(columns: int) -> tuple[int, int]:

@@ -89,8 +89,8 @@ void convolve(float* data, int64_t images, int64_t height, int64_t width, int64_
               const int64_t* strides, int64_t side, const float* bias, int64_t outputs,
               int64_t panels, int64_t vectors, float* result, int64_t stride, float* packed,
               float* scratch, int64_t scratch_size, int threads) {
-    const Maps x = {data, images, height, width, x_stride, images * height};
-    const Maps out = {result, images, height, width, stride, images * height};
+    const Maps<float> x = {data, images, height, width, x_stride, images * height};
+    const Maps<float> out = {result, images, height, width, stride, images * height};
     const Kernel kernel = {weight, strides[0], strides[1], strides[2], strides[3]};
     const int64_t panel = vectors * kLanes, columns = panels * panel;
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
