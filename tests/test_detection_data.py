@@ -40,6 +40,7 @@ def with_trainer(data, world_size=1, rank=0, batches=0):
         global_rank=rank,
         lightning_module=SimpleNamespace(model=model),
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
     return data
 
@@ -142,6 +143,14 @@ def test_a_last_batch_that_is_not_full_is_left_out_but_not_the_only_one(tiny_sce
     for size, expected in ((5, [5, 5]), (12, [12]), (16, [12])):
         data = DetectionData(str(tiny_scenes), batch_size=size, num_workers=0)
         assert [len(b) for b in with_trainer(data).train_dataloader()] == expected
+
+
+def test_batches_are_pinned_for_a_gpu_alone(tiny_scenes):
+    data = with_trainer(DetectionData(str(tiny_scenes), batch_size=3, num_workers=0))
+    for device, pinned in (("cpu", False), ("cuda", True)):
+        data.trainer.strategy.root_device = torch.device(device)
+        assert data.train_dataloader().pin_memory is pinned
+        assert data.val_dataloader().pin_memory is pinned
 
 
 def test_evaluated_images_go_to_one_process_each(tiny_scenes):

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data._utils.pin_memory import pin_memory
 
-from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
+from densenet_backbones.data.mask_samples import MaskSample
+from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord, Sample
 
 COCO = Categories(("person", "toothbrush"), (1, 90))
 
@@ -86,3 +89,15 @@ def test_ground_truth_numbers_annotations_from_one():
     assert [a["iscrowd"] for a in truth["annotations"]] == [0, 1, 1, 0, 1, 1]
     assert truth["images"][0] == {"id": 5, "file_name": "5.jpg", "width": 10, "height": 20}
     assert truth["categories"][1] == {"id": 90, "name": "toothbrush"}
+
+
+def test_a_loader_pins_every_tensor_of_a_batch(monkeypatch):
+    # Pinning itself needs a GPU.
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: self + 1)
+    sample = Sample(torch.zeros(3, 2, 2), torch.zeros(1, 4), torch.zeros(1), 7, 0, torch.zeros(1))
+    mask_sample = MaskSample(torch.zeros(3, 2, 2), torch.zeros(2, 2), 7, 0, (2, 2))
+    pinned, pinned_mask = pin_memory([sample, mask_sample])
+    for name in ("image", "boxes", "labels", "masks"):
+        assert getattr(pinned, name).min() == 1 and getattr(sample, name).max() == 0
+    assert pinned_mask.image.min() == pinned_mask.mask.min() == 1
+    assert pinned.keypoints is None and pinned.image_id == 7

@@ -36,6 +36,7 @@ def with_trainer(data, world_size=1, rank=0, batches=0):
         global_rank=rank,
         lightning_module=SimpleNamespace(model=model),
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
     return data
 

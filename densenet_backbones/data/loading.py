@@ -295,12 +295,15 @@ class ImageData(pl.LightningDataModule, Generic[S]):
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
     def _loader_options(self) -> dict[str, Any]:
+        assert self.trainer is not None
         return {
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
             "collate_fn": _as_list,
             "worker_init_fn": _quiet_worker,
             "persistent_workers": self.num_workers > 0,
+            # Lightning copies pinned batches to a GPU without waiting for them.
+            "pin_memory": self.trainer.strategy.root_device.type == "cuda",
         }
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from torch import Tensor
 
-from densenet_backbones.data.samples import DataError, Problem
+from densenet_backbones.data.samples import DataError, Problem, pinned
 
 IGNORED = 255  # counts neither in losses nor in metrics
 MAX_CLASSES = 255
@@ -195,3 +195,7 @@ class MaskSample:
     image_id: int
     index: int
     size: tuple[int, int]
+
+    def pin_memory(self) -> "MaskSample":
+        """The sample in memory that a GPU reads while the processor works; loaders call it."""
+        return pinned(self)

@@ -4,17 +4,21 @@ Legend: B boxes, H x W pixels of the image as shown (EXIF orientation applied), 
 including the background, Kp keypoints of an object.
 """
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # of "left_eye", "LeftEye", "eye L"
 _MIRROR = {"left": "right", "right": "left", "l": "r", "r": "l"}
+
+
+S = TypeVar("S")
 
 
 class DataError(ValueError):
@@ -219,6 +223,15 @@ class DetectionSet:
         }
 
 
+def pinned(sample: S) -> S:
+    """A copy of a sample with its tensors in pinned memory."""
+    copied = copy.copy(sample)
+    for name, value in vars(sample).items():
+        if isinstance(value, Tensor):
+            setattr(copied, name, value.pin_memory())
+    return copied
+
+
 @dataclass(eq=False)
 class Sample:
     """One image as a model is given it.
@@ -241,3 +254,7 @@ class Sample:
     index: int
     masks: Tensor | None = None
     keypoints: Tensor | None = None
+
+    def pin_memory(self) -> "Sample":
+        """The sample in memory that a GPU reads while the processor works; loaders call it."""
+        return pinned(self)

@@ -62,7 +62,7 @@ def _dense_layer(dtype: torch.dtype, scale: Tensor, shift: Tensor, *convs: Tenso
     *first, weight, bias = convs
     return _Layer(
         norm=_norm(scale, shift),
-        squeeze=pack(*first, dtype) if first else None,
+        squeeze=pack(first[0], first[1], dtype) if first else None,
         conv=pack(winograd(weight), bias, dtype),
         bottleneck=len(first[1]) if first else 0,
         new=len(bias),
