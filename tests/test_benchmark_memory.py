@@ -18,7 +18,7 @@ def test_memory_modes_beside_torchvisions(tmp_path, monkeypatch):
     file = tmp_path / "memory.json"
     planned = []
 
-    def largest_batch(net, image_size, budget, *, memory, device):
+    def largest_batch(net, image_size, budget, *, memory, autocast, device):
         planned.append((tuple(image_size), budget, memory))
         return len(planned)
 
@@ -63,6 +63,21 @@ def test_memory_of_a_net_that_drops_out(monkeypatch):
     options = {"batch": 2, "size": 32, "turns": 1, "device": torch.device("cpu")}
     table = compare_memory_modes("fcdensenet103", **options)
     assert len(table.rows) == len(get_args(Memory))
+
+
+def test_mixed_precision_keeps_less(monkeypatch):
+    monkeypatch.setattr(memory_benchmark, "dsod300", dsod_tiny)
+    options = {"batch": 2, "size": 160, "turns": 1, "device": torch.device("cpu")}
+    whole, mixed = (
+        compare_memory_modes("dsod300", bf16=bf16, modes=["none", "shared"], **options)
+        for bf16 in (False, True)
+    )
+    assert "float32" in whole.title and "bf16-mixed" in mixed.title
+    names = [column.name for column in whole.columns]
+    for before, after in zip(whole.rows, mixed.rows, strict=True):
+        for name, less in (("saved MiB", True), ("images in 8 GiB", False)):
+            at = names.index(name)
+            assert (after[at] < before[at]) is less, name
 
 
 def test_modes_that_compute_something_else_are_not_timed(monkeypatch):

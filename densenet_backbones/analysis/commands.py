@@ -100,6 +100,8 @@ def _inference(arguments: argparse.Namespace) -> Iterator[Table]:
 
 # -- training steps ------------------------------------------------------------------------------
 
+_PRECISIONS = ("32-true", "bf16-mixed")
+
 
 def _memory_arguments(parser: argparse.ArgumentParser) -> None:
     nets = ["densenet121", "densenet201", "fcdensenet103", "dsod300"]
@@ -111,6 +113,7 @@ def _memory_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_batch(parser)
     parser.add_argument("--size", type=int, help="image side in pixels (224; of dsod300 300)")
+    parser.add_argument("--precision", choices=_PRECISIONS, help="(32-true; on a GPU bf16-mixed)")
     add_turns(parser, 5)
 
 
@@ -119,6 +122,7 @@ def _memory(arguments: argparse.Namespace) -> Iterator[Table]:
     batch = settle_batch(arguments)
     if not arguments.budget > 0:
         raise ValueError(f"--budget must be above 0, not {arguments.budget}")
+    precision = arguments.precision or by_device(arguments, "32-true", "bf16-mixed")
     for net in arguments.nets:
         yield compare_memory_modes(
             net,
@@ -126,6 +130,7 @@ def _memory(arguments: argparse.Namespace) -> Iterator[Table]:
             size=arguments.size,
             turns=arguments.turns,
             device=arguments.device,
+            bf16=precision == "bf16-mixed",
             budget=arguments.budget,
             modes=arguments.modes,
         )
@@ -135,7 +140,7 @@ def _detector_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detector", default="retinanet_fpn", help="default: %(default)s")
     nets = ["densenet121_features", "resnet50"]
     parser.add_argument("--backbones", nargs="+", default=nets, help="timm names (%(default)s)")
-    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+    parser.add_argument("--precision", choices=_PRECISIONS, default="32-true")
     add_batch(parser)
     parser.add_argument("--size", type=int, default=224, help="image side in pixels (%(default)s)")
     add_turns(parser, 5)
@@ -164,7 +169,7 @@ def _input_arguments(parser: argparse.ArgumentParser) -> None:
     add_turns(parser, 5)
     parser.add_argument("--detector", default="dsod300_smallest", help="trained (%(default)s)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="of it (%(default)s)")
-    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+    parser.add_argument("--precision", choices=_PRECISIONS, default="32-true")
 
 
 def _input(arguments: argparse.Namespace) -> Iterator[Table]:

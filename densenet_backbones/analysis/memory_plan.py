@@ -186,6 +186,7 @@ def largest_batch(
     budget: float,
     *,
     memory: Memory = "none",
+    autocast: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> int:
     """The most images of a training batch whose plan fits a budget; nothing is computed.
@@ -198,7 +199,8 @@ def largest_batch(
         image_size: (C, H, W).
         budget: Bytes that may be kept between forward and backward pass.
         memory: The mode.
-        device: As of `memory_plan`.
+        autocast: As of `memory_plan`.
+        device: Likewise.
 
     Returns:
         Their number; 0 where not even two fit, which batch norm needs for a map of one cell.
@@ -206,7 +208,8 @@ def largest_batch(
 
     def kept(batch: int) -> int:
         size = (batch, *image_size)
-        return memory_plan(model, size, device=device, modes=(memory,)).kept[memory]
+        plan = memory_plan(model, size, autocast=autocast, device=device, modes=(memory,))
+        return plan.kept[memory]
 
     two, three = kept(2), kept(3)
     return 2 + int((budget - two) // (three - two)) if two <= budget else 0
