@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_runs import DETECTOR_ARGS
 from torchvision.ops import box_iou
 
@@ -16,9 +17,9 @@ from densenet_backbones.data.detection import (
     Source,
     default_workers,
 )
-from densenet_backbones.data.images import read_image
+from densenet_backbones.data.images import read_image, read_reduced
 from densenet_backbones.data.samplers import EpochSampler
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
 from densenet_backbones.data.sources import read_detection
 from densenet_backbones.data.transforms import Augmentation
 from densenet_backbones.training.detector import build_detector
@@ -143,6 +144,28 @@ def test_a_last_batch_that_is_not_full_is_left_out_but_not_the_only_one(tiny_sce
     for size, expected in ((5, [5, 5]), (12, [12]), (16, [12])):
         data = DetectionData(str(tiny_scenes), batch_size=size, num_workers=0)
         assert [len(b) for b in with_trainer(data).train_dataloader()] == expected
+
+
+def test_training_decodes_a_large_photograph_at_a_reduced_size(tmp_path):
+    y, x = np.mgrid[:1200, :1600]
+    waves = np.stack([np.sin(x / 90 + k) + np.cos(y / 70 - k) for k in range(3)], 2)
+    picture = Image.fromarray((waves * 50 + 128).astype(np.uint8))
+    boxes, labels = np.array([[401.0, 300.0, 1003.0, 900.0]], np.float32), np.ones(1, np.int64)
+    augmentation = Augmentation("none", (75, 100))
+    samples = []
+    for name in ("a.jpg", "a.png"):  # which has no reduced sizes
+        picture.save(tmp_path / name)
+        record = ImageRecord(1, tmp_path / name, 1600, 1200, boxes, labels, np.zeros(1, bool))
+        data = DetectionSet("one", (record,), Categories.from_names(["thing"]))
+        samples.append(DetectionImages(data, augmentation)[0])
+        whole = DetectionImages(data)[0]
+        assert whole.image.shape == (3, 1200, 1600), "evaluation sees images as they are"
+        assert whole.boxes.tolist() == boxes.tolist()
+    assert read_reduced(tmp_path / "a.jpg", augmentation.source_size)[0].shape == (150, 200, 3)
+    reduced, full = samples
+    assert (reduced.boxes - full.boxes).abs().max() <= 1e-4
+    assert (reduced.image.int() - full.image.int()).abs().max() <= 3
+    assert not torch.equal(reduced.image, full.image)
 
 
 def test_batches_are_pinned_for_a_gpu_alone(tiny_scenes):

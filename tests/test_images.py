@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from densenet_backbones.data import images
-from densenet_backbones.data.images import image_size, read_image
+from densenet_backbones.data.images import image_size, read_image, read_reduced
 from densenet_backbones.data.samples import DataError
 
 UPRIGHT = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
@@ -243,3 +243,42 @@ def test_sizes_agree_with_pixels(tmp_path):
         Image.new("RGB", size).save(tmp_path / f"{number}.bmp")
         height, width = read_image(tmp_path / f"{number}.bmp").shape[:2]
         assert image_size(tmp_path / f"{number}.bmp") == (width, height) == size
+
+
+def smooth_picture(width, height):
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / 40 + k) + np.cos(y / 30 - k) for k in range(3)]
+    return Image.fromarray((np.stack(waves, 2) * 50 + 128).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_large_jpegs_are_decoded_at_a_reduced_size(tmp_path, orientation):
+    path = tmp_path / "image.jpg"
+    smooth_picture(801, 600).save(path, exif=exif(orientation), quality=95)
+    full = read_image(path)
+    reduced, factor = read_reduced(path, (150, 150))
+    assert reduced.shape == ((201, 150, 3) if orientation == 6 else (150, 201, 3))
+    assert factor == 4
+    assert reduced.flags["C_CONTIGUOUS"] and reduced.flags["WRITEABLE"]
+    inside = full[:800, :800].reshape(full.shape[0] // 4, 4, full.shape[1] // 4, 4, 3)
+    expected = inside.mean((1, 3))
+    assert np.abs(reduced[: expected.shape[0], : expected.shape[1]] - expected).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("suffix", "at_least"), [("jpg", (301, 100)), ("jpg", (100, 401)), ("png", (10, 10))]
+)
+def test_no_image_becomes_smaller_than_asked_for(tmp_path, suffix, at_least):
+    path = tmp_path / f"image.{suffix}"
+    smooth_picture(801, 600).save(path)
+    found, factor = read_reduced(path, at_least)
+    assert factor == 1
+    np.testing.assert_array_equal(found, read_image(path))
+
+
+def test_truncated_files_are_refused_at_a_reduced_size_too(tmp_path):
+    path = tmp_path / "image.jpg"
+    smooth_picture(801, 600).save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(DataError, match="cannot be read as an image"):
+        read_reduced(path, (60, 80))

@@ -492,3 +492,19 @@ assert asked == ["1", "1"], asked
 """
     environment = {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.parametrize("preset", ["ssd", "light", "none"])
+def test_no_crop_of_an_image_of_the_source_size_is_smaller_than_the_result(preset):
+    augmentation = Augmentation(preset, (30, 40))
+    height, width = augmentation.source_size
+    crops = [t for t in augmentation.pipeline.transforms if isinstance(t, SSDCrop | WholeBoxCrop)]
+    assert len(crops) == (preset != "none")
+    boxes = np.array([[0.5, 0.5, 0.51, 0.51]])
+    for crop in crops:
+        seeded(crop, 0)
+        for _ in range(300):
+            given_ = {"params": {"shape": (height, width)}, "data": {"bboxes": boxes}}
+            x1, y1, x2, y2 = crop.get_params_dependent_on_data(**given_)["crop_coords"]
+            # Whole pixels are rounded down.
+            assert x2 - x1 >= 40 - 1 and y2 - y1 >= 30 - 1

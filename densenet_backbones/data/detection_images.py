@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from densenet_backbones.data.copy_paste import paste
-from densenet_backbones.data.images import read_image
+from densenet_backbones.data.images import read_image, read_reduced
 from densenet_backbones.data.instance_transforms import InstanceAugmentation
 from densenet_backbones.data.instances import Instances, read_instances
 from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Sample
@@ -96,6 +96,9 @@ class DetectionImages(Dataset[Any]):
         return image, Instances(boxes, labels)
 
     def _read(self, record: ImageRecord) -> tuple[np.ndarray, Instances]:
+        if isinstance(self.augmentation, Augmentation):  # boxes alone, and a size that is known
+            image, factor = read_reduced(record.path, self.augmentation.source_size)
+            return image, Instances(record.boxes / np.float32(factor), record.labels)
         image = read_image(record.path)
         height, width = image.shape[:2]
         if self.learns != ("boxes",) and (width, height) != (record.width, record.height):

@@ -116,6 +116,11 @@ class SSDCrop(BaseCrop):
             raise ValueError(f"trials must be at least 1, got {trials}")
         self.scale, self.ratio, self.trials = scale, ratio, trials
 
+    @property
+    def least(self) -> float:
+        """The smallest share of an image's side that a patch has."""
+        return self.scale[0] * min(self.ratio[0], 1 / self.ratio[1]) ** 0.5
+
     def get_params_dependent_on_data(
         self, params: dict[str, Any], data: dict[str, Any]
     ) -> dict[str, Any]:

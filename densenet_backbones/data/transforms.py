@@ -56,6 +56,9 @@ class Augmentation:
     lower than `min_side` pixels at the end are dropped, as are degenerate ones at the start.
     The object is picklable (workers may be started by spawn); it is not thread-safe.
 
+    Attributes:
+        source_size: (H, W) of an image from which no result is enlarged, so that more is no use.
+
     Args:
         preset: One of the above.
         size: (H, W) of the result, each at least 1.
@@ -84,11 +87,15 @@ class Augmentation:
             raise ValueError(f"min_side must be at least 0 pixels, got {min_side}")
         self.preset, self.min_side = preset, min_side
         self.size = int(size[0]), int(size[1])
+        steps = _steps(preset, self.size, fill)
+        crops = [step.least for step in steps if isinstance(step, WholeBoxCrop | SSDCrop)]
+        height, width = (math.ceil(side / min(crops, default=1.0)) for side in self.size)
+        self.source_size = height, width
         # Boxes carry their row number as label, so that labels and dtypes are ours to keep.
         boxes = A.BboxParams(
             format="pascal_voc", label_fields=["rows"], clip=True, filter_invalid_bboxes=True
         )
-        self.pipeline = A.Compose(_steps(preset, self.size, fill), bbox_params=boxes)
+        self.pipeline = A.Compose(steps, bbox_params=boxes)
 
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, key: tuple[int, ...]
