@@ -23,12 +23,13 @@ from densenet_backbones.variants import VARIANTS
 CPU = torch.device("cpu")
 
 
-def test_kernels_compute_what_they_say():
-    """All of `interpreted_kernels`: in a process of its own, whose Triton interprets."""
+@pytest.mark.parametrize("cases", ["interpreted_kernels", "interpreted_training"])
+def test_kernels_compute_what_they_say(cases):
+    """All of that file: in a process of its own, whose Triton interprets."""
     pytest.importorskip("triton")
     interpret = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", "tests/interpreted_kernels.py"],
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", f"tests/{cases}.py"],
         cwd=PROJECT,
         env={**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", **interpret},
         capture_output=True,

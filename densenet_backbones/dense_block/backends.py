@@ -1,4 +1,4 @@
-"""Which kernels of our own run a folded block: Triton's on an NVIDIA GPU, C++ on a CPU, or none.
+"""Which kernels of our own run a block: Triton's on an NVIDIA GPU, C++ on a CPU, or none.
 
 Shapes: N images, C channels of the concatenation, B of the bottleneck, k new maps, H and W pixels.
 """
@@ -19,6 +19,8 @@ __all__ = [
     "has_cpp",
     "has_kernels",
     "has_triton",
+    "has_triton_for",
+    "in_rows",
     "is_on_gpu",
     "relu_ceiling",
 ]
@@ -64,6 +66,11 @@ def has_triton(x: Tensor) -> bool:
     return usable(x.device, x.dtype)
 
 
+def has_triton_for(*tensors: Tensor) -> bool:
+    """Whether the Triton kernels take these maps as they are, as those of training must be."""
+    return all(map(_is_real, tensors)) and all(map(has_triton, tensors))
+
+
 def is_on_gpu(x: Tensor) -> bool:
     """Whether the Triton kernels are to be asked for."""
     return x.is_cuda
@@ -76,9 +83,12 @@ def has_cpp(x: Tensor) -> bool:
 
 def _is_for_cpp(x: Tensor) -> bool:
     autocast = torch.is_autocast_enabled("cpu")
-    real = type(x) in (Tensor, nn.Parameter)  # others, as fake ones, may have no memory
     known = x.device.type == "cpu" and x.dtype == torch.float32
-    return real and known and not is_on_gpu(x) and not autocast
+    return _is_real(x) and known and not is_on_gpu(x) and not autocast
+
+
+def _is_real(x: Tensor) -> bool:
+    return type(x) in (Tensor, nn.Parameter)  # others, as fake ones, may have no memory
 
 
 def relu_ceiling(act: nn.Module) -> float | None:
@@ -121,6 +131,13 @@ def fill_in_kernels(
         run_folded_kernels(buffer, weights, dilation=dilation, ceiling=ceiling)
         return True
     return False
+
+
+def in_rows(x: Tensor, dense: bool = False) -> bool:
+    """Whether a map is channels last: without gaps, or else the first channels of a wider one."""
+    _, channels, height, width = x.shape
+    stride = channels if dense else x.stride(3)
+    return x.stride() == (height * width * stride, 1, width * stride, stride)
 
 
 def channels_last(x: Tensor, channels: int) -> Tensor:
