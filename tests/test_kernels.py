@@ -91,6 +91,21 @@ def test_a_gpu_without_kernels_takes_the_plain_form_and_says_so_once(monkeypatch
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_training_on_a_gpu_without_kernels_is_plain_and_says_so_once(monkeypatch):
+    monkeypatch.setattr(availability, "why_unavailable", lambda *args: "a third reason to test")
+    monkeypatch.setattr(backends, "is_on_gpu", lambda x: True)
+    net = tiny("densenet121_features").train().to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
+    expected = [m.detach() for m in net(x)]
+    net.set_memory("shared")
+    with pytest.warns(UserWarning, match="a third reason to test") as said:
+        maps = net(x)
+        sum(m.sum() for m in maps).backward()
+    assert len(said) == 1
+    for ours, theirs in zip(maps, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_where_nothing_can_be_measured_the_first_way_is_taken():
     assert fastest("key", {"first": lambda: 1 / 0, "second": lambda: None}, CPU) == "first"
 
