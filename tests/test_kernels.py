@@ -23,12 +23,13 @@ from densenet_backbones.variants import VARIANTS
 CPU = torch.device("cpu")
 
 
-def test_kernels_compute_what_they_say():
-    """All of `interpreted_kernels`: in a process of its own, whose Triton interprets."""
+@pytest.mark.parametrize("cases", ["interpreted_kernels", "interpreted_training"])
+def test_kernels_compute_what_they_say(cases):
+    """All of that file: in a process of its own, whose Triton interprets."""
     pytest.importorskip("triton")
     interpret = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", "tests/interpreted_kernels.py"],
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", f"tests/{cases}.py"],
         cwd=PROJECT,
         env={**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", **interpret},
         capture_output=True,
@@ -85,6 +86,21 @@ def test_a_gpu_without_kernels_takes_the_plain_form_and_says_so_once(monkeypatch
         monkeypatch.setattr(backends, "is_on_gpu", lambda x: True)
         with pytest.warns(UserWarning, match="another reason to test") as said:
             maps = deployed(x)
+    assert len(said) == 1
+    for ours, theirs in zip(maps, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_training_on_a_gpu_without_kernels_is_plain_and_says_so_once(monkeypatch):
+    monkeypatch.setattr(availability, "why_unavailable", lambda *args: "a third reason to test")
+    monkeypatch.setattr(backends, "is_on_gpu", lambda x: True)
+    net = tiny("densenet121_features").train().to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
+    expected = [m.detach() for m in net(x)]
+    net.set_memory("shared")
+    with pytest.warns(UserWarning, match="a third reason to test") as said:
+        maps = net(x)
+        sum(m.sum() for m in maps).backward()
     assert len(said) == 1
     for ours, theirs in zip(maps, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Which kernels of our own run a folded block: Triton's on an NVIDIA GPU, C++ on a CPU, or none.
+"""Which kernels of our own run a block: Triton's on an NVIDIA GPU, C++ on a CPU, or none.
 
 Shapes: N images, C channels of the concatenation, B of the bottleneck, k new maps, H and W pixels.
 """
@@ -20,6 +20,8 @@ __all__ = [
     "has_cpp_training",
     "has_kernels",
     "has_triton",
+    "has_triton_training",
+    "in_rows",
     "is_on_gpu",
     "relu_ceiling",
 ]
@@ -65,6 +67,11 @@ def has_triton(x: Tensor) -> bool:
     return usable(x.device, x.dtype)
 
 
+def has_triton_training(*tensors: Tensor) -> bool:
+    """Whether the Triton kernels of training run on these tensors as they are."""
+    return all(map(_is_real, tensors)) and all(map(has_triton, tensors))
+
+
 def is_on_gpu(x: Tensor) -> bool:
     """Whether the Triton kernels are to be asked for."""
     return x.is_cuda
@@ -77,17 +84,20 @@ def has_cpp(x: Tensor) -> bool:
     return native.usable() if x.dtype == torch.float32 else native.has_bfloat16()
 
 
-def has_cpp_training(x: Tensor) -> bool:
-    """Whether the C++ kernels of training run on maps like ``x``."""
-    return x.dtype == torch.float32 and has_cpp(x)
+def has_cpp_training(*tensors: Tensor) -> bool:
+    """Whether the C++ kernels of training run on these tensors as they are."""
+    return all(x.dtype == torch.float32 for x in tensors) and all(map(has_cpp, tensors))
 
 
 def _is_for_cpp(x: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != x.dtype:
         return False
-    real = type(x) in (Tensor, nn.Parameter)  # others, as fake ones, may have no memory
     known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-    return real and known and not is_on_gpu(x)
+    return _is_real(x) and known and not is_on_gpu(x)
+
+
+def _is_real(x: Tensor) -> bool:
+    return type(x) in (Tensor, nn.Parameter)  # others, as fake ones, may have no memory
 
 
 def relu_ceiling(act: nn.Module) -> float | None:
@@ -130,6 +140,13 @@ def fill_in_kernels(
         run_folded_kernels(buffer, weights, dilation=dilation, ceiling=ceiling)
         return True
     return False
+
+
+def in_rows(x: Tensor, dense: bool = False) -> bool:
+    """Whether a map is channels last: without gaps, or else the first channels of a wider one."""
+    _, channels, height, width = x.shape
+    stride = channels if dense else x.stride(3)
+    return x.stride() == (height * width * stride, 1, width * stride, stride)
 
 
 def channels_last(x: Tensor, channels: int) -> Tensor:

@@ -104,7 +104,7 @@ class _Unit(torch.autograd.Function):
         """(N, C, H, W) to (N, O, H', W')."""
         group = form.norm.group
         ctx.form, ctx.count = form, value_count(x, group)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
             moments = batch_moments(x, group) if form.norm.of_batch else form.norm.running()
             form.norm.track(moments, ctx.count)
             out = form.run(x, parameters, moments)
@@ -117,7 +117,7 @@ class _Unit(torch.autograd.Function):
         """Gradients of the input and of the parameters."""
         form, (x, *saved) = ctx.form, ctx.saved_tensors
         parameters, moments = tuple(saved[:PARAMETERS]), Moments(*saved[PARAMETERS:])
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
             found = form.run_back(
                 gradient, x, parameters, moments, ctx.count, ctx.needs_input_grad[2:]
             )

@@ -175,7 +175,8 @@ class _SharedBlock(torch.autograd.Function):
     def forward(ctx: Any, form: _BlockForm, x: Tensor, *parameters: Tensor | None) -> Tensor:
         """Input (N, C, H, W) to output (N, C + sum of k, H, W)."""
         ctx.form, ctx.count = form, value_count(x, form.group)
-        with torch.autocast(x.device.type, enabled=False):
+        # Our own kernels start on the current device. In a backward pass that is the maps' own.
+        with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
             out, kept = _forward(form, x, parameters, ctx.count)
         ctx.save_for_backward(out, *(tensor for layer in kept for tensor in layer))
         return out
@@ -289,8 +290,7 @@ def _backward(
         if layer.bottleneck:
             first, second = layer.units
             if squeezed is None:
-                active = first.activate(maps, *_split(units[0]))
-                squeezed = first.convolve(active, units[0][:PARAMETERS])
+                squeezed, active = first.run_again(maps, *_split(units[0]))
             step = second.run_back(new, squeezed, *_split(units[1]), count, needed[PARAMETERS:])
             taken = _summed(step.linear, form.group if second.norm.of_batch else None)
             assert step.masked is not None

@@ -1,5 +1,8 @@
 """Norm, ReLU and convolution as one step that keeps its input alone: the unit of lean executions.
 
+It runs in the kernels that take its maps: Triton's, which norm on the way in of a convolution and
+of both its gradients; C++, which do so forth; or the plain operators.
+
 Shapes: N images, C channels in, O channels out, H and W pixels.
 """
 
@@ -10,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densenet_backbones.dense_block.backends import has_cpp_training
+from densenet_backbones.dense_block.backends import has_cpp_training, has_triton_training, in_rows
 from densenet_backbones.dense_block.elementwise import masked_sums, scale_shift_relu
 from densenet_backbones.dense_block.hooks import has_hooks
 from densenet_backbones.dense_block.native import convolution
-from densenet_backbones.dense_block.native.passes import in_rows
 from densenet_backbones.dense_block.norms import Affine, Moments, NormForm, read_norm
 
 __all__ = ["PARAMETERS", "UnitForm", "UnitGradient", "read_unit"]
@@ -22,6 +24,7 @@ __all__ = ["PARAMETERS", "UnitForm", "UnitGradient", "read_unit"]
 # Norm's weight and bias, convolution's weight and bias; None where there is none.
 PARAMETERS = 4
 Parameters = tuple[Tensor | None, ...]
+_MaskedSums = tuple[Tensor | None, Tensor, Tensor]  # what `masked_sums` returns
 
 
 @dataclass(frozen=True)
@@ -65,23 +68,42 @@ class UnitForm:
 
     def run(self, x: Tensor, parameters: Parameters, moments: Moments) -> Tensor:
         """(N, C, H, W) to (N, O, H, W), by the statistics ``moments``."""
-        affine, kernel = self._affine(parameters, moments), parameters[2]
-        if kernel is not None and self._in_kernels(x, kernel, affine.scale, affine.shift):
-            return convolution.convolve(x, kernel, parameters[3], (affine.scale, affine.shift))
-        return self.convolve(scale_shift_relu(x, affine), parameters)
+        affine, (kernel, bias) = self._affine(parameters, moments), parameters[2:]
+        norm = affine.scale, affine.shift
+        if kernel is not None and self._in_triton(x, kernel):
+            from densenet_backbones.dense_block.kernels.unit import run_unit
 
-    def _in_kernels(self, x: Tensor, *others: Tensor) -> bool:
+            return run_unit(x, norm, self._cast(kernel), self._cast(bias), self._dilation())
+        if kernel is not None and self._in_cpp(x, kernel, *norm):
+            return convolution.convolve(x, kernel, bias, norm)
+        return self._convolve(scale_shift_relu(x, affine), parameters)
+
+    def run_again(
+        self, x: Tensor, parameters: Parameters, moments: Moments
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `run` returned, and norm and ReLU of ``x`` if that was made on the way."""
+        if parameters[2] is not None and self._in_triton(x, parameters[2]):
+            return self.run(x, parameters, moments), None
+        active = scale_shift_relu(x, self._affine(parameters, moments))
+        return self._convolve(active, parameters), active
+
+    def _in_triton(self, x: Tensor, kernel: Tensor) -> bool:
+        """Whether the Triton kernels convolve ``x``."""
+        if not in_rows(x) or not has_triton_training(x, kernel):
+            return False
+        from densenet_backbones.dense_block.kernels.unit import is_known
+
+        assert self.conv is not None
+        return is_known(self.conv) and self._computes_in(x) == self._computes_in(kernel)
+
+    def _in_cpp(self, x: Tensor, *others: Tensor) -> bool:
         """Whether the C++ kernels convolve ``x``."""
         if self.conv is None or self.dtype is not None or not convolution.is_known(self.conv):
             return False
-        return all(map(has_cpp_training, (x, *others))) and in_rows(x)
+        return has_cpp_training(x, *others) and in_rows(x)
 
-    def activate(self, x: Tensor, parameters: Parameters, moments: Moments) -> Tensor:
-        """The first half of `run`: norm and ReLU, (N, C, H, W)."""
-        return scale_shift_relu(x, self._affine(parameters, moments))
-
-    def convolve(self, active: Tensor, parameters: Parameters) -> Tensor:
-        """The other half of `run`, (N, C, H, W) to (N, O, H, W)."""
+    def _convolve(self, active: Tensor, parameters: Parameters) -> Tensor:
+        """The other half of `run` in plain operators, (N, C, H, W) to (N, O, H, W)."""
         if self.conv is None:
             return active
         kernel, bias = map(self._cast, parameters[2:])
@@ -108,22 +130,15 @@ class UnitForm:
             moments: Likewise.
             count: Values of each channel that the statistics are of.
             needs: Which of the parameters' gradients are asked for.
-            active: What `activate` returned, if that is still there.
+            active: What `run_again` returned beside that, if it is still there.
             into: A map, (N, C, H, W), to which ``masked`` is to be added, multiplied by ``scale``.
         """
-        affine = self._affine(parameters, moments)
-        if active is None:
-            active = scale_shift_relu(x, affine)
-        kernel_gradients: Parameters = (None, None)
-        if self.conv is not None:
-            gradient, *kernel_gradients = self._convolve_back(gradient, active, parameters, needs)
-        masked, summed, weighted = masked_sums(
-            gradient.to(x.dtype),
-            active,
-            x,
-            None if into is None else (into, affine.scale),
-            overwrite=self.conv is not None,  # which has made the gradient
-        )
+        affine, kernel = self._affine(parameters, moments), parameters[2]
+        if kernel is not None and self._in_triton(x, kernel):
+            found = self._run_back_in_triton(gradient, x, affine, parameters, needs, into)
+        else:
+            found = self._run_back(gradient, x, affine, parameters, needs, active, into)
+        (masked, summed, weighted), kernel_gradients = found
         correlated = torch.addcmul(weighted, moments.mean, summed, value=-1)
         correlated.mul_(affine.inverse_std)
         share = affine.scale / count if self.norm.of_batch else torch.zeros_like(affine.scale)
@@ -138,14 +153,66 @@ class UnitForm:
         parameter_gradients = (*norm_gradients, *kernel_gradients)
         return UnitGradient(masked, affine.scale, linear, parameter_gradients)
 
+    def _run_back_in_triton(
+        self,
+        gradient: Tensor,
+        x: Tensor,
+        affine: Affine,
+        parameters: Parameters,
+        needs: tuple[bool, ...],
+        into: Tensor | None,
+    ) -> tuple[_MaskedSums, Parameters]:
+        from densenet_backbones.dense_block.kernels.unit import run_unit_back
+
+        kernel, bias = parameters[2:]
+        assert kernel is not None
+        norm, weight = (affine.scale, affine.shift), self._cast(kernel)
+        gradient = self._cast(gradient)
+        sums, found = run_unit_back(gradient, x, norm, weight, self._dilation(), needs[2], into)
+        if found is not None:
+            found = torch.empty_like(kernel).copy_(found)  # in the layout of the parameter
+        of_bias = None
+        if bias is not None and needs[3]:
+            of_bias = gradient.sum((0, 2, 3), dtype=torch.float32).to(bias.dtype)
+        return sums, (found, of_bias)
+
+    def _run_back(
+        self,
+        gradient: Tensor,
+        x: Tensor,
+        affine: Affine,
+        parameters: Parameters,
+        needs: tuple[bool, ...],
+        active: Tensor | None,
+        into: Tensor | None,
+    ) -> tuple[_MaskedSums, Parameters]:
+        if active is None:
+            active = scale_shift_relu(x, affine)
+        kernel_gradients: Parameters = (None, None)
+        if self.conv is not None:
+            gradient, *kernel_gradients = self._convolve_back(gradient, active, parameters, needs)
+        sums = masked_sums(
+            gradient.to(x.dtype),
+            active,
+            x,
+            None if into is None else (into, affine.scale),
+            overwrite=self.conv is not None,  # which has made the gradient
+        )
+        return sums, kernel_gradients
+
     def _affine(self, parameters: Parameters, moments: Moments) -> Affine:
         return self.norm.affine(parameters[0], parameters[1], moments)
 
     def _cast(self, x: Any) -> Any:
+        return None if x is None else x.to(self._computes_in(x))
+
+    def _computes_in(self, x: Tensor) -> torch.dtype:
         # Autocast leaves double precision as it is.
-        if x is None or self.dtype is None or x.dtype == torch.float64:
-            return x
-        return x.to(self.dtype)
+        return x.dtype if self.dtype is None or x.dtype == torch.float64 else self.dtype
+
+    def _dilation(self) -> int:
+        assert self.conv is not None
+        return int(self.conv.dilation[0])
 
     def _geometry(self) -> tuple[Any, Any, Any, int]:
         assert self.conv is not None
@@ -160,7 +227,7 @@ class UnitForm:
         if bias is None and self._is_product(gradient, active):
             return _multiply_back(gradient, active, kernel, needs[2])
         first = None
-        if self._in_kernels(gradient, kernel) and kernel.shape[2] == 3:
+        if self._in_cpp(gradient, kernel) and kernel.shape[2] == 3:
             first = convolution.convolve(gradient, kernel, transposed=True)
         # Not in `torch`'s list of functions, but stable: autograd's own formula calls it.
         found = torch.ops.aten.convolution_backward(

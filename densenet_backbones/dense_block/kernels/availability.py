@@ -51,4 +51,4 @@ def _has_triton() -> bool:  # asked in every forward, while modules do not come 
 
 @lru_cache
 def _warn(reason: str) -> None:
-    warnings.warn(f"folded dense blocks run without their Triton kernels: {reason}", stacklevel=3)
+    warnings.warn(f"dense blocks run without their Triton kernels: {reason}", stacklevel=3)

@@ -1,8 +1,8 @@
 """Starts the kernels: checks tensors, reads their strides, sizes the grid.
 
 Nothing here is an operator of PyTorch: those of a whole block and of a transition are (see
-`dense_block.folded` and `dense_block.folded_transition`), and they call this. There are no
-gradients.
+`dense_block.folded` and `dense_block.folded_transition`), and they call this. So does training,
+in `unit`, which has the gradients.
 
 Triton is imported by the first call, not with this module.
 
@@ -34,17 +34,18 @@ def pointwise(
     scale: Tensor,
     shift: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     out: Tensor,
     *,
     ceiling: float = inf,
     activate: bool = False,
     pool: bool = False,
+    precision: str | None = None,
 ) -> None:
     """1x1 convolution of normed inputs, from a buffer's first channels into those of another.
 
     ``out[:, :B] = weight.T @ act(scale * x[:, :C] + shift) + bias`` with ``act(v) = min(max(v, 0),
-    ceiling)``. The inputs of the product are rounded to the type of the maps, nothing before them.
+    ceiling)``. The inputs of the product are rounded to the weight's type, nothing before them.
 
     Args:
         x: Buffer, (N, at least C, H, W).
@@ -54,16 +55,17 @@ def pointwise(
             constant, and loads along it, so that outputs side by side (as a folded layer stores
             them) and inputs side by side (as a convolution does) both load in wide pieces. Tensor
             cores take 16-bit types either way; for TF32 the former load element by element.
-        bias: (B,).
-        out: Buffer, (N, at least B, H, W), of which the first B channels are written. It must not
-            share memory with ``x``.
+        bias: (B,), if there is one.
+        out: Buffer, (N, at least B, H, W), of the weight's type, of which the first B channels are
+            written. It must not share memory with ``x``, which may be of another type.
         ceiling: Infinity for ReLU, 6 for ReLU6.
         activate: Whether the output is activated too.
         pool: Average 2x2 activated inputs first, which is what averaging the outputs of a
             transition would give; ``out`` is then (N, B, H // 2, W // 2).
+        precision: Of float32 products; None for `product_precision`.
 
     Raises:
-        ValueError: A tensor has another shape or memory format.
+        ValueError: A tensor has another shape, type or memory format.
     """
     height, width = x.shape[2:]
     channels, outputs = weight.shape
@@ -71,7 +73,7 @@ def pointwise(
     require((out.shape[0], *out.shape[2:]) == shape, "out", f"{shape} pixels", out)
     require(x.shape[1] >= channels, "x", f"at least {channels} channels", x)
     require(out.shape[1] >= outputs, "out", f"at least {outputs} channels", out)
-    require_dtype(x, weight)
+    require_dtype(out, weight)
     rows = out.shape[0] * out.shape[2] * out.shape[3]
     if rows == 0:
         return
@@ -98,39 +100,47 @@ def pointwise(
         size_class(channels),
         ACTIVATE=activate,
         POOL=pool,
-        PRECISION=product_precision(),
+        PRECISION=precision or product_precision(),
     )
 
 
 def conv3x3(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     out: Tensor,
     *,
+    norm: tuple[Tensor, Tensor] | None = None,
     dilation: int = 1,
     pixels: int | None = None,
+    precision: str | None = None,
 ) -> None:
     """3x3 convolution with ``padding = dilation`` into a slice of a buffer.
 
     Args:
         x: Bottleneck, (N, B, H, W).
         weight: (k, B, 3, 3); read fastest when it is channels-last.
-        bias: (k,).
-        out: (N, k, H, W), commonly ``buffer[:, C : C + k]``; nothing else of the buffer is written.
+        bias: (k,), if there is one.
+        out: (N, k, H, W), commonly ``buffer[:, C : C + k]``, of the weight's type; nothing else of
+            the buffer is written.
+        norm: Scale and shift, (B,) each, for the convolution of ``relu(scale * x + shift)``, whose
+            border is zero; ``pixels`` must be None then.
         dilation: Distance of the taps.
         pixels: None to read the input once for each tap; else the places of a program that reads
             it once, halo included, and shifts partial sums: a power of two; see `layer_kernel`.
+        precision: Of float32 products; None for `product_precision`, as with ``pixels``.
 
     Raises:
-        ValueError: A tensor has another shape or memory format, or ``pixels`` holds no tile.
+        ValueError: A tensor has another shape, type or memory format, or ``pixels`` holds no tile.
     """
     growth, bottleneck = weight.shape[:2]
     require(x.shape[1] == bottleneck, "x", f"{bottleneck} channels", x)
     shape = (x.shape[0], growth, *x.shape[2:])
     require(out.shape == shape, "out", f"shape {shape}", out)
-    require_dtype(x, weight)
+    require_dtype(out, weight)
     if pixels is not None:
+        assert norm is None and bias is not None
+        require_dtype(x, weight)
         _require_tile(x, dilation, pixels)
         # Without a first convolution the kernel reads none of its pointers and sizes.
         unread = LayerWeights(x, x, weight[:, :, 0, 0], x, weight, bias)
@@ -142,9 +152,14 @@ def conv3x3(
         return
     from densenet_backbones.dense_block.kernels.conv_kernel import conv_kernel
 
+    scale, shift = norm or (None, None)
+    # 128 columns at most: a tile's sums stay in registers.
+    columns = min(block_size(growth), 128)
     kernel: Any = conv_kernel
-    kernel[lambda c: (-(-rows // c["BLOCK_M"]),)](
+    kernel[lambda c: (-(-rows // c["BLOCK_M"]) * -(-growth // columns),)](
         x,
+        scale,
+        shift,
         weight,
         bias,
         out,
@@ -158,8 +173,8 @@ def conv3x3(
         *weight.stride(),
         pixel_stride(out, "out"),
         size_class(rows),
-        PRECISION=product_precision(),
-        BLOCK_K=block_size(growth),
+        PRECISION=precision or product_precision(),
+        BLOCK_K=columns,
     )
 
 

@@ -1,10 +1,13 @@
 """Checks of the tensors that kernels get, and what a launch needs to know of their memory."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 __all__ = [
     "block_size",
+    "convolution_precision",
     "pixel_stride",
     "product_precision",
     "require",
@@ -20,7 +23,7 @@ def require(fits: bool, name: str, legal: str, tensor: Tensor) -> None:
 
 
 def require_dtype(x: Tensor, weight: Tensor) -> None:
-    """Raises a `ValueError` where weights are of another type than the maps."""
+    """Raises a `ValueError` where weights are of another type than the maps they make."""
     if weight.dtype != x.dtype:
         raise ValueError(f"maps are {x.dtype} and weights {weight.dtype}; give both one type")
 
@@ -49,6 +52,12 @@ def pixel_stride(x: Tensor, name: str) -> int:
 def product_precision() -> str:
     """What float32 products may be rounded to; other types are not concerned."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def convolution_precision() -> str:
+    """What PyTorch rounds float32 to in convolutions, which is set apart from other products."""
+    convolutions: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009, which mypy cannot see
+    return "tf32" if convolutions.fp32_precision == "tf32" else "ieee"
 
 
 def size_class(size: int) -> int:

@@ -6,9 +6,9 @@ of a compiled kernel.
 
 import triton
 import triton.language as tl
-from triton import knobs
 
 from densenet_backbones.dense_block.kernels.arithmetic import activated, normed, product
+from densenet_backbones.dense_block.kernels.tuning import choices
 
 __all__ = ["pointwise_kernel"]
 
@@ -30,20 +30,9 @@ _CONFIGS = [
 ]
 
 
-def _worth_trying(
-    configs: list[triton.Config], arguments: dict[str, int], **_: object
-) -> list[triton.Config]:
-    """Leaves out tiles larger than the map, and those that make more programs than fill a GPU."""
-    rows = arguments["rows"]
-    fitting = [c for c in configs if rows // 4096 <= c.kwargs["BLOCK_M"] <= max(rows, 16)]
-    return fitting or configs[-1:]
-
-
 @triton.autotune(
-    # The interpreter has no clock to choose by.
-    configs=[_config(32, 32, 32, 4, 2)] if knobs.runtime.interpret else _CONFIGS,
+    **choices(_CONFIGS, "BLOCK_M", interpreted=_config(32, 32, 32, 4, 2)),
     key=["rows_key", "channels_key", "outputs", "POOL"],
-    prune_configs_by={"early_config_prune": _worth_trying},
 )
 @triton.jit
 def pointwise_kernel(
@@ -74,10 +63,10 @@ def pointwise_kernel(
 ):
     """``out[m, b] = sum over c of act(scale[c] x[m, c] + shift[c]) weight[c, b] + bias[b]``.
 
-    A program makes BLOCK_M pixels of BLOCK_B outputs. Those that share pixels are neighbours, so
-    that the second finds the inputs in the L2 cache. With ACTIVATE, the output is activated as the
-    input is. With POOL, x is (N, height, width) pixels and an output pixel reads the average of its
-    2x2 activated ones, which is rounded once.
+    The bias may be None. A program makes BLOCK_M pixels of BLOCK_B outputs. Those that share pixels
+    are neighbours, so that the second finds the inputs in the L2 cache. With ACTIVATE, the output
+    is activated as the input is. With POOL, x is (N, height, width) pixels and an output pixel
+    reads the average of its 2x2 activated ones, which is rounded once.
     """
     column_tiles = tl.cdiv(outputs, BLOCK_B)
     m = (tl.program_id(0) // column_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -111,7 +100,8 @@ def pointwise_kernel(
             other=0.0,
         )
         total += product(x.to(weight.dtype), weight, PRECISION)
-    total += tl.load(bias_ptr + b, mask=b < outputs, other=0.0).to(tl.float32)[None, :]
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + b, mask=b < outputs, other=0.0).to(tl.float32)[None, :]
     if ACTIVATE:
         total = activated(total, ceiling)
     tl.store(

@@ -1,6 +1,6 @@
 """Passes over whole maps in the C++ kernels, one where PyTorch takes several.
 
-Maps are (N, C, H, W), float32, of `in_rows`; vectors are (C,) without gaps.
+Maps are (N, C, H, W), float32, of `backends.in_rows`; vectors are (C,) without gaps.
 """
 
 import torch
@@ -8,14 +8,7 @@ from torch import Tensor
 
 from densenet_backbones.dense_block.native.library import library
 
-__all__ = ["add_scaled", "affine_difference", "in_rows", "masked_sums", "scale_shift_relu"]
-
-
-def in_rows(x: Tensor, dense: bool = False) -> bool:
-    """Whether a map is channels last: without gaps, or else the first channels of a wider one."""
-    _, channels, height, width = x.shape
-    stride = channels if dense else x.stride(3)
-    return x.stride() == (height * width * stride, 1, width * stride, stride)
+__all__ = ["add_scaled", "affine_difference", "masked_sums", "scale_shift_relu"]
 
 
 def _shape(x: Tensor) -> tuple[int, int]:
