@@ -86,7 +86,8 @@ def has_cpp(x: Tensor) -> bool:
 
 def has_cpp_training(*tensors: Tensor) -> bool:
     """Whether the C++ kernels of training run on these tensors as they are."""
-    return all(x.dtype == torch.float32 for x in tensors) and all(map(has_cpp, tensors))
+    same = all(_is_real(x) and x.is_cpu and x.dtype == torch.float32 for x in tensors)
+    return same and has_cpp(tensors[0])
 
 
 def _is_for_cpp(x: Tensor) -> bool:
