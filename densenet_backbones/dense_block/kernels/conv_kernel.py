@@ -90,7 +90,7 @@ def tap_sums(
 
 @triton.autotune(
     **choices(_CONFIGS, "BLOCK_M", interpreted=_config(32, 32, 4, 2)),
-    key=["rows_key", "bottleneck", "growth"],
+    key=["rows_key", "bottleneck_key", "growth"],
 )
 @triton.jit
 def conv_kernel(
@@ -113,6 +113,7 @@ def conv_kernel(
     weight_stride_x,
     out_stride,
     rows_key,
+    bottleneck_key,
     PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,

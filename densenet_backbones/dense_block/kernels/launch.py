@@ -173,6 +173,7 @@ def conv3x3(
         *weight.stride(),
         pixel_stride(out, "out"),
         size_class(rows),
+        size_class(bottleneck),  # layers without a bottleneck read ever more, and share a choice
         PRECISION=precision or product_precision(),
         BLOCK_K=columns,
     )
