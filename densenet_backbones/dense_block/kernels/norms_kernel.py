@@ -34,7 +34,7 @@ def affine_kernel(
     correction,
     BLOCK_C: tl.constexpr,
 ):
-    """Scale, shift and 1 / std into ``affine``, (3, C); the statistics into the running ones, if any.
+    """Scale, shift and 1 / std, (3, C); the statistics are mixed into the running ones, if any.
 
     Without a weight it is 1, without a bias 0.
     """
