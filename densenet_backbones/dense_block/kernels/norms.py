@@ -1,7 +1,8 @@
-"""Starts the Triton kernels of what a norm computes of vectors: one launch each, forth and back.
+"""Starts the Triton kernels of what a norm computes of vectors.
 
-In plain operators that is ten launches and more for every norm and pass, each of a few numbers: on
-a GPU a launch takes longer than such an operator. None of this was ever run on a GPU.
+Plain operators are seven launches forth and thirteen back for each norm, of so few numbers that to
+start them may take longer than to run them. Here it is one forth and two back, as the map is made
+again there; and one more where there are very many sums. None of this was ever run on a GPU.
 
 Shapes: C channels, R rows of sums. Vectors are (C,) without gaps; all is computed in float32,
 whatever they are.

@@ -1,4 +1,4 @@
-"""What a norm computes of vectors, one kernel where PyTorch starts ten or more, in Triton.
+"""What a norm computes of vectors, one kernel where PyTorch starts several, in Triton.
 
 Shapes: C channels, R rows of sums. A program takes BLOCK_C channels.
 """
