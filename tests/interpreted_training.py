@@ -16,7 +16,7 @@ from torch import nn
 from triton.runtime import interpreter
 
 from densenet_backbones.dense_block import backends
-from densenet_backbones.dense_block.kernels import passes, unit
+from densenet_backbones.dense_block.kernels import norms, passes, unit
 from densenet_backbones.dense_block.kernels.gradients import input_gradient, weight_gradient
 from densenet_backbones.dense_block.kernels.unit import run_unit, run_unit_back
 
@@ -88,7 +88,7 @@ def test_passes_are_what_their_definitions_say(shape, wider, dtype):
         masked, *sums = passes.masked_sums(gradient, active, x, into)
         for found, terms in zip(sums, (expected, expected * x), strict=True):
             assert found.dtype == torch.float32
-            error = (found - terms.sum((0, 2, 3))).abs()
+            error = (found.sum(0) - terms.sum((0, 2, 3))).abs()
             assert (error <= 1e-6 * (1 + terms.abs().sum((0, 2, 3)))).all()
         assert masked is None if into else torch.equal(masked.double(), expected)
     assert_close(total, added, dtype)
@@ -167,7 +167,7 @@ def test_units_and_their_gradients(sizes, side, dilation, types):
     assert_close(of_weight, exact[2].grad, computed)
     for ours, terms in zip(sums, (masked, masked * x), strict=True):
         # Products are summed in float32 before anything is rounded.
-        error = (ours - terms.sum((0, 2, 3))).abs()
+        error = (ours.sum(0) - terms.sum((0, 2, 3))).abs()
         assert (error <= 1e-5 * (1 + terms.abs().sum((0, 2, 3)))).all()
 
     total = prefix(images, channels, height, width, dtype, wider=7)
@@ -243,6 +243,7 @@ def runs(monkeypatch):
     count = Counter()
     functions = [(unit, name) for name in ("run_unit", "run_unit_back")]
     functions += [(passes, name) for name in passes.__all__]
+    functions += [(norms, name) for name in ("affine", "norm_gradients")]
     for module, name in functions:
         inner = getattr(module, name)
         monkeypatch.setattr(
@@ -290,6 +291,7 @@ def test_a_step_equals_the_plain_one(memory, bn_size, norm, runs):
     assert runs["run_unit"] == units + again and runs["run_unit_back"] == units
     assert runs["affine_difference"] == (0 if norm == "frozen" else 4) + (3 if bn_size else 0)
     assert runs["masked_sums"] == runs["scale_shift_relu"] == 0, "units mask on the way"
+    assert runs["affine"] == 2 * units + again and runs["norm_gradients"] == units
 
 
 @pytest.mark.parametrize("memory", MODES)
@@ -352,7 +354,7 @@ def test_maps_in_planes_are_left_to_plain_operators(memory, runs):
     block = block_of().float().to(DEVICE)
     x = random_buffer(2, 6, 4, 4, torch.float32).contiguous()
     torch.testing.assert_close(step(block, x, memory), step(block, x, "none"), rtol=1e-4, atol=1e-4)
-    assert not runs
+    assert set(runs) == {"affine", "norm_gradients"}, "vectors have no format"
 
 
 @pytest.mark.parametrize("memory", MODES)

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 
+from densenet_backbones.dense_block.kernels import norms
 from densenet_backbones.dense_block.kernels.gradients import _tile
 
 triton = pytest.importorskip("triton")
@@ -48,6 +49,25 @@ PASSES = {
     "add_scaled": {},
 }
 FLOATS = {"scale_ptr", "shift_ptr", "constant_ptr", "slope_ptr", "sums_ptr"}
+FLOATS |= {"mean_ptr", "var_ptr", "inverse_std_ptr", "summed_ptr", "weighted_ptr", "linear_ptr"}
+FLOATS |= {"running_mean_ptr", "running_var_ptr", "affine_ptr"}
+NUMBERS = {"ceiling", "eps", "momentum", "correction", "share"}
+NORMS = {
+    "affine": ("affine", {"BLOCK_C": 128}),
+    "affine without parameters": (
+        "affine",
+        {"BLOCK_C": 128, "weight_ptr": None, "bias_ptr": None},
+    ),
+    "affine that mixes nothing": (
+        "affine",
+        {"BLOCK_C": 128, "running_mean_ptr": None, "running_var_ptr": None},
+    ),
+    "gradients": ("norm_gradients", norms._BLOCK),
+    "gradients of no parameters": (
+        "norm_gradients",
+        {**norms._BLOCK, "weight_gradient_ptr": None, "bias_gradient_ptr": None},
+    ),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -68,10 +88,10 @@ def compiled(kernel, constants, ones=(), capability=90, maps="*bf16"):
     for i, name in enumerate(kernel.arg_names):
         fixed = name in constants or name in ones
         pointer = "*fp32" if name in FLOATS else maps
-        number = "fp32" if name == "ceiling" else "i32"
+        number = "fp32" if name in NUMBERS else "i32"
         variable = pointer if name.endswith("_ptr") else number
         signature[name] = "constexpr" if fixed else variable
-        if not fixed and name != "ceiling":
+        if not fixed and name not in NUMBERS:
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, {**constants, **dict.fromkeys(ones, 1)}, attributes)
     with warnings.catch_warnings():
@@ -103,6 +123,21 @@ def test_passes_read_and_write_sixteen_bytes_at_once(name):
     ptx = compiled(kernel, {**PASS, **PASSES[name]}).asm["ptx"]
     assert "ld.global.v4.b32" in ptx and "st.global.v4.b32" in ptx
     assert "ld.global.b16" not in ptx and "st.global.b16" not in ptx
+
+
+@pytest.mark.parametrize("parameters", ["*bf16", "*fp32"])
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_compute_in_single_precision(name, capability, parameters):
+    from densenet_backbones.dense_block.kernels import norms_kernel
+
+    which, constants = NORMS[name]
+    kernel = getattr(norms_kernel, f"{which}_kernel")
+    ptx = compiled(kernel, constants, (), capability, parameters).asm["ptx"]
+    assert ".f64" not in ptx, "as a Python number might be"
+    assert ("rsqrt.approx" in ptx) == (which == "affine")
+    if which == "norm_gradients":
+        assert "ld.global.v4.b32" in ptx, "sums sixteen bytes at once"
 
 
 @pytest.mark.parametrize("maps", ["*bf16", "*fp32"])

@@ -23,7 +23,9 @@ from densenet_backbones.variants import VARIANTS
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("cases", ["interpreted_kernels", "interpreted_training"])
+@pytest.mark.parametrize(
+    "cases", ["interpreted_kernels", "interpreted_norms", "interpreted_training"]
+)
 def test_kernels_compute_what_they_say(cases):
     """All of that file: in a process of its own, whose Triton interprets."""
     pytest.importorskip("triton")

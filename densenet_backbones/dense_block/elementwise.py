@@ -52,7 +52,8 @@ def masked_sums(
     Returns:
         The gradient where the activation is positive and 0 elsewhere, (N, C, H, W), or None, in at
         least its own precision; its sum, (C,), and its sum weighted by ``x``, (C,), in at least
-        single precision.
+        single precision; or sums over parts of the map, (R, C) each, which `NormForm.run_back`
+        adds up.
     """
     maps, vectors = ([x], []) if into is None else ([x, into[0]], [into[1]])
     if passes := _passes(maps, [gradient, active], vectors):

@@ -106,8 +106,7 @@ class _Unit(torch.autograd.Function):
         ctx.form, ctx.count = form, value_count(x, group)
         with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
             moments = batch_moments(x, group) if form.norm.of_batch else form.norm.running()
-            form.norm.track(moments, ctx.count)
-            out = form.run(x, parameters, moments)
+            out = form.run(x, parameters, moments, ctx.count)
         ctx.save_for_backward(x, *parameters, moments.mean, moments.var)
         return out
 

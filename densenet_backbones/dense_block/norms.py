@@ -4,9 +4,13 @@ In a dense block every layer norms the same maps again. A batch's mean and varia
 map, not to the layer that reads it, so they are computed once; what differs by layer is the affine
 map made of them, and the running statistics they are mixed into.
 
+On an NVIDIA GPU a Triton kernel makes that map and mixes, and another does the way back; elsewhere
+plain operators do.
+
 Shapes: N images, C channels, H and W pixels. Statistics are (C,) in at least single precision.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
+
+from densenet_backbones.dense_block.backends import has_triton_training
 
 __all__ = ["Affine", "Moments", "NormForm", "batch_moments", "precise", "read_norm", "value_count"]
 
@@ -51,8 +57,29 @@ class NormForm:
     tracks: bool
     group: Any = None
 
-    def affine(self, weight: Tensor | None, bias: Tensor | None, moments: Moments) -> Affine:
-        """The norm as a map, from its parameters, (C,), and the statistics it goes by."""
+    def affine(
+        self, parameters: Sequence[Tensor | None], moments: Moments, count: float | None = None
+    ) -> Affine:
+        """The norm as a map, from its weight and bias, (C,), and the statistics it goes by.
+
+        With a ``count`` these are new, of that many values a channel: if the norm tracks, they are
+        mixed into the running ones.
+        """
+        norm, vectors = self.module, (moments.mean, moments.var)
+        if count is None or not self.tracks:
+            if kernels := _kernels(*vectors, *parameters):
+                return Affine(*kernels.affine(vectors, parameters, norm.eps))
+            return self._affine(parameters, moments)
+        running = norm.running_mean, norm.running_var
+        if norm.momentum is not None and (kernels := _kernels(*vectors, *parameters, *running)):
+            self._count_batch()
+            mixing = running, norm.momentum, _correction(count)
+            return Affine(*kernels.affine(vectors, parameters, norm.eps, *mixing))
+        self._track(moments, count)
+        return self.affine(parameters, moments)
+
+    def _affine(self, parameters: Sequence[Tensor | None], moments: Moments) -> Affine:
+        weight, bias = parameters
         inverse_std = (moments.var + self.module.eps).rsqrt()
         scale = inverse_std if weight is None else inverse_std * weight
         if bias is None:
@@ -60,22 +87,77 @@ class NormForm:
         bias = bias.to(moments.mean.dtype)
         return Affine(scale, torch.addcmul(bias, moments.mean, scale, value=-1), inverse_std)
 
-    def track(self, moments: Moments, count: float) -> None:
-        """Mixes a batch's statistics of ``count`` values a channel into the running ones."""
-        if not self.tracks:
-            return
+    def _track(self, moments: Moments, count: float) -> None:
         norm, weight = self.module, self.module.momentum
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-            if weight is None:  # the average over all batches
-                weight = 1.0 / float(norm.num_batches_tracked)
-        unbiased = count / max(count - 1, 1)
+        self._count_batch()
+        if norm.num_batches_tracked is not None and weight is None:  # the average over all batches
+            weight = 1.0 / float(norm.num_batches_tracked)
         norm.running_mean.lerp_(moments.mean.to(norm.running_mean.dtype), weight)
-        norm.running_var.mul_(1 - weight).add_(moments.var, alpha=weight * unbiased)
+        norm.running_var.mul_(1 - weight).add_(moments.var, alpha=weight * _correction(count))
+
+    def _count_batch(self) -> None:
+        if self.module.num_batches_tracked is not None:
+            self.module.num_batches_tracked.add_(1)
+
+    def run_back(
+        self,
+        sums: tuple[Tensor, Tensor],
+        affine: Affine,
+        moments: Moments,
+        count: float,
+        parameters: Sequence[Tensor | None],
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What follows from the two sums that a norm's gradient is made of.
+
+        Args:
+            sums: Of the gradient of the norm's output, and of that weighted by its input: (C,), or
+                (R, C) in rows to be added up.
+            affine: What `affine` returned.
+            moments: What it was made of.
+            count: Values of each channel that these are of.
+            parameters: Weight and bias, each None if its gradient is not asked for.
+
+        Returns:
+            What the batch's statistics take from the input's gradient, (2, C), a constant and a
+            multiple of the input; and the gradients of weight and bias.
+        """
+        vectors = moments.mean, affine.scale, affine.inverse_std
+        if kernels := _kernels(*sums, *vectors, *parameters):
+            of_value = 1 / count if self.of_batch else 0.0
+            found: tuple[Tensor, Tensor | None, Tensor | None]
+            found = kernels.norm_gradients(sums, *vectors, of_value, parameters)
+            return found
+        summed, weighted = (s.sum(0) if s.dim() > 1 else s for s in sums)
+        correlated = torch.addcmul(weighted, moments.mean, summed, value=-1)
+        correlated.mul_(affine.inverse_std)
+        share = affine.scale / count if self.of_batch else torch.zeros_like(affine.scale)
+        slope = (share * correlated).mul_(affine.inverse_std)
+        constant = (share * summed).addcmul_(slope, moments.mean, value=-1)
+        weight, bias = parameters
+        return (
+            torch.stack((constant, slope)),
+            None if weight is None else correlated.to(weight.dtype),
+            None if bias is None else summed.to(bias.dtype),
+        )
 
     def running(self) -> Moments:
         """The running statistics, in at least single precision."""
         return Moments(precise(self.module.running_mean), precise(self.module.running_var))
+
+
+def _kernels(*vectors: Tensor | None) -> Any:
+    """The kernels that take these vectors, of which some may be None; None if there are none."""
+    known = [vector for vector in vectors if vector is not None]
+    if not all(x.stride(-1) == 1 for x in known) or not has_triton_training(*known):
+        return None
+    from densenet_backbones.dense_block.kernels import norms
+
+    return norms
+
+
+def _correction(count: float) -> float:
+    """Factor from the biased variance of ``count`` values to the unbiased one."""
+    return count / max(count - 1, 1)
 
 
 def read_norm(norm: nn.Module) -> NormForm | None:

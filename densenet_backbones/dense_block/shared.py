@@ -221,8 +221,7 @@ def _forward(
                 moments = Moments(mean[: layer.start], var[: layer.start])
             else:
                 moments = batch_moments(maps, form.group)
-            unit.norm.track(moments, count)
-            squeezed, maps = maps, unit.run(maps, own, moments)
+            squeezed, maps = maps, unit.run(maps, own, moments, count)
             saved += (*own, moments.mean, moments.var)
         maps, *drops = _drop(maps, layer)
         write(maps, layer.start)

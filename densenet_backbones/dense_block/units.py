@@ -66,9 +66,15 @@ class UnitForm:
             return weight, bias, None, None
         return weight, bias, self.conv.weight, self.conv.bias
 
-    def run(self, x: Tensor, parameters: Parameters, moments: Moments) -> Tensor:
-        """(N, C, H, W) to (N, O, H, W), by the statistics ``moments``."""
-        affine, (kernel, bias) = self._affine(parameters, moments), parameters[2:]
+    def run(
+        self, x: Tensor, parameters: Parameters, moments: Moments, count: float | None = None
+    ) -> Tensor:
+        """(N, C, H, W) to (N, O, H, W), by the statistics ``moments``.
+
+        With a ``count`` these are tracked, as statistics of that many values a channel.
+        """
+        kernel, bias = parameters[2:]
+        affine = self.norm.affine(parameters[:2], moments, count)
         norm = affine.scale, affine.shift
         if kernel is not None and self._in_triton(x, kernel):
             from densenet_backbones.dense_block.kernels.unit import run_unit
@@ -84,7 +90,7 @@ class UnitForm:
         """What `run` returned, and norm and ReLU of ``x`` if that was made on the way."""
         if parameters[2] is not None and self._in_triton(x, parameters[2]):
             return self.run(x, parameters, moments), None
-        active = scale_shift_relu(x, self._affine(parameters, moments))
+        active = scale_shift_relu(x, self.norm.affine(parameters[:2], moments))
         return self._convolve(active, parameters), active
 
     def _in_triton(self, x: Tensor, kernel: Tensor) -> bool:
@@ -133,23 +139,15 @@ class UnitForm:
             active: What `run_again` returned beside that, if it is still there.
             into: A map, (N, C, H, W), to which ``masked`` is to be added, multiplied by ``scale``.
         """
-        affine, kernel = self._affine(parameters, moments), parameters[2]
+        affine, kernel = self.norm.affine(parameters[:2], moments), parameters[2]
         if kernel is not None and self._in_triton(x, kernel):
             found = self._run_back_in_triton(gradient, x, affine, parameters, needs, into)
         else:
             found = self._run_back(gradient, x, affine, parameters, needs, active, into)
         (masked, summed, weighted), kernel_gradients = found
-        correlated = torch.addcmul(weighted, moments.mean, summed, value=-1)
-        correlated.mul_(affine.inverse_std)
-        share = affine.scale / count if self.norm.of_batch else torch.zeros_like(affine.scale)
-        slope = (share * correlated).mul_(affine.inverse_std)
-        constant = (share * summed).addcmul_(slope, moments.mean, value=-1)
-        linear = torch.stack((constant, slope))
-        weight, bias = parameters[:2]
-        norm_gradients = (
-            correlated.to(weight.dtype) if weight is not None and needs[0] else None,
-            summed.to(bias.dtype) if bias is not None and needs[1] else None,
-        )
+        asked = [p if needed else None for p, needed in zip(parameters, needs[:2], strict=False)]
+        sums = summed, weighted
+        linear, *norm_gradients = self.norm.run_back(sums, affine, moments, count, asked)
         parameter_gradients = (*norm_gradients, *kernel_gradients)
         return UnitGradient(masked, affine.scale, linear, parameter_gradients)
 
@@ -199,9 +197,6 @@ class UnitForm:
             overwrite=self.conv is not None,  # which has made the gradient
         )
         return sums, kernel_gradients
-
-    def _affine(self, parameters: Parameters, moments: Moments) -> Affine:
-        return self.norm.affine(parameters[0], parameters[1], moments)
 
     def _cast(self, x: Any) -> Any:
         return None if x is None else x.to(self._computes_in(x))

@@ -22,6 +22,7 @@ from densenet_backbones.dense_block.kernels.layout import (
     require_dtype,
     size_class,
 )
+from densenet_backbones.dense_block.kernels.norms import in_few_rows
 
 __all__ = ["input_gradient", "weight_gradient"]
 
@@ -50,8 +51,8 @@ def input_gradient(
             it is returned, in the precision of ``x``.
 
     Returns:
-        The gradient, (N, C, H, W), or None; its sum, (C,), and its sum weighted by ``x``, (C,),
-        both in float32.
+        The gradient, (N, C, H, W), or None; its sum and its sum weighted by ``x``, (R, C) each, of
+        which the R rows are to be added up, both in float32.
 
     Raises:
         ValueError: A tensor has another shape, type or memory format.
@@ -97,7 +98,7 @@ def input_gradient(
         num_warps=4,
         num_stages=3,
     )
-    summed, weighted = sums.sum(0)
+    summed, weighted = in_few_rows(sums)
     return target if into is None else None, summed, weighted
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from densenet_backbones.dense_block.backends import channels_last
 from densenet_backbones.dense_block.kernels.layout import block_size
+from densenet_backbones.dense_block.kernels.norms import in_few_rows
 
 __all__ = ["add_scaled", "affine_difference", "masked_sums", "scale_shift_relu"]
 
@@ -45,7 +46,7 @@ def masked_sums(
     into: tuple[Tensor, Tensor] | None = None,
     overwrite: bool = False,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """``gradient`` where ``active`` is positive, its sum and its sum weighted by ``x``.
+    """``gradient`` where ``active`` is positive, its sum and its sum weighted by ``x``, in rows.
 
     Both maps are dense. With ``into``, a map and a scale, scaled values are added to that map and
     None is returned in their place. ``overwrite`` allows to write them into ``gradient``.
@@ -65,7 +66,7 @@ def masked_sums(
         ADD=into is not None,
         **tiling.constants,
     )
-    summed, weighted = sums.sum(0)
+    summed, weighted = in_few_rows(sums)
     return masked, summed, weighted
 
 
