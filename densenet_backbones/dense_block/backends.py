@@ -69,6 +69,8 @@ def has_triton(x: Tensor) -> bool:
 
 def has_triton_training(*tensors: Tensor) -> bool:
     """Whether the Triton kernels of training run on these tensors as they are."""
+    if not is_on_gpu(tensors[0]):
+        return False
     kinds = {(x.device, x.dtype): x for x in tensors}.values()  # asking takes time: once for each
     return all(map(_is_real, tensors)) and all(map(has_triton, kinds))
 
