@@ -1,6 +1,7 @@
 """Fixtures shared by every test."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -101,7 +102,12 @@ def refused_command(
     return run
 
 
-COMPILERS = {"native": "", "without AVX-512": " -mno-avx512f", "without AVX": " -mno-avx"}
+COMPILERS = {
+    "native": "c++",
+    "without AVX-512": "c++ -mno-avx512f",
+    "without AVX": "c++ -mno-avx",
+    "clang": "clang++",
+}
 
 
 @pytest.fixture
@@ -124,11 +130,13 @@ def nothing_kept() -> Iterator[None]:
 def instructions(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, nothing_kept: None
 ) -> None:
-    """The C++ kernels, for each of the instruction sets that this machine can run."""
-    flags = COMPILERS[request.param]
+    """The C++ kernels, for each instruction set that this machine can run, and each compiler."""
+    compiler, *flags = COMPILERS[request.param].split()
     if os.uname().machine != "x86_64" and flags:
         pytest.skip("an instruction set of x86")
-    monkeypatch.setenv("CXX", os.environ.get("CXX", "c++") + flags)
+    if shutil.which(compiler) is None:
+        pytest.skip(f"there is no {compiler} here")
+    monkeypatch.setenv("CXX", COMPILERS[request.param])
     request.getfixturevalue("compiled")
 
 

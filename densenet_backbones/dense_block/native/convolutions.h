@@ -55,10 +55,15 @@ constexpr int kTiles = 14;  // tiles transformed at a time
 constexpr int rows_for(int vectors) { return std::min(14, (kRegisters - 1 - vectors) / vectors); }
 
 using Vector = float __attribute__((vector_size(kLanes * sizeof(float))));
-using Loose = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
 
-inline Vector load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
-inline void store(float* to, Vector x) { *reinterpret_cast<Loose*>(to) = x; }
+// By copying, which compilers turn into one instruction that asks for no alignment.
+inline Vector load(const float* from) {
+    Vector x;
+    std::memcpy(&x, from, sizeof(x));
+    return x;
+}
+
+inline void store(float* to, Vector x) { std::memcpy(to, &x, sizeof(x)); }
 
 // Not added to zero, which would take the sign from -0 and so is an instruction of its own.
 inline Vector splat(float x) { return x - Vector{}; }
