@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_native import expected, run
 from tiny_nets import randomise_norms, threads_set, tiny
 
 from densenet_backbones.dense_block import backends
-from densenet_backbones.dense_block.backends import channels_last
 from densenet_backbones.dense_block.native import block, has_bfloat16
-from densenet_backbones.dense_block.native.block import fill_block, run_transition
+from densenet_backbones.dense_block.native.block import run_transition
 from densenet_backbones.deploy import deploy
 
 CEILING = 4.0
@@ -48,18 +48,6 @@ def whole_layer(channels, bottleneck, growth):
     return [whole(channels), whole(channels), *squeeze, *conv]
 
 
-def expected(x, layers):
-    """By definition, in float64."""
-    x = x.double()
-    for layer in layers:
-        scale, shift, *convs, weight, bias = (tensor.double() for tensor in layer)
-        y = (x * scale[:, None, None] + shift[:, None, None]).clamp(0.0, CEILING)
-        if convs:
-            y = F.conv2d(y, convs[0].t()[..., None, None], convs[1]).clamp(0.0, CEILING)
-        x = torch.cat([x, F.conv2d(y, weight, bias, padding=1)], 1)
-    return x
-
-
 @pytest.mark.usefixtures("multiplies_bfloat16")
 @settings(max_examples=60, deadline=None)
 @given(
@@ -78,11 +66,9 @@ def test_a_block_is_exact_on_whole_numbers(
     torch.manual_seed(0)
     layers = [whole_layer(channels + i * growth, bottleneck, growth) for i in range(count)]
     x = whole(images, channels, height, width)
-    buffer = channels_last(x, channels + count * growth).fill_(math.nan)
-    buffer[:, :channels] = x
     with threads_set(threads):
-        fill_block(buffer, channels, layers, CEILING)
-    assert torch.equal(buffer.double(), expected(x, layers))
+        found = run(x, layers, CEILING)
+    assert torch.equal(found.double(), expected(x, layers, CEILING))
 
 
 @pytest.mark.usefixtures("multiplies_bfloat16")
@@ -91,11 +77,9 @@ def test_bottleneck_maps_that_do_not_fit_are_made_in_strips():
     layers = [whole_layer(5 + 4 * i, 192, 4) for i in range(3)]
     x = whole(3, 5, 57, 150)
     assert block.library().narrow_values(3, 57, 150, 192, 2, 1) < 3 * 57 * 150 * 192
-    buffer = channels_last(x, 17)
-    buffer[:, :5] = x
     with threads_set(1):
-        fill_block(buffer, 5, layers, CEILING)
-    assert torch.equal(buffer.double(), expected(x, layers))
+        found = run(x, layers, CEILING)
+    assert torch.equal(found.double(), expected(x, layers, CEILING))
 
 
 @pytest.mark.usefixtures("multiplies_bfloat16")
@@ -126,10 +110,7 @@ def test_what_is_not_a_number_stays_so():
     layers[0][0].fill_(1.0)
     x = whole(1, 21, 12, 12)
     x[0, :, 5, 5] = math.nan
-    buffer = channels_last(x, 29)
-    buffer[:, :21] = x
-    fill_block(buffer, 21, layers, CEILING)
-    wrong = buffer[0, 21:].isnan().any(0)
+    wrong = run(x, layers, CEILING)[0, 21:].isnan().any(0)
     assert wrong[4:7, 4:7].all()
     assert not wrong[:4].any() and not wrong[8:].any(), "tiles are of 2x2 cells"
 
