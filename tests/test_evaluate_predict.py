@@ -190,6 +190,22 @@ def test_predict_writes_what_the_detector_finds(model, tiny_scenes, tmp_path, ca
     assert f"{total} objects in 7 images" in capsys.readouterr().out
 
 
+def test_predict_in_mixed_precision_finds_about_the_same(model, tiny_scenes, tmp_path):
+    rows = [
+        predicted(
+            model,
+            tmp_path / name,
+            tiny_scenes / "val",
+            options=("--precision", name, "--no-pictures"),
+        )
+        for name in ("32-true", "bf16-mixed")
+    ]
+    found = [[[d["score"] for d in row["detections"]] for row in part] for part in rows]
+    whole, mixed = (np.array([sorted(scores)[-5:] for scores in part]) for part in found)
+    assert not np.array_equal(whole, mixed)
+    np.testing.assert_allclose(whole, mixed, atol=0.05)
+
+
 def test_a_lying_photograph_is_upright_in_json_and_picture(model, tiny_scenes, tmp_path):
     pixels = read_image(sorted((tiny_scenes / "val").iterdir())[0])[:48]
     Image.fromarray(pixels).save(tmp_path / "upright.png")

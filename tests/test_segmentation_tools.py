@@ -75,6 +75,16 @@ def test_predict_writes_masks_overlays_and_a_summary(model, tiny_masks, tmp_path
             assert 0 < found["score"] <= 1
 
 
+def test_predict_in_mixed_precision_segments_about_the_same(model, tiny_masks, tmp_path):
+    file = sorted((tiny_masks / "JPEGImages").glob("val_*"))[0]
+    masks = []
+    for precision in ("32-true", "bf16-mixed"):
+        (row,) = predicted(model, tmp_path / precision, file, options=("--precision", precision))
+        with Image.open(row["masks"][0]) as mask:
+            masks.append(np.asarray(mask))
+    assert (masks[0] == masks[1]).mean() > 0.9
+
+
 def test_a_photograph_larger_than_a_tile_is_cut(model, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.tif")

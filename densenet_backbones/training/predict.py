@@ -23,6 +23,7 @@ from densenet_backbones.training.pictures import save_picture
 from densenet_backbones.training.predict_masks import ENDINGS, predict_mask
 from densenet_backbones.training.segmentation_model import SegmentationModel
 
+_AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
@@ -53,6 +54,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_arguments(parser)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N")
+    parser.add_argument(
+        "--precision",
+        choices=_AUTOCAST,
+        default="32-true",
+        help="mixed ones are faster where the device computes in them (%(default)s)",
+    )
     parser.add_argument(
         "--tile",
         type=int,
@@ -100,14 +107,18 @@ def predict(options: argparse.Namespace) -> None:
     model = load(options.checkpoint, usable_device(options.device))
     if is_deployable(model.model) and not options.no_deploy:
         model.model = deploy(model.model)
+    dtype = _AUTOCAST[options.precision]
+    autocast = torch.autocast(model.device.type, dtype, enabled=dtype is not None)
     if isinstance(model, SegmentationModel):
         from_options(options, None)  # refuses what is for detectors
-        rows = segment(model, files, stems, options)
+        with autocast:
+            rows = segment(model, files, stems, options)
         said = f"{len(files)} images segmented"
     else:
         mirrored = model.categories.mirrored_keypoints
         model.merged = from_options(options, model.model, mirrored)
-        rows = detect(model, files, stems, options)
+        with autocast:
+            rows = detect(model, files, stems, options)
         said = f"{sum(len(row['detections']) for row in rows)} objects in {len(files)} images"
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "predictions.json").write_text(json.dumps(rows, indent=1) + "\n")
