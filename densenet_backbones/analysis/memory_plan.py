@@ -43,8 +43,8 @@ but no statistics; statistics too; every layer, one by one; whole blocks at once
 long and holds more for a while.
 
 Steps of DenseNet-121 on a CPU, relative to torchvision's, went in this order (``tools/benchmark.py
-memory``, 2 images of 224 pixels, channels last, two threads, medians of 6 turns): 0.94, 0.93, 1.01,
-1.10, 1.21, 1.25. On GPUs, and without the C++ kernels, the first may be faster than the second.
+memory``, 2 images of 224 pixels, channels last, two threads, medians of 8 turns): 0.98, 0.96, 1.03,
+1.09, 1.20, 1.22. On GPUs, and without the C++ kernels, the first may be faster than the second.
 """
 
 

@@ -96,9 +96,15 @@ def is_for_onednn(x: Tensor) -> bool:
         return False
     if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    if x.dtype == torch.bfloat16:
+    if torch.is_autocast_enabled("cpu") and not _computes_in(torch.get_autocast_dtype("cpu")):
+        return False
+    return _computes_in(x.dtype)
+
+
+def _computes_in(dtype: torch.dtype) -> bool:
+    if dtype == torch.bfloat16:
         return bool(ONEDNN._is_mkldnn_bf16_supported())
-    return x.dtype == torch.float32
+    return dtype == torch.float32  # few processors have float16
 
 
 def is_written_down(x: Tensor) -> bool:

@@ -3,10 +3,7 @@
 No normed copy is made of what is read: each kernel norms and activates it on the way in. None of
 this was ever run on a GPU.
 
-On paper, a training step reads and writes for each pixel of a layer, of C channels before it, 128
-of bottleneck and 32 new ones, two bytes a value: in plain operators 42 C + 5100 bytes, here, with
-the passes and statistics between units, 10 C + 3400. It wins nothing where maps are so small that a
-kernel is started in more time than it runs.
+It wins nothing where maps are so small that a kernel is started in more time than it runs.
 
 Shapes: N images, C channels in, O channels out, H and W pixels. Maps are channels last, and ``x``
 may be the first channels of a wider buffer. Norms are scale and shift, (C,) each.

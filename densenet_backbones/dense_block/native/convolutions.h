@@ -319,7 +319,7 @@ void pointwise(const Maps<T>& x, const Pointwise& p, const Maps<T>& out, int64_t
     }
 }
 
-// One-dimensional transforms, of values `step` apart: of four read, and of four products to two.
+// One-dimensional transforms: of four values read, and of four products, `step` apart, to two.
 // Interpolation points 0, 1, -1 and infinity.
 inline void spread(const Vector* d, Vector* out) {
     out[0] = d[0] - d[2];
