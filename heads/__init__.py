@@ -3,38 +3,23 @@
 if not __name__.startswith("densenet_backbones."):
     raise ImportError("import densenet_backbones.heads, not heads: a second copy of every class")
 
-from densenet_backbones.heads.anchors import PriorSpec, dsod_priors
-from densenet_backbones.heads.box_coding import decode, encode
-from densenet_backbones.heads.detection_backbone import DetectionBackbone, densenet_fpn_backbone
-from densenet_backbones.heads.detection_transform import DetectionTransform
-from densenet_backbones.heads.detector_weights import load_matching
-from densenet_backbones.heads.dsod import DSOD, dsod300, dsod300_smallest, dsod512, dsod_tiny
-from densenet_backbones.heads.fcdensenet import (
-    FCDenseNet,
-    fcdensenet56,
-    fcdensenet67,
-    fcdensenet103,
+from densenet_backbones.heads.detection.backbone import DetectionBackbone, densenet_fpn_backbone
+from densenet_backbones.heads.detection.dsod import (
+    DSOD,
+    dsod300,
+    dsod300_smallest,
+    dsod512,
+    dsod_tiny,
 )
-from densenet_backbones.heads.losses import hardest_negatives, multibox_loss
-from densenet_backbones.heads.matching import (
-    PriorTargets,
-    assign_targets,
-    match_priors,
-    out_of_reach,
-)
-from densenet_backbones.heads.multibox_head import ChannelL2Norm, MultiBoxHead
-from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.one_stage import (
+from densenet_backbones.heads.detection.one_stage import (
     FCOS,
     RetinaNet,
     fcos_fpn,
     retinanet_fpn,
     retinanet_fpn_v2,
 )
-from densenet_backbones.heads.pixel_losses import IGNORED
-from densenet_backbones.heads.postprocess import Selection, select_detections
-from densenet_backbones.heads.preprocessing import Preprocessing
-from densenet_backbones.heads.rcnn import (
+from densenet_backbones.heads.detection.preprocessing import Preprocessing
+from densenet_backbones.heads.detection.rcnn import (
     FasterRCNN,
     KeypointRCNN,
     MaskRCNN,
@@ -44,10 +29,31 @@ from densenet_backbones.heads.rcnn import (
     maskrcnn_fpn,
     maskrcnn_fpn_v2,
 )
-from densenet_backbones.heads.segmentation_losses import SegmentationLoss
-from densenet_backbones.heads.segmenter import Segmenter
-from densenet_backbones.heads.ssd import SSD, ssd300, ssd512
-from densenet_backbones.heads.unet import UNet, unet
+from densenet_backbones.heads.detection.ssd import SSD, ssd300, ssd512
+from densenet_backbones.heads.detection.transform import DetectionTransform
+from densenet_backbones.heads.detection.weights import load_matching
+from densenet_backbones.heads.multibox.box_coding import decode, encode
+from densenet_backbones.heads.multibox.head import ChannelL2Norm, MultiBoxHead
+from densenet_backbones.heads.multibox.losses import hardest_negatives, multibox_loss
+from densenet_backbones.heads.multibox.matching import (
+    PriorTargets,
+    assign_targets,
+    match_priors,
+    out_of_reach,
+)
+from densenet_backbones.heads.multibox.priors import PriorSpec, dsod_priors
+from densenet_backbones.heads.multibox.selection import Selection, select_detections
+from densenet_backbones.heads.normalization import ImageNormalization
+from densenet_backbones.heads.segmentation.fcdensenet import (
+    FCDenseNet,
+    fcdensenet56,
+    fcdensenet67,
+    fcdensenet103,
+)
+from densenet_backbones.heads.segmentation.losses import SegmentationLoss
+from densenet_backbones.heads.segmentation.pixel_losses import IGNORED
+from densenet_backbones.heads.segmentation.segmenter import Segmenter
+from densenet_backbones.heads.segmentation.unet import UNet, unet
 
 __all__ = [
     "DSOD",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from locations import PROJECT
 
 # albumentations asks the package index for updates at import unless told not to.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -13,8 +14,6 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # Each process of `pytest -n` has a core: threads of its own would fight for the others'.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-PROJECT = Path(__file__).resolve().parents[1]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -43,7 +42,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Generated scenes in COCO and VOC layout: 12 training and 7 evaluated images of 64 pixels."""
-    from densenet_backbones.data.scenes import generate
+    from densenet_backbones.data.scenes.generation import generate
 
     root = tmp_path_factory.mktemp("data") / "scenes"
     return generate(root, train=12, val=7, size=64, seed=0, progress=False)

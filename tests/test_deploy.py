@@ -19,8 +19,8 @@ from torch.export import Dim
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.deploy import FoldedBlock, deploy
 from densenet_backbones.heads import dsod300, fcdensenet56
-from densenet_backbones.heads.one_stage import retinanet_fpn
-from densenet_backbones.heads.unet import unet
+from densenet_backbones.heads.detection.one_stage import retinanet_fpn
+from densenet_backbones.heads.segmentation.unet import unet
 
 TAPS = ("raw", "norm", "compressed", "pooled")
 BODY = {"growth_rate": 4, "block_config": [1, 2, 1, 1], "num_init_features": 8}

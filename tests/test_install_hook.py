@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
+from locations import PROJECT
 from stand_ins import PACKAGE, TIMM, make_venv, python, write
 
 from densenet_backbones import install_hook

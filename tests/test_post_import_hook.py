@@ -4,7 +4,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
+from locations import PROJECT
 from stand_ins import PACKAGE, TIMM, make_venv, python, write
 
 from densenet_backbones.install_hook import Hook, site_folders

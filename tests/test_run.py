@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
+from locations import PROJECT
 from stand_ins import PACKAGE, TIMM, environment, make_venv, write
 
 from densenet_backbones.run import HELP, Program, read_program

@@ -1,6 +1,6 @@
 """Measure the backbone and the training input, each against its peers in one run."""
 
-from densenet_backbones.analysis.benchmark import main
+from densenet_backbones.benchmark.command import main
 
 if __name__ == "__main__":
     main()

@@ -1,1 +1,1 @@
-"""Parameters, multiply-adds and measurements of models and of the training input."""
+"""Plans without running: parameters, multiply-adds and memory."""

@@ -1,1 +1,1 @@
-"""Detection and segmentation data: readers, sample types, augmentation, loaders, a generator."""
+"""Data sets on disk to batches: samples and sets, images, loading, and the data modules."""

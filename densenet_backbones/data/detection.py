@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
-from densenet_backbones.data.detection_augmentation import (
+from densenet_backbones.data.augment.presets import (
     AnyPreset,
     augmentation_for,
     image_size_of,
@@ -19,8 +19,8 @@ from densenet_backbones.data.loading import (
     Source,
     default_workers,
 )
+from densenet_backbones.data.readers.detection_sources import check_images, read_detection
 from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
-from densenet_backbones.data.sources import check_images, read_detection
 
 __all__ = [
     "DetectionData",

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from densenet_backbones.data.copy_paste import paste
+from densenet_backbones.data.augment.copy_paste import paste
+from densenet_backbones.data.augment.detection import Augmentation
+from densenet_backbones.data.augment.instances import InstanceAugmentation
+from densenet_backbones.data.augment.seeding import generator
 from densenet_backbones.data.images import read_image, read_reduced
-from densenet_backbones.data.instance_transforms import InstanceAugmentation
 from densenet_backbones.data.instances import Instances, read_instances
 from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Sample
-from densenet_backbones.data.seeding import generator
-from densenet_backbones.data.transforms import Augmentation
 
 
 class DetectionImages(Dataset[Any]):

@@ -3,7 +3,6 @@
 Names inside annotation files are untrusted: `inside` is the one way from such a name to a path.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -71,13 +70,6 @@ def some(names: Collection[object], limit: int = 3) -> str:
     first = ", ".join(repr(name) for _, name in zip(range(limit), names, strict=False))
     more = len(names) - limit
     return f"{first} and {more} more" if more > 0 else first
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A question for the end of an error, ``"; did you mean 'dog'?"``, or nothing."""
-    by_lower = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
 def refuse_if_strict(problems: Sequence[Problem], strict: bool) -> None:

@@ -17,10 +17,10 @@ from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 
 from densenet_backbones.data.mask_samples import SegmentationSet
+from densenet_backbones.data.readers.detection_sources import subset
 from densenet_backbones.data.samplers import EpochSampler, GroupedSampler, ShardSampler
 from densenet_backbones.data.samples import DataError, DetectionSet
-from densenet_backbones.data.scenes import generate
-from densenet_backbones.data.sources import subset
+from densenet_backbones.data.scenes.generation import generate
 
 S = TypeVar("S", DetectionSet, SegmentationSet)
 

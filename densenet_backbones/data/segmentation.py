@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from densenet_backbones.data.augment.segmentation import MaskPreset, SegmentationAugmentation
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.loading import ImageData, Scenes, Source
 from densenet_backbones.data.mask_samples import MaskClasses, MaskSample, SegmentationSet, Task
 from densenet_backbones.data.mask_statistics import CHECKED_UP_TO, check_masks
-from densenet_backbones.data.mask_transforms import MaskPreset, SegmentationAugmentation
+from densenet_backbones.data.readers.detection_sources import check_images
+from densenet_backbones.data.readers.segmentation_sources import MaskLayout, read_segmentation
 from densenet_backbones.data.samples import DataError
-from densenet_backbones.data.segmentation_sources import MaskLayout, read_segmentation
-from densenet_backbones.data.sources import check_images
 
 MIN_CROP = 32  # pixels; a net of five halvings sees nothing in less
 

@@ -62,7 +62,7 @@ def has_triton(x: Tensor) -> bool:
     """Whether the Triton kernels run on maps like ``x``."""
     if not is_on_gpu(x):
         return False
-    from densenet_backbones.dense_block.kernels import usable
+    from densenet_backbones.dense_block.triton import usable
 
     return usable(x.device, x.dtype)
 
@@ -134,7 +134,7 @@ def fill_in_kernels(
         native.fill_block(buffer, channels, layers, ceiling)
         return True
     if len(layers[0]) == len(LayerWeights._fields) and has_triton(buffer):
-        from densenet_backbones.dense_block.kernels import run_folded_kernels
+        from densenet_backbones.dense_block.triton import run_folded_kernels
 
         # Scales and shifts may stay longer than the maps: kernels norm in float32 in any case.
         weights = [

@@ -110,7 +110,7 @@ def _passes(
     if has_cpp_training(*maps, *dense, *vectors):
         return native_passes
     if has_triton_training(*maps, *dense):
-        from densenet_backbones.dense_block.kernels import passes as triton_passes
+        from densenet_backbones.dense_block.triton_training import passes as triton_passes
 
         return triton_passes
     return None

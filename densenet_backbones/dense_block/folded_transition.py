@@ -91,7 +91,7 @@ def _folded_transition(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tens
     if not has_triton(x):
         normed = torch.addcmul(shift, x, scale).to(x.dtype).clamp_(min=0.0, max=ceiling)
         return F.conv2d(F.avg_pool2d(normed, 2), weight, bias)
-    from densenet_backbones.dense_block.kernels import pointwise
+    from densenet_backbones.dense_block.triton import pointwise
 
     x = x.contiguous(memory_format=torch.channels_last)
     out = _shape(x, tensors, ceiling)

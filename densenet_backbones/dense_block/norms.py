@@ -150,7 +150,7 @@ def _kernels(*vectors: Tensor | None) -> Any:
     known = [vector for vector in vectors if vector is not None]
     if not all(x.stride(-1) == 1 for x in known) or not has_triton_training(*known):
         return None
-    from densenet_backbones.dense_block.kernels import norms
+    from densenet_backbones.dense_block.triton_training import norms
 
     return norms
 

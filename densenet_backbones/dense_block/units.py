@@ -77,7 +77,7 @@ class UnitForm:
         affine = self.norm.affine(parameters[:2], moments, count)
         norm = affine.scale, affine.shift
         if kernel is not None and self._in_triton(x, kernel):
-            from densenet_backbones.dense_block.kernels.unit import run_unit
+            from densenet_backbones.dense_block.triton_training.unit import run_unit
 
             return run_unit(x, norm, self._cast(kernel), self._cast(bias), self._dilation())
         if kernel is not None and self._in_cpp(x, kernel, *norm):
@@ -97,7 +97,7 @@ class UnitForm:
         """Whether the Triton kernels convolve ``x``."""
         if not in_rows(x) or not has_triton_training(x, kernel):
             return False
-        from densenet_backbones.dense_block.kernels.unit import is_known
+        from densenet_backbones.dense_block.triton_training.unit import is_known
 
         assert self.conv is not None
         return is_known(self.conv) and self._computes_in(x) == self._computes_in(kernel)
@@ -160,7 +160,7 @@ class UnitForm:
         needs: tuple[bool, ...],
         into: Tensor | None,
     ) -> tuple[_MaskedSums, Parameters]:
-        from densenet_backbones.dense_block.kernels.unit import run_unit_back
+        from densenet_backbones.dense_block.triton_training.unit import run_unit_back
 
         kernel, bias = parameters[2:]
         assert kernel is not None

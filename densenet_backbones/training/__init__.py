@@ -1,1 +1,1 @@
-"""Training tasks, metrics, pictures and the command line (needs the `train` extra)."""
+"""Training: the command line, tasks, optimization, callbacks and the run folder."""

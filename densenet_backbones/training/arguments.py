@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from densenet_backbones.data.files import nearest
+from densenet_backbones.messages import nearest
 
 DEFAULT_CONFIG = "quickstart"
 

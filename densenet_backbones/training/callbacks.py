@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveragi
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from densenet_backbones.training.console import say
-from densenet_backbones.training.pictures import save_picture
+from densenet_backbones.reporting.console import say
+from densenet_backbones.reporting.pictures import save_picture
 from densenet_backbones.training.run_folder import RunFolder
 from densenet_backbones.training.stopping import LastCheckpoint
 

@@ -5,19 +5,16 @@
 """
 
 import argparse
-import logging
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -25,6 +22,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.inference.model_file import fitting_weights, read_weights
+from densenet_backbones.messages import one_sentence
+from densenet_backbones.reporting.console import (
+    fail,
+    is_first_process,
+    log_to,
+    quiet_libraries,
+    say,
+)
 from densenet_backbones.training import report, summary
 from densenet_backbones.training.arguments import DEFAULT_CONFIG, SHORT_FLAGS, short_to_full
 from densenet_backbones.training.callbacks import (
@@ -33,11 +39,9 @@ from densenet_backbones.training.callbacks import (
     TrainingPictures,
     checkpoint_callbacks,
 )
-from densenet_backbones.training.console import is_first_process, log_to, process_number, say
 from densenet_backbones.training.kind import Kind
 from densenet_backbones.training.kinds import DETECTION, SEGMENTATION
 from densenet_backbones.training.memory_choice import settle_memory
-from densenet_backbones.training.model_file import fitting_weights, read_weights
 from densenet_backbones.training.profiling import PartsProfiler, profiled
 from densenet_backbones.training.run_folder import (
     ContinuedCSVLogger,
@@ -49,7 +53,6 @@ from densenet_backbones.training.run_folder import (
 )
 from densenet_backbones.training.stopping import OrderlyStop
 from densenet_backbones.training.task import NonFiniteLossError, Task
-from densenet_backbones.training.usage import one_sentence
 
 
 def train_det(argv: Sequence[str] | None = None) -> None:
@@ -328,27 +331,3 @@ def known_keys(kind: Kind) -> list[str]:
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
     keys += ["run_dir", "ckpt_path", "init_from", "ema_decay", "profile", "seed_everything"]
     return keys + [name.replace("_", "-") for name in SHORT_FLAGS]
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """Print one error and leave; every process does, since each has its own images."""
-    rank = "" if is_first_process() else f"process {process_number()}: "
-    print(f"error: {rank}{message}", file=sys.stderr)
-    sys.exit(code)
-
-
-def quiet_libraries() -> None:
-    """Silence what concerns nobody: adverts and deprecations inside the libraries."""
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*litlogger.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
-    warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")  # rows are kept
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-    adverts = ["litlogger", "litmodels", "Loading `train_dataloader`"]
-    adverts += ["TPU available", "HPU available"]
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not any(text in record.getMessage() for text in adverts)
-    )
-    torch.set_float32_matmul_precision("high")  # tensor cores on GPUs that have them

@@ -9,16 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from densenet_backbones.data.samples import Categories, DetectionSet, Sample
-from densenet_backbones.stages import DenseStages
-from densenet_backbones.training.coco_metric import CocoMetric
-from densenet_backbones.training.detector import Detector, DetectorSpec, to_float
-from densenet_backbones.training.instance_pictures import (
-    annotated,
-    confident,
-    draw_instances,
-    ground_truth_beside_predictions,
-)
-from densenet_backbones.training.learned import (
+from densenet_backbones.inference.detector import Detector, DetectorSpec, to_float
+from densenet_backbones.inference.merged_detection import MergedDetection, detect
+from densenet_backbones.metrics.coco import CocoMetric
+from densenet_backbones.metrics.learned import (
     COCO_KEYPOINTS,
     IOU_TYPES,
     allow_channels_last,
@@ -28,9 +22,15 @@ from densenet_backbones.training.learned import (
     learned_by,
     with_keypoints,
 )
-from densenet_backbones.training.merged_detection import MergedDetection, detect
+from densenet_backbones.reporting.instance_pictures import (
+    annotated,
+    confident,
+    draw_instances,
+    ground_truth_beside_predictions,
+)
+from densenet_backbones.reporting.pictures import montage, to_pixels
+from densenet_backbones.stages import DenseStages
 from densenet_backbones.training.optimization import Optimizer, Schedule, images_per_step
-from densenet_backbones.training.pictures import montage, to_pixels
 from densenet_backbones.training.task import MemoryOption, NonFiniteLossError, Task
 
 __all__ = ["DetectionTask", "NonFiniteLossError", "Optimizer", "Schedule", "images_per_step"]

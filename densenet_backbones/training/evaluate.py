@@ -10,20 +10,19 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.readers.detection_sources import Layout
+from densenet_backbones.data.readers.segmentation_sources import MaskLayout
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
-from densenet_backbones.data.segmentation_sources import MaskLayout
-from densenet_backbones.data.sources import Layout
+from densenet_backbones.inference.detector import load
+from densenet_backbones.inference.merged_detection import add_arguments, from_options
+from densenet_backbones.inference.segmenter import SegmentationModel
+from densenet_backbones.metrics.boundary import TOLERANCE
+from densenet_backbones.metrics.learned import learned_by
+from densenet_backbones.reporting.console import fail, is_first_process, quiet_libraries, say
 from densenet_backbones.training import segmentation_report
-from densenet_backbones.training.boundary_score import TOLERANCE
-from densenet_backbones.training.cli import fail, quiet_libraries
-from densenet_backbones.training.console import is_first_process, say
 from densenet_backbones.training.detection_task import DetectionTask
-from densenet_backbones.training.detector import load
-from densenet_backbones.training.learned import learned_by
-from densenet_backbones.training.merged_detection import add_arguments, from_options
 from densenet_backbones.training.report import write_evaluation
-from densenet_backbones.training.segmentation_model import SegmentationModel
 from densenet_backbones.training.segmentation_task import SegmentationTask
 from densenet_backbones.training.task import Task
 

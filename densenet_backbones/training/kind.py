@@ -8,8 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 from rich.table import Table
 
+from densenet_backbones.inference.model_file import ModelSpec
 from densenet_backbones.training.arguments import ShortForm
-from densenet_backbones.training.model_file import ModelSpec
 from densenet_backbones.training.task import Task
 
 

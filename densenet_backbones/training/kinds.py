@@ -5,13 +5,13 @@ from rich.table import Table
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.instances import Learnt
 from densenet_backbones.data.segmentation import SegmentationData
+from densenet_backbones.inference.detector import DetectorSpec
+from densenet_backbones.inference.segmenter import SegmenterSpec
+from densenet_backbones.metrics.learned import learned_by_name
 from densenet_backbones.training import report, segmentation_report, summary
 from densenet_backbones.training.arguments import DETECTION_FORM, SEGMENTATION_FORM
 from densenet_backbones.training.detection_task import DetectionTask
-from densenet_backbones.training.detector import DetectorSpec
 from densenet_backbones.training.kind import Kind
-from densenet_backbones.training.learned import learned_by_name
-from densenet_backbones.training.segmentation_model import SegmenterSpec
 from densenet_backbones.training.segmentation_task import SegmentationTask
 
 

@@ -14,7 +14,7 @@ from timm.optim import (  # type: ignore[attr-defined]
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from densenet_backbones.data.files import nearest
+from densenet_backbones.messages import nearest
 
 
 @dataclass

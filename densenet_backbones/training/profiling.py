@@ -23,7 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from densenet_backbones.training.console import is_first_process, say
+from densenet_backbones.reporting.console import is_first_process, say
 from densenet_backbones.training.task import Task
 
 INPUT = "waiting for input"

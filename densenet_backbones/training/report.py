@@ -13,29 +13,29 @@ from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.instances import read_instances
 from densenet_backbones.data.samples import Categories, DetectionSet
-from densenet_backbones.training.coco_evaluation import CocoEvaluation
-from densenet_backbones.training.coco_metric import PREFIXES, CocoMetric
-from densenet_backbones.training.confusion import confusion_matrix
-from densenet_backbones.training.console import is_first_process, say
-from densenet_backbones.training.instance_pictures import (
+from densenet_backbones.inference.model_file import save_model
+from densenet_backbones.metrics.coco import PREFIXES, CocoMetric
+from densenet_backbones.metrics.coco_evaluation import CocoEvaluation
+from densenet_backbones.metrics.confusion import confusion_matrix
+from densenet_backbones.metrics.learned import IOU_TYPES
+from densenet_backbones.metrics.voc import evaluate_voc
+from densenet_backbones.reporting.console import is_first_process, say
+from densenet_backbones.reporting.instance_pictures import (
     annotated,
     confident,
     ground_truth_beside_predictions,
 )
-from densenet_backbones.training.kind import Kind
-from densenet_backbones.training.learned import IOU_TYPES
-from densenet_backbones.training.model_file import save_model
-from densenet_backbones.training.pictures import save_picture
-from densenet_backbones.training.plots import (
+from densenet_backbones.reporting.pictures import save_picture
+from densenet_backbones.reporting.plots import (
     plot_confidence_curves,
     plot_confusion,
     plot_pr_curves,
     plot_training_curves,
 )
+from densenet_backbones.reporting.tables import format_table, format_voc_table
+from densenet_backbones.training.kind import Kind
 from densenet_backbones.training.run_folder import RunFolder
-from densenet_backbones.training.tables import format_table, format_voc_table
 from densenet_backbones.training.task import Task
-from densenet_backbones.training.voc_metric import evaluate_voc
 
 PICTURED_IMAGES = 16
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from densenet_backbones.training.console import is_first_process
+from densenet_backbones.reporting.console import is_first_process
 
 _INHERITED = "DENSENET_BACKBONES_RUN_DIR"
 """The first process tells the processes it launches which folder was chosen."""

@@ -18,14 +18,14 @@ from densenet_backbones.data.mask_statistics import (
     PixelCounts,
     class_pixel_counts,
 )
-from densenet_backbones.training.console import say
-from densenet_backbones.training.mask_pictures import masks_side_by_side
-from densenet_backbones.training.pictures import save_picture
-from densenet_backbones.training.plots import plot_confusion
-from densenet_backbones.training.segmentation_metric import SegmentationEvaluation
+from densenet_backbones.metrics.segmentation import SegmentationEvaluation
+from densenet_backbones.reporting.console import say
+from densenet_backbones.reporting.mask_pictures import masks_side_by_side
+from densenet_backbones.reporting.pictures import save_picture
+from densenet_backbones.reporting.plots import plot_confusion
+from densenet_backbones.reporting.tables import digits, numbers_table, render
+from densenet_backbones.reporting.writing import save_bytes
 from densenet_backbones.training.segmentation_task import SegmentationTask
-from densenet_backbones.training.tables import digits, numbers_table, render
-from densenet_backbones.training.writing import save_bytes
 
 PICTURED_IMAGES = 8
 

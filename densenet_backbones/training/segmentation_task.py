@@ -21,19 +21,19 @@ from densenet_backbones.data.mask_samples import (
     Task as MaskTask,
 )
 from densenet_backbones.data.mask_statistics import class_pixel_counts, median_frequency_weights
-from densenet_backbones.heads.segmentation_losses import SegmentationLoss
-from densenet_backbones.training.boundary_score import TOLERANCE
-from densenet_backbones.training.image_tensors import to_float
-from densenet_backbones.training.mask_pictures import masks_sheet, masks_side_by_side
-from densenet_backbones.training.optimization import Optimizer, Schedule
-from densenet_backbones.training.pictures import to_pixels
-from densenet_backbones.training.segmentation_metric import SegmentationMetric
-from densenet_backbones.training.segmentation_model import (
+from densenet_backbones.heads.segmentation.losses import SegmentationLoss
+from densenet_backbones.inference.image_tensors import to_float
+from densenet_backbones.inference.segmenter import (
     SegmentationModel,
     SegmenterSpec,
     most_probable,
     probabilities,
 )
+from densenet_backbones.metrics.boundary import TOLERANCE
+from densenet_backbones.metrics.segmentation import SegmentationMetric
+from densenet_backbones.reporting.mask_pictures import masks_sheet, masks_side_by_side
+from densenet_backbones.reporting.pictures import to_pixels
+from densenet_backbones.training.optimization import Optimizer, Schedule
 from densenet_backbones.training.task import MemoryOption, Task
 
 

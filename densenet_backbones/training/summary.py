@@ -11,9 +11,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from densenet_backbones.analysis.plan import plan_inputs
+from densenet_backbones.data.readers.detection_sources import count_classes
 from densenet_backbones.data.samples import DetectionSet, ImageRecord
-from densenet_backbones.data.sources import count_classes
-from densenet_backbones.training.console import is_first_process, say
+from densenet_backbones.reporting.console import is_first_process, say
 from densenet_backbones.training.kind import Kind
 from densenet_backbones.training.optimization import images_per_step
 from densenet_backbones.training.run_folder import RunFolder

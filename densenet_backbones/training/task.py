@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from densenet_backbones.dense_block import Memory
+from densenet_backbones.inference.model_file import ModelSpec
 from densenet_backbones.layers import set_memory
-from densenet_backbones.training.model_file import ModelSpec
 from densenet_backbones.training.optimization import Optimizer, Schedule, images_per_step
 
 MemoryOption = Memory | Literal["auto"]

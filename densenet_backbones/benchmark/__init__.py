@@ -1,0 +1,1 @@
+"""Measurements beside peer libraries: inference, memory, input pipeline, start."""

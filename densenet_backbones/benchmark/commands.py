@@ -1,0 +1,290 @@
+"""The sub-commands of ``tools/benchmark.py``: their options, and what they measure.
+
+To add a measurement, write a `Command` and list it in ``COMMANDS``.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import get_args
+
+import timm
+import torch
+
+from densenet_backbones.benchmark.detector import compare_backbones
+from densenet_backbones.benchmark.gpu import measure_kernels
+from densenet_backbones.benchmark.gpu_costs import Card
+from densenet_backbones.benchmark.inference import compare_inference, parse_input
+from densenet_backbones.benchmark.memory import compare_memory_modes
+from densenet_backbones.benchmark.options import (
+    add_batch,
+    add_card,
+    add_turns,
+    by_device,
+    positive,
+    settle_batch,
+)
+from densenet_backbones.benchmark.report import Table, Unavailable
+from densenet_backbones.benchmark.startup import compare_compilation, compare_imports
+from densenet_backbones.dense_block import Memory
+from densenet_backbones.variants import VARIANTS
+
+__all__ = ["COMMANDS", "Command"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command.
+
+    Attributes:
+        name: What is typed.
+        help: One line for ``--help``.
+        add_arguments: Declares its own options.
+        run: Measures; each table is yielded when it is there. Finds ``device``, a `torch.device`,
+            among the options.
+        quick: Options of a trial run of seconds.
+        devices: Where ``all`` measures it, if they are there; the first is the default.
+        charts: Whether its tables can be drawn.
+    """
+
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], Iterator[Table]]
+    quick: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    charts: bool = False
+
+
+# -- inference -----------------------------------------------------------------------------------
+
+
+def _inference_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--net", default="densenet121", help="default: %(default)s")
+    parser.add_argument(
+        "--inputs",
+        nargs="+",
+        metavar="NxSIZE",
+        help="images a batch, and their side, or HxW, in pixels (1x224 1x512 4x300; on a GPU "
+        "1x224 8x224 2x800x1344)",
+    )
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), help="(float32; on a GPU bfloat16)"
+    )
+    add_turns(parser, 10)
+    parser.add_argument("--repeats", type=positive, help="passes a turn (1; on a GPU 20)")
+    parser.add_argument(
+        "--compile", action="store_true", help="also torch.compile timm's net and the deployed one"
+    )
+    add_card(parser)
+
+
+def _inference(arguments: argparse.Namespace) -> Iterator[Table]:
+    """Feature maps of one net as its libraries make them and as it is deployed, same weights."""
+    cpu, gpu = ("1x224", "1x512", "4x300"), ("1x224", "8x224", "2x800x1344")
+    sizes = [parse_input(text) for text in arguments.inputs or by_device(arguments, cpu, gpu)]
+    precision = arguments.precision or by_device(arguments, "float32", "bfloat16")
+    repeats = arguments.repeats or by_device(arguments, 1, 20)
+    for size in sizes:
+        yield compare_inference(
+            arguments.net,
+            size,
+            turns=arguments.turns,
+            repeats=repeats,
+            device=arguments.device,
+            dtype=getattr(torch, precision),
+            compiled=arguments.compile,
+            card=Card(arguments.bandwidth, arguments.flops),
+        )
+
+
+# -- training steps ------------------------------------------------------------------------------
+
+_PRECISIONS = ("32-true", "bf16-mixed")
+
+
+def _memory_arguments(parser: argparse.ArgumentParser) -> None:
+    nets = ["densenet121", "densenet201", "fcdensenet103", "dsod300"]
+    parser.add_argument("--nets", nargs="+", default=nets, help=f"default: {' '.join(nets)}")
+    modes = get_args(Memory)
+    parser.add_argument("--modes", nargs="+", choices=modes, default=modes, help="default: all")
+    parser.add_argument(
+        "--budget", type=float, default=8.0, metavar="GiB", help="for the batch (%(default)s)"
+    )
+    add_batch(parser)
+    parser.add_argument("--size", type=int, help="image side in pixels (224; of dsod300 300)")
+    parser.add_argument("--precision", choices=_PRECISIONS, help="(32-true; on a GPU bf16-mixed)")
+    add_turns(parser, 5)
+
+
+def _memory(arguments: argparse.Namespace) -> Iterator[Table]:
+    """Training steps of each memory mode, beside torchvision's and timm's where there are such."""
+    batch = settle_batch(arguments)
+    if not arguments.budget > 0:
+        raise ValueError(f"--budget must be above 0, not {arguments.budget}")
+    precision = arguments.precision or by_device(arguments, "32-true", "bf16-mixed")
+    for net in arguments.nets:
+        yield compare_memory_modes(
+            net,
+            batch=batch,
+            size=arguments.size,
+            turns=arguments.turns,
+            device=arguments.device,
+            bf16=precision == "bf16-mixed",
+            budget=arguments.budget,
+            modes=arguments.modes,
+        )
+
+
+def _detector_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--detector", default="retinanet_fpn", help="default: %(default)s")
+    nets = ["densenet121_features", "resnet50"]
+    parser.add_argument("--backbones", nargs="+", default=nets, help="timm names (%(default)s)")
+    parser.add_argument("--precision", choices=_PRECISIONS, default="32-true")
+    add_batch(parser)
+    parser.add_argument("--size", type=int, default=224, help="image side in pixels (%(default)s)")
+    add_turns(parser, 5)
+
+
+def _detector(arguments: argparse.Namespace) -> Iterator[Table]:
+    """Training steps of one detector on several backbones, from random weights."""
+    yield compare_backbones(
+        arguments.detector,
+        arguments.backbones,
+        batch=settle_batch(arguments),
+        size=arguments.size,
+        turns=arguments.turns,
+        device=arguments.device,
+        bf16=arguments.precision == "bf16-mixed",
+    )
+
+
+# -- the rest ------------------------------------------------------------------------------------
+
+
+def _input_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="DIR", help="COCO or VOC layout (default: drawn scenes)")
+    parser.add_argument("--split", default="train", help="which part of it (%(default)s)")
+    parser.add_argument("--images", type=int, default=32, metavar="N", help="a turn (%(default)s)")
+    add_turns(parser, 5)
+    parser.add_argument("--detector", default="dsod300_smallest", help="trained (%(default)s)")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="of it (%(default)s)")
+    parser.add_argument("--precision", choices=_PRECISIONS, default="32-true")
+
+
+def _input(arguments: argparse.Namespace) -> Iterator[Table]:
+    """Images a second of the input pipeline beside the training step that it feeds."""
+    try:
+        # Only here: the other measurements run without the training tools.
+        from densenet_backbones.benchmark.input_pipeline import measure
+    except ModuleNotFoundError as error:
+        raise Unavailable(
+            f"this measurement needs {error.name}: install densenet-backbones[train]"
+        ) from error
+    yield measure(
+        arguments.data,
+        arguments.split,
+        images=arguments.images,
+        turns=arguments.turns,
+        detector=arguments.detector,
+        batch=arguments.batch,
+        precision=arguments.precision,
+        device=arguments.device,
+    )
+
+
+def _startup_arguments(parser: argparse.ArgumentParser) -> None:
+    nets = [name for name in VARIANTS if timm.is_model(name)]
+    parser.add_argument("--net", choices=nets, default=nets[0], help="compiled (%(default)s)")
+    parser.add_argument("--inputs", default="1x224", metavar="NxSIZE", help="of it (%(default)s)")
+    add_turns(parser, 5)
+    parser.add_argument(
+        "--compile-turns", type=int, default=3, metavar="N", help="of minutes; or 0 (%(default)s)"
+    )
+
+
+def _startup(arguments: argparse.Namespace) -> Iterator[Table]:
+    """Seconds until the package is imported, and until a compiled net has its first maps."""
+    size = parse_input(arguments.inputs)
+    yield compare_imports(arguments.turns)
+    if arguments.compile_turns:
+        yield compare_compilation(
+            arguments.net, size, turns=arguments.compile_turns, device=arguments.device
+        )
+
+
+def _gpu_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--net", default="densenet121", help="default: %(default)s")
+    parser.add_argument("--batch", type=int, default=8, help="images (%(default)s)")
+    parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"))
+    add_card(parser)
+    parser.add_argument("--every-layer", action="store_true", help="not first and last alone")
+
+
+def _gpu(arguments: argparse.Namespace) -> Iterator[Table]:
+    """The Triton kernels of folded dense layers beside PyTorch's convolutions."""
+    return measure_kernels(
+        arguments.net,
+        arguments.batch,
+        tuple(arguments.size),
+        device=arguments.device,
+        card=Card(arguments.bandwidth, arguments.flops),
+        every_layer=arguments.every_layer,
+    )
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        name="inference",
+        help="feature maps: torchvision, timm, smp, onnxruntime, ours and deployed, same weights",
+        add_arguments=_inference_arguments,
+        run=_inference,
+        # In float32 a net would be exported for onnxruntime, which takes longer than all the rest.
+        quick=("--inputs", "1x64", "--precision", "bfloat16", "--turns", "1", "--repeats", "1"),
+        charts=True,
+    ),
+    Command(
+        name="memory",
+        help="training steps: what each memory mode keeps, beside torchvision's two and timm's",
+        add_arguments=_memory_arguments,
+        run=_memory,
+        quick=(
+            *("--nets", "densenet121", "--modes", "shared_lean"),
+            *("--size", "64", "--batch", "2", "--turns", "1"),
+        ),
+        charts=True,
+    ),
+    Command(
+        name="detector",
+        help="training steps of one detector on several backbones: size, memory, time",
+        add_arguments=_detector_arguments,
+        run=_detector,
+        quick=(
+            *("--backbones", "dsod_smallest_features", "resnet18"),
+            *("--size", "64", "--batch", "2", "--turns", "1"),
+        ),
+    ),
+    Command(
+        name="input",
+        help="detection input: decoding and augmentation on one core, beside a training step",
+        add_arguments=_input_arguments,
+        run=_input,
+        quick=("--detector", "dsod_tiny", "--batch", "2", "--images", "2", "--turns", "1"),
+    ),
+    Command(
+        name="startup",
+        help="seconds of the import beside timm's, and of compiling with empty caches",
+        add_arguments=_startup_arguments,
+        run=_startup,
+        quick=("--turns", "1", "--compile-turns", "0"),
+        devices=("cpu",),
+    ),
+    Command(
+        name="gpu",
+        help="Triton kernels of densenet121's layers: time, bandwidth, floor on paper (CUDA)",
+        add_arguments=_gpu_arguments,
+        run=_gpu,
+        quick=("--batch", "1", "--size", "64", "64"),
+        devices=("cuda",),
+    ),
+)

@@ -1,0 +1,105 @@
+"""What one detector costs on several backbones: training steps side by side."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from densenet_backbones.analysis.plan import plan_inputs
+from densenet_backbones.benchmark.measured_memory import peak_bytes, saved_bytes
+from densenet_backbones.benchmark.report import Cell, Column, Table
+from densenet_backbones.benchmark.timing import interleave, waiting_for
+
+__all__ = ["compare_backbones"]
+
+_OBJECTS = 8  # in each image
+_NOTE = (
+    "GMAC: of one image in evaluation; saved: between forward and backward pass; peak: of tensors "
+    "in a step, beyond the parameters"
+)
+
+
+def compare_backbones(
+    detector: str,
+    backbones: Sequence[str],
+    *,
+    batch: int,
+    size: int,
+    turns: int,
+    device: torch.device,
+    bf16: bool = False,
+) -> Table:
+    """Training steps of one detector on several backbones, from random weights on one batch.
+
+    Args:
+        detector: A name of torchvision's registry whose builder takes ``backbone``:
+            ``retinanet_fpn``, ``fcos_fpn``, ``fasterrcnn_fpn``, ...
+        backbones: timm names.
+        batch: Images of a step.
+        size: Their side in pixels.
+        turns: Counted rounds of steps; see `interleave`.
+        device: Where to measure.
+        bf16: Compute in bfloat16 by autocast.
+
+    Raises:
+        ValueError: There is no such detector, or it takes no such backbone.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.rand(3, size, size, generator=generator).to(device) for _ in range(batch)]
+    targets = [_objects(size, generator, device) for _ in range(batch)]
+    context = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
+
+    def loss(model: nn.Module) -> Tensor:
+        torch.manual_seed(0)  # two-stage detectors draw the boxes they learn from
+        with context():
+            losses: dict[str, Tensor] = model(images, targets)
+        return torch.stack(list(losses.values())).sum()
+
+    def step(model: nn.Module) -> None:
+        loss(model).backward()
+        model.zero_grad(set_to_none=True)  # at the end: gradients are part of what a step takes
+
+    models = {name: _built(detector, name, size).to(device).train() for name in backbones}
+    costs: dict[str, tuple[Cell, ...]] = {}
+    for name, model in models.items():
+        saved, value = saved_bytes(model, partial(loss, model))
+        del value  # and with it what was saved
+        parameters = sum(p.numel() for p in model.parameters())
+        macs, peak = plan_inputs(model, images[:1]).macs, peak_bytes(partial(step, model), device)
+        costs[name] = parameters, macs / 1e9, saved / 2**20, peak / 2**20
+    steps = {name: partial(step, model) for name, model in models.items()}
+    timings = interleave(steps, turns, waiting_for(device))
+    columns = (
+        *(Column(""), Column("parameters", ",d"), Column("GMAC", ".2f")),
+        *(Column("saved MiB", ".1f"), Column("peak MiB", ".1f"), Column("ms", ".1f")),
+        Column(f"step time / {timings[0].name}", ".3f", spread=True),
+    )
+    rows = tuple(
+        (timing.name, *costs[timing.name], timing.milliseconds, timing.ratios(timings[0]))
+        for timing in timings
+    )
+    title = (
+        f"training step of {detector}, {batch} images of {size} pixels, "
+        f"{'bfloat16 by autocast' if bf16 else 'float32'}, {device}, {turns} turns"
+    )
+    return Table(title, columns, rows, _NOTE)
+
+
+def _built(detector: str, backbone: str, size: int) -> nn.Module:
+    try:
+        built: nn.Module = torchvision.models.get_model(
+            detector, backbone=backbone, num_classes=21, min_size=size, max_size=size
+        )
+    except (TypeError, RuntimeError) as error:  # another builder; a name that timm does not know
+        raise ValueError(f"{detector} cannot be built on {backbone}: {error}") from error
+    return built.to(memory_format=torch.channels_last)  # as the training tool does
+
+
+def _objects(size: int, generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
+    corner = torch.rand(_OBJECTS, 2, generator=generator) * size * 0.7
+    extent = (0.1 + 0.2 * torch.rand(_OBJECTS, 2, generator=generator)) * size
+    labels = torch.randint(1, 21, (_OBJECTS,), generator=generator)
+    boxes = torch.cat((corner, corner + extent), dim=1)
+    return {"boxes": boxes.to(device), "labels": labels.to(device)}

@@ -1,0 +1,225 @@
+"""Feature maps of one DenseNet, side by side: its libraries, onnxruntime, ours, ours deployed."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from densenet_backbones.benchmark.contenders import (
+    DEPLOYED,
+    Run,
+    add_if_installed,
+    compiled_nets,
+    feature_nets,
+    in_onnxruntime,
+)
+from densenet_backbones.benchmark.gpu_costs import Card, net_cost
+from densenet_backbones.benchmark.report import Column, Table
+from densenet_backbones.benchmark.timing import Timing, interleave, waiting_for
+from densenet_backbones.dense_block.triton import usable
+from densenet_backbones.variants import VARIANTS
+
+__all__ = ["compare_inference", "parse_input"]
+
+_NOTE = (
+    "of the last map, from timm's in float32: largest difference, as a share of its largest value, "
+    "and error, as a share of its norm; first call: seconds of it, in which compilers compile"
+)
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """How far a last map may be from float32, for rounding alone.
+
+    Attributes:
+        largest: Difference, as a share of the map's largest value.
+        error: Norm of the difference, as a share of the map's.
+    """
+
+    largest: float
+    error: float
+
+
+@dataclass(frozen=True)
+class _Checked:
+    largest: float
+    error: float
+    first_call: float
+
+
+def parse_input(text: str) -> tuple[int, int, int, int]:
+    """Batch, channels, height and width of what is typed as ``NxSIZE`` or ``NxHxW``.
+
+    Raises:
+        ValueError: It is not typed so, or the images are too small.
+    """
+    batch, *sides = (int(part) if part.isdecimal() else 0 for part in text.split("x"))
+    if len(sides) not in (1, 2) or batch < 1 or min(sides) < 32:
+        raise ValueError(
+            f"--inputs must be like 1x224 or 2x800x1344, of 32 pixels or more, not {text!r}"
+        )
+    return batch, 3, sides[0], sides[-1]
+
+
+def compare_inference(
+    net: str,
+    size: tuple[int, int, int, int],
+    *,
+    turns: int,
+    repeats: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: bool = False,
+    card: Card | None = None,
+) -> Table:
+    """Times all that make the feature maps of ``net``, on the same weights and images.
+
+    Args:
+        net: A DenseNet that timm and torchvision have: ``densenet121``, ...
+        size: (N, 3, H, W).
+        turns: Counted rounds; see `interleave`.
+        repeats: Passes in a turn.
+        device: Where. On a GPU these are timm's net and the deployed one, eager and compiled with
+            ``reduce-overhead``.
+        dtype: float32 or bfloat16, of weights and images.
+        compiled: Also compile timm's net (on a GPU with ``max-autotune``, which takes minutes) and
+            the deployed one.
+        card: What the GPU reaches at most, for the least time on paper; `Card`'s when left out.
+
+    Raises:
+        ValueError: A library has no such net.
+        RuntimeError: Two contenders do not compute the same.
+    """
+    if net not in VARIANTS or not hasattr(torchvision.models, net):
+        known = [name for name in VARIANTS if hasattr(torchvision.models, name)]
+        raise ValueError(f"--net must be one of {known}, not {net!r}")
+    image = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
+    given = image.to(dtype=dtype, memory_format=torch.channels_last)
+    nets, missing = feature_nets(net, device)
+    theirs = nets["timm"]
+    synchronize = waiting_for(device)
+    with torch.inference_mode():
+        expected = _in_float32(theirs, image)
+        contenders: dict[str, Run] = {}
+        if device.type == "cpu" and dtype == torch.float32:
+            missing |= add_if_installed(
+                "timm in onnxruntime", partial(in_onnxruntime, theirs, image), contenders
+            )
+        for name, model in nets.items():
+            contenders[name] = model.to(dtype).to(memory_format=torch.channels_last)
+        contenders |= compiled_nets(nets, device, compiled)
+        bounds = _bounds(dtype, device, _distance(theirs(given)[-1], expected))
+        checked = {
+            name: _check(name, partial(run, given), expected, bounds, device)
+            for name, run in contenders.items()
+        }
+        steps = {name: partial(run, given) for name, run in contenders.items()}
+        timings = interleave(steps, turns, synchronize, repeats)
+    batch, _, height, width = size
+    title = (
+        f"feature maps of {net}, {batch} x {height}x{width} pixels, "
+        f"{str(dtype).removeprefix('torch.')}, channels last, {device}, {turns} turns"
+        + (f" of {repeats} passes" if repeats > 1 else "")
+    )
+    notes = [_NOTE, *(f"{name}: not measured, {why}" for name, why in missing.items())]
+    floor = None
+    if device.type == "cuda":
+        kernels = "run" if usable(device, dtype) else "do not run"
+        notes.append(f"Triton kernels {kernels} in the deployed net")
+        if dtype == torch.bfloat16:  # the costs are of two bytes a value
+            card = card or Card()
+            floor = (net_cost(VARIANTS[net], height, width) * batch).seconds(card, fused=True)
+            notes.append(
+                f"floor: a kernel for each layer, {card.bandwidth / 1e12:g} TB/s and "
+                f"{card.flops / 1e12:g} TFLOP/s (--bandwidth, --flops)"
+            )
+    return _table(title, timings, checked, batch, floor, "\n".join(notes))
+
+
+def _table(
+    title: str,
+    timings: tuple[Timing, ...],
+    checked: Mapping[str, _Checked],
+    batch: int,
+    floor: float | None,
+    note: str,
+) -> Table:
+    deployed = next(timing for timing in timings if timing.name == DEPLOYED)
+    ratio = f"time / {DEPLOYED}"
+    columns = [Column(""), Column("ms", ".2f"), Column("us an image", ".1f")]
+    columns += [Column(ratio, ".3f", spread=True), Column("largest difference", ".1e")]
+    columns += [Column("error", ".1e"), Column("first call s", ".2f")]
+    if floor is not None:
+        columns.append(Column("time / floor", ".2f"))
+    rows = []
+    for timing in timings:
+        found = checked[timing.name]
+        microseconds = 1e6 * timing.median / batch
+        ratios = timing.ratios(deployed)
+        row = (timing.name, timing.milliseconds, microseconds, ratios, found.largest, found.error)
+        floors = () if floor is None else (timing.median / floor,)
+        rows.append((*row, found.first_call, *floors))
+    return Table(title, tuple(columns), tuple(rows), note, chart=(ratio,))
+
+
+def _in_float32(net: nn.Module, image: Tensor) -> Tensor:
+    """The last map, without TF32, whose products have hardly more bits than those of bfloat16."""
+    conv: Any = torch.backends.cudnn
+    before, conv.allow_tf32 = conv.allow_tf32, False
+    try:
+        return cast(Tensor, net(image)[-1])
+    finally:
+        conv.allow_tf32 = before
+
+
+def _bounds(dtype: torch.dtype, device: torch.device, timms: float) -> _Bounds:
+    """By the bits of products: 24 of float32, 11 of TF32, which GPUs take for it, 8 of bfloat16.
+
+    With few bits there are over a hundred layers of rounding, so timm's own error is the measure:
+    half as much again, plus one rounding.
+    """
+    if dtype == torch.bfloat16:
+        return _Bounds(0.15, 1.5 * timms + 2**-9)
+    if device.type == "cuda":
+        return _Bounds(0.15 / 8, 1.5 * timms + 2**-12)
+    return _Bounds(1e-4, 1e-4)
+
+
+def _check(
+    name: str, step: Callable[[], Any], expected: Tensor, bounds: _Bounds, device: torch.device
+) -> _Checked:
+    synchronize = waiting_for(device)
+    start = time.perf_counter()
+    maps = step()
+    synchronize()
+    first_call = time.perf_counter() - start
+    if device.type == "cuda":  # a graph is captured in the second run
+        step()
+        maps = step()
+    return _Checked(*_differences(name, maps[-1], expected, bounds), first_call)
+
+
+def _differences(name: str, last: Tensor, expected: Tensor, bounds: _Bounds) -> tuple[float, float]:
+    """Largest difference and error.
+
+    Raises:
+        RuntimeError: One of them is beyond its bound.
+    """
+    shown = last.float().relu()  # torchvision and smp leave the last ReLU out
+    largest = float((shown - expected).abs().max() / expected.abs().max())
+    error = _distance(last, expected)
+    if not (largest <= bounds.largest and error <= bounds.error):
+        raise RuntimeError(
+            f"{name} differs by {largest:.1e} at most and {error:.1e} of the norm, more than "
+            f"{bounds.largest:.1e} or {bounds.error:.1e}; times cannot be compared"
+        )
+    return largest, error
+
+
+def _distance(last: Tensor, expected: Tensor) -> float:
+    return float((last.float().relu() - expected).norm() / expected.norm())

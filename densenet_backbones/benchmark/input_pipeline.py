@@ -1,0 +1,209 @@
+"""The detection input pipeline on one core, beside the training step that it feeds.
+
+    python tools/benchmark.py input --data VOCdevkit/VOC2007 --split trainval
+
+Loader workers are processes of one thread each, so what one core does tells how many of them a
+training needs. Not in the numbers: handing batches from worker to trainer, and a cold disk (the
+files are read once before the first counted turn).
+"""
+
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, get_args
+
+import cv2
+import torch
+import torchvision
+from torch import Tensor
+
+import densenet_backbones.torchvision_models  # noqa: F401 - registers the detectors
+from densenet_backbones.benchmark.report import Cell, Column, Table
+from densenet_backbones.benchmark.timing import Timing, interleave, waiting_for
+from densenet_backbones.data.augment.detection import Augmentation, Preset
+from densenet_backbones.data.detection import DetectionImages
+from densenet_backbones.data.images import read_image
+from densenet_backbones.data.readers.detection_sources import read_detection, subset
+from densenet_backbones.data.samples import DetectionSet
+from densenet_backbones.data.scenes.generation import generate
+from densenet_backbones.messages import nearest
+
+Precision = Literal["32-true", "bf16-mixed"]
+STEP = "training step"
+DRAWN_SIZE = (480, 640)  # (H, W): a common size of photographs in COCO and VOC
+
+
+def measure(
+    root: str | None,
+    split: str,
+    *,
+    images: int,
+    turns: int,
+    detector: str,
+    batch: int,
+    precision: Precision,
+    device: torch.device,
+) -> Table:
+    """Measure and report.
+
+    Args:
+        root: Folder in COCO or VOC layout; None draws scenes of `DRAWN_SIZE`.
+        split: Part of `root`.
+        images: Images a turn, at least 1; all there are where there are fewer.
+        turns: Counted rounds, at least 1.
+        detector: A name of torchvision's registry whose model has an `image_size`.
+        batch: Images a training step, at least 2.
+        precision: Of the step, in Lightning's words.
+        device: Of the step.
+
+    Returns:
+        `input_table`.
+
+    Raises:
+        ValueError: A number is out of its range, the detector is not ours, or the data is wrong.
+        RuntimeError: The training step's loss is not finite.
+    """
+    if images < 1 or batch < 2:
+        raise ValueError(f"--images must be >= 1 and --batch >= 2, not {images} and {batch}")
+    with TemporaryDirectory() as folder:
+        found = read_detection(root or _drawn(Path(folder), images), split if root else "train")
+        found = subset(found, number=min(images, len(found)))
+        model = _detector(detector, found.categories.num_classes).to(device)
+        train = training_step(model, found, batch, precision)
+        train()  # starts its threads before this one is pinned to a core
+        contenders = {**pipelines(found, model), STEP: train}
+        timings = interleave(contenders, turns, waiting_for(device))
+    pinned = "one core" if _affinity() else "one thread (this system pins no process to a core)"
+    height, width = model.image_size
+    title = (
+        f"{len(found)} images a turn of {found.name}, at {width}x{height} on {pinned}; {STEP}: "
+        f"{detector}, batch {batch}, {precision}, {device}; {turns} turns"
+    )
+    return input_table(title, timings, len(found), batch)
+
+
+def input_table(title: str, timings: Sequence[Timing], images: int, batch: int) -> Table:
+    """Images a second of each pipeline, and what that means for the training step.
+
+    Args:
+        title: What was measured.
+        timings: Of the pipelines, each turn over `images` images, and of `STEP`.
+        images: Images a turn.
+        batch: Images a training step.
+
+    Returns:
+        A row a pipeline: images a second; the time of a batch on one core in training steps, turn
+        by turn; the loader workers that keep up with it, each on a core of its own.
+    """
+    step = next(timing for timing in timings if timing.name == STEP)
+    share = "batch on one core / step"
+    columns = (
+        *(Column(""), Column("ms", ".1f"), Column("images/s", ".1f", spread=True)),
+        *(Column(share, ".3f", spread=True), Column("workers to keep up")),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for timing in timings:
+        count = batch if timing is step else images
+        speeds = tuple(count / seconds for seconds in timing.seconds)
+        shares = tuple(ratio * batch / images for ratio in timing.ratios(step))
+        cells = (None, None) if timing is step else (shares, math.ceil(statistics.median(shares)))
+        rows.append((timing.name, timing.milliseconds, speeds, *cells))
+    return Table(title, columns, tuple(rows), "ms: of all images of a turn, or of a step")
+
+
+def _drawn(folder: Path, images: int) -> Path:
+    return generate(folder / "scenes", train=images, val=1, size=DRAWN_SIZE, progress=False)
+
+
+def _detector(name: str, num_classes: int) -> Any:
+    """A fresh detector in training mode, its maps laid out as the training lays them out."""
+    known = torchvision.models.list_models()
+    if name not in known:
+        raise ValueError(f"no detector is called {name!r}{nearest(name, known)}")
+    model = torchvision.models.get_model(name, num_classes=num_classes)
+    if not hasattr(model, "image_size") or not hasattr(model, "preprocessing"):
+        raise ValueError(f"{name} has no one size of its input; give dsod300 or another of ours")
+    return model.train().to(memory_format=torch.channels_last)
+
+
+def pipelines(found: DetectionSet, model: Any) -> dict[str, Callable[[], None]]:
+    """Decoding alone, then with each augmentation up to the sample that a worker hands over."""
+
+    def decode() -> None:
+        for record in found.records:
+            read_image(record.path)
+
+    def augmented(preset: Preset) -> Callable[[], None]:
+        fill = model.preprocessing.fill_color
+        dataset = DetectionImages(found, Augmentation(preset, model.image_size, fill=fill))
+        epochs = count()  # each turn draws anew
+
+        def step() -> None:
+            epoch = next(epochs)
+            for index in range(len(dataset)):
+                dataset[epoch, index]
+
+        return step
+
+    named = {f"decode + {preset}": augmented(preset) for preset in get_args(Preset)}
+    return {name: _on_one_core(step) for name, step in {"decode": decode, **named}.items()}
+
+
+def training_step(
+    model: Any, found: DetectionSet, batch: int, precision: Precision
+) -> Callable[[], None]:
+    """Forward, backward and update on a batch that lies on the model's device already."""
+    device = next(model.parameters()).device
+    dataset = DetectionImages(found, Augmentation("none", model.image_size))
+    samples = [dataset[index % len(dataset)] for index in range(batch)]
+    images = [sample.image.to(device).float() / 255 for sample in samples]
+    targets = [
+        {"boxes": sample.boxes.to(device), "labels": sample.labels.to(device)} for sample in samples
+    ]
+    # A rate so small that the loss stays finite without a schedule; the time is the same.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            losses: dict[str, Tensor] = model(images, targets)
+            loss = torch.stack(list(losses.values())).sum()
+        if not loss.isfinite():
+            raise RuntimeError(f"the training step's loss is {loss.item()}; its time says nothing")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _affinity() -> set[int]:
+    """Cores that this thread may use; empty where the system does not say (macOS, Windows)."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """Keep this thread on one core, and OpenCV without threads, as in a loader worker."""
+    cores, threads = _affinity(), cv2.getNumThreads()
+    if cores:
+        os.sched_setaffinity(0, {max(cores)})  # the first core serves most interrupts
+    cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+
+def _on_one_core(step: Callable[[], None]) -> Callable[[], None]:
+    def pinned() -> None:
+        with _one_core():
+            step()
+
+    return pinned

@@ -1,0 +1,208 @@
+"""What training a network keeps for its backward pass, and what keeping less costs in time."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, get_args
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from densenet_backbones.analysis.memory_plan import largest_batch
+from densenet_backbones.benchmark.measured_memory import peak_bytes, saved_bytes
+from densenet_backbones.benchmark.report import Column, Table
+from densenet_backbones.benchmark.timing import interleave, waiting_for
+from densenet_backbones.checkpoints import to_ours
+from densenet_backbones.dense_block import Memory
+from densenet_backbones.densenet import DenseNet
+from densenet_backbones.heads.detection.dsod import DSOD, dsod300
+from densenet_backbones.heads.segmentation.fcdensenet import fcdensenet103
+from densenet_backbones.layers import set_memory
+from densenet_backbones.variants import VARIANTS
+
+__all__ = ["compare_memory_modes"]
+
+_NOTE = (
+    "saved: storages autograd keeps between forward and backward pass, parameters excluded; peak: "
+    "of tensors in a step, beyond the parameters; images in {budget:g} GiB: the largest batch of "
+    "which so much is saved, as planned"
+)
+
+
+@dataclass(frozen=True)
+class _Contender:
+    """A network to train.
+
+    Attributes:
+        net: Maps one image tensor to one tensor.
+        memory: Its mode, for planning; another library's has none but what it does.
+    """
+
+    net: nn.Module
+    memory: Memory = "none"
+
+
+def compare_memory_modes(
+    variant: str,
+    *,
+    batch: int,
+    size: int | None,
+    turns: int,
+    device: torch.device,
+    bf16: bool = False,
+    budget: float = 8.0,
+    modes: Sequence[Memory] = get_args(Memory),
+) -> Table:
+    """Training steps of torchvision's two modes, timm's net and ours, on the same weights.
+
+    Maps lie channels last, as in the training tools: all of them are faster so.
+
+    Args:
+        variant: A DenseNet that torchvision has, ``fcdensenet103`` or ``dsod300``; the last two
+            have no peer there, and are compared with themselves in the first of the modes.
+        batch: Images of a step.
+        size: Their side in pixels; by default 300 for ``dsod300``, 224 for others.
+        turns: Counted rounds of steps; see `interleave`.
+        device: Where to measure.
+        bf16: Whether autocast computes in bfloat16.
+        budget: GiB for the largest batch; see `largest_batch`.
+        modes: Of ours.
+
+    Raises:
+        ValueError: There is nothing to measure under this name.
+        RuntimeError: Two contenders do not compute the same, so their costs cannot be compared.
+    """
+    size = size or (300 if variant == "dsod300" else 224)
+    contenders = _contenders(variant, modes)
+    last = torch.channels_last
+    image = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=last)
+    nets = {
+        name: contender.net.to(device, memory_format=last).train()  # type: ignore[call-overload]
+        for name, contender in contenders.items()
+    }
+    autocast = torch.bfloat16 if bf16 else None
+    losses = {name: partial(_loss, net, image, autocast) for name, net in nets.items()}
+    costs = {name: _cost(net, losses[name], device) for name, net in nets.items()}
+    values = [value for *_, value in costs.values()]
+    difference = max(abs(value - values[0]) / abs(values[0]) for value in values)
+    # On a GPU convolutions round their inputs even in float32, by the default of PyTorch.
+    if not difference <= (1e-4 if device.type == "cpu" and not bf16 else 1e-2):
+        raise RuntimeError(f"losses differ by {difference:.1e} of their value")
+    steps = {name: partial(_step, net, losses[name]) for name, net in nets.items()}
+    timings = interleave(steps, turns, waiting_for(device))
+    first, images = timings[0], f"images in {budget:g} GiB"
+    ratio = f"step time / {first.name}"
+    columns = (
+        *(Column(""), Column("saved MiB", ".1f"), Column("share", ".2f")),
+        *(Column("peak MiB", ".1f"), Column(images), Column("BN updates"), Column("ms", ".1f")),
+        Column(ratio, ".3f", spread=True),
+    )
+    rows = []
+    for timing in timings:
+        saved, peak, updates, _ = costs[timing.name]
+        contender = contenders[timing.name]
+        options: Any = {"memory": contender.memory, "autocast": autocast, "device": device}
+        most = largest_batch(contender.net, image.shape[1:], budget * 2**30, **options)
+        cells = (saved / 2**20, saved / costs[first.name][0], peak / 2**20, most, updates)
+        rows.append((timing.name, *cells, timing.milliseconds, timing.ratios(first)))
+    title = (
+        f"training step of {variant}, {batch} images of {size} pixels, "
+        f"{'bf16-mixed' if bf16 else 'float32'}, channels last, {device}, {turns} turns"
+    )
+    note = _NOTE.format(budget=budget)
+    return Table(title, columns, tuple(rows), note, chart=(ratio, "saved MiB"))
+
+
+def _cost(
+    net: nn.Module, loss: Callable[[], Tensor], device: torch.device
+) -> tuple[int, int, str, float]:
+    """Bytes saved, bytes at most, how often norms counted the batch, loss."""
+    saved, result = saved_bytes(net, loss)
+    value = result.item()
+    del result  # and with it what was saved
+    step = partial(_step, net, loss)
+    return saved, peak_bytes(step, device), _updates_of_a_step(net, step), value
+
+
+def _loss(net: nn.Module, image: Tensor, autocast: torch.dtype | None) -> Tensor:
+    torch.manual_seed(0)  # of dropout
+    with torch.autocast(image.device.type, autocast, enabled=autocast is not None):
+        maps = net(image)
+    loss: Tensor = maps.float().square().mean()
+    return loss
+
+
+def _step(net: nn.Module, loss: Callable[[], Tensor]) -> None:
+    loss().backward()
+    net.zero_grad(set_to_none=True)  # at the end: gradients are part of what a step takes
+
+
+def _updates_of_a_step(net: nn.Module, step: Callable[[], None]) -> str:
+    def counts() -> list[int]:
+        norms = (m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+        return [int(m.num_batches_tracked) for m in norms if m.num_batches_tracked is not None]
+
+    before = counts()
+    step()
+    updates = {after - earlier for after, earlier in zip(counts(), before, strict=True)}
+    return " and ".join(map(str, sorted(updates)))
+
+
+# -- who trains ----------------------------------------------------------------------------------
+
+
+class _Predictions(nn.Module):
+    """A detector from the network's input to its predictions, without boxes to learn."""
+
+    def __init__(self, detector: DSOD) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(self.detector.predict(x), dim=-1)
+
+
+_OTHERS: dict[str, Callable[[], nn.Module]] = {
+    "fcdensenet103": lambda: fcdensenet103(num_classes=11).net,
+    "dsod300": lambda: _Predictions(dsod300()),
+}
+"""Ours without a peer, with the classes of CamVid and VOC."""
+
+
+def _contenders(variant: str, modes: Sequence[Memory]) -> dict[str, _Contender]:
+    peers: dict[str, _Contender] = {}
+    if variant in _OTHERS:
+        ours = _OTHERS[variant]()
+    elif variant in VARIANTS and hasattr(torchvision.models, variant):
+        peers, weights = _peers(variant)
+        ours = DenseNet(VARIANTS[variant])
+        ours.load_state_dict(to_ours(weights))
+    else:
+        known = [name for name in VARIANTS if hasattr(torchvision.models, name)]
+        raise ValueError(
+            f"torchvision has no {variant!r} to compare with; give some of {[*known, *_OTHERS]}"
+        )
+    for memory in modes:
+        net = copy.deepcopy(ours)
+        set_memory(net, memory)
+        peers[f"ours memory={memory}"] = _Contender(net, memory)
+    return peers
+
+
+def _peers(variant: str) -> tuple[dict[str, _Contender], dict[str, Tensor]]:
+    """Torchvision's net, in both of its modes, and timm's; and the weights of all."""
+    build: Any = getattr(torchvision.models, variant)
+    plain = build(weights=None)
+    weights = plain.state_dict()
+    efficient = build(weights=None, memory_efficient=True)
+    efficient.load_state_dict(weights)
+    timms = timm.create_model(variant)
+    timms.load_state_dict(weights)
+    return {
+        "torchvision": _Contender(plain),
+        "torchvision memory_efficient": _Contender(efficient),
+        "timm": _Contender(timms),
+    }, weights

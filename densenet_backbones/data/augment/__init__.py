@@ -1,0 +1,1 @@
+"""Augmentations of detection, instance and segmentation samples, seeded by (seed, epoch, index)."""

@@ -1,0 +1,233 @@
+"""Training augmentation of boxes, masks and keypoints: flips, scales, large-scale jitter.
+
+Everything here is one `Placement` of the image's pixels on a canvas, so that boxes, masks and
+keypoints go where the pixels go. `InstanceAugmentation` is a function of (image, objects, key).
+
+Legend: B objects, H x W pixels, Kp keypoints. Coordinates are continuous: the pixel in column x
+covers x to x + 1, so that a mirrored point is at W - x.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import cv2
+import numpy as np
+
+from densenet_backbones.data.augment.seeding import generator
+from densenet_backbones.data.augment.ssd import IMAGENET_MEAN
+from densenet_backbones.data.boxes import boxes_of_masks, clip_boxes
+from densenet_backbones.data.instances import Instances, labelled_inside
+
+InstancePreset = Literal["flip", "multiscale", "lsj"]
+Size = tuple[int, int]  # (H, W)
+# Of the shortest side that the model itself scales to: 640 to 800 in steps of 32 are detectron2's
+# training scales (configs/Base-RCNN-FPN.yaml, MIN_SIZE_TRAIN).
+SCALES = tuple((640 + 32 * step) / 800 for step in range(6))
+JITTER = (0.1, 2.0)  # Ghiasi et al., "Simple Copy-Paste", CVPR 2021, section 3: "LSJ"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the pixels of an image come to lie.
+
+    The image is scaled; a window as large as the canvas is laid on it; what the window shows
+    beyond the image, at the right and at the bottom, is border; the whole is mirrored at last.
+
+    Attributes:
+        source: (H, W) of the image.
+        scaled: (H, W) of the image after scaling.
+        corner: (top, left) of the window in the scaled image.
+        canvas: (H, W) of the window.
+        mirrored: Whether left and right are swapped.
+    """
+
+    source: Size
+    scaled: Size
+    corner: Size
+    canvas: Size
+    mirrored: bool
+
+    @property
+    def shown(self) -> Size:
+        """(H, W) of the part of the canvas that the image covers."""
+        (top, left), (height, width) = self.corner, self.scaled
+        return min(self.canvas[0], height - top), min(self.canvas[1], width - left)
+
+    def image(self, image: np.ndarray, fill: tuple[float, float, float]) -> np.ndarray:
+        """(H, W, 3) uint8 on the canvas, surrounded by the RGB colour `fill`."""
+        if self.scaled != self.source:
+            # Linear interpolation is what detectors use in evaluation; below a half it would skip
+            # pixels.
+            small = 2 * self.scaled[0] < self.source[0]
+            how = cv2.INTER_AREA if small else cv2.INTER_LINEAR
+            image = cv2.resize(image, self.scaled[::-1], interpolation=how)
+        image = self._window(image)
+        below, beside = (side - seen for side, seen in zip(self.canvas, self.shown, strict=True))
+        if below or beside:
+            border = (0, below, 0, beside)
+            image = cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=fill)
+        return np.ascontiguousarray(image[:, ::-1] if self.mirrored else image)
+
+    def masks(self, masks: np.ndarray) -> np.ndarray:
+        """(B, H, W) uint8 on the canvas, to the nearest pixel; 0 around them."""
+        placed = np.zeros((len(masks), *self.canvas), np.uint8)
+        height, width = self.shown
+        for mask, there in zip(masks, placed, strict=True):
+            if self.scaled != self.source:
+                # INTER_NEAREST of OpenCV takes pixel corners and would shift masks.
+                mask = cv2.resize(mask, self.scaled[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+            there[:height, :width] = self._window(mask)
+        return np.ascontiguousarray(placed[:, :, ::-1]) if self.mirrored else placed
+
+    def points(self, points: np.ndarray) -> np.ndarray:
+        """(..., 2) float64 of x and y on the canvas; not clipped to it."""
+        scale = np.divide(self.scaled[::-1], self.source[::-1])
+        placed = points * scale - self.corner[::-1]
+        if self.mirrored:
+            placed[..., 0] = self.canvas[1] - placed[..., 0]
+        return placed
+
+    def boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """(B, 4) float64 xyxy, clipped to what the canvas shows of the image."""
+        corners = self.points(boxes.astype(np.float64).reshape(-1, 2, 2))
+        low, high = corners.min(1), corners.max(1)
+        height, width = self.shown
+        start = self.canvas[1] - width if self.mirrored else 0
+        limits = np.array([(start, 0), (start + width, height)], np.float64)
+        return np.concatenate((np.clip(low, *limits), np.clip(high, *limits)), 1)
+
+    def keypoints(self, keypoints: np.ndarray, other_side: tuple[int, ...]) -> np.ndarray:
+        """(B, Kp, 3) float32; those outside of the canvas are not labelled any more.
+
+        Args:
+            keypoints: (B, Kp, 3): x, y and visibility.
+            other_side: Kp positions: what each keypoint is in a mirror.
+        """
+        placed = keypoints.astype(np.float64)
+        placed[..., :2] = self.points(placed[..., :2])
+        if self.mirrored:
+            placed = placed[:, list(other_side)]
+        return labelled_inside(placed.astype(np.float32), self.canvas)
+
+    def _window(self, pixels: np.ndarray) -> np.ndarray:
+        (top, left), (height, width) = self.corner, self.shown
+        return pixels[top : top + height, left : left + width]
+
+
+class InstanceAugmentation:
+    """Augments one image and its objects.
+
+    Presets:
+        "flip": half of the time mirrored.
+        "multiscale": the shortest side one of six lengths (`SCALES`) up to `shortest`, or less
+            where the longest would be more than `longest`; flip.
+        "lsj": large-scale jitter: scaled so that it fits into `size`, times 0.1 to 2; where it is
+            larger a random window of it, where it is smaller a border; flip. Boxes are tight around
+            what remains of the masks, where there are masks; objects of which less than `min_side`
+            pixels remain are left out.
+
+    The object is picklable (workers may be started by spawn).
+
+    Args:
+        preset: One of the above.
+        shortest: Pixels, at least 1: of the model's own scaling.
+        longest: Pixels, at least 1.
+        size: (H, W) of the result of "lsj", each at least 1.
+        other_side: Kp positions, for keypoints; see `Categories.mirrored_keypoints`.
+        fill: RGB in 0..255 of the border, the mean that the model subtracts.
+        min_side: Pixels, at least 0.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        preset: InstancePreset,
+        *,
+        shortest: int = 800,
+        longest: int = 1333,
+        size: Size = (1024, 1024),
+        other_side: tuple[int, ...] = (),
+        fill: tuple[float, float, float] = IMAGENET_MEAN,
+        min_side: float = 1.0,
+    ) -> None:
+        if preset not in get_args(InstancePreset):
+            known = get_args(InstancePreset)
+            raise ValueError(f"augmentation must be one of {known}, got {preset!r}")
+        if min(shortest, longest) < 1:
+            raise ValueError(f"sides must be at least 1 pixel, got {shortest} and {longest}")
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"size must be (H, W), each at least 1, got {size}")
+        if not min_side >= 0:
+            raise ValueError(f"min_side must be at least 0 pixels, got {min_side}")
+        self.preset, self.shortest, self.longest = preset, shortest, longest
+        self.size, self.other_side = (int(size[0]), int(size[1])), other_side
+        self.fill, self.min_side = fill, min_side
+
+    def __call__(
+        self, image: np.ndarray, objects: Instances, key: tuple[int, ...]
+    ) -> tuple[np.ndarray, Instances]:
+        """Augment one image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB; not changed.
+            objects: Of the image; not changed.
+            key: Whole numbers of at least 0, e.g. (seed, epoch, index): all that decides the
+                random choices.
+
+        Returns:
+            (H', W', 3) uint8 image, and the objects that remain, in the given order.
+
+        Raises:
+            ValueError: The image has another shape or type, or the key a negative number.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        placement = self.placement((image.shape[0], image.shape[1]), generator(key))
+        return placement.image(image, self.fill), self._place(objects, placement)
+
+    def placement(self, source: Size, rng: np.random.Generator) -> Placement:
+        """Draw where an image of `source` (H, W) pixels comes to lie."""
+        mirrored = bool(rng.random() < 0.5)
+        if self.preset == "flip":
+            return Placement(source, source, (0, 0), source, mirrored)
+        if self.preset == "multiscale":
+            side = self.shortest * SCALES[rng.integers(len(SCALES))]
+            scaled = _times(source, min(side / min(source), self.longest / max(source)))
+            return Placement(source, scaled, (0, 0), scaled, mirrored)
+        height, width = self.size
+        fitting = min(height / source[0], width / source[1])
+        scaled = _times(source, fitting * rng.uniform(*JITTER))
+        top = int(rng.integers(max(scaled[0] - height, 0), endpoint=True))
+        left = int(rng.integers(max(scaled[1] - width, 0), endpoint=True))
+        return Placement(source, scaled, (top, left), self.size, mirrored)
+
+    def _place(self, objects: Instances, placement: Placement) -> Instances:
+        boxes, _ = clip_boxes(placement.boxes(objects.boxes), np.array(placement.canvas[::-1]))
+        placed = Instances(boxes, objects.labels)
+        if objects.masks is not None:
+            placed.masks = placement.masks(objects.masks)
+        if objects.keypoints is not None:
+            placed.keypoints = placement.keypoints(objects.keypoints, self.other_side)
+        return remaining(placed, self.min_side) if self.preset == "lsj" else placed
+
+    def __repr__(self) -> str:
+        return f"InstanceAugmentation({self.preset!r})"
+
+
+def remaining(objects: Instances, min_side: float) -> Instances:
+    """The objects whose boxes, tight around the masks where there are masks, are large enough.
+
+    Args:
+        objects: Of one image; not changed.
+        min_side: Pixels that each side of a box needs; boxes without area never remain.
+    """
+    boxes = objects.boxes if objects.masks is None else boxes_of_masks(objects.masks)
+    sides: np.ndarray = (boxes[:, 2:] - boxes[:, :2]).min(1, initial=np.inf)
+    found = Instances(boxes, objects.labels, objects.masks, objects.keypoints)
+    return found.rows((sides > 0) & (sides >= min_side))
+
+
+def _times(size: Size, factor: float) -> Size:
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))

@@ -1,0 +1,1 @@
+"""Readers of annotation formats: COCO, VOC, SBD and mask folders, one file a format."""

@@ -1,0 +1,212 @@
+"""COCO's panoptic files to a `SegmentationSet`: a JSON file, and a picture of ids an image.
+
+A pixel's id is ``R + 256 G + 65536 B`` (cocodataset.org, section "Panoptic Segmentation"); the JSON
+file says which category each id of an image is. Things and stuff become classes in order of their
+ids; the id 0 (void) and crowds are ignored.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from densenet_backbones.data.files import (
+    files_in,
+    inside,
+    refuse_faults,
+    some,
+    with_progress,
+)
+from densenet_backbones.data.images import image_size, opened_image
+from densenet_backbones.data.mask_code import MaskCode, ValueMap
+from densenet_backbones.data.mask_samples import (
+    IGNORED,
+    Color,
+    MaskClasses,
+    MaskRecord,
+    SegmentationSet,
+    fault_of_size,
+    voc_color,
+)
+from densenet_backbones.data.readers.coco import folder_with, full_name, image_folders
+from densenet_backbones.data.readers.coco_json import (
+    CocoImage,
+    categories_of,
+    entries_of,
+    images_of,
+    load_json,
+    shown,
+    whole_number,
+)
+from densenet_backbones.data.readers.mask_files import MaskFile, with_classes
+from densenet_backbones.data.samples import DataError
+from densenet_backbones.messages import nearest
+
+_PREFIX = "panoptic_"
+_VOID = 0
+
+
+def read_coco_panoptic(
+    root: str | Path,
+    split: str,
+    *,
+    annotation_file: str | Path | None = None,
+    image_folder: str | Path | None = None,
+    mask_folder: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+) -> SegmentationSet:
+    """Read one split.
+
+    Args:
+        root: The folder with `annotations/panoptic_{split}.json`, the pictures of ids in
+            `annotations/panoptic_{split}` (or `panoptic_{split}`) and the images in `{split}`,
+            `images/{split}`, `images` or itself.
+        split: Such as "val2017", or "val".
+        annotation_file: The JSON file, where it has another name; absolute or relative to `root`.
+        image_folder: The images' folder, where it has another name.
+        mask_folder: The pictures' folder, where it has another name.
+        classes: Names in label order, among them all of the file's. Default: the file's.
+
+    Returns:
+        The set, with the file's own image ids, in the file's order.
+
+    Raises:
+        DataError: If the layout, the file or a value in it is wrong, images or pictures are
+            missing, or a picture has another size than its image; names it and the fix.
+    """
+    root = Path(root)
+    if annotation_file is None:
+        known = _panoptic_files(root)
+        full = full_name(split, known)
+        if full is None:
+            raise DataError(
+                f"{root}: has no annotations/{_PREFIX}{split}.json (splits there: "
+                f"{some(sorted(known), 12) or 'none'}); choose one{nearest(split, known)}"
+            )
+        path, split = known[full], full
+    else:
+        path = root / annotation_file
+    content = _load(path)
+    found = _classes(content, path)
+    images = images_of(entries_of(content, "images", path), path)
+    pictures, codes = _segments(content, found, {i.image_id for i in images}, path)
+    unpaired = [i.file_name for i in images if i.image_id not in pictures]
+    if unpaired:
+        raise DataError(
+            f"{path}: {len(unpaired)} images have no annotation ({some(unpaired)}); add them, or "
+            "take the images out"
+        )
+    folders = [root / image_folder] if image_folder else image_folders(root, split, path)
+    folder = folder_with(folders, [i.file_name for i in images], path)
+    name = f"{_PREFIX}{split}"
+    beside = [root / mask_folder] if mask_folder else [path.parent / name, root / name]
+    masks = folder_with(beside, [pictures[i.image_id] for i in images], path)
+    readers = {i: MaskFile(masks / pictures[i], code) for i, code in codes.items()}
+    records = _records(images, folder, readers, path)
+    data = SegmentationSet(f"{root.name}/{split}", records, found)
+    return data if classes is None else with_classes(data, classes)
+
+
+def has_panoptic_layout(root: Path, split: str | None = None) -> bool:
+    """Whether a folder has panoptic files where COCO has them (one of the split, if given)."""
+    known = _panoptic_files(root)
+    return bool(known) if split is None else full_name(split, known) is not None
+
+
+def _panoptic_files(root: Path) -> dict[str, Path]:
+    folder = root / "annotations"
+    names = [n for n in files_in(folder) if n.startswith(_PREFIX) and n.endswith(".json")]
+    return {n[len(_PREFIX) : -len(".json")]: folder / n for n in names}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    content, has_constants = load_json(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: not a panoptic file; it must be a JSON object")
+    if has_constants:
+        raise DataError(f"{path}: has NaN or Infinity, which JSON has not; write null instead")
+    return content
+
+
+def _classes(content: dict[str, Any], path: Path) -> MaskClasses:
+    entries = entries_of(content, "categories", path)
+    categories = categories_of(entries, path)
+    given = {entry["id"]: entry.get("color") for entry in entries}
+    colors = [_color(given.get(i), n) for n, i in enumerate(categories.ids)]
+    return MaskClasses.from_names(categories.names, categories.ids, colors)
+
+
+def _color(given: Any, index: int) -> Color:
+    """A category's colour, which is for pictures only, or VOC's where it has none."""
+    good = isinstance(given, list) and len(given) == 3
+    if good and all(type(c) is int and 0 <= c <= 255 for c in given):
+        return given[0], given[1], given[2]
+    return voc_color(index)
+
+
+def _segments(
+    content: dict[str, Any], classes: MaskClasses, image_ids: set[int], path: Path
+) -> tuple[dict[int, str], dict[int, MaskCode]]:
+    """The picture's name, and what its ids stand for, of each image id."""
+    label_of = {i: label for label, i in enumerate(classes.ids)}
+    pictures: dict[int, str] = {}
+    codes: dict[int, MaskCode] = {}
+    fix = f"the image's segments_info in {path.name} does not list them"
+    for position, entry in enumerate(entries_of(content, "annotations", path)):
+        where = f"{path}: annotations[{position}]"
+        image_id, name = whole_number(entry, "image_id", where), entry.get("file_name")
+        if image_id not in image_ids:
+            raise DataError(f"{where}: image_id {image_id} is not among the images")
+        if image_id in pictures:
+            raise DataError(f"{where}: image_id {image_id} has an annotation already; merge them")
+        if not isinstance(name, str):
+            raise DataError(f"{where}: 'file_name' must be a text, not {shown(name)}")
+        pictures[image_id] = str(inside(name, where))
+        values = {_VOID: IGNORED}
+        segments = entry.get("segments_info")
+        if not isinstance(segments, list) or not all(isinstance(s, dict) for s in segments):
+            raise DataError(f"{where}: 'segments_info' must be a list of objects")
+        for number, segment in enumerate(segments):
+            item = f"{where}: segments_info[{number}]"
+            value, label = _segment(segment, label_of, item)
+            if value in values:
+                raise DataError(f"{item}: id {value} is void or given twice; ids are unique")
+            values[value] = label
+        known = ValueMap(tuple(values), tuple(values.values()))
+        codes[image_id] = MaskCode(None, known, fix)
+    return pictures, codes
+
+
+def _segment(segment: dict[str, Any], label_of: dict[int, int], where: str) -> tuple[int, int]:
+    """Id and label of a segment."""
+    value, category = (
+        whole_number(segment, "id", where),
+        whole_number(segment, "category_id", where),
+    )
+    if not 0 <= value < 1 << 24:
+        raise DataError(f"{where}: 'id' must be a number of 24 bits, not {value}")
+    if category not in label_of:
+        raise DataError(
+            f"{where}: category_id {category} is not among the categories "
+            f"({some(sorted(label_of), 6)})"
+        )
+    crowd = segment.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise DataError(f"{where}: 'iscrowd' must be 0 or 1, not {shown(crowd)}")
+    return value, IGNORED if crowd else label_of[category]
+
+
+def _records(
+    images: Sequence[CocoImage], folder: Path, readers: dict[int, MaskFile], path: Path
+) -> tuple[MaskRecord, ...]:
+    records, faults = [], []
+    for image in with_progress(images, "Reading panoptic pictures"):
+        file, reader = folder / image.file_name, readers[image.image_id]
+        width, height = image.size or image_size(file)
+        record = MaskRecord(image.image_id, file, width, height, reader, file.stem)
+        with opened_image(reader.path) as picture:
+            size = picture.size
+        if size != (width, height):
+            faults.append(fault_of_size(reader.path, size, record))
+        records.append(record)
+    refuse_faults(faults, f"{path}: {len(faults)} pictures have the wrong size")
+    return tuple(records)

@@ -1,0 +1,311 @@
+"""Detection data from one folder or several: recognised, merged, checked, counted, reduced."""
+
+import itertools
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from densenet_backbones.data.files import in_threads, refuse_faults, some
+from densenet_backbones.data.images import read_image
+from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
+from densenet_backbones.data.readers.coco import has_coco_layout, read_coco
+from densenet_backbones.data.readers.voc import has_voc_layout, read_voc
+from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
+from densenet_backbones.messages import nearest
+
+Layout = Literal["auto", "coco", "voc"]
+S = TypeVar("S", DetectionSet, SegmentationSet)
+Source = tuple[str | Path, str] | Sequence[str] | Mapping[str, Any]
+SOURCE_KEYS = {"root", "split", "layout", "annotation_file", "image_folder"}
+
+
+def read_detection(
+    root: str | Path | Sequence[Source],
+    split: str | None = None,
+    *,
+    layout: Layout = "auto",
+    classes: Sequence[str] | None = None,
+    masks: bool = True,
+    keypoints: bool = False,
+    strict: bool = False,
+) -> DetectionSet:
+    """Read detection data in COCO or VOC layout.
+
+    Args:
+        root: A folder; or several sources taken as one set, each a ``(root, split)`` pair or a
+            dict with `root`, `split` and, where needed, `layout`, `annotation_file` and
+            `image_folder` (COCO).
+        split: Name of the split; None with several sources.
+        layout: "auto" looks; where a folder has both layouts, COCO's is read (it can say more).
+        classes: Names in label order. Default: the data's own. Sources whose classes differ in
+            name need it; sources that name the same classes in another order do not.
+        masks: Keep COCO's outlines of objects (see `read_coco`).
+        keypoints: Read COCO's file of keypoints where there is one (see `read_coco`).
+        strict: Raise for what is otherwise reported in `DetectionSet.problems`.
+
+    Returns:
+        The set. Image ids of a single source are the reader's; of several, they count from 1.
+
+    Raises:
+        DataError: If a source is wrong (see `read_coco` and `read_voc`), or classes differ.
+    """
+    options: dict[str, Any] = {"classes": classes, "strict": strict}
+    kept = {"masks": masks, "keypoints": keypoints}
+    if isinstance(root, str | os.PathLike):
+        if split is None:
+            raise DataError(f"{root}: which split? Give its name, such as 'train'")
+        return _read_one({"root": root, "split": split, "layout": layout}, options, kept)
+    if split is not None:
+        raise DataError("with several sources each names its own split; leave `split` out")
+    sources = [source_of(entry, layout) for entry in root]
+    if not sources:
+        raise DataError("no sources: give a folder, or a list of (root, split)")
+    sets = [_read_one(source, options, kept) for source in sources]
+    return sets[0] if len(sets) == 1 else _merged(sets)
+
+
+def source_of(entry: Source, layout: str, keys: Collection[str] = SOURCE_KEYS) -> dict[str, Any]:
+    """One entry of a list of sources as a dict with `root`, `split` and `layout`.
+
+    Args:
+        entry: A ``(root, split)`` pair or a dict.
+        layout: Taken where the entry names none.
+        keys: What a dict may have.
+
+    Raises:
+        DataError: If it is neither, or has unknown keys.
+    """
+    if isinstance(entry, Mapping):
+        unknown = sorted(set(entry) - set(keys))
+        if unknown or not {"root", "split"} <= set(entry):
+            raise DataError(
+                f"a source needs root and split, and may have {some(sorted(keys), 9)}; "
+                f"got {some(sorted(entry), 9)}"
+            )
+        return {"layout": layout, **entry}
+    if isinstance(entry, str) or not isinstance(entry, Sequence) or len(entry) != 2:
+        raise DataError(f"a source is a pair (root, split) or a dict, not {entry!r}")
+    return {"root": entry[0], "split": entry[1], "layout": layout}
+
+
+def _read_one(
+    source: Mapping[str, Any], options: Mapping[str, Any], kept: Mapping[str, Any]
+) -> DetectionSet:
+    """One source, with the readers' common options and what COCO's is to keep."""
+    root, split, layout = Path(source["root"]), source["split"], source["layout"]
+    files = {key: source[key] for key in ("annotation_file", "image_folder") if key in source}
+    if layout == "auto":
+        layout = "coco" if files else _layout(root)
+    if layout == "coco":
+        return read_coco(root, split, **options, **kept, **files)
+    if layout != "voc":
+        raise DataError(f'layout must be "auto", "coco" or "voc", not {layout!r}')
+    if files:
+        raise DataError(f"{root}: {some(list(files))} belong to COCO's layout, not to VOC's")
+    return read_voc(root, split, **options)
+
+
+def _layout(root: Path) -> Literal["coco", "voc"]:
+    if has_coco_layout(root):
+        return "coco"
+    if has_voc_layout(root):
+        return "voc"
+    found = "is not a folder" if not root.is_dir() else "has neither COCO's nor VOC's layout"
+    raise DataError(
+        f"{root}: {found}; expected annotations/instances_<split>.json (COCO), "
+        "<split>/_annotations.coco.json, or Annotations, ImageSets/Main and JPEGImages (VOC)"
+    )
+
+
+def _merged(sets: Sequence[DetectionSet]) -> DetectionSet:
+    """Several sets as one: classes matched by name, labels and ids those of the first."""
+    first = sets[0].categories
+    for other in sets[1:]:
+        differing = sorted(set(other.categories.names) ^ set(first.names))
+        if differing:
+            raise DataError(
+                f"{sets[0].name} and {other.name} do not have the same classes "
+                f"({some(differing, 6)} in one of them only); give `classes`, all the names in "
+                "label order"
+            )
+    if any(part.categories.keypoints != first.keypoints for part in sets):
+        first = replace(first, keypoints=(), skeleton=())
+    records: list[ImageRecord] = []
+    for part in sets:
+        records += _relabelled(part, first, len(records))
+    return DetectionSet(
+        name="+".join(part.name for part in sets),
+        records=tuple(records),
+        categories=first,
+        problems=tuple(problem for part in sets for problem in part.problems),
+    )
+
+
+def _relabelled(part: DetectionSet, new: Categories, offset: int) -> list[ImageRecord]:
+    """Records with the labels and ids of other categories, and image ids from `offset` + 1."""
+    old = part.categories
+    label_of = np.array([0, *(new.label_of_name(name) for name in old.names)], dtype=np.int64)
+    id_of = {i: new.id_of_label(int(label_of[n])) for n, i in enumerate(old.ids, start=1)}
+    return [
+        replace(
+            record,
+            image_id=image_id,
+            labels=label_of[record.labels],
+            annotations=tuple(
+                {**a, "image_id": image_id, "category_id": id_of[a["category_id"]]}
+                for a in record.annotations
+            ),
+        )
+        for image_id, record in enumerate(part.records, start=offset + 1)
+    ]
+
+
+def check_images(
+    data_set: DetectionSet | SegmentationSet,
+    *,
+    progress: bool = True,
+    workers: int | None = None,
+) -> None:
+    """Decode every image of a set, and compare its size with the annotations'.
+
+    Args:
+        data_set: Of detection or of segmentation.
+        progress: Show a progress bar (it vanishes at the end).
+        workers: Threads; None takes one a core, at most 8.
+
+    Raises:
+        DataError: One for all the images that cannot be decoded or have another size.
+    """
+    records: Sequence[ImageRecord | MaskRecord] = data_set.records
+    found = in_threads(
+        _fault_of_image, records, "Checking images", progress=progress, workers=workers
+    )
+    faults = [fault for fault in found if fault]
+    total = len(data_set)
+    refuse_faults(faults, f"{data_set.name}: {len(faults)} of {total} images cannot be used")
+
+
+def _fault_of_image(record: ImageRecord | MaskRecord) -> str | None:
+    try:
+        height, width = read_image(record.path).shape[:2]
+    except DataError as error:
+        return str(error)
+    if (width, height) != (record.width, record.height):
+        return (
+            f"{record.path}: is {width}x{height} pixels as shown, its annotations say "
+            f"{record.width}x{record.height}; annotate the image as it is shown"
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """How often a class occurs.
+
+    Attributes:
+        name: The class.
+        objects: Boxes that training may use.
+        images: Images with at least one of them.
+        difficult: How many of `objects` are marked difficult (VOC).
+        crowd: Crowd regions (COCO), which are not among `objects`.
+        left_out: Objects whose box is faulty; evaluation alone counts them.
+    """
+
+    name: str
+    objects: int
+    images: int
+    difficult: int
+    crowd: int
+    left_out: int
+
+
+def count_classes(detection_set: DetectionSet) -> tuple[ClassCount, ...]:
+    """Counts of every class, in label order."""
+    categories, size = detection_set.categories, detection_set.categories.num_classes
+    objects, images, difficult, crowd, single = np.zeros((5, size), dtype=np.int64)
+    label_of = {i: label for label, i in enumerate(categories.ids, start=1)}
+    for record in detection_set.records:
+        objects += np.bincount(record.labels, minlength=size)
+        images[np.unique(record.labels)] += 1
+        difficult += np.bincount(record.labels[record.difficult], minlength=size)
+        for annotation in record.annotations:
+            (crowd if annotation["iscrowd"] else single)[label_of[annotation["category_id"]]] += 1
+    rows = zip(objects, images, difficult, crowd, single - objects, strict=True)
+    return tuple(
+        ClassCount(name, *(int(value) for value in row))
+        for name, row in zip(categories.names, list(rows)[1:], strict=True)
+    )
+
+
+def subset(
+    data_set: S,
+    fraction: float | None = None,
+    *,
+    number: int | None = None,
+    seed: int = 0,
+) -> S:
+    """A random part of the images, in their old order.
+
+    The same seed gives nested parts: a smaller one is inside a larger one.
+
+    Args:
+        data_set: Of detection or of segmentation.
+        fraction: Share of the images, above 0 and at most 1; at least one image is kept.
+        number: Number of images instead, from 1 to all.
+        seed: Of the choice.
+
+    Raises:
+        DataError: If neither or both are given, or out of range.
+    """
+    total = len(data_set)
+    if (fraction is None) == (number is None):
+        raise DataError("give either the fraction or the number of images")
+    if fraction is not None:
+        if not 0 < fraction <= 1:
+            raise DataError(f"fraction must lie in (0, 1], got {fraction}")
+        number = max(1, round(total * fraction))
+    assert number is not None
+    if not 1 <= number <= total:
+        raise DataError(f"number must lie in 1 .. {total}, the images there are; got {number}")
+    kept = np.sort(np.random.default_rng(seed).permutation(total)[:number])
+    return replace(data_set, records=tuple(data_set.records[i] for i in kept))
+
+
+def keep_classes(detection_set: DetectionSet, names: Sequence[str]) -> DetectionSet:
+    """The set with some of its classes only, in the given order; all images stay.
+
+    Raises:
+        DataError: If a name is not one of the set's classes, or is given twice.
+    """
+    old = detection_set.categories
+    for name in names:
+        if name not in old.names:
+            raise DataError(
+                f"{detection_set.name}: has no class {name!r}{nearest(name, old.names)}"
+            )
+    ids = tuple(old.ids[old.names.index(name)] for name in names)
+    new = replace(old, names=tuple(names), ids=ids)
+    label_of = np.zeros(old.num_classes, dtype=np.int64)
+    for label, name in enumerate(names, start=1):
+        label_of[old.label_of_name(name)] = label
+    records = []
+    for record in detection_set.records:
+        labels = label_of[record.labels]
+        kept = labels > 0
+        stays = np.array([a["category_id"] in new.ids for a in record.annotations], dtype=bool)
+        own = record.annotation_of
+        records.append(
+            replace(
+                record,
+                boxes=record.boxes[kept],
+                labels=labels[kept],
+                difficult=record.difficult[kept],
+                annotations=tuple(itertools.compress(record.annotations, stays)),
+                annotation_of=None if own is None else (np.cumsum(stays) - 1)[own[kept]],
+            )
+        )
+    return replace(detection_set, records=tuple(records), categories=new)

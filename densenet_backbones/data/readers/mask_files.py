@@ -1,0 +1,165 @@
+"""Image files and their mask files as records, and records with classes in another order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from densenet_backbones.data.files import files_in, refuse_faults, some, with_progress
+from densenet_backbones.data.images import image_size, opened_image
+from densenet_backbones.data.mask_code import MaskCode
+from densenet_backbones.data.mask_samples import (
+    IGNORED,
+    MaskClasses,
+    MaskReader,
+    MaskRecord,
+    SegmentationSet,
+    fault_of_size,
+    voc_color,
+)
+from densenet_backbones.data.samples import DataError
+from densenet_backbones.messages import nearest
+
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")  # JPEG and GIF writers change values
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """Reads a mask from one picture."""
+
+    path: Path
+    code: MaskCode
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The picture."""
+        return (self.path,)
+
+    @property
+    def rule(self) -> str:
+        """The code's."""
+        return self.code.rule
+
+    def read(self) -> np.ndarray:
+        """(H, W) uint8 labels; see `MaskCode.read`."""
+        return self.code.read(self.path)
+
+
+def masks_by_stem(folder: Path) -> dict[str, Path]:
+    """Mask files of a folder by their names without ending; the first of `MASK_SUFFIXES` wins."""
+    found: dict[str, Path] = {}
+    for suffix in reversed(MASK_SUFFIXES):
+        names = sorted(n for n in files_in(folder) if n.lower().endswith(suffix))
+        found |= {name[: -len(suffix)]: folder / name for name in names}
+    return found
+
+
+def refuse_missing(
+    folder: Path,
+    missing: Sequence[str],
+    split: str,
+    what: str = "masks",
+    suffixes: Sequence[str] = MASK_SUFFIXES,
+) -> None:
+    """Raise a `DataError` that names masks, or other files, which are not there."""
+    if missing:
+        raise DataError(
+            f"{folder}: {len(missing)} {what} of the split {split!r} are missing "
+            f"({some(missing)}, with any of {', '.join(suffixes)}); add them, or take their "
+            "partners out of the split"
+        )
+
+
+def file_records(
+    images: Sequence[Path], masks: Sequence[Path], code: MaskCode, name: str
+) -> tuple[MaskRecord, ...]:
+    """Records of image files and their mask files; ids count from 1.
+
+    Reads the headers of all of them.
+
+    Raises:
+        DataError: One for all the masks that are not of their image's size.
+    """
+    records, faults = [], []
+    pairs = list(zip(images, masks, strict=True))
+    for number, (image, mask) in enumerate(with_progress(pairs, f"Reading {name}"), start=1):
+        width, height = image_size(image)
+        record = MaskRecord(number, image, width, height, MaskFile(mask, code), image.stem)
+        with opened_image(mask) as picture:
+            size = picture.size
+        if size != (width, height):
+            faults.append(fault_of_size(mask, size, record))
+        records.append(record)
+    refuse_faults(faults, f"{name}: {len(faults)} of {len(records)} masks have the wrong size")
+    return tuple(records)
+
+
+@dataclass(frozen=True)
+class RelabelledMask:
+    """Another reader's mask with other labels.
+
+    Attributes:
+        reader: Whose labels are changed.
+        table: The new label of each old one.
+        new_count: K of a multilabel mask, whose channels are reordered; None for labels.
+    """
+
+    reader: MaskReader
+    table: tuple[int, ...]
+    new_count: int | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The reader's."""
+        return self.reader.files
+
+    @property
+    def rule(self) -> str:
+        """The reader's and the table."""
+        return f"{self.reader.rule} {self.table} {self.new_count}"
+
+    def read(self) -> np.ndarray:
+        """The reader's mask, relabelled."""
+        mask = self.reader.read()
+        if self.new_count is not None:
+            channels = np.zeros((self.new_count, *mask.shape[1:]), np.uint8)
+            channels[list(self.table)] = mask
+            return channels
+        table = np.full(256, IGNORED, np.uint8)
+        table[: len(self.table)] = self.table
+        return table[mask]
+
+
+def with_classes(found: SegmentationSet, names: Sequence[str]) -> SegmentationSet:
+    """The set with its classes in another label order, matched by name, and perhaps more of them.
+
+    Args:
+        found: Its classes must all be among the names.
+        names: In the new label order; classes that the set does not have get free ids.
+
+    Raises:
+        DataError: If a class of the set is not among the names.
+    """
+    old = found.classes
+    lost = [name for name in old.names if name not in names]
+    if lost:
+        raise DataError(
+            f"{found.name}: has {len(lost)} classes ({some(lost)}) that are not among the "
+            f"{len(names)} given in `classes` ({some(names)}); add them{nearest(lost[0], names)}"
+        )
+    if old.names == tuple(names):
+        return found
+    free = iter(range(max(old.ids) + 1, max(old.ids) + 1 + len(names)))
+    new = MaskClasses.from_names(
+        names,
+        [old.ids[old.names.index(n)] if n in old.names else next(free) for n in names],
+        [
+            old.colors[old.names.index(n)] if n in old.names else voc_color(i % 256)
+            for i, n in enumerate(names)
+        ],
+    )
+    table = tuple(new.names.index(name) for name in old.names)
+    count = len(names) if found.task == "multilabel" else None
+    records = tuple(replace(r, mask=RelabelledMask(r.mask, table, count)) for r in found.records)
+    return replace(found, classes=new, records=records)

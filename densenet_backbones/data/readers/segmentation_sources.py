@@ -1,0 +1,157 @@
+"""Segmentation data from one folder or several: recognised, merged."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from densenet_backbones.data.files import some
+from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet, Task
+from densenet_backbones.data.readers.coco import has_coco_layout
+from densenet_backbones.data.readers.coco_masks import read_coco_masks
+from densenet_backbones.data.readers.coco_panoptic import has_panoptic_layout, read_coco_panoptic
+from densenet_backbones.data.readers.detection_sources import SOURCE_KEYS, Source, source_of
+from densenet_backbones.data.readers.mask_files import with_classes
+from densenet_backbones.data.readers.mask_folders import (
+    has_camvid_layout,
+    has_classes_file,
+    read_mask_folders,
+)
+from densenet_backbones.data.readers.sbd_masks import has_sbd_layout, read_sbd_masks
+from densenet_backbones.data.readers.voc_masks import has_voc_masks, read_voc_masks
+from densenet_backbones.data.samples import DataError
+
+MaskLayout = Literal["auto", "folders", "voc", "sbd", "coco_panoptic", "coco_instances"]
+_FILES = {
+    "coco_panoptic": ("annotation_file", "image_folder", "mask_folder"),
+    "coco_instances": ("annotation_file", "image_folder"),
+}
+
+
+def read_segmentation(
+    root: str | Path | Sequence[Source],
+    split: str | None = None,
+    layout: MaskLayout = "auto",
+    *,
+    task: Task = "multiclass",
+    classes: Sequence[str] | None = None,
+    strict: bool = False,
+) -> SegmentationSet:
+    """Read segmentation data in any layout.
+
+    Args:
+        root: A folder; or several sources taken as one set, each a ``(root, split)`` pair or a
+            dict with `root`, `split` and, where needed, `layout`, `annotation_file`,
+            `image_folder` (COCO) and `mask_folder` (COCO panoptic).
+        split: Name of the split; None with several sources.
+        layout: "auto" looks. Where a folder has several, the first of these is read: `classes.yaml`
+            or CamVid's folders ("folders"), VOC's `SegmentationClass` ("voc"), "sbd",
+            "coco_panoptic" (where it has the split), "coco_instances". A multilabel task looks
+            for the last alone.
+        task: "multiclass"; "binary" for data of two classes (the first is the negative one);
+            "multilabel" for COCO's instances, whose masks then have a channel a class.
+        classes: Names in label order; data that names its classes is matched by name (see the
+            readers). Default: the data's own. Sources whose classes differ in name need it.
+        strict: Raise for what is otherwise reported in `SegmentationSet.problems`.
+
+    Returns:
+        The set. Image ids of a single source are the reader's; of several, they count from 1.
+
+    Raises:
+        DataError: If a source is wrong (see the readers), or classes differ.
+    """
+    if task not in get_args(Task):
+        raise DataError(f"task must be one of {get_args(Task)}, got {task!r}")
+    options = (classes, task, strict)
+    if isinstance(root, str | os.PathLike):
+        if split is None:
+            raise DataError(f"{root}: which split? Give its name, such as 'train'")
+        return _read_one({"root": root, "split": split, "layout": layout}, *options)
+    if split is not None:
+        raise DataError("with several sources each names its own split; leave `split` out")
+    keys = SOURCE_KEYS | {"mask_folder"}
+    sources = [source_of(entry, layout, keys) for entry in root]
+    if not sources:
+        raise DataError("no sources: give a folder, or a list of (root, split)")
+    sets = [_read_one(source, *options) for source in sources]
+    return sets[0] if len(sets) == 1 else _merged(sets)
+
+
+def _read_one(
+    source: Mapping[str, Any], classes: Sequence[str] | None, task: Task, strict: bool
+) -> SegmentationSet:
+    root, split, layout = Path(source["root"]), source["split"], source["layout"]
+    files = {
+        k: source[k] for k in ("annotation_file", "image_folder", "mask_folder") if k in source
+    }
+    if layout == "auto":
+        layout = _layout(root, split, task, files)
+    if layout not in get_args(MaskLayout):
+        raise DataError(f"layout must be one of {get_args(MaskLayout)}, not {layout!r}")
+    if set(files) - set(_FILES.get(layout, ())):
+        raise DataError(f"{root}: {some(list(files))} do not belong to the layout {layout!r}")
+    if task == "multilabel" and layout != "coco_instances":
+        raise DataError(
+            f"{root}: a multilabel task needs COCO's instances, where objects may overlap; the "
+            f"layout {layout!r} has one class a pixel"
+        )
+    if layout == "coco_instances":
+        many = task == "multilabel"
+        found = read_coco_masks(
+            root, split, multilabel=many, classes=classes, strict=strict, **files
+        )
+    elif layout == "coco_panoptic":
+        found = read_coco_panoptic(root, split, classes=classes, **files)
+    else:
+        readers = {"folders": read_mask_folders, "voc": read_voc_masks, "sbd": read_sbd_masks}
+        found = readers[layout](root, split, classes=classes)
+    return replace(found, task=task)
+
+
+def _layout(root: Path, split: str, task: Task, files: Mapping[str, Any]) -> MaskLayout:
+    if task == "multilabel":
+        return "coco_instances"
+    if files:
+        return "coco_panoptic" if "mask_folder" in files else "coco_instances"
+    if has_classes_file(root) or has_camvid_layout(root):
+        return "folders"
+    if has_voc_masks(root):
+        return "voc"
+    if has_sbd_layout(root):
+        return "sbd"
+    if has_panoptic_layout(root, split):
+        return "coco_panoptic"
+    if has_coco_layout(root):
+        return "coco_instances"
+    found = "is not a folder" if not root.is_dir() else "has no layout that is known"
+    raise DataError(
+        f"{root}: {found}; expected classes.yaml, <split> and <split>annot (CamVid), JPEGImages "
+        "and SegmentationClass (VOC), dataset/img and dataset/cls (SBD), or "
+        "annotations/panoptic_<split>.json or instances_<split>.json (COCO)"
+    )
+
+
+def _merged(sets: Sequence[SegmentationSet]) -> SegmentationSet:
+    """Several sets as one: classes matched by name, labels, colours and ids those of the first."""
+    first = sets[0]
+    records: list[MaskRecord] = []
+    for part in sets:
+        differing = sorted(set(part.classes.names) ^ set(first.classes.names))
+        if differing:
+            raise DataError(
+                f"{first.name} and {part.name} do not have the same classes "
+                f"({some(differing, 6)} in one of them only); give `classes`, all the names in "
+                "label order"
+            )
+        alike = with_classes(part, first.classes.names)
+        records += [
+            replace(record, image_id=image_id)
+            for image_id, record in enumerate(alike.records, start=len(records) + 1)
+        ]
+    return replace(
+        first,
+        name="+".join(part.name for part in sets),
+        records=tuple(records),
+        problems=tuple(problem for part in sets for problem in part.problems),
+    )

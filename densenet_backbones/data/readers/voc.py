@@ -1,0 +1,307 @@
+"""Pascal VOC folders to a `DetectionSet`.
+
+Coordinates: VOC counts pixels from 1 and includes the last one (in the VOC2012 development kit,
+the top-left pixel is 1, 1). A box of the file becomes ``[xmin - 1, ymin - 1, xmax, ymax]``: xyxy
+from 0, the end not included, so that a box over a whole image of W x H is ``[0, 0, W, H]``.
+
+A box whose `xmax` is not above its `xmin` (or `ymax`, `ymin`) is taken as an annotator's stray
+click and left out of training. Evaluation counts it, as VOC's own tool does, one pixel wide.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densenet_backbones.data.boxes import OVERHANG, clip_boxes, fault_of_box, overhangs
+from densenet_backbones.data.files import (
+    IMAGE_SUFFIXES,
+    files_in,
+    folders_in,
+    inside,
+    refuse_if_strict,
+    some,
+    with_progress,
+)
+from densenet_backbones.data.images import image_size
+from densenet_backbones.data.readers.voc_xml import VocAnnotation, VocObject, read_annotation
+from densenet_backbones.data.samples import (
+    Categories,
+    DataError,
+    DetectionSet,
+    ImageRecord,
+    Problem,
+)
+from densenet_backbones.messages import nearest
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)  # in the development kit's order (VOCinit.m)
+DETECTION_FOLDERS = ("Annotations", "JPEGImages")
+
+
+def read_voc(
+    root: str | Path, split: str, *, classes: Sequence[str] | None = None, strict: bool = False
+) -> DetectionSet:
+    """Read one split of a data set in VOC's layout.
+
+    Args:
+        root: The folder with `Annotations`, `ImageSets` and `JPEGImages`, or one above it
+            (`VOCdevkit` with a single year in it).
+        split: Name of a list in `ImageSets/Main`, such as "trainval". A class list
+            ("dog_val", lines ``id flag``) gives the images with that class (flag 0 or 1).
+            "all" reads every annotation file when there is no such list.
+        classes: Names in label order. Default: the 20 classes of VOC when every name is one of
+            them, otherwise the sorted names of all annotation files, whatever the split.
+        strict: Raise for what is otherwise reported in `DetectionSet.problems`.
+
+    Returns:
+        The set; image ids count the split's list from 1.
+
+    Raises:
+        DataError: If the layout, the list, a file or a value is wrong; names it and the fix.
+    """
+    folder = find_voc_folder(root)
+    annotated = sorted(n[:-4] for n in files_in(folder / "Annotations") if n.endswith(".xml"))
+    ids = ids_of_split(folder / "ImageSets" / "Main", split, annotated)
+    paths = _annotation_paths(folder, ids, split)
+    read: dict[Path, VocAnnotation] = {}
+    names = _class_names(folder, read) if classes is None else classes
+    categories = Categories.from_names(names)
+    images = image_paths(folder, ids, split)
+    records, problems = [], []
+    pairs = list(zip(paths, images, strict=True))
+    for number, (path, image) in enumerate(with_progress(pairs, f"Reading {split}"), start=1):
+        annotation = read.get(path) or read_annotation(path)
+        record, faults = _record(number, annotation, image, categories)
+        records.append(record)
+        problems.extend(faults)
+    refuse_if_strict(problems, strict)
+    return DetectionSet(f"{folder.name}/{split}", tuple(records), categories, tuple(problems))
+
+
+def has_voc_layout(root: Path) -> bool:
+    """Whether a folder is a data set in VOC's layout, or has some in it."""
+    return root.is_dir() and bool(voc_folders(root))
+
+
+def find_voc_folder(
+    root: str | Path,
+    holds: tuple[str, ...] = DETECTION_FOLDERS,
+    expected: str = "Annotations/*.xml, ImageSets/Main/*.txt and JPEGImages/",
+) -> Path:
+    """The folder of one year: `root`, or the only one in it or in its `VOCdevkit`.
+
+    Args:
+        root: Where to look.
+        holds: Names of the folders that make a folder the one looked for.
+        expected: What it should hold, for the message.
+
+    Raises:
+        DataError: If there is none, or several to choose from.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such folder; give the folder of the data set")
+    found = voc_folders(root, holds)
+    if not found:
+        raise DataError(f"{root}: not a data set in VOC's layout; expected {expected} in it")
+    if len(found) > 1:
+        raise DataError(
+            f"{root}: holds {len(found)} data sets ({some([f.name for f in found], 6)}); give one "
+            f"of them, such as {found[0]}, or a list of (root, split) for several"
+        )
+    return found[0]
+
+
+def voc_folders(root: Path, holds: tuple[str, ...] = DETECTION_FOLDERS) -> list[Path]:
+    """The folder itself, or those in it and in its `VOCdevkit`, that hold the folders named."""
+    # Names are compared as listed: COCO's `annotations` is another thing, on every file system.
+    children = [f / name for f in (root, root / "VOCdevkit") for name in folders_in(f)]
+    for folders in ([root], children):
+        found = [folder for folder in folders if set(holds) <= set(folders_in(folder))]
+        if found:
+            return found
+    return []
+
+
+def ids_of_split(lists: Path, split: str, annotated: list[str]) -> list[str]:
+    """Image ids of a split, in the order of its list.
+
+    Args:
+        lists: The folder of the lists, such as `ImageSets/Main`.
+        split: A list's name; "all" takes all of `annotated` where there is no such list.
+        annotated: Ids that have annotations.
+
+    Raises:
+        DataError: If there is no such list, it is empty or faulty, or repeats an id.
+    """
+    known = sorted(name[:-4] for name in files_in(lists) if name.endswith(".txt"))
+    if split not in known:
+        if split == "all" and annotated:
+            return annotated
+        raise DataError(
+            f"{lists}: has no {split}.txt (there are: {some(known, 12) or 'no lists'}); write one "
+            f'with an image id a line, or take the split "all"{nearest(split, known)}'
+        )
+    path = lists / f"{split}.txt"
+    ids = read_list(path, frozenset(annotated))
+    if not ids:
+        raise DataError(f"{path}: lists no images; write one image id a line")
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{path}: {len(twice)} image ids are listed more than once ({some(twice)}); "
+            "list each once"
+        )
+    return ids
+
+
+def read_list(path: Path, annotated: frozenset[str]) -> list[str]:
+    """Ids of a list: a line is an id, or in class lists an id and -1, 0 (difficult) or 1."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    ids = []
+    for number, line in enumerate(lines, start=1):
+        name, where = line.strip(), f"{path}: line {number}"
+        if name and name not in annotated:  # an id may have blanks in it
+            name, *flag = name.rsplit(maxsplit=1)
+            if flag and flag[0] not in ("-1", "0", "1"):
+                raise DataError(
+                    f"{where}: {line.strip()!r} must be an image id, or an id and -1, 0 or 1; "
+                    "there is no annotation file of that name"
+                )
+            if flag == ["-1"]:
+                continue
+        if not name:
+            continue
+        if len(inside(name, where).parts) != 1:
+            raise DataError(f"{where}: {name!r} must be an image id, not a path")
+        ids.append(name)
+    return ids
+
+
+def _annotation_paths(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
+    there = files_in(folder / "Annotations")
+    missing = [name for name in ids if f"{name}.xml" not in there]
+    if missing:
+        raise DataError(
+            f"{folder / 'Annotations'}: {len(missing)} annotation files of the split {split!r} are "
+            f"missing ({some([f'{name}.xml' for name in missing])}); an image without objects "
+            "needs a file too"
+        )
+    return [folder / "Annotations" / f"{name}.xml" for name in ids]
+
+
+def image_paths(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
+    """Image of each id, by the id alone; the suffix may be of any case."""
+    images = folder / "JPEGImages"
+    by_id: dict[str, str] = {}
+    # The preferred suffix last, so that it stays.
+    for suffix in reversed(IMAGE_SUFFIXES):
+        by_id |= {n[: -len(suffix)]: n for n in files_in(images) if n.lower().endswith(suffix)}
+    missing = [name for name in ids if name not in by_id]
+    if missing:
+        raise DataError(
+            f"{images}: {len(missing)} images of the split {split!r} are missing "
+            f"({some(missing)}, with any of {', '.join(IMAGE_SUFFIXES)}); add them, or take their "
+            "ids out of the list"
+        )
+    return [images / by_id[name] for name in ids]
+
+
+def _class_names(folder: Path, read: dict[Path, VocAnnotation]) -> tuple[str, ...]:
+    """Class list of a data set, the same for each of its splits; fills `read` on the way."""
+    lists = files_in(folder / "ImageSets" / "Main")
+    # The development kit brings lists for each class: no need to read all its files.
+    if all(any(name.startswith(f"{cls}_") for name in lists) for cls in VOC_CLASSES):
+        return VOC_CLASSES
+    annotations = folder / "Annotations"
+    paths = [annotations / n for n in sorted(files_in(annotations)) if n.endswith(".xml")]
+    for path in with_progress(paths, "Looking for classes"):
+        read[path] = read_annotation(path)
+    found = {item.name for annotation in read.values() for item in annotation.objects}
+    if not found:
+        raise DataError(f"{annotations}: no object in {len(paths)} files; give `classes`")
+    return VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
+
+
+def _record(
+    number: int, annotation: VocAnnotation, image: Path, categories: Categories
+) -> tuple[ImageRecord, list[Problem]]:
+    file, size = str(annotation.path), image_size(image)
+    problems = []
+    if annotation.size not in (None, size):
+        problems.append(_wrong_size(annotation, image, size))
+    objects = annotation.objects
+    labels = np.array(
+        [_label(item, categories, f"{file}: object {n}") for n, item in enumerate(objects, 1)],
+        dtype=np.int64,
+    )
+    corners = np.array([item.corners for item in objects], dtype=np.float64).reshape(-1, 4)
+    boxes = corners - [1, 1, 0, 0]
+    clipped, usable = clip_boxes(boxes, np.array(size))
+    flat = (corners[:, 2] <= corners[:, 0]) | (corners[:, 3] <= corners[:, 1])
+    usable &= ~flat
+    for n in np.flatnonzero(~usable | (overhangs(boxes, np.array(size)) > OVERHANG)):
+        what, action = fault_of_box(corners[n] if flat[n] else boxes[n], size)
+        problems.append(Problem(file, f"object {n + 1} ({objects[n].name!r})", what, action))
+    record = ImageRecord(
+        image_id=number,
+        path=image,
+        width=size[0],
+        height=size[1],
+        boxes=clipped[usable],
+        labels=labels[usable],
+        difficult=np.array([item.difficult for item in objects], dtype=bool)[usable],
+        annotations=tuple(
+            _for_evaluation(item, box, categories.id_of_label(int(label)), number)
+            for item, box, label in zip(objects, boxes.tolist(), labels, strict=True)
+        ),
+        annotation_of=np.flatnonzero(usable),
+    )
+    return record, problems
+
+
+def _wrong_size(annotation: VocAnnotation, image: Path, size: tuple[int, int]) -> Problem:
+    width, height = annotation.size or (0, 0)
+    turned = ", so it was annotated before it was turned upright" * ((height, width) == size)
+    return Problem(
+        str(annotation.path),
+        "size",
+        f"says {width}x{height}, but {image.name} is {size[0]}x{size[1]} as shown{turned}",
+        "the image's own size used, the boxes taken as they are",
+    )
+
+
+def _label(item: VocObject, categories: Categories, where: str) -> int:
+    try:
+        return categories.label_of_name(item.name)
+    except KeyError:
+        raise DataError(
+            f"{where}: class {item.name!r} is not one of the {len(categories.names)} classes "
+            f"({some(categories.names, 5)}); correct it or give `classes`"
+            f"{nearest(item.name, categories.names)}"
+        ) from None
+
+
+def _for_evaluation(
+    item: VocObject, box: list[float], category_id: int, image_id: int
+) -> dict[str, Any]:
+    """COCO's form of an object, the box as the file gives it."""
+    x1, y1, x2, y2 = box
+    return {
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": max(x2 - x1, 0.0) * max(y2 - y1, 0.0),
+        "iscrowd": 0,
+        "difficult": int(item.difficult),
+        "truncated": int(item.truncated),
+    }

@@ -1,0 +1,140 @@
+"""Pascal VOC's SegmentationClass folders to a `SegmentationSet`.
+
+Masks are palette pictures whose indices are the classes: 0 the background, 255 the border around
+objects and whatever nobody labelled, which is ignored (VOC2012 development kit, section 2.6).
+Grey pictures of the same numbers are read too.
+
+A `labelmap.txt` beside the folders names other classes, as CVAT and Datumaro write it: a line
+``name:r,g,b:parts:actions`` a class. The class's id is its line's number from 0; masks may then be
+RGB pictures of those colours as well. A line named "ignored" (or with the id 255) is ignored.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from densenet_backbones.data.mask_code import MaskCode
+from densenet_backbones.data.mask_samples import (
+    BACKGROUND,
+    IGNORED,
+    Color,
+    MaskClasses,
+    SegmentationSet,
+    voc_color,
+)
+from densenet_backbones.data.readers.mask_files import (
+    file_records,
+    masks_by_stem,
+    refuse_missing,
+    with_classes,
+)
+from densenet_backbones.data.readers.voc import (
+    VOC_CLASSES,
+    find_voc_folder,
+    ids_of_split,
+    image_paths,
+    voc_folders,
+)
+from densenet_backbones.data.samples import DataError
+
+VOC_MASK_CLASSES = MaskClasses.from_names((BACKGROUND, *VOC_CLASSES))
+LABEL_MAP = "labelmap.txt"
+_FOLDERS = ("JPEGImages", "SegmentationClass")
+
+
+def read_voc_masks(
+    root: str | Path, split: str, *, classes: Sequence[str] | None = None
+) -> SegmentationSet:
+    """Read one split of a data set in VOC's layout.
+
+    Args:
+        root: The folder with `JPEGImages`, `SegmentationClass` and `ImageSets/Segmentation`, or
+            one above it (`VOCdevkit` with a single year in it).
+        split: Name of a list in `ImageSets/Segmentation`, such as "train"; "all" reads every mask
+            when there is no such list.
+        classes: Names in label order. Where `labelmap.txt` names the classes, or these hold all
+            of VOC's names, they are matched by name; elsewhere they are the names of the ids 0,
+            1, 2, ... in the masks. Default: those of `labelmap.txt`, or VOC's background and 20
+            classes.
+
+    Returns:
+        The set; image ids count the split's list from 1.
+
+    Raises:
+        DataError: If the layout, the list, a file's name or a mask's size is wrong, or images or
+            masks are missing; names it and the fix.
+    """
+    expected = "JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/*.txt"
+    folder = find_voc_folder(root, _FOLDERS, expected)
+    found, code = _classes(folder, classes)
+    masks = masks_by_stem(folder / "SegmentationClass")
+    ids = ids_of_split(folder / "ImageSets" / "Segmentation", split, sorted(masks))
+    refuse_missing(folder / "SegmentationClass", [i for i in ids if i not in masks], split)
+    images = image_paths(folder, ids, split)
+    name = f"{folder.name}/{split}"
+    records = file_records(images, [masks[i] for i in ids], code, name)
+    data = SegmentationSet(name, records, found)
+    return data if classes is None else with_classes(data, classes)
+
+
+def has_voc_masks(root: Path) -> bool:
+    """Whether a folder has VOC's mask folders, or has some in it."""
+    return root.is_dir() and bool(voc_folders(root, _FOLDERS))
+
+
+def _classes(folder: Path, names: Sequence[str] | None) -> tuple[MaskClasses, MaskCode]:
+    path = folder / LABEL_MAP
+    named = path.is_file() or (names is not None and set(VOC_MASK_CLASSES.names) <= set(names))
+    if names is not None and not named:
+        classes = MaskClasses.from_names(names)
+        return classes, MaskCode.of_classes(classes, ignored_ids=_ignored(classes))
+    if not path.is_file():
+        fix = f"correct the mask, or name the classes in `classes` or in {path}"
+        return VOC_MASK_CLASSES, MaskCode.of_classes(VOC_MASK_CLASSES, fix=fix)
+    lines = read_label_map(path)
+    kept = {n: v for n, v in lines.items() if n != "ignored" and v[0] != IGNORED}
+    classes = MaskClasses.from_names(
+        list(kept), [i for i, _ in kept.values()], [color for _, color in kept.values()]
+    )
+    ignored = [v for n, v in lines.items() if n not in kept]
+    code = MaskCode.of_classes(
+        classes,
+        colors=True,
+        ignored_ids={IGNORED, *(i for i, _ in ignored)},
+        ignored_colors=[color for _, color in ignored] or [voc_color(IGNORED)],
+        fix=f"correct the mask, or name them in {path}",
+    )
+    return classes, code
+
+
+def _ignored(classes: MaskClasses) -> tuple[int, ...]:
+    return () if IGNORED in classes.ids else (IGNORED,)
+
+
+def read_label_map(path: Path) -> dict[str, tuple[int, Color]]:
+    """A label map: the id and the colour of each name, in the file's order.
+
+    Raises:
+        DataError: Names the line that is not ``name:r,g,b:...``.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    found: dict[str, tuple[int, Color]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, _, rest = line.partition(":")
+        parts = rest.split(":")[0].split(",")
+        values = [int(p) for p in parts if p.strip().isascii() and p.strip().isdigit()]
+        if len(values) != 3 or len(parts) != 3 or max(values) > 255 or not name.strip():
+            raise DataError(
+                f"{path}: line {number}: {line.strip()[:60]!r} must be a name and a color, such as "
+                "'road:128,64,128::'"
+            )
+        if name.strip() in found:
+            raise DataError(f"{path}: line {number}: class {name.strip()!r} is there twice")
+        found[name.strip()] = len(found), (values[0], values[1], values[2])
+    if not found:
+        raise DataError(f"{path}: names no classes; write a line 'name:r,g,b::' for each")
+    return found

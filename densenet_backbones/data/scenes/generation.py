@@ -1,0 +1,287 @@
+"""The quick-start data set: drawn scenes with exact annotations, in COCO's and VOC's layouts.
+
+    python -m densenet_backbones.data.scenes.generation ROOT --train 400 --val 100 --size 160
+
+writes the same images in two layouts:
+
+    ROOT/train/*.jpg  ROOT/val/*.jpg                            images
+    ROOT/annotations/instances_{split}.json                     COCO boxes and masks
+    ROOT/annotations/keypoints_{split}.json                     COCO keypoints of the figures
+    ROOT/annotations/panoptic_{split}.json, panoptic_{split}/   COCO panoptic, things and stuff
+    ROOT/VOC/{Annotations,ImageSets,JPEGImages,SegmentationClass}
+    ROOT/VOC/labelmap.txt                                       names and colours of the masks
+    ROOT/scenes.json                                            parameters, and whether complete
+
+Image ``i`` of a split depends on (seed, split, i) and the size only: more images of the same seed
+begin with the same images. The same parameters give the same bytes with the same versions of
+NumPy and OpenCV.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.scenes.drawing import MIN_SIDE, Scene, draw_scene
+from densenet_backbones.data.scenes.generation import annotations as forms
+
+SPLITS = ("train", "val")
+MARKER = "scenes.json"
+LABEL_MAP = "VOC/labelmap.txt"
+MADE_BY = "densenet_backbones.data.scenes.generation"
+VERSION = 1  # to be raised when the same parameters draw other scenes
+JPEG_QUALITY = 95
+# The first image id of a split minus 1: ids stay unique when splits are merged.
+_ID_OFFSET = {"train": 0, "val": 1_000_000}
+
+
+def generate(
+    root: str | Path,
+    *,
+    train: int = 400,
+    val: int = 100,
+    size: int | tuple[int, int] = 160,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Write the drawn data set, or find it written already.
+
+    A folder that holds a complete set of these parameters is left as it is; where an earlier
+    version made it, `VOC/labelmap.txt` is added. One that this function made with other
+    parameters, or did not finish, or that has lost files (masks, for example), has its images and
+    annotations replaced (other files in it stay). Both are said on standard error.
+
+    Args:
+        root: Folder to write; made where missing, together with its parents.
+        train: Number of training images, at least 1.
+        val: Number of validation images, at least 1.
+        size: Pixels: (H, W), or one number for both; each at least 64.
+        seed: At least 0.
+        progress: Show a progress bar.
+
+    Returns:
+        `root` as a path.
+
+    Raises:
+        DataError: An argument is out of its range, or `root` is a file or a folder with
+            something in it that was not made here.
+    """
+    root = Path(root)
+    height, width = (size, size) if isinstance(size, int) else size
+    lowest = {"train": 1, "val": 1, "height": MIN_SIDE, "width": MIN_SIDE, "seed": 0}
+    parameters = {"train": train, "val": val, "height": height, "width": width, "seed": seed}
+    for name, value in parameters.items():
+        if value < lowest[name]:
+            raise DataError(f"{root}: {name} must be at least {lowest[name]}, got {value}")
+    marker = {"made_by": MADE_BY, "version": VERSION, "parameters": parameters}
+    state = _state(root)
+    if state == {**marker, "complete": True} and _is_whole(root, parameters):
+        if not (root / LABEL_MAP).is_file():
+            _say(f"{root}: adding {LABEL_MAP}, the names of the masks' classes")
+            (root / LABEL_MAP).write_text(forms.label_map())
+        return root
+    if state is not None:
+        _say(f"{root}: drawing the scenes again: {_why(state, marker)}")
+    _clear(root)
+    _write_marker(root, {**marker, "complete": False})
+    for split in SPLITS:
+        _write_split(root, split, parameters, progress)
+    (root / LABEL_MAP).write_text(forms.label_map())
+    _write_marker(root, {**marker, "complete": True})
+    return root
+
+
+def scene_of(seed: int, split: str, index: int, size: tuple[int, int]) -> Scene:
+    """The scene of one image: `index` counts from 0 within `split`; `size` is (H, W) pixels."""
+    rng = np.random.Generator(np.random.PCG64([seed, SPLITS.index(split), index]))
+    return draw_scene(rng, size)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of `generate`."""
+    parser = argparse.ArgumentParser(prog=f"python -m {MADE_BY}", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("root", type=Path, help="folder to write")
+    parser.add_argument("--train", type=int, default=400, help="training images")
+    parser.add_argument("--val", type=int, default=100, help="validation images")
+    parser.add_argument(
+        "--size", type=int, nargs="+", default=[160], metavar="PIXELS", help="side, or H W"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    given = parser.parse_args(arguments)
+    if len(given.size) > 2:
+        parser.error(f"--size takes one or two numbers, got {len(given.size)}")
+    try:
+        root = generate(
+            given.root,
+            train=given.train,
+            val=given.val,
+            size=(given.size[0], given.size[-1]),
+            seed=given.seed,
+            progress=not given.quiet,
+        )
+    except DataError as error:
+        parser.error(str(error))
+    print(f"{root}: {given.train} training and {given.val} validation images")
+
+
+def _state(root: Path) -> dict[str, Any] | None:
+    """What the marker says, or None where there is no marker of ours."""
+    try:
+        state = json.loads((root / MARKER).read_text())
+    except (OSError, ValueError):
+        return None
+    return state if isinstance(state, dict) and state.get("made_by") == MADE_BY else None
+
+
+def _why(state: dict[str, Any], marker: dict[str, Any]) -> str:
+    """What keeps a folder of ours from being taken as it is."""
+    if not state.get("complete"):
+        return "they were not finished"
+    same = all(state.get(key) == value for key, value in marker.items())
+    return "images, masks or annotations are missing" if same else "other parameters were asked for"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # standard output is for results
+
+
+def _is_whole(root: Path, parameters: dict[str, int]) -> bool:
+    """Whether nothing was deleted since: counts files, reads none."""
+    counted = (
+        "{split}/*.jpg",
+        "annotations/panoptic_{split}/*.png",
+        "VOC/SegmentationClass/{split}_*.png",
+    )
+    return all(
+        sum(1 for _ in root.glob(pattern.format(split=split))) == parameters[split]
+        for split in SPLITS
+        for pattern in counted
+    ) and all(path.is_file() for path in _index_files(root))
+
+
+def _index_files(root: Path) -> Iterator[Path]:
+    for split in SPLITS:
+        for form in ("instances", "keypoints", "panoptic"):
+            yield root / "annotations" / f"{form}_{split}.json"
+        for task in ("Main", "Segmentation"):
+            yield root / "VOC" / "ImageSets" / task / f"{split}.txt"
+
+
+def _clear(root: Path) -> None:
+    """Make an empty folder, or empty one of ours; refuse any other."""
+    if root.is_dir() and any(root.iterdir()) and _state(root) is None:
+        raise DataError(
+            f"{root}: is not empty and holds no {MARKER} of this generator; give a new folder, "
+            "nothing was changed"
+        )
+    if root.exists() and not root.is_dir():
+        raise DataError(f"{root}: is a file; give a folder, nothing was changed")
+    root.mkdir(parents=True, exist_ok=True)
+    if _state(root) is not None:  # incomplete from here on, also when deleting is interrupted
+        _write_marker(root, {"made_by": MADE_BY, "complete": False})
+    for name in (*SPLITS, "annotations", "VOC"):
+        path = root / name
+        if path.is_symlink():
+            path.unlink()
+        elif path.is_dir():
+            shutil.rmtree(path)
+
+
+def _write_marker(root: Path, state: dict[str, Any]) -> None:
+    """Replace the marker in one step: an interruption leaves the old one or the new one."""
+    draft = root / f".{MARKER}.draft"
+    draft.write_text(json.dumps(state, indent=1) + "\n")
+    os.replace(draft, root / MARKER)
+
+
+def _write_split(root: Path, split: str, parameters: dict[str, int], progress: bool) -> None:
+    voc = root / "VOC"
+    pictures = root / "annotations" / f"panoptic_{split}"
+    for folder in (root / split, pictures):
+        folder.mkdir(parents=True)
+    for name in ("Annotations", "JPEGImages", "SegmentationClass"):
+        (voc / name).mkdir(parents=True, exist_ok=True)
+    images: list[dict[str, Any]] = []
+    instances: list[dict[str, Any]] = []
+    keypoints: list[dict[str, Any]] = []
+    panoptic: list[dict[str, Any]] = []
+    size = parameters["height"], parameters["width"]
+    palette = forms.voc_palette()
+    for index in track(range(parameters[split]), f"Drawing {split} scenes", disable=not progress):
+        scene = scene_of(parameters["seed"], split, index, size)
+        image_id = _ID_OFFSET[split] + index + 1
+        stem = f"{split}_{index + 1:06d}"
+        jpeg = root / split / f"{stem}.jpg"
+        _write_image(jpeg, scene.image)
+        _link(jpeg, voc / "JPEGImages" / jpeg.name)
+        images.append({"id": image_id, "file_name": jpeg.name, "height": size[0], "width": size[1]})
+        found = forms.instance_annotations(scene, image_id)
+        instances += found
+        keypoints += forms.keypoint_annotations(scene, found)
+        segments, picture = forms.panoptic_annotation(scene, image_id, f"{stem}.png")
+        panoptic.append(segments)
+        _write_image(pictures / f"{stem}.png", picture)
+        (voc / "Annotations" / f"{stem}.xml").write_bytes(forms.voc_xml(scene, jpeg.name))
+        mask = Image.fromarray(forms.class_mask(scene))
+        mask.putpalette(palette)
+        mask.save(voc / "SegmentationClass" / f"{stem}.png")
+    stems = "".join(f"{Path(image['file_name']).stem}\n" for image in images)
+    _write_indices(root, split, stems, images, (instances, keypoints, panoptic))
+
+
+def _write_indices(
+    root: Path,
+    split: str,
+    stems: str,
+    images: list[dict[str, Any]],
+    annotations: tuple[list[dict[str, Any]], ...],
+) -> None:
+    categories = (
+        forms.instance_categories(),
+        forms.keypoint_categories(),
+        forms.panoptic_categories(),
+    )
+    info = {"description": f"drawn scenes, {split}", "version": str(VERSION)}
+    for form, kinds, items in zip(
+        ("instances", "keypoints", "panoptic"), categories, annotations, strict=True
+    ):
+        content = {"info": info, "images": images, "annotations": items, "categories": kinds}
+        path = root / "annotations" / f"{form}_{split}.json"
+        path.write_text(json.dumps(content, separators=(",", ":")))
+    for task in ("Main", "Segmentation"):
+        folder = root / "VOC" / "ImageSets" / task
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{split}.txt").write_text(stems)
+
+
+def _write_image(path: Path, image: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 RGB, as JPEG or PNG by the name's ending."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
+    done, data = cv2.imencode(path.suffix, image[..., ::-1], options)
+    if not done:
+        raise OSError(f"{path}: OpenCV could not encode the image")
+    path.write_bytes(data.tobytes())
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system knows no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+if __name__ == "__main__":
+    main()

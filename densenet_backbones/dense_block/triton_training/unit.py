@@ -1,0 +1,92 @@
+"""Norm, ReLU and convolution of training in the Triton kernels, forth and back.
+
+No normed copy is made of what is read: each kernel norms and activates it on the way in. None of
+this was ever run on a GPU.
+
+It wins nothing where maps are so small that a kernel is started in more time than it runs.
+
+Shapes: N images, C channels in, O channels out, H and W pixels. Maps are channels last, and ``x``
+may be the first channels of a wider buffer. Norms are scale and shift, (C,) each.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from densenet_backbones.dense_block.triton.launch import conv3x3, pointwise
+from densenet_backbones.dense_block.triton.layout import convolution_precision
+from densenet_backbones.dense_block.triton_training.gradients import input_gradient, weight_gradient
+
+__all__ = ["is_known", "run_unit", "run_unit_back"]
+
+
+def is_known(conv: nn.Conv2d) -> bool:
+    """Whether the kernels have this geometry: 1x1, or 3x3 with a border as wide as its dilation."""
+    if conv.stride != (1, 1) or conv.groups != 1:
+        return False
+    if conv.kernel_size == (1, 1):
+        return conv.padding == (0, 0)
+    (down, right), padding = conv.dilation, conv.padding
+    return conv.kernel_size == (3, 3) and down == right and padding == conv.dilation
+
+
+def run_unit(
+    x: Tensor,
+    norm: tuple[Tensor, Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    dilation: int = 1,
+) -> Tensor:
+    """``conv(relu(scale * x + shift))`` with a zero border.
+
+    Args:
+        x: (N, C, H, W).
+        norm: Scale and shift.
+        weight: (O, C, 1, 1) or (O, C, 3, 3); the inputs of the product are rounded to its type.
+        bias: (O,), if there is one.
+        dilation: Distance of the taps.
+
+    Returns:
+        (N, O, H, W), dense, of the weight's type.
+    """
+    images, _, height, width = x.shape
+    out = x.new_empty((images, height, width, len(weight)), dtype=weight.dtype)
+    out = out.permute(0, 3, 1, 2)
+    precision = convolution_precision()
+    if weight.shape[2] == 1:
+        pointwise(x, *norm, weight[:, :, 0, 0].t(), bias, out, precision=precision)
+    else:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        conv3x3(x, weight, bias, out, norm=norm, dilation=dilation, precision=precision)
+    return out
+
+
+def run_unit_back(
+    gradient: Tensor,
+    x: Tensor,
+    norm: tuple[Tensor, Tensor],
+    weight: Tensor,
+    dilation: int = 1,
+    needed: bool = True,
+    into: Tensor | None = None,
+) -> tuple[tuple[Tensor | None, Tensor, Tensor], Tensor | None]:
+    """Gradients of what `run_unit` computed.
+
+    Args:
+        gradient: Of what it returned, (N, O, H, W), of the weight's type.
+        x: What it was given.
+        norm: Likewise.
+        weight: Likewise.
+        dilation: Likewise.
+        needed: Whether the gradient of the weight is asked for.
+        into: A map, (N, C, H, W), to which the gradient of the norm's output is added, multiplied
+            by the scale.
+
+    Returns:
+        What `elementwise.masked_sums` does, and the gradient of the weight in float32, or None.
+    """
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    found = input_gradient(gradient, weight, x, norm, dilation=dilation, into=into)
+    if not needed:
+        return found, None
+    return found, weight_gradient(gradient, x, norm, weight.shape[2], dilation=dilation)

@@ -1,0 +1,168 @@
+"""Export a trained model to ONNX: ``python tools/export.py CHECKPOINT --out model.onnx``.
+
+The graph holds all that lies between an image and its results. A detector's takes one image
+(1, C, H, W), RGB floats 0..1, and resizes it as the detector does; post-processing is inside, so
+that boxes come out in the frame of the image that went in. A segmenter's takes (N, 3, H, W). H and
+W are dynamic unless they are fixed. Class names and a description of inputs and outputs are in the
+file's metadata.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from densenet_backbones.checkpoints import CheckpointError
+from densenet_backbones.data.samples import DataError
+from densenet_backbones.export.onnx_file import (
+    ExportError,
+    OnnxSession,
+    check_installed,
+    write_onnx,
+)
+from densenet_backbones.export.plan import LARGEST, SMALLEST, Agreement, Plan, plan
+from densenet_backbones.inference.detector import load
+from densenet_backbones.inference.image_tensors import image_tensor
+from densenet_backbones.reporting.console import fail, quiet_libraries, say
+
+# Sizes (H, W) of the images that a file of any size is checked with.
+_CHECKED = ((256, 320), (353, 217))
+_OLDEST_OPSET = 18  # of torch.onnx's translations
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Write a trained detector (DSOD, SSD, RetinaNet, FCOS) or segmenter as an ONNX "
+        "file, and compare what onnxruntime computes from it with the model itself. A detector's "
+        "graph takes one image (1, 3, H, W), RGB floats 0..1, of any size; it normalises and "
+        "resizes it and returns boxes (in pixels of that image), scores and labels of a fixed "
+        "number of detections, best first, filled up with zeros, and their number. A segmenter's "
+        "takes images (N, 3, H, W) and returns labels and their probabilities, or logits. The "
+        "file's metadata name the classes."
+    )
+    parser.add_argument("checkpoint", type=Path, help="*.ckpt of a run or its model.safetensors")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="*.onnx (beside the checkpoint, by its name)"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="fix the size of the images the file takes; left out, it takes any from "
+        f"{SMALLEST} to {LARGEST} pixels on each side",
+    )
+    parser.add_argument(
+        "--opset", type=int, metavar="N", help="version of ONNX's operators (torch's default)"
+    )
+    parser.add_argument(
+        "--output", choices=("labels", "logits"), help="what a segmenter returns (labels)"
+    )
+    parser.add_argument(
+        "--check-image",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="pictures to compare file and model on, in place of two random ones",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``tools/export.py`` and ``densenet-export``.
+
+    Raises:
+        SystemExit: 1 with one line on standard error for wrong input, or where the export fails.
+    """
+    quiet_libraries()
+    options = parse(argv)
+    try:
+        export(options)
+    except (CheckpointError, DataError, ExportError, ValueError, OSError) as error:
+        fail(" ".join(str(error).split()), 1)
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write the file that the command line asks for, if it computes what the model computes."""
+    check_installed()
+    _check(options)
+    model = load(options.checkpoint)
+    planned = plan(model, options.output)
+    out = options.out or options.checkpoint.with_suffix(".onnx")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_suffix(".part")
+    try:
+        opset = _written(planned, part, options.image_size, options.opset)
+        say(f"{out}: {part.stat().st_size / 1e6:.1f} MB, operators of version {opset}")
+        for name, agreement in _compared(planned, part, options):
+            say(f"{name}: {agreement}")
+            if not agreement.holds:
+                raise ExportError(f"on {name}, onnxruntime computes something else: {agreement}")
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    say(f"written to {out}; input {planned.input_name}, outputs {', '.join(planned.outputs)}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.out is not None and options.out.suffix != ".onnx":
+        raise ValueError(f"--out must end in .onnx, got {options.out}")
+    if options.image_size and not all(SMALLEST <= side <= LARGEST for side in options.image_size):
+        raise ValueError(
+            f"--image-size must be H W in {SMALLEST}..{LARGEST}, got "
+            f"{' '.join(map(str, options.image_size))}"
+        )
+    if options.opset is not None and options.opset < _OLDEST_OPSET:
+        raise ValueError(f"--opset must be {_OLDEST_OPSET} or more, got {options.opset}")
+
+
+def _written(planned: Plan, path: Path, image_size: Sequence[int] | None, opset: int | None) -> int:
+    """Writes the file and returns its operators' version."""
+    sides = (1 if not planned.batch else "N", planned.channels, *(image_size or ("H", "W")))
+    facts = {
+        "input": f"{planned.input_name} ({', '.join(map(str, sides))}) float32, RGB, values 0..1, "
+        "not normalised",
+        "outputs": dict(planned.outputs),
+        **planned.facts,
+    }
+    try:
+        found = write_onnx(planned.stages(image_size), path, facts, opset=opset)
+    except ExportError as error:
+        help = "" if image_size else "; fixing the sizes with --image-size H W may help"
+        raise ExportError(f"torch could not export the model: {str(error)[:600]}{help}") from error
+    if opset is not None and found != opset:
+        raise ExportError(
+            f"onnxscript has no way to operators of version {opset} for this model, it wrote "
+            f"{found}: leave --opset out, or give {found}"
+        )
+    return found
+
+
+def _compared(
+    planned: Plan, path: Path, options: argparse.Namespace
+) -> Iterator[tuple[str, Agreement]]:
+    """What each image is called, and how far file and model agree on it."""
+    session = OnnxSession(path)
+    for name, image in _images(planned, options.check_image, options.image_size):
+        yield name, planned.compare(session(image), planned.expected(image))
+
+
+def _images(
+    planned: Plan, files: Sequence[Path], image_size: Sequence[int] | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Images (1, C, H, W) to compare on."""
+    if files and planned.channels != 3:
+        raise ValueError(f"--check-image reads RGB, the model takes {planned.channels} channels")
+    for file in files:
+        image = image_tensor(file, torch.device("cpu"))[None]
+        if image_size:
+            image = torch.nn.functional.interpolate(image, tuple(image_size), mode="bilinear")
+        yield str(file), image
+    generator = torch.Generator().manual_seed(0)
+    for height, width in [] if files else [tuple(image_size)] * 2 if image_size else _CHECKED:
+        image = torch.rand(1, planned.channels, height, width, generator=generator)
+        yield f"a random image of {height} x {width}", image

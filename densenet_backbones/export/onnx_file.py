@@ -1,0 +1,239 @@
+"""ONNX files: written from modules, and computed by onnxruntime.
+
+onnx, onnxscript and onnxruntime are imported where they are used: they belong to the extra
+``export``.
+"""
+
+import importlib.util
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from densenet_backbones.export.detector_form import resize_to_limits
+from densenet_backbones.export.segmenter_form import crop_to
+
+__all__ = ["NEEDED", "ExportError", "OnnxSession", "Side", "Stage", "check_installed", "write_onnx"]
+
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+class ExportError(RuntimeError):
+    """A model could not be written as ONNX; the message says why and what helps."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A dimension that may vary: ``factor * least`` to ``factor * most`` in steps of ``factor``."""
+
+    name: str
+    least: int
+    most: int
+    factor: int = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A computation to write.
+
+    Attributes:
+        compute: From the inputs to the outputs.
+        inputs: An example of each by its name; sizes that do not vary are fixed to its own.
+        outputs: Names.
+        varying: The dimensions that vary, of the first input.
+        weights: Holds the parameters that it reads; None where it reads none.
+    """
+
+    compute: Callable[..., Any]
+    inputs: Mapping[str, Tensor]
+    outputs: Sequence[str]
+    varying: Mapping[int, Side] = field(default_factory=dict)
+    weights: nn.Module | None = None
+
+
+def check_installed() -> None:
+    """Raises an `ExportError` unless all that an export needs is installed."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"the export needs {', '.join(missing)}: pip install 'densenet-backbones[export]'"
+        )
+
+
+def write_onnx(
+    stages: Sequence[Stage],
+    path: Path,
+    facts: Mapping[str, Any],
+    *,
+    opset: int | None = None,
+    optimize: bool = True,
+) -> int:
+    """Write a computation as an ONNX file by `torch.export`.
+
+    Args:
+        stages: One, or more whose outputs are the inputs of the next, by name.
+        path: The file, replaced where there is one.
+        facts: What the file says of itself: strings, and other JSON types, which are written as
+            JSON; `OnnxSession.facts` reads it.
+        opset: Version of ONNX's operators; None for torch's default.
+        optimize: Fold constants and fuse nodes in the file, which onnxruntime does anyhow.
+
+    Returns:
+        The version of the operators.
+
+    Raises:
+        ExportError: torch could not follow a stage or translate it.
+    """
+    check_installed()
+    import onnx
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # onnxscript warns of what torch deprecates within
+        try:
+            written = [_written(stage, opset, optimize) for stage in stages]
+        except Exception as error:  # torch raises many kinds, of private classes
+            raise ExportError(_reason(error)) from error
+    model, *others = written
+    for number, (other, stage) in enumerate(zip(others, stages[1:], strict=True)):
+        joints = [(name, name) for name in stage.inputs]
+        own = onnx.compose.add_prefix(
+            model, f"{number}/", rename_inputs=False, rename_outputs=False
+        )
+        model = onnx.compose.merge_models(own, other, io_map=joints)
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    onnx.helper.set_model_props(model, texts)
+    onnx.save(model, path)
+    return next(int(used.version) for used in model.opset_import if not used.domain)
+
+
+class _Computation(nn.Module):
+    """A stage as a module."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.compute = stage.compute
+        self.weights = stage.weights
+        self.eval()
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.compute(*inputs)
+
+
+def _written(stage: Stage, opset: int | None, optimize: bool) -> Any:
+    """ONNX's ModelProto of a stage."""
+    shapes: list[Any] = [None] * len(stage.inputs)
+    shapes[0] = {axis: _dimension(side) for axis, side in stage.varying.items()}
+    exported = torch.export.export(
+        _Computation(stage),
+        tuple(stage.inputs.values()),
+        dynamic_shapes=(tuple(shapes),),
+        # Such as that a map brought to twice its size is no smaller than the one it is cropped to.
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+    program: Any = torch.onnx.export(
+        exported,
+        dynamo=True,
+        verbose=False,
+        input_names=list(stage.inputs),
+        output_names=list(stage.outputs),
+        opset_version=opset,
+        optimize=optimize,
+        custom_translation_table={
+            resize_to_limits._opoverload: _resize_translation(),
+            crop_to._opoverload: _crop_translation(),
+        },
+    )
+    return program.model_proto
+
+
+def _dimension(side: Side) -> Any:
+    dimension = torch.export.Dim(side.name, min=side.least, max=side.most)
+    return dimension if side.factor == 1 else side.factor * dimension
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause, in one line: torch wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _resize_translation() -> Any:
+    """ONNX for `resize_to_limits`, sizes in float64 as torchvision computes them."""
+    from onnxscript import FLOAT, opset18
+
+    op: Any = opset18
+
+    def resize(image: FLOAT, min_size: int, max_size: int) -> FLOAT:
+        double, whole = 11, 7  # TensorProto's DOUBLE and INT64
+        size = op.Cast(op.Shape(image, start=2), to=double)
+        limits = op.Constant(value_floats=[float(min_size), float(max_size)])
+        limits = op.Cast(limits, to=double)
+        shorter, longer = op.ReduceMin(size), op.ReduceMax(size)
+        sides = op.Concat(shorter, longer, axis=0)
+        scale = op.ReduceMin(op.Div(limits, sides))
+        size = op.Cast(op.Mul(size, scale), to=whole)
+        size = op.Concat(op.Shape(image, start=0, end=2), size, axis=0)
+        return op.Resize(
+            image, None, None, size, mode="linear", coordinate_transformation_mode="half_pixel"
+        )
+
+    return resize
+
+
+def _crop_translation() -> Any:
+    """ONNX for `crop_to`."""
+    from onnxscript import FLOAT, INT64, opset18
+
+    op: Any = opset18
+
+    def crop(x: FLOAT, size: INT64) -> FLOAT:
+        return op.Slice(
+            x,
+            op.Constant(value_ints=[0, 0]),
+            size,
+            op.Constant(value_ints=[-2, -1]),
+        )
+
+    return crop
+
+
+class OnnxSession:
+    """An ONNX file in onnxruntime, on the CPU."""
+
+    def __init__(self, path: str | Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors: its warnings are about what it could not fold
+        self.session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        (self.input,) = self.session.get_inputs()
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What `write_onnx` noted in the file."""
+        return dict(self.session.get_modelmeta().custom_metadata_map)
+
+    def __call__(self, image: Tensor) -> dict[str, np.ndarray]:
+        """The outputs by name.
+
+        Raises:
+            ExportError: The file cannot be computed on the image.
+        """
+        names = [output.name for output in self.session.get_outputs()]
+        try:
+            found = self.session.run(names, {self.input.name: image.numpy()})
+        except Exception as error:  # onnxruntime's own kinds have no common base
+            raise ExportError(
+                f"onnxruntime cannot compute the file on an image of {image.shape[-2]} x "
+                f"{image.shape[-1]}: {_reason(error)}"
+            ) from error
+        return dict(zip(names, found, strict=True))

@@ -1,0 +1,74 @@
+"""Segmenters as one graph: from images of any size to results of the same size.
+
+Legend: N images, K channels of logits, H and W pixels, H' and W' after padding.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from densenet_backbones.heads.segmentation.segmenter import Segmenter
+
+__all__ = ["SegmenterForm", "crop_to"]
+
+
+@torch.library.custom_op("densenet_backbones::crop_to", mutates_args=())
+def crop_to(x: Tensor, size: Tensor) -> Tensor:
+    """(..., H', W') to its first (..., H, W).
+
+    An operator, because sizes that are values have no name in what `torch.export` can follow; an
+    exporter gives this operator a translation.
+
+    Args:
+        x: What to crop.
+        size: (2,) int64 H and W.
+    """
+    height, width = size.tolist()
+    return x[..., :height, :width].clone()
+
+
+@crop_to.register_fake
+def _(x: Tensor, size: Tensor) -> Tensor:
+    context = torch.library.get_ctx()
+    return x.new_empty(*x.shape[:-2], context.new_dynamic_size(), context.new_dynamic_size())
+
+
+class SegmenterForm(nn.Module):
+    """A segmenter from images to what is made of its logits.
+
+    ``form(images)`` is ``form.segment(*form.prepare(images))``. The sizes of all maps would be
+    functions of H and W that `torch.export` cannot solve, so that an exporter takes the two one by
+    one, the second with sizes that are multiples of ``stride``.
+
+    Args:
+        model: It is used, not copied, and set to evaluation mode.
+        finish: From logits (N, K, H, W) to the results, (N, ..., H, W) each, pixel by pixel.
+
+    Attributes:
+        stride: What H' and W' are multiples of.
+        smallest: Which neither is below.
+    """
+
+    def __init__(self, model: Segmenter, finish: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.model = model
+        self.finish = finish
+        self.stride = model.stride
+        self.smallest = model.smallest
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(N, 3, H, W), RGB floats 0..1, to the results."""
+        logits = self.model(images)
+        return self.finish(logits)
+
+    def prepare(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W) to (N, 3, H', W') that the network sees, and (2,) int64 H and W."""
+        height, width = images.shape[-2:]
+        sides = [torch.scalar_tensor(side, dtype=torch.int64) for side in (height, width)]
+        return self.model.padded(self.model.normalization(images)), torch.stack(sides)
+
+    def segment(self, x: Tensor, size: Tensor) -> tuple[Tensor, ...]:
+        """The results, from what `prepare` returns."""
+        return tuple(crop_to(part, size) for part in self.finish(self.model.net(x)))

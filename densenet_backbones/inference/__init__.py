@@ -1,0 +1,1 @@
+"""Trained models at work: model files, detectors, segmenters, tiling and prediction."""

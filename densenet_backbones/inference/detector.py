@@ -1,0 +1,245 @@
+"""A trained detector as one file, and `load(checkpoint).predict(image)` for every kind of model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from densenet_backbones.data.run_lengths import RunLengths, decode_mask
+from densenet_backbones.data.samples import Categories
+from densenet_backbones.heads import Preprocessing
+from densenet_backbones.inference.image_tensors import image_tensor, to_float
+from densenet_backbones.inference.merged_detection import MergedDetection, detect, rows_of
+from densenet_backbones.inference.model_file import (
+    ModelSpec,
+    build_registered,
+    fitting_weights,
+    read_model_file,
+    read_weights,
+    save_model,
+)
+from densenet_backbones.inference.segmenter import SegmentationModel, SegmenterSpec
+
+__all__ = [
+    "KEY",
+    "Detections",
+    "Detector",
+    "DetectorSpec",
+    "build_detector",
+    "fitting_weights",
+    "load",
+    "read_detector",
+    "read_weights",
+    "save_detector",
+    "to_float",
+]
+
+KEY = "densenet_backbones.detector"
+"""Under this key a detector's file keeps the dictionary of `DetectorSpec.to_dict`."""
+
+
+@dataclass(frozen=True)
+class DetectorSpec(ModelSpec):
+    """All that turns weights back into a detector.
+
+    Attributes:
+        name: A detector of torchvision's registry, ours (`dsod300`, …) or its own.
+        args: JSON-able keyword arguments of its builder, without `num_classes`.
+        categories: The classes it knows.
+        preprocessing: `Preprocessing.to_dict()`, or None where the builder's own holds.
+    """
+
+    key = KEY
+    kind = "detector"
+
+    name: str
+    args: dict[str, Any]
+    categories: Categories
+    preprocessing: dict[str, Any] | None = None
+
+    def classes_to_dict(self) -> dict[str, Any]:
+        """The categories."""
+        return {"categories": self.categories.to_dict()}
+
+    @classmethod
+    def from_entries(cls, state: dict[str, Any]) -> "DetectorSpec":
+        """`from_dict` without its checks."""
+        return cls(
+            state["name"],
+            dict(state["args"]),
+            Categories.from_dict(state["categories"]),
+            state["preprocessing"],
+        )
+
+    def build(self, **overrides: Any) -> nn.Module:
+        """The model with fresh weights; `overrides` replace single arguments of the builder."""
+        model = build_detector(self.name, self.categories.num_classes, {**self.args, **overrides})
+        if self.preprocessing is not None and hasattr(model, "use_preprocessing"):
+            model.use_preprocessing(self.preprocessing)  # type: ignore[operator]
+        elif self.preprocessing is not None:
+            model.preprocessing = Preprocessing(**self.preprocessing)
+        return model
+
+    def without_downloads(self) -> dict[str, Any]:
+        """As of every kind; what follows from having weights (`densenet_fpn_backbone`) stays.
+
+        torchvision's own detectors are built as they were: their norms depend on the weights.
+        """
+        found = super().without_downloads()
+        given = [name for name in ("weights", "weights_backbone") if self.args.get(name)]
+        if not given or _is_torchvisions(self.name):
+            return found
+        found |= dict.fromkeys(given)
+        if "weights_backbone" in given:
+            layers = self.args.get("trainable_layers")
+            found["norm"] = self.args.get("norm") or (
+                "bn" if self.name.endswith("_v2") else "frozen"
+            )
+            found["trainable_layers"] = 3 if layers is None else layers
+        return found
+
+
+def _is_torchvisions(name: str) -> bool:
+    builder = torchvision.models.get_model_builder(name)
+    return bool(builder.__module__.startswith("torchvision."))
+
+
+def build_detector(name: str, num_classes: int, args: dict[str, Any]) -> nn.Module:
+    """Build a detector of torchvision's registry, its arguments checked against the signature.
+
+    Args:
+        name: Registered name, e.g. "dsod300".
+        num_classes: Classes including the background.
+        args: Keyword arguments of the builder.
+
+    Raises:
+        ValueError: Unknown name, unknown argument or one of the wrong type; says the nearest.
+    """
+    return build_registered("detector", name, num_classes, args)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, best first.
+
+    Attributes:
+        boxes: (D, 4) float32 xyxy, absolute pixels of the image as shown.
+        labels: (D,) int64 in ``1 .. K - 1``.
+        scores: (D,) float32 in [0, 1].
+        names: The class name of each.
+        masks: The D masks as COCO's run-length codes, or None: a detector of boxes.
+        keypoints: (D, Kp, 3) float32 of x, y and 1, in pixels of the image as shown, or None.
+        keypoint_scores: (D, Kp) float32, the higher the surer; no probabilities. Or None.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    names: list[str]
+    masks: list[RunLengths] | None = None
+    keypoints: Tensor | None = None
+    keypoint_scores: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def pixels(self, index: int) -> np.ndarray:
+        """The mask of one detection, (H, W) bool.
+
+        Raises:
+            ValueError: The detector gives no masks.
+        """
+        if self.masks is None:
+            raise ValueError("this detector gives boxes without masks; use a Mask R-CNN")
+        return decode_mask(self.masks[index])
+
+
+class Detector:
+    """A model with its classes, ready to predict; made by `load`.
+
+    Attributes:
+        merged: How images are looked at where not as the detector itself does: test-time
+            augmentation, Soft-NMS. May be set.
+    """
+
+    def __init__(self, spec: DetectorSpec, model: nn.Module, device: torch.device | str) -> None:
+        self.spec = spec
+        self.categories = spec.categories
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval()
+        self.merged: MergedDetection | None = None
+
+    def predict(self, image: str | Path | np.ndarray, score_threshold: float = 0.5) -> Detections:
+        """Detect objects in one image.
+
+        Args:
+            image: A file, or (H, W, 3) uint8 RGB pixels.
+            score_threshold: Detections below it are left out, in [0, 1].
+
+        Raises:
+            DataError: The file is missing or cannot be decoded.
+            ValueError: The array is not (H, W, 3) uint8.
+        """
+        return self.predict_batch([image], score_threshold)[0]
+
+    @torch.inference_mode()
+    def predict_batch(
+        self, images: Sequence[str | Path | np.ndarray], score_threshold: float = 0.5
+    ) -> list[Detections]:
+        """Detect objects in several images at once; see `predict`."""
+        if not 0 <= score_threshold <= 1:
+            raise ValueError(f"score_threshold must lie in [0, 1], got {score_threshold}")
+        pixels = [image_tensor(image, self.device) for image in images]
+        found = detect(self.model, pixels, self.merged)
+        return [self._keep(one, score_threshold) for one in found]
+
+    def _keep(self, found: dict[str, Any], threshold: float) -> Detections:
+        order = found["scores"].argsort(descending=True, stable=True)
+        order = order[found["scores"][order] >= threshold]
+        kept = rows_of(found, order)
+        labels = kept["labels"].cpu()
+        points, sure = (kept.get(name) for name in ("keypoints", "keypoints_scores"))
+        return Detections(
+            boxes=kept["boxes"].float().cpu(),
+            labels=labels,
+            scores=kept["scores"].float().cpu(),
+            names=[self.categories.name_of_label(int(label)) for label in labels],
+            masks=kept.get("masks"),
+            keypoints=None if points is None else points.float().cpu(),
+            keypoint_scores=None if sure is None else sure.float().cpu(),
+        )
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> Detector | SegmentationModel:
+    """Load a detector or a segmenter from a training checkpoint or a slim file.
+
+    Args:
+        path: `*.ckpt` or `*.safetensors` written by the training tools.
+        device: Where to run it.
+
+    Raises:
+        CheckpointError: The file is missing, needs unpickling of code, or holds no such model.
+    """
+    spec, weights = read_model_file(path, (DetectorSpec, SegmenterSpec))
+    model = spec.restore(weights, path)
+    if isinstance(spec, SegmenterSpec):
+        return SegmentationModel(spec, model, device)
+    assert isinstance(spec, DetectorSpec)
+    return Detector(spec, model, device)
+
+
+def read_detector(path: str | Path) -> tuple[DetectorSpec, dict[str, Tensor]]:
+    """The description and the weights in a detector file; see `load` for the errors."""
+    spec, weights = read_model_file(path, (DetectorSpec,))
+    assert isinstance(spec, DetectorSpec)
+    return spec, weights
+
+
+def save_detector(path: Path, spec: DetectorSpec, model: nn.Module) -> None:
+    """Write the slim file: weights and description, nothing else; replaced in one step."""
+    save_model(path, spec, model)

@@ -1,0 +1,224 @@
+"""A trained model as one file that says all that is needed to predict.
+
+Such a file is a training checkpoint (`*.ckpt`) or the slim form without optimiser state
+(`*.safetensors`). Both carry the architecture, its arguments, the classes and the pre-processing.
+Neither needs unpickling of code.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import jsonargparse
+import safetensors
+import safetensors.torch
+import torchvision
+from torch import Tensor, nn
+
+import densenet_backbones.torchvision_models  # noqa: F401 - registers our models
+from densenet_backbones.checkpoints import CheckpointError, read_checkpoint, read_state_dict
+from densenet_backbones.messages import nearest, one_sentence
+
+FORMAT = 1
+
+
+class ModelSpec:
+    """All that turns weights back into a model; each kind of model has a frozen dataclass of it.
+
+    Attributes:
+        key: Under this key both kinds of file keep the dictionary of `to_dict`.
+        kind: What such a model is called.
+        name: Its architecture.
+        args: JSON-able keyword arguments of the architecture's builder, without `num_classes`.
+        preprocessing: The model's own, as a dictionary, or None where the builder's holds.
+    """
+
+    key: ClassVar[str]
+    kind: ClassVar[str]
+    name: str
+    args: dict[str, Any]
+    preprocessing: dict[str, Any] | None
+
+    def classes_to_dict(self) -> dict[str, Any]:
+        """The entries of `to_dict` that say what the model knows."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_entries(cls, state: dict[str, Any]) -> Self:
+        """`from_dict` without its checks."""
+        raise NotImplementedError
+
+    def build(self, **overrides: Any) -> nn.Module:
+        """The model with fresh weights; `overrides` replace single arguments of the builder."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "args": self.args,
+            **self.classes_to_dict(),
+            "preprocessing": self.preprocessing,
+        }
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`.
+
+        Raises:
+            CheckpointError: The file was written by a newer release, or an entry is missing.
+        """
+        if state.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{cls.kind} format {state.get('format')!r} is unknown here (this release reads "
+                f"{FORMAT}); install the release of densenet-backbones that wrote the file"
+            )
+        try:
+            return cls.from_entries(state)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the description of the {cls.kind} is damaged: {type(error).__name__}: {error}"
+            ) from error
+
+    def with_preprocessing(self, described: dict[str, Any]) -> Self:
+        """The same with the pre-processing of a model that was built."""
+        return dataclasses.replace(self, preprocessing=described)  # type: ignore[type-var]
+
+    def without_downloads(self) -> dict[str, Any]:
+        """Overrides for `build` where all weights are at hand: none must be fetched again."""
+        return {"pretrained_backbone": False} if "pretrained_backbone" in self.args else {}
+
+    def restore(self, weights: Mapping[str, Tensor], path: str | Path) -> nn.Module:
+        """The model with the weights of a file.
+
+        Raises:
+            CheckpointError: They are not weights of this model.
+        """
+        try:
+            model = self.build(**self.without_downloads())
+            model.load_state_dict(weights)
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(
+                f"{path}: the weights do not fit the {self.kind} the file describes: {reason}"
+            ) from error
+        return model
+
+
+def build_registered(kind: str, name: str, num_classes: int, args: dict[str, Any]) -> nn.Module:
+    """Build a model of torchvision's registry, its arguments checked against the signature.
+
+    Args:
+        kind: What it is called in errors, "detector" or "segmenter".
+        name: Registered name, e.g. "dsod300".
+        num_classes: As the builder counts them.
+        args: Keyword arguments of the builder.
+
+    Raises:
+        ValueError: Unknown name, unknown argument or one of the wrong type, with the nearest right
+            one; or what the builder says of its arguments.
+    """
+    known = torchvision.models.list_models()
+    if name not in known:
+        raise ValueError(f"no {kind} is called {name!r}{nearest(name, known)}")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    builder = torchvision.models.get_model_builder(name)
+    allowed = parser.add_function_arguments(builder, skip={"num_classes"}, fail_untyped=False)
+    for key in args:
+        if key not in allowed:
+            raise ValueError(f"{name} has no argument {key!r}{nearest(key, allowed)}")
+    try:
+        parser.parse_object(args)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{name}: {one_sentence(str(error))}") from error
+    try:
+        return torchvision.models.get_model(name, num_classes=num_classes, **args)
+    except RuntimeError as error:  # timm's word for a backbone that it does not know
+        raise ValueError(f"{name}: {' '.join(str(error).split())[:300]}") from error
+
+
+def read_model_file(
+    path: str | Path, kinds: Sequence[type[ModelSpec]]
+) -> tuple[ModelSpec, dict[str, Tensor]]:
+    """The description and the weights in a model's file.
+
+    Args:
+        path: `*.ckpt` or `*.safetensors` written by the training tools.
+        kinds: The kinds of model it may hold.
+
+    Raises:
+        CheckpointError: The file is missing, needs unpickling of code, or holds no such model.
+    """
+    path = Path(path)
+    content = read_checkpoint(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
+    described = content
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, "pt") as file:
+            described = {key: _parsed(text) for key, text in (file.metadata() or {}).items()}
+    for kind in kinds:
+        if isinstance(state := described.get(kind.key), dict):
+            try:
+                return kind.from_dict(state), read_weights(path)
+            except CheckpointError as error:
+                raise CheckpointError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+    raise CheckpointError(
+        f"{path}: holds weights but no description of a {' or a '.join(k.kind for k in kinds)}; "
+        "give a checkpoint written by the training tools, or start a training from these weights "
+        "with --init-from"
+    )
+
+
+def _parsed(text: str) -> Any:
+    """JSON, or None where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Weights of a file, a training task's prefix taken off.
+
+    Raises:
+        CheckpointError: The file is missing, or needs unpickling of code.
+    """
+    weights = read_state_dict(path)
+    if all(name.startswith("model.") for name in weights):
+        weights = {name.removeprefix("model."): weight for name, weight in weights.items()}
+    return weights
+
+
+def save_model(path: Path, spec: ModelSpec, model: nn.Module) -> None:
+    """Write the slim file: weights and description, nothing else; replaced in one step."""
+    weights = {n: w.detach().cpu().contiguous() for n, w in model.state_dict().items()}
+    part = path.with_suffix(".part")
+    safetensors.torch.save_file(weights, part, {spec.key: json.dumps(spec.to_dict())})
+    part.replace(path)
+
+
+def fitting_weights(
+    model: nn.Module, weights: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Split weights into those a model can take and a line for each that it cannot.
+
+    Returns:
+        The weights whose name and shape fit, and sentences about the others.
+    """
+    own = model.state_dict()
+    kept: dict[str, Tensor] = {}
+    left: list[str] = []
+    for name, value in weights.items():
+        if name not in own:
+            left.append(f"{name}: the model has none")
+        elif own[name].shape != value.shape:
+            left.append(f"{name}: {tuple(value.shape)}, the model's is {tuple(own[name].shape)}")
+        else:
+            kept[name] = value
+    left += [f"{name}: not in the file" for name in own if name not in weights]
+    return kept, left

@@ -1,0 +1,266 @@
+"""Detect objects or segment: ``python tools/predict.py CHECKPOINT IMAGE_OR_FOLDER…``."""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+
+from densenet_backbones.checkpoints import CheckpointError
+from densenet_backbones.data.images import read_image
+from densenet_backbones.data.samples import DataError
+from densenet_backbones.deploy import deploy, is_deployable
+from densenet_backbones.inference.detector import Detections, Detector, load
+from densenet_backbones.inference.merged_detection import add_arguments, from_options
+from densenet_backbones.inference.predict_masks import ENDINGS, predict_mask
+from densenet_backbones.inference.segmenter import SegmentationModel
+from densenet_backbones.reporting.console import fail, quiet_libraries, say
+from densenet_backbones.reporting.instance_pictures import Shown, all_visible, draw_instances
+from densenet_backbones.reporting.pictures import save_picture
+
+_AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Draw what a trained detector or segmenter finds in pictures. A detector's "
+        "objects go to predictions.json, with masks as COCO's run-length codes and keypoints where "
+        "it gives them; a segmenter writes a PNG of class indices for each "
+        "picture, and a summary as JSON."
+    )
+    parser.add_argument("checkpoint", help="*.ckpt of a run or its model.safetensors")
+    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="where pictures and predictions.json go (%(default)s)",
+    )
+    parser.add_argument(
+        "--score",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="detector: leave out detections below this score, 0 to 1 (%(default)s)",
+    )
+    add_arguments(parser)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N")
+    parser.add_argument(
+        "--precision",
+        choices=_AUTOCAST,
+        default="32-true",
+        help="mixed ones are faster where the device computes in them (%(default)s)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="segmenter: cut larger images into overlapping tiles of N pixels (%(default)s)",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=int,
+        metavar="N",
+        help="segmenter: pixels that tiles share (a quarter of a tile)",
+    )
+    parser.add_argument(
+        "--no-deploy",
+        action="store_true",
+        help="run the network as it was trained, not its faster folded form",
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``tools/predict.py`` and ``densenet-predict``.
+
+    Raises:
+        SystemExit: 1 with one line on standard error for wrong input.
+    """
+    quiet_libraries()
+    options = parse(argv)
+    try:
+        predict(options)
+    except (CheckpointError, DataError, ValueError, OSError) as error:
+        fail(str(error), 1)
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Run the prediction that the command line asks for."""
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
+    if not 0 <= options.score <= 1:
+        raise ValueError(f"--score must lie in [0, 1], got {options.score}")
+    files = list(find_images(options.images))
+    stems = free_stems(options.out, files)
+    model = load(options.checkpoint, usable_device(options.device))
+    if is_deployable(model.model) and not options.no_deploy:
+        model.model = deploy(model.model)
+    dtype = _AUTOCAST[options.precision]
+    autocast = torch.autocast(model.device.type, dtype, enabled=dtype is not None)
+    if isinstance(model, SegmentationModel):
+        from_options(options, None)  # refuses what is for detectors
+        with autocast:
+            rows = segment(model, files, stems, options)
+        said = f"{len(files)} images segmented"
+    else:
+        mirrored = model.categories.mirrored_keypoints
+        model.merged = from_options(options, model.model, mirrored)
+        with autocast:
+            rows = detect(model, files, stems, options)
+        said = f"{sum(len(row['detections']) for row in rows)} objects in {len(files)} images"
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "predictions.json").write_text(json.dumps(rows, indent=1) + "\n")
+    say(f"{said}; written to {options.out}/")
+
+
+def detect(
+    detector: Detector,
+    files: Sequence[Path],
+    stems: Mapping[Path, Path],
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Find objects in every file, draw them, and return the entries of the JSON file."""
+    rows = []
+    for first in track(range(0, len(files), options.batch_size), "Detecting", transient=True):
+        batch = files[first : first + options.batch_size]
+        images = [read_image(file) for file in batch]
+        found_in_batch = detector.predict_batch(images, options.score)
+        for file, image, found in zip(batch, images, found_in_batch, strict=True):
+            picture = None if options.no_pictures else Path(f"{stems[file]}.png")
+            rows.append(to_json(file, picture, image.shape[1], image.shape[0], found))
+            if picture:
+                names, skeleton = detector.categories.names, detector.categories.skeleton
+                drawn = draw_instances(image, shown(found), names, skeleton)
+                save_picture(picture, drawn)
+    return rows
+
+
+def segment(
+    model: SegmentationModel,
+    files: Sequence[Path],
+    stems: Mapping[Path, Path],
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Segment every file, write masks and overlays, and return the entries of the JSON file."""
+    return [
+        predict_mask(
+            model,
+            file,
+            stems[file],
+            tile=options.tile,
+            overlap=options.overlap,
+            picture=not options.no_pictures,
+        )
+        for file in track(files, "Segmenting", transient=True)
+    ]
+
+
+def find_images(arguments: Sequence[str]) -> Iterator[Path]:
+    """The image files that are named, and those in the folders that are named.
+
+    Raises:
+        DataError: A path does not exist, or a folder holds no image.
+    """
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_file():
+            yield path
+        elif path.is_dir():
+            found = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise DataError(
+                    f"{path}: no images here (known: {' '.join(sorted(IMAGE_SUFFIXES))})"
+                )
+            yield from found
+        else:
+            raise DataError(f"{path}: there is no such file or folder")
+
+
+def usable_device(name: str) -> torch.device:
+    """A device by name.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch says both
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device {name}: {reason}; 'cpu' is always there") from error
+
+
+def free_stems(out: Path, files: Sequence[Path]) -> dict[Path, Path]:
+    """Where each file's results go: ``OUT/NAME``, with a number where a name is taken.
+
+    Raises:
+        DataError: A result would replace one of the images.
+    """
+    inputs = {file.resolve() for file in files}
+    paths: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for file in files:
+        if file in paths:
+            continue
+        stems = chain([file.stem], (f"{file.stem}_{number}" for number in count(2)))
+        stem = next(s for s in stems if not taken & {f"{s}{end}".lower() for end in ENDINGS})
+        paths[file] = out / stem
+        for ending in ENDINGS:
+            taken.add(f"{stem}{ending}".lower())  # some file systems do not tell cases apart
+            result = out / f"{stem}{ending}"
+            if result.resolve() in inputs:
+                raise DataError(f"{result} would be overwritten; name another folder with --out")
+    return paths
+
+
+def shown(found: Detections) -> Shown:
+    """What to draw of an image's detections."""
+    points = None if found.keypoints is None else all_visible(found.keypoints.numpy())
+    arrays = (found.boxes.numpy(), found.labels.numpy(), found.scores.numpy())
+    return Shown(*arrays, masks=found.masks, keypoints=points)
+
+
+def to_json(
+    file: Path, picture: Path | None, width: int, height: int, found: Detections
+) -> dict[str, Any]:
+    """One image's detections, in pixels of the image as shown.
+
+    Boxes are xyxy, masks COCO's run-length codes, keypoints lists of x, y and score (the higher
+    the surer; no probabilities) in the order of the training data's.
+    """
+    return {
+        "file": str(file),
+        "picture": str(picture) if picture else None,
+        "width": width,
+        "height": height,
+        "detections": [_entry(found, number) for number in range(len(found))],
+    }
+
+
+def _entry(found: Detections, number: int) -> dict[str, Any]:
+    entry = {
+        "name": found.names[number],
+        "score": round(float(found.scores[number]), 4),
+        "box": [round(v, 2) for v in found.boxes[number].tolist()],
+    }
+    if found.masks is not None:
+        entry["mask"] = found.masks[number]
+    if found.keypoints is not None:
+        sure = found.keypoint_scores
+        scores = found.keypoints[number, :, 2] if sure is None else sure[number]
+        places = found.keypoints[number, :, :2].tolist()
+        entry["keypoints"] = [
+            [round(x, 2), round(y, 2), round(score, 4)]
+            for (x, y), score in zip(places, scores.tolist(), strict=True)
+        ]
+    return entry

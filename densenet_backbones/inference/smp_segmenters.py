@@ -1,0 +1,71 @@
+"""Decoders of segmentation_models.pytorch (smp) as segmenters: ``smp:DeepLabV3Plus``."""
+
+import inspect
+from typing import Any
+
+import segmentation_models_pytorch as smp
+from torch import nn
+
+import densenet_backbones.smp_encoders  # noqa: F401 - registers our encoders with smp
+from densenet_backbones.heads.normalization import ImageNormalization
+from densenet_backbones.heads.parameter_groups import prefixed_groups
+from densenet_backbones.heads.segmentation.segmenter import Segmenter
+from densenet_backbones.messages import nearest
+
+_OURS = {"self", "classes", "in_channels", "activation", "aux_params", "kwargs"}
+
+
+class SmpSegmenter(Segmenter):
+    """A model of smp behind the interface of our segmenters; parameters keep smp's names."""
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Timm's layer groups of the encoder, else all of it as one; the decoder is the last."""
+        encoder: nn.Module = self.net.get_submodule("encoder")
+        inner = getattr(encoder, "model", None)
+        if isinstance(inner, nn.Module) and hasattr(inner, "group_matcher"):
+            return prefixed_groups(inner, "net.encoder.model.", coarse)
+        return {"stem": r"^net\.encoder\."}
+
+
+def build_smp(name: str, num_classes: int, args: dict[str, Any]) -> SmpSegmenter:
+    """Build a model of smp.
+
+    Args:
+        name: Of its class, e.g. ``DeepLabV3Plus``.
+        num_classes: Channels of the logits.
+        args: Its keyword arguments; `encoder_name` may be one of smp's, ours
+            (``densenet121_features``) or ``tu-`` and a timm name. `encoder_weights` is None where
+            it is left out: weights are only downloaded when asked for.
+
+    Raises:
+        ValueError: Unknown name or argument, or a value that smp refuses.
+    """
+    known = {cls.__name__: cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    if name not in known:
+        raise ValueError(
+            f"segmentation_models.pytorch has no {name!r}{nearest(name, known)} "
+            f"(known: {', '.join(known)})"
+        )
+    allowed = set(inspect.signature(known[name].__init__).parameters) - _OURS
+    for key in args:
+        if key not in allowed:
+            raise ValueError(f"smp:{name} has no argument {key!r}{nearest(key, allowed)}")
+    given = {"encoder_weights": None, **args}
+    try:
+        net = known[name](classes=num_classes, **given)
+        facts = _normalization(net, given)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"smp:{name}: {reason}") from error
+    return SmpSegmenter(net, stride=net.encoder.output_stride, normalization=facts)
+
+
+def _normalization(net: Any, args: dict[str, Any]) -> ImageNormalization:
+    """What the encoder's weights were made for; ImageNet's where it has none."""
+    if args["encoder_weights"] is None:
+        return ImageNormalization()
+    default = inspect.signature(type(net)).parameters["encoder_name"].default
+    name = args.get("encoder_name", default)
+    found = smp.encoders.get_preprocessing_params(name, args["encoder_weights"])
+    order = found["input_space"].lower()
+    return ImageNormalization(found["mean"], found["std"], order, found["input_range"][-1])

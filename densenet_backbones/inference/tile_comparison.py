@@ -1,0 +1,146 @@
+"""What cutting images into tiles changes in a segmenter's results.
+
+    python -m densenet_backbones.inference.tile_comparison runs/mine/model.safetensors photo.jpg
+
+A tile's outer pixels are seen without what lies beyond the tile. Where the blending leaves out as
+much as the network sees, nothing changes; where it leaves out less, this table tells how much.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from densenet_backbones.inference.detector import load
+from densenet_backbones.inference.predict import find_images
+from densenet_backbones.inference.segmenter import Segmentation, SegmentationModel
+from densenet_backbones.inference.tiling import Tiling
+from densenet_backbones.reporting.console import fail
+
+__all__ = ["TileRow", "compare_tiles", "main", "tile_table"]
+
+DISTANCES = (0, 16, 32, 64, 96)
+
+
+@dataclass(frozen=True)
+class TileRow:
+    """The pixels that lie so far from every edge of a tile inside their image.
+
+    Attributes:
+        distance: In pixels, at least.
+        share: Of all pixels, 0..1.
+        same: Part of these whose labels are those of the whole image, 0..1.
+        largest: Largest difference of the labels' probabilities.
+        typical: What 99 % of the differences do not exceed.
+    """
+
+    distance: int
+    share: float
+    same: float
+    largest: float
+    typical: float
+
+
+def compare_tiles(
+    checkpoint: str, sources: Sequence[str], *, tile: int, overlap: int | None, images: int
+) -> tuple[TileRow, ...]:
+    """Segments images as a whole and by tiles.
+
+    Args:
+        checkpoint: Of a segmenter.
+        sources: Images and folders of images.
+        tile: Side of a tile in pixels.
+        overlap: As of `Tiling`.
+        images: How many of them at most, spread over the list.
+
+    Returns:
+        A row for each of `DISTANCES` at which there are pixels.
+
+    Raises:
+        ValueError: The checkpoint holds a detector, or no image is larger than a tile.
+    """
+    model = load(checkpoint)
+    if not isinstance(model, SegmentationModel):
+        raise ValueError(f"{checkpoint}: holds a detector; tiles are for segmenters")
+    tiling = Tiling(tile, overlap, stride=getattr(model.model, "stride", 1))
+    files = list(find_images(sources))
+    files = files[:: max(-(-len(files) // max(images, 1)), 1)]
+    parts = [part for file in files if (part := _compared(model, file, tiling)) is not None]
+    if not parts:
+        raise ValueError(f"no image is larger than a tile of {tiling.tile} pixels: give --tile")
+    distance, same, difference = (np.concatenate(column) for column in zip(*parts, strict=True))
+    rows = []
+    for least in DISTANCES:
+        far = distance >= least
+        if far.any():
+            off = difference[far]
+            numbers = (far.mean(), same[far].mean(), off.max(), np.quantile(off, 0.99))
+            rows.append(TileRow(least, *map(float, numbers)))
+    return tuple(rows)
+
+
+def _compared(
+    model: SegmentationModel, file: Path, tiling: Tiling
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Of each pixel: its distance to an edge, whether labels agree, difference of scores."""
+    whole = model.predict(file)
+    size = whole.scores.shape[-2:]
+    if max(size) <= tiling.tile:
+        return None
+    tiled: Segmentation = model.predict(file, tile=tiling.tile, overlap=tiling.overlap)
+    distance = np.minimum(*np.ix_(*(_from_edges(tiling, length) for length in size)))
+    distance = np.broadcast_to(distance, whole.scores.shape)
+    same, difference = whole.labels == tiled.labels, np.abs(whole.scores - tiled.scores)
+    return distance.ravel(), same.ravel(), difference.ravel()
+
+
+def _from_edges(tiling: Tiling, length: int) -> np.ndarray:
+    """(length,) pixels to the nearest edge of a tile that is not one of the image."""
+    edges = {edge for span in tiling.spans(length) for edge in span} - {0, length}
+    position = np.arange(length) + 0.5
+    away = [np.abs(position - edge) for edge in edges]
+    return np.min(away, axis=0) if away else np.full(length, np.inf)
+
+
+def tile_table(rows: Sequence[TileRow]) -> str:
+    """One line a row."""
+    lines = ["pixels from edges of tiles  share  labels equal  probability: largest, 99 % below"]
+    for row in rows:
+        lines.append(
+            f"{row.distance:>20} or more  {row.share:5.3f}  {row.same:12.4f}  "
+            f"{row.largest:20.4f}  {row.typical:10.4f}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line.
+
+    Raises:
+        SystemExit: 1 with one line on standard error for wrong input.
+    """
+    name = "python -m densenet_backbones.inference.tile_comparison"
+    parser = argparse.ArgumentParser(prog=name, description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("checkpoint", help="of a segmenter: *.ckpt or model.safetensors")
+    parser.add_argument("images", nargs="+", help="images, and folders of images")
+    parser.add_argument("--tile", type=int, default=512, help="side in pixels (%(default)s)")
+    parser.add_argument("--overlap", type=int, help="pixels (a quarter of the tile)")
+    parser.add_argument("--limit", type=int, default=10, metavar="N", help="images (%(default)s)")
+    given = parser.parse_args(argv)
+    try:
+        rows = compare_tiles(
+            given.checkpoint,
+            given.images,
+            tile=given.tile,
+            overlap=given.overlap,
+            images=given.limit,
+        )
+    except (ValueError, OSError) as error:
+        fail(str(error), 1)
+    print(tile_table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Evaluation metrics: COCO, VOC, segmentation, confusion matrices and boundary scores."""

@@ -1,0 +1,1 @@
+"""Reports people read: console lines, tables, plots and pictures."""

@@ -1,0 +1,62 @@
+"""What a run tells its user: on the terminal, and kept in the run's log file."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+_terminal = Console(highlight=False, soft_wrap=True)
+_log_files: list[Path] = []
+
+
+def log_to(path: Path | None) -> None:
+    """Keep a copy of all that is said from now on in this file (appended), or in none."""
+    _log_files[:] = [path] if path else []
+
+
+def process_number() -> int:
+    """This process among those that train together, from 0."""
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that prints and writes, of the one or many that run."""
+    return process_number() == 0
+
+
+@rank_zero_only
+def say(*what: Any, style: str | None = None) -> None:
+    """Print text or rich tables, once however many processes run."""
+    _terminal.print(*what, style=style)
+    for path in _log_files:
+        with path.open("a") as file:
+            Console(file=file, width=120, highlight=False, soft_wrap=True).print(*what)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print one error and leave; every process does, since each has its own images."""
+    rank = "" if is_first_process() else f"process {process_number()}: "
+    print(f"error: {rank}{message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def quiet_libraries() -> None:
+    """Silence what concerns nobody: adverts and deprecations inside the libraries."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*litlogger.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
+    warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")  # rows are kept
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    adverts = ["litlogger", "litmodels", "Loading `train_dataloader`"]
+    adverts += ["TPU available", "HPU available"]
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not any(text in record.getMessage() for text in adverts)
+    )
+    torch.set_float32_matmul_precision("high")  # tensor cores on GPUs that have them

@@ -1,0 +1,270 @@
+"""Pictures of what goes into a detector and what comes out of it.
+
+Images are uint8 arrays (H, W, 3), RGB; boxes are xyxy in pixels of their image. Curves and
+matrices are drawn in `plots`, masks and keypoints in `instance_pictures`.
+"""
+
+import functools
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from densenet_backbones.reporting.plots import class_colour
+from densenet_backbones.reporting.writing import save_bytes
+
+_PAPER, _INK, _SHADE = (255, 255, 255), (32, 36, 44), (0, 0, 0, 110)
+_GAP = 8  # pixels between the images of a sheet
+_TITLE_FONT = 14
+LARGEST_CELL, SMALLEST_CELL = 480, 320
+"""Pixels of the longer side of an image in a sheet."""
+
+Rectangle = tuple[float, float, float, float]
+
+
+def draw_detections(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    scores: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw boxes with their class, and score if there is one, on a copy of an image.
+
+    Line and letters grow with the image, so that it can be read at 160 and at 2000 pixels. Labels
+    stay inside the image and avoid each other; in a crowd, where a label would be half hidden under
+    those of higher scores, the box is drawn without it (its colour still tells the class).
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (n, 4) xyxy in pixels; parts outside the image are not drawn.
+        labels: (n,) in ``1 .. len(names)``.
+        names: Class names in label order.
+        scores: (n,) in [0, 1], or None for ground truth.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+
+    Raises:
+        ValueError: If the image is of another type, or a label has no name.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(
+            f"the image must be uint8 of shape (H, W, 3), got {image.dtype} {image.shape}"
+        )
+    boxes = np.asarray(boxes, float).reshape(-1, 4)
+    labels = np.asarray(labels, int).reshape(-1)
+    if len(labels) and not 1 <= labels.min() <= labels.max() <= len(names):
+        raise ValueError(
+            f"labels must lie in [1, {len(names)}], the names given, got {labels.min()} to "
+            f"{labels.max()}"
+        )
+    side = math.sqrt(image.shape[0] * image.shape[1])
+    font = _font(max(9, round(0.018 * side + 5)))
+    falling = np.arange(len(boxes))
+    if scores is not None:
+        falling = np.argsort(-np.asarray(scores, float), kind="stable")
+    tags: dict[int, _Tag] = {}
+    for i in falling.tolist():
+        score = "" if scores is None else f" {float(scores[i]):.2f}"
+        tag = _place_tag(
+            names[labels[i] - 1], score, boxes[i], font, image.shape[:2], list(tags.values())
+        )
+        if tag is not None:
+            tags[i] = tag
+    picture = Image.fromarray(image)
+    overlay = ImageDraw.Draw(picture, "RGBA")
+    thickness = max(1, round(side / 240))
+    for i in falling[::-1].tolist():
+        _draw_box(overlay, boxes[i], class_colour(int(labels[i])), thickness)
+    for i, tag in reversed(tags.items()):
+        _draw_tag(overlay, tag, class_colour(int(labels[i])), font)
+    return np.array(picture)
+
+
+def montage(
+    images: Sequence[np.ndarray],
+    columns: int | None = None,
+    titles: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Images of any sizes on one sheet, row by row.
+
+    Each image is scaled, with its proportions kept, to fit into the largest width and height among
+    them, at most 480 pixels each.
+
+    Args:
+        images: (H, W, 3) uint8 each.
+        columns: Images in a row; None makes the sheet about as wide as it is high.
+        titles: One line above each image, shortened to fit; None for no titles.
+
+    Returns:
+        (H, W, 3) uint8; a small blank sheet when there are no images.
+
+    Raises:
+        ValueError: If `columns` is below 1 or the numbers of titles and images differ.
+    """
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
+    if titles is not None and len(titles) != len(images):
+        raise ValueError(f"{len(images)} images but {len(titles)} titles; give one an image")
+    if not images:
+        return np.full((2 * _GAP, 2 * _GAP, 3), _PAPER, np.uint8)
+    width = min(LARGEST_CELL, max(image.shape[1] for image in images))
+    height = min(LARGEST_CELL, max(image.shape[0] for image in images))
+    fitted = [scaled(i, min(height / i.shape[0], width / i.shape[1])) for i in images]
+    columns = min(len(images), columns or max(1, round(math.sqrt(len(images) * height / width))))
+    return np.concatenate(
+        [
+            np.full((_GAP, columns * (width + _GAP) + _GAP, 3), _PAPER, np.uint8),
+            *(
+                _row(fitted[i : i + columns], titles and titles[i : i + columns], columns, width)
+                for i in range(0, len(images), columns)
+            ),
+        ]
+    )
+
+
+def _row(
+    images: Sequence[np.ndarray], titles: Sequence[str] | None, columns: int, width: int
+) -> np.ndarray:
+    """One row of a sheet with room for `columns` images of `width`, and the gap below it."""
+    head = _TITLE_FONT + 8 if titles else 0
+    height = max(image.shape[0] for image in images)
+    row = np.full((head + height + _GAP, columns * (width + _GAP) + _GAP, 3), _PAPER, np.uint8)
+    for i, image in enumerate(images):
+        x = _GAP + i * (width + _GAP)
+        if titles:
+            row[:head, x : x + width] = _title(titles[i], width, head)
+        # Right under its title if it has one.
+        top = head if titles else (height - image.shape[0]) // 2
+        left = x + (width - image.shape[1]) // 2
+        row[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return row
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """(3, H, W) uint8 as the data gives it to (H, W, 3) as pictures want it."""
+    return image.permute(1, 2, 0).cpu().numpy()
+
+
+def save_picture(path: str | Path, image: np.ndarray) -> None:
+    """Write an image as a PNG file in one step; makes its folder.
+
+    Args:
+        path: The file.
+        image: (H, W, 3) or (H, W) uint8.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    save_bytes(path, buffer.getvalue())
+
+
+@dataclass(frozen=True)
+class _Tag:
+    """A label's text and the rectangle it fills."""
+
+    text: str
+    place: Rectangle
+
+
+@functools.lru_cache(maxsize=32)
+def _font(size: int) -> Any:
+    # DejaVu comes with matplotlib and knows Latin, Greek, Cyrillic, Arabic and more.
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
+    return ImageFont.truetype(str(file), size)
+
+
+def _place_tag(
+    name: str,
+    score: str,
+    box: np.ndarray,
+    font: Any,
+    size: tuple[int, int],
+    taken: Sequence[_Tag],
+) -> "_Tag | None":
+    """Find room for a label at its box, inside an image of `size` (H, W); None if there is none."""
+    height, width = size
+    pad = max(1, font.size // 5)
+    text = _shortened(name, score, font, width - 2 * pad)
+    w = font.getlength(text) + 2 * pad
+    h = sum(font.getmetrics()) + max(0, pad - 1)
+    x1, y1, x2, y2 = (float(v) for v in box)
+    # Above, inside at the top, below, inside at the bottom; at the left edge, then at the right.
+    corners = [(x, y) for x in (x1, x2 - w) for y in (y1 - h, y1, y2, y2 - h)]
+    places = []
+    for x, y in corners:
+        left = min(max(x, 0.0), max(0.0, width - w))
+        top = min(max(y, 0.0), max(0.0, height - h))
+        place = (left, top, left + w, top + h)
+        covered = sum(_overlap(place, tag.place) for tag in taken)
+        moved = abs(x - left) + abs(y - top)  # by the edge of the image, away from the box
+        places.append((covered, moved, place))
+    covered, _, best = min(places, key=lambda place: place[:2])
+    return _Tag(text, best) if covered < 0.5 * w * h else None
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _shortened(name: str, score: str, font: Any, room: float) -> str:
+    """Name and score in at most `room` pixels; the name gives way first."""
+    name = " ".join(name.split())  # a line break would spoil the measure
+    text = name + score
+    while name and font.getlength(text) > room:
+        name = name[:-1]
+        text = f"{name.rstrip()}…{score}" if name else score.strip()
+    return text
+
+
+def _draw_box(
+    overlay: ImageDraw.ImageDraw, box: np.ndarray, colour: tuple[int, int, int], thickness: int
+) -> None:
+    x1, y1, x2, y2 = (float(v) for v in np.round(box))
+    # The last pixel is x2 - 1; a box thinner than its line still shows.
+    x2, y2 = max(x1, x2 - 1), max(y1, y2 - 1)
+    thickness = max(1, min(thickness, int(min(x2 - x1, y2 - y1)) // 5))
+    overlay.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_SHADE)
+    if min(x2 - x1, y2 - y1) > 4 * thickness:
+        inner = (x1 + thickness, y1 + thickness, x2 - thickness, y2 - thickness)
+        overlay.rectangle(inner, outline=_SHADE)
+    overlay.rectangle((x1, y1, x2, y2), outline=colour, width=thickness)
+
+
+def _draw_tag(
+    overlay: ImageDraw.ImageDraw, tag: _Tag, colour: tuple[int, int, int], font: Any
+) -> None:
+    left, top, right, bottom = (round(v) for v in tag.place)
+    pad = max(1, font.size // 5)
+    overlay.rounded_rectangle(
+        (left, top, right - 1, bottom - 1), radius=font.size // 5, fill=(*colour, 235)
+    )
+    # Relative luminance of ITU-R BT.601: dark letters on light colours.
+    light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
+    ink = _INK if light else _PAPER
+    overlay.text((left + pad, (top + bottom) / 2), tag.text, fill=ink, font=font, anchor="lm")
+
+
+def _title(text: str, width: int, height: int) -> np.ndarray:
+    strip = Image.new("RGB", (width, height), _PAPER)
+    font = _font(_TITLE_FONT)
+    text = _shortened(text, "", font, width)
+    ImageDraw.Draw(strip).text((0, height / 2), text, fill=_INK, font=font, anchor="lm")
+    return np.array(strip)
+
+
+def scaled(image: np.ndarray, scale: float) -> np.ndarray:
+    """An (H, W, 3) uint8 image at a multiple of its size; itself where that is the same."""
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    if (height, width) == image.shape[:2]:
+        return image
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method))

@@ -1,0 +1,89 @@
+"""Evaluations as plain text, for the terminal and for files."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from densenet_backbones.metrics.coco_evaluation import CocoEvaluation
+from densenet_backbones.metrics.voc import VocEvaluation
+
+
+def format_table(evaluation: CocoEvaluation, classes: bool = True, width: int = 100) -> str:
+    """The summary, and one row a class, as text.
+
+    Args:
+        evaluation: What `evaluate_coco` returned.
+        classes: Whether to list the classes.
+        width: Columns of the terminal or file it is for.
+
+    Returns:
+        Lines of plain text; "-" stands for a number that is not defined.
+    """
+    title = f"COCO {evaluation.iou_type}, {evaluation.images} images"
+    summary = numbers_table(title, evaluation.numbers)
+    tables = [summary]
+    if classes:
+        by_class = Table("class", box=box.SIMPLE_HEAD)
+        for name in ("objects", "AP", "AP50", "AP75", "AR"):
+            by_class.add_column(name, justify="right", no_wrap=True)
+        for c in evaluation.classes:
+            values = map(digits, (c.ap, c.ap50, c.ap75, c.ar))
+            by_class.add_row(c.name, str(c.objects), *values)
+        tables.append(by_class)
+    return render(tables, width)
+
+
+def numbers_table(title: str, numbers: Mapping[str, float]) -> Table:
+    """One row of named numbers."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row(*map(digits, numbers.values()))
+    return table
+
+
+def render(tables: Sequence[Table], width: int = 100) -> str:
+    """Rich tables as plain text, without trailing blanks."""
+    # Names of classes are text: no markup such as [bold], no codes such as :cat:.
+    plain: dict[str, Any] = {"color_system": None, "highlight": False, "markup": False}
+    console = Console(file=io.StringIO(), width=width, emoji=False, **plain)
+    for table in tables:
+        console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n") + "\n"
+
+
+def digits(value: float) -> str:
+    """Three digits after the point, "-" for what is not defined."""
+    return "-" if np.isnan(value) else f"{value:.3f}"
+
+
+def format_voc_table(evaluation: VocEvaluation, width: int = 100) -> str:
+    """VOC's average precisions, a row a class and their mean, as text.
+
+    Args:
+        evaluation: What `evaluate_voc` returned.
+        width: Columns of the terminal or file it is for.
+
+    Returns:
+        Lines of plain text; "-" stands for a number that is not defined.
+    """
+    table = Table(
+        title=f"VOC AP at IoU {evaluation.iou_threshold:g}, {evaluation.images} images",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
+    table.add_column("class")
+    for name in ("objects", "AP", "11-point AP"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for c in evaluation.classes:
+        table.add_row(c.name, str(c.objects), digits(c.ap), digits(c.ap11))
+    table.add_section()
+    objects = str(sum(c.objects for c in evaluation.classes))
+    table.add_row("mean", objects, digits(evaluation.mean_ap), digits(evaluation.mean_ap11))
+    return render([table], width)

@@ -1,0 +1,1 @@
+"""Detectors: DSOD, SSD and torchvision's own classes on DenseNet backbones."""

@@ -1,0 +1,223 @@
+"""Backbones of torchvision's detectors: a feature network and an adapter, by published levels.
+
+Legend: N images, C channels, H and W pixels.
+"""
+
+from collections import OrderedDict
+from functools import partial
+from typing import Any, Literal, Unpack
+
+from torch import Tensor, nn
+
+from densenet_backbones.features import FeatureLevel, feature_levels
+from densenet_backbones.fpn import Adapter, build_adapter
+from densenet_backbones.heads.detection.body import (
+    Body,
+    BodyOptions,
+    body_and_adapter,
+    stages_of,
+)
+from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
+
+__all__ = [
+    "AdapterName",
+    "BackboneOptions",
+    "DetectionBackbone",
+    "Extra",
+    "densenet_fpn_backbone",
+    "stages_to_freeze",
+]
+
+AdapterName = Literal["fpn", "pan", "bifpn", "dense_prediction"]
+Extra = Literal["pool", "p6p7"]
+
+# Of the last stages; torchvision trains all five of a ResNet, or three of a pretrained one.
+ALL_LAYERS, PRETRAINED_LAYERS = 5, 3
+
+
+class DetectionBackbone(nn.Module):
+    """What torchvision's detectors call a backbone: a dictionary of maps of one width.
+
+    Args:
+        body: Gives a list of maps that `feature_levels` describes.
+        adapter: Reads some of these levels.
+        extra_levels: How many of the adapter's last levels lie beyond the body's; RoI pooling
+            leaves them out (FPN, 1612.03144, section 4.1).
+
+    Attributes:
+        levels: The adapter's levels, in the order of the maps.
+        out_channels: Channels of each map.
+        in_chans: Channels of the images.
+        frozen_stages: Stages without training, of those that `freeze` counts.
+
+    Raises:
+        ValueError: The adapter reads levels that the body does not give, or its levels differ in
+            their channels.
+    """
+
+    out_channels: Any
+
+    def __init__(self, body: nn.Module, adapter: Adapter, extra_levels: int = 0) -> None:
+        super().__init__()
+        given = feature_levels(body)
+        missing = [level for level in adapter.levels_in if level not in given]
+        if missing:
+            raise ValueError(f"the adapter reads {missing}, the body gives {list(given)}")
+        self.body = body
+        self.adapter = adapter
+        self.levels = adapter.levels
+        self.extra_levels = extra_levels
+        self.out_channels = self._widths()
+        self.in_chans = _in_chans(body)
+        self.frozen_stages = 0
+        self._positions = tuple(given.index(level) for level in adapter.levels_in)
+
+    def _widths(self) -> int | list[int]:
+        widths = {level.channels for level in self.levels}
+        if len(widths) != 1:
+            raise ValueError(
+                "the detector shares one head among all levels, so they need the same number of "
+                f"channels, got {[(level.name, level.channels) for level in self.levels]}"
+            )
+        return widths.pop()
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        """Images (N, C, H, W) to the maps of ``levels``, by name."""
+        features = self.body(x)
+        maps = self.adapter([features[position] for position in self._positions])
+        return OrderedDict(
+            (level.name, level_map) for level, level_map in zip(self.levels, maps, strict=True)
+        )
+
+    @property
+    def roi_levels(self) -> tuple[FeatureLevel, ...]:
+        """The levels to pool boxes from."""
+        return self.levels[: len(self.levels) - self.extra_levels]
+
+    # ------------------------------------------------------------------------ training
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the body that `freeze` can count: the stem and the blocks behind it."""
+        return len(stages_of(self.body))
+
+    def freeze(self, stages: int) -> None:
+        """Freezes the body's first stages: no gradients, and norms and dropout in eval mode.
+
+        Stages frozen earlier and no longer among the first ones are trained again.
+
+        Args:
+            stages: 0 for none, 1 for the stem, 1 + i up to block i.
+
+        Raises:
+            ValueError: There are fewer stages, or the body does not say which modules make them.
+        """
+        if hasattr(self.body, "freeze"):
+            self.body.freeze(stages)  # type: ignore[operator]
+        elif stages or self.frozen_stages:
+            _freeze_first(stages_of(self.body), stages, self.frozen_stages, self.training)
+        self.frozen_stages = stages
+
+    def train(self, mode: bool = True) -> "DetectionBackbone":
+        """Sets the training mode of all but the frozen stages."""
+        super().train(mode)
+        if self.frozen_stages and not hasattr(self.body, "freeze"):
+            for stage in stages_of(self.body)[: self.frozen_stages]:
+                for module in stage:
+                    module.training = False
+        return self
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters to train without weight decay, where body or adapter name some."""
+        body = prefixed_names(self.body, "body.")
+        return body | prefixed_names(self.adapter, "adapter.")
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Timm's layer groups of the body; the adapter belongs to the last group of all."""
+        return prefixed_groups(self.body, "body.", coarse)
+
+
+def _freeze_first(stages: list[list[nn.Module]], number: int, frozen: int, training: bool) -> None:
+    """Freezes the first ``number`` of a network's stages, and trains again what else is frozen."""
+    if not 0 <= number <= len(stages):
+        raise ValueError(f"stages must be 0 to {len(stages)}, got {number}")
+    for index, stage in enumerate(stages[: max(number, frozen)]):
+        for module in stage:
+            module.training = training and index >= number
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(index >= number)
+
+
+def _in_chans(body: nn.Module) -> int:
+    known = getattr(body, "in_chans", None)
+    if isinstance(known, int):
+        return known
+    return next(m.in_channels for m in body.modules() if isinstance(m, nn.Conv2d))
+
+
+class BackboneOptions(BodyOptions, total=False):
+    """Keyword arguments of `densenet_fpn_backbone`, explained there."""
+
+    trainable_layers: int | None
+    adapter: AdapterName
+    adapter_kwargs: dict[str, Any] | None
+    out_channels: int
+    extra: Extra | None
+
+
+def densenet_fpn_backbone(
+    name: str = "densenet121_features",
+    *,
+    trainable_layers: int | None = None,
+    adapter: AdapterName = "fpn",
+    adapter_kwargs: dict[str, Any] | None = None,
+    out_channels: int = 256,
+    extra: Extra | None = "pool",
+    **options: Unpack[BodyOptions],
+) -> DetectionBackbone:
+    """A backbone for torchvision's detectors on the levels of any timm feature network.
+
+    Args:
+        name: timm's, ours or any other that has ``features_only``: ``rdnet_tiny``, ``resnet50``.
+        trainable_layers: How many of the last stages are trained, as torchvision counts them: 0
+            for none up to 5 for all of a DenseNet, four blocks and the stem. Left out: all, or 3
+            with ``weights_backbone``.
+        adapter: ``fpn``, ``pan``, ``bifpn`` or ``dense_prediction``, see `build_adapter`.
+        adapter_kwargs: Further arguments of the adapter.
+        out_channels: Of every map.
+        extra: Coarser levels: ``pool`` for one, ``p6p7`` for two, or None.
+        **options: About the network: ``weights_backbone``, None, ``timm`` for timm's published
+            weights, or a file of weights in torchvision's, timm's or our naming; ``norm``,
+            ``bn``, ``frozen``, ``sync`` or ``group`` (left out ``frozen`` with weights, else
+            ``bn``); ``min_stride``, the finest level read (4); ``output_stride``, where the maps
+            stop to shrink (32; 16 for DC5); ``in_chans`` of the images (3); ``backbone_kwargs``
+            for ``timm.create_model``.
+
+    Raises:
+        ValueError: An argument is out of range, or does not fit the network.
+    """
+    make = partial(
+        build_adapter, adapter, out_channels=out_channels, extra=extra, **(adapter_kwargs or {})
+    )
+    body = body_and_adapter(name, make, **options)
+    backbone = DetectionBackbone(body.net, body.adapter, body.extra_levels)
+    backbone.freeze(stages_to_freeze(body, trainable_layers, options.get("weights_backbone")))
+    return backbone
+
+
+def stages_to_freeze(body: Body, layers: int | None, weights: str | None) -> int:
+    """How many of a body's first stages are not trained; see `densenet_fpn_backbone`.
+
+    Layers are counted from the end of the whole network, wherever the body ends.
+
+    Raises:
+        ValueError: ``layers`` is out of range.
+    """
+    if layers is None and weights is None:
+        return 0
+    if layers is None:
+        layers = PRETRAINED_LAYERS
+    number = len(stages_of(body.whole))
+    if not 0 <= layers <= max(ALL_LAYERS, number):
+        raise ValueError(f"trainable_layers must be 0 to {max(ALL_LAYERS, number)}, got {layers}")
+    return min(max(number - layers, 0), len(stages_of(body.net)))

@@ -1,0 +1,273 @@
+"""What all of torchvision's detectors get here: checks, pre-processing as data, freezing, builders.
+
+Legend: N images, B objects, D detections, K classes including the background (class 0), C channels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypedDict, TypeVar
+
+from torch import Tensor, nn
+
+from densenet_backbones.heads.backbones import normalisation_of
+from densenet_backbones.heads.detection.backbone import (
+    BackboneOptions,
+    DetectionBackbone,
+    densenet_fpn_backbone,
+)
+from densenet_backbones.heads.detection.transform import DetectionTransform
+from densenet_backbones.heads.detection.weights import load_detector_file
+from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
+from densenet_backbones.heads.validation import (
+    check_images,
+    check_keypoints,
+    check_masks,
+    check_targets,
+)
+
+__all__ = [
+    "DetectorOptions",
+    "SizeOptions",
+    "TorchvisionDetector",
+    "build",
+    "check_settings",
+    "finished",
+    "keep_float32",
+    "make_transform",
+    "split_options",
+]
+
+Target = dict[str, Tensor]
+_Detector = TypeVar("_Detector", bound="TorchvisionDetector")
+
+DEFAULT_BACKBONE = "densenet121_features"
+
+# Options whose value must lie in 0..1, and those that count something, by the ends of their names.
+_FRACTIONS = ("_thresh", "_fraction")
+_COUNTS = ("detections_per_img", "topk_candidates", "_top_n_train", "_top_n_test", "_per_image")
+
+
+class TorchvisionDetector(nn.Module):
+    """Mixed into a detector of torchvision, before its class, to go with our tools.
+
+    Attributes:
+        learns: What its targets must hold and its detections do: ``boxes``, and perhaps ``masks``
+            or ``keypoints``.
+        option_names: Keyword arguments that builders of this class take.
+        num_classes: K.
+        num_keypoints: Of each object, where it learns them.
+        transform: From images to the network's batch and back.
+        weights_taken: Names of the tensors that came from a detector's file.
+        weights_left: A line for each tensor of the file that the model could not take.
+    """
+
+    learns: ClassVar[tuple[str, ...]] = ("boxes",)
+    option_names: ClassVar[frozenset[str]]
+    num_classes: int
+    num_keypoints: int | None = None
+    transform: DetectionTransform
+    backbone: DetectionBackbone
+    weights_taken: tuple[str, ...] = ()
+    weights_left: tuple[str, ...] = ()
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[Target] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training mode, detections in evaluation mode.
+
+        Args:
+            images: N tensors (C, H, W), RGB floats 0..1, of any sizes.
+            targets: For training, N dicts with ``boxes`` (B, 4) float32 xyxy in the frame of the
+                given image, ``labels`` (B,) int64 in 1..K-1, and by `learns` ``masks`` (B, H, W)
+                uint8 or ``keypoints`` (B, number, 3) float32 of x, y and visibility; B may be 0.
+
+        Returns:
+            Training: scalar losses by name. Evaluation: for each image ``boxes`` (D, 4) in its own
+            frame, ``scores`` (D,), ``labels`` (D,), and by `learns` ``masks`` (D, 1, H, W) floats
+            0..1, or ``keypoints`` (D, number, 3) with ``keypoints_scores``.
+
+        Raises:
+            ValueError: Images or targets are not as said.
+        """
+        check_images(images, self.backbone.in_chans)
+        if self.training:
+            check_targets(targets, len(images), self.num_classes)
+            assert targets is not None
+            if "masks" in self.learns:
+                check_masks(targets, images)
+            if self.num_keypoints is not None:
+                check_keypoints(targets, self.num_keypoints)
+        try:
+            found: Any = super().forward(images, targets if self.training else None)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                "a norm cannot take its statistics from a single value, one image whose coarsest "
+                "map has one cell: use 2 images or more, larger ones, or norm='frozen'"
+            ) from error
+        return found
+
+    @property
+    def preprocessing(self) -> DetectionTransform:
+        """What is done to images before the network; ``to_dict()`` is for checkpoints."""
+        return self.transform
+
+    def use_preprocessing(self, described: Mapping[str, Any]) -> None:
+        """Take the pre-processing that ``preprocessing.to_dict()`` of a like detector describes.
+
+        Raises:
+            ValueError: It is of other channels, or not such a description.
+        """
+        self.transform = _transform(described, self.backbone.in_chans).train(self.training)
+
+    def freeze(self, stages: int) -> None:
+        """Freezes the backbone's first stages: 1 is the stem, 1 + i reaches up to block i."""
+        self.backbone.freeze(stages)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters to train without weight decay, where the backbone names some."""
+        return prefixed_names(self.backbone, "backbone.")
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Timm's layer groups of the backbone; adapter and heads are the last group of all."""
+        return prefixed_groups(self.backbone, "backbone.", coarse)
+
+
+def keep_float32(*modules: Any) -> None:
+    """Brings what modules return to float32: boxes of bfloat16 would be off by pixels."""
+    for module in modules:
+        module.register_forward_hook(_to_float32)
+
+
+def _to_float32(module: nn.Module, inputs: Any, output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.float()
+    if isinstance(output, dict):
+        return {name: _to_float32(module, inputs, value) for name, value in output.items()}
+    return type(output)(_to_float32(module, inputs, value) for value in output)
+
+
+# ------------------------------------------------------------------------------ builders
+
+
+class DetectorOptions(TypedDict, total=False):
+    """Keyword arguments that the builders of all detectors have.
+
+    Attributes:
+        backbone: timm name of a feature network, ours or any other.
+        weights: File of a detector's weights, ours or torchvision's own; what fits is taken.
+        preprocessing: Overrides of `DetectionTransform`'s arguments.
+    """
+
+    backbone: str
+    weights: str | None
+    preprocessing: dict[str, Any] | None
+
+
+class SizeOptions(TypedDict, total=False):
+    """Sizes of images: see `DetectionTransform`."""
+
+    min_size: int | Sequence[int]
+    max_size: int
+
+
+def build(
+    kind: type[_Detector],
+    num_classes: int,
+    options: Mapping[str, Any],
+    **fixed: Any,
+) -> _Detector:
+    """A detector on `densenet_fpn_backbone` from the keyword arguments of its builder.
+
+    Args:
+        kind: The detector's class: called with a backbone, the number of classes, the transform
+            and what remains of the options.
+        num_classes: K.
+        options: Those of `DetectorOptions`, `SizeOptions`, `BackboneOptions` and the class's own.
+        **fixed: Further arguments for the class.
+
+    Raises:
+        TypeError: An option is unknown; torchvision's classes would take it without a word.
+        ValueError: One is out of range, or does not fit the backbone.
+    """
+    check_settings(num_classes, options, kind.option_names)
+    base, sizes, body, settings = split_options(
+        options, (DetectorOptions, SizeOptions, BackboneOptions)
+    )
+    name = base.get("backbone", DEFAULT_BACKBONE)
+    backbone = densenet_fpn_backbone(name, **body)
+    transform = make_transform(backbone, name, base.get("preprocessing"), sizes)
+    make: Callable[..., _Detector] = kind
+    try:
+        model = make(backbone, num_classes, transform, **fixed, **settings)
+    except AssertionError as error:  # torchvision's, of thresholds in the wrong order
+        raise ValueError(f"{kind.__name__} cannot be built with {settings}: {error}") from error
+    return finished(model, base.get("weights"))
+
+
+def split_options(options: Mapping[str, Any], parts: Sequence[Any]) -> list[dict[str, Any]]:
+    """Options by the typed dictionaries they belong to; what belongs to none comes last."""
+    rest = dict(options)
+    found = [{k: rest.pop(k) for k in part.__optional_keys__ if k in rest} for part in parts]
+    return [*found, rest]
+
+
+def check_settings(num_classes: int, settings: Mapping[str, Any], known: frozenset[str]) -> None:
+    """Raises an error where a detector's option is unknown or a number outside its range."""
+    if unknown := sorted(settings.keys() - known):
+        raise TypeError(f"unexpected keyword argument {unknown[0]!r}; known are {sorted(known)}")
+    if num_classes < 2:
+        raise ValueError(f"num_classes counts the background: 2 or more, got {num_classes}")
+    for name, value in settings.items():
+        if name.endswith(_FRACTIONS) and not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in 0..1, got {value}")
+        if name.endswith(_COUNTS) and value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+
+
+def make_transform(
+    backbone: DetectionBackbone,
+    name: str,
+    overrides: Mapping[str, Any] | None,
+    sizes: Mapping[str, Any],
+) -> DetectionTransform:
+    """Pre-processing as a backbone's weights expect it.
+
+    Args:
+        backbone: Of the detector.
+        name: timm's, of its body.
+        overrides: Arguments of `DetectionTransform` that go before all others.
+        sizes: Likewise, which go before those of the backbone.
+
+    Raises:
+        ValueError: An argument is unknown or out of range.
+    """
+    facts = normalisation_of(backbone.body, name)
+    if backbone.in_chans != 3:
+        for key in ("mean", "std"):
+            facts[key] = [sum(facts[key]) / len(facts[key])] * backbone.in_chans
+        facts["channel_order"] = "rgb"
+    coarsest = max(level.stride for level in backbone.adapter.levels_in)
+    described = {**facts, "size_divisible": max(32, coarsest), **sizes, **(overrides or {})}
+    return _transform(described, backbone.in_chans)
+
+
+def _transform(described: Mapping[str, Any], in_chans: int) -> DetectionTransform:
+    known = DetectionTransform().to_dict()
+    if unknown := sorted(described.keys() - known.keys()):
+        raise ValueError(f"preprocessing takes {', '.join(known)}, not {', '.join(unknown)}")
+    transform = DetectionTransform(**described)
+    if len(transform.normalization.mean) != in_chans:
+        raise ValueError(
+            f"preprocessing has {len(transform.normalization.mean)} numbers in mean and std, the "
+            f"backbone takes images of {in_chans} channels"
+        )
+    return transform
+
+
+def finished(model: _Detector, weights: str | None) -> _Detector:
+    """The model with what fits of a detector's file, see `load_detector_file`."""
+    if weights is not None:
+        taken, left = load_detector_file(model, weights)
+        model.weights_taken, model.weights_left = tuple(taken), tuple(left)
+    return model

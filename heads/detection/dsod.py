@@ -1,0 +1,345 @@
+"""DSOD: deeply supervised object detectors, trained from scratch (arXiv:1708.01241).
+
+Legend: N images, B boxes of an image, P priors, K classes including the background (class 0).
+Boxes are xyxy in pixels; the frame is said at each place. Architecture and numbers follow
+szq0214/DSOD (``model_libs.py``, ``DSOD300_pascal.py``, ``DSOD300_coco.py``).
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypedDict, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torchvision.models.detection.transform import resize_boxes
+
+from densenet_backbones.features import feature_levels
+from densenet_backbones.fpn import DensePrediction
+from densenet_backbones.heads.backbones import (
+    base_network,
+    base_positions,
+    normalisation_of,
+    without_data,
+)
+from densenet_backbones.heads.detection.preprocessing import Preprocessing
+from densenet_backbones.heads.multibox.box_coding import decode
+from densenet_backbones.heads.multibox.head import MultiBoxHead
+from densenet_backbones.heads.multibox.losses import multibox_loss
+from densenet_backbones.heads.multibox.matching import PriorTargets, assign_targets, out_of_reach
+from densenet_backbones.heads.multibox.priors import PriorSpec, dsod_priors
+from densenet_backbones.heads.multibox.selection import Selection, select_detections
+from densenet_backbones.heads.validation import check_images, check_targets
+
+Target = dict[str, Tensor]
+
+
+class DSOD(nn.Module):
+    """A one-stage detector: base network, dense prediction, multibox head.
+
+    Called as torchvision's detectors are: ``model(images, targets)``. In training mode it returns
+    the losses, in evaluation mode the detections.
+
+    Args:
+        backbone: gives the maps of ``adapter.levels_in``, among others.
+        adapter: from base maps to prediction maps.
+        priors: prior boxes of the prediction maps.
+        preprocessing: from images to the network's input.
+        num_classes: K, with the background.
+        selection: which boxes become detections.
+
+    Attributes:
+        grid_sizes: (rows, columns) of each prediction map.
+        match_threshold: lowest IoU between a prior and the object it learns.
+        negatives_per_positive: background priors in the loss for each matched prior.
+    """
+
+    match_threshold = 0.5
+    negatives_per_positive = 3.0
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        adapter: DensePrediction,
+        priors: PriorSpec,
+        preprocessing: Preprocessing,
+        num_classes: int,
+        selection: Selection | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes counts the background: 2 or more, got {num_classes}")
+        self.num_classes = num_classes
+        self.prior_spec = priors
+        self.selection = selection or Selection()
+        self.preprocessing = preprocessing
+        self.backbone = backbone
+        self.adapter = adapter
+        self.head = MultiBoxHead(adapter.levels, priors.priors_per_cell, num_classes)
+        levels = feature_levels(backbone)
+        self._base_positions = tuple(levels.index(level) for level in adapter.levels_in)
+        self.grid_sizes = self._grid_sizes()
+        self._priors: dict[torch.device, Tensor] = {}
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the network's input in pixels."""
+        return self.preprocessing.image_size
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[Target] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training mode, detections in evaluation mode.
+
+        Args:
+            images: N tensors (3, H, W), RGB floats 0..1, of any sizes.
+            targets: for training, N dicts with ``boxes`` (B, 4) float32 in the frame of the given
+                image and ``labels`` (B,) int64 in 1..K-1; B may be 0.
+
+        Returns:
+            Training: ``classification`` and ``bbox_regression``, scalars. Evaluation: for each
+            image ``boxes`` (D, 4) in its own frame, ``scores`` (D,) falling, ``labels`` (D,).
+
+        Raises:
+            ValueError: for images or targets that are not as said.
+        """
+        check_images(images)
+        if not self.training:
+            sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+            batch, _ = self.preprocessing(images)
+            return self.detections(*self.predict(batch.tensors), sizes)
+        check_targets(targets, len(images), self.num_classes)
+        batch, targets = self.preprocessing(images, targets)
+        return self.losses(*self.predict(batch.tensors), targets)
+
+    def predict(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Box codes (N, P, 4) and class logits (N, P, K) of pre-processed images (N, 3, H, W)."""
+        if self.training and len(batch) == 1 and (1, 1) in self.grid_sizes:
+            raise ValueError(
+                "batch norm cannot train on one image whose last map has a single cell: use a "
+                f"batch of 2 or more, or an image size above {self.image_size}"
+            )
+        return self.head(self.adapter(self._base_maps(batch)))
+
+    def losses(self, codes: Tensor, logits: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Match priors to objects, then the multibox loss; boxes in the network's frame."""
+        assigned = self.assign(targets, codes.device)
+        return multibox_loss(logits, codes, assigned, self.negatives_per_positive)
+
+    def assign(self, targets: Sequence[Target], device: torch.device) -> PriorTargets:
+        """What each prior learns of the targets, which are in the network's frame."""
+        return assign_targets(targets, self.priors(device), self.match_threshold)
+
+    @torch.no_grad()
+    def detections(
+        self, codes: Tensor, logits: Tensor, sizes: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """Decode, select, and map back to images of the given (H, W)."""
+        scores = logits.float().softmax(dim=-1)
+        boxes = decode(codes, self.priors(codes.device))
+        found = [
+            select_detections(*scored, self.image_size, self.selection)
+            for scored in zip(scores, boxes, strict=True)
+        ]
+        return self.preprocessing.postprocess(found, [self.image_size] * len(found), list(sizes))
+
+    def priors(self, device: torch.device | str | None = None) -> Tensor:
+        """(P, 4) prior boxes, xyxy in the network's frame, float32.
+
+        Args:
+            device: where to; None for the model's own.
+        """
+        device = torch.device(device) if device else next(self.parameters()).device
+        if device not in self._priors:
+            # A tensor made in inference mode could not be used in training afterwards.
+            with torch.inference_mode(False):
+                self._priors[device] = self.prior_spec.boxes(self.grid_sizes).to(device)
+        return self._priors[device]
+
+    def unmatchable(
+        self,
+        boxes_per_image: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[Tensor]:
+        """Objects that no prior reaches: their best IoU is below ``match_threshold``.
+
+        Args:
+            boxes_per_image: (B, 4) tensors, xyxy in the frame of each image.
+            sizes: (H, W) of each image; None where the boxes are in the network's frame already.
+
+        Returns:
+            (B,) bool for each image.
+        """
+        masks = []
+        for index, boxes in enumerate(boxes_per_image):
+            if sizes is not None:
+                boxes = resize_boxes(boxes, sizes[index], self.image_size)
+            priors = self.priors(boxes.device)
+            masks.append(out_of_reach(boxes.float(), priors, self.match_threshold))
+        return masks
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that DSOD trains without weight decay (timm's name for the question)."""
+        return {f"head.{name}" for name in self.head.unregularised()}
+
+    def _base_maps(self, batch: Tensor) -> list[Tensor]:
+        features = self.backbone(batch)
+        return [features[position] for position in self._base_positions]
+
+    def _grid_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Sizes of the prediction maps, by running the network on shapes without data."""
+        batch = torch.empty(2, 3, *self.image_size, device="meta")
+        with torch.no_grad():
+            features = functional_call(self.backbone, without_data(self.backbone), (batch,))
+            base = [features[position] for position in self._base_positions]
+            maps = functional_call(self.adapter, without_data(self.adapter), (base,))
+        return tuple((x.shape[-2], x.shape[-1]) for x in maps)
+
+
+class DSODOptions(TypedDict, total=False):
+    """Keyword arguments of `dsod300`, explained there."""
+
+    num_classes: int
+    image_size: int | Sequence[int]
+    backbone: str | nn.Module | None
+    backbone_kwargs: dict[str, Any] | None
+    pretrained_backbone: bool
+    adapter_channels: Sequence[int]
+    prior_sizes: str | Sequence[float]
+    faithful_priors: bool
+    preprocessing: dict[str, Any] | None
+    bn_momentum: float
+    score_threshold: float
+    nms_threshold: float
+    topk_candidates: int
+    detections_per_image: int
+
+
+def dsod300(
+    *,
+    num_classes: int = 21,
+    image_size: int | Sequence[int] = 300,
+    backbone: str | nn.Module | None = None,
+    backbone_kwargs: dict[str, Any] | None = None,
+    pretrained_backbone: bool = False,
+    adapter_channels: Sequence[int] = (256, 256, 128, 128, 128),
+    prior_sizes: str | Sequence[float] = "voc",
+    faithful_priors: bool = False,
+    preprocessing: dict[str, Any] | None = None,
+    bn_momentum: float = 0.1,
+    score_threshold: float = 0.01,
+    nms_threshold: float = 0.45,
+    topk_candidates: int = 400,
+    detections_per_image: int = 200,
+) -> DSOD:
+    """DSOD300, DS/64-192-48-1: 14.72 M parameters and 15.08 GMAC for the 20 classes of VOC.
+
+    Published with 77.7 mAP on VOC07 test (78.9 with 12 images a GPU) and 29.3 AP on COCO test-dev,
+    trained from scratch. All arguments but a module as backbone are JSON types.
+
+    Args:
+        num_classes: K, with the background.
+        image_size: of the network's input in pixels, one number or (H, W).
+        backbone: timm name of a feature network with strides 8 and 16, or such a module; None for
+            ``dsod_features``.
+        backbone_kwargs: for ``timm.create_model``, with a named backbone.
+        pretrained_backbone: load timm's weights into a named backbone.
+        adapter_channels: half the channels of each prediction map but the first; their number makes
+            the number of maps.
+        prior_sizes: ``"voc"`` or ``"coco"`` (SSD's rule), or with ``512`` at the end SSD512's, or
+            one size in pixels for each map and the upper end.
+        faithful_priors: keep the published step of 300 on the last map (see `dsod_priors`).
+        preprocessing: overrides of ``mean``, ``std``, ``channel_order`` and ``value_range``; left
+            out, DSOD's for its own backbones and the pretrained configuration's for others.
+        bn_momentum: of every batch norm. Caffe's moving average of 0.001 corrects its bias and
+            torch's does not: at 0.001 torch needs thousands of steps until evaluation is right.
+        score_threshold: see `Selection`.
+        nms_threshold: see `Selection`.
+        topk_candidates: see `Selection`.
+        detections_per_image: see `Selection`.
+
+    Raises:
+        ValueError: for arguments out of range and backbones without the two strides.
+    """
+    name = backbone if isinstance(backbone, str) else None
+    if backbone is None:
+        name = "dsod_features"
+    if name is not None:
+        backbone = base_network(name, pretrained_backbone, **(backbone_kwargs or {}))
+    elif backbone_kwargs or pretrained_backbone:
+        raise ValueError("backbone_kwargs and pretrained_backbone need a backbone given by name")
+    assert isinstance(backbone, nn.Module)
+    size = _height_and_width(image_size)
+    levels = feature_levels(backbone)
+    adapter = DensePrediction([levels[i] for i in base_positions(levels)], adapter_channels)
+    strides = [level.stride for level in adapter.levels]
+    model = DSOD(
+        backbone,
+        adapter,
+        dsod_priors(size, strides, prior_sizes, faithful=faithful_priors),
+        Preprocessing(size, **{**normalisation_of(backbone, name), **(preprocessing or {})}),
+        num_classes,
+        Selection(score_threshold, nms_threshold, topk_candidates, detections_per_image),
+    )
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = bn_momentum
+    return model
+
+
+def dsod300_smallest(**options: Unpack[DSODOptions]) -> DSOD:
+    """DSOD300_smallest, DS/64-64-16-1: 5.83 M parameters, 5.29 GMAC, published with 73.6 mAP.
+
+    Args:
+        **options: as of `dsod300`; the backbone is ``dsod_smallest_features``.
+    """
+    options.setdefault("backbone", "dsod_smallest_features")
+    return dsod300(**options)
+
+
+def dsod512(**options: Unpack[DSODOptions]) -> DSOD:
+    """DSOD512: DSOD300 with one more stage, for seven maps of 64 to 1 cells.
+
+    The body is that of szq0214/DSOD, ``model_libs.py``, ``DSOD512_V3_Body``, published without
+    numbers; the prior sizes are SSD512's.
+
+    Args:
+        **options: as of `dsod300`; other defaults are ``image_size=512``, six ``adapter_channels``
+            and ``prior_sizes="voc512"`` (``"coco512"`` for COCO).
+    """
+    options.setdefault("image_size", 512)
+    options.setdefault("adapter_channels", (256, 256, 128, 128, 128, 128))
+    options.setdefault("prior_sizes", "voc512")
+    return dsod300(**options)
+
+
+def dsod_tiny(**options: Unpack[DSODOptions]) -> DSOD:
+    """A DSOD of 160 pixels that trains in minutes on a CPU, for first steps and tests.
+
+    Not a published variant: DSOD's structure with growth 16 to 48, two or three layers a block and
+    five maps; about 0.25 GMAC.
+
+    Args:
+        **options: as of `dsod300`; other defaults are ``image_size=160``, small
+            ``adapter_channels`` and a small base given by ``backbone_kwargs``.
+    """
+    options.setdefault("image_size", 160)
+    options.setdefault("adapter_channels", (64, 64, 64, 64))
+    if options.get("backbone") is None:
+        options["backbone"] = "dsod_smallest_features"
+        # Narrow where maps are large and memory-bound, wide where they are small: that is where a
+        # CPU gets most learning for its time.
+        tiny = {
+            "growth_rate": [16, 32, 48, 48],
+            "block_config": [2, 3, 3, 3],
+            "num_init_features": 16,
+        }
+        options["backbone_kwargs"] = {**tiny, **(options.get("backbone_kwargs") or {})}
+    return dsod300(**options)
+
+
+def _height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(image_size, int):
+        return image_size, image_size
+    if len(image_size) != 2:
+        raise ValueError(f"image_size must be one number or (H, W), got {image_size!r}")
+    return int(image_size[0]), int(image_size[1])

@@ -1,0 +1,1 @@
+"""Segmenters: U-Net, FC-DenseNet and their losses."""

@@ -1,0 +1,307 @@
+"""FC-DenseNet, the "One Hundred Layers Tiramisu": a U-Net of dense blocks.
+
+Jégou et al., "The One Hundred Layers Tiramisu: Fully Convolutional DenseNets for Semantic
+Segmentation" (1611.09326), section 3 and tables 1 and 2.
+
+Legend: N images, K classes, C channels, H and W pixels, k growth rate.
+"""
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, TypedDict, Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densenet_backbones.dense_block import Memory
+from densenet_backbones.densenet import DenseNet
+from densenet_backbones.densenet_spec import DenseNetSpec
+from densenet_backbones.features import DenseFeatureNet
+from densenet_backbones.heads.normalization import ImageNormalization
+from densenet_backbones.heads.parameter_groups import prefixed_groups
+from densenet_backbones.heads.segmentation.segmenter import Segmenter
+from densenet_backbones.layers import DenseBlock, set_memory
+
+__all__ = [
+    "BatchStatisticsNorm2d",
+    "FCDenseNet",
+    "FCDenseNetOptions",
+    "TransitionUp",
+    "fcdensenet56",
+    "fcdensenet67",
+    "fcdensenet103",
+]
+
+
+class BatchStatisticsNorm2d(nn.BatchNorm2d):
+    """Batch norm that takes the statistics of the batch in evaluation as well.
+
+    In training it is `nn.BatchNorm2d`, running statistics included, so that weights fit either; in
+    evaluation it neither reads nor changes them.
+    """
+
+    batch_statistics_in_eval = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
+        if self.training:
+            return super().forward(input)
+        return F.batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+
+class TransitionUp(nn.Module):
+    """A 3x3 transposed convolution of stride 2 without padding, joined with the skip.
+
+    Args:
+        channels: Maps to bring up: those which the block below made.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(channels, channels, kernel_size=3, stride=2)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """The block below, (N, C, h, w), and the skip, (N, C', H, W), to (N, channels + C', H, W).
+
+        Of the block below, the last ``channels`` maps are read: the concatenation holds its input
+        before them, which the paper does not bring up, as it would grow without end (section 3.2).
+        The result is 2h+1 rows high, the skip 2h or 2h+1. Its centre, which the paper keeps, is
+        what lies at the top left: there are less than two rows to leave out.
+        """
+        up = self.conv(x[:, -self.conv.in_channels :])
+        height, width = skip.shape[-2:]
+        return torch.cat((up[..., :height, :width], skip), dim=1)
+
+
+class FCDenseNet(nn.Module):
+    """Dense blocks on the way down and, with the skips joined in, on the way up.
+
+    The way down is a `DenseNet` with a CIFAR stem, no bottlenecks, no compression and max pools,
+    whose convolutions have biases and whose transitions drop out before they pool. Odd maps lose
+    their last row or column in a pool; `TransitionUp` makes it again, so the logits have the
+    image's size, whatever that is.
+
+    Args:
+        num_classes: K.
+        growth_rate: k.
+        block_config: Layers of each block on the way down, the bottleneck last; the way up mirrors
+            the others.
+        num_init_features: Channels of the first convolution.
+        drop_rate: Dropout, of single values, behind every convolution of blocks and transitions
+            down.
+        batch_statistics_in_eval: Norm by the statistics of the batch in evaluation as well, as the
+            authors' published numbers were made (SimJeg/FC-DenseNet#8). Predictions then depend
+            on what else is in the batch.
+        memory: What training keeps for the backward pass; see `dense_block.run_checkpointed`.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        growth_rate: int = 16,
+        block_config: Sequence[int] = (4, 5, 7, 10, 12, 15),
+        num_init_features: int = 48,
+        drop_rate: float = 0.2,
+        batch_statistics_in_eval: bool = False,
+        memory: Memory = "none",
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
+        spec = _way_down(growth_rate, block_config, num_init_features, drop_rate)
+        self.num_classes = num_classes
+        self.batch_statistics_in_eval = batch_statistics_in_eval
+        self.encoder = _encoder(spec)
+        self.transitions_up = nn.ModuleList()
+        self.blocks_up = nn.ModuleList()
+        *plans, below = spec.blocks
+        for skip in reversed(plans):
+            new = below.layers * growth_rate
+            entry = new + skip.channels
+            exit = entry + skip.layers * growth_rate
+            below = dataclasses.replace(skip, in_channels=entry, channels=exit)
+            self.transitions_up.append(TransitionUp(new))
+            self.blocks_up.append(DenseBlock.from_plan(below, spec))
+        self.classifier = nn.Conv2d(below.channels, num_classes, kernel_size=1)
+        self.apply(_add_bias)
+        if batch_statistics_in_eval:
+            _replace_norms(self)
+        self.apply(_initialise)
+        self.set_memory(memory)
+
+    @property
+    def smallest(self) -> int:
+        """Pixels on each side below which the coarsest map would be empty."""
+        return self.encoder.levels[-1].stride
+
+    def set_memory(self, memory: Memory) -> None:
+        """Chooses what training keeps for the backward pass: see `layers.set_memory`."""
+        set_memory(self, memory)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Timm's layer groups of the way down; the way up is the last group of all."""
+        return prefixed_groups(self.encoder, "encoder.", coarse)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) to logits (N, K, H, W).
+
+        Raises:
+            ValueError: The images are smaller than ``smallest``; or a converter has replaced the
+                norms that ``batch_statistics_in_eval`` needs.
+        """
+        self._check_norms()
+        *skips, x = self.encoder(x)
+        for up, block, skip in zip(
+            self.transitions_up, self.blocks_up, reversed(skips), strict=True
+        ):
+            x = block(up(x, skip))
+        return self.classifier(x)
+
+    def _check_norms(self) -> None:
+        if self.training or not self.batch_statistics_in_eval:
+            return
+        norm = next(m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        if not isinstance(norm, BatchStatisticsNorm2d):
+            raise ValueError(
+                f"batch_statistics_in_eval works with its own norms, not {type(norm).__name__}, "
+                "which evaluates by running statistics: leave out the conversion (such as "
+                "sync_batchnorm=True), or build the network with batch_statistics_in_eval=False"
+            )
+
+
+def _way_down(
+    growth_rate: int, block_config: Sequence[int], num_init_features: int, drop_rate: float
+) -> DenseNetSpec:
+    return DenseNetSpec(
+        growth_rate=growth_rate,
+        block_config=tuple(block_config),
+        num_init_features=num_init_features,
+        bn_size=None,
+        compression=1.0,
+        pool="max",
+        stem="cifar",
+        final_norm=False,
+        proj_drop_rate=drop_rate,
+        norm_eps=1e-4,  # Lasagne's
+        norm_momentum=0.1,  # likewise, where it is called alpha
+    )
+
+
+def _encoder(spec: DenseNetSpec) -> DenseFeatureNet:
+    blocks = range(1, len(spec.blocks) + 1)
+    encoder = DenseFeatureNet(DenseNet(spec, num_classes=0), out_indices=blocks)
+    for name, pool in list(encoder.named_children()):
+        if isinstance(pool, nn.MaxPool2d):
+            dropout = nn.Dropout(spec.proj_drop_rate)
+            setattr(encoder, name, nn.Sequential(OrderedDict(drop=dropout, pool=pool)))
+    return encoder
+
+
+def _add_bias(module: nn.Module) -> None:
+    # A `DenseNet`'s convolutions have none; the published counts of parameters hold them.
+    if isinstance(module, nn.Conv2d) and module.bias is None:
+        module.bias = nn.Parameter(torch.zeros(module.out_channels))
+
+
+def _replace_norms(net: nn.Module) -> None:
+    for parent in list(net.modules()):
+        for name, norm in list(parent.named_children()):
+            if isinstance(norm, nn.BatchNorm2d):
+                own = BatchStatisticsNorm2d(norm.num_features, norm.eps, norm.momentum)
+                setattr(parent, name, own)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
+
+
+class FCDenseNetOptions(TypedDict, total=False):
+    """Keyword arguments of `FCDenseNet` beside those that differ between the published ones."""
+
+    block_config: Sequence[int]
+    num_init_features: int
+    drop_rate: float
+    batch_statistics_in_eval: bool
+    memory: Memory
+
+
+def fcdensenet103(
+    *,
+    num_classes: int,
+    growth_rate: int = 16,
+    normalization: dict[str, Any] | None = None,
+    **options: Unpack[FCDenseNetOptions],
+) -> Segmenter:
+    """FC-DenseNet103: 9,322,091 parameters for the 11 classes of CamVid, published with 66.9 mIoU.
+
+    Blocks of 4, 5, 7, 10 and 12 layers down, a bottleneck of 15, and the same up (table 2).
+    All arguments are JSON types.
+
+    Args:
+        num_classes: K; the background is a class like others where the data has one.
+        growth_rate: k, the new channels of each layer.
+        normalization: `ImageNormalization`'s arguments; ImageNet's when left out, as the paper
+            names none.
+        **options: ``block_config``, ``num_init_features``, ``drop_rate``,
+            ``batch_statistics_in_eval`` and ``memory`` as of `FCDenseNet`.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+    options.setdefault("block_config", (4, 5, 7, 10, 12, 15))
+    net = FCDenseNet(num_classes, growth_rate=growth_rate, **options)
+    return _segmenter(net, normalization)
+
+
+def fcdensenet67(
+    *,
+    num_classes: int,
+    growth_rate: int = 16,
+    normalization: dict[str, Any] | None = None,
+    **options: Unpack[FCDenseNetOptions],
+) -> Segmenter:
+    """FC-DenseNet67: 3,463,243 parameters for 11 classes; 5 layers in each of its 11 blocks.
+
+    Args:
+        num_classes: As of `fcdensenet103`.
+        growth_rate: As of `fcdensenet103`.
+        normalization: As of `fcdensenet103`.
+        **options: As of `fcdensenet103`.
+    """
+    options.setdefault("block_config", (5,) * 6)
+    net = FCDenseNet(num_classes, growth_rate=growth_rate, **options)
+    return _segmenter(net, normalization)
+
+
+def fcdensenet56(
+    *,
+    num_classes: int,
+    growth_rate: int = 12,
+    normalization: dict[str, Any] | None = None,
+    **options: Unpack[FCDenseNetOptions],
+) -> Segmenter:
+    """FC-DenseNet56: 1,376,795 parameters for 11 classes; 4 layers in each of its 11 blocks.
+
+    Args:
+        num_classes: As of `fcdensenet103`.
+        growth_rate: As of `fcdensenet103`.
+        normalization: As of `fcdensenet103`.
+        **options: As of `fcdensenet103`.
+    """
+    options.setdefault("block_config", (4,) * 6)
+    net = FCDenseNet(num_classes, growth_rate=growth_rate, **options)
+    return _segmenter(net, normalization)
+
+
+def _segmenter(net: FCDenseNet, normalization: dict[str, Any] | None) -> Segmenter:
+    facts = ImageNormalization(**(normalization or {}))
+    return Segmenter(net, stride=1, smallest=net.smallest, normalization=facts)

@@ -1,0 +1,153 @@
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from locations import PROJECT
+from test_imports import run_fresh
+from tiny_nets import tiny
+
+from densenet_backbones.benchmark.command import main
+from densenet_backbones.benchmark.gpu_costs import block_shapes, net_cost
+from densenet_backbones.dense_block import backends
+from densenet_backbones.dense_block.triton import availability, usable, why_unavailable
+from densenet_backbones.dense_block.triton.choice import fastest
+from densenet_backbones.dense_block.triton.tiles import best_tile
+from densenet_backbones.deploy import deploy
+from densenet_backbones.variants import VARIANTS
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "cases", ["interpreted_kernels", "interpreted_norms", "interpreted_training"]
+)
+def test_kernels_compute_what_they_say(cases):
+    """All of that file: in a process of its own, whose Triton interprets."""
+    pytest.importorskip("triton")
+    interpret = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", f"tests/support/{cases}.py"],
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", **interpret},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_without_triton_the_package_imports_and_says_why_there_are_no_kernels():
+    out = run_fresh(
+        "import sys\n"
+        "sys.modules['triton'] = None\n"
+        "import torch, densenet_backbones\n"
+        "from densenet_backbones.dense_block import kernels\n"
+        "print(kernels.why_unavailable(torch.device('cuda')))"
+    )
+    assert out.strip() == "triton is not installed"
+
+
+def test_why_there_are_no_kernels(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(availability, "_has_triton", lambda: True)
+    assert "the maps are on cpu" in why_unavailable(CPU)
+    assert "not torch.float64" in why_unavailable(CPU, torch.float64)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "8.0 or newer, and cuda:0 has 7.5" in why_unavailable(torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert why_unavailable(torch.device("cuda:0")) is None
+
+
+def test_the_plain_form_is_announced_once(monkeypatch):
+    monkeypatch.setattr(availability, "why_unavailable", lambda *args: "a reason to test")
+    with pytest.warns(UserWarning, match="run without their Triton kernels: a reason to test"):
+        assert not usable(CPU)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not usable(CPU)
+
+
+def test_a_cpu_is_no_reason_for_a_message():
+    deployed = deploy(tiny("densenet121_features").eval())
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("error")
+        deployed(torch.randn(1, 3, 64, 64))
+
+
+def test_a_gpu_without_kernels_takes_the_plain_form_and_says_so_once(monkeypatch):
+    monkeypatch.setattr(availability, "why_unavailable", lambda *args: "another reason to test")
+    deployed = deploy(tiny("densenet121_features").eval())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = deployed(x)
+        monkeypatch.setattr(backends, "is_on_gpu", lambda x: True)
+        with pytest.warns(UserWarning, match="another reason to test") as said:
+            maps = deployed(x)
+    assert len(said) == 1
+    for ours, theirs in zip(maps, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_training_on_a_gpu_without_kernels_is_plain_and_says_so_once(monkeypatch):
+    monkeypatch.setattr(availability, "why_unavailable", lambda *args: "a third reason to test")
+    monkeypatch.setattr(backends, "is_on_gpu", lambda x: True)
+    net = tiny("densenet121_features").train().to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
+    expected = [m.detach() for m in net(x)]
+    net.set_memory("shared")
+    with pytest.warns(UserWarning, match="a third reason to test") as said:
+        maps = net(x)
+        sum(m.sum() for m in maps).backward()
+    assert len(said) == 1
+    for ours, theirs in zip(maps, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_where_nothing_can_be_measured_the_first_way_is_taken():
+    assert fastest("key", {"first": lambda: 1 / 0, "second": lambda: None}, CPU) == "first"
+
+
+@given(
+    rows=st.integers(1, 70),
+    width=st.integers(1, 40),
+    dilation=st.integers(1, 3),
+    pixels=st.sampled_from([32, 64, 128, 256]),
+)
+def test_tiles_cover_the_maps_and_fit(rows, width, dilation, pixels):
+    tile = best_tile(rows, width, dilation, pixels)
+    if tile is None:
+        assert min(width, 1 + 2 * dilation) * (1 + 2 * dilation) > pixels
+        return
+    side = 0 if tile.width == width else dilation
+    assert (tile.height + 2 * dilation) * (tile.width + 2 * side) <= pixels
+    assert tile.count == -(-rows // tile.height) * -(-width // tile.width)
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "recompute"), [(64 * 56, 56, 1.31), (64 * 14, 14, 1.15), (64 * 7, 7, 1.15)]
+)
+def test_recomputing_is_as_rare_as_the_kernel_says(rows, width, recompute):
+    assert best_tile(rows, width, 1, 256).recompute <= recompute
+
+
+def test_the_floor_on_paper():
+    """Of densenet121 at 224 pixels in bfloat16: 47 MB unfused, 24 MB fused, 5.7 GFLOP an image."""
+    cost = net_cost(VARIANTS["densenet121"], 224, 224)
+    assert cost.flops / 1e9 == pytest.approx(5.7, abs=0.1)
+    assert cost.bytes_unfused / 1e6 == pytest.approx(47.5, abs=0.1)
+    assert cost.bytes_fused / 1e6 == pytest.approx(24.2, abs=0.1)
+    shapes = block_shapes(VARIANTS["densenet121"], 800, 1344)
+    assert [s[:2] for s in shapes] == [(200, 336), (100, 168), (50, 84), (25, 42)]
+
+
+@pytest.mark.parametrize("command", [["gpu"], ["inference", "--device", "cuda"]])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what it does without a GPU")
+def test_the_measurement_needs_a_gpu(command, capsys):
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "needs a CUDA device" in capsys.readouterr().err

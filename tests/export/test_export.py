@@ -1,0 +1,261 @@
+"""ONNX files: what onnxruntime computes from them is what the model computes."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from exported_detectors import KINDS, lively, noise_images, plain_image
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_nets import randomise_norms
+from tiny_segmenters import UNET_ARGS
+
+from densenet_backbones.export import export, onnx_file
+from densenet_backbones.export import plan as export_plan
+from densenet_backbones.export.detector_form import export_form
+from densenet_backbones.export.onnx_file import ExportError, OnnxSession, write_onnx
+from densenet_backbones.export.plan import (
+    Agreement,
+    detector_stages,
+    matched,
+    segmenter_stages,
+)
+from densenet_backbones.export.segmenter_form import SegmenterForm
+from densenet_backbones.heads import fcdensenet56
+from densenet_backbones.heads.segmentation import unet
+from densenet_backbones.inference.detector import load
+from densenet_backbones.inference.smp_segmenters import build_smp
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch.export warns of what torch deprecates
+
+OUTPUTS = ("boxes", "scores", "labels", "num_detections")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_detectors_give_the_same_on_images_of_several_sizes(kind, tmp_path):
+    model = lively(kind)
+    path = tmp_path / "model.onnx"
+    write_onnx(detector_stages(export_form(model), OUTPUTS, None), path, {}, optimize=False)
+    session = OnnxSession(path)
+    numbers = []
+    images = noise_images([(150, 170), (64, 64), (301, 111)])
+    if "retinanet" in kind:
+        images.append(plain_image())  # in which the others find boxes of equal scores
+    for image in images:
+        with torch.no_grad():
+            (expected,) = model([image])
+        found = session(image[None])
+        number = int(found["num_detections"])
+        assert number == len(expected["boxes"])
+        # Eager scores are off by 1e-5 from float64's with these weights.
+        np.testing.assert_allclose(found["boxes"][:number], expected["boxes"], atol=1e-2, rtol=0)
+        np.testing.assert_allclose(found["scores"][:number], expected["scores"], atol=1e-4, rtol=0)
+        assert (found["labels"][:number] == expected["labels"].numpy()).all()
+        assert not any(found[name][number:].any() for name in OUTPUTS[:3])
+        numbers.append(number)
+    assert max(numbers) > 1
+    assert "retinanet" not in kind or min(numbers) == 0
+
+
+def fcdensenet(**options):
+    return fcdensenet56(
+        num_classes=3, growth_rate=4, block_config=(1, 2, 1), num_init_features=8, **options
+    )
+
+
+SEGMENTERS = {
+    "unet": lambda: unet(num_classes=3, **UNET_ARGS),
+    "unet, attention": lambda: unet(num_classes=3, attention=True, **UNET_ARGS),
+    "fcdensenet": fcdensenet,
+    "fcdensenet, batch statistics": lambda: fcdensenet(batch_statistics_in_eval=True),
+    "deeplabv3plus": lambda: build_smp(
+        "DeepLabV3Plus", 3, {"encoder_name": "densenet121_features", "encoder_output_stride": 16}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_segmenters_give_the_same_on_images_of_several_sizes(name, tmp_path):
+    torch.manual_seed(0)
+    model = randomise_norms(SEGMENTERS[name]()).eval()
+    path = tmp_path / "model.onnx"
+    form = SegmenterForm(model, lambda logits: (logits,))
+    write_onnx(segmenter_stages(form, ("logits",), None), path, {}, optimize=False)
+    session = OnnxSession(path)
+    for shape in ((1, 3, 96, 150), (2, 3, 71, 97), (1, 3, 64, 64)):
+        images = torch.rand(*shape)
+        with torch.no_grad():
+            logits = model(images)
+            exact = model.double()(images.double())
+            model.float()
+        rounding = (logits - exact).abs().max().item()
+        np.testing.assert_allclose(
+            session(images)["logits"], exact, atol=10 * rounding + 1e-6, rtol=0
+        )
+        assert logits.std() > 100 * rounding
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def detector(tiny_run, tmp_path):
+    """A copy of a trained detector: its export is written beside it."""
+    return shutil.copy(tiny_run / "model.safetensors", tmp_path / "model.safetensors")
+
+
+@pytest.fixture
+def segmenter(tiny_segmentation, tmp_path):
+    return shutil.copy(tiny_segmentation / "model.safetensors", tmp_path / "model.safetensors")
+
+
+def test_a_trained_detector(detector, tiny_scenes, tmp_path, capsys):
+    pictures = sorted((tiny_scenes / "VOC").rglob("*.jpg"))[:2]
+    assert len(pictures) == 2
+    export.main([str(detector), "--check-image", *map(str, pictures)])
+    said = capsys.readouterr().out
+    session = OnnxSession(tmp_path / "model.onnx")
+    for picture in pictures:
+        assert picture.name in said
+    assert "detections agree" in said and "written to" in said
+    facts = session.facts
+    names = load(detector).categories.names
+    assert json.loads(facts["names"]) == ["background", *names]
+    assert facts["kind"] == "detector"
+    assert set(json.loads(facts["outputs"])) == set(OUTPUTS)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_one_size_alone(detector, tmp_path, capsys):
+    out = tmp_path / "deep" / "fixed.onnx"
+    export.main([str(detector), "--out", str(out), "--image-size", "48", "80", "--opset", "20"])
+    session = OnnxSession(out)
+    assert session.input.shape == [1, 3, 48, 80]
+    assert "a random image of 48 x 80" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("output", ["labels", "logits"])
+def test_a_trained_segmenter(output, segmenter, tmp_path, capsys):
+    export.main([str(segmenter), "--output", output])
+    said = capsys.readouterr().out
+    assert ("logits agree" if output == "logits" else "pixels agree") in said
+    session = OnnxSession(tmp_path / "model.onnx")
+    model = load(segmenter)
+    images = torch.rand(3, 3, 70, 90)
+    found = session(images)
+    with torch.no_grad():
+        logits = model.model(images)
+    if output == "logits":
+        np.testing.assert_allclose(found["logits"], logits, atol=1e-4, rtol=1e-4)
+        return
+    scores, labels = logits.softmax(dim=1).max(dim=1)
+    np.testing.assert_allclose(found["scores"], scores, atol=1e-4, rtol=0)
+    sure = (logits.topk(2, dim=1).values.diff(dim=1).abs() > 1e-3).squeeze(1).numpy()
+    assert (found["labels"] == labels.numpy())[sure].all() and sure.mean() > 0.9
+
+
+def test_a_file_that_computes_something_else_is_not_kept(detector, tmp_path, monkeypatch, capsys):
+    (tmp_path / "model.onnx").write_text("the former one")
+    planned = export_plan.plan
+
+    def wrong(model, output):
+        return dataclasses.replace(
+            planned(model, output), compare=lambda *_: Agreement("detections", 9, 7)
+        )
+
+    monkeypatch.setattr(export, "plan", wrong)
+    with pytest.raises(SystemExit) as end:
+        export.main([str(detector)])
+    assert end.value.code == 1
+    assert "7 of 9 detections agree" in capsys.readouterr().err
+    assert (tmp_path / "model.onnx").read_text() == "the former one"
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--out", "model.pt"], "--out must end in .onnx, got model.pt"),
+        (["--image-size", "8", "64"], "--image-size must be H W in 32..8192, got 8 64"),
+        (["--opset", "11"], "--opset must be 18 or more, got 11"),
+        (["--output", "logits"], "--output logits is for segmenters; this file holds a detector"),
+        (["--check-image", "nothing.jpg"], "nothing.jpg"),
+    ],
+)
+def test_wrong_input_gets_one_sentence(options, said, detector, refused_command, tmp_path):
+    code, line = refused_command(export.main, detector, *options)
+    assert code == 1 and said in line
+    assert not list(tmp_path.glob("*.onnx")) and not list(tmp_path.glob("*.part"))
+
+
+def test_what_is_missing_is_named(detector, refused_command, monkeypatch):
+    monkeypatch.setattr(onnx_file, "NEEDED", ("onnx", "onnx_that_is_not_there"))
+    code, line = refused_command(export.main, detector)
+    assert code == 1
+    assert "the export needs onnx_that_is_not_there: pip install" in line
+
+
+def test_what_torch_cannot_follow_gets_its_first_cause(tmp_path):
+    def branching(x):
+        return x if x.sum() > 0 else -x
+
+    stage = onnx_file.Stage(branching, {"x": torch.rand(2)}, ["y"])
+    with pytest.raises(ExportError, match="data-dependent"):
+        write_onnx([stage], tmp_path / "x.onnx", {})
+    assert not list(tmp_path.iterdir())
+
+
+# -- the comparison ------------------------------------------------------------------------------
+
+
+def detections(number, seed):
+    generator = np.random.default_rng(seed)
+    corners = np.sort(generator.uniform(0, 500, (number, 2, 2)), axis=1)
+    return {
+        "boxes": corners.reshape(number, 4).astype(np.float32),
+        "scores": -np.sort(-generator.uniform(0, 1, number)).astype(np.float32),
+        "labels": generator.integers(1, 4, number),
+    }
+
+
+def padded(found, more=3):
+    number = len(found["scores"])
+    filled = {
+        name: np.concatenate([part, np.zeros((more, *part.shape[1:]), part.dtype)])
+        for name, part in found.items()
+    }
+    return {**filled, "num_detections": np.int64(number)}
+
+
+@given(st.integers(0, 30), st.integers(0, 2**32 - 1))
+def test_the_same_agree_in_any_order(number, seed):
+    expected = detections(number, seed)
+    order = np.random.default_rng(seed).permutation(number)
+    found = padded({name: part[order] for name, part in expected.items()})
+    agreement = matched(found, expected)
+    assert agreement.total == agreement.agreed == number and agreement.holds
+    assert set(agreement.largest.values()) == {0.0}
+
+
+@given(
+    st.integers(3, 30), st.integers(0, 2**32 - 1), st.sampled_from(["boxes", "scores", "labels"])
+)
+def test_what_differs_is_counted(number, seed, name):
+    expected = detections(number, seed)
+    found = padded(detections(number, seed))
+    found[name] = found[name] + 1000
+    agreement = matched(found, expected)
+    assert agreement.agreed == 0 and agreement.total == number and not agreement.holds
+
+
+def test_one_more_or_less_is_counted():
+    expected = detections(10, 0)
+    assert matched(padded(detections(10, 0)), {k: v[:7] for k, v in expected.items()}).agreed == 7
+    fewer = matched(padded({k: v[:7] for k, v in expected.items()}), expected)
+    assert (fewer.agreed, fewer.total, fewer.holds) == (7, 10, False)
+    assert not Agreement("detections", 1, 0).holds
+    nothing = matched(padded(detections(0, 0)), detections(0, 0))
+    assert str(nothing) == "there were no detections to compare"

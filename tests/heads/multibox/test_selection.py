@@ -1,0 +1,106 @@
+"""Selection of detections, against a naive non-maximum suppression of each class."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from densenet_backbones.heads.multibox.selection import Selection, select_detections
+
+SIZE = (100, 120)
+
+
+def _random_case(seed: int, priors: int = 60, classes: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    scores = (torch.randn(priors, classes, generator=generator) * 2).softmax(dim=1)
+    corner = torch.rand(priors, 2, generator=generator) * 100 - 10
+    boxes = torch.cat((corner, corner + torch.rand(priors, 2, generator=generator) * 60), dim=1)
+    return scores, boxes
+
+
+def _iou(a: list[float], b: list[float]) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0) * max(height, 0)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return shared / (areas - shared)
+
+
+def _naive(scores: Tensor, boxes: Tensor, selection: Selection) -> list[tuple[float, int, list]]:
+    limits = (SIZE[1], SIZE[0], SIZE[1], SIZE[0])
+    clipped = [
+        [min(max(v, 0.0), limit) for v, limit in zip(box, limits, strict=True)]
+        for box in boxes.tolist()
+    ]
+    kept: list[tuple[float, int, list]] = []
+    for label in range(1, scores.shape[1]):
+        found = [
+            (score, label, box)
+            for score, box in zip(scores[:, label].tolist(), clipped, strict=True)
+            if score > selection.score_threshold and box[2] > box[0] and box[3] > box[1]
+        ]
+        best: list[tuple[float, int, list]] = []
+        for candidate in sorted(found, reverse=True)[: selection.topk_candidates]:
+            if all(_iou(candidate[2], other[2]) <= selection.nms_threshold for other in best):
+                best.append(candidate)
+        kept += best
+    return sorted(kept, reverse=True)[: selection.detections_per_image]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "selection", [Selection(), Selection(0.2, 0.3, 10, 15), Selection(0.05, 0.6, 5, 200)]
+)
+def test_equals_the_naive_version(seed: int, selection: Selection) -> None:
+    scores, boxes = _random_case(seed)
+    found = select_detections(scores, boxes, SIZE, selection)
+    expected = _naive(scores, boxes, selection)
+    assert found["scores"].tolist() == pytest.approx([item[0] for item in expected])
+    assert found["labels"].tolist() == [item[1] for item in expected]
+    torch.testing.assert_close(
+        found["boxes"], torch.tensor([item[2] for item in expected]).reshape(-1, 4)
+    )
+
+
+def test_boxes_lie_inside_the_image_and_scores_fall() -> None:
+    found = select_detections(*_random_case(1), SIZE, Selection())
+    boxes, scores = found["boxes"], found["scores"]
+    assert len(boxes) > 10
+    assert boxes.min() >= 0
+    assert boxes[:, 2].max() <= SIZE[1] and boxes[:, 3].max() <= SIZE[0]
+    assert (scores[1:] <= scores[:-1]).all()
+
+
+def test_background_and_boxes_outside_the_image_are_no_detections() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [200.0, 0, 220, 10], [30.0, 30, 40, 40]])
+    scores = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
+    found = select_detections(scores, boxes, SIZE, Selection())
+    assert found["labels"].tolist() == [2]
+    assert found["boxes"].tolist() == [[30, 30, 40, 40]]
+
+
+def test_classes_do_not_suppress_each_other() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0.0, 0, 10, 10]])
+    scores = torch.tensor([[0.1, 0.5, 0.4], [0.1, 0.2, 0.7]])
+    found = select_detections(scores, boxes, SIZE, Selection())
+    assert sorted(found["labels"].tolist()) == [1, 2]
+
+
+def test_no_detection_keeps_the_shapes() -> None:
+    scores = torch.tensor([[1.0, 0.0]])
+    found = select_detections(scores, torch.tensor([[0.0, 0, 9, 9]]), SIZE, Selection())
+    assert found["boxes"].shape == (0, 4)
+    assert found["scores"].shape == found["labels"].shape == (0,)
+    assert found["labels"].dtype == torch.int64
+
+
+def test_the_threshold_is_exclusive() -> None:
+    scores = torch.tensor([[0.5, 0.5]])
+    found = select_detections(scores, torch.tensor([[0.0, 0, 9, 9]]), SIZE, Selection(0.5))
+    assert len(found["boxes"]) == 0
+
+
+def test_mistakes_get_a_sentence() -> None:
+    with pytest.raises(ValueError, match=r"nms_threshold must lie in 0..1, got 45"):
+        Selection(nms_threshold=45)
+    with pytest.raises(ValueError, match="detections_per_image must be 1 or more, got 0"):
+        Selection(detections_per_image=0)

@@ -1,0 +1,137 @@
+"""Images predicted by tiles against images predicted as a whole."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+from densenet_backbones.data.images import MAX_PIXELS, read_image
+from densenet_backbones.data.samples import DataError
+from densenet_backbones.inference import image_windows
+from densenet_backbones.inference.image_windows import ImageWindows
+from densenet_backbones.inference.tiling import Tiling, blended
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def whole(image, scores_of, tiling):
+    """All rows that `blended` yields, checked to follow each other."""
+    windows = ImageWindows(image)
+    rows = []
+    for top, scores in blended(windows.read, windows.size, scores_of, tiling):
+        assert top == sum(part.shape[1] for part in rows)
+        rows.append(scores)
+    return torch.cat(rows, 1)
+
+
+@given(st.integers(1, 90), st.integers(2, 40), st.integers(0, 20), st.integers(0, 10))
+@settings(max_examples=200, deadline=None)
+def test_weights_of_all_tiles_add_up_to_one(length, tile, overlap, margin):
+    if 2 * overlap > tile or 2 * margin > overlap:
+        with pytest.raises(ValueError, match=r"must lie in \[0, "):
+            Tiling(tile, overlap, margin)
+        return
+    tiling = Tiling(tile, overlap, margin)
+    total = torch.zeros(length)
+    for span in tiling.spans(length):
+        assert span[1] - span[0] <= tile
+        total[span[0] : span[1]] += tiling.weights(span, length)
+    torch.testing.assert_close(total, torch.ones(length))
+
+
+def test_tiles_begin_at_multiples_of_the_stride():
+    tiling = Tiling(100, 20, stride=32)
+    assert (tiling.tile, tiling.overlap) == (128, 32)
+    assert tiling.spans(300) == [(0, 128), (96, 224), (192, 300)]
+    assert Tiling(256, stride=32).overlap == 64
+
+
+def test_blending_keeps_what_all_tiles_agree_on():
+    image = noise(70, 53)
+    found = whole(image, lambda w: torch.from_numpy(w).permute(2, 0, 1), Tiling(32, 12, 2))
+    expected = torch.from_numpy(image).permute(2, 0, 1).float()
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("margin", "largest"), [(8, 1e-5), (0, None)])
+def test_with_a_margin_of_the_receptive_field_tiles_equal_the_whole(margin, largest):
+    """Four 3x3 convolutions and a pooling see 8 pixels away; tiles that overlap less differ."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()),
+        *(nn.MaxPool2d(2), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(6, 4, 3, padding=1), nn.Upsample(scale_factor=2)),
+    ).eval()
+
+    @torch.no_grad()
+    def scores_of(window):
+        return net(torch.from_numpy(window).permute(2, 0, 1).float()[None] / 255)[0]
+
+    image = noise(94, 130)
+    difference = (
+        whole(image, scores_of, Tiling(48, 2 * margin or 8, margin, stride=2)) - scores_of(image)
+    ).abs()
+    if largest is not None:
+        assert float(difference.max()) < largest
+    else:  # the seams: beside them, and nowhere else, tiles see less than the whole
+        assert float(difference.max()) > 1e-3
+        assert float(difference[:, 8:32, 8:32].max()) < 1e-5
+
+
+# -- reading parts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "in_parts"),
+    [
+        ("a.tif", {}, True),
+        ("strips.tif", {"strip_size": 53 * 3 * 7}, True),
+        ("a.ppm", {}, True),
+        ("packed.tif", {"compression": "tiff_lzw"}, False),
+        ("a.png", {}, False),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_windows_are_parts_of_the_image(name, options, in_parts, mode, tmp_path):
+    Image.fromarray(noise(70, 53)).convert(mode).save(tmp_path / name, **options)
+    source = ImageWindows(tmp_path / name)
+    image = read_image(tmp_path / name)
+    assert (source.size, source.in_parts) == ((70, 53), in_parts)
+    for window in ((0, 0, 70, 53), (3, 5, 21, 40), (69, 52, 70, 53), (0, 10, 70, 11)):
+        top, left, bottom, right = window
+        assert np.array_equal(source.read(window), image[top:bottom, left:right])
+    assert np.array_equal(source.thinned(4), image[::4, ::4])
+
+
+def test_images_too_large_to_decode_are_read_in_parts_or_refused(tmp_path, monkeypatch):
+    assert MAX_PIXELS > 50 * 60
+    monkeypatch.setattr(image_windows, "MAX_PIXELS", 50 * 60 - 1)
+    for name in ("a.tif", "a.png"):
+        Image.fromarray(noise(50, 60)).save(tmp_path / name)
+    assert ImageWindows(tmp_path / "a.tif").in_parts
+    with pytest.raises(DataError, match=r"a\.png: 60x50 pixels are too many .*uncompressed TIFF"):
+        ImageWindows(tmp_path / "a.png")
+
+
+def test_a_picture_on_its_side_is_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise(20, 30)).save(tmp_path / "a.tif", exif=exif)
+    source = ImageWindows(tmp_path / "a.tif")
+    assert source.size == (30, 20) and not source.in_parts
+    assert np.array_equal(source.read((0, 0, 30, 20)), read_image(tmp_path / "a.tif"))
+
+
+def test_damaged_files_are_named(tmp_path):
+    Image.fromarray(noise(50, 60)).save(tmp_path / "a.ppm")
+    content = (tmp_path / "a.ppm").read_bytes()
+    (tmp_path / "a.ppm").write_bytes(content[:-100])
+    (tmp_path / "b.tif").write_text("no image")
+    for name, message in (("a.ppm", "is truncated"), ("b.tif", "cannot be read"), ("c", "no such")):
+        with pytest.raises(DataError, match=f"{name}: .*{message}"):
+            ImageWindows(tmp_path / name)
