@@ -32,13 +32,13 @@ from PIL import Image
 from rich.progress import track
 
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.scenes import annotations as forms
 from densenet_backbones.data.scenes.drawing import MIN_SIDE, Scene, draw_scene
-from densenet_backbones.data.scenes.generation import annotations as forms
 
 SPLITS = ("train", "val")
 MARKER = "scenes.json"
 LABEL_MAP = "VOC/labelmap.txt"
-MADE_BY = "densenet_backbones.data.scenes.generation"
+MADE_BY = "densenet_backbones.data.scenes"
 VERSION = 1  # to be raised when the same parameters draw other scenes
 JPEG_QUALITY = 95
 # The first image id of a split minus 1: ids stay unique when splits are merged.
@@ -109,7 +109,9 @@ def scene_of(seed: int, split: str, index: int, size: tuple[int, int]) -> Scene:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of `generate`."""
-    parser = argparse.ArgumentParser(prog=f"python -m {MADE_BY}", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m densenet_backbones.data.scenes.generation", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("root", type=Path, help="folder to write")
     parser.add_argument("--train", type=int, default=400, help="training images")

@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.scenes import annotations as forms
 from densenet_backbones.data.scenes.drawing import (
     CLASSES,
     FIGURE,
@@ -27,7 +28,6 @@ from densenet_backbones.data.scenes.drawing import (
     draw_scene,
 )
 from densenet_backbones.data.scenes.generation import MARKER, generate, main, scene_of
-from densenet_backbones.data.scenes.generation import annotations as forms
 from densenet_backbones.data.scenes.painting import STUFF
 
 TRAIN, VAL, SIZE = 60, 12, (100, 140)
@@ -372,7 +372,7 @@ def test_a_damaged_folder_is_made_again(tmp_path, damage, capsys):
 
 
 def test_an_interrupted_run_is_finished_by_the_next(tmp_path, monkeypatch):
-    from densenet_backbones.data.scenes.generation import generation as scenes
+    from densenet_backbones.data.scenes import generation as scenes
 
     original, drawn = scenes.scene_of, []
 
