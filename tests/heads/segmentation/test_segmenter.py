@@ -12,8 +12,7 @@ import torchvision
 from timm.models._manipulate import group_parameters
 from torch import Tensor, nn
 
-from densenet_backbones.heads import ImageNormalization, Preprocessing, Segmenter
-from densenet_backbones.heads.segmentation import unet
+from densenet_backbones.heads import ImageNormalization, Preprocessing, Segmenter, unet
 from densenet_backbones.torchvision_models import SEGMENTERS
 
 PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
@@ -38,7 +37,7 @@ class Supervised(nn.Module):
 
 def tiny(name: str) -> Segmenter:
     torch.manual_seed(0)
-    arguments = {"backbone_args": TINY_NET} if name == "unet" else TINY_NET
+    arguments = {"backbone_kwargs": TINY_NET} if name == "unet" else TINY_NET
     return torchvision.models.get_model(name, num_classes=3, **arguments)
 
 
