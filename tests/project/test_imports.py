@@ -33,7 +33,7 @@ ROWS = (
     {"export"},
     {"training"},
     {"benchmark"},
-    {"tools", "run", "install_hook"},
+    {"tools", "run"},
 )
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 HEAVY = ("lightning", "albumentations", "pycocotools", "segmentation_models_pytorch", "matplotlib")
