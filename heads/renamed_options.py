@@ -44,8 +44,6 @@ def rename_options(options: Mapping[str, Any]) -> dict[str, Any]:
         today = RENAMED[name](value) if name in RENAMED else {name: value}
         for new in today:
             if new in renamed or (new != name and new in options):
-                raise ValueError(
-                    f"{name} is an old name of {new}, which is given too: leave it out"
-                )
+                raise ValueError(f"{name} is an old name of {new}: give one of the two")
         renamed |= today
     return renamed

@@ -179,9 +179,9 @@ def densenet_fpn_backbone(
 
     Args:
         name: timm's, ours or any other that has ``features_only``: ``rdnet_tiny``, ``resnet50``.
-        trainable_backbone_layers: How many of the last stages are trained, as torchvision counts them: 0
-            for none up to 5 for all of a DenseNet, four blocks and the stem. Left out: all, or 3
-            with ``weights_backbone``.
+        trainable_backbone_layers: How many of the last stages are trained, as torchvision counts
+            them: 0 for none up to 5 for all of a DenseNet, four blocks and the stem. Left out: all,
+            or 3 with ``weights_backbone``.
         adapter: ``fpn``, ``pan``, ``bifpn`` or ``dense_prediction``, see `build_adapter`.
         adapter_kwargs: Further arguments of the adapter.
         out_channels: Of every map.

@@ -163,7 +163,8 @@ def stages_of(net: nn.Module) -> list[list[nn.Module]]:
                 break  # the network ends before this tap
             raise ValueError(
                 f"{type(net).__name__} does not say which modules make its stages, so they cannot "
-                "be frozen: leave out trainable_backbone_layers and weights_backbone, or choose another"
+                "be frozen: leave out trainable_backbone_layers and weights_backbone, or choose "
+                "another"
             )
         first, last = span
         if level["reduction"] < 2:

@@ -58,10 +58,7 @@ def test_a_model_file_with_an_old_name_loads(spec, old, value, today, tmp_path):
 
 
 def test_a_name_given_twice_is_refused():
-    for options in (
-        {"nms_threshold": 0.3, "nms_thresh": 0.4},
-        {"nms_thresh": 1, "nms_threshold": 1},
-    ):
+    for options in ({"nms_threshold": 1, "nms_thresh": 0}, {"nms_thresh": 1, "nms_threshold": 1}):
         with pytest.raises(ValueError, match="nms_threshold is an old name of nms_thresh"):
             rename_options(options)
 

@@ -267,7 +267,7 @@ def test_a_network_without_named_stages_is_not_frozen() -> None:
         (
             "densenet121_features",
             {"trainable_backbone_layers": 6},
-            "trainable_backbone_layers must be 0 to 5, got 6",
+            "_layers must be 0 to 5, got 6",
         ),
         ("densenet121_features", {"in_chans": 0}, "in_chans and output_stride must be 1 or more"),
         ("densenet121_features", {"min_stride": 3}, "min_stride must be one of the backbone's"),
