@@ -25,7 +25,7 @@ from densenet_backbones.export.plan import (
 )
 from densenet_backbones.export.segmenter_form import SegmenterForm
 from densenet_backbones.heads import fcdensenet56
-from densenet_backbones.heads.segmentation import unet
+from densenet_backbones.heads.segmentation.unet import unet
 from densenet_backbones.inference.detector import load
 from densenet_backbones.inference.smp_segmenters import build_smp
 
