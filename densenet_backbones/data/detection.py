@@ -11,7 +11,11 @@ from densenet_backbones.data.augment.presets import (
     image_size_of,
 )
 from densenet_backbones.data.detection_images import DetectionImages
-from densenet_backbones.data.instances import Learnt, learnable, with_keypoints
+from densenet_backbones.data.instances import (
+    TargetType,
+    keep_images_with_keypoints,
+    keep_learnable_objects,
+)
 from densenet_backbones.data.loading import (
     ImageData,
     ResumableLoader,
@@ -79,7 +83,7 @@ class DetectionData(ImageData[DetectionSet]):
         augmentation: AnyPreset = "ssd",
         copy_paste: bool = False,
         jitter_size: int | None = None,
-        learns: list[Learnt] | None = None,
+        learns: list[TargetType] | None = None,
         group_by_shape: bool | None = None,
         seed: int = 0,
         fraction: float = 1.0,
@@ -114,7 +118,7 @@ class DetectionData(ImageData[DetectionSet]):
         first_use = "train" not in self._sets
         found = super().train_set
         if first_use and "keypoints" in self.learns:
-            found = self._sets["train"] = with_keypoints(found)
+            found = self._sets["train"] = keep_images_with_keypoints(found)
         return found
 
     @property
@@ -141,7 +145,7 @@ class DetectionData(ImageData[DetectionSet]):
             masks="masks" in self.learns,
             keypoints="keypoints" in self.learns,
         )
-        found = learnable(found, self.learns, self.strict)
+        found = keep_learnable_objects(found, self.learns, self.strict)
         if self.check_images:
             check_images(found)
         return found

@@ -5,12 +5,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from densenet_backbones.data.instances import Learnt
+from densenet_backbones.data.instances import TargetType
 from densenet_backbones.data.samples import Categories, DetectionSet
 from densenet_backbones.metrics.coco import PREFIXES
 from densenet_backbones.metrics.coco_evaluation import IouType
 
-IOU_TYPES: dict[Learnt, IouType] = {"boxes": "bbox", "masks": "segm", "keypoints": "keypoints"}
+IOU_TYPES: dict[TargetType, IouType] = {
+    "boxes": "bbox",
+    "masks": "segm",
+    "keypoints": "keypoints",
+}
 """What may be learned -> the type of COCO's evaluation of it."""
 
 COCO_KEYPOINTS = 17
@@ -18,18 +22,18 @@ MEAN_SIGMA = 0.067
 """Of COCO's 17 constants (cocoeval.py, `kpt_oks_sigmas`), the mean: for keypoints without any."""
 
 
-def learned_by(model: nn.Module) -> tuple[Learnt, ...]:
+def learned_by(model: nn.Module) -> tuple[TargetType, ...]:
     """Its `learns`, or for torchvision's own detectors what their RoI heads have."""
     if hasattr(model, "learns"):
         return tuple(model.learns)  # type: ignore[arg-type]
     heads: Any = getattr(model, "roi_heads", None)
-    found: list[Learnt] = ["boxes"]
+    found: list[TargetType] = ["boxes"]
     found += ["masks"] if heads is not None and heads.has_mask() else []
     found += ["keypoints"] if heads is not None and heads.has_keypoint() else []
     return tuple(found)
 
 
-def learned_by_name(detector: str) -> tuple[Learnt, ...]:
+def learned_by_name(detector: str) -> tuple[TargetType, ...]:
     """The same, told from a name in torchvision's registry, before anything is built."""
     kind = detector.lower().partition("_")[0]
     if kind == "maskrcnn":
@@ -69,7 +73,7 @@ def with_keypoints(detector: str, args: dict[str, Any], categories: Categories) 
     return {**args, "num_keypoints": there}
 
 
-def headline_of(learns: Sequence[Learnt]) -> tuple[str, ...]:
+def headline_of(learns: Sequence[TargetType]) -> tuple[str, ...]:
     """The numbers that are shown: the last one says which weights are best."""
     return tuple(f"{PREFIXES[IOU_TYPES[what]]}AP" for what in learns)
 

@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from densenet_backbones.data.detection import DetectionData
-from densenet_backbones.data.instances import Learnt
+from densenet_backbones.data.instances import TargetType
 from densenet_backbones.data.segmentation import SegmentationData
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.segmenter import SegmenterSpec
@@ -24,7 +24,7 @@ def _keep_matched(task: DetectionTask, data: DetectionData) -> None:
         data.keep_first(lambda record: len(record.boxes) > 0, "have objects")
 
 
-def learned_by_detector(detector: str) -> list[Learnt]:
+def learned_by_detector(detector: str) -> list[TargetType]:
     """What the data must have for a detector, by its name."""
     return list(learned_by_name(detector))
 
