@@ -34,10 +34,10 @@ def _detection_table(data: DetectionData) -> Table:
 
 
 def _detection_configs(task: DetectionTask) -> tuple[str, str]:
-    if task.learns == ("boxes",):
+    if task.target_types == ("boxes",):
         return "dsod300_voc", "dsod300_coco for COCO layout"
-    kind = "maskrcnn" if "masks" in task.learns else "keypointrcnn"
-    return f"{kind}_densenet121_fpn_coco", f"COCO layout with {task.learns[-1]}"
+    kind = "maskrcnn" if "masks" in task.target_types else "keypointrcnn"
+    return f"{kind}_densenet121_fpn_coco", f"COCO layout with {task.target_types[-1]}"
 
 
 DETECTION = Kind(
@@ -46,7 +46,7 @@ DETECTION = Kind(
     data=DetectionData,
     spec=DetectorSpec,
     told_by_data=("categories",),
-    told_by_model={"learns": ("detector", learned_by_detector)},
+    told_by_model={"target_types": ("detector", learned_by_detector)},
     prepare=_keep_matched,
     data_table=_detection_table,
     remarks=lambda task, data: summary.unmatched_objects(task.model, data.train_set),

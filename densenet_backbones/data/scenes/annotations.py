@@ -149,7 +149,7 @@ def make_voc_xml(scene: Scene, file_name: str) -> bytes:
 
 
 def is_difficult(thing: SceneObject) -> bool:
-    """VOC's flag: hardly to be recognised, or a crowd."""
+    """VOC's flag: hardly to be recognized, or a crowd."""
     return thing.crowd or thing.shown < DIFFICULT_SHOWN
 
 
