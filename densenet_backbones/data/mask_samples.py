@@ -19,7 +19,7 @@ IGNORED = 255  # counts neither in losses nor in metrics
 MAX_CLASSES = 255
 BACKGROUND = "background"
 Color = tuple[int, int, int]  # RGB, each 0..255
-Task = Literal["multiclass", "binary", "multilabel"]
+MaskTask = Literal["multiclass", "binary", "multilabel"]
 
 
 def voc_color(index: int) -> Color:
@@ -159,7 +159,7 @@ class SegmentationSet:
     name: str
     records: tuple[MaskRecord, ...]
     classes: MaskClasses
-    task: Task = "multiclass"
+    task: MaskTask = "multiclass"
     problems: tuple[Problem, ...] = field(default=())
 
     def __post_init__(self) -> None:

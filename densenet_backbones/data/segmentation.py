@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from densenet_backbones.data.augment.segmentation import MaskPreset, SegmentationAugmentation
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.loading import ImageData, Scenes, Source
-from densenet_backbones.data.mask_samples import MaskClasses, MaskSample, SegmentationSet, Task
+from densenet_backbones.data.mask_samples import MaskClasses, MaskSample, MaskTask, SegmentationSet
 from densenet_backbones.data.mask_statistics import CHECKED_UP_TO, check_masks
 from densenet_backbones.data.readers.detection_sources import check_images
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout, read_segmentation
@@ -81,7 +81,7 @@ class SegmentationData(ImageData[SegmentationSet]):
         val_split: Name of the split that is evaluated.
         train: Several (root, split) taken together as the training set, instead of `root` and
             `train_split`; their classes are unified by name.
-        layout: "folders", "voc", "sbd", "coco_panoptic" or "coco_instances"; "auto" recognises it.
+        layout: "folders", "voc", "sbd", "coco_panoptic" or "coco_instances"; "auto" recognizes it.
         task: "multiclass", "binary" (two classes, one output) or "multilabel" (COCO instances).
         classes: Class names in label order; needed where sources differ, optional elsewhere.
         batch_size: Images a step and process.
@@ -107,7 +107,7 @@ class SegmentationData(ImageData[SegmentationSet]):
         val_split: str = "val",
         train: list[Source] | None = None,
         layout: MaskLayout = "auto",
-        task: Task = "multiclass",
+        task: MaskTask = "multiclass",
         classes: list[str] | None = None,
         batch_size: int = 8,
         num_workers: int | None = None,

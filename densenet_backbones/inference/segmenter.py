@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from densenet_backbones.data.mask_samples import Color, MaskClasses, Task
+from densenet_backbones.data.mask_samples import Color, MaskClasses, MaskTask
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.inference.image_tensors import image_tensor
 from densenet_backbones.inference.image_windows import ImageWindows
@@ -45,7 +45,7 @@ class SegmenterSpec(ModelSpec):
     name: str
     args: dict[str, Any]
     classes: MaskClasses
-    task: Task = "multiclass"
+    task: MaskTask = "multiclass"
     preprocessing: dict[str, Any] | None = None
 
     @property
@@ -194,13 +194,13 @@ class SegmentationModel:
         return Segmentation(labels, scores, self.classes.names, self.classes.colors)
 
 
-def probabilities(output: Tensor | Mapping[str, Any], task: Task) -> Tensor:
+def probabilities(output: Tensor | Mapping[str, Any], task: MaskTask) -> Tensor:
     """(N, C, H, W) float32 probabilities of a segmenter's output."""
     logits = output if isinstance(output, Tensor) else output["logits"]
     return logits.float().softmax(1) if task == "multiclass" else logits.float().sigmoid()
 
 
-def most_probable(scores: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+def most_probable(scores: Tensor, task: MaskTask) -> tuple[Tensor, Tensor]:
     """Labels, and the probability of each.
 
     Args:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from densenet_backbones.data.mask_samples import IGNORED, Task
+from densenet_backbones.data.mask_samples import IGNORED, MaskTask
 from densenet_backbones.metrics.boundary import TOLERANCE, boundary_scores
 
 _ONE = 2**40
@@ -54,7 +54,7 @@ class SegmentationEvaluation:
             for "multilabel", one matrix a label.
     """
 
-    task: Task
+    task: MaskTask
     images: int
     numbers: dict[str, float]
     classes: tuple[ClassScore, ...]
@@ -115,7 +115,7 @@ class SegmentationMetric(Metric):
     def __init__(
         self,
         names: Sequence[str],
-        task: Task = "multiclass",
+        task: MaskTask = "multiclass",
         tolerance: float | None = TOLERANCE,
     ) -> None:
         super().__init__()

@@ -15,10 +15,8 @@ from densenet_backbones.data.mask_samples import (
     IGNORED,
     MaskClasses,
     MaskSample,
+    MaskTask,
     SegmentationSet,
-)
-from densenet_backbones.data.mask_samples import (
-    Task as MaskTask,
 )
 from densenet_backbones.data.mask_statistics import class_pixel_counts, median_frequency_weights
 from densenet_backbones.heads.segmentation.losses import SegmentationLoss

@@ -17,8 +17,9 @@ ROWS = (
     {"messages"},
     {"dense_block", "densenet_spec"},
     {"variants"},
-    {"checkpoints", "pooling"},
+    {"pooling"},
     {"layers"},
+    {"checkpoints"},
     {"stages"},
     {"densenet", "condensenet"},
     {"features"},
@@ -33,7 +34,7 @@ ROWS = (
     {"export"},
     {"training"},
     {"benchmark"},
-    {"tools", "run", "install_hook"},
+    {"tools", "run"},
 )
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 HEAVY = ("lightning", "albumentations", "pycocotools", "segmentation_models_pytorch", "matplotlib")

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from densenet_backbones.data.boxes import boxes_of_masks
 from densenet_backbones.data.instances import Instances
-from densenet_backbones.data.scenes.generation import annotations as forms
+from densenet_backbones.data.scenes import annotations as forms
 
 KEYPOINTS = ("nose", "left_hand", "right_hand", "left_foot", "right_foot")
 OTHER_SIDE = (0, 2, 1, 4, 3)

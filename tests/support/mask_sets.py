@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-from densenet_backbones.data.scenes.generation import annotations as forms
+from densenet_backbones.data.scenes import annotations as forms
 
 NAMES = ("background", "cat", "dog")
 COLORS = ((0, 0, 0), (10, 200, 30), (255, 1, 2))

@@ -1,4 +1,4 @@
-"""Segmentation data from one folder or several: recognised, merged."""
+"""Segmentation data from one folder or several: recognized, merged."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from densenet_backbones.data.files import some
-from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet, Task
+from densenet_backbones.data.mask_samples import MaskRecord, MaskTask, SegmentationSet
 from densenet_backbones.data.readers.coco import has_coco_layout
 from densenet_backbones.data.readers.coco_masks import read_coco_masks
 from densenet_backbones.data.readers.coco_panoptic import has_panoptic_layout, read_coco_panoptic
@@ -34,7 +34,7 @@ def read_segmentation(
     split: str | None = None,
     layout: MaskLayout = "auto",
     *,
-    task: Task = "multiclass",
+    task: MaskTask = "multiclass",
     classes: Sequence[str] | None = None,
     strict: bool = False,
 ) -> SegmentationSet:
@@ -61,8 +61,8 @@ def read_segmentation(
     Raises:
         DataError: If a source is wrong (see the readers), or classes differ.
     """
-    if task not in get_args(Task):
-        raise DataError(f"task must be one of {get_args(Task)}, got {task!r}")
+    if task not in get_args(MaskTask):
+        raise DataError(f"task must be one of {get_args(MaskTask)}, got {task!r}")
     options = (classes, task, strict)
     if isinstance(root, str | os.PathLike):
         if split is None:
@@ -79,7 +79,7 @@ def read_segmentation(
 
 
 def _read_one(
-    source: Mapping[str, Any], classes: Sequence[str] | None, task: Task, strict: bool
+    source: Mapping[str, Any], classes: Sequence[str] | None, task: MaskTask, strict: bool
 ) -> SegmentationSet:
     root, split, layout = Path(source["root"]), source["split"], source["layout"]
     files = {
@@ -109,7 +109,7 @@ def _read_one(
     return replace(found, task=task)
 
 
-def _layout(root: Path, split: str, task: Task, files: Mapping[str, Any]) -> MaskLayout:
+def _layout(root: Path, split: str, task: MaskTask, files: Mapping[str, Any]) -> MaskLayout:
     if task == "multilabel":
         return "coco_instances"
     if files:

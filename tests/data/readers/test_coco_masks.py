@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from densenet_backbones.data.readers.coco_masks import draw_outline, read_coco_masks, run_lengths
 from densenet_backbones.data.samples import DataError
-from densenet_backbones.data.scenes.generation import annotations as forms
+from densenet_backbones.data.scenes import annotations as forms
 
 
 @settings(max_examples=30, deadline=None)
