@@ -14,7 +14,7 @@ from PIL import Image
 
 from densenet_backbones.data.mask_samples import IGNORED, Color
 from densenet_backbones.reporting.pictures import montage
-from densenet_backbones.reporting.writing import save_bytes
+from densenet_backbones.file_writing import save_bytes
 
 OPACITY = 0.55
 _IGNORED_COLOR = (224, 224, 192)  # VOC's, of index 255

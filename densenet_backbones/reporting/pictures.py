@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from densenet_backbones.reporting.plots import class_colour
-from densenet_backbones.reporting.writing import save_bytes
+from densenet_backbones.file_writing import save_bytes
 
 _PAPER, _INK, _SHADE = (255, 255, 255), (32, 36, 44), (0, 0, 0, 110)
 _GAP = 8  # pixels between the images of a sheet

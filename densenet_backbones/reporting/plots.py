@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from densenet_backbones.metrics.coco_evaluation import CURVE_IOUS, RECALLS, CocoEvaluation
 from densenet_backbones.metrics.confusion import normalised_rows
 from densenet_backbones.metrics.voc import VocEvaluation
-from densenet_backbones.reporting.writing import save_bytes
+from densenet_backbones.file_writing import save_bytes
 
 _LEGEND_LIMIT = 24  # classes; more of them are drawn without names
 _GREY = "#5b6068"

@@ -24,7 +24,7 @@ from densenet_backbones.reporting.mask_pictures import masks_side_by_side
 from densenet_backbones.reporting.pictures import save_picture
 from densenet_backbones.reporting.plots import plot_confusion
 from densenet_backbones.reporting.tables import digits, numbers_table, render
-from densenet_backbones.reporting.writing import save_bytes
+from densenet_backbones.file_writing import save_bytes
 from densenet_backbones.training.segmentation_task import SegmentationTask
 
 PICTURED_IMAGES = 8

@@ -14,7 +14,7 @@ import densenet_backbones
 PACKAGE = "densenet_backbones"
 # Low to high: a module imports from its own room or from lower rows, never from the same row.
 ROWS = (
-    {"messages"},
+    {"messages", "file_writing"},
     {"dense_block", "densenet_spec"},
     {"variants"},
     {"checkpoints", "pooling"},
