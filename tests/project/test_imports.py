@@ -210,6 +210,6 @@ def test_version_is_that_of_the_package():
 
 
 def test_load_is_found_on_first_use():
-    from densenet_backbones.inference.detector import load
+    from densenet_backbones.inference.loading import load
 
     assert densenet_backbones.load is load
