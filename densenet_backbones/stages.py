@@ -11,7 +11,7 @@ import torch
 from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
-from densenet_backbones.checkpoints import CLASSIFIER, CheckpointError, recognise, to_ours
+from densenet_backbones.checkpoints import CLASSIFIER, CheckpointError, recognize, to_ours
 from densenet_backbones.dense_block import Memory, SharedMemory, lean_steps, run_lean
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.layers import is_traced, memory_of, set_memory
@@ -223,7 +223,7 @@ class DenseStages(nn.Module):
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
             try:
-                found = recognise(state_dict).describe()
+                found = recognize(state_dict).describe()
             except CheckpointError as unknown:
                 found = str(unknown)
             raise RuntimeError(f"{error}\n\tWhat these weights are: {found}.") from error

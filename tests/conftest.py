@@ -42,10 +42,10 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Generated scenes in COCO and VOC layout: 12 training and 7 evaluated images of 64 pixels."""
-    from densenet_backbones.data.scenes.generation import generate
+    from densenet_backbones.data.scenes.generation import generate_scenes
 
     root = tmp_path_factory.mktemp("data") / "scenes"
-    return generate(root, train=12, val=7, size=64, seed=0, progress=False)
+    return generate_scenes(root, train=12, val=7, size=64, seed=0, progress=False)
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ overfit() {
 
 # Drawn scenes, one in six of which shows people of 13 keypoints.
 figures() {
-    [ -n "$print" ] || python -m densenet_backbones.data.scenes.generation "$runs/figures" \
+    [ -n "$print" ] || python -m densenet_backbones.data.scenes "$runs/figures" \
         --train 80 --val 1 --size 256 --quiet
 }
 

@@ -30,7 +30,7 @@ from densenet_backbones.data.detection import DetectionImages
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.readers.detection_sources import read_detection, subset
 from densenet_backbones.data.samples import DetectionSet
-from densenet_backbones.data.scenes.generation import generate
+from densenet_backbones.data.scenes.generation import generate_scenes
 from densenet_backbones.messages import nearest
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -117,7 +117,7 @@ def input_table(title: str, timings: Sequence[Timing], images: int, batch: int) 
 
 
 def _drawn(folder: Path, images: int) -> Path:
-    return generate(folder / "scenes", train=images, val=1, size=DRAWN_SIZE, progress=False)
+    return generate_scenes(folder / "scenes", train=images, val=1, size=DRAWN_SIZE, progress=False)
 
 
 def _detector(name: str, num_classes: int) -> Any:

@@ -11,7 +11,7 @@ from densenet_backbones.data.augment.presets import (
     image_size_of,
 )
 from densenet_backbones.data.detection_images import DetectionImages
-from densenet_backbones.data.instances import Learnt, learnable, with_keypoints
+from densenet_backbones.data.instances import TargetType, learnable, with_keypoints
 from densenet_backbones.data.loading import (
     ImageData,
     ResumableLoader,
@@ -42,7 +42,7 @@ class DetectionData(ImageData[DetectionSet]):
         val_split: Name of the split that is evaluated.
         train: Several (root, split) taken together as the training set, instead of `root` and
             `train_split`; their classes are unified by name.
-        layout: "coco" or "voc"; "auto" recognises it.
+        layout: "coco" or "voc"; "auto" recognizes it.
         classes: Class names in label order; needed where sources differ, optional elsewhere.
         batch_size: Images a step and process.
         num_workers: Loader processes; None takes half of the cores, at most 8.
@@ -53,7 +53,8 @@ class DetectionData(ImageData[DetectionSet]):
         copy_paste: With "lsj" and masks: paste objects of another image on each.
         jitter_size: Side of the square canvas of "lsj" in pixels. None takes the detector's image
             size, or 1024 for a shortest side of 800 and in proportion.
-        learns: What is learnt and evaluated: "boxes", and "masks" or "keypoints"; None: boxes.
+        target_types: Annotations to train on and evaluate: "boxes", and "masks" or "keypoints";
+            None: boxes.
             Images on which no keypoint is labelled teach none, and are left out of that training.
         group_by_shape: Make batches of portrait and of landscape images apart. None does so where
             the detector is given images of their own shapes.
@@ -79,7 +80,7 @@ class DetectionData(ImageData[DetectionSet]):
         augmentation: AnyPreset = "ssd",
         copy_paste: bool = False,
         jitter_size: int | None = None,
-        learns: list[Learnt] | None = None,
+        target_types: list[TargetType] | None = None,
         group_by_shape: bool | None = None,
         seed: int = 0,
         fraction: float = 1.0,
@@ -105,7 +106,7 @@ class DetectionData(ImageData[DetectionSet]):
             raise DataError(f"data.jitter_size must be at least 1 pixel, got {jitter_size}")
         self.layout, self.preset = layout, augmentation
         self.copy_paste, self.jitter_size = copy_paste, jitter_size
-        self.learns, self.group_by_shape = tuple(learns or ("boxes",)), group_by_shape
+        self.target_types, self.group_by_shape = tuple(target_types or ("boxes",)), group_by_shape
         self.strict, self.check_images = strict, check_images
 
     @property
@@ -113,7 +114,7 @@ class DetectionData(ImageData[DetectionSet]):
         """The training images (read at first use)."""
         first_use = "train" not in self._sets
         found = super().train_set
-        if first_use and "keypoints" in self.learns:
+        if first_use and "keypoints" in self.target_types:
             found = self._sets["train"] = with_keypoints(found)
         return found
 
@@ -138,10 +139,10 @@ class DetectionData(ImageData[DetectionSet]):
             layout=self.layout,
             classes=classes,
             strict=self.strict,
-            masks="masks" in self.learns,
-            keypoints="keypoints" in self.learns,
+            masks="masks" in self.target_types,
+            keypoints="keypoints" in self.target_types,
         )
-        found = learnable(found, self.learns, self.strict)
+        found = learnable(found, self.target_types, self.strict)
         if self.check_images:
             check_images(found)
         return found
@@ -160,26 +161,26 @@ class DetectionData(ImageData[DetectionSet]):
             DataError: If the model learns what the data was not read with, or the augmentation
                 does not fit it.
         """
-        learns = tuple(getattr(self._model, "learns", self.learns))
-        missing = [what for what in learns if what not in self.learns]
+        target_types = tuple(getattr(self._model, "target_types", self.target_types))
+        missing = [what for what in target_types if what not in self.target_types]
         if missing:
             raise DataError(
-                f"the detector learns {' and '.join(learns)}, but data.learns is "
-                f"{list(self.learns)}; add {' and '.join(missing)}"
+                f"the detector learns {' and '.join(target_types)}, but data.target_types is "
+                f"{list(self.target_types)}; add {' and '.join(missing)}"
             )
         augmentation = augmentation_for(
             self._model,
             self._training_preset,
-            learns,
+            target_types,
             jitter_size=self.jitter_size,
             other_side=self.categories.mirrored_keypoints,
         )
         copy_paste = self.copy_paste and self.overfit_images is None
-        return DetectionImages(self.train_set, augmentation, self.seed, learns, copy_paste)
+        return DetectionImages(self.train_set, augmentation, self.seed, target_types, copy_paste)
 
     def evaluated_images(self) -> Dataset[Any]:
         """Images of their own size."""
-        return DetectionImages(self.val_set, learns=self.learns)
+        return DetectionImages(self.val_set, target_types=self.target_types)
 
     def groups(self) -> Sequence[int] | None:
         """1 for each portrait, 0 for others, where batches are not to mix them."""

@@ -25,7 +25,7 @@ class DetectionImages(Dataset[Any]):
             which is what evaluation needs (the model resizes, as it does in use).
         seed: First part of the augmentation's key; the others are the epoch and the index, so
             that a sample depends on nothing else (workers, ranks and resuming change nothing).
-        learns: What samples have besides labels: "boxes", "masks", "keypoints".
+        target_types: What samples have besides labels: "boxes", "masks", "keypoints".
         copy_paste: Paste objects of another image on each; needs masks, and an augmentation that
             makes images of one size.
 
@@ -39,16 +39,16 @@ class DetectionImages(Dataset[Any]):
         detection_set: DetectionSet,
         augmentation: Augmentation | InstanceAugmentation | None = None,
         seed: int = 0,
-        learns: Sequence[str] = ("boxes",),
+        target_types: Sequence[str] = ("boxes",),
         copy_paste: bool = False,
     ) -> None:
-        if isinstance(augmentation, Augmentation) and {"masks", "keypoints"} & set(learns):
+        if isinstance(augmentation, Augmentation) and {"masks", "keypoints"} & set(target_types):
             raise DataError(
                 f"data.augmentation {augmentation.preset!r} knows boxes only, but the detector "
-                f"learns {' and '.join(learns)}; choose flip, lsj or none"
+                f"learns {' and '.join(target_types)}; choose flip, lsj or none"
             )
         jitters = isinstance(augmentation, InstanceAugmentation) and augmentation.preset == "lsj"
-        if copy_paste and not (jitters and "masks" in learns):
+        if copy_paste and not (jitters and "masks" in target_types):
             raise DataError(
                 "data.copy_paste needs a detector that learns masks and data.augmentation 'lsj'; "
                 "give both, or leave it out"
@@ -56,7 +56,7 @@ class DetectionImages(Dataset[Any]):
         self.detection_set = detection_set
         self.augmentation = augmentation
         self.seed = seed
-        self.learns, self.copy_paste = tuple(learns), copy_paste
+        self.target_types, self.copy_paste = tuple(target_types), copy_paste
 
     def __len__(self) -> int:
         return len(self.detection_set)
@@ -101,10 +101,10 @@ class DetectionImages(Dataset[Any]):
             return image, Instances(record.boxes / np.float32(factor), record.labels)
         image = read_image(record.path)
         height, width = image.shape[:2]
-        if self.learns != ("boxes",) and (width, height) != (record.width, record.height):
+        if self.target_types != ("boxes",) and (width, height) != (record.width, record.height):
             raise DataError(
                 f"{record.path}: is {width}x{height} pixels as shown, its annotations say "
                 f"{record.width}x{record.height}; annotate the image as it is shown"
             )
         count = len(self.detection_set.categories.keypoints)
-        return image, read_instances(record, self.learns, count)
+        return image, read_instances(record, self.target_types, count)

@@ -22,7 +22,7 @@ from densenet_backbones.data.samples import (
     Problem,
 )
 
-Learnt = Literal["boxes", "masks", "keypoints"]
+TargetType = Literal["boxes", "masks", "keypoints"]
 FARTHEST = 1e9  # pixels that the coordinates of a keypoint may have; NaN is farther, too
 MAX_MASKS = 2**32  # bytes of one image's masks: 1000 objects of a picture of 4 megapixels
 
@@ -57,13 +57,13 @@ class Instances:
 
 
 def read_instances(
-    record: ImageRecord, learns: Sequence[str] = ("boxes",), keypoints: int = 0
+    record: ImageRecord, target_types: Sequence[str] = ("boxes",), keypoints: int = 0
 ) -> Instances:
     """The objects of an image that training may use.
 
     Args:
         record: Its image; masks and keypoints come from `annotations`.
-        learns: What is made besides boxes and labels.
+        target_types: What is made besides boxes and labels.
         keypoints: Kp; objects that have none get Kp zeros.
 
     Raises:
@@ -71,19 +71,21 @@ def read_instances(
             `MAX_MASKS` bytes.
     """
     found = Instances(record.boxes, record.labels)
-    if "masks" in learns:
+    if "masks" in target_types:
         found.masks = _masks(record)
-    if "keypoints" in learns:
+    if "keypoints" in target_types:
         found.keypoints = _keypoints(record, keypoints)
     return found
 
 
-def learnable(detection_set: DetectionSet, learns: Sequence[str], strict: bool) -> DetectionSet:
+def learnable(
+    detection_set: DetectionSet, target_types: Sequence[str], strict: bool
+) -> DetectionSet:
     """The set with the objects of which training can learn what it is asked to.
 
     Args:
         detection_set: As read, with outlines and keypoints.
-        learns: Such as ``("boxes", "masks")``.
+        target_types: Such as ``("boxes", "masks")``.
         strict: Raise for what is otherwise reported in `DetectionSet.problems`.
 
     Returns:
@@ -93,9 +95,9 @@ def learnable(detection_set: DetectionSet, learns: Sequence[str], strict: bool) 
     Raises:
         DataError: If no object has what is learnt, or masks or keypoints are not as COCO has them.
     """
-    if "keypoints" in learns:
+    if "keypoints" in target_types:
         _check_keypoints(detection_set)
-    return _outlined(detection_set, strict) if "masks" in learns else detection_set
+    return _outlined(detection_set, strict) if "masks" in target_types else detection_set
 
 
 def with_keypoints(detection_set: DetectionSet) -> DetectionSet:

@@ -20,7 +20,7 @@ from densenet_backbones.data.mask_samples import SegmentationSet
 from densenet_backbones.data.readers.detection_sources import subset
 from densenet_backbones.data.samplers import EpochSampler, GroupedSampler, ShardSampler
 from densenet_backbones.data.samples import DataError, DetectionSet
-from densenet_backbones.data.scenes.generation import generate
+from densenet_backbones.data.scenes.generation import generate_scenes
 
 S = TypeVar("S", DetectionSet, SegmentationSet)
 
@@ -214,7 +214,7 @@ class ImageData(pl.LightningDataModule, Generic[S]):
             folder = Path(s.folder)
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_name(f"{folder.name}.lock")):  # several processes may ask
-                generate(folder, train=s.train, val=s.val, size=s.size, seed=s.seed)
+                generate_scenes(folder, train=s.train, val=s.val, size=s.size, seed=s.seed)
             return s.folder
         return self.root
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from densenet_backbones.data.instances import Learnt
+from densenet_backbones.data.instances import TargetType
 from densenet_backbones.data.samples import Categories, DetectionSet
 from densenet_backbones.metrics.coco import PREFIXES
 from densenet_backbones.metrics.coco_evaluation import IouType
 
-IOU_TYPES: dict[Learnt, IouType] = {"boxes": "bbox", "masks": "segm", "keypoints": "keypoints"}
+IOU_TYPES: dict[TargetType, IouType] = {"boxes": "bbox", "masks": "segm", "keypoints": "keypoints"}
 """What may be learned -> the type of COCO's evaluation of it."""
 
 COCO_KEYPOINTS = 17
@@ -18,18 +18,18 @@ MEAN_SIGMA = 0.067
 """Of COCO's 17 constants (cocoeval.py, `kpt_oks_sigmas`), the mean: for keypoints without any."""
 
 
-def learned_by(model: nn.Module) -> tuple[Learnt, ...]:
-    """Its `learns`, or for torchvision's own detectors what their RoI heads have."""
-    if hasattr(model, "learns"):
-        return tuple(model.learns)  # type: ignore[arg-type]
+def learned_by(model: nn.Module) -> tuple[TargetType, ...]:
+    """Its `target_types`, or for torchvision's own detectors what their RoI heads have."""
+    if hasattr(model, "target_types"):
+        return tuple(model.target_types)  # type: ignore[arg-type]
     heads: Any = getattr(model, "roi_heads", None)
-    found: list[Learnt] = ["boxes"]
+    found: list[TargetType] = ["boxes"]
     found += ["masks"] if heads is not None and heads.has_mask() else []
     found += ["keypoints"] if heads is not None and heads.has_keypoint() else []
     return tuple(found)
 
 
-def learned_by_name(detector: str) -> tuple[Learnt, ...]:
+def learned_by_name(detector: str) -> tuple[TargetType, ...]:
     """The same, told from a name in torchvision's registry, before anything is built."""
     kind = detector.lower().partition("_")[0]
     if kind == "maskrcnn":
@@ -69,9 +69,9 @@ def with_keypoints(detector: str, args: dict[str, Any], categories: Categories) 
     return {**args, "num_keypoints": there}
 
 
-def headline_of(learns: Sequence[Learnt]) -> tuple[str, ...]:
+def headline_of(target_types: Sequence[TargetType]) -> tuple[str, ...]:
     """The numbers that are shown: the last one says which weights are best."""
-    return tuple(f"{PREFIXES[IOU_TYPES[what]]}AP" for what in learns)
+    return tuple(f"{PREFIXES[IOU_TYPES[what]]}AP" for what in target_types)
 
 
 def keypoint_sigmas(number: int) -> list[float] | None:
@@ -80,7 +80,7 @@ def keypoint_sigmas(number: int) -> list[float] | None:
 
 
 def evaluated_truth(
-    part: DetectionSet, learns: Sequence[str], keypoints: int | None = None
+    part: DetectionSet, target_types: Sequence[str], keypoints: int | None = None
 ) -> dict[str, Any]:
     """COCO's JSON form of a set, complete for what is evaluated.
 
@@ -89,7 +89,7 @@ def evaluated_truth(
 
     Args:
         part: The set.
-        learns: What is evaluated.
+        target_types: What is evaluated.
         keypoints: Number of an object's keypoints.
 
     Raises:
@@ -98,16 +98,16 @@ def evaluated_truth(
     truth = part.ground_truth()
     annotations = truth["annotations"]
     for what, key in (("masks", "segmentation"), ("keypoints", "keypoints")):
-        if what in learns and annotations and not any(a.get(key) for a in annotations):
+        if what in target_types and annotations and not any(a.get(key) for a in annotations):
             raise ValueError(
                 f"{part.name}: no object has a {key!r}, so {what} cannot be evaluated; evaluate a "
                 "detector of boxes, or complete the annotations"
             )
-    if "masks" in learns:
+    if "masks" in target_types:
         truth["annotations"] = annotations = [
             a if a.get("segmentation") else {**a, "segmentation": None} for a in annotations
         ]
-    if "keypoints" in learns:
+    if "keypoints" in target_types:
         none = {"keypoints": [0] * 3 * (keypoints or COCO_KEYPOINTS), "num_keypoints": 0}
         truth["annotations"] = [a if a.get("keypoints") else {**a, **none} for a in annotations]
     return truth

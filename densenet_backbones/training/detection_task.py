@@ -58,8 +58,8 @@ class DetectionTask(Task):
         categories: The classes; given by the data.
 
     Attributes:
-        learns: What the detector learns: boxes, and perhaps masks or keypoints. All of them are
-            evaluated, and the last one says which weights are best.
+        target_types: Annotations that the detector learns from: boxes, and perhaps masks or
+            keypoints. All are evaluated, and the last one says which weights are best.
         views: How the evaluated images are looked at, where not as the detector does.
     """
 
@@ -86,9 +86,9 @@ class DetectionTask(Task):
         super().__init__(spec, optimizer, schedule, channels_last, seed, memory, memory_budget)
         self.evaluator = evaluator
         allow_channels_last(self.model)
-        self.learns = learned_by(self.model)
-        if len(self.learns) > 1:
-            self.headline = headline_of(self.learns)
+        self.target_types = learned_by(self.model)
+        if len(self.target_types) > 1:
+            self.headline = headline_of(self.target_types)
         self.views: DetectionViews | None = None
 
     @classmethod
@@ -106,13 +106,13 @@ class DetectionTask(Task):
     @property
     def monitor(self) -> str:
         """AP of the last thing that is learned."""
-        return f"val/{headline_of(self.learns)[-1]}"
+        return f"val/{headline_of(self.target_types)[-1]}"
 
     def losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
         """The detector's own losses, by name."""
         images = [to_float(sample.image) for sample in batch]
         targets = [
-            {name: getattr(sample, name) for name in ("boxes", "labels", *self.learns[1:])}
+            {name: getattr(sample, name) for name in ("boxes", "labels", *self.target_types[1:])}
             for sample in batch
         ]
         found: dict[str, Tensor] = self.model(images, targets)
@@ -146,11 +146,13 @@ class DetectionTask(Task):
         """COCO's numbers of all that is learned."""
         keypoints = self.spec.args.get("num_keypoints", COCO_KEYPOINTS)
         return CocoMetric(
-            evaluated_truth(val_set, self.learns, keypoints),
+            evaluated_truth(val_set, self.target_types, keypoints),
             self.spec.categories,
-            [IOU_TYPES[what] for what in self.learns],
+            [IOU_TYPES[what] for what in self.target_types],
             backend=self.evaluator,
-            keypoint_sigmas=keypoint_sigmas(keypoints) if "keypoints" in self.learns else None,
+            keypoint_sigmas=keypoint_sigmas(keypoints)
+            if "keypoints" in self.target_types
+            else None,
         )
 
     def validation_step(self, batch: list[Sample], batch_idx: int) -> dict[str, Any]:

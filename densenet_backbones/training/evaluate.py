@@ -134,7 +134,7 @@ Evaluation = tuple[Task, pl.LightningDataModule, Callable[[Path], None]]
 
 
 def _detection(detector: Any, options: argparse.Namespace) -> Evaluation:
-    data = DetectionData(**_data_options(options), learns=list(learned_by(detector.model)))
+    data = DetectionData(**_data_options(options), target_types=list(learned_by(detector.model)))
     data.use_classes(detector.categories)
     mirrored = detector.categories.mirrored_keypoints
     views = parse_views(options, detector.model, mirrored)

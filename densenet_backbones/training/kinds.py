@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from densenet_backbones.data.detection import DetectionData
-from densenet_backbones.data.instances import Learnt
+from densenet_backbones.data.instances import TargetType
 from densenet_backbones.data.segmentation import SegmentationData
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.segmenter import SegmenterSpec
@@ -24,7 +24,7 @@ def _keep_matched(task: DetectionTask, data: DetectionData) -> None:
         data.keep_first(lambda record: len(record.boxes) > 0, "have objects")
 
 
-def learned_by_detector(detector: str) -> list[Learnt]:
+def learned_by_detector(detector: str) -> list[TargetType]:
     """What the data must have for a detector, by its name."""
     return list(learned_by_name(detector))
 
@@ -34,10 +34,10 @@ def _detection_table(data: DetectionData) -> Table:
 
 
 def _detection_configs(task: DetectionTask) -> tuple[str, str]:
-    if task.learns == ("boxes",):
+    if task.target_types == ("boxes",):
         return "dsod300_voc", "dsod300_coco for COCO layout"
-    kind = "maskrcnn" if "masks" in task.learns else "keypointrcnn"
-    return f"{kind}_densenet121_fpn_coco", f"COCO layout with {task.learns[-1]}"
+    kind = "maskrcnn" if "masks" in task.target_types else "keypointrcnn"
+    return f"{kind}_densenet121_fpn_coco", f"COCO layout with {task.target_types[-1]}"
 
 
 DETECTION = Kind(
@@ -46,7 +46,7 @@ DETECTION = Kind(
     data=DetectionData,
     spec=DetectorSpec,
     told_by_data=("categories",),
-    told_by_model={"learns": ("detector", learned_by_detector)},
+    told_by_model={"target_types": ("detector", learned_by_detector)},
     prepare=_keep_matched,
     data_table=_detection_table,
     remarks=lambda task, data: summary.unmatched_objects(task.model, data.train_set),

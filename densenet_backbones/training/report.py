@@ -123,8 +123,8 @@ def write_evaluation(
     plot_confidence_curves(voc, folder / "confidence_curves.png")
     matrix = confusion_matrix(part, predictions, image_ids=metric.images)
     plot_confusion(matrix, part.categories.names, folder / "confusion_matrix.png")
-    learns = [what for what, kind in IOU_TYPES.items() if kind in metric.evaluations]
-    draw_examples(part, predictions, set(metric.images), folder / "predictions.png", learns)
+    target_types = [what for what, kind in IOU_TYPES.items() if kind in metric.evaluations]
+    draw_examples(part, predictions, set(metric.images), folder / "predictions.png", target_types)
 
 
 def draw_examples(
@@ -132,7 +132,7 @@ def draw_examples(
     predictions: dict[int, dict[str, Any]],
     evaluated: set[int],
     file: Path,
-    learns: Sequence[str] = ("boxes",),
+    target_types: Sequence[str] = ("boxes",),
 ) -> None:
     """Ground truth beside predictions of images spread over the evaluated ones."""
     nothing = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, np.int64), "scores": np.zeros(0)}
@@ -142,7 +142,7 @@ def draw_examples(
     keypoints = len(part.categories.keypoints)
     sheet = draw_beside_ground_truth(
         [read_image(r.path) for r in chosen],
-        [collect_annotations(read_instances(r, learns, keypoints)) for r in chosen],
+        [collect_annotations(read_instances(r, target_types, keypoints)) for r in chosen],
         [select_confident(predictions.get(r.image_id, nothing)) for r in chosen],
         part.categories.names,
         skeleton=part.categories.skeleton,

@@ -50,8 +50,8 @@ class TorchvisionDetector(nn.Module):
     """Mixed into a detector of torchvision, before its class, to go with our tools.
 
     Attributes:
-        learns: What its targets must hold and its detections do: ``boxes``, and perhaps ``masks``
-            or ``keypoints``.
+        target_types: What its targets must hold and its detections do: ``boxes``, and perhaps
+            ``masks`` or ``keypoints``.
         option_names: Keyword arguments that builders of this class take.
         num_classes: K.
         num_keypoints: Of each object, where it learns them.
@@ -60,7 +60,7 @@ class TorchvisionDetector(nn.Module):
         weights_left: A line for each tensor of the file that the model could not take.
     """
 
-    learns: ClassVar[tuple[str, ...]] = ("boxes",)
+    target_types: ClassVar[tuple[str, ...]] = ("boxes",)
     option_names: ClassVar[frozenset[str]]
     num_classes: int
     num_keypoints: int | None = None
@@ -77,13 +77,14 @@ class TorchvisionDetector(nn.Module):
         Args:
             images: N tensors (C, H, W), RGB floats 0..1, of any sizes.
             targets: For training, N dicts with ``boxes`` (B, 4) float32 xyxy in the frame of the
-                given image, ``labels`` (B,) int64 in 1..K-1, and by `learns` ``masks`` (B, H, W)
-                uint8 or ``keypoints`` (B, number, 3) float32 of x, y and visibility; B may be 0.
+                given image, ``labels`` (B,) int64 in 1..K-1, and by `target_types` ``masks``
+                (B, H, W) uint8 or ``keypoints`` (B, number, 3) float32 of x, y and visibility; B
+                may be 0.
 
         Returns:
             Training: scalar losses by name. Evaluation: for each image ``boxes`` (D, 4) in its own
-            frame, ``scores`` (D,), ``labels`` (D,), and by `learns` ``masks`` (D, 1, H, W) floats
-            0..1, or ``keypoints`` (D, number, 3) with ``keypoints_scores``.
+            frame, ``scores`` (D,), ``labels`` (D,), and by `target_types` ``masks`` (D, 1, H, W)
+            floats 0..1, or ``keypoints`` (D, number, 3) with ``keypoints_scores``.
 
         Raises:
             ValueError: Images or targets are not as said.
@@ -92,7 +93,7 @@ class TorchvisionDetector(nn.Module):
         if self.training:
             check_targets(targets, len(images), self.num_classes)
             assert targets is not None
-            if "masks" in self.learns:
+            if "masks" in self.target_types:
                 check_masks(targets, images)
             if self.num_keypoints is not None:
                 check_keypoints(targets, self.num_keypoints)

@@ -135,7 +135,7 @@ class FasterRCNN(_PyramidRCNN, tv.FasterRCNN):
 class MaskRCNN(_PyramidRCNN, tv.MaskRCNN):
     """Mask R-CNN (He et al., 1703.06870); arguments as of its base."""
 
-    learns = ("boxes", "masks")
+    target_types = ("boxes", "masks")
     option_names = FasterRCNNOptions.__optional_keys__
 
     def __init__(
@@ -166,7 +166,7 @@ class KeypointRCNN(_PyramidRCNN, tv.KeypointRCNN):
         **settings: As of its base.
     """
 
-    learns = ("boxes", "keypoints")
+    target_types = ("boxes", "keypoints")
     option_names = KeypointRCNNOptions.__optional_keys__
 
     def __init__(

@@ -19,7 +19,7 @@ from densenet_backbones.benchmark.input_pipeline import (
 from densenet_backbones.benchmark.startup import compare_compilation, compare_imports
 from densenet_backbones.benchmark.timing import Timing, interleave
 from densenet_backbones.data.readers.detection_sources import read_detection
-from densenet_backbones.data.scenes.generation import generate
+from densenet_backbones.data.scenes.generation import generate_scenes
 from densenet_backbones.heads import dsod_tiny
 
 PIPELINES = ("decode", "decode + ssd", "decode + light", "decode + none")
@@ -119,7 +119,9 @@ def test_input_of_drawn_scenes(capsys):
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    return generate(tmp_path_factory.mktemp("scenes"), train=3, val=1, size=64, progress=False)
+    return generate_scenes(
+        tmp_path_factory.mktemp("scenes"), train=3, val=1, size=64, progress=False
+    )
 
 
 def test_input_of_a_folder_with_mixed_precision(scenes):

@@ -1,10 +1,9 @@
 """From a detection set to batches: order, augmentation, resuming, shares of processes."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
+from attached_trainers import with_trainer
 from PIL import Image
 from tiny_runs import DETECTOR_ARGS
 from torchvision.ops import box_iou
@@ -29,21 +28,6 @@ from densenet_backbones.training.summary import all_objects_matched
 @pytest.fixture(scope="module")
 def train_set(tiny_scenes):
     return read_detection(tiny_scenes, "train")
-
-
-def with_trainer(data, world_size=1, rank=0, batches=0):
-    """A data module in the hands of a trainer, as far as it looks at one."""
-    preprocessing = SimpleNamespace(fill_color=(1.0, 2.0, 3.0))
-    model = SimpleNamespace(image_size=(48, 32), preprocessing=preprocessing)
-    progress = SimpleNamespace(current=SimpleNamespace(ready=batches), is_last_batch=False)
-    data.trainer = SimpleNamespace(
-        world_size=world_size,
-        global_rank=rank,
-        lightning_module=SimpleNamespace(model=model),
-        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
-    )
-    return data
 
 
 def content(sample):

@@ -67,7 +67,7 @@ def test_images_that_were_turned_have_masks_and_keypoints_as_shown(tmp_path):
     root = write_instances(tmp_path, sizes=((24, 36),), exif=6)
     data = read_coco(root, "train")
     assert Image.open(data.records[0].path).size == (24, 36)  # lying, as stored
-    sample = DetectionImages(data, learns=("boxes", "masks", "keypoints"))[0]
+    sample = DetectionImages(data, target_types=("boxes", "masks", "keypoints"))[0]
     assert sample.image.shape == (3, 24, 36) and sample.masks.shape == (3, 24, 36)
     shown = sample.image.permute(1, 2, 0).numpy()
     on_top = (sample.masks[2].numpy() > 0) & ~colored(data.records[0], 3)
@@ -79,7 +79,7 @@ def test_images_that_were_turned_have_masks_and_keypoints_as_shown(tmp_path):
 def test_masks_for_an_image_of_another_size_are_refused(tmp_path):
     root = write_instances(tmp_path, sizes=((24, 36),))
     Image.new("RGB", (24, 36)).save(root / "train/0.png")
-    images = DetectionImages(read_coco(root, "train"), learns=MASKS)
+    images = DetectionImages(read_coco(root, "train"), target_types=MASKS)
     with pytest.raises(DataError, match=r"is 24x36 pixels as shown, its annotations say 36x24"):
         images[0]
 
@@ -175,9 +175,9 @@ def test_sets_without_what_is_learnt_are_refused(tmp_path, tiny_masks):
     with pytest.raises(DataError, match="none of its 32 objects has 'keypoints', so none can be"):
         learnable(data, POINTS, strict=False)
     voc = read_detection(tiny_masks, "train")
-    for learns in (MASKS, POINTS):
+    for target_types in (MASKS, POINTS):
         with pytest.raises(DataError, match=r"none of its \d+ objects has "):
-            learnable(voc, learns, strict=False)
+            learnable(voc, target_types, strict=False)
 
 
 @pytest.mark.parametrize(

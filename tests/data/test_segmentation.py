@@ -1,10 +1,9 @@
 """From segmentation sets to batches: the options and the order that detection has, with masks."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
+from attached_trainers import with_trainer
 from mask_sets import some_masks, write_camvid, write_coco, write_mask, write_voc
 
 from densenet_backbones.data import mask_statistics
@@ -25,20 +24,6 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def train_set(tiny_scenes):
     return read_segmentation(tiny_scenes, "train")
-
-
-def with_trainer(data, world_size=1, rank=0, batches=0):
-    """A data module in the hands of a trainer, as far as it looks at one."""
-    model = SimpleNamespace(preprocessing=SimpleNamespace(fill_color=(1.0, 2.0, 3.0)))
-    progress = SimpleNamespace(current=SimpleNamespace(ready=batches), is_last_batch=False)
-    data.trainer = SimpleNamespace(
-        world_size=world_size,
-        global_rank=rank,
-        lightning_module=SimpleNamespace(model=model),
-        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
-    )
-    return data
 
 
 def content(sample):

@@ -129,7 +129,7 @@ def test_detections_lie_in_their_images(detector: Any) -> None:
         found = detector.eval()(pictures)
     assert len(found) == len(pictures)
     assert sum(len(one["boxes"]) for one in found) > 0
-    learns = getattr(detector, "learns", ("boxes",))
+    target_types = getattr(detector, "target_types", ("boxes",))
     for one, image in zip(found, pictures, strict=True):
         height, width = image.shape[1:]
         boxes, scores, labels = one["boxes"], one["scores"], one["labels"]
@@ -140,12 +140,12 @@ def test_detections_lie_in_their_images(detector: Any) -> None:
         assert (scores >= 0).all() and (scores <= 1).all()
         assert (scores[:-1] >= scores[1:]).all()
         assert (labels >= 1).all() and (labels < CLASSES).all()
-        assert ("masks" in one) == ("masks" in learns)
-        assert ("keypoints" in one) == ("keypoints" in learns)
-        if "masks" in learns:
+        assert ("masks" in one) == ("masks" in target_types)
+        assert ("keypoints" in one) == ("keypoints" in target_types)
+        if "masks" in target_types:
             assert one["masks"].shape == (len(scores), 1, height, width)
             assert (one["masks"] >= 0).all() and (one["masks"] <= 1).all()
-        if "keypoints" in learns:
+        if "keypoints" in target_types:
             assert one["keypoints"].shape == (len(scores), KEYPOINTS, 3)
             assert one["keypoints"].isfinite().all()
 
@@ -192,7 +192,7 @@ def test_classes_and_pre_processing(detector: Any, name: str) -> None:
     assert detector.preprocessing.to_dict()["mean"] == [0.5, 0.5, 0.5]
     detector.use_preprocessing(described)
     kind = {"mask": "masks", "keyp": "keypoints"}.get(name[:4])
-    assert detector.learns == (("boxes", kind) if kind else ("boxes",))
+    assert detector.target_types == (("boxes", kind) if kind else ("boxes",))
     assert (getattr(detector, "image_size", None) == (64, 64)) == name.startswith("ssd")
 
 

@@ -39,7 +39,7 @@ def test_ours_say_it_and_torchvisions_show_it():
     assert learned_by(model) == ("boxes", "masks")
     model.roi_heads = Heads(False, True)
     assert learned_by(model) == ("boxes", "keypoints")
-    model.learns = ["boxes"]
+    model.target_types = ["boxes"]
     assert learned_by(model) == ("boxes",)
 
 

@@ -14,7 +14,7 @@ from mask_sets import write_image, write_mask
 from densenet_backbones.benchmark.commands import COMMANDS
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import Categories
-from densenet_backbones.data.scenes.generation import generate
+from densenet_backbones.data.scenes.generation import generate_scenes
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.model_file import save_model
 
@@ -51,7 +51,7 @@ def after_quick_start(tmp_path_factory):
     run.mkdir(parents=True)
     spec = DetectorSpec("dsod_tiny", {"image_size": 128}, Categories.from_names(["a", "b"]))
     save_model(run / "model.safetensors", spec, spec.build())
-    scenes = generate(folder / "scenes", train=1, val=1, size=160, progress=False)
+    scenes = generate_scenes(folder / "scenes", train=1, val=1, size=160, progress=False)
     (scenes / "train" / "train_000001.jpg").rename(folder / "photo.jpg")
     return folder
 

@@ -7,8 +7,8 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from attached_trainers import with_trainer
 from instance_sets import OTHER_SIDE, SIZES, change, write_instances
-from test_detection_data import with_trainer
 
 from densenet_backbones.data.augment.detection import Augmentation
 from densenet_backbones.data.augment.instances import InstanceAugmentation
@@ -29,10 +29,12 @@ def drawn(tmp_path_factory):
     return write_instances(root, SIZES[:4], split="val", seed=1)
 
 
-def detector(learns=("boxes",), **preprocessing):
+def detector(target_types=("boxes",), **preprocessing):
     """As the data sees a detector that keeps images' shapes."""
     known = {"min_size": (40, 50), "max_size": 70, "_skip_resize": False, "fill_color": (1, 2, 3)}
-    return SimpleNamespace(learns=learns, preprocessing=SimpleNamespace(**known, **preprocessing))
+    return SimpleNamespace(
+        target_types=target_types, preprocessing=SimpleNamespace(**known, **preprocessing)
+    )
 
 
 def data_for(root, model, batches=0, world=(1, 0), **options):
@@ -55,12 +57,12 @@ def batches_of(data, epoch=0):
 
 @pytest.mark.parametrize("augmentation", ["none", "flip", "multiscale", "lsj"])
 def test_samples_have_what_the_detector_learns(drawn, augmentation):
-    options = {"augmentation": augmentation, "learns": ["boxes", "masks", "keypoints"]}
-    for learns in (("boxes",), ("boxes", "masks"), ("boxes", "keypoints")):
-        for sample in batches_of(data_for(drawn, detector(learns), **options))[0]:
+    options = {"augmentation": augmentation, "target_types": ["boxes", "masks", "keypoints"]}
+    for target_types in (("boxes",), ("boxes", "masks"), ("boxes", "keypoints")):
+        for sample in batches_of(data_for(drawn, detector(target_types), **options))[0]:
             count, size = len(sample.boxes), sample.image.shape[1:]
-            assert (sample.masks is None) == ("masks" not in learns)
-            assert (sample.keypoints is None) == ("keypoints" not in learns)
+            assert (sample.masks is None) == ("masks" not in target_types)
+            assert (sample.keypoints is None) == ("keypoints" not in target_types)
             if sample.masks is not None:
                 assert sample.masks.shape == (count, *size) and sample.masks.dtype == torch.uint8
             if sample.keypoints is not None:
@@ -72,13 +74,13 @@ def test_only_what_is_learnt_is_kept_while_reading(drawn):
     def first(**options):
         return DetectionData(str(drawn), **options).train_set.records[0].annotations[0]
 
-    assert "segmentation" not in first() and "segmentation" not in first(learns=["boxes"])
-    assert "segmentation" in first(learns=MASKS)
-    assert "segmentation" not in first(learns=POINTS)
+    assert "segmentation" not in first() and "segmentation" not in first(target_types=["boxes"])
+    assert "segmentation" in first(target_types=MASKS)
+    assert "segmentation" not in first(target_types=POINTS)
 
 
 def test_evaluated_images_show_what_is_learnt(drawn):
-    data = data_for(drawn, detector(), learns=MASKS)
+    data = data_for(drawn, detector(), target_types=MASKS)
     samples = [sample for batch in data.val_dataloader() for sample in batch]
     for sample, size in zip(samples, SIZES, strict=False):
         assert sample.image.shape[1:] == size and sample.masks.shape == (3, *size)
@@ -98,8 +100,8 @@ def test_images_without_labelled_keypoints_are_left_out_of_their_training(tmp_pa
         data = DetectionData(str(root), **options)
         return [[r.image_id for r in part.records] for part in (data.train_set, data.val_set)]
 
-    assert ids(learns=POINTS) == [[3, 4], [1, 2, 3, 4]]
-    assert ids(learns=MASKS) == ids() == [[1, 2, 3, 4]] * 2
+    assert ids(target_types=POINTS) == [[3, 4], [1, 2, 3, 4]]
+    assert ids(target_types=MASKS) == ids() == [[1, 2, 3, 4]] * 2
 
     def hide_all(content):
         for annotation in content["annotations"]:
@@ -107,12 +109,12 @@ def test_images_without_labelled_keypoints_are_left_out_of_their_training(tmp_pa
 
     change(root, hide_all)
     with pytest.raises(DataError, match="no keypoint of its 4 images is labelled"):
-        ids(learns=POINTS)
+        ids(target_types=POINTS)
 
 
 def test_a_detector_that_says_nothing_learns_what_the_data_was_told(drawn):
     model = SimpleNamespace(transform=detector().preprocessing)  # as torchvision's own
-    data = data_for(drawn, model, learns=MASKS, augmentation="flip")
+    data = data_for(drawn, model, target_types=MASKS, augmentation="flip")
     assert all(s.masks is not None for s in batches_of(data)[0])
 
 
@@ -138,8 +140,8 @@ def test_images_keep_their_size_are_scaled_or_lie_on_one_canvas(drawn):
 @pytest.mark.parametrize("augmentation", ["multiscale", "lsj", "flip"])
 def test_a_detector_does_not_undo_the_scales(drawn, augmentation):
     transform = DetectionTransform(min_size=30, max_size=90, size_divisible=1)
-    model = SimpleNamespace(learns=("boxes", "masks"), preprocessing=transform)
-    batch = batches_of(data_for(drawn, model, learns=MASKS, augmentation=augmentation))[0]
+    model = SimpleNamespace(target_types=("boxes", "masks"), preprocessing=transform)
+    batch = batches_of(data_for(drawn, model, target_types=MASKS, augmentation=augmentation))[0]
     images = [sample.image / 255 for sample in batch]
     given = [tuple(image.shape[1:]) for image in images]
 
@@ -182,7 +184,7 @@ def test_the_border_has_the_colour_of_the_models_mean(drawn):
 def test_keypoints_change_sides_in_mirrored_images(drawn):
     found = augmentation_for(detector(), "flip", POINTS, other_side=OTHER_SIDE)
     assert found.other_side == OTHER_SIDE
-    data = data_for(drawn, detector(POINTS), learns=POINTS, augmentation="flip")
+    data = data_for(drawn, detector(POINTS), target_types=POINTS, augmentation="flip")
     assert data.training_images().augmentation.other_side == OTHER_SIDE
 
 
@@ -197,14 +199,14 @@ def test_keypoints_change_sides_in_mirrored_images(drawn):
             r"takes them of 48x32 \(H x W\) only; choose ssd, light, flip, lsj or none",
         ),
         (
-            SimpleNamespace(image_size=(48, 32), learns=MASKS),
-            {"augmentation": "ssd", "learns": MASKS},
+            SimpleNamespace(image_size=(48, 32), target_types=MASKS),
+            {"augmentation": "ssd", "target_types": MASKS},
             "'ssd' knows boxes only, but the detector learns boxes and masks; choose flip",
         ),
         (
             detector(("boxes", "masks")),
             {"augmentation": "flip"},
-            r"learns boxes and masks, but data.learns is \['boxes'\]; add masks",
+            r"learns boxes and masks, but data.target_types is \['boxes'\]; add masks",
         ),
         (
             detector(),
@@ -213,7 +215,7 @@ def test_keypoints_change_sides_in_mirrored_images(drawn):
         ),
         (
             detector(("boxes", "masks")),
-            {"augmentation": "flip", "copy_paste": True, "learns": MASKS},
+            {"augmentation": "flip", "copy_paste": True, "target_types": MASKS},
             "copy_paste needs a detector that learns masks and data.augmentation 'lsj'",
         ),
     ],
@@ -230,7 +232,12 @@ def test_a_canvas_without_pixels_is_refused():
 
 
 def test_images_to_overfit_on_are_not_augmented(drawn):
-    options = {"augmentation": "lsj", "copy_paste": True, "learns": MASKS, "overfit_images": 2}
+    options = {
+        "augmentation": "lsj",
+        "copy_paste": True,
+        "target_types": MASKS,
+        "overfit_images": 2,
+    }
     data = data_for(drawn, detector(("boxes", "masks")), batch_size=2, **options)
     data.keep_for_overfitting(lambda record: True)
     first, second = ({content(s) for s in batches_of(data, epoch)[0]} for epoch in (0, 1))
@@ -309,7 +316,7 @@ def test_processes_have_equally_many_batches_of_one_orientation(drawn, world):
 
 
 def test_a_grouped_epoch_goes_on_after_the_batches_that_are_done(drawn):
-    options = {"augmentation": "flip", "batch_size": 3, "learns": MASKS}
+    options = {"augmentation": "flip", "batch_size": 3, "target_types": MASKS}
     model = detector(("boxes", "masks"))
     whole = [[content(s) for s in b] for b in batches_of(data_for(drawn, model, **options), 2)]
     assert [len(batch) for batch in whole] == [3] * 5
@@ -336,7 +343,10 @@ class Recorder(pl.LightningModule):
     def __init__(self, file, at):
         super().__init__()
         self.model = torch.nn.Linear(1, 1)
-        self.model.learns, self.model.preprocessing = ("boxes", "masks"), detector().preprocessing
+        self.model.target_types, self.model.preprocessing = (
+            ("boxes", "masks"),
+            detector().preprocessing,
+        )
         self.file, self.at, self.seen = file, at, {}
 
     def training_step(self, batch, batch_idx):
@@ -360,7 +370,7 @@ def test_a_training_goes_on_in_a_grouped_epoch_where_it_was(drawn, tmp_path, pre
             batch_size=3,
             num_workers=0,
             augmentation=preset,
-            learns=MASKS,
+            target_types=MASKS,
             copy_paste=preset == "lsj",
         )
         trainer = pl.Trainer(

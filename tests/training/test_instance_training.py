@@ -118,7 +118,7 @@ def test_keypoints_are_trained_evaluated_and_drawn(keypoint_run):
 
 def test_config_yaml_does_not_say_what_follows_from_the_detector(mask_run):
     config = (mask_run / "config.yaml").read_text()
-    assert "maskrcnn_fpn" in config and "learns" not in config
+    assert "maskrcnn_fpn" in config and "target_types" not in config
 
 
 def test_a_run_is_gone_on_with(mask_run, tiny_scenes, tmp_path, capsys):
@@ -139,7 +139,7 @@ def test_overfitting_needs_no_priors(tiny_scenes, tmp_path, monkeypatch):
     (started,) = kept
     data = started.datamodule
     assert len(data.train_set) == 5 and data.val_set is data.train_set
-    assert data.learns == ("boxes", "masks") == started.model.learns
+    assert data.target_types == ("boxes", "masks") == started.model.target_types
     assert all(len(record.boxes) for record in data.train_set.records)
 
 

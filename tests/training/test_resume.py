@@ -1,77 +1,20 @@
 """A run that is stopped and resumed equals one that was never stopped, bit for bit."""
 
-import csv
 import math
-import os
 import shutil
-import signal
 from datetime import timedelta
 from types import SimpleNamespace
 
-import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
-from tiny_runs import differences, files_below, signals_as_before, training_arguments
+from recorded_runs import EPOCHS, STEPS, Recorder, interrupt, last, metrics, recorded, terminate
+from tiny_runs import differences, files_below, training_arguments
 
-from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.heads.detection.dsod import DSOD
 from densenet_backbones.training import callbacks, cli
 from densenet_backbones.training.arguments import short_to_full
 from densenet_backbones.training.run_folder import RunFolder
-
-EPOCHS, STEPS = 3, 3  # steps an epoch
-
-
-class Recorder(pl.Callback):
-    """In the place of the pictures: notes what is trained on, and stops the run where asked."""
-
-    def __init__(self, stop=None):
-        self.seen = {}  # (epoch, batch) -> what the batch was
-        self.stop = tuple(stop) if stop else None  # hook, count of its calls, what to do then
-        self.calls = {}
-
-    def annotation_of(self, sample):
-        return sample.boxes.tolist()
-
-    def _at(self, hook):
-        self.calls[hook] = self.calls.get(hook, 0) + 1
-        if self.stop and self.stop[:2] == (hook, self.calls[hook]):
-            self.stop[2]()
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        key = trainer.current_epoch, batch_idx
-        assert key not in self.seen
-        self.seen[key] = [(s.image_id, int(s.image.sum()), self.annotation_of(s)) for s in batch]
-        self._at("train_batch_start")
-
-    def on_train_epoch_start(self, trainer, pl_module):
-        self._at("train_epoch_start")
-
-    def on_validation_batch_end(self, *args):
-        self._at("validation_batch_end")
-
-
-def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def terminate():
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def recorded(command, arguments, recorder):
-    """Run a training command without its report: (exit code or None, what was trained on)."""
-    with pytest.MonkeyPatch.context() as patch, signals_as_before():
-        patch.setattr(cli.report, "after_training", lambda *args: None)
-        patch.setattr(cli, "TrainingPictures", lambda folder: recorder)
-        patch.setattr(cli, "EpochLines", pl.Callback)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            command(arguments)
-        except SystemExit as end:
-            return end.code, recorder.seen
-    return None, recorder.seen
 
 
 @pytest.fixture(scope="module")
@@ -83,21 +26,6 @@ def train(tiny_scenes):
         return recorded(cli.train_det, [*arguments, "--run-dir", str(folder)], Recorder(stop))
 
     return run
-
-
-def last(folder, averaged=True):
-    """The parts of a run's last checkpoint that decide how it goes on."""
-    state = read_checkpoint(folder / "checkpoints" / "last.ckpt")
-    wanted = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops")
-    wanted += ("current_model_state", "averaging_state") if averaged else ()
-    assert set(wanted) <= set(state)
-    return {name: state[name] for name in wanted}
-
-
-def metrics(folder):
-    """Rows of metrics.csv without empty cells, as written."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """A segmentation training that is stopped and resumed equals one never stopped, bit for bit."""
 
 import pytest
-from test_resume import EPOCHS, STEPS, Recorder, interrupt, last, metrics, recorded, terminate
+from recorded_runs import EPOCHS, STEPS, Recorder, interrupt, last, metrics, recorded, terminate
 from tiny_runs import differences, files_below
 from tiny_segmenters import segmentation_arguments
 

@@ -16,7 +16,7 @@ STEP = 32  # pixels: the coarsest level of a pyramid fits exactly
 def augmentation_for(
     model: Any,
     preset: AnyPreset,
-    learns: Sequence[str],
+    target_types: Sequence[str],
     *,
     jitter_size: int | None = None,
     other_side: tuple[int, ...] = (),
@@ -31,7 +31,7 @@ def augmentation_for(
         model: With `image_size` where it takes images of one size; its `preprocessing` (or
             torchvision's `transform`) knows its scales and colours.
         preset: Of `Augmentation` or `InstanceAugmentation`.
-        learns: What it learns.
+        target_types: Annotations that it learns from: "boxes", and "masks" or "keypoints".
         jitter_size: Side of the square canvas of "lsj"; None takes the image size, or one that is
             to the shortest side of the model's scaling as 1024 is to 800.
         other_side: See `Categories.mirrored_keypoints`.
@@ -44,7 +44,7 @@ def augmentation_for(
     """
     transform, size = _preprocessing(model), image_size_of(model)
     fill = getattr(transform, "fill_color", IMAGENET_MEAN)
-    if preset == "none" and (size is None or tuple(learns) != ("boxes",)):
+    if preset == "none" and (size is None or tuple(target_types) != ("boxes",)):
         return None  # the model resizes
     if preset == "ssd" or preset == "light" or preset == "none":
         if size is None:

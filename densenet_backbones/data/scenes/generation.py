@@ -1,8 +1,6 @@
-"""The quick-start data set: drawn scenes with exact annotations, in COCO's and VOC's layouts.
+"""Writes the quick-start data set: drawn scenes with exact annotations.
 
-    python -m densenet_backbones.data.scenes.generation ROOT --train 400 --val 100 --size 160
-
-writes the same images in two layouts:
+The same images come in COCO's layout and in Pascal VOC's:
 
     ROOT/train/*.jpg  ROOT/val/*.jpg                            images
     ROOT/annotations/instances_{split}.json                     COCO boxes and masks
@@ -17,12 +15,11 @@ begin with the same images. The same parameters give the same bytes with the sam
 NumPy and OpenCV.
 """
 
-import argparse
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +42,7 @@ JPEG_QUALITY = 95
 _ID_OFFSET = {"train": 0, "val": 1_000_000}
 
 
-def generate(
+def generate_scenes(
     root: str | Path,
     *,
     train: int = 400,
@@ -105,37 +102,6 @@ def scene_of(seed: int, split: str, index: int, size: tuple[int, int]) -> Scene:
     """The scene of one image: `index` counts from 0 within `split`; `size` is (H, W) pixels."""
     rng = np.random.Generator(np.random.PCG64([seed, SPLITS.index(split), index]))
     return draw_scene(rng, size)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of `generate`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m densenet_backbones.data.scenes.generation", description=__doc__
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("root", type=Path, help="folder to write")
-    parser.add_argument("--train", type=int, default=400, help="training images")
-    parser.add_argument("--val", type=int, default=100, help="validation images")
-    parser.add_argument(
-        "--size", type=int, nargs="+", default=[160], metavar="PIXELS", help="side, or H W"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    given = parser.parse_args(arguments)
-    if len(given.size) > 2:
-        parser.error(f"--size takes one or two numbers, got {len(given.size)}")
-    try:
-        root = generate(
-            given.root,
-            train=given.train,
-            val=given.val,
-            size=(given.size[0], given.size[-1]),
-            seed=given.seed,
-            progress=not given.quiet,
-        )
-    except DataError as error:
-        parser.error(str(error))
-    print(f"{root}: {given.train} training and {given.val} validation images")
 
 
 def _state(root: Path) -> dict[str, Any] | None:
@@ -283,7 +249,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-if __name__ == "__main__":
-    main()

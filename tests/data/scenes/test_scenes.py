@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.scenes import annotations as forms
+from densenet_backbones.data.scenes.__main__ import main
 from densenet_backbones.data.scenes.drawing import (
     CLASSES,
     FIGURE,
@@ -27,7 +28,7 @@ from densenet_backbones.data.scenes.drawing import (
     SKELETON,
     draw_scene,
 )
-from densenet_backbones.data.scenes.generation import MARKER, generate, main, scene_of
+from densenet_backbones.data.scenes.generation import MARKER, generate_scenes, scene_of
 from densenet_backbones.data.scenes.painting import STUFF
 
 TRAIN, VAL, SIZE = 60, 12, (100, 140)
@@ -36,7 +37,9 @@ TRAIN, VAL, SIZE = 60, 12, (100, 140)
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "scenes"
-    assert generate(folder, train=TRAIN, val=VAL, size=SIZE, seed=3, progress=False) == folder
+    assert (
+        generate_scenes(folder, train=TRAIN, val=VAL, size=SIZE, seed=3, progress=False) == folder
+    )
     return folder
 
 
@@ -166,7 +169,7 @@ def test_ids_are_unique_over_both_splits(root):
 
 
 def test_some_images_are_empty_and_some_objects_crowds(tmp_path):
-    generate(tmp_path / "many", train=150, val=1, size=64, progress=False)
+    generate_scenes(tmp_path / "many", train=150, val=1, size=64, progress=False)
     data = coco(tmp_path / "many" / "annotations" / "instances_train.json")
     assert 0 < 150 - len({a["image_id"] for a in data.anns.values()}) < 20
     kinds = Counter((a["iscrowd"], isinstance(a["segmentation"], list)) for a in data.anns.values())
@@ -286,15 +289,15 @@ def test_the_palette_is_vocs():
 
 
 def test_the_same_parameters_write_the_same_bytes(root, tmp_path):
-    again = generate(tmp_path / "b", train=TRAIN, val=VAL, size=SIZE, seed=3, progress=False)
+    again = generate_scenes(tmp_path / "b", train=TRAIN, val=VAL, size=SIZE, seed=3, progress=False)
     assert contents(again) == contents(root)
 
 
 def test_more_images_begin_with_the_same_images(root, tmp_path):
-    few = generate(tmp_path / "few", train=3, val=2, size=SIZE, seed=3, progress=False)
+    few = generate_scenes(tmp_path / "few", train=3, val=2, size=SIZE, seed=3, progress=False)
     for path in sorted((few / "train").iterdir()):
         assert path.read_bytes() == (root / "train" / path.name).read_bytes()
-    other = generate(tmp_path / "other", train=3, val=2, size=SIZE, seed=4, progress=False)
+    other = generate_scenes(tmp_path / "other", train=3, val=2, size=SIZE, seed=4, progress=False)
     assert (
         contents(few)[Path("train/train_000001.jpg")]
         != (other / "train" / "train_000001.jpg").read_bytes()
@@ -302,7 +305,7 @@ def test_more_images_begin_with_the_same_images(root, tmp_path):
 
 
 def small(folder, **changes):
-    return generate(
+    return generate_scenes(
         folder, **{"train": 2, "val": 1, "size": 64, "seed": 0, "progress": False, **changes}
     )
 
