@@ -34,8 +34,8 @@ from densenet_backbones.heads import (
     retinanet_fpn_v2,
     ssd300,
     ssd512,
-    unet,
 )
+from densenet_backbones.heads.segmentation.unet import unet
 from densenet_backbones.timm_models import SUFFIX
 from densenet_backbones.variants import VARIANTS
 

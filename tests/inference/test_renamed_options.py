@@ -11,7 +11,8 @@ from tiny_segmenters import UNET_ARGS, segmentation_arguments
 from densenet_backbones.data.mask_samples import MaskClasses
 from densenet_backbones.data.samples import Categories
 from densenet_backbones.heads.renamed_options import RENAMED, rename_options
-from densenet_backbones.inference.detector import DetectorSpec, load
+from densenet_backbones.inference.detector import DetectorSpec
+from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.model_file import save_model
 from densenet_backbones.inference.segmenter import SegmenterSpec
 from densenet_backbones.training.cli import train_det, train_seg

@@ -10,8 +10,8 @@ from tiny_nets import TINY, parameters_of, randomise_norms
 from torch import Tensor, nn
 
 from densenet_backbones.features import FeatureLevel, feature_levels
-from densenet_backbones.heads import Segmenter, UNet, unet
-from densenet_backbones.heads.segmentation.unet import AttentionGate, DecoderStage
+from densenet_backbones.heads import Segmenter, UNet
+from densenet_backbones.heads.segmentation.unet import AttentionGate, DecoderStage, unet
 
 CIFAR = {"backbone": "densenet40_k12_features"}
 
