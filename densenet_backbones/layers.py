@@ -258,7 +258,7 @@ def set_memory(model: nn.Module, memory: Memory) -> None:
     """
     if memory not in get_args(Memory):
         raise ValueError(
-            f"memory must be one of {get_args(Memory)}, not {memory!r}; 'auto' is for training "
+            f"memory must be one of {get_args(Memory)}, got {memory!r}; 'auto' is for training "
             "tools and analysis.memory_plan.choose_memory, which know the batch"
         )
     for module in model.modules():

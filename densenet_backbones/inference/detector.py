@@ -24,6 +24,7 @@ from densenet_backbones.inference.model_file import (
     save_model,
 )
 from densenet_backbones.inference.segmenter import SegmentationModel, SegmenterSpec
+from densenet_backbones.messages import check_interval
 
 __all__ = [
     "KEY",
@@ -192,8 +193,7 @@ class Detector:
         self, images: Sequence[str | Path | np.ndarray], score_threshold: float = 0.5
     ) -> list[Detections]:
         """Detect objects in several images at once; see `predict`."""
-        if not 0 <= score_threshold <= 1:
-            raise ValueError(f"score_threshold must lie in [0, 1], got {score_threshold}")
+        check_interval("score_threshold", score_threshold, "[0, 1]")
         pixels = [image_tensor(image, self.device) for image in images]
         found = detect(self.model, pixels, self.merged)
         return [self._keep(one, score_threshold) for one in found]
