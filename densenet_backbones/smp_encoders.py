@@ -43,7 +43,7 @@ except ImportError as error:
     ) from error
 
 from densenet_backbones.checkpoints import to_ours
-from densenet_backbones.dense_block import Memory
+from densenet_backbones.dense_block import Memory, check_memory
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet, Tap
 from densenet_backbones.messages import check_choice
@@ -198,7 +198,7 @@ def _check_arguments(spec: DenseNetSpec, tap: str, memory: str) -> None:
             "choose an ImageNet or deep stem and four blocks with a pool after each but the last"
         )
     check_choice("tap", tap, _TAPS)  # those with smp's strides
-    check_choice("memory", memory, get_args(Memory))
+    check_memory(memory)
 
 
 # --------------------------------------------------------------------------- registration
@@ -218,8 +218,8 @@ def register_encoder(
         name: Its name in ``smp.encoders.encoders``.
         variant: The member of the family it is or departs from; one of `VARIANTS`.
         tap: Where blocks are read: ``raw``, ``norm`` or ``compressed`` (see `features`).
-        memory: What training keeps for the backward pass: ``none`` (all), ``bottleneck``,
-            ``layer``, ``block``, ``shared`` or ``shared_lean``.
+        memory: What training keeps for the backward pass: one of
+            `dense_block.MEMORY_MODES`; ``none`` keeps all.
         **fields: Fields of `DenseNetSpec` that differ, such as ``growth_rate=16`` or
             ``norm="group"``. The variant's published weights stay on offer, and load where they
             fit. ``output_stride`` is smp's own argument, ``encoder_output_stride``.
