@@ -21,7 +21,7 @@ from densenet_backbones.messages import check_interval
 from densenet_backbones.metrics.evaluated_images import (
     EvaluatedImage,
     Predictions,
-    evaluated_images,
+    pair_predictions,
 )
 
 
@@ -124,7 +124,7 @@ def evaluate_voc(
         ValueError: If the threshold is out of range, or predictions do not fit the data.
     """
     check_interval("iou_threshold", iou_threshold, "(0, 1]")
-    images = evaluated_images(part, predictions, image_ids, count_difficult)
+    images = pair_predictions(part, predictions, image_ids, count_difficult)
     flat = _Flat.of(images)
     classes = tuple(
         _evaluate_class(flat, label, name, iou_threshold, 1.0 if inclusive else 0.0)

@@ -22,7 +22,8 @@ from densenet_backbones.benchmark.commands import COMMANDS
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import Categories
 from densenet_backbones.data.scenes.generation import generate_scenes
-from densenet_backbones.inference.detector import DetectorSpec, save_detector
+from densenet_backbones.inference.detector import DetectorSpec
+from densenet_backbones.inference.model_file import save_model
 
 FRONT = PAGES[0]
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -92,7 +93,7 @@ def after_quick_start(tmp_path_factory):
     run = folder / "runs" / "quickstart"
     run.mkdir(parents=True)
     spec = DetectorSpec("dsod_tiny", {"image_size": 128}, Categories.from_names(["a", "b"]))
-    save_detector(run / "model.safetensors", spec, spec.build())
+    save_model(run / "model.safetensors", spec, spec.build())
     scenes = generate_scenes(folder / "scenes", train=1, val=1, size=160, progress=False)
     (scenes / "train" / "train_000001.jpg").rename(folder / "photo.jpg")
     return folder
