@@ -67,7 +67,7 @@ def test_smaller_images_are_one_clear_error(name):
         net(image((smallest - 1, 40)))
     with pytest.raises(ValueError, match=r"a \(N, 3, H, W\) tensor, got \(2, 4, 64, 64\)"):
         net(image(channels=4))
-    with pytest.raises(ValueError, match=r"not \(3, 64, 64\)"):
+    with pytest.raises(ValueError, match=r"got \(3, 64, 64\)"):
         net(torch.rand(3, 64, 64))
     few = tiny(name, out_indices=(0,))
     few(image(few.levels[0].stride))
