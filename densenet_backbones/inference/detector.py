@@ -16,6 +16,7 @@ from densenet_backbones.heads.renamed_options import rename_options
 from densenet_backbones.inference.detection_views import DetectionViews, detect, select_rows
 from densenet_backbones.inference.image_tensors import to_image_tensor
 from densenet_backbones.inference.model_file import ModelSpec, build_registered
+from densenet_backbones.messages import check_interval
 
 KEY = "densenet_backbones.detector"
 """Under this key a detector's file keeps the dictionary of `DetectorSpec.to_dict`."""
@@ -137,8 +138,7 @@ class Detector:
         self, images: Sequence[str | Path | np.ndarray], score_thresh: float = 0.5
     ) -> list[Detections]:
         """Detect objects in several images at once; see `predict`."""
-        if not 0 <= score_thresh <= 1:
-            raise ValueError(f"score_thresh must lie in [0, 1], got {score_thresh}")
+        check_interval("score_thresh", score_thresh, "[0, 1]")
         pixels = [to_image_tensor(image, self.device) for image in images]
         found = detect(self.model, pixels, self.views)
         return [self._keep(one, score_thresh) for one in found]

@@ -20,6 +20,7 @@ from densenet_backbones.inference.image_tensors import to_image_tensor
 from densenet_backbones.inference.image_windows import ImageWindows
 from densenet_backbones.inference.model_file import ModelSpec, build_registered
 from densenet_backbones.inference.tiling import Tiling, blend_tiles
+from densenet_backbones.messages import check_choice
 
 SMP = "smp:"
 """Names of segmentation_models.pytorch's decoders begin so."""
@@ -65,8 +66,7 @@ class SegmenterSpec(ModelSpec):
     @classmethod
     def from_entries(cls, state: dict[str, Any]) -> "SegmenterSpec":
         """`from_dict` without its checks."""
-        if state["task"] not in _TASKS:
-            raise ValueError(f"task must be one of {_TASKS}, got {state['task']!r}")
+        check_choice("task", state["task"], _TASKS)
         classes = MaskClasses.from_dict(state["classes"])
         return cls(
             state["name"], dict(state["args"]), classes, state["task"], state["preprocessing"]

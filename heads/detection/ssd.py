@@ -37,6 +37,7 @@ from densenet_backbones.heads.detection.body import BodyOptions, body_and_adapte
 from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.heads.multibox.head import ChannelL2Norm
 from densenet_backbones.heads.multibox.priors import ratio_rule_sizes
+from densenet_backbones.messages import check_interval
 
 __all__ = ["SSD", "ExtraLevels", "SSDBackbone", "ScaledLevels", "ssd300", "ssd512"]
 
@@ -188,10 +189,7 @@ class SSD(TorchvisionDetector, tv.SSD):
         anchor_generator: DefaultBoxGenerator | None = None,
         **settings: Any,
     ) -> None:
-        if not 0 < settings.get("positive_fraction", 0.25) <= 1:
-            raise ValueError(
-                f"positive_fraction must lie above 0, up to 1, got {settings['positive_fraction']}"
-            )
+        check_interval("positive_fraction", settings.get("positive_fraction", 0.25), "(0, 1]")
         size = tuple(transform.fixed_size)
         cells = backbone.adapter.cells
         generator = anchor_generator or default_boxes(size[0], cells, prior_sizes)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from densenet_backbones.messages import check_interval, check_whole
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -29,13 +31,9 @@ class Selection:
 
     def __post_init__(self) -> None:
         for name in ("score_thresh", "nms_thresh"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in 0..1, got {value}")
+            check_interval(name, getattr(self, name), "[0, 1]")
         for name in ("topk_candidates", "detections_per_img"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
+            check_whole(name, getattr(self, name))
 
 
 def select_detections(

@@ -20,6 +20,7 @@ from densenet_backbones.heads.backbones import create_features, normalisation_of
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
 from densenet_backbones.heads.segmentation.segmenter import Segmenter, SegmenterOutput
+from densenet_backbones.messages import check_choice, check_whole
 
 __all__ = ["AttentionGate", "DecoderStage", "UNet", "unet"]
 
@@ -128,14 +129,12 @@ class UNet(nn.Module):
         norm: DecoderNorm = "bn",
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
+        check_whole("num_classes", num_classes)
         for name, value, legal in (
             ("upsampling", upsampling, get_args(Upsampling)),
             ("norm", norm, get_args(DecoderNorm)),
         ):
-            if value not in legal:
-                raise ValueError(f"{name} must be one of {legal}, got {value!r}")
+            check_choice(name, value, legal)
         levels = feature_levels(backbone)
         self.stride = _stride(levels)
         self.num_classes = num_classes

@@ -299,7 +299,7 @@ WRONG_DATA = [
     (("--data.num_workers", "-1"), "data.num_workers must be at least 0, got -1"),
     (("--data.seed", "-1"), "data.seed must be at least 0, got -1"),
     (("--model.optimizer", '{"name": "sgdd"}'), "there is no 'sgdd'; did you mean 'sgd"),
-    (("--model.optimizer.lr", "-1"), "optimizer.lr must be 0 or more, got -1"),
+    (("--model.optimizer.lr", "-1"), "optimizer.lr must be at least 0 and finite, got -1"),
     (("--model.schedule.warmup", "1"), "schedule.warmup must lie in [0, 1), got 1"),
     (("--ema_decay", "1"), "ema_decay must lie in [0, 1), got 1"),
     (("--init-from", "nowhere.ckpt"), "nowhere.ckpt: there is no such file"),

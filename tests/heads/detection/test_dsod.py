@@ -341,7 +341,7 @@ def test_arguments_may_come_from_json() -> None:
         ({"faithful_priors": True}, "faithful_priors needs image_size 300"),
         ({"backbone": "resnet18", "backbone_kwargs": {"out_indices": (3, 4)}}, r"got \[16, 32\]"),
         ({"backbone": nn.Identity()}, "need a backbone given by name"),
-        ({"score_thresh": 2}, "score_thresh must lie in 0..1, got 2"),
+        ({"score_thresh": 2}, r"score_thresh must lie in \[0, 1\], got 2"),
     ],
 )
 def test_wrong_options_get_a_sentence(options: dict, message: str) -> None:

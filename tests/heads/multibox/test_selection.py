@@ -100,7 +100,7 @@ def test_the_threshold_is_exclusive() -> None:
 
 
 def test_mistakes_get_a_sentence() -> None:
-    with pytest.raises(ValueError, match=r"nms_thresh must lie in 0..1, got 45"):
+    with pytest.raises(ValueError, match=r"nms_thresh must lie in \[0, 1\], got 45"):
         Selection(nms_thresh=45)
-    with pytest.raises(ValueError, match="detections_per_img must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="detections_per_img must be at least 1, got 0"):
         Selection(detections_per_img=0)

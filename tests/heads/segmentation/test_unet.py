@@ -207,11 +207,11 @@ def test_converters_of_norms_keep_every_activation() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, "num_classes must be 1 or more, got 0"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"decoder_channels": (64, 32)}, r"5 or more numbers .* stride of 32, got \[64, 32\]"),
         ({"decoder_channels": (8, 8, 8, 8, 0)}, r"1 or more, .* got \[8, 8, 8, 8, 0\]"),
-        ({"upsampling": "cubic"}, r"upsampling must be one of \('bilinear', .* got 'cubic'"),
-        ({"norm": "layer"}, r"norm must be one of \('bn', 'group'\), got 'layer'"),
+        ({"upsampling": "cubic"}, r"upsampling must be one of 'bilinear', .* got 'cubic'"),
+        ({"norm": "layer"}, r"norm must be one of 'bn', 'group', got 'layer'"),
     ],
 )
 def test_wrong_options_get_a_sentence(options: dict, message: str) -> None:
