@@ -212,7 +212,7 @@ def test_freezing_counts_stages_from_the_stem(detector: Any) -> None:
     assert all(p.requires_grad for p in detector.parameters())
 
 
-def test_names_for_the_optimiser(detector: Any) -> None:
+def test_names_for_the_optimizer(detector: Any) -> None:
     parameters = dict(detector.named_parameters())
     assert detector.no_weight_decay() <= parameters.keys()
     if is_dsod(detector):

@@ -26,7 +26,7 @@ def tiny(**options: object) -> DSOD:
 
 
 def _batch() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Bright squares and dim bars on grey, in three images; the last one is empty."""
+    """Bright squares and dim bars on gray, in three images; the last one is empty."""
     images = [torch.full((3, *size), 0.5) for size in ((64, 64), (48, 80), (64, 64))]
     images[0][:, 8:40, 8:40] = 1.0
     images[1][:, 4:24, 10:70] = 0.0
@@ -143,13 +143,13 @@ def test_batches_without_objects_have_losses_of_zero() -> None:
 def test_one_step_lowers_the_loss_and_a_few_find_the_objects() -> None:
     model = tiny()
     images, targets = _batch()
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     history = []
     for _ in range(60):
         loss = _total(model(images, targets))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         history.append(loss.item())
     assert history[1] < history[0]
     assert history[-1] < 0.3 * history[0]
@@ -200,8 +200,8 @@ def test_predictions_and_priors_are_in_the_same_order() -> None:
     cells = {int(p) // 4 for p in moved.nonzero()}
     assert cells == {r * columns + c for r in (1, 2, 3) for c in (4, 5, 6)}
     priors = model.priors()[: rows * columns * 4].view(rows, columns, 4, 4)
-    centre = (priors[2, 5, 0, :2] + priors[2, 5, 0, 2:]) / 2
-    assert centre.tolist() == [5.5 * 8, 2.5 * 8]
+    center = (priors[2, 5, 0, :2] + priors[2, 5, 0, 2:]) / 2
+    assert center.tolist() == [5.5 * 8, 2.5 * 8]
 
 
 def test_state_dict_round_trip_and_priors_are_not_in_it() -> None:

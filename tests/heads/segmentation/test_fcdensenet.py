@@ -149,7 +149,7 @@ def test_only_the_new_maps_are_brought_up_and_come_before_the_skip() -> None:
 
 @pytest.mark.parametrize("height", [8, 9])
 @pytest.mark.parametrize("width", [6, 7])
-def test_the_centre_is_cut(height: int, width: int) -> None:
+def test_the_center_is_cut(height: int, width: int) -> None:
     up = TransitionUp(1)
     x = torch.rand(1, 1, 4, 3)
     whole = up.conv(x)
@@ -323,11 +323,11 @@ def test_a_few_steps_find_squares() -> None:
     images, target = torch.zeros(2, 3, 21, 26), torch.zeros(2, 21, 26, dtype=torch.int64)
     images[0, :, 5:12, 5:12] = images[1, :, 10:20, 12:24] = 1.0
     target[0, 5:12, 5:12] = target[1, 10:20, 12:24] = 1
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(40):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         F.cross_entropy(model(images), target).backward()
-        optimiser.step()
+        optimizer.step()
     assert (model.eval()(images).argmax(dim=1) == target).float().mean() > 0.97
 
 

@@ -76,7 +76,7 @@ def test_any_module_that_describes_its_levels_is_a_backbone() -> None:
         UNet(other, 2)
 
 
-def test_normalisation_is_that_of_the_backbones_weights_unless_given() -> None:
+def test_normalization_is_that_of_the_backbones_weights_unless_given() -> None:
     assert tiny().preprocessing.mean == pytest.approx([0.485, 0.456, 0.406])
     small = {"growth_rate": 4, "block_config": (1, 1), "num_init_features": 8}
     dsod = {"backbone": "dsod_features", "backbone_kwargs": {**small, "transition_pool": True}}
@@ -227,11 +227,11 @@ def test_a_few_steps_find_squares() -> None:
     images, target = torch.zeros(2, 3, 32, 40), torch.zeros(2, 32, 40, dtype=torch.int64)
     images[0, :, 5:20, 5:20] = images[1, :, 10:30, 22:38] = 1.0
     target[0, 5:20, 5:20] = target[1, 10:30, 22:38] = 1
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(30):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         F.cross_entropy(model(images), target).backward()
-        optimiser.step()
+        optimizer.step()
     assert (model(images).argmax(dim=1) == target).float().mean() > 0.97
 
 
