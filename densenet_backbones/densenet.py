@@ -37,9 +37,8 @@ class DenseNet(DenseStages):
             with ``num_classes=0``.
         drop_rate: Dropout before the classifier (timm's meaning); see `DenseNetSpec` for the
             dropout inside the blocks.
-        memory: What training keeps for the backward pass: ``none`` (all), ``bottleneck``,
-            ``layer`` or ``block`` (see `dense_block.run_checkpointed`), ``shared`` or
-            ``shared_lean`` (see `dense_block.run_shared`).
+        memory: What training keeps for the backward pass: one of
+            `dense_block.MEMORY_MODES` (see `dense_block.modes`); ``none`` keeps all.
 
     Attributes:
         num_features: Channels of the last feature map.

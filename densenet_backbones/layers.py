@@ -7,7 +7,7 @@ Shapes: N images, C channels, H and W pixels, k growth rate.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Final, cast, get_args
+from typing import Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]
 from torchvision.ops import FrozenBatchNorm2d as _FrozenBatchNorm2d
 
-from densenet_backbones.dense_block import Memory, run_checkpointed, run_plain, run_shared
+from densenet_backbones.dense_block import Memory, check_memory, run_block, run_plain
 from densenet_backbones.densenet_spec import BlockPlan, DenseNetSpec
 from densenet_backbones.pooling import make_pool, make_stem_pool
 
@@ -139,9 +139,8 @@ class DenseBlock(nn.ModuleDict):
 
     Args:
         layers: The layers, in order.
-        memory: What training keeps for the backward pass; see `run_checkpointed` and `run_shared`.
-            Without effect in eval mode, without gradients, and in scripted, traced and exported
-            nets.
+        memory: What training keeps for the backward pass; see `dense_block.modes`. Without effect
+            in eval mode, without gradients, and in scripted, traced and exported nets.
     """
 
     def __init__(self, layers: Iterable[DenseLayer], memory: Memory = "none") -> None:
@@ -181,13 +180,11 @@ class DenseBlock(nn.ModuleDict):
     @torch.jit.unused
     def _run(self, x: Tensor) -> Tensor:
         layers = self._layers()
-        if self.memory == "none" or not self.training or not torch.is_grad_enabled():
+        if not self.training or not torch.is_grad_enabled():
             return run_plain(x, layers)
         if is_traced(x) or torch.compiler.is_exporting():
             return run_plain(x, layers)
-        if self.memory in ("shared", "shared_lean"):
-            return run_shared(x, layers, self.memory)
-        return run_checkpointed(x, layers, self.memory)
+        return run_block(x, layers, self.memory)
 
 
 class Transition(nn.Sequential):
@@ -248,19 +245,14 @@ def set_memory(model: nn.Module, memory: Memory) -> None:
 
     Args:
         model: A net, or what holds one.
-        memory: ``none`` keeps all; ``bottleneck``, ``layer`` and ``block`` keep less and compute it
-            again (see `dense_block.run_checkpointed`); ``shared`` and ``shared_lean`` run blocks
-            over one buffer (see `dense_block.run_shared`), and keep less of what stands between
-            them (see `dense_block.lean_steps`).
+        memory: One of `dense_block.MEMORY_MODES`; `dense_block.modes` says what each keeps. Modes
+            with one buffer also keep less of what stands between blocks: see
+            `dense_block.lean_steps`.
 
     Raises:
         ValueError: ``memory`` is none of these.
     """
-    if memory not in get_args(Memory):
-        raise ValueError(
-            f"memory must be one of {get_args(Memory)}, not {memory!r}; 'auto' is for training "
-            "tools and analysis.memory_plan.choose_memory, which know the batch"
-        )
+    check_memory(memory)
     for module in model.modules():
         if isinstance(module, DenseBlock):
             module.memory = memory

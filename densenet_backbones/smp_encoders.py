@@ -43,7 +43,7 @@ except ImportError as error:
     ) from error
 
 from densenet_backbones.checkpoints import to_ours
-from densenet_backbones.dense_block import Memory
+from densenet_backbones.dense_block import Memory, check_memory
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet, Tap
 from densenet_backbones.timm_models import SUFFIX, default_cfgs
@@ -199,8 +199,7 @@ def _check_arguments(spec: DenseNetSpec, tap: str, memory: str) -> None:
         )
     if tap not in _TAPS:
         raise ValueError(f"tap must be one of {_TAPS}, those with smp's strides, not {tap!r}")
-    if memory not in get_args(Memory):
-        raise ValueError(f"memory must be one of {get_args(Memory)}, not {memory!r}")
+    check_memory(memory)
 
 
 # --------------------------------------------------------------------------- registration
@@ -220,8 +219,8 @@ def register_encoder(
         name: Its name in ``smp.encoders.encoders``.
         variant: The member of the family it is or departs from; one of `VARIANTS`.
         tap: Where blocks are read: ``raw``, ``norm`` or ``compressed`` (see `features`).
-        memory: What training keeps for the backward pass: ``none`` (all), ``bottleneck``,
-            ``layer``, ``block``, ``shared`` or ``shared_lean``.
+        memory: What training keeps for the backward pass: one of
+            `dense_block.MEMORY_MODES`; ``none`` keeps all.
         **fields: Fields of `DenseNetSpec` that differ, such as ``growth_rate=16`` or
             ``norm="group"``. The variant's published weights stay on offer, and load where they
             fit. ``output_stride`` is smp's own argument, ``encoder_output_stride``.

@@ -5,14 +5,14 @@ Shapes: N images, C channels, H and W pixels.
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
-from densenet_backbones.checkpoints import CLASSIFIER, CheckpointError, recognise, to_ours
-from densenet_backbones.dense_block import Memory, SharedMemory, lean_steps, run_lean
+from densenet_backbones.checkpoints import CLASSIFIER, CheckpointError, recognize, to_ours
+from densenet_backbones.dense_block import Memory, has_shared_buffer, lean_steps, run_lean
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.layers import is_traced, memory_of, set_memory
 
@@ -101,7 +101,7 @@ class DenseStages(nn.Module):
     ) -> Iterable[tuple[str, Callable[[Tensor], Tensor]]]:
         """What to run, by the name of the last stage of it: the stages, or steps that keep less."""
         stages = [(name, getattr(self, name)) for name in self.feature_names]
-        keeps = self.memory in get_args(SharedMemory) and torch.is_grad_enabled() and self.training
+        keeps = has_shared_buffer(self.memory) and torch.is_grad_enabled() and self.training
         # Compilers decide by themselves what to keep of simple stages.
         if not keeps or torch.compiler.is_compiling() or is_traced(x):
             return stages
@@ -223,7 +223,7 @@ class DenseStages(nn.Module):
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
             try:
-                found = recognise(state_dict).describe()
+                found = recognize(state_dict).describe()
             except CheckpointError as unknown:
                 found = str(unknown)
             raise RuntimeError(f"{error}\n\tWhat these weights are: {found}.") from error

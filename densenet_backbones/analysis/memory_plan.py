@@ -11,41 +11,22 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from densenet_backbones.dense_block import Memory
+from densenet_backbones.dense_block import MEMORY_MODES, Memory
 from densenet_backbones.layers import DenseBlock, memory_of, set_memory
 
 __all__ = [
-    "FASTEST_FIRST",
     "MemoryPlan",
     "choose_memory",
     "largest_batch",
     "memory_plan",
     "readable",
 ]
-
-FASTEST_FIRST: tuple[Memory, ...] = (
-    "none",
-    "shared",
-    "shared_lean",
-    "bottleneck",
-    "layer",
-    "block",
-)
-"""Memory modes by what they compute again: nothing; norms and ReLUs; those and 1x1 convolutions,
-but no statistics; statistics too; every layer, one by one; whole blocks at once, which takes as
-long and holds more for a while.
-
-Steps of DenseNet-121 on a CPU, relative to torchvision's, went in this order (``tools/benchmark.py
-memory``, 2 images of 224 pixels, channels last, two threads, medians of 8 turns): 0.98, 0.96, 1.03,
-1.09, 1.20, 1.22. On GPUs, and without the C++ kernels, the first may be faster than the second.
-"""
 
 
 @dataclass(frozen=True)
@@ -96,7 +77,7 @@ def memory_plan(
     autocast: torch.dtype | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    modes: Sequence[Memory] = get_args(Memory),
+    modes: Sequence[Memory] = MEMORY_MODES,
 ) -> MemoryPlan:
     """Plans what training a model keeps for its backward pass; nothing is computed or allocated.
 
@@ -121,15 +102,15 @@ def memory_plan(
     size = tuple(input_size)
     if not size or any(not isinstance(n, int) or n < 1 for n in size):
         raise ValueError(f"input_size must hold integers >= 1, such as (8, 3, 224, 224): {size}")
-    if not modes or not set(modes) <= set(FASTEST_FIRST):
-        raise ValueError(f"modes must be some of {FASTEST_FIRST}, not {tuple(modes)}")
+    if not modes or not set(modes) <= set(MEMORY_MODES):
+        raise ValueError(f"modes must be some of {MEMORY_MODES}, not {tuple(modes)}")
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     device = torch.device(device)
     kept: dict[Memory, int] = {}
     with _in_training(model), _modes_put_back(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training itself says which blocks fall back
-        for memory in (known for known in FASTEST_FIRST if known in modes):
+        for memory in (known for known in MEMORY_MODES if known in modes):
             set_memory(model, memory)
             kept[memory] = _kept_bytes(model, size, device, dtype, autocast)
     return MemoryPlan(type(model).__name__, " x ".join(map(str, size)), kept)

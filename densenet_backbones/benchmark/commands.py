@@ -6,7 +6,6 @@ To add a measurement, write a `Command` and list it in ``COMMANDS``.
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import get_args
 
 import timm
 import torch
@@ -26,7 +25,7 @@ from densenet_backbones.benchmark.options import (
 )
 from densenet_backbones.benchmark.report import Table, Unavailable
 from densenet_backbones.benchmark.startup import compare_compilation, compare_imports
-from densenet_backbones.dense_block import Memory
+from densenet_backbones.dense_block import MEMORY_MODES
 from densenet_backbones.variants import VARIANTS
 
 __all__ = ["COMMANDS", "Command"]
@@ -106,7 +105,7 @@ _PRECISIONS = ("32-true", "bf16-mixed")
 def _memory_arguments(parser: argparse.ArgumentParser) -> None:
     nets = ["densenet121", "densenet201", "fcdensenet103", "dsod300"]
     parser.add_argument("--nets", nargs="+", default=nets, help=f"default: {' '.join(nets)}")
-    modes = get_args(Memory)
+    modes = MEMORY_MODES
     parser.add_argument("--modes", nargs="+", choices=modes, default=modes, help="default: all")
     parser.add_argument(
         "--budget", type=float, default=8.0, metavar="GiB", help="for the batch (%(default)s)"

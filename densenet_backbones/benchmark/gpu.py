@@ -15,7 +15,7 @@ from torch import Tensor
 
 from densenet_backbones.benchmark.gpu_costs import Card, Cost, block_shapes, layer_cost, net_cost
 from densenet_backbones.benchmark.report import Cell, Column, Table, Unavailable
-from densenet_backbones.dense_block.backends import LayerWeights
+from densenet_backbones.dense_block.interfaces import LayerWeights
 from densenet_backbones.dense_block.triton import (
     pointwise,
     run_folded_kernels,

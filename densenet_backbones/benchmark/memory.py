@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import timm
 import torch
@@ -16,7 +16,7 @@ from densenet_backbones.benchmark.measured_memory import peak_bytes, saved_bytes
 from densenet_backbones.benchmark.report import Column, Table
 from densenet_backbones.benchmark.timing import interleave, waiting_for
 from densenet_backbones.checkpoints import to_ours
-from densenet_backbones.dense_block import Memory
+from densenet_backbones.dense_block import MEMORY_MODES, Memory
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.heads.detection.dsod import DSOD, dsod300
 from densenet_backbones.heads.segmentation.fcdensenet import fcdensenet103
@@ -54,7 +54,7 @@ def compare_memory_modes(
     device: torch.device,
     bf16: bool = False,
     budget: float = 8.0,
-    modes: Sequence[Memory] = get_args(Memory),
+    modes: Sequence[Memory] = MEMORY_MODES,
 ) -> Table:
     """Training steps of torchvision's two modes, timm's net and ours, on the same weights.
 

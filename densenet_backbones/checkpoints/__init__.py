@@ -13,17 +13,17 @@ from densenet_backbones.checkpoints.keys import (
     to_torchvision,
 )
 from densenet_backbones.checkpoints.reading import read_checkpoint, read_state_dict
-from densenet_backbones.checkpoints.recognition import Recognised, recognise
+from densenet_backbones.checkpoints.recognition import Recognized, recognize
 
 __all__ = [
     "CLASSIFIER",
     "CheckpointError",
-    "Recognised",
+    "Recognized",
     "find_place",
     "fit_to",
     "read_checkpoint",
     "read_state_dict",
-    "recognise",
+    "recognize",
     "to_ours",
     "to_timm_features",
     "to_torchvision",

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from densenet_backbones.checkpoints.errors import CheckpointError
 from densenet_backbones.checkpoints.keys import CLASSIFIER, to_ours
-from densenet_backbones.checkpoints.recognition import recognise
+from densenet_backbones.checkpoints.recognition import recognize
 
 __all__ = ["fit_to"]
 
@@ -113,7 +113,7 @@ def _norm(key: str) -> str:
 
 def _look(ours: Mapping[str, Tensor]) -> str:
     try:
-        found = recognise(ours)
+        found = recognize(ours)
     except CheckpointError as error:
         return f"no known DenseNet ({error})"
     end = f", complete up to {found.complete_to}" if found.complete_to else ""

@@ -13,7 +13,7 @@ from torch import Tensor
 from densenet_backbones.checkpoints.errors import CheckpointError
 from densenet_backbones.checkpoints.keys import find_place, to_ours
 from densenet_backbones.checkpoints.reading import read_weights_file
-from densenet_backbones.checkpoints.recognition import ROWS, Recognised, recognise
+from densenet_backbones.checkpoints.recognition import ROWS, Recognized, recognize
 from densenet_backbones.checkpoints.statistics import (
     TOLERANCE,
     BlockStatistics,
@@ -42,7 +42,7 @@ class Inspection:
         naming: Whose names they are; None if there is no DenseNet.
         entries: Tensors in that entry.
         outside: How many of them do not belong to the DenseNet.
-        recognised: Its architecture; None if it is not known.
+        recognized: Its architecture; None if it is not known.
         reason: Why it is not known.
         parameters: Learnable values of the network, classifier included (norms that are frozen
             count too); of everything if there is no DenseNet.
@@ -62,7 +62,7 @@ class Inspection:
     naming: str | None
     entries: int
     outside: int
-    recognised: Recognised | None
+    recognized: Recognized | None
     reason: str | None
     parameters: int
     dtypes: dict[str, int]
@@ -97,9 +97,9 @@ class Inspection:
         return f"{entry}, {prefix}{outside}{others}"
 
     def _architecture(self) -> Iterator[str]:
-        found = self.recognised
+        found = self.recognized
         if found is None:
-            yield from _row("network", f"not recognised: {self.reason}")
+            yield from _row("network", f"not recognized: {self.reason}")
             return
         classes = "no classifier" if found.classes is None else f"{found.classes} classes"
         chans = "no stem" if found.in_chans is None else f"{found.in_chans} image channels"
@@ -123,7 +123,7 @@ class Inspection:
                 f"  {first} and {second}: {_number(channels, 'channel')}"
                 for first, second, channels in block.differing
             )
-        if self.recognised is not None and not self.blocks:
+        if self.recognized is not None and not self.blocks:
             yield "none to compare"
 
     def _batches(self) -> Iterator[str]:
@@ -141,13 +141,13 @@ class Inspection:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values, for JSON; ``recognised.spec`` as `DenseNetSpec.to_dict`."""
+        """All fields as plain values, for JSON; ``recognized.spec`` as `DenseNetSpec.to_dict`."""
         values = dataclasses.asdict(self)
         values["batch_counts"] = {
             str(count): list(norms) for count, norms in self.batch_counts.items()
         }
-        if self.recognised is not None:
-            values["recognised"]["complete_to"] = self.recognised.complete_to
+        if self.recognized is not None:
+            values["recognized"]["complete_to"] = self.recognized.complete_to
         return values
 
 
@@ -171,7 +171,7 @@ def inspect_file(
         ours = to_ours(file.weights, prefix)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    found, reason = _recognised(ours)
+    found, reason = _recognized(ours)
     learned = (value for key, value in ours.items() if not key.endswith(_BUFFERS))
     dtypes = Counter(str(v.dtype).removeprefix("torch.") for v in file.weights.values())
     return Inspection(
@@ -184,7 +184,7 @@ def inspect_file(
         naming=place.naming if place else None,
         entries=len(file.weights),
         outside=len(file.weights) - len(ours),
-        recognised=found,
+        recognized=found,
         reason=reason,
         parameters=sum(value.numel() for value in learned),
         dtypes=dict(dtypes.most_common()),
@@ -195,9 +195,9 @@ def inspect_file(
     )
 
 
-def _recognised(ours: Mapping[str, Tensor]) -> tuple[Recognised | None, str | None]:
+def _recognized(ours: Mapping[str, Tensor]) -> tuple[Recognized | None, str | None]:
     try:
-        return recognise(ours), None
+        return recognize(ours), None
     except CheckpointError as error:
         return None, str(error)
 

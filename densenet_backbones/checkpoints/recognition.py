@@ -8,29 +8,34 @@ one fits the whole of the weights, and otherwise `DenseNetSpec`'s default.
 
 import dataclasses
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from densenet_backbones.checkpoints.errors import CheckpointError
 from densenet_backbones.checkpoints.keys import CLASSIFIER, to_ours
-from densenet_backbones.checkpoints.layout import Shapes, layout, norm_shapes, stage_of
 from densenet_backbones.densenet_spec import DenseNetSpec, Norm, Stem
+from densenet_backbones.layers import Transition, feature_modules
 from densenet_backbones.variants import VARIANTS
 
-__all__ = ["ROWS", "Recognised", "recognise"]
+__all__ = ["ROWS", "Recognized", "recognize"]
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 ROWS = ("raw", "norm", "compressed", "pooled")  # features.py's table of taps
 _LAYER = re.compile(r"denseblock(\d+)\.denselayer(\d+)\.")
 # Widths are what the weights hold; these shares are the ones in use (papers; tenths in ablations).
+_STEM = frozenset(f"{kind}{i}" for kind in ("conv", "norm") for i in range(3))
 _SHARES = (0.5, 1.0, 0.25, 0.75, *(i / 10 for i in range(1, 10)))
 
 
 @dataclass(frozen=True)
-class Recognised:
+class Recognized:
     """What the names and shapes of weights say.
 
     Attributes:
@@ -82,7 +87,7 @@ class _Block:
         return self.in_channels + self.layers * self.growth_rate
 
 
-def recognise(weights: Mapping[str, Tensor], prefix: str | None = None) -> Recognised:
+def recognize(weights: Mapping[str, Tensor], prefix: str | None = None) -> Recognized:
     """Infers the architecture of a DenseNet's weights.
 
     Args:
@@ -100,11 +105,11 @@ def recognise(weights: Mapping[str, Tensor], prefix: str | None = None) -> Recog
     statistics = any(key.endswith(".running_mean") for key in shapes)
     variants = _variants(shapes, blocks)
     spec = _spec(shapes, blocks, variants, "bn" if statistics else "group")
-    expected = {**layout(spec, in_chans or 3), **_trailing(shapes, blocks, spec.norm)}
+    expected = _expected_shapes(spec, in_chans or 3, shapes)
     missing, unexpected = _differences(shapes, expected)
     at_end = _rows_at_end(spec, variants)
     classifier = shapes.get(f"{CLASSIFIER}weight", ())
-    return Recognised(
+    return Recognized(
         spec=spec,
         variants=variants,
         classes=classifier[0] if classifier else None,
@@ -127,6 +132,9 @@ def _blocks(shapes: Shapes) -> tuple[_Block, ...]:
             layers[int(match[1])] = max(layers.get(int(match[1]), 0), int(match[2]))
     if 1 not in layers:
         raise CheckpointError("they hold no denseblock1")
+    # The network is built below: a damaged name must not make it endless.
+    if max(layers.values()) > len(shapes):
+        raise CheckpointError(f"they name a layer {max(layers.values())}, more than they hold")
     last = next(i for i in range(1, len(layers) + 2) if i + 1 not in layers)
     return tuple(_block(shapes, i, layers[i]) for i in range(1, last + 1))
 
@@ -232,16 +240,33 @@ def _begins(spec: DenseNetSpec, shapes: Shapes, blocks: tuple[_Block, ...]) -> b
 # ------------------------------------------------------------------------------ completeness
 
 
-def _trailing(shapes: Shapes, blocks: tuple[_Block, ...], norm: Norm) -> dict[str, tuple[int, ...]]:
-    """Entries of the transition behind the last block, as a features net may end in it."""
-    name, channels = f"transition{len(blocks)}", blocks[-1].channels
-    entries: dict[str, tuple[int, ...]] = {}
-    if any(key.startswith(f"{name}.norm.") for key in shapes):
-        entries.update(norm_shapes(f"{name}.norm", channels, norm))
-    conv = shapes.get(f"{name}.conv.weight", ())
-    if len(conv) == 4:
-        entries[f"{name}.conv.weight"] = (conv[0], channels, 1, 1)
-    return entries
+def _expected_shapes(spec: DenseNetSpec, in_chans: int, shapes: Shapes) -> Shapes:
+    """Entries of the network that ``spec`` describes, without its classifier, in their order.
+
+    Those of a transition behind the last block belong to it where the weights have some: a
+    features net may end in it.
+    """
+    with torch.device("meta"):  # shapes without values: nothing is allocated
+        net = nn.Sequential(OrderedDict(feature_modules(spec, in_chans)))
+        expected = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+        expected.update(_trailing_shapes(spec, shapes))
+    return expected
+
+
+def _trailing_shapes(spec: DenseNetSpec, shapes: Shapes) -> Shapes:
+    name = f"transition{len(spec.block_config)}."
+    conv = shapes.get(f"{name}conv.weight", ())
+    width = conv[0] if len(conv) == 4 else 1
+    plan = dataclasses.replace(spec.blocks[-1], transition_channels=width or 1)
+    groups = 1 if spec.norm == "group" else None  # no shape depends on their size
+    transition = Transition(plan, dataclasses.replace(spec, norm_group_size=groups))
+    entries = {f"{name}{key}": tuple(v.shape) for key, v in transition.state_dict().items()}
+    has_norm = any(key.startswith(f"{name}norm.") for key in shapes)
+    return {
+        key: shape
+        for key, shape in entries.items()
+        if (len(conv) == 4 if key == f"{name}conv.weight" else has_norm)
+    }
 
 
 def _differences(shapes: Shapes, expected: Shapes) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -253,9 +278,15 @@ def _differences(shapes: Shapes, expected: Shapes) -> tuple[tuple[str, ...], tup
     )
 
 
+def _stage_of(name: str) -> str:
+    """``stem``, ``denseblock1``, ``transition1``, ..., ``norm5`` or ``classifier``."""
+    first = name.partition(".")[0]
+    return "stem" if first in _STEM else first
+
+
 def _stages(shapes: Shapes, expected: Shapes) -> tuple[str, ...]:
-    present = {stage_of(key) for key in shapes}
-    order = dict.fromkeys(map(stage_of, expected))
+    present = {_stage_of(key) for key in shapes}
+    order = dict.fromkeys(map(_stage_of, expected))
     return tuple(stage for stage in (*order, "classifier") if stage in present)
 
 
@@ -275,7 +306,7 @@ def _rows_at_end(spec: DenseNetSpec, variants: tuple[str, ...]) -> tuple[str, ..
 def _levels(
     shapes: Shapes, expected: Shapes, wrong: set[str], blocks: int, at_end: tuple[str, ...]
 ) -> dict[str, tuple[str, ...]]:
-    broken = {stage_of(key) for key in wrong}
+    broken = {_stage_of(key) for key in wrong}
     levels: dict[str, tuple[str, ...]] = dict.fromkeys(ROWS, ())
     if "stem" in broken:
         return levels
@@ -284,7 +315,7 @@ def _levels(
         name, transition = f"c{i + 1}", f"transition{i}"
         if f"denseblock{i}" in broken:
             break
-        if i == blocks and transition not in map(stage_of, expected):
+        if i == blocks and transition not in map(_stage_of, expected):
             for row in at_end if "norm5" not in broken else ():
                 levels[row] += (name,)
             break

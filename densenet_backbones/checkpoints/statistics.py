@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from densenet_backbones.checkpoints.recognition import Recognised
+from densenet_backbones.checkpoints.recognition import Recognized
 
 __all__ = ["TOLERANCE", "BlockStatistics", "batch_counts", "block_statistics", "updated_twice"]
 
@@ -46,7 +46,7 @@ class BlockStatistics:
 
 
 def block_statistics(
-    weights: Mapping[str, Tensor], found: Recognised
+    weights: Mapping[str, Tensor], found: Recognized
 ) -> tuple[BlockStatistics, ...]:
     """Compares the statistics of neighbouring norms over the channels that both read.
 

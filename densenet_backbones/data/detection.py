@@ -42,7 +42,7 @@ class DetectionData(ImageData[DetectionSet]):
         val_split: Name of the split that is evaluated.
         train: Several (root, split) taken together as the training set, instead of `root` and
             `train_split`; their classes are unified by name.
-        layout: "coco" or "voc"; "auto" recognises it.
+        layout: "coco" or "voc"; "auto" recognizes it.
         classes: Class names in label order; needed where sources differ, optional elsewhere.
         batch_size: Images a step and process.
         num_workers: Loader processes; None takes half of the cores, at most 8.

@@ -81,7 +81,7 @@ class SegmentationData(ImageData[SegmentationSet]):
         val_split: Name of the split that is evaluated.
         train: Several (root, split) taken together as the training set, instead of `root` and
             `train_split`; their classes are unified by name.
-        layout: "folders", "voc", "sbd", "coco_panoptic" or "coco_instances"; "auto" recognises it.
+        layout: "folders", "voc", "sbd", "coco_panoptic" or "coco_instances"; "auto" recognizes it.
         task: "multiclass", "binary" (two classes, one output) or "multilabel" (COCO instances).
         classes: Class names in label order; needed where sources differ, optional elsewhere.
         batch_size: Images a step and process.

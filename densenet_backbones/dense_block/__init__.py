@@ -1,32 +1,41 @@
 """Executes one dense block from tensors and layers; imports nothing else of the project.
 
-Every mode is a function ``run_<mode>(x, layers, ...) -> Tensor`` that computes what `run_plain`
-does: outputs, gradients and batch-norm buffers.
+`modes` runs a block in training, in one of the memory modes; `folded` and `folded_transition` run
+it in evaluation. All compute what `run_plain` does: outputs, gradients and batch-norm buffers.
 """
 
-from densenet_backbones.dense_block.checkpointed import Memory, run_checkpointed
 from densenet_backbones.dense_block.folded import FoldedLayer, compiled_folded, run_folded
 from densenet_backbones.dense_block.folded_conv import FoldedConv2d, is_written_down
 from densenet_backbones.dense_block.folded_transition import FoldedTransition, ScaleShift
-from densenet_backbones.dense_block.hooks import has_hooks
+from densenet_backbones.dense_block.interfaces import DenseLayerLike, has_hooks
 from densenet_backbones.dense_block.lean import lean_steps, run_lean
+from densenet_backbones.dense_block.modes import (
+    MEMORY_MODES,
+    Memory,
+    SharedMemory,
+    check_memory,
+    has_shared_buffer,
+    run_block,
+)
 from densenet_backbones.dense_block.plain import run_plain
-from densenet_backbones.dense_block.shared import SharedMemory, run_shared
 
 __all__ = [
+    "MEMORY_MODES",
+    "DenseLayerLike",
     "FoldedConv2d",
     "FoldedLayer",
     "FoldedTransition",
     "Memory",
     "ScaleShift",
     "SharedMemory",
+    "check_memory",
     "compiled_folded",
     "has_hooks",
+    "has_shared_buffer",
     "is_written_down",
     "lean_steps",
-    "run_checkpointed",
+    "run_block",
     "run_folded",
     "run_lean",
     "run_plain",
-    "run_shared",
 ]

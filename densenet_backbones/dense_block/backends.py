@@ -4,47 +4,22 @@ Shapes: N images, C channels of the concatenation, B of the bottleneck, k new ma
 """
 
 from collections.abc import Sequence
-from math import inf
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from densenet_backbones.dense_block import native
+from densenet_backbones.dense_block.interfaces import LayerWeights
 
 __all__ = [
-    "LayerWeights",
-    "channels_last",
     "fill_in_kernels",
     "has_cpp",
     "has_cpp_training",
     "has_kernels",
     "has_triton",
     "has_triton_training",
-    "in_rows",
     "is_on_gpu",
-    "relu_ceiling",
 ]
-
-
-class LayerWeights(NamedTuple):
-    """A layer with bottleneck, as kernels take it: what `FoldedLayer.tensors` returns.
-
-    Attributes:
-        scale: (C,), of the maps' type or of a longer one.
-        shift: (C,), likewise.
-        weight1: The 1x1 of the maps' type, (C, B).
-        bias1: Its bias, (B,).
-        weight2: The 3x3, (k, B, 3, 3), channels last.
-        bias2: Its bias, (k,).
-    """
-
-    scale: Tensor
-    shift: Tensor
-    weight1: Tensor
-    bias1: Tensor
-    weight2: Tensor
-    bias2: Tensor
 
 
 # Triton's kernels are imported where they are used, as few processes need them. Where kernels
@@ -104,13 +79,6 @@ def _is_real(x: Tensor) -> bool:
     return type(x) in (Tensor, nn.Parameter)  # others, as fake ones, may have no memory
 
 
-def relu_ceiling(act: nn.Module) -> float | None:
-    """What an activation cuts its input off at, beside 0; None if it is neither ReLU nor ReLU6."""
-    if isinstance(act, nn.ReLU6):
-        return 6.0
-    return inf if isinstance(act, nn.ReLU) else None
-
-
 def fill_in_kernels(
     buffer: Tensor,
     channels: int,
@@ -144,16 +112,3 @@ def fill_in_kernels(
         run_folded_kernels(buffer, weights, dilation=dilation, ceiling=ceiling)
         return True
     return False
-
-
-def in_rows(x: Tensor, dense: bool = False) -> bool:
-    """Whether a map is channels last: without gaps, or else the first channels of a wider one."""
-    _, channels, height, width = x.shape
-    stride = channels if dense else x.stride(3)
-    return x.stride() == (height * width * stride, 1, width * stride, stride)
-
-
-def channels_last(x: Tensor, channels: int) -> Tensor:
-    """Memory for maps like ``x``, of other channels."""
-    images, _, height, width = x.shape
-    return x.new_empty((images, height, width, channels)).permute(0, 3, 1, 2)

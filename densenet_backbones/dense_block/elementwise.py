@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densenet_backbones.dense_block.backends import has_cpp_training, has_triton_training, in_rows
+from densenet_backbones.dense_block.backends import has_cpp_training, has_triton_training
+from densenet_backbones.dense_block.interfaces import is_in_rows
 from densenet_backbones.dense_block.native import passes as native_passes
 from densenet_backbones.dense_block.norms import Affine, precise
 
@@ -105,7 +106,7 @@ def _passes(
     """The kernels that take these maps, of which ``dense`` must have no gaps; None if none do."""
     if not all(vector.is_contiguous() for vector in vectors):
         return None
-    if not all(map(in_rows, maps)) or not all(in_rows(x, dense=True) for x in dense):
+    if not all(map(is_in_rows, maps)) or not all(is_in_rows(x, dense=True) for x in dense):
         return None
     if has_cpp_training(*maps, *dense, *vectors):
         return native_passes

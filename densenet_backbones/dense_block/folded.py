@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densenet_backbones.dense_block.backends import channels_last, fill_in_kernels, relu_ceiling
+from densenet_backbones.dense_block.backends import fill_in_kernels
 from densenet_backbones.dense_block.folded_conv import ONEDNN, FoldedConv2d, LaidOut, is_for_onednn
+from densenet_backbones.dense_block.interfaces import empty_channels_last, read_relu_ceiling
 from densenet_backbones.dense_block.plain import run_plain
 
 __all__ = [
@@ -140,7 +141,7 @@ def run_folded(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
         What `run_plain` returns, (N, C + sum of k, H, W), channels last.
     """
     buffer = _buffer(x, sum(layer.conv.out_channels for layer in layers))
-    ceiling, dilation = relu_ceiling(layers[0].act), layers[0].conv.dilation[0]
+    ceiling, dilation = read_relu_ceiling(layers[0].act), layers[0].conv.dilation[0]
     if ceiling is not None:
         tensors = [layer.tensors() for layer in layers]
         if fill_in_kernels(buffer, x.shape[1], tensors, dilation, ceiling):
@@ -149,7 +150,7 @@ def run_folded(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
 
 
 def _buffer(x: Tensor, new: int) -> Tensor:
-    buffer = channels_last(x, x.shape[1] + new)
+    buffer = empty_channels_last(x, x.shape[1] + new)
     buffer[:, : x.shape[1]] = x
     return buffer
 
@@ -176,7 +177,7 @@ def compiled_folded(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
 
     Blocks with other activations than ReLU and ReLU6 are compiled as `run_plain` runs them.
     """
-    ceiling = relu_ceiling(layers[0].act)
+    ceiling = read_relu_ceiling(layers[0].act)
     if ceiling is None:
         return run_plain(x, layers)
     tensors = [tensor for layer in layers for tensor in layer.tensors()]
@@ -210,7 +211,7 @@ def _folded_block_shape(
     x: Tensor, tensors: Sequence[Tensor], layers: int, dilation: int, ceiling: float
 ) -> Tensor:
     each = len(tensors) // layers
-    return channels_last(x, x.shape[1] + sum(len(bias) for bias in tensors[each - 1 :: each]))
+    return empty_channels_last(x, x.shape[1] + sum(len(bias) for bias in tensors[each - 1 :: each]))
 
 
 # Not torch.library.custom_op, which reads the signature and makes importing slower.

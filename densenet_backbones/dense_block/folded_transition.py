@@ -11,15 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densenet_backbones.dense_block import native
-from densenet_backbones.dense_block.backends import (
-    channels_last,
-    has_cpp,
-    has_kernels,
-    has_triton,
-    relu_ceiling,
-)
+from densenet_backbones.dense_block.backends import has_cpp, has_kernels, has_triton
 from densenet_backbones.dense_block.folded import LIBRARY
 from densenet_backbones.dense_block.folded_conv import FoldedConv2d, is_written_down
+from densenet_backbones.dense_block.interfaces import empty_channels_last, read_relu_ceiling
 
 __all__ = ["FoldedTransition", "ScaleShift"]
 
@@ -55,7 +50,7 @@ class FoldedTransition(nn.Sequential):
         super().__init__(parts)
         self._ceiling = None
         if "conv" in parts and _halves(parts.get("pool")):
-            self._ceiling = relu_ceiling(parts["relu"])
+            self._ceiling = read_relu_ceiling(parts["relu"])
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H', W')."""
@@ -101,7 +96,7 @@ def _folded_transition(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tens
 
 
 def _shape(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tensor:
-    return channels_last(x[:, :, : x.shape[2] // 2, : x.shape[3] // 2], len(tensors[-1]))
+    return empty_channels_last(x[:, :, : x.shape[2] // 2, : x.shape[3] // 2], len(tensors[-1]))
 
 
 LIBRARY.define("folded_transition(Tensor x, Tensor[] tensors, float ceiling) -> Tensor")

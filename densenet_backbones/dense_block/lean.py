@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from densenet_backbones.dense_block.elementwise import norm_gradient
-from densenet_backbones.dense_block.hooks import has_hooks
+from densenet_backbones.dense_block.interfaces import has_hooks
 from densenet_backbones.dense_block.norms import Moments, batch_moments, value_count
 from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, read_unit
 

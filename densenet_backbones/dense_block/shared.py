@@ -17,11 +17,10 @@ and taken from its gradient once, when all of them are known.
 Shapes: N images, C channels, H and W pixels, k a layer's new maps. Vectors are (C,).
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,14 +30,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from densenet_backbones.dense_block.elementwise import norm_gradient, take_back
-from densenet_backbones.dense_block.hooks import has_hooks
+from densenet_backbones.dense_block.interfaces import DenseLayerLike
 from densenet_backbones.dense_block.norms import Moments, batch_moments, precise, value_count
-from densenet_backbones.dense_block.plain import run_plain
 from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, read_unit
 
-__all__ = ["SharedMemory", "run_shared"]
-
-SharedMemory = Literal["shared", "shared_lean"]
+__all__ = ["BlockForm", "read_block", "run_shared"]
 
 _SAVED = PARAMETERS + 2  # a unit's parameters and the statistics it went by
 
@@ -78,7 +74,7 @@ class _LayerForm:
 
 
 @dataclass(frozen=True)
-class _BlockForm:
+class BlockForm:
     """A dense block in its present mode; ``group`` are the processes that norm as one."""
 
     layers: tuple[_LayerForm, ...]
@@ -96,61 +92,56 @@ class _BlockForm:
         return any(layer.units[0].norm.of_batch for layer in self.layers)
 
 
-def run_shared(x: Tensor, layers: Sequence[Any], memory: SharedMemory) -> Tensor:
-    """Runs a dense block as one function that keeps its output instead of every concatenation.
-
-    What is kept, for L layers: the output, whose first channels the layers read, and with
-    ``shared`` the bottleneck maps, both linear in L; with ``shared_lean`` the output alone. Norms,
-    ReLUs and dropped values are computed again, with ``shared_lean`` the bottlenecks too.
+def read_block(x: Tensor, layers: Sequence[DenseLayerLike], lean: bool) -> BlockForm | str:
+    """Return the form of a block in its present mode, or why `run_shared` cannot run it.
 
     Args:
         x: Input of the block, (N, C, H, W).
-        layers: Dense layers with ``norm1, relu1, conv1`` (``norm2, relu2, conv2`` if they say
-            ``bottleneck``), ``drop_rate`` and ``drop_path_rate``.
-        memory: ``shared`` or ``shared_lean``.
+        layers: Dense layers in order, at least one.
+        lean: Compute bottlenecks again in the backward pass instead of keeping them.
 
     Returns:
-        What `run_plain` returns. A block runs plain, and a warning says so, once, if a layer is
-        not understood: with hooks or parametrizations, an activation other than ReLU, or a norm
-        other than batch norm (its frozen and synchronised forms included).
+        The form; or the end of a sentence about dense blocks, if a layer is not known: with hooks
+        or parametrizations on its modules, an activation other than ReLU, or a norm other than
+        batch norm (its frozen and synchronized forms included).
     """
-    if x.numel() <= x.shape[1] or not layers:
-        return run_plain(x, layers)  # which refuses to norm a single value
-    form = _read_block(x, layers, lean=memory == "shared_lean")
-    if isinstance(form, str):
-        warnings.warn(f"memory={memory!r} is off for dense blocks {form}", stacklevel=2)
-        return run_plain(x, layers)
-    return _apply(form, x)
-
-
-@torch.compiler.disable  # a region of its own: what it keeps is decided here
-def _apply(form: _BlockForm, x: Tensor) -> Tensor:
-    units = (unit for layer in form.layers for unit in layer.units)
-    parameters = [parameter for unit in units for parameter in unit.parameters()]
-    return _SharedBlock.apply(form, x, *parameters)
-
-
-def _read_block(x: Tensor, layers: Sequence[Any], lean: bool) -> _BlockForm | str:
-    """The block's form, or why there is none."""
-    if any(has_hooks(module) for layer in layers for module in layer.modules()):
-        return "whose layers carry hooks, as hooks must see every pass once"
     forms = []
     for layer in layers:
         form = _read_layer(x, layer)
         if form is None:
             return (
-                "with other layers than (frozen, synchronised) batch norm, ReLU and unchanged "
-                "convolutions; use 'bottleneck', 'layer' or 'block'"
+                "with other layers than (frozen, synchronized) batch norm, ReLU and unchanged "
+                "convolutions"
             )
         forms.append(form)
     norms = [unit.norm for form in forms for unit in form.units if unit.norm.of_batch]
     groups = {id(norm.group): norm.group for norm in norms}
     if len(groups) > 1:
-        return "whose norms are synchronised over different processes"
-    return _BlockForm(tuple(forms), next(iter(groups.values()), None), lean)
+        return "whose norms are synchronized over different processes"
+    return BlockForm(tuple(forms), next(iter(groups.values()), None), lean)
 
 
-def _read_layer(x: Tensor, layer: Any) -> _LayerForm | None:
+@torch.compiler.disable  # a region of its own: what it keeps is decided here
+def run_shared(x: Tensor, form: BlockForm) -> Tensor:
+    """Run a dense block as one function that keeps its output instead of every concatenation.
+
+    What is kept, for L layers: the output, whose first channels the layers read, and the bottleneck
+    maps, both linear in L; of a lean form the output alone. Norms, ReLUs and dropped values are
+    computed again, of a lean form the bottlenecks too.
+
+    Args:
+        x: Input of the block, (N, C, H, W), of more than one value a channel.
+        form: The block as `read_block` returns it.
+
+    Returns:
+        The concatenation of the input and all new maps, as `run_plain` returns it.
+    """
+    units = (unit for layer in form.layers for unit in layer.units)
+    parameters = [parameter for unit in units for parameter in unit.parameters()]
+    return _SharedBlock.apply(form, x, *parameters)
+
+
+def _read_layer(x: Tensor, layer: DenseLayerLike) -> _LayerForm | None:
     if "forward" in vars(layer):
         return None
     units = [read_unit(x.device, layer.norm1, layer.relu1, layer.conv1)]
@@ -172,7 +163,7 @@ class _SharedBlock(torch.autograd.Function):
     """The block; keeps its output, parameters, statistics, drops, and bottlenecks unless lean."""
 
     @staticmethod
-    def forward(ctx: Any, form: _BlockForm, x: Tensor, *parameters: Tensor | None) -> Tensor:
+    def forward(ctx: Any, form: BlockForm, x: Tensor, *parameters: Tensor | None) -> Tensor:
         """Input (N, C, H, W) to output (N, C + sum of k, H, W)."""
         ctx.form, ctx.count = form, value_count(x, form.group)
         # Our own kernels start on the current device. In a backward pass that is the maps' own.
@@ -193,7 +184,7 @@ class _SharedBlock(torch.autograd.Function):
 
 
 def _forward(
-    form: _BlockForm, x: Tensor, parameters: Sequence[Tensor | None], count: float
+    form: BlockForm, x: Tensor, parameters: Sequence[Tensor | None], count: float
 ) -> tuple[Tensor, list[list[Tensor | None]]]:
     """The output, and what each layer's backward pass needs besides: see `_LayerForm.saved`."""
     out = _buffer_like(x, form.channels, _dtype_of_maps(form, x))
@@ -255,7 +246,7 @@ def _drop_back(
 
 
 def _backward(
-    form: _BlockForm,
+    form: BlockForm,
     saved: Sequence[Any],
     count: float,
     needs: Sequence[bool],
@@ -326,7 +317,7 @@ def _summed(linear: Tensor, group: Any) -> Tensor:
 # ------------------------------------------------------------------------------ buffers
 
 
-def _dtype_of_maps(form: _BlockForm, x: Tensor) -> torch.dtype:
+def _dtype_of_maps(form: BlockForm, x: Tensor) -> torch.dtype:
     """What joining the input with new maps gives: under autocast those may be of half precision."""
     dtype = form.layers[0].units[0].dtype
     return x.dtype if dtype is None else torch.promote_types(x.dtype, dtype)

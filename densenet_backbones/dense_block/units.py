@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densenet_backbones.dense_block.backends import has_cpp_training, has_triton_training, in_rows
+from densenet_backbones.dense_block.backends import has_cpp_training, has_triton_training
 from densenet_backbones.dense_block.elementwise import masked_sums, scale_shift_relu
-from densenet_backbones.dense_block.hooks import has_hooks
+from densenet_backbones.dense_block.interfaces import has_hooks, is_in_rows
 from densenet_backbones.dense_block.native import convolution
 from densenet_backbones.dense_block.norms import Affine, Moments, NormForm, read_norm
 
@@ -95,7 +95,7 @@ class UnitForm:
 
     def _in_triton(self, x: Tensor, kernel: Tensor) -> bool:
         """Whether the Triton kernels convolve ``x``."""
-        if not in_rows(x) or not has_triton_training(x, kernel):
+        if not is_in_rows(x) or not has_triton_training(x, kernel):
             return False
         from densenet_backbones.dense_block.triton_training.unit import is_known
 
@@ -106,7 +106,7 @@ class UnitForm:
         """Whether the C++ kernels convolve ``x``."""
         if self.conv is None or self.dtype is not None or not convolution.is_known(self.conv):
             return False
-        return has_cpp_training(x, *others) and in_rows(x)
+        return has_cpp_training(x, *others) and is_in_rows(x)
 
     def _convolve(self, active: Tensor, parameters: Parameters) -> Tensor:
         """The other half of `run` in plain operators, (N, C, H, W) to (N, O, H, W)."""

@@ -19,9 +19,9 @@ from densenet_backbones.metrics.confusion import confusion_matrix
 from densenet_backbones.metrics.voc import evaluate_voc
 from densenet_backbones.reporting.console import say
 from densenet_backbones.reporting.instance_pictures import (
-    annotated,
-    confident,
-    ground_truth_beside_predictions,
+    collect_annotations,
+    draw_beside_ground_truth,
+    select_confident,
 )
 from densenet_backbones.reporting.pictures import save_picture
 from densenet_backbones.reporting.plots import (
@@ -138,10 +138,11 @@ def draw_examples(
     records = [record for record in part.records if record.image_id in evaluated]
     records = records[:: max(1, len(records) // PICTURED_IMAGES)][:PICTURED_IMAGES]
     keypoints = len(part.categories.keypoints)
-    sheet = ground_truth_beside_predictions(
+    objects = [read_instances(record, target_types, keypoints) for record in records]
+    sheet = draw_beside_ground_truth(
         [read_image(record.path) for record in records],
-        [annotated(read_instances(record, target_types, keypoints)) for record in records],
-        [confident(predictions.get(record.image_id, nothing)) for record in records],
+        [collect_annotations(instances) for instances in objects],
+        [select_confident(predictions.get(record.image_id, nothing)) for record in records],
         part.categories.names,
         skeleton=part.categories.skeleton,
     )

@@ -17,13 +17,13 @@ from densenet_backbones.data.mask_statistics import (
     PixelCounts,
     class_pixel_counts,
 )
+from densenet_backbones.file_writing import save_bytes
 from densenet_backbones.metrics.segmentation import SegmentationEvaluation
 from densenet_backbones.reporting.console import say
-from densenet_backbones.reporting.mask_pictures import masks_side_by_side
+from densenet_backbones.reporting.mask_pictures import draw_masks_side_by_side
 from densenet_backbones.reporting.pictures import save_picture
 from densenet_backbones.reporting.plots import plot_confusion
-from densenet_backbones.reporting.tables import digits, numbers_table, render
-from densenet_backbones.reporting.writing import save_bytes
+from densenet_backbones.reporting.tables import format_number, make_numbers_table, render
 
 PICTURED_IMAGES = 8
 
@@ -89,12 +89,12 @@ def write_evaluation(
 
 def format_segmentation_table(evaluation: SegmentationEvaluation, width: int = 100) -> str:
     """Return the numbers, and one row a class, as text; "-" stands for what is not defined."""
-    summary = numbers_table(f"Segmentation, {evaluation.images} images", evaluation.numbers)
+    summary = make_numbers_table(f"Segmentation, {evaluation.images} images", evaluation.numbers)
     by_class = Table("class", box=box.SIMPLE_HEAD)
     for name in ("pixels", "IoU", "accuracy", "precision", "boundary F"):
         by_class.add_column(name, justify="right", no_wrap=True)
     for c in evaluation.classes:
-        values = map(digits, (c.iou, c.accuracy, c.precision, c.boundary_f))
+        values = map(format_number, (c.iou, c.accuracy, c.precision, c.boundary_f))
         by_class.add_row(c.name, str(c.pixels), *values)
     return render([summary, by_class], width)
 
@@ -116,7 +116,7 @@ def draw_examples(part: SegmentationSet, predict: Callable[[np.ndarray], np.ndar
     images = [read_image(record.path) for record in records]
     predictions = [predict(image) for image in images]
     annotations = [record.read_mask() for record in records]
-    return masks_side_by_side(images, annotations, predictions, part.classes.colors)
+    return draw_masks_side_by_side(images, annotations, predictions, part.classes.colors)
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:

@@ -18,8 +18,9 @@ from torchvision.models.detection import KeypointRCNN, MaskRCNN
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.instances import TargetType
 from densenet_backbones.data.samples import Categories, ImageRecord, Sample
-from densenet_backbones.inference.detector import Detector, DetectorSpec, to_float
-from densenet_backbones.inference.merged_detection import MergedDetection, detect
+from densenet_backbones.inference.detection_views import DetectionViews, detect
+from densenet_backbones.inference.detector import Detector, DetectorSpec
+from densenet_backbones.inference.image_tensors import to_float
 from densenet_backbones.metrics.coco import PREFIXES, CocoMetric
 from densenet_backbones.metrics.coco_truth import (
     COCO_KEYPOINTS,
@@ -29,12 +30,12 @@ from densenet_backbones.metrics.coco_truth import (
 )
 from densenet_backbones.reporting import detection_report
 from densenet_backbones.reporting.instance_pictures import (
-    annotated,
-    confident,
+    collect_annotations,
+    draw_beside_ground_truth,
     draw_instances,
-    ground_truth_beside_predictions,
+    select_confident,
 )
-from densenet_backbones.reporting.pictures import montage, to_pixels
+from densenet_backbones.reporting.pictures import make_sheet, to_pixels
 from densenet_backbones.stages import DenseStages
 from densenet_backbones.training.arguments import DETECTION_FORM
 from densenet_backbones.training.optimization import Optimizer, Schedule
@@ -77,7 +78,7 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
     Attributes:
         target_types: Annotations that the detector learns from: boxes, and perhaps masks or
             keypoints. All are evaluated, and the last one says which weights are best.
-        merged: Test-time augmentation and Soft-NMS of the evaluated images; None for the
+        views: Test-time augmentation and Soft-NMS of the evaluated images; None for the
             detector as it is.
     """
 
@@ -112,7 +113,7 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
         self.target_types = read_target_types(self.model)
         if len(self.target_types) > 1:
             self.headline = name_headline(self.target_types)
-        self.merged: MergedDetection | None = None
+        self.views: DetectionViews | None = None
 
     @classmethod
     def from_detector(cls, detector: Detector, **options: Any) -> Self:
@@ -236,7 +237,7 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
     def validation_step(self, batch: list[Sample], batch_idx: int) -> dict[str, Any]:
         """Return the detections of a batch, added to the evaluation; masks as run-length codes."""
         assert self.metric is not None
-        detections = detect(self.model, [to_float(sample.image) for sample in batch], self.merged)
+        detections = detect(self.model, [to_float(sample.image) for sample in batch], self.views)
         predictions = [
             {**convert_to_float32(rows), "image_id": sample.image_id}
             for sample, rows in zip(batch, detections, strict=True)
@@ -247,16 +248,19 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
     def draw_batch(self, batch: Sequence[Sample]) -> np.ndarray:
         """Return the images with their objects, as augmented."""
         names, skeleton = self.spec.categories.names, self.spec.categories.skeleton
-        return montage(
-            [draw_instances(to_pixels(s.image), annotated(s), names, skeleton) for s in batch]
+        return make_sheet(
+            [
+                draw_instances(to_pixels(s.image), collect_annotations(s), names, skeleton)
+                for s in batch
+            ]
         )
 
     def draw_predictions(self, batch: Sequence[Sample], outputs: Outputs) -> np.ndarray:
         """Return annotated objects on the left, detected ones on the right."""
-        return ground_truth_beside_predictions(
+        return draw_beside_ground_truth(
             [to_pixels(s.image) for s in batch],
-            [annotated(s) for s in batch],
-            [confident(p) for p in outputs["predictions"][: len(batch)]],
+            [collect_annotations(s) for s in batch],
+            [select_confident(p) for p in outputs["predictions"][: len(batch)]],
             self.spec.categories.names,
             skeleton=self.spec.categories.skeleton,
         )

@@ -3,14 +3,14 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import nn
 
 from densenet_backbones.analysis.memory_plan import MemoryPlan, memory_plan, readable
-from densenet_backbones.dense_block import Memory
+from densenet_backbones.dense_block import MEMORY_MODES, Memory
 from densenet_backbones.layers import memory_of, set_memory
 from densenet_backbones.training.task import AnyTask
 
@@ -60,7 +60,7 @@ def settle_memory(task: AnyTask, data: Any, trainer: pl.Trainer) -> list[str]:
             return [f"What {type(part).__name__} keeps cannot be planned: {_first_line(error)}."]
         return list(_what_is_kept(task, plan, task.memory or built))
     try:
-        plan = _plan(part, size, trainer, get_args(Memory))
+        plan = _plan(part, size, trainer, MEMORY_MODES)
     except RuntimeError as error:
         raise ValueError(
             f"model.memory auto: what {task.spec.name} keeps cannot be planned "

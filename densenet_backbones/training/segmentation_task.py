@@ -29,13 +29,13 @@ from densenet_backbones.inference.image_tensors import to_float
 from densenet_backbones.inference.segmenter import (
     SegmentationModel,
     SegmenterSpec,
-    most_probable,
-    probabilities,
+    compute_probabilities,
+    pick_labels,
 )
 from densenet_backbones.metrics.boundary import TOLERANCE
 from densenet_backbones.metrics.segmentation import SegmentationMetric
 from densenet_backbones.reporting import segmentation_report
-from densenet_backbones.reporting.mask_pictures import masks_sheet, masks_side_by_side
+from densenet_backbones.reporting.mask_pictures import draw_masks_sheet, draw_masks_side_by_side
 from densenet_backbones.reporting.pictures import to_pixels
 from densenet_backbones.training.arguments import SEGMENTATION_FORM
 from densenet_backbones.training.optimization import Optimizer, Schedule
@@ -225,7 +225,7 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
     def predict_labels(self, image: Tensor) -> Tensor:
         """Return the labels of an image (3, H, W) uint8: (H, W) uint8, or (K, H, W) multilabel."""
         output = self.model(to_float(image)[None])
-        return most_probable(probabilities(output, self.spec.task), self.spec.task)[0][0]
+        return pick_labels(compute_probabilities(output, self.spec.task), self.spec.task)[0][0]
 
     def predict(self, image: np.ndarray) -> np.ndarray:
         """Return the same of an array (H, W, 3) uint8 RGB, computed where the model is."""
@@ -236,11 +236,13 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
     def draw_batch(self, batch: Sequence[MaskSample]) -> np.ndarray:
         """Return the images with their masks, as augmented."""
         images = [to_pixels(sample.image) for sample in batch]
-        return masks_sheet(images, [s.mask.cpu().numpy() for s in batch], self.spec.classes.colors)
+        return draw_masks_sheet(
+            images, [s.mask.cpu().numpy() for s in batch], self.spec.classes.colors
+        )
 
     def draw_predictions(self, batch: Sequence[MaskSample], outputs: Outputs) -> np.ndarray:
         """Return image, annotation and prediction side by side."""
-        return masks_side_by_side(
+        return draw_masks_side_by_side(
             [to_pixels(sample.image) for sample in batch],
             [sample.mask.cpu().numpy() for sample in batch],
             [labels.cpu().numpy() for labels in outputs["predictions"][: len(batch)]],

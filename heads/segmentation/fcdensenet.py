@@ -94,7 +94,7 @@ class FCDenseNet(nn.Module):
         batch_statistics_in_eval: Norm by the statistics of the batch in evaluation as well, as the
             authors' published numbers were made (SimJeg/FC-DenseNet#8). Predictions then depend
             on what else is in the batch.
-        memory: What training keeps for the backward pass; see `dense_block.run_checkpointed`.
+        memory: What training keeps for the backward pass; see `dense_block.modes`.
 
     Raises:
         ValueError: An argument is out of range.

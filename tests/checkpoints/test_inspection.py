@@ -129,7 +129,7 @@ def test_values_that_are_not_finite_are_named_as_saved(tmp_path):
         "module.head.weight": 3,
     }
     assert "head.weight: 3 values NaN or infinite" in "\n".join(report.lines())
-    assert report.recognised.spec.block_config == BLOCKS
+    assert report.recognized.spec.block_config == BLOCKS
 
 
 def test_statistics_that_are_not_finite_or_negative(tmp_path):
@@ -173,10 +173,10 @@ def test_everything_about_a_training_checkpoint(tmp_path):
         "float32": sum(v.dtype == torch.float32 for v in state.values()),
         "int64": sum(v.dtype == torch.int64 for v in state.values()),
     }
-    assert (report.recognised.classes, report.recognised.complete_to) == (3, "c4")
+    assert (report.recognized.classes, report.recognized.complete_to) == (3, "c4")
     values = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert DenseNetSpec.from_dict(values["recognised"]["spec"]) == report.recognised.spec
-    assert values["recognised"]["complete_to"] == "c4"
+    assert DenseNetSpec.from_dict(values["recognized"]["spec"]) == report.recognized.spec
+    assert values["recognized"]["complete_to"] == "c4"
     assert values["blocks"][1]["block"] == 2
     text = "\n".join(report.lines())
     for part in (
@@ -202,10 +202,10 @@ def test_other_networks_are_read_without_an_architecture(tmp_path):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     net[1].running_var[0] = -1
     report = inspected(tmp_path, net.state_dict())
-    assert (report.prefix, report.naming, report.recognised) == (None, None, None)
+    assert (report.prefix, report.naming, report.recognized) == (None, None, None)
     assert report.parameters == 3 * 4 * 9 + 4 + 8
     assert report.negative_variances == {"1.running_var": 1}
-    assert "network     not recognised: they hold no denseblock1" in report.lines()
+    assert "network     not recognized: they hold no denseblock1" in report.lines()
 
 
 def test_two_networks_need_a_prefix(tmp_path):

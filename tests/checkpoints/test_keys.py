@@ -8,7 +8,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_nets import TINY
-from weight_names import NAMINGS, named, prefixed, small
+from weight_names import NAMINGS, named, prefixed, small, state
 
 from densenet_backbones.checkpoints import (
     CheckpointError,
@@ -17,7 +17,6 @@ from densenet_backbones.checkpoints import (
     to_timm_features,
     to_torchvision,
 )
-from densenet_backbones.checkpoints.layout import layout
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet
 from densenet_backbones.variants import VARIANTS
@@ -118,7 +117,7 @@ heads = st.dictionaries(
     data=st.data(),
 )
 def test_any_prefix_and_any_order(prefix, naming, variant, head, data):
-    weights = {key: key for key in layout(small(VARIANTS[variant]))}
+    weights = {key: key for key in state(small(VARIANTS[variant]))}
     saved = {**{f"zz_{key}": value for key, value in head.items()}}
     saved.update(prefixed(NAMINGS[naming](weights), prefix))
     order = data.draw(st.permutations(sorted(saved)))
@@ -139,7 +138,7 @@ def test_heads_are_left_out_and_a_distant_classifier_too():
 
 
 def test_a_dense_decoder_is_no_second_backbone():
-    encoder = {key: key for key in layout(small(VARIANTS["densenet121"]))}
+    encoder = {key: key for key in state(small(VARIANTS["densenet121"]))}
     decoder = {key: "decoder" for key in encoder if key.startswith("denseblock")}
     assert to_ours(prefixed(encoder, "encoder.") | prefixed(decoder, "decoder.")) == encoder
 
@@ -148,7 +147,7 @@ def test_a_dense_decoder_is_no_second_backbone():
 
 
 def two(first: str, second: str) -> dict:
-    names = layout(small(VARIANTS["densenet121"]))
+    names = state(small(VARIANTS["densenet121"]))
     return {p + key: (p, key) for p in (first, second) for key in names}
 
 

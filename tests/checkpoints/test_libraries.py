@@ -6,10 +6,9 @@ import torch
 import torchvision
 from tiny_nets import TINY
 from torch import nn
-from weight_names import old, prefixed
+from weight_names import old, prefixed, state
 
 from densenet_backbones.checkpoints import find_place, to_ours, to_timm_features, to_torchvision
-from densenet_backbones.checkpoints.layout import layout
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 
 
@@ -72,7 +71,7 @@ def test_timm_feature_classes(getter):
         features_only=True,
         feature_cls=getter,
     )
-    assert to_ours(theirs.state_dict()).keys() <= layout(DenseNetSpec()).keys()
+    assert to_ours(theirs.state_dict()).keys() <= state(DenseNetSpec()).keys()
     assert "denseblock4.denselayer1.conv2.weight" in to_ours(theirs.state_dict())
 
 

@@ -23,7 +23,7 @@ from densenet_backbones.data.images import read_image, read_reduced
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.samplers import EpochSampler
 from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
-from densenet_backbones.inference.detector import build_detector
+from densenet_backbones.inference.model_file import build_registered
 from densenet_backbones.training.detection_task import has_all_matched
 
 
@@ -202,7 +202,7 @@ def test_a_fraction_of_the_training_images_is_used(tiny_scenes):
 
 
 def test_overfitting_keeps_the_first_images_of_which_every_object_is_matched(tiny_scenes):
-    model = build_detector("dsod_tiny", 7, DETECTOR_ARGS)
+    model = build_registered("detector", "dsod_tiny", 7, DETECTOR_ARGS)
     data = DetectionData(str(tiny_scenes), overfit_images=2, batch_size=2, num_workers=0)
     expected = []
     for record in sorted(data.train_set.records, key=lambda r: r.image_id):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny_nets import threads_set, tiny
 
 from densenet_backbones.dense_block import backends
-from densenet_backbones.dense_block.backends import channels_last
+from densenet_backbones.dense_block.interfaces import empty_channels_last
 from densenet_backbones.dense_block.native import (
     availability,
     block,
@@ -53,7 +53,7 @@ def expected(x, layers, ceiling):
 
 
 def run(x, layers, ceiling=math.inf):
-    buffer = channels_last(x, x.shape[1] + sum(len(layer[-1]) for layer in layers))
+    buffer = empty_channels_last(x, x.shape[1] + sum(len(layer[-1]) for layer in layers))
     buffer.fill_(math.nan)
     buffer[:, : x.shape[1]] = x
     fill_block(buffer, x.shape[1], layers, ceiling)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
 from densenet_backbones.benchmark.measured_memory import saved_bytes
-from densenet_backbones.dense_block import run_plain, run_shared
+from densenet_backbones.dense_block import run_block, run_plain
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.heads.segmentation.fcdensenet import FCDenseNet
@@ -386,7 +386,7 @@ def test_what_is_not_understood_runs_plain_and_says_so(memory, change, recwarn):
     x = maps(2, 6, 4, 4).requires_grad_()
     expected = torch.autograd.grad(run_plain(x, list(block.values())).square().sum(), x)
     with pytest.warns(UserWarning, match=f"memory='{memory}' is off for dense blocks"):
-        out = run_shared(x, list(block.values()), memory)
+        out = run_block(x, list(block.values()), memory)
     assert torch.equal(torch.autograd.grad(out.square().sum(), x)[0], expected[0])
     recwarn.clear()
 
@@ -398,7 +398,7 @@ def test_blocks_of_nothing(memory):
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         block(maps(1, 6, 1, 1))
     x = maps(2, 6, 4, 4)
-    assert run_shared(x, [], memory) is x
+    assert run_block(x, [], memory) is x
 
 
 @pytest.mark.parametrize("memory", MODES)

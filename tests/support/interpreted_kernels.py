@@ -21,8 +21,8 @@ from densenet_backbones.dense_block import (
     backends,
     folded_transition,
 )
-from densenet_backbones.dense_block.backends import LayerWeights
 from densenet_backbones.dense_block.folded import compiled_folded, run_folded
+from densenet_backbones.dense_block.interfaces import LayerWeights
 from densenet_backbones.dense_block.plain import run_plain
 from densenet_backbones.dense_block.triton import (
     block,

@@ -1,4 +1,4 @@
-"""Detection data from one folder or several: recognised, merged, checked, counted, reduced."""
+"""Detection data from one folder or several: recognized, merged, checked, counted, reduced."""
 
 import itertools
 import os

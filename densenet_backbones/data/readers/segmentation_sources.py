@@ -1,4 +1,4 @@
-"""Segmentation data from one folder or several: recognised, merged."""
+"""Segmentation data from one folder or several: recognized, merged."""
 
 import os
 from collections.abc import Mapping, Sequence

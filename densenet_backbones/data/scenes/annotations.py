@@ -145,7 +145,7 @@ def voc_xml(scene: Scene, file_name: str) -> bytes:
 
 
 def is_difficult(thing: SceneObject) -> bool:
-    """VOC's flag: hardly to be recognised, or a crowd."""
+    """VOC's flag: hardly to be recognized, or a crowd."""
     return thing.crowd or thing.shown < DIFFICULT_SHOWN
 
 

@@ -32,7 +32,7 @@ def convolve(
     """A convolution of a map, or of ``relu(scale * x + shift)``.
 
     Args:
-        x: (N, C, H, W), float32, in rows: see `backends.in_rows`.
+        x: (N, C, H, W), float32, in rows: see `interfaces.is_in_rows`.
         weight: (O, C, 1, 1), or (O, C, 3, 3) for a border of one zero; float32.
         bias: (O,), if there is one.
         norm: Scale and shift, of C values each. A 1x1 convolution must have them.

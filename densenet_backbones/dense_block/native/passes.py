@@ -1,6 +1,6 @@
 """Passes over whole maps in the C++ kernels, one where PyTorch takes several.
 
-Maps are (N, C, H, W), float32, of `backends.in_rows`; vectors are (C,) without gaps.
+Maps are (N, C, H, W), float32, of `interfaces.is_in_rows`; vectors are (C,) without gaps.
 """
 
 import torch

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densenet_backbones.dense_block.backends import LayerWeights
+from densenet_backbones.dense_block.interfaces import LayerWeights
 from densenet_backbones.dense_block.triton.choice import fastest
 from densenet_backbones.dense_block.triton.launch import conv3x3, fused_layer, pointwise
 from densenet_backbones.dense_block.triton.tiles import best_tile

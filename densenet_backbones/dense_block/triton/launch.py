@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densenet_backbones.dense_block.backends import LayerWeights
+from densenet_backbones.dense_block.interfaces import LayerWeights
 from densenet_backbones.dense_block.triton.layout import (
     block_size,
     pixel_stride,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densenet_backbones.dense_block.backends import channels_last
+from densenet_backbones.dense_block.interfaces import empty_channels_last
 from densenet_backbones.dense_block.triton.layout import (
     block_size,
     convolution_precision,
@@ -71,7 +71,7 @@ def input_gradient(
     tile = _tile(rows, channels, outputs)
     tiles = -(-rows // tile["BLOCK_M"])
     sums = x.new_empty(tiles, 2, channels, dtype=torch.float32)
-    target = channels_last(x, channels) if into is None else into
+    target = empty_channels_last(x, channels) if into is None else into
     down, right = weight.stride()[2:]
     kernel: Any = input_gradient_kernel
     kernel[(tiles * -(-channels // tile["BLOCK_C"]),)](

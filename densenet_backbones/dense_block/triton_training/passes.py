@@ -1,6 +1,6 @@
 """Starts the Triton kernels of passes over whole maps; what `native.passes` are on a CPU.
 
-Maps are (N, C, H, W), of `backends.in_rows`; vectors are (C,) without gaps. All is computed in
+Maps are (N, C, H, W), of `interfaces.is_in_rows`; vectors are (C,) without gaps. All is computed in
 float32, whatever the maps are.
 """
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from densenet_backbones.dense_block.backends import channels_last
+from densenet_backbones.dense_block.interfaces import empty_channels_last
 from densenet_backbones.dense_block.triton.layout import block_size
 from densenet_backbones.dense_block.triton_training.norms import in_few_rows
 
@@ -33,7 +33,7 @@ def scale_shift_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """``relu(scale * x + shift)``, dense."""
     from densenet_backbones.dense_block.triton_training.passes_kernel import scale_shift_relu_kernel
 
-    out, tiling = channels_last(x, x.shape[1]), _Tiling(x)
+    out, tiling = empty_channels_last(x, x.shape[1]), _Tiling(x)
     kernel: Any = scale_shift_relu_kernel
     kernel[tiling.programs](x, scale, shift, out, *tiling.shape, x.stride(3), **tiling.constants)
     return out
@@ -57,7 +57,7 @@ def masked_sums(
     sums = x.new_empty(tiling.rows, 2, x.shape[1], dtype=torch.float32)
     masked = None
     if into is None:
-        masked = gradient if overwrite else channels_last(gradient, x.shape[1])
+        masked = gradient if overwrite else empty_channels_last(gradient, x.shape[1])
     target, scale = (masked, None) if into is None else into
     assert target is not None
     kernel: Any = masked_sums_kernel
@@ -78,7 +78,7 @@ def affine_difference(
         affine_difference_kernel,
     )
 
-    out, tiling = channels_last(x, x.shape[1]), _Tiling(x)
+    out, tiling = empty_channels_last(x, x.shape[1]), _Tiling(x)
     kernel: Any = affine_difference_kernel
     kernel[tiling.programs](
         *(y, x, scale, constant, slope, out, *tiling.shape, y.stride(3), x.stride(3)),

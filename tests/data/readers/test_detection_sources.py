@@ -70,7 +70,7 @@ def write_coco(root, categories=((90, "cat"), (4, "dog")), *, images=2, split="t
 # --- reading -------------------------------------------------------------------------------------
 
 
-def test_layout_is_recognised(tmp_path):
+def test_layout_is_recognized(tmp_path):
     voc, coco = write_voc(tmp_path / "voc"), write_coco(tmp_path / "coco")
     assert read_detection(voc, "train").categories.num_classes == 21
     assert read_detection(str(coco), "train").categories.ids == (4, 90)

@@ -1,4 +1,4 @@
-"""Segmentation data in any layout: recognised, merged, in one order of classes."""
+"""Segmentation data in any layout: recognized, merged, in one order of classes."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("layout", WRITERS)
-def test_layouts_are_recognised_and_give_the_same_masks(tmp_path, layout):
+def test_layouts_are_recognized_and_give_the_same_masks(tmp_path, layout):
     found = some_masks()
     WRITERS[layout](tmp_path, found)
     for given_layout in ("auto", layout):
@@ -40,7 +40,7 @@ def test_layouts_are_recognised_and_give_the_same_masks(tmp_path, layout):
     check_images(data)
 
 
-def test_sbd_and_camvid_are_recognised(tmp_path):
+def test_sbd_and_camvid_are_recognized(tmp_path):
     write_sbd(tmp_path / "sbd", {"a": np.zeros((4, 5), np.uint8)})
     assert read_segmentation(tmp_path / "sbd", "train").classes.num_classes == 21
     write_camvid(tmp_path / "camvid", {"a": np.zeros((4, 5), np.uint8)})
@@ -178,7 +178,7 @@ def test_faults_of_the_call_are_explained(tmp_path):
         read_segmentation([(tmp_path, "train")], "train")
 
 
-def test_real_data_is_recognised(shared_data):
+def test_real_data_is_recognized(shared_data):
     assert len(read_segmentation(shared_data / "camvid", "val")) == 101
     assert read_segmentation(shared_data / "coco_tiny", "val").classes.num_classes == 81
 

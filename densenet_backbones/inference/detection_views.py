@@ -28,7 +28,7 @@ CANDIDATES = 1000
 
 
 @dataclass(frozen=True)
-class MergedDetection:
+class DetectionViews:
     """How a detector is asked, and how its answers are brought together.
 
     Every view (each of `scales`, with `flip` also mirrored) is detected on its own, mapped back to
@@ -107,13 +107,13 @@ class MergedDetection:
         boxes, scores, labels = (together[name] for name in ("boxes", "scores", "labels"))
         if self.soft_nms is None:
             keep = batched_nms(boxes.float(), scores.float(), labels, nms)[:number]
-            return rows_of(together, keep)
+            return select_rows(together, keep)
         keep, scores = batched_soft_nms(boxes, scores, labels, self.soft_nms, number)
-        return {**rows_of(together, keep), "scores": scores}
+        return {**select_rows(together, keep), "scores": scores}
 
 
 def detect(
-    model: nn.Module, images: Sequence[Tensor], merged: MergedDetection | None = None
+    model: nn.Module, images: Sequence[Tensor], merged: DetectionViews | None = None
 ) -> list[Found]:
     """Detections of each image, masks as run-length codes as soon as they are predicted.
 
@@ -127,7 +127,7 @@ def detect(
     return [compact(one) for one in found]
 
 
-def rows_of(found: Found, keep: Tensor) -> Found:
+def select_rows(found: Found, keep: Tensor) -> Found:
     """Some detections of one image, in the given order of positions."""
     positions = keep.tolist()
     return {
@@ -136,8 +136,8 @@ def rows_of(found: Found, keep: Tensor) -> Found:
     }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `evaluate` and `predict` that `from_options` reads."""
+def add_view_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate` and `predict` that `parse_views` reads."""
     parser.add_argument(
         "--tta", choices=("flip",), help="detector: look at every image mirrored, too"
     )
@@ -153,15 +153,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def from_options(
+def parse_views(
     options: argparse.Namespace, model: Any, mirrored_keypoints: Sequence[int] = ()
-) -> MergedDetection | None:
+) -> DetectionViews | None:
     """What the command line asks for; None where that is the detector as it is.
 
     Args:
-        options: Of a parser with `add_arguments`.
+        options: Of a parser with `add_view_options`.
         model: The detector, or None for another kind of model.
-        mirrored_keypoints: As `MergedDetection`'s.
+        mirrored_keypoints: As `DetectionViews`'s.
 
     Raises:
         ValueError: An option is out of its range, or the model cannot do it.
@@ -177,7 +177,7 @@ def from_options(
             f"--tta-scales must be numbers with commas between, such as 0.75,1,1.25, got "
             f"{options.tta_scales}"
         ) from None
-    merged = MergedDetection(
+    merged = DetectionViews(
         flip=options.tta == "flip",
         scales=scales,
         soft_nms=SoftNMS(options.soft_nms) if options.soft_nms else None,

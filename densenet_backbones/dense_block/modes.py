@@ -1,0 +1,128 @@
+"""Memory modes of a dense block in training: their names, and the execution each one stands for.
+
+All modes compute the same function as `run_plain`: outputs, gradients and batch-norm buffers. They
+differ in what they keep between forward and backward pass, and compute again, for L layers:
+
+===============  =====================================  =======================================
+mode             kept besides the block's input         computed once more
+===============  =====================================  =======================================
+``none``         all maps, normed too: quadratic in L   nothing
+``shared``       output and bottlenecks: linear in L    norms and ReLUs, but no statistics
+``shared_lean``  output: linear in L                    norms, ReLUs and 1x1 convolutions
+``bottleneck``   new and bottleneck maps: linear in L   concatenation, norm1, conv1
+``layer``        new maps: linear in L                  every layer, one by one
+``block``        nothing                                the block as a whole
+===============  =====================================  =======================================
+
+``bottleneck`` is what Pleiss et al., "Memory-Efficient Implementation of DenseNets" (1707.06990),
+and gpleiss/efficient_densenet_pytorch do; a layer without bottleneck has nothing but its norm
+before the 3x3, so there it means ``layer``. ``block`` needs room for one block's maps while it runs
+backward.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeGuard, get_args
+
+import torch
+from torch import Tensor
+
+from densenet_backbones.dense_block.checkpointed import (
+    checkpoint_block,
+    checkpoint_bottlenecks,
+    checkpoint_layers,
+)
+from densenet_backbones.dense_block.interfaces import DenseLayerLike, has_hooks
+from densenet_backbones.dense_block.plain import run_plain
+from densenet_backbones.dense_block.shared import read_block, run_shared
+
+__all__ = [
+    "MEMORY_MODES",
+    "Memory",
+    "SharedMemory",
+    "check_memory",
+    "has_shared_buffer",
+    "run_block",
+]
+
+SharedMemory = Literal["shared", "shared_lean"]
+"""Modes that run a block over one buffer, and keep less of what stands between blocks."""
+
+Memory = Literal["none", SharedMemory, "bottleneck", "layer", "block"]
+
+MEMORY_MODES: tuple[Memory, ...] = get_args(Memory)
+"""All modes, the fastest first: ordered by what they compute again. ``block`` takes as long as
+``layer`` and holds more for a while.
+
+Steps of DenseNet-121 on a CPU, relative to torchvision's, went in this order (``tools/benchmark.py
+memory``, 2 images of 224 pixels, channels last, two threads, medians of 8 turns): 0.98, 0.96, 1.03,
+1.09, 1.20, 1.22. On GPUs, and without the C++ kernels, the first may be faster than the second.
+"""
+
+_CHECKPOINTS: dict[Memory, Callable[[Tensor, Sequence[DenseLayerLike]], Tensor]] = {
+    "bottleneck": checkpoint_bottlenecks,
+    "layer": checkpoint_layers,
+    "block": checkpoint_block,
+}
+
+
+def has_shared_buffer(memory: Memory) -> TypeGuard[SharedMemory]:
+    """Return True if the mode runs a block over one buffer."""
+    return memory in get_args(SharedMemory)
+
+
+def check_memory(memory: str) -> None:
+    """Refuse a name that is no memory mode.
+
+    Raises:
+        ValueError: ``memory`` is not one of `MEMORY_MODES`.
+    """
+    if memory not in MEMORY_MODES:
+        raise ValueError(
+            f"memory must be one of {MEMORY_MODES}, not {memory!r}; 'auto' is for training "
+            "tools and analysis.memory_plan.choose_memory, which know the batch"
+        )
+
+
+def run_block(x: Tensor, layers: Sequence[DenseLayerLike], memory: Memory) -> Tensor:
+    """Run a dense block in a memory mode.
+
+    Args:
+        x: Input of the block, (N, C, H, W).
+        layers: Dense layers in order; each reads the input and the maps of all layers before it.
+        memory: One of `MEMORY_MODES`.
+
+    Returns:
+        The concatenation of the input and all new maps, (N, C + sum of k, H, W), as `run_plain`
+        returns it. A block runs plain, and a warning says so once, if a layer carries hooks, or if
+        a mode with one buffer does not know a layer's modules: see `shared.read_block`.
+    """
+    if memory == "none":
+        return run_plain(x, layers)
+    in_one_buffer = has_shared_buffer(memory)
+    # Compiled code carries its hooks within, and computes nothing again behind our back.
+    hooks_matter = in_one_buffer or not torch.compiler.is_compiling()
+    if hooks_matter and any(has_hooks(module) for layer in layers for module in layer.modules()):
+        return _run_plain_instead(
+            *(x, layers, memory, "whose layers carry hooks, as hooks must see every pass once"),
+            advice="hook the blocks instead, or remove the hooks",
+        )
+    if not in_one_buffer:
+        return _CHECKPOINTS[memory](x, layers)
+    if x.numel() <= x.shape[1] or not layers:
+        return run_plain(x, layers)  # which refuses to norm a single value
+    form = read_block(x, layers, lean=memory == "shared_lean")
+    if isinstance(form, str):
+        return _run_plain_instead(x, layers, memory, form)
+    return run_shared(x, form)
+
+
+def _run_plain_instead(
+    x: Tensor,
+    layers: Sequence[DenseLayerLike],
+    memory: Memory,
+    reason: str,
+    advice: str = "use 'bottleneck', 'layer' or 'block'",
+) -> Tensor:
+    warnings.warn(f"memory={memory!r} is off for dense blocks {reason}; {advice}", stacklevel=3)
+    return run_plain(x, layers)
