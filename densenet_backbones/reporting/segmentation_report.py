@@ -15,7 +15,7 @@ from densenet_backbones.data.mask_samples import SegmentationSet
 from densenet_backbones.data.mask_statistics import (
     CHECKED_UP_TO,
     PixelCounts,
-    class_pixel_counts,
+    count_class_pixels,
 )
 from densenet_backbones.file_writing import save_bytes
 from densenet_backbones.metrics.segmentation import SegmentationEvaluation
@@ -42,7 +42,7 @@ def tabulate_data(train: SegmentationSet, val: SegmentationSet) -> Table:
         if len(part) <= CHECKED_UP_TO:
             table.add_column(f"{name} images", justify="right")
             table.add_column(f"{name} pixels", justify="right")
-            columns += _format_counts(class_pixel_counts(part))
+            columns += _format_counts(count_class_pixels(part))
     for row, name in enumerate(train.classes.names):
         table.add_row(name, *(column[row] for column in columns))
     return table
