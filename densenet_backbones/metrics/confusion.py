@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from densenet_backbones.data.samples import DetectionSet
+from densenet_backbones.messages import check_interval
 from densenet_backbones.metrics.evaluated_images import (
     EvaluatedImage,
     Predictions,
