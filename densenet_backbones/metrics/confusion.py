@@ -52,11 +52,8 @@ def confusion_matrix(
     Raises:
         ValueError: If a threshold is out of range, or predictions do not fit the data.
     """
-    if not 0 <= score_thresh <= 1 or not 0 < iou_threshold <= 1:
-        raise ValueError(
-            "score_thresh must lie in [0, 1] and iou_threshold in (0, 1], got "
-            f"{score_thresh} and {iou_threshold}"
-        )
+    check_interval("score_thresh", score_thresh, "[0, 1]")
+    check_interval("iou_threshold", iou_threshold, "(0, 1]")
     background = len(part.categories.names)
     matrix = np.zeros((background + 1, background + 1), np.int64)
     for image in pair_predictions(part, predictions, image_ids):
