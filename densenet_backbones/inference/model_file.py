@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint, read_state_dict
 from densenet_backbones.file_writing import replace_file
 from densenet_backbones.heads.backbones import LOADED_LATER
+from densenet_backbones.heads.detection.transform import DetectionTransform
+from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.messages import nearest, one_sentence
 from densenet_backbones.torchvision_models import MODELS
 
@@ -90,8 +92,19 @@ class ModelSpec:
             ) from error
 
     def with_preprocessing(self, described: dict[str, Any]) -> Self:
-        """The same with the pre-processing of a model that was built."""
+        """Return a copy with another description of the pre-processing."""
         return dataclasses.replace(self, preprocessing=described)  # type: ignore[type-var]
+
+    def with_preprocessing_of(self, model: nn.Module) -> Self:
+        """Return a copy with a model's own pre-processing, where the model can describe it.
+
+        torchvision's own detectors cannot: their builders' pre-processing holds.
+        """
+        for name in ("transform", "normalization"):
+            part = getattr(model, name, None)
+            if isinstance(part, DetectionTransform | ImageNormalization):
+                return self.with_preprocessing(part.to_dict())
+        return self
 
     def without_downloads(self) -> dict[str, Any]:
         """Overrides for `build` where all weights are at hand: none must be fetched again.

@@ -266,9 +266,9 @@ def ssd300(*, num_classes: int = 91, **options: Unpack[SSDOptions]) -> SSD:
             ``out_channels`` are, or None for the backbone's own maps; the further arguments of
             `densenet_fpn_backbone` but ``extra``, where ``min_stride`` is 8; ``weights``, a file
             of a detector, ours or torchvision's, of which is taken what fits; ``image_mean``,
-            ``image_std``, ``channel_order`` and ``value_range`` of `DetectionTransform`; torchvision's
-            settings under its own names: ``score_thresh``, ``nms_thresh``, ``detections_per_img``, ``topk_candidates``,
-            ``iou_thresh``, ``positive_fraction``.
+            ``image_std``, ``channel_order`` and ``value_range`` of `DetectionTransform`;
+            torchvision's settings under its own names: ``score_thresh``, ``nms_thresh``,
+            ``detections_per_img``, ``topk_candidates``, ``iou_thresh``, ``positive_fraction``.
 
     Raises:
         ValueError: An argument is out of range, or does not fit the backbone.

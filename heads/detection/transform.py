@@ -14,6 +14,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import clip_boxes_to_image
 
 from densenet_backbones.heads.normalization import ImageNormalization
+from densenet_backbones.messages import check_whole
 
 __all__ = ["DetectionTransform", "build_transform"]
 
@@ -70,8 +71,7 @@ class DetectionTransform(GeneralizedRCNNTransform):
             )
         if size_divisible is None:
             size_divisible = 32 if image_size is None else 1
-        if size_divisible < 1:
-            raise ValueError(f"size_divisible must be 1 or more, got {size_divisible}")
+        check_whole("size_divisible", size_divisible)
         normalization = ImageNormalization(
             image_mean, image_std, channel_order, value_range, len(image_mean)
         )

@@ -241,7 +241,7 @@ class FCDenseNetOptions(ImageOptions, total=False):
     batch_statistics_in_eval: bool
     memory: Memory
     weights: str | None
-    weights_backbone: None
+    weights_backbone: str | None
     progress: bool
 
 

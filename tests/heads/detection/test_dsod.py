@@ -298,27 +298,30 @@ def test_other_timm_backbones(backbone: str, kwargs: dict) -> None:
     # 75 pixels: maps of 9 or 10, and of 4 or 5.
     model = tiny(backbone=backbone, backbone_kwargs=kwargs, image_size=75)
     assert [level.stride for level in model.adapter.levels] == [8, 16, 32, 64]
-    assert model.preprocessing.channel_order == "rgb"
-    assert model.preprocessing.image_mean == pytest.approx([0.485, 0.456, 0.406])
+    assert model.transform.normalization.channel_order == "rgb"
+    assert model.transform.image_mean == pytest.approx([0.485, 0.456, 0.406])
     _total(model(*_batch())).backward()
     # Nothing is built that the detector does not use.
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_a_module_as_backbone_and_preprocessing_of_its_own() -> None:
+def test_a_module_as_backbone_and_deviations_of_its_own() -> None:
     net = timm.create_model("resnet18", features_only=True)
-    model = tiny(backbone=net, backbone_kwargs=None, preprocessing={"std": [0.5, 0.5, 0.5]})
+    model = tiny(backbone=net, backbone_kwargs=None, image_std=[0.5, 0.5, 0.5])
     assert model.backbone is net
-    assert model.preprocessing.image_std == [0.5] * 3
-    assert model.preprocessing.channel_order == "rgb"
+    assert model.transform.image_std == [0.5] * 3
+    assert model.transform.normalization.channel_order == "rgb"
     model(*_batch())
 
 
-def test_dsod_s_own_preprocessing() -> None:
-    assert tiny().preprocessing.to_dict() == {
+def test_dsod_s_own_transform() -> None:
+    assert tiny().transform.to_dict() == {
+        "min_size": 64,
+        "max_size": 64,
+        "size_divisible": 1,
         "image_size": [64, 64],
-        "mean": [104, 117, 123],
-        "std": [1, 1, 1],
+        "image_mean": [104, 117, 123],
+        "image_std": [1, 1, 1],
         "channel_order": "bgr",
         "value_range": 255,
     }

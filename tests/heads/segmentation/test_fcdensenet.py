@@ -287,10 +287,10 @@ def test_one_image_of_a_single_cell_gets_a_sentence(training: bool) -> None:
 
 
 def test_the_builders_pad_small_images_only() -> None:
-    model = fcdensenet103(num_classes=3, **TINY, normalization={"mean": [0.5] * 3}).eval()
+    model = fcdensenet103(num_classes=3, **TINY, image_mean=[0.5] * 3).eval()
     assert isinstance(model, Segmenter)
     assert (model.stride, model.smallest) == (1, 4)
-    assert model.preprocessing.mean == [0.5] * 3
+    assert model.normalization.image_mean == [0.5] * 3
     images = torch.rand(1, 3, 9, 6)
     assert torch.equal(model(images), model.net(model.normalization(images)))
     assert model(images[..., :2, :3]).shape == (1, 3, 2, 3)

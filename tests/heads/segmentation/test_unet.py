@@ -77,16 +77,16 @@ def test_any_module_that_describes_its_levels_is_a_backbone() -> None:
 
 
 def test_normalization_is_that_of_the_backbones_weights_unless_given() -> None:
-    assert tiny().preprocessing.mean == pytest.approx([0.485, 0.456, 0.406])
+    assert tiny().normalization.image_mean == pytest.approx([0.485, 0.456, 0.406])
     small = {"growth_rate": 4, "block_config": (1, 1), "num_init_features": 8}
     dsod = {"backbone": "dsod_features", "backbone_kwargs": {**small, "transition_pool": True}}
-    assert tiny(**dsod).preprocessing.to_dict() == {
-        "mean": [104, 117, 123],
-        "std": [1, 1, 1],
+    assert tiny(**dsod).normalization.to_dict() == {
+        "image_mean": [104, 117, 123],
+        "image_std": [1, 1, 1],
         "channel_order": "bgr",
         "value_range": 255,
     }
-    own = tiny(**dsod, normalization={"mean": [0, 0, 0]}).preprocessing
+    own = tiny(**dsod, image_mean=[0, 0, 0]).normalization
     assert own.mean == [0, 0, 0] and own.channel_order == "bgr"
 
 
@@ -97,7 +97,9 @@ def test_memory_modes_of_the_backbone_reach_it() -> None:
 def test_padding_is_the_mean_beyond_the_right_and_the_bottom() -> None:
     model = tiny().double().eval()
     images = torch.rand(2, 3, 50, 60, dtype=torch.float64)
-    whole = torch.tensor(model.preprocessing.mean).double().view(1, 3, 1, 1).repeat(2, 1, 64, 64)
+    whole = (
+        torch.tensor(model.normalization.image_mean).double().view(1, 3, 1, 1).repeat(2, 1, 64, 64)
+    )
     whole[..., :50, :60] = images
     torch.testing.assert_close(model(images), model(whole)[..., :50, :60])
 
