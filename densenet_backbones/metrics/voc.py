@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from densenet_backbones.data.samples import DetectionSet
+from densenet_backbones.messages import check_interval
 from densenet_backbones.metrics.evaluated_images import (
     EvaluatedImage,
     Predictions,
@@ -122,8 +123,7 @@ def evaluate_voc(
     Raises:
         ValueError: If the threshold is out of range, or predictions do not fit the data.
     """
-    if not 0 < iou_threshold <= 1:
-        raise ValueError(f"iou_threshold must lie in (0, 1], got {iou_threshold}")
+    check_interval("iou_threshold", iou_threshold, "(0, 1]")
     images = pair_predictions(part, predictions, image_ids, count_difficult)
     flat = _Flat.of(images)
     classes = tuple(
