@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from densenet_backbones.data.instances import TargetType
 from densenet_backbones.data.samples import Categories, DetectionSet
 from densenet_backbones.metrics.coco import PREFIXES
-from densenet_backbones.metrics.coco_evaluation import IouType
+from densenet_backbones.metrics.coco_summary import IouType
 
 IOU_TYPES: dict[TargetType, IouType] = {"boxes": "bbox", "masks": "segm", "keypoints": "keypoints"}
 """What may be learned -> the type of COCO's evaluation of it."""

@@ -15,7 +15,7 @@ from densenet_backbones.data.instances import read_instances
 from densenet_backbones.data.samples import Categories, DetectionSet
 from densenet_backbones.inference.model_file import save_model
 from densenet_backbones.metrics.coco import PREFIXES, CocoMetric
-from densenet_backbones.metrics.coco_evaluation import CocoEvaluation
+from densenet_backbones.metrics.coco_summary import CocoEvaluation
 from densenet_backbones.metrics.confusion import confusion_matrix
 from densenet_backbones.metrics.learned import IOU_TYPES
 from densenet_backbones.metrics.voc import evaluate_voc
