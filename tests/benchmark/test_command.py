@@ -16,8 +16,8 @@ from densenet_backbones.benchmark.input_pipeline import (
     pipelines,
     training_step,
 )
+from densenet_backbones.benchmark.measuring import Timing, interleave
 from densenet_backbones.benchmark.startup import compare_compilation, compare_imports
-from densenet_backbones.benchmark.timing import Timing, interleave
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.scenes.generation import generate_scenes
 from densenet_backbones.heads import dsod_tiny

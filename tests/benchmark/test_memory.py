@@ -7,7 +7,7 @@ import torch
 
 from densenet_backbones.benchmark import memory as memory_benchmark
 from densenet_backbones.benchmark.command import main
-from densenet_backbones.benchmark.measured_memory import peak_bytes, saved_bytes
+from densenet_backbones.benchmark.measuring import measure_peak_bytes, measure_saved_bytes
 from densenet_backbones.benchmark.memory import compare_memory_modes
 from densenet_backbones.dense_block import Memory
 from densenet_backbones.heads import dsod_tiny
@@ -106,7 +106,7 @@ def test_memory_of_nothing_to_compare(arguments, message, capsys):
 def test_saved_bytes_count_a_storage_once():
     layer = torch.nn.Linear(8, 4)
     x = torch.randn(16, 8, requires_grad=True)
-    saved, out = saved_bytes(layer, lambda: (layer(x) * layer(x[:8].repeat(2, 1))).sum())
+    saved, out = measure_saved_bytes(layer, lambda: (layer(x) * layer(x[:8].repeat(2, 1))).sum())
     # x, its repetition, and both outputs; the weight is a parameter
     assert saved == 4 * (16 * 8 * 2 + 16 * 4 * 2) and out.ndim == 0
 
@@ -121,4 +121,4 @@ def test_peak_is_the_most_there_is_at_once():
         del first
         kept.append(second.sum())
 
-    assert 8 << 20 <= peak_bytes(step, torch.device("cpu")) < 9 << 20
+    assert 8 << 20 <= measure_peak_bytes(step, torch.device("cpu")) < 9 << 20
