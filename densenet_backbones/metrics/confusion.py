@@ -19,7 +19,7 @@ from densenet_backbones.metrics.evaluated_images import (
 def confusion_matrix(
     part: DetectionSet,
     predictions: Predictions,
-    score_threshold: float = 0.5,
+    score_thresh: float = 0.5,
     iou_threshold: float = 0.5,
     image_ids: Iterable[int] | None = None,
 ) -> np.ndarray:
@@ -36,7 +36,7 @@ def confusion_matrix(
     Args:
         part: The data.
         predictions: By image id.
-        score_threshold: Detections from this score on count, in [0, 1].
+        score_thresh: Detections from this score on count, in [0, 1].
         iou_threshold: In (0, 1].
         image_ids: Only these images; None: all of `part`.
 
@@ -47,12 +47,12 @@ def confusion_matrix(
     Raises:
         ValueError: If a threshold is out of range, or predictions do not fit the data.
     """
-    check_interval("score_threshold", score_threshold, "[0, 1]")
+    check_interval("score_thresh", score_thresh, "[0, 1]")
     check_interval("iou_threshold", iou_threshold, "(0, 1]")
     background = len(part.categories.names)
     matrix = np.zeros((background + 1, background + 1), np.int64)
     for image in pair_predictions(part, predictions, image_ids):
-        kept = np.flatnonzero(image.scores >= score_threshold)
+        kept = np.flatnonzero(image.scores >= score_thresh)
         kept = kept[np.argsort(-image.scores[kept], kind="stable")]
         true, predicted = _match(image, kept, iou_threshold, background)
         np.add.at(matrix, (true, predicted), 1)

@@ -37,7 +37,7 @@ KEYPOINTS = 3
 
 def tiny_options(name: str) -> dict[str, Any]:
     if name.startswith("dsod"):
-        dsod = {"image_size": 64, "adapter_channels": [8, 8, 8], "score_threshold": 0.0}
+        dsod = {"image_size": 64, "adapter_channels": [8, 8, 8], "score_thresh": 0.0}
         return {**dsod, "backbone": "dsod_smallest_features", "backbone_kwargs": BODY}
     options: dict[str, Any] = {"backbone_kwargs": BODY, "out_channels": 64}
     if name.startswith("ssd"):

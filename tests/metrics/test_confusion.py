@@ -78,7 +78,7 @@ def test_thresholds():
     part = part_of([(A, 1)])
     predictions = {1: found(((0, 0, 10, 5), 1, 0.5))}  # IoU 0.5
     assert confusion_matrix(part, predictions)[0, 0] == 1
-    assert confusion_matrix(part, predictions, score_threshold=0.51)[0].tolist() == [0, 0, 1]
+    assert confusion_matrix(part, predictions, score_thresh=0.51)[0].tolist() == [0, 0, 1]
     assert confusion_matrix(part, predictions, iou_threshold=0.51)[:, 0].tolist() == [0, 0, 1]
 
 

@@ -38,7 +38,7 @@ class Supervised(nn.Module):
 
 def tiny(name: str) -> Segmenter:
     torch.manual_seed(0)
-    arguments = {"backbone_args": TINY_NET} if name == "unet" else TINY_NET
+    arguments = {"backbone_kwargs": TINY_NET} if name == "unet" else TINY_NET
     return torchvision.models.get_model(name, num_classes=3, **arguments)
 
 
