@@ -3,8 +3,8 @@
 The forward pass itself runs on fake tensors, which have shapes, types and a device but no values,
 and autograd tells what it saves, as `benchmark.measuring` counts it. No formula has to follow the
 code: checkpoints, blocks over one buffer, autocast's copies, frozen stages, fallbacks to the plain
-mode and whatever stands between the blocks are counted because they run. (Fake tensors, and not the meta
-device of `plan`, since autocast goes by the device.)
+mode and whatever stands between the blocks are counted because they run. Fake tensors are used and
+not the meta device of `plan`, since autocast goes by the device.
 """
 
 import warnings

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from densenet_backbones.benchmark import measuring
 from densenet_backbones.benchmark import startup as startup_benchmark
-from densenet_backbones.benchmark import timing
 from densenet_backbones.benchmark.command import main
 from densenet_backbones.benchmark.input_pipeline import (
     STEP,
@@ -55,7 +55,7 @@ def test_nothing_to_time_is_an_error(contenders, turns):
 
 def test_a_turn_of_several_steps_is_their_mean(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
 
     def step():
         clock[0] += 2.0
