@@ -7,6 +7,7 @@ Neither needs unpickling of code.
 
 import argparse
 import dataclasses
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -150,7 +151,7 @@ def build_registered(kind: str, name: str, num_classes: int, args: dict[str, Any
     if name not in known:
         raise ValueError(f"no {kind} is called {name!r}{nearest(name, known)}")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    builder = torchvision.models.get_model_builder(name)
+    builder = inspect.unwrap(torchvision.models.get_model_builder(name))
     allowed = parser.add_function_arguments(builder, skip={"num_classes"}, fail_untyped=False)
     for key in args:
         if key not in allowed:
