@@ -20,6 +20,8 @@ import albumentations as A
 from albumentations.augmentations.crops import functional as crops
 from albumentations.augmentations.crops.transforms import BaseCrop
 
+from densenet_backbones.messages import check_interval, check_whole
+
 Patch = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels
 
 IMAGENET_MEAN = (123.0, 117.0, 104.0)  # RGB; DSOD's mean_value, in BGR there
@@ -49,8 +51,7 @@ class ZoomOut(A.DualTransform):
         p: float = 0.5,
     ) -> None:
         super().__init__(p=p)
-        if not max_ratio >= 1:
-            raise ValueError(f"max_ratio must be at least 1, got {max_ratio}")
+        check_interval("max_ratio", max_ratio, "[1, inf)")
         self.max_ratio, self.fill = max_ratio, fill
 
     def get_params_dependent_on_data(
@@ -112,8 +113,7 @@ class SSDCrop(BaseCrop):
             raise ValueError(f"scale must be rising bounds in (0, 1], got {scale}")
         if not 0 < ratio[0] <= ratio[1]:
             raise ValueError(f"ratio must be rising bounds above 0, got {ratio}")
-        if trials < 1:
-            raise ValueError(f"trials must be at least 1, got {trials}")
+        check_whole("trials", trials)
         self.scale, self.ratio, self.trials = scale, ratio, trials
 
     @property
