@@ -1,9 +1,4 @@
-"""Settings of the site: guides are the READMEs, the API reference comes from docstrings.
-
-    python .github/site/build.py build/site
-
-writes the pages and calls Sphinx with warnings as errors. Nothing generated is committed.
-"""
+"""Settings of the site that ``build.py`` builds: guides and a reference made from docstrings."""
 
 import os
 
@@ -16,7 +11,6 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinxcontrib.mermaid",
 ]
 html_theme = "furo"
 html_title = project
@@ -25,8 +19,6 @@ default_role = "py:obj"  # single backticks lead to the object where there is on
 
 # Guides: headings have the names that GitHub gives them.
 myst_heading_anchors = 3
-myst_fence_as_directive = ["mermaid"]
-suppress_warnings = ["misc.highlighting_failure"]
 
 # Reference: public names with docstrings, in the order of their files.
 autodoc_default_options = {"members": True, "show-inheritance": True}
