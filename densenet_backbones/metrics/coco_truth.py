@@ -5,11 +5,11 @@ constants of keypoints.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 from densenet_backbones.data.instances import TargetType
-from densenet_backbones.data.samples import DetectionSet
-from densenet_backbones.metrics.coco_evaluation import IouType
+from densenet_backbones.data.samples import DetectionSet, GroundTruth
+from densenet_backbones.metrics.coco_summary import IouType
 
 IOU_TYPES: dict[TargetType, IouType] = {
     "boxes": "bbox",
@@ -37,7 +37,7 @@ def choose_sigmas(keypoints: int) -> list[float] | None:
 
 def complete_truth(
     part: DetectionSet, target_types: Sequence[str], keypoints: int | None = None
-) -> dict[str, Any]:
+) -> GroundTruth:
     """Return COCO's JSON form of a set, complete for what is evaluated.
 
     An object without a mask, or without keypoints, counts neither as found nor as missed in the
@@ -53,7 +53,11 @@ def complete_truth(
     """
     truth = part.ground_truth()
     annotations = truth["annotations"]
-    for target_type, key in (("masks", "segmentation"), ("keypoints", "keypoints")):
+    keys: tuple[tuple[str, Literal["segmentation", "keypoints"]], ...] = (
+        ("masks", "segmentation"),
+        ("keypoints", "keypoints"),
+    )
+    for target_type, key in keys:
         if target_type not in target_types or not annotations:
             continue
         if not any(annotation.get(key) for annotation in annotations):
@@ -67,6 +71,9 @@ def complete_truth(
             a if a.get("segmentation") else {**a, "segmentation": None} for a in annotations
         ]
     if "keypoints" in target_types:
-        none = {"keypoints": [0] * 3 * (keypoints or COCO_KEYPOINTS), "num_keypoints": 0}
-        truth["annotations"] = [a if a.get("keypoints") else {**a, **none} for a in annotations]
+        unlabeled = [0.0] * 3 * (keypoints or COCO_KEYPOINTS)
+        truth["annotations"] = [
+            a if a.get("keypoints") else {**a, "keypoints": unlabeled, "num_keypoints": 0}
+            for a in annotations
+        ]
     return truth

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from long_cases import first_now
 from tiny_nets import KINDS, tiny
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 from training_blocks import block_of, maps, step
 
-from densenet_backbones.benchmark.measured_memory import saved_bytes
+from densenet_backbones.benchmark.measuring import measure_saved_bytes
 from densenet_backbones.dense_block import run_block, run_plain
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.heads.segmentation.fcdensenet import FCDenseNet
@@ -305,7 +306,7 @@ def test_what_densenet121_keeps(layout):
     x = torch.randn(2, 3, 224, 224).to(memory_format=FORMATS[layout])
     for memory, most in (("shared", 52), ("shared_lean", 19)):
         net.set_memory(memory)
-        kept, _ = saved_bytes(net, lambda: net(x).sum())
+        kept, _ = measure_saved_bytes(net, lambda: net(x).sum())
         assert most - 2 <= kept / 2**20 <= most
 
 
@@ -317,7 +318,7 @@ def test_nothing_is_kept_beside_what_autograd_knows(memory):
     context = block(x).grad_fn
     assert not any(isinstance(value, torch.Tensor) for value in vars(context).values())
     del context
-    kept, out = saved_bytes(block, lambda: block(x))
+    kept, out = measure_saved_bytes(block, lambda: block(x))
     assert kept < (3 if memory == "shared" else 2) * out.numel() * 8 + 4096
 
 
@@ -396,8 +397,10 @@ def test_hooks_on_stages_see_what_passes(memory, stage):
 # ------------------------------------------------------------------------------ around it
 
 
-@pytest.mark.parametrize("memory", MODES)
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(
+    ("memory", "backend"),
+    first_now([(memory, backend) for backend in ("aot_eager", "eager") for memory in MODES]),
+)
 def test_compiled_nets_run_blocks_as_they_are(memory, backend):
     torch._dynamo.reset()
     results = []
@@ -448,6 +451,7 @@ def _on_two_processes(folder, memory, norm):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.long
 def test_two_processes_average_their_gradients(tmp_path):
     """Each process norms by its own half of the batch."""
     (tmp_path / "a").mkdir()
@@ -458,6 +462,7 @@ def test_two_processes_average_their_gradients(tmp_path):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("memory", MODES)
 def test_synchronised_norms_on_two_processes_are_those_of_the_whole_batch(memory, tmp_path):
     net = tiny("densenet121_features").double().train()

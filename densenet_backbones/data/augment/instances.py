@@ -118,13 +118,14 @@ class InstanceAugmentation:
     """Augments one image and its objects.
 
     Presets:
-        "flip": half of the time mirrored.
-        "multiscale": the shortest side one of six lengths (`SCALES`) up to `shortest`, or less
-            where the longest would be more than `longest`; flip.
-        "lsj": large-scale jitter: scaled so that it fits into `size`, times 0.1 to 2; where it is
-            larger a random window of it, where it is smaller a border; flip. Boxes are tight around
-            what remains of the masks, where there are masks; objects of which less than `min_side`
-            pixels remain are left out.
+
+    - ``flip``: half of the time mirrored.
+    - ``multiscale``: the shortest side one of six lengths (`SCALES`) up to `shortest`, or less
+      where the longest would be more than `longest`; flip.
+    - ``lsj``: large-scale jitter: scaled so that it fits into `size`, times 0.1 to 2; where it is
+      larger a random window of it, where it is smaller a border; flip. Boxes are tight around the
+      rest of the masks, where there are masks; objects of which less than `min_side` pixels remain
+      are left out.
 
     The object is picklable (workers may be started by spawn).
 

@@ -3,7 +3,7 @@
 Without a `classes.yaml` this is CamVid's layout as SegNet's authors gave it out: images in
 ``{split}``, masks in ``{split}annot``, grey pictures of the 11 classes' numbers, 11 for void.
 
-A `classes.yaml` in the data set's folder says everything else:
+A `classes.yaml` in the data set's folder says everything else::
 
     classes:                       # in label order; or names alone, whose ids are 0, 1, 2, ...
       - {name: road, id: 7, color: [128, 64, 128]}
