@@ -20,6 +20,7 @@ from densenet_backbones.data.augment.presets import ModelInput
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.instances import TargetType
 from densenet_backbones.data.samples import Categories, ImageRecord, Sample
+from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.inference.detection_views import DetectionViews, detect
 from densenet_backbones.inference.detector import Detector, DetectorSpec
 from densenet_backbones.inference.image_tensors import to_float
@@ -201,7 +202,7 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
 
     def training_size(self, data: DetectionData) -> tuple[int, int]:
         """Return the detector's own size, or that to which it brings the first image."""
-        size = getattr(self.model, "image_size", None)
+        size = read_model_input(self.model).size
         if size is None:
             first = data.train_set.records[0]
             device = next(self.model.parameters()).device
@@ -304,13 +305,11 @@ def has_all_matched(model: nn.Module, record: ImageRecord) -> bool:
 
 def read_model_input(model: nn.Module) -> ModelInput:
     """Return what a detector takes: the facts of its image transform, ours or torchvision's."""
-    transform = find_transform(model)
-    size = getattr(model, "image_size", None)
-    if size is None and getattr(transform, "fixed_size", None):
-        size = transform.fixed_size[::-1]  # torchvision's order is (W, H)
+    transform = getattr(model, "transform", None)
+    fixed_size = getattr(transform, "fixed_size", None)  # (W, H)
     shortest = getattr(transform, "min_size", ModelInput.min_size)
     return ModelInput(
-        size=None if size is None else (int(size[0]), int(size[1])),
+        size=None if fixed_size is None else (int(fixed_size[1]), int(fixed_size[0])),
         # Of several sides the last one holds in evaluation.
         min_size=int(shortest if isinstance(shortest, int) else shortest[-1]),
         max_size=int(getattr(transform, "max_size", ModelInput.max_size)),
@@ -321,12 +320,11 @@ def read_model_input(model: nn.Module) -> ModelInput:
 
 def switch_training_resize_off(model: nn.Module) -> None:
     """Let a detector take training images at the size they have; evaluation goes on resizing."""
-    find_transform(model)._skip_resize = True
-
-
-def find_transform(model: nn.Module) -> Any:
-    """Return a detector's image transform: ours by its name, or torchvision's."""
-    return getattr(model, "preprocessing", None) or getattr(model, "transform", None)
+    transform = model.transform
+    if isinstance(transform, DetectionTransform):
+        transform.resize_in_training = False
+    else:  # torchvision's own can only be told when it is built, or so
+        transform._skip_resize = True  # type: ignore[union-attr]
 
 
 # -- what a detector learns from -------------------------------------------------------------------

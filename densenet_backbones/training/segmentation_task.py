@@ -173,7 +173,7 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
 
     def describe_input(self) -> ModelInput:
         """Return the mean color; images may have any size."""
-        return ModelInput(fill_color=self.model.preprocessing.fill_color)
+        return ModelInput(fill_color=self.model.normalization.fill_color)
 
     def tabulate_data(self, data: SegmentationData) -> Table:
         """Return a table of the images and pixels of each class."""
@@ -185,7 +185,7 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
 
     def losses(self, batch: Sequence[MaskSample]) -> dict[str, Tensor]:
         """Return the terms of the loss, by name."""
-        images, masks = stack_padded(batch, self.model.preprocessing.fill_color)
+        images, masks = stack_padded(batch, self.model.normalization.fill_color)
         return dict(self.loss(self.model(images), masks))
 
     def make_example(self, data: SegmentationData) -> tuple[Tensor, tuple[int, int]]:

@@ -33,12 +33,18 @@ def drawn(tmp_path_factory):
     return write_instances(root, SIZES[:4], split="val", seed=1)
 
 
-def detector(target_types=("boxes",), **preprocessing):
+def detector(target_types=("boxes",), **more):
     """As the data sees a detector that keeps images' shapes."""
     known = {"min_size": (40, 50), "max_size": 70, "fill_color": (1, 2, 3)}
-    return SimpleNamespace(
-        target_types=target_types, preprocessing=SimpleNamespace(**known, **preprocessing)
+    return SimpleNamespace(target_types=target_types, transform=SimpleNamespace(**known, **more))
+
+
+def of_one_size(**more):
+    """As the data sees a detector that brings all images to one size."""
+    transform = SimpleNamespace(
+        fixed_size=(32, 48), min_size=(32,), max_size=48, fill_color=(1, 2, 3)
     )
+    return SimpleNamespace(transform=transform, **more)
 
 
 def data_for(root, model, batches=0, world=(1, 0), **options):
@@ -116,7 +122,7 @@ def test_images_without_labelled_keypoints_are_left_out_of_their_training(tmp_pa
 
 
 def test_a_detector_that_says_nothing_learns_what_the_data_was_told(drawn):
-    model = SimpleNamespace(transform=detector().preprocessing)  # as torchvision's own
+    model = SimpleNamespace(transform=detector().transform)  # as torchvision's own
     data = data_for(drawn, model, target_types=MASKS, augmentation="flip")
     assert all(s.masks is not None for s in batches_of(data)[0])
 
@@ -143,7 +149,7 @@ def test_images_keep_their_size_are_scaled_or_lie_on_one_canvas(drawn):
 @pytest.mark.parametrize("augmentation", ["multiscale", "lsj", "flip"])
 def test_a_detector_does_not_undo_the_scales(drawn, augmentation):
     transform = DetectionTransform(min_size=30, max_size=90, size_divisible=1)
-    model = SimpleNamespace(target_types=("boxes", "masks"), preprocessing=transform)
+    model = SimpleNamespace(target_types=("boxes", "masks"), transform=transform)
     data = data_for(drawn, model, target_types=MASKS, augmentation=augmentation)
     batch = batches_of(data)[0]
     if data.scales_training_images:
@@ -165,11 +171,8 @@ def test_a_detector_does_not_undo_the_scales(drawn, augmentation):
 
 
 def test_detectors_of_one_size_are_given_it_or_resize_themselves():
-    model = SimpleNamespace(
-        image_size=(48, 32), preprocessing=SimpleNamespace(fill_color=(1, 2, 3))
-    )
-    fixed = read_model_input(model)
-    assert fixed == ModelInput(size=(48, 32), fill_color=(1, 2, 3))
+    fixed = read_model_input(of_one_size())
+    assert fixed == ModelInput((48, 32), 32, 48, (1, 2, 3))
     for preset in ("ssd", "light", "none"):
         found = choose_augmentation(fixed, preset, ("boxes",))
         assert isinstance(found, Augmentation) and found.size == (48, 32)
@@ -203,12 +206,12 @@ def test_keypoints_change_sides_in_mirrored_images(drawn):
         (detector(), {}, "'ssd' makes images of one size, but this detector takes them of any"),
         (detector(), {"augmentation": "light"}, "choose flip, multiscale, lsj or none"),
         (
-            SimpleNamespace(image_size=(48, 32)),
+            of_one_size(),
             {"augmentation": "multiscale"},
             r"takes them of 48x32 \(H x W\) only; choose ssd, light, flip, lsj or none",
         ),
         (
-            SimpleNamespace(image_size=(48, 32), target_types=MASKS),
+            of_one_size(target_types=MASKS),
             {"augmentation": "ssd", "target_types": MASKS},
             "'ssd' knows boxes only, but the detector learns boxes and masks; choose flip",
         ),
@@ -306,7 +309,7 @@ def test_batches_are_of_one_orientation_where_images_keep_their_shapes(drawn):
 
 def test_images_of_one_size_need_no_groups(drawn):
     assert data_for(drawn, detector(), augmentation="lsj").group_images() is None
-    assert data_for(drawn, SimpleNamespace(image_size=(48, 32))).group_images() is None
+    assert data_for(drawn, of_one_size()).group_images() is None
     groups = data_for(drawn, detector(), augmentation="multiscale").group_images()
     assert groups == [int(height > width) for height, width in SIZES * 2]
     assert (
@@ -346,7 +349,7 @@ def test_another_grouping_is_refused_in_the_middle_of_an_epoch(drawn):
     with pytest.raises(DataError, match="grouping was 1 when it began and is 0 now; give 1 again"):
         changed.load_state_dict(begun)
     del begun["grouping"]  # a checkpoint from before there was grouping
-    data_for(drawn, SimpleNamespace(image_size=(48, 32))).load_state_dict(begun)
+    data_for(drawn, of_one_size()).load_state_dict(begun)
 
 
 class Recorder(pl.LightningModule):

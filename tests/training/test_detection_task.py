@@ -213,7 +213,7 @@ def test_the_task_tells_the_data_what_its_detector_takes():
     task.trainer = SimpleNamespace(datamodule=data)
     task.setup("fit")
     assert data.model_input == ModelInput((64, 64), 64, 64, data.model_input.fill_color)
-    assert not task.model.preprocessing._skip_resize
+    assert task.model.transform.resize_in_training
 
 
 @pytest.mark.parametrize(
@@ -231,6 +231,6 @@ def test_a_detector_leaves_scaling_to_the_augmentation_in_training(augmentation,
     data = DetectionData("x", augmentation=augmentation)
     task.trainer = SimpleNamespace(datamodule=data)
     task.setup(stage)
-    assert task.model.transform._skip_resize == off
+    assert task.model.transform.resize_in_training != off
     assert (data.model_input.size, data.model_input.min_size) == (None, 64)
     assert data.model_input.target_types == ("boxes",)
