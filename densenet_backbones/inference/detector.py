@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from densenet_backbones.data.run_lengths import RunLengths, decode_mask
-from densenet_backbones.data.samples import Categories
+from densenet_backbones.data.run_lengths import decode_mask
+from densenet_backbones.data.samples import Categories, RunLengths
 from densenet_backbones.heads.renamed_options import rename_options, rename_transform
 from densenet_backbones.inference.detection_views import DetectionViews, detect, select_rows
 from densenet_backbones.inference.image_tensors import to_image_tensor

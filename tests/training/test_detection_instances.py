@@ -106,7 +106,7 @@ def test_images_without_labelled_keypoints_are_left_out_of_their_training(tmp_pa
             annotation["keypoints"] = [0, 0, 0] * 5
 
     change(root, hide_all)
-    with pytest.raises(DataError, match="no keypoint of its 4 images is labelled"):
+    with pytest.raises(DataError, match="no keypoint of its 4 images is labeled"):
         ids(target_types=POINTS)
 
 

@@ -39,7 +39,7 @@ class SegmentationAugmentation:
     - ``none``: the image as it is.
 
     Flips are horizontal, with probability 0.5. The first three give images of `size`; a smaller
-    image lies in the middle of the mean colour, which is ignored in the mask. The object is
+    image lies in the middle of the mean color, which is ignored in the mask. The object is
     picklable (workers may be started by spawn); it is not thread-safe.
 
     Args:
