@@ -341,8 +341,8 @@ def _read_ignored_ids(content: Mapping[str, object], classes: MaskClasses, path:
     if "ignored" not in content:  # the default makes room for a class that has the id
         return [] if IGNORED in classes.ids else [IGNORED]
     value = content["ignored"]
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    for value in ids:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for value in values:
         if type(value) is not int or not 0 <= value < 1 << 16:
             raise DataError(f"{path}: ignored: must be ids in 0 .. 65535, not {value!r}")
-    return ids
+    return [int(value) for value in values]

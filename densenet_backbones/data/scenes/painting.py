@@ -189,7 +189,7 @@ def _dots(rng: np.random.Generator, height: int, width: int, unit: float) -> np.
     y, x = np.mgrid[:height, :width].astype(np.float32)
     u = (x * np.cos(angle) + y * np.sin(angle)) % period - period / 2
     v = (y * np.cos(angle) - x * np.sin(angle)) % period - period / 2
-    return (u * u + v * v < (0.32 * period) ** 2).astype(np.float32)
+    return np.asarray(u * u + v * v < (0.32 * period) ** 2, np.float32)
 
 
 def _speckle(rng: np.random.Generator, height: int, width: int, unit: float) -> np.ndarray:
