@@ -31,7 +31,7 @@ from densenet_backbones.data.images import read_image
 from densenet_backbones.data.readers.detection_sources import read_detection, sample_subset
 from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.scenes.generation import generate_scenes
-from densenet_backbones.heads import Preprocessing
+from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.messages import nearest
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -42,7 +42,7 @@ class _FixedSizeDetector(nn.Module):
     """Type of a detector that resizes every image to one size."""
 
     image_size: tuple[int, int]
-    preprocessing: Preprocessing
+    transform: DetectionTransform
 
 
 DRAWN_SIZE = (480, 640)  # (H, W): a common size of photographs in COCO and VOC
@@ -138,7 +138,7 @@ def _build_detector(name: str, num_classes: int) -> _FixedSizeDetector:
     if name not in known:
         raise ValueError(f"no detector is called {name!r}{nearest(name, known)}")
     model: _FixedSizeDetector = torchvision.models.get_model(name, num_classes=num_classes)
-    if not hasattr(model, "image_size") or not hasattr(model, "preprocessing"):
+    if not hasattr(model, "image_size") or not hasattr(model, "transform"):
         raise ValueError(f"{name} has no one size of its input; give dsod300 or another of ours")
     return model.train().to(memory_format=torch.channels_last)
 
@@ -153,7 +153,7 @@ def build_pipelines(
             read_image(record.path)
 
     def augmented(preset: Preset) -> Callable[[], None]:
-        fill = model.preprocessing.fill_color
+        fill = model.transform.fill_color
         samples = DetectionImages(dataset, Augmentation(preset, model.image_size, fill=fill))
         epochs = count()  # each turn draws anew
 

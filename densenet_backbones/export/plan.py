@@ -269,7 +269,7 @@ def _segmenter_plan(model: SegmentationModel, output: Output) -> Plan:
             "task": task,
             "names": list(model.classes.names),
             "resized": "never: results have the images' size",
-            "preprocessing": segmenter.preprocessing.to_dict(),
+            "preprocessing": segmenter.normalization.to_dict(),
         },
         expected=expected,
         compare=compare_pixels,

@@ -289,7 +289,7 @@ def test_options_out_of_range(name: str, options: dict[str, Any], message: str) 
         tiny(name, **options)
 
 
-def test_names_for_the_optimiser() -> None:
+def test_names_for_the_optimizer() -> None:
     backbone = tiny(adapter="bifpn")
     names = {name for name, _ in backbone.named_parameters()}
     exempt = backbone.no_weight_decay()
