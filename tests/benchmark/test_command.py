@@ -200,7 +200,7 @@ def test_compiling_starts_with_empty_caches(monkeypatch):
         exec(program, {"print": printed.append})
         return printed[0]
 
-    monkeypatch.setattr(startup_benchmark, "_seconds_of", run)
+    monkeypatch.setattr(startup_benchmark, "_time_program", run)
     size, device = (1, 3, 32, 32), torch.device("cpu")
     table = compare_compilation("densenet121", size, turns=1, device=device)
     assert table.column("") == ["timm", "ours deployed"]
