@@ -26,7 +26,7 @@ import densenet_backbones.torchvision_models  # noqa: F401 - registers the detec
 from densenet_backbones.benchmark.measuring import Timing, get_synchronize, interleave
 from densenet_backbones.benchmark.report import Cell, Column, Table
 from densenet_backbones.data.augment.detection import Augmentation, Preset
-from densenet_backbones.data.detection import DetectionImages
+from densenet_backbones.data.detection_images import DetectionImages
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.readers.detection_sources import read_detection, sample_subset
 from densenet_backbones.data.samples import DetectionSet
