@@ -50,7 +50,7 @@ def predict_mask(
     if picture:
         step = -(-max(source.size) // LARGEST_PICTURE)
         labels = np.ascontiguousarray(found.labels[..., ::step, ::step])
-        drawn = draw_mask(source.thinned(step), labels, found.colors)
+        drawn = draw_mask(source.subsample(step), labels, found.colors)
         save_picture(f"{stem}.png", drawn)
     return {
         "file": str(file),

@@ -15,44 +15,13 @@ from densenet_backbones.file_writing import save_bytes
 from densenet_backbones.metrics.coco_evaluation import CURVE_IOUS, RECALLS, CocoEvaluation
 from densenet_backbones.metrics.confusion import normalised_rows
 from densenet_backbones.metrics.voc import VocEvaluation
+from densenet_backbones.reporting.colors import get_class_color
 
 _LEGEND_LIMIT = 24  # classes; more of them are drawn without names
 _GREY = "#5b6068"
 _SCORES = {"AP", "AP50", "AP75", "APs", "APm", "APl"}
 _SCORES |= {f"{what}_{name}" for what in ("mask", "keypoint") for name in ("AP", "AP50", "AP75")}
 _SCORES |= {"mIoU", "pixel_accuracy", "class_accuracy", "boundary_F"}
-
-
-def get_class_color(label: int) -> tuple[int, int, int]:
-    """The colour of a class in every picture: RGB in 0..255.
-
-    Hues go round by the golden angle, so that neighbouring labels differ most; the OKLCH space
-    (B. Ottosson, "A perceptual color space for image processing", 2020) keeps them equally strong.
-
-    Args:
-        label: 1 .. K - 1 (any integer will do).
-    """
-    lightness = (0.72, 0.62, 0.82)[label % 3]
-    hue = math.radians(25 + 137.508 * (label - 1))
-    a, b = 0.17 * math.cos(hue), 0.17 * math.sin(hue)
-    lms = np.array(
-        [
-            lightness + 0.3963377774 * a + 0.2158037573 * b,
-            lightness - 0.1055613458 * a - 0.0638541728 * b,
-            lightness - 0.0894841775 * a - 1.2914855480 * b,
-        ]
-    )
-    to_rgb = np.array(
-        [
-            [4.0767416621, -3.3077115913, 0.2309699292],
-            [-1.2684380046, 2.6097574011, -0.3413193965],
-            [-0.0041960863, -0.7034186147, 1.7076147010],
-        ]
-    )
-    linear = np.clip(to_rgb @ lms**3, 0, 1)
-    curved = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    red, green, blue = (int(v) for v in np.round(255 * curved))
-    return red, green, blue
 
 
 def plot_pr_curves(evaluation: CocoEvaluation, path: str | Path) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from densenet_backbones.data.run_lengths import encode_masks
 from densenet_backbones.data.samples import Sample
+from densenet_backbones.reporting.colors import get_class_color
 from densenet_backbones.reporting.instance_pictures import (
     DrawnInstances,
     collect_annotations,
@@ -14,7 +15,6 @@ from densenet_backbones.reporting.instance_pictures import (
     select_confident,
 )
 from densenet_backbones.reporting.pictures import draw_detections
-from densenet_backbones.reporting.plots import get_class_color
 
 NAMES = ("ant", "bee")
 SIDE = 240
@@ -83,7 +83,7 @@ def test_the_surest_lies_on_top():
 def test_masks_follow_the_size_of_the_picture():
     """Of an image shown at twice its size, the mask's edges are where they belong."""
     mask = square(40, 60, 100, 160)[: SIDE // 2 + 50, : SIDE // 2]
-    found = shown((10, 10, 30, 30), masks=[mask[:120, :120]]).at(2.0)
+    found = shown((10, 10, 30, 30), masks=[mask[:120, :120]]).scale(2.0)
     result = draw_instances(grey(), found, NAMES)
     changed = (result != 128).any(axis=2)[70:]
     rows, columns = np.nonzero(changed)

@@ -14,11 +14,11 @@ from densenet_backbones.metrics.coco import coco_results
 from densenet_backbones.metrics.coco_evaluation import evaluate_coco
 from densenet_backbones.metrics.voc import VocClass, VocEvaluation
 from densenet_backbones.reporting import pictures
+from densenet_backbones.reporting.colors import get_class_color
 from densenet_backbones.reporting.instance_pictures import draw_beside_ground_truth
 from densenet_backbones.reporting.pictures import draw_detections, make_sheet, save_picture
 from densenet_backbones.reporting.plots import (
     _steps_per_epoch,
-    get_class_color,
     plot_confidence_curves,
     plot_confusion,
     plot_pr_curves,
@@ -109,7 +109,7 @@ def test_labels_of_neighbours_do_not_cover_each_other(monkeypatch):
     assert len(tags) == 4
     for i, a in enumerate(tags):
         for b in tags[:i]:
-            assert pictures._overlap(a.place, b.place) == 0
+            assert pictures._measure_overlap(a.place, b.place) == 0
     tags.clear()
     drawn_on(grey(300, 300), *[(50, 100, 150, 200, 1, 0.9)] * 40)
     assert 4 <= len(tags) < 40  # a crowd: boxes without names instead of names upon names
