@@ -63,11 +63,11 @@ def test_smaller_images_are_one_clear_error(name):
     net = tiny(name)
     smallest = spec_of(name).nominal_stride
     net.eval()(image(smallest))
-    with pytest.raises(ValueError, match=f"{smallest} pixels or more .* not {smallest - 1}x40"):
+    with pytest.raises(ValueError, match=f"{smallest} pixels or more .* got {smallest - 1}x40"):
         net(image((smallest - 1, 40)))
-    with pytest.raises(ValueError, match=r"a \(N, 3, H, W\) tensor, not \(2, 4, 64, 64\)"):
+    with pytest.raises(ValueError, match=r"a \(N, 3, H, W\) tensor, got \(2, 4, 64, 64\)"):
         net(image(channels=4))
-    with pytest.raises(ValueError, match=r"not \(3, 64, 64\)"):
+    with pytest.raises(ValueError, match=r"got \(3, 64, 64\)"):
         net(torch.rand(3, 64, 64))
     few = tiny(name, out_indices=(0,))
     few(image(few.levels[0].stride))
@@ -253,7 +253,7 @@ def test_set_grad_checkpointing_is_timms_switch(name):
         assert net.memory == "layer"
         net.set_grad_checkpointing(False)
         assert net.memory == "none"
-        with pytest.raises(ValueError, match=r"memory must be one of .* not 'all'"):
+        with pytest.raises(ValueError, match=r"memory must be one of .* got 'all'"):
             net.set_memory("all")
 
 
@@ -356,7 +356,7 @@ def stage_of(key, blocks):
 
 def test_stages_that_do_not_exist():
     for wrong in (-1, 6):
-        with pytest.raises(ValueError, match=f"stages must be 0 to 5 .* not {wrong}"):
+        with pytest.raises(ValueError, match=f"stages must be 0 to 5 .* got {wrong}"):
             tiny("densenet121_features").freeze(wrong)
     tiny("densenet121_features", out_indices=(0, 1)).freeze(2)
 

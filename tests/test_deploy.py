@@ -305,7 +305,7 @@ def test_traced():
 
 def test_detectors_find_the_same():
     for build in (
-        partial(dsod300, image_size=64, adapter_channels=[8] * 3, score_threshold=0.0),
+        partial(dsod300, image_size=64, adapter_channels=[8] * 3, score_thresh=0.0),
         partial(retinanet_fpn, out_channels=64, min_size=64, max_size=96, score_thresh=0.0),
     ):
         torch.manual_seed(0)
@@ -323,7 +323,7 @@ def test_detectors_find_the_same():
 def test_segmenters_give_the_same_logits():
     encoder = smp.Unet("tu-densenet121_features", encoder_weights=None, classes=3)
     for model, blocks in [
-        (unet(num_classes=3, backbone="densenet121_features", backbone_args=BODY), 4),
+        (unet(num_classes=3, backbone="densenet121_features", backbone_kwargs=BODY), 4),
         (fcdensenet56(num_classes=3, growth_rate=4, num_init_features=8), 11),
         (encoder, 4),
     ]:

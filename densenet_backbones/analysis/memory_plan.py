@@ -103,7 +103,7 @@ def memory_plan(
     if not size or any(not isinstance(n, int) or n < 1 for n in size):
         raise ValueError(f"input_size must hold integers >= 1, such as (8, 3, 224, 224): {size}")
     if not modes or not set(modes) <= set(MEMORY_MODES):
-        raise ValueError(f"modes must be some of {MEMORY_MODES}, not {tuple(modes)}")
+        raise ValueError(f"modes must be some of {MEMORY_MODES}, got {tuple(modes)}")
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     device = torch.device(device)
@@ -146,7 +146,7 @@ def choose_memory(
             refused by `memory_plan`.
     """
     if not budget > 0:
-        raise ValueError(f"budget must be a number of bytes above 0, not {budget}")
+        raise ValueError(f"budget must be a number of bytes above 0, got {budget}")
     if memory_of(model) is None:
         raise ValueError(f"{type(model).__name__} has no dense blocks, so it has no memory modes")
     plan = memory_plan(model, input_size, autocast=autocast, dtype=dtype, device=device)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from densenet_backbones.data.run_lengths import (
-    Found,
-    compact,
-    masks_as_codes,
-    mirrored_code,
+    Detections,
+    encode_detections,
+    encode_predicted_masks,
+    mirror_code,
 )
 from densenet_backbones.heads import Selection
 from densenet_backbones.inference.soft_nms import SoftNMS, batched_soft_nms
@@ -64,30 +64,30 @@ class DetectionViews:
         if set(self.scales) != {1.0}:
             _sizes(model)
 
-    def __call__(self, model: nn.Module, images: Sequence[Tensor]) -> list[Found]:
+    def __call__(self, model: nn.Module, images: Sequence[Tensor]) -> list[Detections]:
         """Detections of each image, best first; called by `detect`."""
         nms, number = _limits(model)
-        views: list[list[Found]] = []
+        views: list[list[Detections]] = []
         with _candidates(model, self.soft_nms) if self.soft_nms else _as_it_is():
             for scale in self.scales:
                 with _scaled(model, scale):
-                    views.append([compact(f) for f in model(list(images))])
+                    views.append([encode_detections(f) for f in model(list(images))])
                     if self.flip:
                         views.append(self._mirrored(model, images))
         return [self._merged(found, nms, number) for found in zip(*views, strict=True)]
 
-    def _mirrored(self, model: nn.Module, images: Sequence[Tensor]) -> list[Found]:
+    def _mirrored(self, model: nn.Module, images: Sequence[Tensor]) -> list[Detections]:
         found = model([image.flip(-1) for image in images])
         return [
-            self._turned_back(compact(f), image.shape[-1])
+            self._turned_back(encode_detections(f), image.shape[-1])
             for f, image in zip(found, images, strict=True)
         ]
 
-    def _turned_back(self, found: Found, width: int) -> Found:
+    def _turned_back(self, found: Detections, width: int) -> Detections:
         x1, y1, x2, y2 = found["boxes"].unbind(1)
         found = {**found, "boxes": torch.stack([width - x2, y1, width - x1, y2], 1)}
         if "masks" in found:
-            found["masks"] = [mirrored_code(code) for code in found["masks"]]
+            found["masks"] = [mirror_code(code) for code in found["masks"]]
         if "keypoints" in found:
             points = found["keypoints"].clone()
             points[..., 0] = width - points[..., 0]
@@ -97,8 +97,8 @@ class DetectionViews:
                 found["keypoints_scores"] = found["keypoints_scores"][:, order]
         return found
 
-    def _merged(self, views: Sequence[Found], nms: float, number: int) -> Found:
-        together: Found = {
+    def _merged(self, views: Sequence[Detections], nms: float, number: int) -> Detections:
+        together: Detections = {
             name: [mask for view in views for mask in view[name]]
             if name == "masks"
             else torch.cat([view[name] for view in views])
@@ -114,7 +114,7 @@ class DetectionViews:
 
 def detect(
     model: nn.Module, images: Sequence[Tensor], merged: DetectionViews | None = None
-) -> list[Found]:
+) -> list[Detections]:
     """Detections of each image, masks as run-length codes as soon as they are predicted.
 
     Args:
@@ -122,12 +122,12 @@ def detect(
         images: (3, H, W) float each, as the detector takes them.
         merged: How images are looked at; None: as the detector does.
     """
-    with masks_as_codes(model):
+    with encode_predicted_masks(model):
         found = merged(model, images) if merged else model(list(images))
-    return [compact(one) for one in found]
+    return [encode_detections(one) for one in found]
 
 
-def select_rows(found: Found, keep: Tensor) -> Found:
+def select_rows(found: Detections, keep: Tensor) -> Detections:
     """Some detections of one image, in the given order of positions."""
     positions = keep.tolist()
     return {
@@ -210,7 +210,7 @@ def _limits(model: nn.Module) -> tuple[float, int]:
     """A detector's NMS threshold, and how many detections of an image it keeps."""
     selection = getattr(model, "selection", None)
     if isinstance(selection, Selection):
-        return selection.nms_threshold, selection.detections_per_image
+        return selection.nms_thresh, selection.detections_per_img
     holder = _holder(model)
     return holder.nms_thresh, holder.detections_per_img
 
@@ -219,7 +219,7 @@ def _limits(model: nn.Module) -> tuple[float, int]:
 def _candidates(model: Any, soft: SoftNMS) -> Iterator[None]:
     """A detector that drops no box for another's sake."""
     if isinstance(selection := getattr(model, "selection", None), Selection):
-        model.selection = replace(selection, nms_threshold=1.0, detections_per_image=CANDIDATES)
+        model.selection = replace(selection, nms_thresh=1.0, detections_per_img=CANDIDATES)
         try:
             yield
         finally:

@@ -18,12 +18,15 @@ import safetensors.torch
 import torchvision
 from torch import Tensor, nn
 
-import densenet_backbones.torchvision_models  # noqa: F401 - registers our models
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint, read_state_dict
 from densenet_backbones.file_writing import replace_file
+from densenet_backbones.heads.backbones import LOADED_LATER
 from densenet_backbones.messages import nearest, one_sentence
+from densenet_backbones.torchvision_models import MODELS
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 had other names of some options, see `rename_options`."""
+
 S = TypeVar("S", bound="ModelSpec")
 
 
@@ -74,10 +77,10 @@ class ModelSpec:
         Raises:
             CheckpointError: The file was written by a newer release, or an entry is missing.
         """
-        if state.get("format") != FORMAT:
+        if state.get("format") not in range(1, FORMAT + 1):
             raise CheckpointError(
-                f"{cls.kind} format {state.get('format')!r} is unknown here (this release reads "
-                f"{FORMAT}); install the release of densenet-backbones that wrote the file"
+                f"{cls.kind} format {state.get('format')!r} is unknown here (this release reads up "
+                f"to {FORMAT}); install the release of densenet-backbones that wrote the file"
             )
         try:
             return cls.from_entries(state)
@@ -91,8 +94,14 @@ class ModelSpec:
         return dataclasses.replace(self, preprocessing=described)  # type: ignore[type-var]
 
     def without_downloads(self) -> dict[str, Any]:
-        """Overrides for `build` where all weights are at hand: none must be fetched again."""
-        return {"pretrained_backbone": False} if "pretrained_backbone" in self.args else {}
+        """Overrides for `build` where all weights are at hand: none must be fetched again.
+
+        torchvision's own models are built as they were: their norms depend on the weights.
+        """
+        if self.name not in MODELS:
+            return {}
+        overrides = {"weights": None, "weights_backbone": LOADED_LATER}
+        return {name: value for name, value in overrides.items() if self.args.get(name)}
 
     def restore(self, weights: Mapping[str, Tensor], path: str | Path) -> nn.Module:
         """The model with the weights of a file.

@@ -13,9 +13,11 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
+
+from densenet_backbones.messages import check_choice
 
 IouType = Literal["bbox", "segm", "keypoints"]
 Backend = Literal["pycocotools", "faster_coco_eval"]
@@ -148,8 +150,7 @@ def evaluate_coco(
             lacks what `iou_type` needs, or the number of keypoints and sigmas differ.
         ModuleNotFoundError: If the backend is not installed.
     """
-    if iou_type not in _RESULT_KEY:
-        raise ValueError(f"iou_type must be one of {list(_RESULT_KEY)}, got {iou_type!r}")
+    check_choice("iou_type", iou_type, _RESULT_KEY)
     coco_class, eval_class = _backend(backend)
     if not ground_truth.get("categories"):
         raise ValueError("the ground truth has no categories, so there is no class to evaluate")
@@ -181,8 +182,7 @@ def _backend(name: Backend) -> tuple[Any, Any]:
         from pycocotools.cocoeval import COCOeval
 
         return COCO, COCOeval
-    if name != "faster_coco_eval":
-        raise ValueError(f"backend must be 'pycocotools' or 'faster_coco_eval', got {name!r}")
+    check_choice("backend", name, get_args(Backend))
     try:
         from faster_coco_eval.core import COCO as FasterCOCO  # noqa: N811 - a class, not a constant
         from faster_coco_eval.core import COCOeval_faster

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from densenet_backbones.file_writing import save_bytes
 from densenet_backbones.metrics.coco_evaluation import CURVE_IOUS, RECALLS, CocoEvaluation
-from densenet_backbones.metrics.confusion import normalised_rows
+from densenet_backbones.metrics.confusion import normalize_rows
 from densenet_backbones.metrics.voc import VocEvaluation
 from densenet_backbones.reporting.colors import get_class_color
 
@@ -124,7 +124,7 @@ def plot_confusion(
     side = max(3.4, 0.42 * size + 1.2) if written else 0.15 * size + 2
     figure, axes = _figure(1, 2, width=2 * side + 1.4, height=side + 0.5)
     figure.set_layout_engine("compressed")  # for axes of a fixed shape
-    shares = normalised_rows(matrix)
+    shares = normalize_rows(matrix)
     # A few large counts (the background's) would leave all the rest white: the root spreads them.
     for axis, values, shade, title in (
         (axes[0], matrix, np.sqrt(matrix / max(1, matrix.max())), "count"),

@@ -16,7 +16,7 @@ from densenet_backbones.data.mask_samples import SegmentationSet
 from densenet_backbones.data.mask_statistics import (
     CHECKED_UP_TO,
     PixelCounts,
-    class_pixel_counts,
+    count_class_pixels,
 )
 from densenet_backbones.file_writing import save_bytes
 from densenet_backbones.metrics.segmentation import SegmentationEvaluation
@@ -44,7 +44,7 @@ def data_table(data: Any) -> Table:
         if len(found) <= CHECKED_UP_TO:
             table.add_column(f"{part} images", justify="right")
             table.add_column(f"{part} pixels", justify="right")
-            columns += _columns(class_pixel_counts(found))
+            columns += _columns(count_class_pixels(found))
     for row, name in enumerate(train.classes.names):
         table.add_row(name, *(column[row] for column in columns))
     return table

@@ -18,7 +18,10 @@ from densenet_backbones.data.mask_samples import (
     MaskTask,
     SegmentationSet,
 )
-from densenet_backbones.data.mask_statistics import class_pixel_counts, median_frequency_weights
+from densenet_backbones.data.mask_statistics import (
+    compute_median_frequency_weights,
+    count_class_pixels,
+)
 from densenet_backbones.heads.segmentation.losses import SegmentationLoss
 from densenet_backbones.inference.image_tensors import to_float
 from densenet_backbones.inference.segmenter import (
@@ -70,8 +73,8 @@ class Loss:
         if self.class_weights == "median_frequency":
             options["class_weights"] = None
             if train_set is not None:
-                counts = class_pixel_counts(train_set)
-                options["class_weights"] = median_frequency_weights(counts)
+                counts = count_class_pixels(train_set)
+                options["class_weights"] = compute_median_frequency_weights(counts)
         try:
             return SegmentationLoss(task, **options)
         except ValueError as error:

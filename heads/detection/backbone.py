@@ -158,7 +158,7 @@ def _in_chans(body: nn.Module) -> int:
 class BackboneOptions(BodyOptions, total=False):
     """Keyword arguments of `densenet_fpn_backbone`, explained there."""
 
-    trainable_layers: int | None
+    trainable_backbone_layers: int | None
     adapter: AdapterName
     adapter_kwargs: dict[str, Any] | None
     out_channels: int
@@ -168,7 +168,7 @@ class BackboneOptions(BodyOptions, total=False):
 def densenet_fpn_backbone(
     name: str = "densenet121_features",
     *,
-    trainable_layers: int | None = None,
+    trainable_backbone_layers: int | None = None,
     adapter: AdapterName = "fpn",
     adapter_kwargs: dict[str, Any] | None = None,
     out_channels: int = 256,
@@ -179,15 +179,15 @@ def densenet_fpn_backbone(
 
     Args:
         name: timm's, ours or any other that has ``features_only``: ``rdnet_tiny``, ``resnet50``.
-        trainable_layers: How many of the last stages are trained, as torchvision counts them: 0
-            for none up to 5 for all of a DenseNet, four blocks and the stem. Left out: all, or 3
-            with ``weights_backbone``.
+        trainable_backbone_layers: How many of the last stages are trained, as torchvision counts
+            them: 0 for none up to 5 for all of a DenseNet, four blocks and the stem. Left out: all,
+            or 3 with ``weights_backbone``.
         adapter: ``fpn``, ``pan``, ``bifpn`` or ``dense_prediction``, see `build_adapter`.
         adapter_kwargs: Further arguments of the adapter.
         out_channels: Of every map.
         extra: Coarser levels: ``pool`` for one, ``p6p7`` for two, or None.
-        **options: About the network: ``weights_backbone``, None, ``timm`` for timm's published
-            weights, or a file of weights in torchvision's, timm's or our naming; ``norm``,
+        **options: About the network: ``weights_backbone`` and ``progress``, see `create_features`;
+            ``norm``,
             ``bn``, ``frozen``, ``sync`` or ``group`` (left out ``frozen`` with weights, else
             ``bn``); ``min_stride``, the finest level read (4); ``output_stride``, where the maps
             stop to shrink (32; 16 for DC5); ``in_chans`` of the images (3); ``backbone_kwargs``
@@ -201,7 +201,9 @@ def densenet_fpn_backbone(
     )
     body = body_and_adapter(name, make, **options)
     backbone = DetectionBackbone(body.net, body.adapter, body.extra_levels)
-    backbone.freeze(stages_to_freeze(body, trainable_layers, options.get("weights_backbone")))
+    backbone.freeze(
+        stages_to_freeze(body, trainable_backbone_layers, options.get("weights_backbone"))
+    )
     return backbone
 
 
@@ -213,11 +215,13 @@ def stages_to_freeze(body: Body, layers: int | None, weights: str | None) -> int
     Raises:
         ValueError: ``layers`` is out of range.
     """
-    if layers is None and weights is None:
+    if layers is None and not weights:
         return 0
     if layers is None:
         layers = PRETRAINED_LAYERS
     number = len(stages_of(body.whole))
     if not 0 <= layers <= max(ALL_LAYERS, number):
-        raise ValueError(f"trainable_layers must be 0 to {max(ALL_LAYERS, number)}, got {layers}")
+        raise ValueError(
+            f"trainable_backbone_layers must be 0 to {max(ALL_LAYERS, number)}, got {layers}"
+        )
     return min(max(number - layers, 0), len(stages_of(body.net)))

@@ -23,6 +23,7 @@ from densenet_backbones.heads.validation import (
     check_masks,
     check_targets,
 )
+from densenet_backbones.messages import check_interval, check_whole
 
 __all__ = [
     "DetectorOptions",
@@ -220,10 +221,10 @@ def check_settings(num_classes: int, settings: Mapping[str, Any], known: frozens
     if num_classes < 2:
         raise ValueError(f"num_classes counts the background: 2 or more, got {num_classes}")
     for name, value in settings.items():
-        if name.endswith(_FRACTIONS) and not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in 0..1, got {value}")
-        if name.endswith(_COUNTS) and value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
+        if name.endswith(_FRACTIONS):
+            check_interval(name, value, "[0, 1]")
+        if name.endswith(_COUNTS):
+            check_whole(name, value)
 
 
 def make_transform(

@@ -202,16 +202,16 @@ class DSODOptions(TypedDict, total=False):
     image_size: int | Sequence[int]
     backbone: str | nn.Module | None
     backbone_kwargs: dict[str, Any] | None
-    pretrained_backbone: bool
+    weights_backbone: str | None
     adapter_channels: Sequence[int]
     prior_sizes: str | Sequence[float]
     faithful_priors: bool
     preprocessing: dict[str, Any] | None
     bn_momentum: float
-    score_threshold: float
-    nms_threshold: float
+    score_thresh: float
+    nms_thresh: float
     topk_candidates: int
-    detections_per_image: int
+    detections_per_img: int
 
 
 def dsod300(
@@ -220,16 +220,16 @@ def dsod300(
     image_size: int | Sequence[int] = 300,
     backbone: str | nn.Module | None = None,
     backbone_kwargs: dict[str, Any] | None = None,
-    pretrained_backbone: bool = False,
+    weights_backbone: str | None = None,
     adapter_channels: Sequence[int] = (256, 256, 128, 128, 128),
     prior_sizes: str | Sequence[float] = "voc",
     faithful_priors: bool = False,
     preprocessing: dict[str, Any] | None = None,
     bn_momentum: float = 0.1,
-    score_threshold: float = 0.01,
-    nms_threshold: float = 0.45,
+    score_thresh: float = 0.01,
+    nms_thresh: float = 0.45,
     topk_candidates: int = 400,
-    detections_per_image: int = 200,
+    detections_per_img: int = 200,
 ) -> DSOD:
     """DSOD300, DS/64-192-48-1: 14.72 M parameters and 15.08 GMAC for the 20 classes of VOC.
 
@@ -242,7 +242,8 @@ def dsod300(
         backbone: timm name of a feature network with strides 8 and 16, or such a module; None for
             ``dsod_features``.
         backbone_kwargs: for ``timm.create_model``, with a named backbone.
-        pretrained_backbone: load timm's weights into a named backbone.
+        weights_backbone: of a named backbone, as of `create_features`: None, ``timm``, a name of
+            torchvision's weights or a file.
         adapter_channels: half the channels of each prediction map but the first; their number makes
             the number of maps.
         prior_sizes: ``"voc"`` or ``"coco"`` (SSD's rule), or with ``512`` at the end SSD512's, or
@@ -252,10 +253,10 @@ def dsod300(
             out, DSOD's for its own backbones and the pretrained configuration's for others.
         bn_momentum: of every batch norm. Caffe's moving average of 0.001 corrects its bias and
             torch's does not: at 0.001 torch needs thousands of steps until evaluation is right.
-        score_threshold: see `Selection`.
-        nms_threshold: see `Selection`.
+        score_thresh: see `Selection`.
+        nms_thresh: see `Selection`.
         topk_candidates: see `Selection`.
-        detections_per_image: see `Selection`.
+        detections_per_img: see `Selection`.
 
     Raises:
         ValueError: for arguments out of range and backbones without the two strides.
@@ -264,9 +265,9 @@ def dsod300(
     if backbone is None:
         name = "dsod_features"
     if name is not None:
-        backbone = base_network(name, pretrained_backbone, **(backbone_kwargs or {}))
-    elif backbone_kwargs or pretrained_backbone:
-        raise ValueError("backbone_kwargs and pretrained_backbone need a backbone given by name")
+        backbone = base_network(name, weights_backbone, **(backbone_kwargs or {}))
+    elif backbone_kwargs or weights_backbone:
+        raise ValueError("backbone_kwargs and weights_backbone need a backbone given by name")
     assert isinstance(backbone, nn.Module)
     size = _height_and_width(image_size)
     levels = feature_levels(backbone)
@@ -278,7 +279,7 @@ def dsod300(
         dsod_priors(size, strides, prior_sizes, faithful=faithful_priors),
         Preprocessing(size, **{**normalisation_of(backbone, name), **(preprocessing or {})}),
         num_classes,
-        Selection(score_threshold, nms_threshold, topk_candidates, detections_per_image),
+        Selection(score_thresh, nms_thresh, topk_candidates, detections_per_img),
     )
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

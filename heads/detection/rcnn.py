@@ -30,6 +30,7 @@ from densenet_backbones.heads.detection.base import (
     keep_float32,
 )
 from densenet_backbones.heads.detection.transform import DetectionTransform
+from densenet_backbones.messages import check_whole
 
 __all__ = [
     "FasterRCNN",
@@ -178,8 +179,7 @@ class KeypointRCNN(_PyramidRCNN, tv.KeypointRCNN):
         num_keypoints: int = 17,
         **settings: Any,
     ) -> None:
-        if num_keypoints < 1:
-            raise ValueError(f"num_keypoints must be 1 or more, got {num_keypoints}")
+        check_whole("num_keypoints", num_keypoints)
         settings.setdefault("keypoint_roi_pool", roi_pool(backbone.roi_levels, 14))
         super().__init__(backbone, num_classes, transform, num_keypoints=num_keypoints, **settings)
         self.num_keypoints = num_keypoints

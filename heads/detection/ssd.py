@@ -17,7 +17,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
 from densenet_backbones.features import FeatureLevel
 from densenet_backbones.fpn import Adapter, build_adapter
-from densenet_backbones.heads.backbones import without_data
+from densenet_backbones.heads.backbones import is_ours, without_data
 from densenet_backbones.heads.detection.backbone import (
     AdapterName,
     DetectionBackbone,
@@ -33,10 +33,11 @@ from densenet_backbones.heads.detection.base import (
     make_transform,
     split_options,
 )
-from densenet_backbones.heads.detection.body import BodyOptions, body_and_adapter, is_ours
+from densenet_backbones.heads.detection.body import BodyOptions, body_and_adapter
 from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.heads.multibox.head import ChannelL2Norm
 from densenet_backbones.heads.multibox.priors import ratio_rule_sizes
+from densenet_backbones.messages import check_interval
 
 __all__ = ["SSD", "ExtraLevels", "SSDBackbone", "ScaledLevels", "ssd300", "ssd512"]
 
@@ -149,7 +150,7 @@ class SSDOptions(DetectorOptions, BodyOptions, total=False):
 
     image_size: int
     prior_sizes: Literal["coco", "voc"]
-    trainable_layers: int | None
+    trainable_backbone_layers: int | None
     adapter: AdapterName | None
     adapter_kwargs: dict[str, Any] | None
     out_channels: int
@@ -188,10 +189,7 @@ class SSD(TorchvisionDetector, tv.SSD):
         anchor_generator: DefaultBoxGenerator | None = None,
         **settings: Any,
     ) -> None:
-        if not 0 < settings.get("positive_fraction", 0.25) <= 1:
-            raise ValueError(
-                f"positive_fraction must lie above 0, up to 1, got {settings['positive_fraction']}"
-            )
+        check_interval("positive_fraction", settings.get("positive_fraction", 0.25), "(0, 1]")
         size = tuple(transform.fixed_size)
         cells = backbone.adapter.cells
         generator = anchor_generator or default_boxes(size[0], cells, prior_sizes)
@@ -300,7 +298,7 @@ def _build(num_classes: int, options: Mapping[str, Any]) -> SSD:
     found = body_and_adapter(name, partial(_base_adapter, own), **body)
     cells = _cells(SSDBackbone(found.net, found.adapter), image_size)
     backbone = SSDBackbone(found.net, ExtraLevels(found.adapter, cells, image_size))
-    layers = rest.pop("trainable_layers", None)
+    layers = rest.pop("trainable_backbone_layers", None)
     backbone.freeze(stages_to_freeze(found, layers, body.get("weights_backbone")))
     sizes = {"fixed_size": [image_size] * 2, "min_size": image_size, "max_size": image_size}
     overrides = {**(base.get("preprocessing") or {}), **sizes, "size_divisible": 1}

@@ -11,6 +11,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import clip_boxes_to_image
 
 from densenet_backbones.heads.normalization import ImageNormalization
+from densenet_backbones.messages import check_whole
 
 __all__ = ["DetectionTransform"]
 
@@ -53,8 +54,7 @@ class DetectionTransform(GeneralizedRCNNTransform):
             raise ValueError(
                 f"min_size must be 1 or more and at most max_size, got {min_size!r} and {max_size}"
             )
-        if size_divisible < 1:
-            raise ValueError(f"size_divisible must be 1 or more, got {size_divisible}")
+        check_whole("size_divisible", size_divisible)
         if fixed_size is not None and (len(fixed_size) != 2 or min(fixed_size) < 1):
             raise ValueError(f"fixed_size must be (H, W) in pixels, got {fixed_size!r}")
         normalization = ImageNormalization(mean, std, channel_order, value_range, len(mean))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from densenet_backbones.messages import check_choice
+
 # Percent of the image's shorter side: size of the first level, of the second, and the upper end.
 # The second pair is of weiliu89/caffe, ``examples/ssd/ssd_{pascal,coco}_512.py``.
 SIZE_RATIOS = {
@@ -131,8 +133,7 @@ def ratio_rule_sizes(shorter_side: int, num_levels: int, sizes: str) -> tuple[fl
         L + 1 sizes in pixels: the min size of each level, then the last level's max size (the max
         size of any other level is the min size of the next).
     """
-    if sizes not in SIZE_RATIOS:
-        raise ValueError(f"prior_sizes must be one of {sorted(SIZE_RATIOS)}, got {sizes!r}")
+    check_choice("prior_sizes", sizes, SIZE_RATIOS)
     if num_levels < 3:
         raise ValueError(f"SSD's ratio rule needs 3 or more levels, got {num_levels}")
     first, low, high = SIZE_RATIOS[sizes]

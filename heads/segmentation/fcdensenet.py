@@ -23,6 +23,7 @@ from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.parameter_groups import prefixed_groups
 from densenet_backbones.heads.segmentation.segmenter import Segmenter
 from densenet_backbones.layers import DenseBlock, set_memory
+from densenet_backbones.messages import check_whole
 
 __all__ = [
     "BatchStatisticsNorm2d",
@@ -112,8 +113,7 @@ class FCDenseNet(nn.Module):
         memory: Memory = "none",
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
+        check_whole("num_classes", num_classes)
         spec = _way_down(growth_rate, block_config, num_init_features, drop_rate)
         self.num_classes = num_classes
         self.batch_statistics_in_eval = batch_statistics_in_eval

@@ -11,17 +11,16 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import densenet_backbones.timm_models  # noqa: F401  (registers our names)
 from densenet_backbones.features import FeatureLevel, feature_levels
-from densenet_backbones.heads.backbones import normalisation_of
+from densenet_backbones.heads.backbones import create_features, normalisation_of
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
 from densenet_backbones.heads.segmentation.segmenter import Segmenter, SegmenterOutput
+from densenet_backbones.messages import check_choice, check_whole
 
 __all__ = ["AttentionGate", "DecoderStage", "UNet", "unet"]
 
@@ -130,14 +129,12 @@ class UNet(nn.Module):
         norm: DecoderNorm = "bn",
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
+        check_whole("num_classes", num_classes)
         for name, value, legal in (
             ("upsampling", upsampling, get_args(Upsampling)),
             ("norm", norm, get_args(DecoderNorm)),
         ):
-            if value not in legal:
-                raise ValueError(f"{name} must be one of {legal}, got {value!r}")
+            check_choice(name, value, legal)
         levels = feature_levels(backbone)
         self.stride = _stride(levels)
         self.num_classes = num_classes
@@ -185,8 +182,8 @@ def unet(
     *,
     num_classes: int,
     backbone: str = "densenet121_features",
-    backbone_args: dict[str, Any] | None = None,
-    pretrained_backbone: bool = False,
+    backbone_kwargs: dict[str, Any] | None = None,
+    weights_backbone: str | None = None,
     decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
     upsampling: Upsampling = "bilinear",
     attention: bool = False,
@@ -199,9 +196,10 @@ def unet(
     Args:
         num_classes: K; the background is a class like others where the data has one.
         backbone: timm name, ours or any other that has ``features_only``.
-        backbone_args: For ``timm.create_model``: ``tap``, ``memory``, ``out_indices``,
+        backbone_kwargs: For ``timm.create_model``: ``tap``, ``memory``, ``out_indices``,
             ``growth_rate``, ...
-        pretrained_backbone: Load timm's weights into the backbone.
+        weights_backbone: As of `create_features`: None, ``timm``, a name of torchvision's weights
+            or a file.
         decoder_channels: As of `UNet`, and so are the next four.
         upsampling: ``bilinear``, ``transposed`` or ``nearest``.
         attention: Gate every skip.
@@ -213,9 +211,7 @@ def unet(
     Raises:
         ValueError: An argument is out of range, or the backbone's strides do not double.
     """
-    features = timm.create_model(
-        backbone, pretrained=pretrained_backbone, features_only=True, **(backbone_args or {})
-    )
+    features = create_features(backbone, weights_backbone, **(backbone_kwargs or {}))
     net = UNet(
         features,
         num_classes,

@@ -112,9 +112,9 @@ def test_the_largest_batch_within_a_budget(name):
     [
         (lambda net: memory_plan(net, (2, 3, 0, 64)), "input_size must hold integers >= 1"),
         (lambda net: memory_plan(net, modes=("all",)), "modes must be some of"),
-        (lambda net: choose_memory(net, (1, 3, 64, 64), 0), "a number of bytes above 0, not 0"),
+        (lambda net: choose_memory(net, (1, 3, 64, 64), 0), "a number of bytes above 0, got 0"),
         (lambda net: choose_memory(nn.ReLU(), (1, 3, 8, 8), 9), "ReLU has no dense blocks"),
-        (lambda net: set_memory(net, "auto"), "memory must be one of .* not 'auto'"),
+        (lambda net: set_memory(net, "auto"), "memory must be one of .* got 'auto'"),
         (lambda net: net.set_memory("auto"), "'auto' is for training tools and .*choose_memory"),
     ],
 )

@@ -17,7 +17,7 @@ from densenet_backbones.data.detection import (
     Source,
     default_workers,
 )
-from densenet_backbones.data.images import read_image, read_reduced
+from densenet_backbones.data.images import read_image, read_reduced_image
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.samplers import EpochSampler
 from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
@@ -145,7 +145,11 @@ def test_training_decodes_a_large_photograph_at_a_reduced_size(tmp_path):
         whole = DetectionImages(data)[0]
         assert whole.image.shape == (3, 1200, 1600), "evaluation sees images as they are"
         assert whole.boxes.tolist() == boxes.tolist()
-    assert read_reduced(tmp_path / "a.jpg", augmentation.source_size)[0].shape == (150, 200, 3)
+    assert read_reduced_image(tmp_path / "a.jpg", augmentation.source_size)[0].shape == (
+        150,
+        200,
+        3,
+    )
     reduced, full = samples
     assert (reduced.boxes - full.boxes).abs().max() <= 1e-4
     assert (reduced.image.int() - full.image.int()).abs().max() <= 3

@@ -5,10 +5,10 @@ import warnings
 
 import pytest
 import torch
+from fresh_processes import run_fresh
 from hypothesis import given
 from hypothesis import strategies as st
 from locations import PROJECT
-from test_imports import run_fresh
 from tiny_nets import tiny
 
 from densenet_backbones.benchmark.command import main
@@ -46,8 +46,8 @@ def test_without_triton_the_package_imports_and_says_why_there_are_no_kernels():
         "import sys\n"
         "sys.modules['triton'] = None\n"
         "import torch, densenet_backbones\n"
-        "from densenet_backbones.dense_block import kernels\n"
-        "print(kernels.why_unavailable(torch.device('cuda')))"
+        "from densenet_backbones.dense_block import triton\n"
+        "print(triton.why_unavailable(torch.device('cuda')))"
     )
     assert out.strip() == "triton is not installed"
 

@@ -37,7 +37,7 @@ KEYPOINTS = 3
 
 def tiny_options(name: str) -> dict[str, Any]:
     if name.startswith("dsod"):
-        dsod = {"image_size": 64, "adapter_channels": [8, 8, 8], "score_threshold": 0.0}
+        dsod = {"image_size": 64, "adapter_channels": [8, 8, 8], "score_thresh": 0.0}
         return {**dsod, "backbone": "dsod_smallest_features", "backbone_kwargs": BODY}
     options: dict[str, Any] = {"backbone_kwargs": BODY, "out_channels": 64}
     if name.startswith("ssd"):
@@ -297,14 +297,18 @@ def test_ssd_refuses_a_pre_processing_of_another_size() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("fasterrcnn_fpn", {"box_nms_thresh": 1.5}, "box_nms_thresh must lie in 0..1, got 1.5"),
-        ("fasterrcnn_fpn", {"box_detections_per_img": 0}, "box_detections_per_img must be 1 or"),
+        ("fasterrcnn_fpn", {"box_nms_thresh": 1.5}, r"_nms_thresh must lie in \[0, 1\], got 1.5"),
+        (
+            "fasterrcnn_fpn",
+            {"box_detections_per_img": 0},
+            "_detections_per_img must be at least 1",
+        ),
         ("fasterrcnn_fpn", {"score_thresh": 0.5}, "no argument 'score_thresh'; did you mean"),
         ("fasterrcnn_fpn", {"min_size": "big"}, "min_size"),
         ("fasterrcnn_fpn", {"min_size": 200}, "at most max_size, got 200 and 96"),
         ("maskrcnn_fpn", {"weights": "missing.pth"}, "missing.pth: there is no such file"),
-        ("keypointrcnn_fpn", {"num_keypoints": 0}, "num_keypoints must be 1 or more, got 0"),
-        ("retinanet_fpn", {"topk_candidates": 0}, "topk_candidates must be 1 or more, got 0"),
+        ("keypointrcnn_fpn", {"num_keypoints": 0}, "num_keypoints must be at least 1, got 0"),
+        ("retinanet_fpn", {"topk_candidates": 0}, "topk_candidates must be at least 1, got 0"),
         ("retinanet_fpn", {"fg_iou_thresh": 0.2}, "RetinaNet cannot be built with .*fg_iou_thresh"),
         ("retinanet_fpn", {"anchor_scale": -1.0}, "anchors need scales .* above 0"),
         ("retinanet_fpn", {"adapter": "nas"}, "adapter must be one of"),
@@ -313,7 +317,7 @@ def test_ssd_refuses_a_pre_processing_of_another_size() -> None:
         ("retinanet_fpn", {"preprocessing": {"mean": [0.5], "std": [1.0]}}, "1 numbers in mean"),
         ("retinanet_fpn_v2", {"out_channels": 48}, "out_channels must be a multiple of 32, 64 or"),
         ("fcos_fpn", {"out_channels": 32}, "out_channels must be a multiple of 32, 64 or more"),
-        ("ssd300", {"positive_fraction": 0.0}, "positive_fraction must lie above 0"),
+        ("ssd300", {"positive_fraction": 0.0}, r"positive_fraction must lie in \(0, 1\]"),
         ("ssd300", {"extra": "pool"}, "ssd300 has no argument 'extra'"),
         ("ssd512", {"iou_thresh": True}, "iou_thresh"),
         ("fcos_densenet121_fpn", {"backbone": "resnet18"}, "call fcos_fpn with backbone='resnet18"),

@@ -1,12 +1,10 @@
 import ast
 import graphlib
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fresh_processes import run_fresh
 from locations import PROJECT
 
 import densenet_backbones
@@ -173,19 +171,6 @@ def test_no_files_import_in_a_circle():
 def test_the_reader_of_imports_sees(module, source, wrong):
     found = wrong_imports(f"{PACKAGE}.{module}", source)
     assert found == [] if wrong is None else wrong in found[0]
-
-
-def run_fresh(program: str) -> str:
-    path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_importing_the_package_is_light_and_registers():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from densenet_backbones.data.samples import Categories
-from densenet_backbones.metrics.coco import coco_results
+from densenet_backbones.metrics.coco import format_coco_results
 from densenet_backbones.metrics.coco_evaluation import evaluate_coco
 from densenet_backbones.metrics.voc import VocClass, VocEvaluation
 from densenet_backbones.reporting import pictures
@@ -223,7 +223,7 @@ def test_pr_curves_show_each_class_with_objects(tmp_path):
         "labels": np.array([1, 2, 2]),
         "scores": np.array([0.9, 0.8, 0.7]),
     }
-    results = coco_results([{"image_id": 1, **prediction}], categories)
+    results = format_coco_results([{"image_id": 1, **prediction}], categories)
     plot_pr_curves(evaluate_coco(truth, results), tmp_path / "pr.png")
     assert has_colour(tmp_path / "pr.png", get_class_color(2))
     assert not has_colour(tmp_path / "pr.png", get_class_color(3))  # it has no object

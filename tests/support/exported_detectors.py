@@ -148,7 +148,7 @@ def highest_score(model: Any, image: Tensor) -> float:
 
 def set_threshold(model: Any, threshold: float) -> None:
     if hasattr(model, "selection"):
-        model.selection = dataclasses.replace(model.selection, score_threshold=threshold)
+        model.selection = dataclasses.replace(model.selection, score_thresh=threshold)
     else:
         model.score_thresh = threshold
 

@@ -109,9 +109,9 @@ def test_impossible_schedules_are_refused(options, message):
     ("options", "message"),
     [
         ({"name": "adamv"}, "there is no 'adamv'; did you mean 'adam"),
-        ({"lr": -1.0}, "optimizer.lr must be 0 or more, got -1.0"),
-        ({"lr": math.nan}, "optimizer.lr must be 0 or more, got nan"),
-        ({"weight_decay": -0.1}, "optimizer.weight_decay must be 0 or more"),
+        ({"lr": -1.0}, "optimizer.lr must be at least 0 and finite, got -1.0"),
+        ({"lr": math.nan}, "optimizer.lr must be at least 0 and finite, got nan"),
+        ({"weight_decay": -0.1}, "optimizer.weight_decay must be at least 0"),
     ],
 )
 def test_impossible_optimisers_are_refused(options, message):

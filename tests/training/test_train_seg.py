@@ -268,7 +268,7 @@ def test_every_config_file_is_shipped():
 
 
 SMALLER = {
-    "unet": {**UNET_ARGS, "pretrained_backbone": False},
+    "unet": {**UNET_ARGS, "weights_backbone": None},
     "fcdensenet56": {"growth_rate": 2, "block_config": [1] * 6, "num_init_features": 4},
     "fcdensenet103": {"growth_rate": 2, "block_config": [1] * 6, "num_init_features": 4},
     "smp:DeepLabV3Plus": {"encoder_weights": None, "decoder_channels": 8},

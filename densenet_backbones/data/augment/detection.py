@@ -29,6 +29,7 @@ from densenet_backbones.data.augment.ssd import (
     ZoomOut,
 )
 from densenet_backbones.data.boxes import clip_boxes
+from densenet_backbones.messages import check_choice, check_interval
 
 Preset = Literal["ssd", "light", "none"]
 
@@ -77,8 +78,7 @@ class Augmentation:
         fill: tuple[float, float, float] = IMAGENET_MEAN,
         min_side: float = 1.0,
     ) -> None:
-        if preset not in get_args(Preset):
-            raise ValueError(f"augmentation must be one of {get_args(Preset)}, got {preset!r}")
+        check_choice("augmentation", preset, get_args(Preset))
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"size must be (H, W), each at least 1, got {size}")
         if len(fill) != 3 or not 0 <= min(fill) <= max(fill) <= 255:
@@ -152,8 +152,7 @@ class WholeBoxCrop(BaseCrop):
 
     def __init__(self, least: float = 0.5, p: float = 0.5) -> None:
         super().__init__(p=p)
-        if not 0 < least <= 1:
-            raise ValueError(f"least must be in (0, 1], got {least}")
+        check_interval("least", least, "(0, 1]")
         self.least = least
 
     def get_params_dependent_on_data(

@@ -20,6 +20,7 @@ import albumentations as A
 from densenet_backbones.data.augment.seeding import reseed
 from densenet_backbones.data.augment.ssd import IMAGENET_MEAN, PhotometricDistort
 from densenet_backbones.data.mask_samples import IGNORED
+from densenet_backbones.messages import check_choice
 
 MaskPreset = Literal["light", "scale_crop", "fcdensenet_crop", "full_size", "none"]
 CROPPING = ("light", "scale_crop", "fcdensenet_crop")  # presets whose images have one size
@@ -56,8 +57,7 @@ class SegmentationAugmentation:
         *,
         fill: tuple[float, float, float] = IMAGENET_MEAN,
     ) -> None:
-        if preset not in get_args(MaskPreset):
-            raise ValueError(f"augmentation must be one of {get_args(MaskPreset)}, got {preset!r}")
+        check_choice("augmentation", preset, get_args(MaskPreset))
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"size must be (H, W), each at least 1, got {size}")
         if len(fill) != 3 or not 0 <= min(fill) <= max(fill) <= 255:

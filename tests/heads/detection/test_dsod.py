@@ -161,7 +161,7 @@ def test_one_step_lowers_the_loss_and_a_few_find_the_objects() -> None:
 
 
 def test_detections_are_sorted_and_inside_each_image() -> None:
-    model = tiny(detections_per_image=7).eval()
+    model = tiny(detections_per_img=7).eval()
     sizes = [(64, 64), (30, 200), (301, 7)]
     for (height, width), found in zip(
         sizes, model([torch.rand(3, *s) for s in sizes]), strict=True
@@ -341,7 +341,7 @@ def test_arguments_may_come_from_json() -> None:
         ({"faithful_priors": True}, "faithful_priors needs image_size 300"),
         ({"backbone": "resnet18", "backbone_kwargs": {"out_indices": (3, 4)}}, r"got \[16, 32\]"),
         ({"backbone": nn.Identity()}, "need a backbone given by name"),
-        ({"score_threshold": 2}, "score_threshold must lie in 0..1, got 2"),
+        ({"score_thresh": 2}, r"score_thresh must lie in \[0, 1\], got 2"),
     ],
 )
 def test_wrong_options_get_a_sentence(options: dict, message: str) -> None:

@@ -96,7 +96,7 @@ def test_rounding_does_not_leave_the_image() -> None:
         ({"min_size": 0}, "min_size must be 1 or more and at most max_size, got 0 and 1333"),
         ({"min_size": [600, 1400]}, "at most max_size"),
         ({"min_size": []}, "min_size must be"),
-        ({"size_divisible": 0}, "size_divisible must be 1 or more, got 0"),
+        ({"size_divisible": 0}, "size_divisible must be at least 1, got 0"),
         ({"fixed_size": [40]}, r"fixed_size must be \(H, W\) in pixels"),
         ({"mean": [0.5]}, "mean and std need 1 numbers"),
         ({"mean": [0.5], "std": [1.0], "channel_order": "bgr"}, "'rgb' but for three channels"),

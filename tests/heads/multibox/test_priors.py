@@ -124,9 +124,7 @@ def test_prior_numbers_of_other_depths() -> None:
 
 
 def test_mistakes_get_a_sentence() -> None:
-    with pytest.raises(
-        ValueError, match=r"one of \['coco', 'coco512', 'voc', 'voc512'\], got 'imagenet'"
-    ):
+    with pytest.raises(ValueError, match=r"one of 'voc', 'coco', .* got 'imagenet'"):
         dsod_priors((300, 300), DSOD300_STRIDES, "imagenet")
     with pytest.raises(ValueError, match="needs 7 sizes in pixels for 6 maps, got 2"):
         dsod_priors((300, 300), DSOD300_STRIDES, (30.0, 60.0))

@@ -225,7 +225,7 @@ def test_memory_modes_keep_less_for_the_backward_pass() -> None:
 
 
 def test_memory_mode_must_exist() -> None:
-    with pytest.raises(ValueError, match=r"memory must be one of .* not 'all'"):
+    with pytest.raises(ValueError, match=r"memory must be one of .* got 'all'"):
         tiny(memory="all")
 
 

@@ -38,7 +38,7 @@ class Supervised(nn.Module):
 
 def tiny(name: str) -> Segmenter:
     torch.manual_seed(0)
-    arguments = {"backbone_args": TINY_NET} if name == "unet" else TINY_NET
+    arguments = {"backbone_kwargs": TINY_NET} if name == "unet" else TINY_NET
     return torchvision.models.get_model(name, num_classes=3, **arguments)
 
 
@@ -244,5 +244,5 @@ def test_arguments_are_json(name: str) -> None:
     for parameter in inspect.signature(SEGMENTERS[name]).parameters.values():
         if parameter.default is not inspect.Parameter.empty:
             json.dumps(parameter.default)
-    with pytest.raises(ValueError, match="num_classes must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         SEGMENTERS[name](num_classes=0)
