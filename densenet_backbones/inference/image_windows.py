@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 from tifffile import TiffFile, TiffPage
 
 from densenet_backbones.data.images import MAX_PIXELS, read_image
@@ -168,10 +168,10 @@ def _tiff_pieces(path: Path, page: TiffPage) -> list[_Piece]:
     return pieces if all(page.dataoffsets) else []  # an offset of 0 is a piece left out
 
 
-def _ppm_pieces(path: Path, image: Image.Image) -> list[_Piece]:
+def _ppm_pieces(path: Path, image: ImageFile.ImageFile) -> list[_Piece]:
     """Return the pixels of a binary PPM or PGM file as one piece; none if it is of another kind.
 
-    The place of the pixels is in `Image.tile`, which Pillow documents for its file formats;
+    The place of the pixels is in `ImageFile.tile`, which Pillow documents for its file formats;
     tifffile does not read these files.
     """
     bands = {"RGB": 3, "L": 1}.get(image.mode)

@@ -107,7 +107,7 @@ def select_confident(
     selected = scores >= min_score
     drawn = DrawnInstances(boxes[selected], labels[selected], scores[selected])
     if isinstance(masks := prediction.get("masks"), Sequence):
-        drawn = drawn._replace(masks=[masks[i] for i in np.flatnonzero(selected)])
+        drawn = drawn._replace(masks=[masks[i] for i in np.flatnonzero(selected).tolist()])
     elif masks is not None:
         drawn = drawn._replace(masks=list(_to_array(masks)[selected]))
     if "keypoints" in prediction:

@@ -66,7 +66,7 @@ def _paint(
     palette = np.zeros((IGNORED + 1, 3), np.uint8)
     palette[: len(colors)] = colors
     ink = palette[labels]
-    painted = palette.any(axis=1)[labels]
+    painted = ink.any(axis=2)
     # A pixel is on a border if its 3x3 neighbors have a lower or a higher label.
     square = np.ones((3, 3), np.uint8)
     border = (cv2.erode(labels, square) != labels) | (cv2.dilate(labels, square) != labels)

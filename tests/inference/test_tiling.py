@@ -39,16 +39,16 @@ def test_weights_of_all_tiles_add_up_to_one(length, tile, overlap, margin):
         return
     tiling = Tiling(tile, overlap, margin)
     total = torch.zeros(length)
-    for span in tiling.spans(length):
+    for span in tiling.split(length):
         assert span[1] - span[0] <= tile
-        total[span[0] : span[1]] += tiling.weights(span, length)
+        total[span[0] : span[1]] += tiling.compute_weights(span, length)
     torch.testing.assert_close(total, torch.ones(length))
 
 
 def test_tiles_begin_at_multiples_of_the_stride():
     tiling = Tiling(100, 20, stride=32)
     assert (tiling.tile, tiling.overlap) == (128, 32)
-    assert tiling.spans(300) == [(0, 128), (96, 224), (192, 300)]
+    assert tiling.split(300) == [(0, 128), (96, 224), (192, 300)]
     assert Tiling(256, stride=32).overlap == 64
 
 
