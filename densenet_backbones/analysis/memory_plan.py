@@ -1,10 +1,10 @@
 """What training keeps for its backward pass in each memory mode, without computing anything.
 
 The forward pass itself runs on fake tensors, which have shapes, types and a device but no values,
-and autograd tells what it saves, as in `memory.saved_bytes`. No formula has to follow the code:
-checkpoints, blocks over one buffer, autocast's copies, frozen stages, fallbacks to the plain mode
-and whatever stands between the blocks are counted because they run. (Fake tensors, and not the meta
-device of `plan`, since autocast goes by the device.)
+and autograd tells what it saves, as `benchmark.measuring` counts it. No formula has to follow the
+code: checkpoints, blocks over one buffer, autocast's copies, frozen stages, fallbacks to the plain
+mode and whatever stands between the blocks are counted because they run. Fake tensors are used and
+not the meta device of `plan`, since autocast goes by the device.
 """
 
 import warnings
@@ -36,7 +36,7 @@ class MemoryPlan:
     Attributes:
         model: Class of the model.
         inputs: Input shape in words.
-        kept: Bytes of each mode, as `memory.saved_bytes` counts them; the fastest mode first.
+        kept: Bytes of each mode, as `benchmark.measuring` counts them; the fastest mode first.
     """
 
     model: str

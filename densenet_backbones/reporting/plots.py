@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from densenet_backbones.file_writing import save_bytes
-from densenet_backbones.metrics.coco_evaluation import CURVE_IOUS, RECALLS, CocoEvaluation
+from densenet_backbones.metrics.coco_summary import CURVE_IOUS, RECALLS, CocoEvaluation
 from densenet_backbones.metrics.confusion import normalize_rows
 from densenet_backbones.metrics.undefined import mean_of_defined
 from densenet_backbones.metrics.voc import VocClass, VocEvaluation

@@ -52,8 +52,8 @@ class Optimizer:
         if self.layer_decay is not None:
             check_interval("optimizer.layer_decay", self.layer_decay, "(0, 1]")
 
-    def scaled_lr(self, images_per_step: int) -> float:
-        """The learning rate at the real number of images a step."""
+    def scale_lr(self, images_per_step: int) -> float:
+        """Return the learning rate at the real number of images a step."""
         return self.lr * images_per_step / self.base_batch if self.base_batch else self.lr
 
     def build(self, model: Any, images_per_step: int) -> torch.optim.Optimizer:
@@ -67,7 +67,7 @@ class Optimizer:
             ValueError: `layer_decay` is given and the model has no `group_matcher`.
         """
         exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
-        rate = self.scaled_lr(images_per_step)
+        rate = self.scale_lr(images_per_step)
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             self._layers(model, exempt, rate) if self.layer_decay else _all(model, exempt),
             opt=self.name,

@@ -16,7 +16,7 @@ from densenet_backbones.analysis.memory_plan import (
     largest_batch,
     memory_plan,
 )
-from densenet_backbones.benchmark.measured_memory import saved_bytes
+from densenet_backbones.benchmark.measuring import measure_saved_bytes
 from densenet_backbones.dense_block import MEMORY_MODES
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.heads.segmentation.fcdensenet import FCDenseNet
@@ -38,7 +38,7 @@ def kept_by(net, memory, size, autocast=None):
     """Bytes that a real forward pass keeps."""
     set_memory(net, memory)
     with torch.autocast("cpu", autocast) if autocast else nullcontext():
-        return saved_bytes(net, lambda: net(torch.randn(size)))[0]
+        return measure_saved_bytes(net, lambda: net(torch.randn(size)))[0]
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
@@ -132,7 +132,7 @@ def prepared(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     kept = []
     monkeypatch.setattr(cli, "fit", kept.append)
-    monkeypatch.setattr(cli.report, "after_training", lambda *args: None)
+    monkeypatch.setattr(cli.report, "report_results", lambda *args: None)
 
     def run(train, arguments):
         train(arguments)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 from training_blocks import block_of, maps, step
 
-from densenet_backbones.benchmark.measured_memory import saved_bytes
+from densenet_backbones.benchmark.measuring import measure_saved_bytes
 from densenet_backbones.dense_block import run_block, run_plain
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.heads.segmentation.fcdensenet import FCDenseNet
@@ -305,7 +305,7 @@ def test_what_densenet121_keeps(layout):
     x = torch.randn(2, 3, 224, 224).to(memory_format=FORMATS[layout])
     for memory, most in (("shared", 52), ("shared_lean", 19)):
         net.set_memory(memory)
-        kept, _ = saved_bytes(net, lambda: net(x).sum())
+        kept, _ = measure_saved_bytes(net, lambda: net(x).sum())
         assert most - 2 <= kept / 2**20 <= most
 
 
@@ -317,7 +317,7 @@ def test_nothing_is_kept_beside_what_autograd_knows(memory):
     context = block(x).grad_fn
     assert not any(isinstance(value, torch.Tensor) for value in vars(context).values())
     del context
-    kept, out = saved_bytes(block, lambda: block(x))
+    kept, out = measure_saved_bytes(block, lambda: block(x))
     assert kept < (3 if memory == "shared" else 2) * out.numel() * 8 + 4096
 
 

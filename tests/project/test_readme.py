@@ -18,7 +18,7 @@ from mask_sets import write_image, write_mask
 from pages import BLOCKS, PAGES, ROOMS, Page, programs
 from row_scripts import run_script
 
-from densenet_backbones.benchmark.commands import COMMANDS
+from densenet_backbones.benchmark.subcommands import SUBCOMMANDS
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import Categories
 from densenet_backbones.data.scenes.generation import generate_scenes
@@ -61,7 +61,7 @@ def test_every_tool_and_measurement_has_its_row():
         path.name for suffix in ("py", "sh") for path in (PROJECT / "tools").glob(f"*.{suffix}")
     }
     assert tools - {"rows.sh"} <= shown
-    assert {command.name for command in COMMANDS} <= shown
+    assert {command.name for command in SUBCOMMANDS} <= shown
 
 
 def test_rooms_stand_in_the_order_of_their_imports():
@@ -261,7 +261,7 @@ def test_flags_in_the_text_exist(help_of):
     known |= flags(help_of("densenet-train-seg", "--help-all"))
     for name in ("densenet-train-seg", "densenet-evaluate", "densenet-predict", "densenet-export"):
         known |= flags(help_of(name, "--help"))
-    for name in ("all", *(command.name for command in COMMANDS)):
+    for name in ("all", *(command.name for command in SUBCOMMANDS)):
         known |= flags(help_of("densenet-benchmark", name, "--help"))
     known |= {"--device-modules", "--model-kwargs"}  # of timm's train.py
     code = [c for page in PAGES for c in re.findall(r"`(--[^`]+)`", page.prose)]

@@ -53,7 +53,7 @@ def prepared(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     kept = []
     monkeypatch.setattr(cli, "fit", kept.append)
-    monkeypatch.setattr(cli.report, "after_training", lambda *args: None)
+    monkeypatch.setattr(cli.report, "report_results", lambda *args: None)
 
     def run(*argv):
         train_det(list(argv))
