@@ -1,6 +1,5 @@
 """What a measurement found: tables as data, as text and as JSON, under a head that says where."""
 
-import json
 import os
 import platform
 import shlex
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from densenet_backbones.file_writing import save_json
 
 __all__ = ["Cell", "Column", "Report", "Table", "Unavailable", "machine"]
 
@@ -143,7 +144,7 @@ class Report:
             "not_measured": self.missing,
             "failed": self.failed,
         }
-        self.file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        save_json(self.file, values)
 
 
 def machine() -> dict[str, str]:
