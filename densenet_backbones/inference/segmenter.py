@@ -208,7 +208,7 @@ def pick_labels(scores: Tensor, task: MaskTask) -> tuple[Tensor, Tensor]:
     """Pick the most probable label of each pixel.
 
     Args:
-        scores: (N, C, H, W) as `probabilities` returns them.
+        scores: (N, C, H, W) as `compute_probabilities` returns them.
         task: How classes share pixels.
 
     Returns:
