@@ -20,6 +20,7 @@ from densenet_backbones.benchmark.inference import (
 from densenet_backbones.benchmark.measuring import Timing
 
 
+@pytest.mark.long
 def test_inference_of_all_libraries_is_compared(capsys, tmp_path):
     file = tmp_path / "times.json"
     assert main(["inference", "--inputs", "2x64", "--turns", "1", "--json", str(file)]) == 0

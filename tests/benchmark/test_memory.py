@@ -14,6 +14,7 @@ from densenet_backbones.heads import dsod_tiny
 from densenet_backbones.heads.segmentation.fcdensenet import FCDenseNet
 
 
+@pytest.mark.long
 def test_memory_modes_beside_torchvisions(tmp_path, monkeypatch):
     file = tmp_path / "memory.json"
     planned = []
@@ -66,6 +67,7 @@ def test_memory_of_a_net_that_drops_out(monkeypatch):
     assert len(table.rows) == len(get_args(Memory))
 
 
+@pytest.mark.long
 def test_mixed_precision_keeps_less(monkeypatch):
     monkeypatch.setattr(memory_benchmark, "dsod300", dsod_tiny)
     options = {"batch": 2, "size": 160, "turns": 1, "device": torch.device("cpu")}

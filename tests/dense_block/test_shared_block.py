@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from long_cases import first_now
 from tiny_nets import KINDS, tiny
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -396,8 +397,10 @@ def test_hooks_on_stages_see_what_passes(memory, stage):
 # ------------------------------------------------------------------------------ around it
 
 
-@pytest.mark.parametrize("memory", MODES)
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(
+    ("memory", "backend"),
+    first_now([(memory, backend) for backend in ("aot_eager", "eager") for memory in MODES]),
+)
 def test_compiled_nets_run_blocks_as_they_are(memory, backend):
     torch._dynamo.reset()
     results = []
@@ -448,6 +451,7 @@ def _on_two_processes(folder, memory, norm):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.long
 def test_two_processes_average_their_gradients(tmp_path):
     """Each process norms by its own half of the batch."""
     (tmp_path / "a").mkdir()
@@ -458,6 +462,7 @@ def test_two_processes_average_their_gradients(tmp_path):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("memory", MODES)
 def test_synchronised_norms_on_two_processes_are_those_of_the_whole_batch(memory, tmp_path):
     net = tiny("densenet121_features").double().train()

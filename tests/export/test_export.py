@@ -10,6 +10,7 @@ import torch
 from exported_detectors import KINDS, lively, noise_images, plain_image
 from hypothesis import given
 from hypothesis import strategies as st
+from long_cases import first_now
 from tiny_nets import randomise_norms
 from tiny_segmenters import UNET_ARGS
 
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # torch.export warns of what 
 OUTPUTS = ("boxes", "scores", "labels", "num_detections")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", first_now(KINDS))
 def test_detectors_give_the_same_on_images_of_several_sizes(kind, tmp_path):
     model = lively(kind)
     path = tmp_path / "model.onnx"
@@ -72,7 +73,7 @@ SEGMENTERS = {
 }
 
 
-@pytest.mark.parametrize("name", SEGMENTERS)
+@pytest.mark.parametrize("name", first_now(SEGMENTERS))
 def test_segmenters_give_the_same_on_images_of_several_sizes(name, tmp_path):
     torch.manual_seed(0)
     model = randomise_norms(SEGMENTERS[name]()).eval()
@@ -124,6 +125,7 @@ def test_a_trained_detector(detector, tiny_scenes, tmp_path, capsys):
     assert not list(tmp_path.glob(".model.onnx*"))
 
 
+@pytest.mark.long
 def test_one_size_alone(detector, tmp_path, capsys):
     out = tmp_path / "deep" / "fixed.onnx"
     export.main([str(detector), "--out", str(out), "--image-size", "48", "80", "--opset", "20"])
@@ -132,7 +134,7 @@ def test_one_size_alone(detector, tmp_path, capsys):
     assert "a random image of 48 x 80" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("output", ["labels", "logits"])
+@pytest.mark.parametrize("output", first_now(["labels", "logits"]))
 def test_a_trained_segmenter(output, segmenter, tmp_path, capsys):
     export.main([str(segmenter), "--output", output])
     said = capsys.readouterr().out
@@ -152,6 +154,7 @@ def test_a_trained_segmenter(output, segmenter, tmp_path, capsys):
     assert (found["labels"] == labels.numpy())[sure].all() and sure.mean() > 0.9
 
 
+@pytest.mark.long
 def test_a_file_that_computes_something_else_is_not_kept(detector, tmp_path, monkeypatch, capsys):
     (tmp_path / "model.onnx").write_text("the former one")
 

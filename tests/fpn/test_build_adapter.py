@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from long_cases import first_now
 from tiny_levels import C3, C4, C5, maps_of
 from torch import nn
 
@@ -56,7 +57,7 @@ def test_levels_are_true_for_odd_images(
                 assert max(pixels // level.stride, 1) <= cells <= -(-pixels // level.stride)
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", first_now(ADAPTERS))
 def test_adapters_are_captured_whole_for_all_heights(name: str) -> None:
     """Images of 32 k rows, from 160 on: below, maps of a single row are a case of their own."""
     options = {"repeats": 1} if name == "bifpn" else {}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from long_cases import first_now
 from torch import Tensor, nn
 
 from densenet_backbones.heads import DSOD, SSD, retinanet_fpn
@@ -33,6 +34,10 @@ VARIANTS = [name for name in DETECTORS if "_densenet" in name]
 GENERIC = [name for name in DETECTORS if name not in VARIANTS and not name.startswith("dsod")]
 CLASSES = 4
 KEYPOINTS = 3
+
+
+def backbone_of(name: str) -> str:
+    return name.split("_")[1]
 
 
 def tiny_options(name: str) -> dict[str, Any]:
@@ -228,7 +233,7 @@ def test_names_for_the_optimiser(detector: Any) -> None:
 # ------------------------------------------------------------------------------ names
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", first_now(sorted(VARIANTS, key=backbone_of), len(GENERIC)))
 def test_a_name_with_a_backbone_is_the_same_detector(name: str) -> None:
     kind, variant, *rest = name.split("_")
     generic = "_".join((kind, *rest))
@@ -254,7 +259,7 @@ def test_a_name_with_a_backbone_is_the_same_detector(name: str) -> None:
 # ------------------------------------------------------------------------------ options
 
 
-@pytest.mark.parametrize("name", GENERIC)
+@pytest.mark.parametrize("name", first_now(GENERIC))
 @pytest.mark.parametrize("adapter", ["pan", "bifpn", "dense_prediction"])
 def test_every_adapter_drops_in(name: str, adapter: str) -> None:
     plain, other = build(name), build(name, adapter=adapter)
@@ -267,7 +272,7 @@ def test_every_adapter_drops_in(name: str, adapter: str) -> None:
         assert len(other.eval()(images())) == 3
 
 
-@pytest.mark.parametrize("name", GENERIC)
+@pytest.mark.parametrize("name", first_now(GENERIC))
 @pytest.mark.parametrize(
     "options",
     [{"output_stride": 16}, {"in_chans": 1}, {"backbone": "resnet18", "backbone_kwargs": None}],

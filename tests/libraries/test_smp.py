@@ -408,6 +408,7 @@ def test_padded_models_keep_what_users_reach_for():
     assert not any(p.requires_grad for p in padded.train().encoder.parameters())
 
 
+@pytest.mark.long
 def test_padded_models_are_scripted_exported_and_compiled():
     padded = PadToStride(model_of("deeplabv3")).eval()
     x = torch.rand(2, 3, 67, 90)

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from long_cases import first_now
 from tiny_nets import KINDS, NAMES, randomise_norms, tiny
 from tiny_nets import TINY as TINY_NET
 from torch import Tensor, nn
@@ -27,9 +28,11 @@ from densenet_backbones.variants import VARIANTS
 
 DSODS = [name for name in torchvision_models.DETECTORS if name.startswith("dsod")]
 OTHERS = [name for name in torchvision_models.DETECTORS if name not in DSODS]
+GENERIC = [name for name in torchvision_models.DETECTORS if "_densenet" not in name]
+VARIANTS_OF_THEM = [name for name in torchvision_models.DETECTORS if name not in GENERIC]
 
 
-@pytest.mark.parametrize("name", torchvision_models.DETECTORS)
+@pytest.mark.parametrize("name", [*GENERIC, *first_now(VARIANTS_OF_THEM)])
 def test_every_name_builds_as_it_is(name: str) -> None:
     with torch.device("meta"):
         model = torchvision.models.get_model(name)

@@ -29,7 +29,7 @@ CATEGORIES = Categories(("ant", "bee", "cat"), (3, 7, 90))  # sparse ids, as COC
 SIDE = 200
 
 # Printed by cocoapi for its own fake results (results/val2014_fake_eval_res.txt), with the six
-# digits that pycocotools gives.
+# format_number that pycocotools gives.
 PUBLISHED = {
     "bbox": ".504581 .696973 .572982 .585626 .519400 .501398 "
     ".386813 .593680 .595353 .639811 .566421 .564291",
@@ -395,6 +395,7 @@ def child(_, folder):
     evaluate_on(1, folder)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")  # of the process without images
 def test_two_processes_equal_one(tmp_path):
     other = torch.multiprocessing.spawn(child, (str(tmp_path),), nprocs=1, join=False)

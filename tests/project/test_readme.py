@@ -173,8 +173,9 @@ def help_of(capsys):
     return ask
 
 
-def test_both_commands_are_one_line_to_paste():
+def test_commands_are_one_line_to_paste():
     assert readme_command.command(FRONT.text, "test").endswith("pytest -n auto")
+    assert readme_command.command(FRONT.text, "test-long") == ".venv/bin/pytest -n auto -m long"
     # Continuous integration adds --dry-run to this one.
     assert readme_command.command(FRONT.text, "run").endswith("tools/train_det.py")
 

@@ -34,6 +34,13 @@ def small_heads():
         yield
 
 
+@pytest.fixture
+def unplotted(monkeypatch):
+    """Evaluations without their plots, which take most of the time."""
+    for name in ("plot_pr_curves", "plot_confidence_curves", "plot_confusion", "draw_examples"):
+        monkeypatch.setattr(detection_report, name, lambda *args: None)
+
+
 def trained(detector, data, folder):
     with pytest.MonkeyPatch.context() as patch, signals_as_before():
         patch.chdir(folder)
@@ -122,7 +129,7 @@ def test_config_yaml_does_not_say_what_follows_from_the_detector(mask_run):
     assert "maskrcnn_fpn" in config and "target_types" not in config
 
 
-def test_a_run_is_gone_on_with(mask_run, tiny_scenes, tmp_path, capsys):
+def test_a_run_is_gone_on_with(mask_run, tiny_scenes, tmp_path, unplotted, capsys):
     run = shutil.copytree(mask_run, tmp_path / "run")
     with signals_as_before():
         train_det(["--run-dir", str(run), "--resume", "--epochs", "3"])
@@ -161,13 +168,6 @@ def test_data_without_keypoints_is_refused(tiny_scenes, tmp_path, refused_comman
 
 
 # -- evaluate and predict --------------------------------------------------------------------------
-
-
-@pytest.fixture
-def unplotted(monkeypatch):
-    """Evaluations without their plots, which take most of the time."""
-    for name in ("plot_pr_curves", "plot_confidence_curves", "plot_confusion", "draw_examples"):
-        monkeypatch.setattr(detection_report, name, lambda *args: None)
 
 
 def evaluated(run, data, out, *options):

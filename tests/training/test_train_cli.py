@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from long_cases import first_now
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -386,7 +387,7 @@ SMALLER = {
 }
 
 
-@pytest.mark.parametrize("name", shipped_configs())
+@pytest.mark.parametrize("name", first_now(dict.fromkeys(["quickstart", *shipped_configs()])))
 def test_every_shipped_config_runs(name, tiny_scenes, tmp_path, monkeypatch, capsys):
     """One batch of each on drawn scenes; small, and without weights from the net."""
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from locations import PROJECT
+from long_cases import first_now
 from PIL import Image
 from tiny_runs import differences, files_below
 from tiny_segmenters import UNET_ARGS, segmentation_arguments
@@ -100,6 +101,7 @@ def test_config_yaml_is_the_same_experiment(tiny_segmentation, capsys):
     assert written["model"]["args"] == UNET_ARGS
 
 
+@pytest.mark.long
 def test_masks_with_several_classes_a_pixel(tiny_scenes, tmp_path):
     """COCO's instances as a multilabel task, from training to evaluation and prediction."""
     run = tmp_path / "run"
@@ -124,6 +126,7 @@ def test_masks_with_several_classes_a_pixel(tiny_scenes, tmp_path):
         assert int(labels.sum()) == sum(pixels)
 
 
+@pytest.mark.long
 def test_one_class_against_the_rest(tiny_masks, tmp_path):
     """Folders of images and masks of 0 and 1 as a binary task: a model of one logit."""
     for split in ("train", "val"):
@@ -145,6 +148,7 @@ def test_one_class_against_the_rest(tiny_masks, tmp_path):
     assert (run / "evaluation/confusion_matrix.png").is_file()
 
 
+@pytest.mark.long
 def test_two_images_are_learnt_by_heart(tiny_masks, tmp_path, monkeypatch):
     monkeypatch.setattr(cli.report, "report_results", lambda *args: None)
     options = ("--overfit", "2", "--batch-size", "2", "--ema_decay", "null")
@@ -276,7 +280,7 @@ SMALLER = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", first_now(dict.fromkeys(["quickstart", *CONFIGS])))
 def test_every_shipped_config_runs(name, tiny_masks, tmp_path, monkeypatch, capsys):
     """One batch of each on drawn scenes; small, and without weights from the net."""
     monkeypatch.chdir(tmp_path)
