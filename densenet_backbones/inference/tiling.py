@@ -1,4 +1,4 @@
-"""Predict images that are larger than a model or a memory can take at once: by blend_tiles tiles.
+"""Predict images that are larger than a model or a memory can take at once: by blended tiles.
 
 Legend: H x W pixels of the image, C channels of scores.
 """

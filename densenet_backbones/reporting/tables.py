@@ -59,7 +59,7 @@ def render(tables: Sequence[Table], width: int = 100) -> str:
 
 
 def format_number(value: float) -> str:
-    """Format a number with three format_number after the point; "-" if it is not defined."""
+    """Format a number with three digits after the point; "-" if it is not defined."""
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 

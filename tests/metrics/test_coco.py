@@ -29,7 +29,7 @@ CATEGORIES = Categories(("ant", "bee", "cat"), (3, 7, 90))  # sparse ids, as COC
 SIDE = 200
 
 # Printed by cocoapi for its own fake results (results/val2014_fake_eval_res.txt), with the six
-# format_number that pycocotools gives.
+# digits that pycocotools gives.
 PUBLISHED = {
     "bbox": ".504581 .696973 .572982 .585626 .519400 .501398 "
     ".386813 .593680 .595353 .639811 .566421 .564291",

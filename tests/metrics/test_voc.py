@@ -64,7 +64,7 @@ def test_the_published_numbers(shared_data):
     assert only.objects == 15
     assert f"{100 * only.ap11:.2f}" == "26.84"
     # "24.56 %" is 0.0666 + 0.04446222 + 0.11428095 + 0.02026638 = 0.24560955 in the project's
-    # README: recalls and precisions cut after four format_number. The curve is the same; uncut it has
+    # README: recalls and precisions cut after four digits. The curve is the same; uncut it has
     # the area 1/15 + 2/3 * 1/15 + 3/7 * 4/15 + 7/23 * 1/15 = 24.57 %.
     for exact in (only.recall, only.precision):
         curve.append(np.floor(exact * 1e4) / 1e4)
