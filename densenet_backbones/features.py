@@ -9,7 +9,7 @@ tap             what c2, c3, c4 are                          c2       c3       c
 ``raw``         the block's concatenation (timm's taps)      256 @ 4  512 @ 8  1024 @ 16
 ``norm``        BN-ReLU of it, from the transition: >= 0     256 @ 4  512 @ 8  1024 @ 16
 ``compressed``  after the transition's 1x1, before its pool  128 @ 4  256 @ 8  512 @ 16
-``pooled``      what enters the next block                   128 @ 8  256 @ 16 512 @ 32
+``pooled``      what enters the next block                   128 @ 8  256@16   512 @ 32
 ==============  ===========================================  =======  =======  =========
 
 Besides, ``layer_taps`` reads blocks after any of their layers. A net without final norm ends in the

@@ -31,9 +31,9 @@ For models whose weights come from a checkpoint right after."""
 _MEMBER = re.compile(r"(?:(\w+_Weights)\.)?([A-Z][A-Z0-9_]*)")
 
 # szq0214/DSOD subtracts these means, in Caffe's channel order, and scales nothing.
-DSOD_NORMALISATION = {
-    "mean": [104.0, 117.0, 123.0],
-    "std": [1.0, 1.0, 1.0],
+DSOD_NORMALIZATION = {
+    "image_mean": [104.0, 117.0, 123.0],
+    "image_std": [1.0, 1.0, 1.0],
     "channel_order": "bgr",
     "value_range": 255,
 }
@@ -205,16 +205,21 @@ def base_positions(levels: Sequence[FeatureLevel]) -> tuple[int, ...]:
     return tuple(by_stride[stride] for stride in BASE_STRIDES)
 
 
-def normalisation_of(backbone: nn.Module, name: str | None) -> dict[str, Any]:
-    """Mean, std, channel order and range that a backbone expects, as `Preprocessing` takes them.
+def normalization_of(backbone: nn.Module, name: str | None) -> dict[str, Any]:
+    """Return what `ImageNormalization` takes, as a backbone's weights expect it.
 
     DSOD's own for its own bases and for modules that say nothing; else that of timm's
     ``pretrained_cfg``, RGB 0..1.
     """
     cfg = getattr(backbone, "pretrained_cfg", None)
     if not cfg or (name is not None and is_dsod_name(name)):
-        return dict(DSOD_NORMALISATION)
-    return {"mean": cfg["mean"], "std": cfg["std"], "channel_order": "rgb", "value_range": 1}
+        return dict(DSOD_NORMALIZATION)
+    return {
+        "image_mean": cfg["mean"],
+        "image_std": cfg["std"],
+        "channel_order": "rgb",
+        "value_range": 1,
+    }
 
 
 def is_dsod_name(name: str) -> bool:

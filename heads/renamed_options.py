@@ -8,7 +8,7 @@ what they read through `rename_options`.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["RENAMED", "rename_options"]
+__all__ = ["NESTED", "RENAMED", "rename_options", "rename_transform"]
 
 
 def _named(name: str) -> Callable[[Any], dict[str, Any]]:
@@ -30,6 +30,13 @@ RENAMED: dict[str, Callable[[Any], dict[str, Any]]] = {
 """From an old name to what makes today's names and values of its value."""
 
 
+NESTED = ("preprocessing", "normalization")
+"""Options that were dictionaries of what are now options themselves."""
+
+RENAMED_IN_TRANSFORM = {"mean": "image_mean", "std": "image_std", "fixed_size": "image_size"}
+"""Names in those dictionaries, and in the transforms that model files describe."""
+
+
 def rename_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a builder's options under their names of today.
 
@@ -39,11 +46,23 @@ def rename_options(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: An option is given under both of its names.
     """
-    renamed: dict[str, Any] = {}
-    for name, value in options.items():
-        today = RENAMED[name](value) if name in RENAMED else {name: value}
-        for new in today:
-            if new in renamed or (new != name and new in options):
-                raise ValueError(f"{name} is an old name of {new}: give one of the two")
+    renamed = {k: v for k, v in options.items() if k not in RENAMED and k not in NESTED}
+    for name in RENAMED.keys() & options.keys():
+        today = RENAMED[name](options[name])
+        for new in today.keys() & renamed.keys():
+            raise ValueError(f"{name} is an old name of {new}: give one of the two")
         renamed |= today
+    for name in NESTED:  # these went before the others
+        renamed |= rename_transform(options.get(name)) or {}
     return renamed
+
+
+def rename_transform(described: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the description of a transform under the names of today.
+
+    Args:
+        described: Arguments of a `DetectionTransform` or an `ImageNormalization`, or None.
+    """
+    if described is None:
+        return None
+    return {RENAMED_IN_TRANSFORM.get(name, name): value for name, value in described.items()}

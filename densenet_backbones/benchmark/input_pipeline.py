@@ -126,7 +126,7 @@ def _detector(name: str, num_classes: int) -> Any:
     if name not in known:
         raise ValueError(f"no detector is called {name!r}{nearest(name, known)}")
     model = torchvision.models.get_model(name, num_classes=num_classes)
-    if not hasattr(model, "image_size") or not hasattr(model, "preprocessing"):
+    if not hasattr(model, "image_size") or not hasattr(model, "transform"):
         raise ValueError(f"{name} has no one size of its input; give dsod300 or another of ours")
     return model.train().to(memory_format=torch.channels_last)
 
@@ -139,7 +139,7 @@ def pipelines(found: DetectionSet, model: Any) -> dict[str, Callable[[], None]]:
             read_image(record.path)
 
     def augmented(preset: Preset) -> Callable[[], None]:
-        fill = model.preprocessing.fill_color
+        fill = model.transform.fill_color
         dataset = DetectionImages(found, Augmentation(preset, model.image_size, fill=fill))
         epochs = count()  # each turn draws anew
 

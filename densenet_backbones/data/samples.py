@@ -324,7 +324,7 @@ class Sample:
         index: Position of the record in its `DetectionSet`.
         masks: (B, H, W) uint8, 1 where an object is; None where nobody asked for masks.
         keypoints: (B, Kp, 3) float32: x and y in pixels of `image`, and COCO's visibility (0 not
-            labelled, x and y are 0 then; 1 hidden; 2 visible); None where nobody asked for them.
+            labeled, x and y are 0 then; 1 hidden; 2 visible); None where nobody asked for them.
     """
 
     image: Tensor

@@ -35,7 +35,6 @@ from densenet_backbones.export.padded_detections import (
 )
 from densenet_backbones.heads.detection.base import TorchvisionDetector
 from densenet_backbones.heads.detection.dsod import DSOD
-from densenet_backbones.heads.detection.preprocessing import Preprocessing
 from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.heads.multibox.box_coding import decode
 from densenet_backbones.heads.multibox.selection import Selection
@@ -137,14 +136,13 @@ class DetectorForm(nn.Module):
     def detect(self, x: Tensor, seen: Tensor, given: Tensor) -> PaddedDetections:
         """Return detections in the frame of the image, from what `prepare` returns."""
         detections = run_padded_nms(self.find_candidates(x, seen), self.selection)
-        # As the transforms' own ``postprocess``: each treats boxes at the borders in its way.
         boxes = detections.boxes * (given / seen).flip(0).repeat(2)
-        if isinstance(self.transform, Preprocessing | DetectionTransform):
-            boxes = _clip(boxes, given)
-        detections = detections._replace(boxes=boxes)
-        if isinstance(self.transform, DetectionTransform):
-            detections = keep_marked(detections, (boxes[:, 2:] > boxes[:, :2]).all(dim=1))
-        return detections
+        if not isinstance(self.transform, DetectionTransform):  # torchvision's own
+            return detections._replace(boxes=boxes)
+        # As `DetectionTransform.postprocess` treats boxes at the borders.
+        boxes = _clip(boxes, given)
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        return keep_marked(detections._replace(boxes=boxes), has_area)
 
     def find_candidates(self, x: Tensor, size: Tensor) -> Candidates:
         """Return the scored boxes of a pre-processed image.
@@ -160,7 +158,7 @@ class DSODForm(DetectorForm):
     """`DetectorForm` of `DSOD`."""
 
     def __init__(self, model: DSOD) -> None:
-        super().__init__(model, model.preprocessing, model.selection)
+        super().__init__(model, model.transform, model.selection)
         self.register_buffer("priors", model.priors(), persistent=False)
 
     def find_candidates(self, x: Tensor, size: Tensor) -> Candidates:

@@ -209,7 +209,7 @@ def _plan_segmenter(model: SegmentationModel, output: Output) -> Plan:
             "task": task,
             "names": list(model.classes.names),
             "resized": "never: results have the images' size",
-            "preprocessing": segmenter.preprocessing.to_dict(),
+            "preprocessing": segmenter.normalization.to_dict(),
         },
         expected=compute_expected,
         compare=compare_pixels,

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from densenet_backbones.data.run_lengths import Detections as RawDetections
-from densenet_backbones.data.run_lengths import RunLengths, decode_mask
-from densenet_backbones.data.samples import Categories
-from densenet_backbones.heads import Preprocessing
-from densenet_backbones.heads.renamed_options import rename_options
+from densenet_backbones.data.run_lengths import decode_mask
+from densenet_backbones.data.samples import Categories, RunLengths
+from densenet_backbones.heads.renamed_options import rename_options, rename_transform
 from densenet_backbones.inference.detection_views import DetectionViews, detect, select_rows
 from densenet_backbones.inference.image_tensors import to_image_tensor
 from densenet_backbones.inference.model_file import JsonDict, ModelSpec, build_registered
@@ -27,7 +26,7 @@ class DetectorSpec(ModelSpec):
         name: Name in torchvision's registry of one of our detectors (`dsod300`, …) or of its own.
         args: JSON-able keyword arguments of its builder, without `num_classes`.
         categories: Classes it was trained on.
-        preprocessing: `Preprocessing.to_dict()`, or None where the builder's own holds.
+        preprocessing: `DetectionTransform.to_dict()`, or None where the builder's own holds.
     """
 
     key = "densenet_backbones.detector"
@@ -40,6 +39,7 @@ class DetectorSpec(ModelSpec):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", rename_options(self.args))
+        object.__setattr__(self, "preprocessing", rename_transform(self.preprocessing))
 
     def classes_to_dict(self) -> JsonDict:
         """Return the entry of the categories."""
@@ -59,10 +59,8 @@ class DetectorSpec(ModelSpec):
         """Build the model with fresh weights; `overrides` replace single arguments."""
         args = {**self.args, **overrides}
         model = build_registered(self.kind, self.name, self.categories.num_classes, args)
-        if self.preprocessing is not None and hasattr(model, "use_preprocessing"):
-            model.use_preprocessing(self.preprocessing)  # type: ignore[operator]
-        elif self.preprocessing is not None:
-            model.preprocessing = Preprocessing(**self.preprocessing)
+        if self.preprocessing is not None:
+            model.set_transform(self.preprocessing)  # type: ignore[operator]
         return model
 
 

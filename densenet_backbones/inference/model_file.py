@@ -7,6 +7,7 @@ Neither needs unpickling of code.
 
 import argparse
 import dataclasses
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint, read_state_dict
 from densenet_backbones.file_writing import replace_file
 from densenet_backbones.heads.backbones import LOADED_LATER
+from densenet_backbones.heads.detection.transform import DetectionTransform
+from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.messages import nearest, one_sentence
 from densenet_backbones.torchvision_models import MODELS
 
@@ -93,8 +96,19 @@ class ModelSpec:
             ) from error
 
     def with_preprocessing(self, described: JsonDict) -> Self:
-        """Return the same with the pre-processing of a model that was built."""
+        """Return a copy with another description of the pre-processing."""
         return dataclasses.replace(self, preprocessing=described)  # type: ignore[type-var]
+
+    def with_preprocessing_of(self, model: nn.Module) -> Self:
+        """Return a copy with a model's own pre-processing, where the model can describe it.
+
+        torchvision's own detectors cannot: their builders' pre-processing holds.
+        """
+        for name in ("transform", "normalization"):
+            part = getattr(model, name, None)
+            if isinstance(part, DetectionTransform | ImageNormalization):
+                return self.with_preprocessing(part.to_dict())
+        return self
 
     def without_downloads(self) -> JsonDict:
         """Return overrides for `build` when all weights are at hand, so that none is downloaded.
@@ -144,7 +158,7 @@ def build_registered(kind: str, name: str, num_classes: int, args: JsonDict) -> 
     if name not in known:
         raise ValueError(f"no {kind} is called {name!r}{nearest(name, known)}")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    builder = torchvision.models.get_model_builder(name)
+    builder = inspect.unwrap(torchvision.models.get_model_builder(name))
     allowed = parser.add_function_arguments(builder, skip={"num_classes"}, fail_untyped=False)
     for key in args:
         if key not in allowed:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from densenet_backbones.data.mask_samples import Color, MaskClasses, MaskTask
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.renamed_options import rename_options
+from densenet_backbones.heads.renamed_options import rename_options, rename_transform
 from densenet_backbones.inference.image_tensors import to_image_tensor
 from densenet_backbones.inference.image_windows import ImageWindows
 from densenet_backbones.inference.model_file import JsonDict, ModelSpec, build_registered
@@ -52,6 +52,7 @@ class SegmenterSpec(ModelSpec):
     def __post_init__(self) -> None:
         if not self.name.startswith(SMP):
             object.__setattr__(self, "args", rename_options(self.args))
+        object.__setattr__(self, "preprocessing", rename_transform(self.preprocessing))
 
     @property
     def num_logits(self) -> int:

@@ -12,6 +12,7 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 
+from densenet_backbones.data.readers.coco_outlines import make_box_outline
 from densenet_backbones.data.samples import Annotation, GroundTruth
 from densenet_backbones.messages import check_choice
 from densenet_backbones.metrics.coco_summary import (
@@ -150,8 +151,7 @@ def _prepare_truth(ground_truth: GroundTruth, iou_type: IouType, selected: set[i
         annotation["iscrowd"] = int(original.get("iscrowd", 0))
         # A mask that nobody drew becomes a crowd of the size of its box.
         if annotation.get("segmentation", ()) is None:
-            x, y, w, h = original["bbox"]
-            annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            annotation["segmentation"] = make_box_outline(original["bbox"])
             annotation["iscrowd"] |= iou_type == "segm"
         if "area" not in annotation:
             annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]

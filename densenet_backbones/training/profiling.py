@@ -73,7 +73,6 @@ _PLACES = (
     ("losses", TO_MODEL),  # itself: bytes to floats; the model's calls inside are parts of theirs
     ("loss.forward", LOSS),
     ("model.forward", HEAD),
-    ("model.preprocessing.forward", TO_MODEL),
     ("model.transform.forward", TO_MODEL),
     ("model.normalization.forward", TO_MODEL),
     ("model.backbone.forward", BACKBONE),

@@ -180,7 +180,7 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
 
     def losses(self, batch: Sequence[MaskSample]) -> dict[str, Tensor]:
         """Return the terms of the loss, by name."""
-        images, masks = stack_padded(batch, self.model.preprocessing.fill_color)
+        images, masks = stack_padded(batch, self.model.normalization.fill_color)
         return dict(self.loss(self.model(images), masks))
 
     def make_example(self, data: SegmentationData) -> tuple[Tensor, tuple[int, int]]:

@@ -99,9 +99,7 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
         self.model, self.spec = spec.build(), spec
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
-        preprocessing = getattr(self.model, "preprocessing", None)
-        if preprocessing is not None:
-            self.spec = spec.with_preprocessing(preprocessing.to_dict())
+        self.spec = spec.with_preprocessing_of(self.model)
         self.optimizer_options, self.schedule, self.seed = optimizer, schedule, seed
         self.metric: MetricT | None = None
 

@@ -9,11 +9,11 @@ from timm.layers import (  # type: ignore[attr-defined]
     freeze_batch_norm_2d,
 )
 from torch import nn
+from torchvision.models import WeightsEnum
 
 from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.fpn import Adapter
 from densenet_backbones.heads.backbones import create_features, is_ours
-from densenet_backbones.stages import DenseStages
 
 __all__ = [
     "Body",
@@ -21,7 +21,6 @@ __all__ = [
     "Norm",
     "body_and_adapter",
     "levels_from",
-    "stages_of",
 ]
 
 Norm = Literal["bn", "frozen", "sync", "group"]
@@ -46,7 +45,7 @@ class Body(NamedTuple):
 class BodyOptions(TypedDict, total=False):
     """Keyword arguments of `densenet_fpn_backbone` about the network below the adapter."""
 
-    weights_backbone: str | None
+    weights_backbone: str | WeightsEnum | None
     progress: bool
     norm: Norm | None
     min_stride: int
@@ -139,48 +138,3 @@ def _with_norm(net: nn.Module, norm: Norm, name: str) -> nn.Module:
         freeze_batch_norm_2d(net) if norm == "frozen" else convert_sync_batchnorm(net)
     )
     return converted
-
-
-def stages_of(net: nn.Module) -> list[list[nn.Module]]:
-    """Modules of a feature network by stage: the stem, then what leads to each tap.
-
-    Those of networks not ours are taken in the order of their registration, which in timm is that
-    of the forward pass. A stem ends with the tap of stride 2, or where there is none before the
-    first tap.
-
-    Raises:
-        ValueError: The network's taps are not modules of it.
-    """
-    if isinstance(net, DenseStages):
-        return net.stage_children()
-    modules = [(name, module) for name, module in net.named_modules() if name]
-    stages: list[list[nn.Module]] = []
-    start = 0
-    for level in net.feature_info.info:  # type: ignore[union-attr]
-        span = _span([name for name, _ in modules], level["module"])
-        if span is None:
-            if stages:
-                break  # the network ends before this tap
-            raise ValueError(
-                f"{type(net).__name__} does not say which modules make its stages, so they cannot "
-                "be frozen: leave out trainable_backbone_layers and weights_backbone, or choose "
-                "another"
-            )
-        first, last = span
-        if level["reduction"] < 2:
-            continue
-        if not stages and level["reduction"] > 2 and first > start:
-            stages.append([module for _, module in modules[start:first]])
-            start = first
-        stages.append([module for _, module in modules[start : last + 1]])
-        start = last + 1
-    return stages
-
-
-def _span(names: Sequence[str], tap: str) -> tuple[int, int] | None:
-    """First and last position of a module and all inside it, by timm's name or the flattened."""
-    for name in (tap, tap.replace(".", "_")):
-        inside = [i for i, n in enumerate(names) if n == name or n.startswith(f"{name}.")]
-        if inside:
-            return inside[0], inside[-1]
-    return None

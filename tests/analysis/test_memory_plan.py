@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from long_cases import first_now
 from tiny_nets import TINY, tiny
 from tiny_runs import training_arguments
 from tiny_segmenters import segmentation_arguments
@@ -41,8 +42,10 @@ def kept_by(net, memory, size, autocast=None):
         return measure_saved_bytes(net, lambda: net(torch.randn(size)))[0]
 
 
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "autocast"),
+    [*((name, None) for name in MODELS), *first_now((name, torch.bfloat16) for name in MODELS)],
+)
 def test_a_plan_is_what_autograd_keeps(name, autocast):
     build, side = MODELS[name]
     net, size = build().train(), (2, 3, side, side)

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from exported_detectors import KINDS, lively, noise_images, plain_image
 from hypothesis import given
@@ -24,6 +26,7 @@ from densenet_backbones.heads import fcdensenet56
 from densenet_backbones.heads.segmentation.unet import unet
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.smp_segmenters import build_smp
+from densenet_backbones.smp_encoders import register_encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.export warns of what torch deprecates
 
@@ -62,14 +65,19 @@ def fcdensenet(**options):
     )
 
 
+def deeplabv3plus():
+    with mock.patch.dict(smp.encoders.encoders):
+        register_encoder("tiny", growth_rate=4, block_config=(1, 1, 1, 1), num_init_features=8)
+        options = {"encoder_name": "tiny", "encoder_output_stride": 16, "decoder_channels": 16}
+        return build_smp("DeepLabV3Plus", 3, options)
+
+
 SEGMENTERS = {
     "unet": lambda: unet(num_classes=3, **UNET_ARGS),
     "unet, attention": lambda: unet(num_classes=3, attention=True, **UNET_ARGS),
     "fcdensenet": fcdensenet,
     "fcdensenet, batch statistics": lambda: fcdensenet(batch_statistics_in_eval=True),
-    "deeplabv3plus": lambda: build_smp(
-        "DeepLabV3Plus", 3, {"encoder_name": "densenet121_features", "encoder_output_stride": 16}
-    ),
+    "deeplabv3plus": deeplabv3plus,
 }
 
 

@@ -188,24 +188,21 @@ def test_a_state_dict_is_all_there_is(detector: Any, name: str) -> None:
 
 def test_classes_and_pre_processing(detector: Any, name: str) -> None:
     assert detector.num_classes == CLASSES
-    described = detector.preprocessing.to_dict()
-    again = type(detector.preprocessing)(**described)
+    described = detector.transform.to_dict()
+    again = type(detector.transform)(**described)
     assert again.to_dict() == described and len(again.fill_color) == 3
     if is_dsod(detector):
         return
-    detector.use_preprocessing({**described, "mean": [0.5, 0.5, 0.5]})
-    assert detector.preprocessing.to_dict()["mean"] == [0.5, 0.5, 0.5]
-    detector.use_preprocessing(described)
+    detector.set_transform({**described, "image_mean": [0.5, 0.5, 0.5]})
+    assert detector.transform.to_dict()["image_mean"] == [0.5, 0.5, 0.5]
+    detector.set_transform(described)
     kind = {"mask": "masks", "keyp": "keypoints"}.get(name[:4])
     assert detector.target_types == (("boxes", kind) if kind else ("boxes",))
     assert (getattr(detector, "image_size", None) == (64, 64)) == name.startswith("ssd")
 
 
 def test_freezing_counts_stages_from_the_stem(detector: Any) -> None:
-    if is_dsod(detector):
-        assert not hasattr(detector, "freeze")  # all of it is trained, from scratch
-        return
-    body = detector.backbone.body
+    body = detector.backbone if is_dsod(detector) else detector.backbone.body
     for stages in (2, 5, 0):
         detector.train().freeze(stages)
         children = [child for stage in body.stage_children()[:stages] for child in stage]
@@ -217,7 +214,7 @@ def test_freezing_counts_stages_from_the_stem(detector: Any) -> None:
     assert all(p.requires_grad for p in detector.parameters())
 
 
-def test_names_for_the_optimiser(detector: Any) -> None:
+def test_names_for_the_optimizer(detector: Any) -> None:
     parameters = dict(detector.named_parameters())
     assert detector.no_weight_decay() <= parameters.keys()
     if is_dsod(detector):
@@ -294,9 +291,9 @@ def test_other_bodies(name: str, options: dict[str, Any]) -> None:
 def test_ssd_refuses_a_pre_processing_of_another_size() -> None:
     model = build("ssd300")
     assert isinstance(model, SSD)
-    described = {**model.preprocessing.to_dict(), "fixed_size": [96, 96]}
-    with pytest.raises(ValueError, match=r"images of \(64, 64\).*fixed_size \[96, 96\]"):
-        model.use_preprocessing(described)
+    described = {**model.transform.to_dict(), "image_size": [96, 96]}
+    with pytest.raises(ValueError, match=r"images of \(64, 64\).*image_size \[96, 96\]"):
+        model.set_transform(described)
 
 
 @pytest.mark.parametrize(
@@ -318,8 +315,12 @@ def test_ssd_refuses_a_pre_processing_of_another_size() -> None:
         ("retinanet_fpn", {"anchor_scale": -1.0}, "anchors need scales .* above 0"),
         ("retinanet_fpn", {"adapter": "nas"}, "adapter must be one of"),
         ("retinanet_fpn", {"backbone": "resnet_none"}, "resnet_none"),
-        ("retinanet_fpn", {"preprocessing": {"men": 1}}, "preprocessing takes min_size.*, not men"),
-        ("retinanet_fpn", {"preprocessing": {"mean": [0.5], "std": [1.0]}}, "1 numbers in mean"),
+        (
+            "retinanet_fpn",
+            {"image_men": [0.5]},
+            "no argument 'image_men'; did you mean 'image_mean",
+        ),
+        ("retinanet_fpn", {"image_mean": [0.5], "image_std": [1.0]}, "1 numbers in image_mean and"),
         ("retinanet_fpn_v2", {"out_channels": 48}, "out_channels must be a multiple of 32, 64 or"),
         ("fcos_fpn", {"out_channels": 32}, "out_channels must be a multiple of 32, 64 or more"),
         ("ssd300", {"positive_fraction": 0.0}, r"positive_fraction must lie in \(0, 1\]"),

@@ -125,10 +125,10 @@ def test_evaluation_mode_and_classes_come_from_the_file(slim):
 
 def test_preprocessing_comes_from_the_file(tmp_path):
     model = SPEC.build()
-    described = {**model.preprocessing.to_dict(), "mean": [1.0, 2.0, 3.0], "channel_order": "bgr"}
+    described = {**model.transform.to_dict(), "image_mean": [1.0, 2.0, 3.0], "channel_order": "bgr"}
     spec = DetectorSpec(SPEC.name, SPEC.args, SPEC.categories, described)
     save_model(tmp_path / "m.safetensors", spec, model)
-    assert load(tmp_path / "m.safetensors").model.preprocessing.to_dict() == described
+    assert load(tmp_path / "m.safetensors").model.transform.to_dict() == described
 
 
 def test_a_pretrained_base_is_not_fetched_again(tmp_path):
@@ -144,10 +144,10 @@ def pyramid(**args):
 def test_preprocessing_of_detectors_of_any_image_size_comes_from_the_file(tmp_path):
     spec = pyramid()
     model = spec.build()
-    described = {**model.preprocessing.to_dict(), "min_size": 48, "mean": [0.1, 0.2, 0.3]}
+    described = {**model.transform.to_dict(), "min_size": 48, "image_mean": [0.1, 0.2, 0.3]}
     save_model(tmp_path / "m.safetensors", spec.with_preprocessing(described), model)
     restored = load(tmp_path / "m.safetensors").model
-    assert restored.preprocessing.to_dict() == described
+    assert restored.transform.to_dict() == described
     assert restored.transform.min_size == (48,)
 
 

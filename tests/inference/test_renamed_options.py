@@ -10,7 +10,7 @@ from tiny_segmenters import UNET_ARGS, segmentation_arguments
 
 from densenet_backbones.data.mask_samples import MaskClasses
 from densenet_backbones.data.samples import Categories
-from densenet_backbones.heads.renamed_options import RENAMED, rename_options
+from densenet_backbones.heads.renamed_options import NESTED, RENAMED, rename_options
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.model_file import save_model
@@ -19,6 +19,8 @@ from densenet_backbones.training.cli import train_det, train_seg
 
 DSOD = DetectorSpec("dsod_tiny", DETECTOR_ARGS, Categories(("dog", "cat"), (7, 3)))
 PYRAMID = DetectorSpec("retinanet_fpn", PYRAMID_ARGS, DSOD.categories)
+SSD_ARGS = {"image_size": 64, "backbone_kwargs": DETECTOR_ARGS["backbone_kwargs"]}
+SSD = DetectorSpec("ssd300", SSD_ARGS, DSOD.categories)
 UNET = SegmenterSpec("unet", UNET_ARGS, MaskClasses(("a", "b"), ((0, 0, 0), (9, 9, 9)), (0, 1)))
 
 # Of each old name a model that had it, an old value, and what it is today.
@@ -31,11 +33,20 @@ EXAMPLES = [
     (UNET, "pretrained_backbone", False, {"weights_backbone": None}),
     (DSOD, "score_threshold", 0.2, {"score_thresh": 0.2}),
     (PYRAMID, "trainable_layers", 2, {"trainable_backbone_layers": 2}),
+    (DSOD, "preprocessing", {"std": [2, 3, 4]}, {"image_std": [2, 3, 4]}),
+    (
+        PYRAMID,
+        "preprocessing",
+        {"mean": [0, 0, 0], "min_size": 48},
+        {"image_mean": [0] * 3, "min_size": 48},
+    ),
+    (SSD, "preprocessing", {"channel_order": "bgr"}, {"channel_order": "bgr"}),
+    (UNET, "normalization", {"mean": [0, 0, 0]}, {"image_mean": [0, 0, 0]}),
 ]
 
 
 def test_every_old_name_has_an_example():
-    assert {old for _, old, _, _ in EXAMPLES} == set(RENAMED)
+    assert {old for _, old, _, _ in EXAMPLES} == {*RENAMED, *NESTED}
 
 
 def written_before(spec, old, value):
@@ -56,6 +67,41 @@ def test_a_model_file_with_an_old_name_loads(spec, old, value, today, tmp_path):
     assert loaded.spec.args == {**spec.args, **today}
     assert loaded.model.state_dict().keys() == model.state_dict().keys()
     assert json.loads(json.dumps(loaded.spec.to_dict()))["format"] == 2
+
+
+FACTS = {
+    "mean": [1.0, 2.0, 3.0],
+    "std": [4.0, 5.0, 6.0],
+    "channel_order": "bgr",
+    "value_range": 255,
+}
+
+
+@pytest.mark.parametrize(
+    ("spec", "sizes"),
+    [
+        (DSOD, {"image_size": [64, 64]}),
+        (PYRAMID, {"min_size": 48, "max_size": 90, "size_divisible": 32, "fixed_size": None}),
+        (SSD, {"min_size": 64, "max_size": 64, "size_divisible": 1, "fixed_size": [64, 64]}),
+        (UNET, {}),
+    ],
+)
+def test_a_preprocessing_described_by_old_names_is_taken(spec, sizes, tmp_path):
+    """Each kind of model described it in a way of its own."""
+    model = spec.build()
+    save_model(tmp_path / "new.safetensors", spec, model)
+    weights = safetensors.torch.load_file(tmp_path / "new.safetensors")
+    described = json.dumps({**spec.to_dict(), "format": 1, "preprocessing": {**sizes, **FACTS}})
+    safetensors.torch.save_file(weights, tmp_path / "old.safetensors", {spec.key: described})
+    loaded = load(tmp_path / "old.safetensors").model
+    transform = loaded.normalization if spec is UNET else loaded.transform
+    today = transform.to_dict()
+    assert today["image_mean"] == FACTS["mean"] and today["image_std"] == FACTS["std"]
+    assert (today["channel_order"], today["value_range"]) == ("bgr", 255)
+    if spec is PYRAMID:
+        assert (today["min_size"], today["max_size"], today["image_size"]) == (48, 90, None)
+    elif spec is not UNET:
+        assert today["image_size"] == [64, 64] and today["size_divisible"] == 1
 
 
 def test_a_name_given_twice_is_refused():

@@ -134,10 +134,15 @@ def test_images_are_files_or_pixels(slim, tiny_masks, tmp_path):
 
 
 def test_preprocessing_comes_from_the_file(tmp_path):
-    described = {"mean": [1, 2, 3], "std": [4, 5, 6], "channel_order": "bgr", "value_range": 255}
+    described = {
+        "image_mean": [1, 2, 3],
+        "image_std": [4, 5, 6],
+        "channel_order": "bgr",
+        "value_range": 255,
+    }
     spec = SPEC.with_preprocessing(described)
     save_model(tmp_path / "m.safetensors", spec, spec.build())
-    assert load(tmp_path / "m.safetensors").model.preprocessing.to_dict() == described
+    assert load(tmp_path / "m.safetensors").model.normalization.to_dict() == described
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Everything that the READMEs show: snippets run, commands and options, paths and links exist."""
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
+import inspect
 import itertools
 import re
 import runpy
@@ -22,8 +24,11 @@ from densenet_backbones.benchmark.subcommands import SUBCOMMANDS
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import Categories
 from densenet_backbones.data.scenes.generation import generate_scenes
+from densenet_backbones.densenet_spec import DenseNetSpec
+from densenet_backbones.features import DenseFeatureNet
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.model_file import save_model
+from densenet_backbones.torchvision_models import MODELS
 
 FRONT = PAGES[0]
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -62,6 +67,26 @@ def test_every_tool_and_measurement_has_its_row():
     }
     assert tools - {"rows.sh"} <= shown
     assert {command.name for command in SUBCOMMANDS} <= shown
+
+
+def test_models_of_the_registry_are_named():
+    shown = set(re.findall(r"`(\w+)`", Page("heads/README.md").text))
+    # Detectors on any backbone are named by their forms on densenet121.
+    on_any = {name for name in MODELS if "densenet" not in name and re.search("fpn|ssd", name)}
+    others = {name for name in MODELS if re.search("densenet1(61|69)|densenet201", name)}
+    assert set(MODELS) - on_any - others <= shown
+    named = {name for name in shown if re.match(r"dsod\w*\d|fcdensenet|\w+_densenet121", name)}
+    assert named <= set(MODELS)
+
+
+def test_arguments_in_the_table_exist():
+    table = FRONT.text[FRONT.text.index("| argument |") :].partition("\n\n")[0]
+    firsts = [line.split("|")[1] for line in table.splitlines()[2:]]
+    shown = {name for first in firsts for name in re.findall(r"`(\w+)", first)}
+    ours = {field.name for field in dataclasses.fields(DenseNetSpec)}
+    ours |= set(inspect.signature(DenseFeatureNet).parameters)
+    timms = {"memory", "in_chans", "pretrained", "checkpoint_path", "features_only"}
+    assert shown and shown <= ours | timms
 
 
 def test_rooms_stand_in_the_order_of_their_imports():

@@ -47,11 +47,12 @@ class Augmentation:
     """Augments one image and its boxes, and resizes it to the model's size.
 
     Presets:
-        "ssd": zoom-out, seven-sampler crop, resize with a random interpolation, flip, photometric
-            distortion. The distortion comes last here and first in Caffe: on the small image it
-            costs a third or less, and differs only in that it also tints the zoom-out's border.
-        "light": half of the time a crop that keeps every box whole, resize, flip, mild colours.
-        "none": resize only.
+
+    - ``ssd``: zoom-out, seven-sampler crop, resize with a random interpolation, flip, photometric
+      distortion. The distortion comes last here and first in Caffe: on the small image it costs a
+      third or less, and differs only in that it also tints the zoom-out's border.
+    - ``light``: half of the time a crop that keeps every box whole, resize, flip, mild colors.
+    - ``none``: resize only.
 
     The resize does not keep the aspect ratio (SSD's `WARP`). Boxes follow; those narrower or
     lower than `min_side` pixels at the end are dropped, as are degenerate ones at the start.

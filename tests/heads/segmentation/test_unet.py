@@ -76,17 +76,17 @@ def test_any_module_that_describes_its_levels_is_a_backbone() -> None:
         UNet(other, 2)
 
 
-def test_normalisation_is_that_of_the_backbones_weights_unless_given() -> None:
-    assert tiny().preprocessing.mean == pytest.approx([0.485, 0.456, 0.406])
+def test_normalization_is_that_of_the_backbones_weights_unless_given() -> None:
+    assert tiny().normalization.image_mean == pytest.approx([0.485, 0.456, 0.406])
     small = {"growth_rate": 4, "block_config": (1, 1), "num_init_features": 8}
     dsod = {"backbone": "dsod_features", "backbone_kwargs": {**small, "transition_pool": True}}
-    assert tiny(**dsod).preprocessing.to_dict() == {
-        "mean": [104, 117, 123],
-        "std": [1, 1, 1],
+    assert tiny(**dsod).normalization.to_dict() == {
+        "image_mean": [104, 117, 123],
+        "image_std": [1, 1, 1],
         "channel_order": "bgr",
         "value_range": 255,
     }
-    own = tiny(**dsod, normalization={"mean": [0, 0, 0]}).preprocessing
+    own = tiny(**dsod, image_mean=[0, 0, 0]).normalization
     assert own.mean == [0, 0, 0] and own.channel_order == "bgr"
 
 
@@ -97,7 +97,9 @@ def test_memory_modes_of_the_backbone_reach_it() -> None:
 def test_padding_is_the_mean_beyond_the_right_and_the_bottom() -> None:
     model = tiny().double().eval()
     images = torch.rand(2, 3, 50, 60, dtype=torch.float64)
-    whole = torch.tensor(model.preprocessing.mean).double().view(1, 3, 1, 1).repeat(2, 1, 64, 64)
+    whole = (
+        torch.tensor(model.normalization.image_mean).double().view(1, 3, 1, 1).repeat(2, 1, 64, 64)
+    )
     whole[..., :50, :60] = images
     torch.testing.assert_close(model(images), model(whole)[..., :50, :60])
 
@@ -227,11 +229,11 @@ def test_a_few_steps_find_squares() -> None:
     images, target = torch.zeros(2, 3, 32, 40), torch.zeros(2, 32, 40, dtype=torch.int64)
     images[0, :, 5:20, 5:20] = images[1, :, 10:30, 22:38] = 1.0
     target[0, 5:20, 5:20] = target[1, 10:30, 22:38] = 1
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(30):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         F.cross_entropy(model(images), target).backward()
-        optimiser.step()
+        optimizer.step()
     assert (model(images).argmax(dim=1) == target).float().mean() > 0.97
 
 
