@@ -139,7 +139,9 @@ def _draw_masks(record: ImageRecord) -> np.ndarray:
         )
     pixels = np.zeros(masks, np.uint8)
     for mask, annotation in zip(pixels, _list_own_annotations(record), strict=True):
-        mask[:] = draw_outline(annotation["segmentation"], size, _locate(record, annotation))
+        outline = annotation["segmentation"]
+        assert outline is not None, "`keep_learnable_objects` leaves such objects out"
+        mask[:] = draw_outline(outline, size, _locate(record, annotation))
     return pixels
 
 

@@ -164,14 +164,14 @@ def read_coco_masks(
 def _make_outline(
     annotation: Annotation, label_of: dict[int, int], channel_of: dict[int, int]
 ) -> ObjectOutline:
-    outlined = _has_outline(annotation)
+    outline = annotation.get("segmentation")
     category = annotation["category_id"]
-    ignored = annotation["iscrowd"] or not outlined
+    ignored = annotation["iscrowd"] or not outline
     return ObjectOutline(
         annotation["id"],
         IGNORED if ignored else label_of[category],
         channel_of[category],
-        annotation["segmentation"] if outlined else make_box_outline(annotation["bbox"]),
+        outline or make_box_outline(annotation["bbox"]),
     )
 
 

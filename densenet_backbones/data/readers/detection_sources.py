@@ -54,7 +54,7 @@ def read_detection(
         DataError: If a source is wrong (see `read_coco` and `read_voc`), or classes differ.
     """
     options: dict[str, Any] = {"classes": classes, "strict": strict}
-    coco_options = {"masks": masks, "keypoints": keypoints}
+    coco_options: dict[str, Any] = {"masks": masks, "keypoints": keypoints}
     sources = list_sources(root, split, layout)
     sets = [_read_one(source, options, coco_options) for source in sources]
     return sets[0] if len(sets) == 1 else _merge_sets(sets)
@@ -104,7 +104,7 @@ def _parse_source(entry: Source, layout: str, keys: Collection[str]) -> dict[str
 
 
 def _read_one(
-    source: Mapping[str, Any], options: Mapping[str, Any], coco_options: Mapping[str, bool]
+    source: Mapping[str, Any], options: Mapping[str, Any], coco_options: Mapping[str, Any]
 ) -> DetectionSet:
     """Read one source, with the options of all readers and those of COCO's alone."""
     root, split, layout = Path(source["root"]), source["split"], source["layout"]

@@ -148,10 +148,10 @@ def _choose_layout(root: Path, names: Sequence[str] | None) -> FolderLayout:
         return read_classes_file(root / CLASSES_FILE)
     fix = f"correct the mask, or name classes and ignored ids in {root / CLASSES_FILE}"
     if names is None or set(CAMVID_CLASSES.names) <= set(names):
-        code = MaskCode.of_classes(CAMVID_CLASSES, ignored_ids=(_CAMVID_VOID, IGNORED), fix=fix)
+        code = MaskCode.from_classes(CAMVID_CLASSES, ignored_ids=(_CAMVID_VOID, IGNORED), fix=fix)
         return FolderLayout(CAMVID_CLASSES, code)
     classes = MaskClasses.from_names(names)
-    return FolderLayout(classes, MaskCode.of_classes(classes, fix=fix))
+    return FolderLayout(classes, MaskCode.from_classes(classes, fix=fix))
 
 
 def _find_folders(root: Path, layout: FolderLayout, split: str) -> tuple[Path, Path]:
@@ -257,7 +257,7 @@ def _read_layout(content: Mapping[str, object], path: Path) -> FolderLayout:
     ignored_colors = _read_ignored_colors(content, path) if values == "colors" else []
     fix = f"correct the mask, or name them in {path}"
     try:
-        code = MaskCode.of_classes(
+        code = MaskCode.from_classes(
             classes,
             ids=values == "ids",
             colors=values == "colors",
@@ -341,8 +341,8 @@ def _read_ignored_ids(content: Mapping[str, object], classes: MaskClasses, path:
     if "ignored" not in content:  # the default makes room for a class that has the id
         return [] if IGNORED in classes.ids else [IGNORED]
     value = content["ignored"]
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    for value in ids:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for value in values:
         if type(value) is not int or not 0 <= value < 1 << 16:
             raise DataError(f"{path}: ignored: must be ids in 0 .. 65535, not {value!r}")
-    return ids
+    return [int(value) for value in values]

@@ -88,17 +88,17 @@ def _read_classes(folder: Path, names: Sequence[str] | None) -> tuple[MaskClasse
     )
     if names is not None and not are_matched:
         classes = MaskClasses.from_names(names)
-        return classes, MaskCode.of_classes(classes, ignored_ids=_default_ignored(classes))
+        return classes, MaskCode.from_classes(classes, ignored_ids=_default_ignored(classes))
     if not path.is_file():
         fix = f"correct the mask, or name the classes in `classes` or in {path}"
-        return VOC_MASK_CLASSES, MaskCode.of_classes(VOC_MASK_CLASSES, fix=fix)
+        return VOC_MASK_CLASSES, MaskCode.from_classes(VOC_MASK_CLASSES, fix=fix)
     lines = read_label_map(path)
     named = {n: v for n, v in lines.items() if n != "ignored" and v[0] != IGNORED}
     classes = MaskClasses.from_names(
         list(named), [i for i, _ in named.values()], [color for _, color in named.values()]
     )
     ignored = [v for n, v in lines.items() if n not in named]
-    code = MaskCode.of_classes(
+    code = MaskCode.from_classes(
         classes,
         colors=True,
         ignored_ids={IGNORED, *(i for i, _ in ignored)},
