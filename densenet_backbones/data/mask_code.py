@@ -63,6 +63,7 @@ class ValueMap:
         if raw.dtype == np.uint8:
             labels = self._table[raw]
         else:
+            # 16 bits and more: a search instead of a table.
             values, sorted_labels = self._sorted
             place = np.minimum(np.searchsorted(values, raw), len(values) - 1)
             labels = np.where(values[place] == raw, sorted_labels[place], np.uint16(_UNKNOWN))
@@ -73,6 +74,7 @@ class ValueMap:
 
     def _describe_unknown(self, unknown: np.ndarray, where: str, fix: str) -> str:
         values, counts = np.unique(unknown, return_counts=True)
+        # The most frequent unknown values first.
         order = np.argsort(-counts, kind="stable")[:8]
         listed = ", ".join(f"{self._format(int(values[i]))} ({counts[i]} pixels)" for i in order)
         more = f" and {len(values) - 8} more" if len(values) > 8 else ""
@@ -177,11 +179,13 @@ class MaskCode:
 
     def _values(self, picture: Image.Image, path: Path) -> tuple[np.ndarray, ValueMap]:
         mode = picture.mode
+        # A palette stands for colors where those are expected.
         if mode == "P" and self.ids is None:
             picture, mode = picture.convert("RGB"), "RGB"
         if mode == "RGBA" and picture.getchannel("A").getextrema() == (255, 255):
             picture, mode = picture.convert("RGB"), "RGB"
         if mode == "RGB":
+            # Three channels of color.
             rgb = np.asarray(picture)
             if self.colors is None:
                 gray = (rgb == rgb[..., :1]).all()
@@ -192,6 +196,7 @@ class MaskCode:
                     "`values: colors`"
                 )
             return pack_colors(rgb), self.colors
+        # One channel of numbers.
         if mode in ("P", "L", "1") or mode.startswith("I"):
             if self.ids is None:
                 raise DataError(

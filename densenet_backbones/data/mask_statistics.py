@@ -28,13 +28,13 @@ _VERSION = 1  # of what is counted
 
 @dataclass(frozen=True)
 class PixelCounts:
-    """How many pixels the classes have; one entry a class, in label order.
+    """Numbers of pixels of the classes; one entry a class, in label order.
 
     Attributes:
-        pixels: Of each class.
-        in_images: Labelled pixels (of any class) of the images that have the class.
-        images: Images that have the class.
-        ignored: Ignored pixels of all images (of a multilabel mask: of all channels).
+        pixels: Number of pixels of each class.
+        in_images: Number of labeled pixels (of any class) of the images that have the class.
+        images: Number of images that have the class.
+        ignored: Number of ignored pixels of all images (of a multilabel mask: of all channels).
     """
 
     pixels: tuple[int, ...]
@@ -68,9 +68,11 @@ def count_class_pixels(
             their image's size as shown.
     """
     file = (cache or find_cache_folder()) / f"pixels-{fingerprint_files(data)}.json"
+    # A result for these very files is used again.
     stored = _read_stored(file, data.classes.num_classes)
     if stored is not None:
         return stored
+    # All masks are read, and all faults reported at once.
     count = partial(_count, count=data.classes.num_classes)
     results = list(
         map_in_threads(count, data.records, "Reading masks", progress=progress, workers=workers)
@@ -79,6 +81,7 @@ def count_class_pixels(
     refuse_faults(faults, f"{data.name}: {len(faults)} of {len(data)} masks cannot be used")
     rows = np.array([row for row in results if not isinstance(row, str)], np.int64)
     pixels, labeled = rows[:, 0], rows[:, 1]
+    # Sums over the images.
     has_class = pixels > 0
     counts = PixelCounts(
         pixels=tuple(pixels.sum(0).tolist()),
@@ -125,11 +128,13 @@ def _count(record: MaskRecord, count: int) -> list[list[int]] | str:
             f"{record.path}: is {size[0]}x{size[1]} pixels as shown, its annotations say "
             f"{record.width}x{record.height}; annotate the image as it is shown"
         )
+    # Labels: one count of all values.
     if mask.ndim == 2:
         counts = np.bincount(mask.ravel(), minlength=256)
         ignored = int(counts[IGNORED])
         labeled = mask.size - ignored
         return [counts[:count].tolist(), [labeled] * count, [ignored] * count]
+    # Multilabel: each channel has its own ignored pixels.
     ignored_each = (mask == IGNORED).sum((1, 2))
     area = mask.shape[1] * mask.shape[2]
     return [(mask == 1).sum((1, 2)).tolist(), (area - ignored_each).tolist(), ignored_each.tolist()]
