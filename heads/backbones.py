@@ -18,6 +18,7 @@ from torchvision.models import WeightsEnum
 
 from densenet_backbones.checkpoints import CheckpointError, read_state_dict
 from densenet_backbones.features import FeatureLevel, feature_levels
+from densenet_backbones.heads.options import Keywords
 from densenet_backbones.timm_models import SUFFIX
 from densenet_backbones.variants import VARIANTS
 
@@ -105,15 +106,16 @@ def _published_weights(name: str, weights: str | WeightsEnum) -> WeightsEnum | N
 
 def _fetch(published: WeightsEnum, progress: bool) -> dict[str, Tensor]:
     try:
-        return published.get_state_dict(progress=progress, check_hash=True)
+        state: dict[str, Tensor] = published.get_state_dict(progress=progress, check_hash=True)
     except OSError as error:
         raise RuntimeError(
             f"{published!r} are neither on this machine nor within its reach ({published.url}); "
             "give a file as weights_backbone, or leave it out"
         ) from error
+    return state
 
 
-def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
+def _create(name: str, arguments: Keywords) -> nn.Module:
     try:
         net = timm.create_model(name, **arguments)
     except (TypeError, AssertionError, NotImplementedError) as error:
@@ -130,7 +132,7 @@ def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _create_from(
-    name: str, arguments: dict[str, Any], state: dict[str, Tensor], origin: str
+    name: str, arguments: Keywords, state: dict[str, Tensor], origin: str
 ) -> nn.Module:
     """A network with given weights, as far as timm's loader or our own checks them."""
     loading = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
@@ -145,7 +147,7 @@ def _create_from(
 
 
 def _create_checked(
-    name: str, arguments: dict[str, Any], state: dict[str, Tensor], origin: str
+    name: str, arguments: Keywords, state: dict[str, Tensor], origin: str
 ) -> nn.Module:
     """A network of timm's with given weights, all of them.
 
@@ -205,7 +207,7 @@ def base_positions(levels: Sequence[FeatureLevel]) -> tuple[int, ...]:
     return tuple(by_stride[stride] for stride in BASE_STRIDES)
 
 
-def normalization_of(backbone: nn.Module, name: str | None) -> dict[str, Any]:
+def normalization_of(backbone: nn.Module, name: str | None) -> Keywords:
     """Return what `ImageNormalization` takes, as a backbone's weights expect it.
 
     DSOD's own for its own bases and for modules that say nothing; else that of timm's
@@ -223,11 +225,11 @@ def normalization_of(backbone: nn.Module, name: str | None) -> dict[str, Any]:
 
 
 def is_dsod_name(name: str) -> bool:
-    """Whether a timm name is one of DSOD's bases."""
+    """True if a timm name is one of DSOD's bases."""
     return name.startswith("dsod_")
 
 
 def without_data(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of shapes only, for `functional_call` on inputs without data."""
+    """Return parameters and buffers on the meta device, for `functional_call` without data."""
     state = dict(module.named_parameters()) | dict(module.named_buffers())
     return {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}

@@ -5,12 +5,13 @@ networks say in ``feature_info`` which module ends each stage.
 """
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import nn
 
 from densenet_backbones.heads.backbones import create_features
+from densenet_backbones.heads.options import Keywords
 from densenet_backbones.stages import DenseStages
 
 __all__ = ["FreezableModule", "count_frozen_stages", "freeze_layers", "stages_of"]
@@ -97,9 +98,7 @@ def count_frozen_stages(net: nn.Module, whole: nn.Module, layers: int) -> int:
     return min(max(number - layers, 0), len(stages_of(net)))
 
 
-def freeze_layers(
-    model: FreezableModule, name: str, kwargs: dict[str, Any], layers: int | None
-) -> None:
+def freeze_layers(model: FreezableModule, name: str, kwargs: Keywords, layers: int | None) -> None:
     """Freeze all but the last layers of a model's feature network.
 
     Args:

@@ -57,7 +57,7 @@ class PyramidAnchors(AnchorGenerator):
         self.strides = tuple(level.stride for level in levels)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """For each image (P, 4) float32 anchors, by level, row, column and shape.
+        """Return (P, 4) float32 anchors for each image, by level, row, column and shape.
 
         float32 whatever the maps hold: bfloat16 has 8 bits, so that its pixels above 256 are even.
         """

@@ -18,7 +18,8 @@ from densenet_backbones.heads.detection.body import (
     body_and_adapter,
 )
 from densenet_backbones.heads.freezing import FreezableModule, count_frozen_stages
-from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
+from densenet_backbones.heads.options import Keywords
+from densenet_backbones.heads.parameter_groups import LayerGroups, prefixed_groups, prefixed_names
 
 __all__ = [
     "AdapterName",
@@ -36,7 +37,7 @@ PRETRAINED_LAYERS = 3  # torchvision trains all five of a ResNet, or three of a 
 
 
 class DetectionBackbone(FreezableModule):
-    """What torchvision's detectors call a backbone: a dictionary of maps of one width.
+    """Backbone of torchvision's detectors: a dictionary of maps of one width.
 
     Args:
         body: Gives a list of maps that `feature_levels` describes.
@@ -103,7 +104,7 @@ class DetectionBackbone(FreezableModule):
         body = prefixed_names(self.body, "body.")
         return body | prefixed_names(self.adapter, "adapter.")
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
         """Timm's layer groups of the body; the adapter belongs to the last group of all."""
         return prefixed_groups(self.body, "body.", coarse)
 
@@ -120,7 +121,7 @@ class BackboneOptions(BodyOptions, total=False):
 
     trainable_backbone_layers: int | None
     adapter: AdapterName
-    adapter_kwargs: dict[str, Any] | None
+    adapter_kwargs: Keywords | None
     out_channels: int
     extra: Extra | None
 
@@ -130,7 +131,7 @@ def densenet_fpn_backbone(
     *,
     trainable_backbone_layers: int | None = None,
     adapter: AdapterName = "fpn",
-    adapter_kwargs: dict[str, Any] | None = None,
+    adapter_kwargs: Keywords | None = None,
     out_channels: int = 256,
     extra: Extra | None = "pool",
     **options: Unpack[BodyOptions],

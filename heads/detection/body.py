@@ -14,6 +14,7 @@ from torchvision.models import WeightsEnum
 from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.fpn import Adapter
 from densenet_backbones.heads.backbones import create_features, is_ours
+from densenet_backbones.heads.options import Keywords
 
 __all__ = [
     "Body",
@@ -51,7 +52,7 @@ class BodyOptions(TypedDict, total=False):
     min_stride: int
     output_stride: int
     in_chans: int
-    backbone_kwargs: dict[str, Any] | None
+    backbone_kwargs: Keywords | None
 
 
 def body_and_adapter(
@@ -110,9 +111,9 @@ def levels_from(levels: Sequence[FeatureLevel], min_stride: int) -> tuple[int, .
     return tuple(deepest[stride] for stride in sorted(deepest) if stride >= min_stride)
 
 
-def _arguments(name: str, norm: Norm, options: BodyOptions) -> dict[str, Any]:
-    """For ``timm.create_model``."""
-    arguments: dict[str, Any] = {"in_chans": options.get("in_chans", 3)}
+def _arguments(name: str, norm: Norm, options: BodyOptions) -> Keywords:
+    """Return the keyword arguments for ``timm.create_model``."""
+    arguments: Keywords = {"in_chans": options.get("in_chans", 3)}
     output_stride = options.get("output_stride", 32)
     if arguments["in_chans"] < 1 or output_stride < 1:
         raise ValueError(
@@ -134,7 +135,7 @@ def _with_norm(net: nn.Module, norm: Norm, name: str) -> nn.Module:
         )
     if norm == "bn":
         return net
-    converted: nn.Module = (
-        freeze_batch_norm_2d(net) if norm == "frozen" else convert_sync_batchnorm(net)
+    convert: Callable[[nn.Module], nn.Module] = (
+        freeze_batch_norm_2d if norm == "frozen" else convert_sync_batchnorm
     )
-    return converted
+    return convert(net)

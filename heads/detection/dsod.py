@@ -5,8 +5,8 @@ Boxes are xyxy in pixels; the frame is said at each place. Architecture and numb
 szq0214/DSOD (``model_libs.py``, ``DSOD300_pascal.py``, ``DSOD300_coco.py``).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from densenet_backbones.heads.multibox.selection import Selection, select_detect
 from densenet_backbones.heads.options import (
     BackboneWeights,
     ImageOptions,
+    Options,
     SelectionOptions,
     check_options,
     split_options,
@@ -102,7 +103,7 @@ class DSOD(FreezableModule):
         """The backbone."""
         return self.backbone
 
-    def set_transform(self, described: Mapping[str, Any]) -> None:
+    def set_transform(self, described: Options) -> None:
         """Take the transform that ``transform.to_dict()`` of a like detector describes.
 
         Raises:
@@ -126,7 +127,7 @@ class DSOD(FreezableModule):
             image ``boxes`` (D, 4) in its own frame, ``scores`` (D,) falling, ``labels`` (D,).
 
         Raises:
-            ValueError: for images or targets that are not as said.
+            ValueError: An image or target has another shape, type or range.
         """
         check_images(images)
         if not self.training:
@@ -144,7 +145,8 @@ class DSOD(FreezableModule):
                 "batch norm cannot train on one image whose last map has a single cell: use a "
                 f"batch of 2 or more, or an image size above {self.image_size}"
             )
-        return self.head(self.adapter(self._base_maps(batch)))
+        predictions: tuple[Tensor, Tensor] = self.head(self.adapter(self._base_maps(batch)))
+        return predictions
 
     def losses(self, codes: Tensor, logits: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Match priors to objects, then the multibox loss; boxes in the network's frame."""
@@ -152,7 +154,7 @@ class DSOD(FreezableModule):
         return multibox_loss(logits, codes, assigned, self.negatives_per_positive)
 
     def assign(self, targets: Sequence[Target], device: torch.device) -> PriorTargets:
-        """What each prior learns of the targets, which are in the network's frame."""
+        """Match priors to the targets, which are in the network's frame."""
         return assign_targets(targets, self.priors(device), self.match_threshold)
 
     @torch.no_grad()

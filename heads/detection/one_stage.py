@@ -24,7 +24,7 @@ from densenet_backbones.heads.detection.base import (
     keep_float32,
 )
 from densenet_backbones.heads.detection.transform import DetectionTransform
-from densenet_backbones.heads.options import SelectionOptions
+from densenet_backbones.heads.options import Keywords, Options, SelectionOptions
 
 __all__ = ["FCOS", "RetinaNet", "fcos_fpn", "retinanet_fpn", "retinanet_fpn_v2"]
 
@@ -57,7 +57,7 @@ class _OneStage(TorchvisionDetector):
     """Never predicts the background, which torchvision's sigmoid heads have a class for."""
 
     def postprocess_detections(
-        self, head_outputs: dict[str, Any], anchors: Any, image_shapes: Any
+        self, head_outputs: Keywords, anchors: Any, image_shapes: Any
     ) -> list[dict[str, Tensor]]:
         """Detections from the outputs of all levels, by torchvision's class."""
         logits = [_without_background(level) for level in head_outputs["cls_logits"]]
@@ -211,7 +211,7 @@ def fcos_fpn(*, num_classes: int = 91, **options: Unpack[FCOSOptions]) -> FCOS:
     return build(FCOS, num_classes, _from_stride_8(options, p6p7_input="p5"))
 
 
-def _from_stride_8(options: Any, p6p7_input: str) -> dict[str, Any]:
+def _from_stride_8(options: Options, p6p7_input: str) -> Keywords:
     """Levels P3 to P7 unless others are given: P2 would have most of all anchors."""
     given = {"min_stride": 8, "extra": "p6p7", **options}
     if given.get("adapter", "fpn") in ("fpn", "pan"):

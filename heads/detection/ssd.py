@@ -5,7 +5,7 @@ Legend: K classes including the background (class 0), L levels. Sources: SSD (Li
 ``ssd_pascal_512.py``); torchvision ``models/detection/ssd.py``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, Unpack
 
@@ -35,6 +35,8 @@ from densenet_backbones.heads.multibox.head import ChannelL2Norm
 from densenet_backbones.heads.multibox.priors import ratio_rule_sizes
 from densenet_backbones.heads.options import (
     ImageOptions,
+    Keywords,
+    Options,
     SelectionOptions,
     check_options,
     split_options,
@@ -145,7 +147,8 @@ class DefaultBoxes(DefaultBoxGenerator):
     def _grid_default_boxes(
         self, grid_sizes: list[list[int]], image_size: list[int], dtype: torch.dtype
     ) -> Tensor:
-        return super()._grid_default_boxes(grid_sizes, image_size, torch.float32)
+        boxes: Tensor = super()._grid_default_boxes(grid_sizes, image_size, torch.float32)
+        return boxes
 
 
 class SSDOptions(ImageOptions, SelectionOptions, BodyOptions, total=False):
@@ -157,7 +160,7 @@ class SSDOptions(ImageOptions, SelectionOptions, BodyOptions, total=False):
     prior_sizes: Literal["coco", "voc"]
     trainable_backbone_layers: int | None
     adapter: AdapterName | None
-    adapter_kwargs: dict[str, Any] | None
+    adapter_kwargs: Keywords | None
     out_channels: int
     iou_thresh: float
     positive_fraction: float
@@ -208,7 +211,7 @@ class SSD(TorchvisionDetector, tv.SSD):
         assert self.transform.image_size is not None
         return self.transform.image_size
 
-    def set_transform(self, described: Mapping[str, Any]) -> None:
+    def set_transform(self, described: Options) -> None:
         """As of all detectors, with the same size of images.
 
         Raises:
@@ -286,7 +289,7 @@ def ssd512(*, num_classes: int = 91, **options: Unpack[SSDOptions]) -> SSD:
     return _build(num_classes, {"image_size": 512, **options})
 
 
-def _build(num_classes: int, options: Mapping[str, Any]) -> SSD:
+def _build(num_classes: int, options: Options) -> SSD:
     check_options(num_classes, options, SSD.option_names)
     images, body, rest = split_options(options, (ImageOptions, BodyOptions))
     name, image_size = rest.pop("backbone", DEFAULT_BACKBONE), rest.pop("image_size")
@@ -308,7 +311,7 @@ def _build(num_classes: int, options: Mapping[str, Any]) -> SSD:
 _ADAPTER_OPTIONS = ("adapter", "adapter_kwargs", "out_channels")
 
 
-def _base_adapter(options: Mapping[str, Any], levels: Sequence[FeatureLevel]) -> Adapter:
+def _base_adapter(options: Options, levels: Sequence[FeatureLevel]) -> Adapter:
     name = options.get("adapter")
     if name is None:
         return ScaledLevels(levels)

@@ -1,4 +1,4 @@
-"""Which object each prior learns: SSD's bipartite and per-prior matching.
+"""Matching of priors and objects: SSD's bipartite and per-prior matching.
 
 Legend: B boxes (objects), P priors, N images. Source: SSD (arXiv:1512.02325) section 2.2 and
 ``MatchBBox`` of its Caffe code (``bbox_util.cpp``, match type PER_PREDICTION).
@@ -17,7 +17,7 @@ UNMATCHED = -1
 
 
 class PriorTargets(NamedTuple):
-    """What every prior of a batch should predict.
+    """Targets of every prior of a batch.
 
     Attributes:
         labels: (N, P) int64, 0 for the background.
@@ -80,8 +80,8 @@ def match_priors(boxes: Tensor, priors: Tensor, threshold: float = 0.5) -> Tenso
     overlap, best_box = iou.max(dim=0)
     matches = torch.where(overlap >= threshold, best_box, UNMATCHED)
     own_prior = best_prior_of_each_box(iou)
-    found = own_prior != UNMATCHED
-    matches[own_prior[found]] = torch.arange(len(boxes), device=boxes.device)[found]
+    overlaps = own_prior != UNMATCHED
+    matches[own_prior[overlaps]] = torch.arange(len(boxes), device=boxes.device)[overlaps]
     return matches
 
 
@@ -101,7 +101,8 @@ def out_of_reach(boxes: Tensor, priors: Tensor, threshold: float = 0.5) -> Tenso
     """
     if len(boxes) == 0:
         return torch.zeros(0, dtype=torch.bool, device=boxes.device)
-    return box_iou(boxes, priors).amax(dim=1) < threshold
+    overlap: Tensor = box_iou(boxes, priors)
+    return overlap.amax(dim=1) < threshold
 
 
 @torch.no_grad()

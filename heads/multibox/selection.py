@@ -1,4 +1,4 @@
-"""From class scores and boxes of all priors to the detections of an image.
+"""Selection of detections: from class scores and boxes of all priors to the detections of an image.
 
 Legend: P priors, K classes including the background (class 0), D detections. Source: SSD
 (arXiv:1512.02325) section 2.2 and ``detection_output_layer.cpp``; numbers of szq0214/DSOD.
@@ -15,7 +15,7 @@ from densenet_backbones.messages import check_interval, check_whole
 
 @dataclass(frozen=True)
 class Selection:
-    """Which scored boxes become detections.
+    """Limits by which scored boxes become detections.
 
     Attributes:
         score_thresh: lowest score, exclusive, in 0..1.

@@ -8,8 +8,8 @@ Legend: N images, K classes, C channels, H and W pixels, k growth rate.
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,8 @@ from densenet_backbones.densenet import DenseNet
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.options import BackboneWeights, ImageOptions, split_options
-from densenet_backbones.heads.parameter_groups import prefixed_groups
+from densenet_backbones.heads.options import BackboneWeights, ImageOptions, Options, split_options
+from densenet_backbones.heads.parameter_groups import LayerGroups, prefixed_groups
 from densenet_backbones.heads.segmentation.segmenter import Segmenter
 from densenet_backbones.heads.weights import load_weights
 from densenet_backbones.layers import DenseBlock, set_memory
@@ -134,7 +134,7 @@ class FCDenseNet(nn.Module):
         self.apply(_add_bias)
         if batch_statistics_in_eval:
             _replace_norms(self)
-        self.apply(_initialize)
+        self.apply(_init_weights)
         self.set_memory(memory)
 
     @property
@@ -151,7 +151,7 @@ class FCDenseNet(nn.Module):
         """Chooses what training keeps for the backward pass: see `layers.set_memory`."""
         set_memory(self, memory)
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
         """Timm's layer groups of the way down; the way up is the last group of all."""
         return prefixed_groups(self.encoder, "encoder.", coarse)
 
@@ -168,7 +168,8 @@ class FCDenseNet(nn.Module):
             self.transitions_up, self.blocks_up, reversed(skips), strict=True
         ):
             x = block(up(x, skip))
-        return self.classifier(x)
+        logits: Tensor = self.classifier(x)
+        return logits
 
     def _check_norms(self) -> None:
         if self.training or not self.batch_statistics_in_eval:
@@ -224,7 +225,7 @@ def _replace_norms(net: nn.Module) -> None:
                 setattr(parent, name, own)
 
 
-def _initialize(module: nn.Module) -> None:
+def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
         assert module.bias is not None
@@ -287,7 +288,7 @@ def fcdensenet56(*, num_classes: int, **options: Unpack[FCDenseNetOptions]) -> S
     return _build(num_classes, {"block_config": (4,) * 6, "growth_rate": 12, **options})
 
 
-def _build(num_classes: int, options: Mapping[str, Any]) -> Segmenter:
+def _build(num_classes: int, options: Options) -> Segmenter:
     images, loading, network = split_options(options, (ImageOptions, BackboneWeights))
     weights = network.pop("weights", None)
     if loading.get("weights_backbone"):

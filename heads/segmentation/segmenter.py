@@ -4,20 +4,33 @@ Legend: N images, K classes, H and W pixels.
 """
 
 from collections import OrderedDict
-from typing import Any
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
+from densenet_backbones.heads.parameter_groups import LayerGroups, prefixed_groups, prefixed_names
 from densenet_backbones.heads.validation import check_images
 from densenet_backbones.layers import is_traced
 
-__all__ = ["Segmenter", "SegmenterOutput", "TorchvisionSegmenter"]
+__all__ = ["Segmenter", "SegmenterOutput", "SupervisedLogits", "TorchvisionSegmenter"]
 
-SegmenterOutput = Tensor | dict[str, Any]
+
+class SupervisedLogits(TypedDict):
+    """Logits of a network with deep supervision, in training.
+
+    Attributes:
+        logits: (N, K, H, W).
+        aux: Logits of the coarser maps.
+    """
+
+    logits: Tensor
+    aux: list[Tensor]
+
+
+SegmenterOutput = Tensor | SupervisedLogits
 
 
 class Segmenter(nn.Module):
@@ -121,7 +134,7 @@ class Segmenter(nn.Module):
         """Parameters to train without weight decay, where the network names some."""
         return prefixed_names(self.net, "net.")
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
         """Patterns by which timm's optimizers give layers their own learning rate."""
         return prefixed_groups(self.net, "net.", coarse)
 

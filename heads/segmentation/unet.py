@@ -9,7 +9,7 @@ Legend: N images, K classes, C channels, H and W pixels, h and w cells of a coar
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Literal, Unpack, get_args
+from typing import Literal, Unpack, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from densenet_backbones.heads.backbones import create_features, normalization_of
 from densenet_backbones.heads.freezing import FreezableModule, freeze_layers
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.options import BackboneWeights, ImageOptions, split_options
-from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
+from densenet_backbones.heads.parameter_groups import LayerGroups, prefixed_groups, prefixed_names
 from densenet_backbones.heads.segmentation.segmenter import Segmenter, SegmenterOutput
 from densenet_backbones.heads.weights import load_weights
 from densenet_backbones.messages import check_choice, check_whole
@@ -100,7 +100,8 @@ class DecoderStage(nn.Module):
         if skip is not None:
             skip = skip if self.gate is None else self.gate(skip, x)
             up = torch.cat((up, skip), dim=1)
-        return self.convs(up)
+        convolved: Tensor = self.convs(up)
+        return convolved
 
 
 class UNet(FreezableModule):
@@ -153,7 +154,7 @@ class UNet(FreezableModule):
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
         coarser = widths[:-1] if deep_supervision else []
         self.aux_classifiers = nn.ModuleList(nn.Conv2d(c, num_classes, 1) for c in coarser)
-        self.stages.apply(_initialize)
+        self.stages.apply(_init_weights)
 
     @property
     def feature_net(self) -> nn.Module:
@@ -171,7 +172,7 @@ class UNet(FreezableModule):
         for stage in self.stages:
             x = stage(x, skips.pop() if skips else None)
             maps.append(x)
-        logits = self.classifier(x)
+        logits: Tensor = self.classifier(x)
         if not self.training or not self.aux_classifiers:
             return logits
         pairs = zip(self.aux_classifiers, maps, strict=False)  # the last map has the classifier
@@ -181,7 +182,7 @@ class UNet(FreezableModule):
         """The backbone's parameters to train without weight decay, where it names some."""
         return prefixed_names(self.backbone, "backbone.")
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
         """Timm's layer groups of the backbone; the decoder is the last group of all."""
         return prefixed_groups(self.backbone, "backbone.", coarse)
 
@@ -278,7 +279,7 @@ def _conv_norm_relu(in_channels: int, out_channels: int, norm: DecoderNorm) -> n
     )
 
 
-def _initialize(module: nn.Module) -> None:
+def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
