@@ -73,7 +73,7 @@ def create_features(
         return _create(name, kwargs)
     if weights_backbone == "timm":
         return _create(name, {**kwargs, "pretrained": True})
-    if (published := _published_weights(name, weights_backbone)) is not None:
+    if (published := _find_published_weights(name, weights_backbone)) is not None:
         origin, state = repr(published), _fetch(published, progress)
     else:
         origin, state = str(weights_backbone), read_state_dict(str(weights_backbone))
@@ -82,7 +82,7 @@ def create_features(
     return _create_checked(name, kwargs, state, origin)
 
 
-def _published_weights(name: str, weights: str | WeightsEnum) -> WeightsEnum | None:
+def _find_published_weights(name: str, weights: str | WeightsEnum) -> WeightsEnum | None:
     """Torchvision's weights that are meant; None where they are a file's name."""
     member = _MEMBER.fullmatch(weights) if isinstance(weights, str) else None
     if isinstance(weights, str) and (member is None or Path(weights).is_file()):
@@ -172,7 +172,7 @@ def _create_checked(
     return net
 
 
-def base_network(
+def create_base_network(
     name: str, weights_backbone: str | WeightsEnum | None = None, **kwargs: Any
 ) -> nn.Module:
     """A timm feature network, ending after its last map of stride 16.
@@ -192,11 +192,11 @@ def base_network(
         whole = create_features(name, **kwargs)
         info: Any = whole.feature_info
         taken = sorted(index % len(info) for index in info.out_indices)
-        kwargs["out_indices"] = tuple(taken[i] for i in base_positions(feature_levels(whole)))
+        kwargs["out_indices"] = tuple(taken[i] for i in find_base_positions(feature_levels(whole)))
     return create_features(name, weights_backbone, **kwargs)
 
 
-def base_positions(levels: Sequence[FeatureLevel]) -> tuple[int, ...]:
+def find_base_positions(levels: Sequence[FeatureLevel]) -> tuple[int, ...]:
     """Positions of the two base maps among ``levels``: the last one of each base stride."""
     by_stride = {level.stride: position for position, level in enumerate(levels)}
     if not set(BASE_STRIDES) <= by_stride.keys():
@@ -207,7 +207,7 @@ def base_positions(levels: Sequence[FeatureLevel]) -> tuple[int, ...]:
     return tuple(by_stride[stride] for stride in BASE_STRIDES)
 
 
-def normalization_of(backbone: nn.Module, name: str | None) -> Keywords:
+def read_normalization(backbone: nn.Module, name: str | None) -> Keywords:
     """Return what `ImageNormalization` takes, as a backbone's weights expect it.
 
     DSOD's own for its own bases and for modules that say nothing; else that of timm's
@@ -229,7 +229,7 @@ def is_dsod_name(name: str) -> bool:
     return name.startswith("dsod_")
 
 
-def without_data(module: nn.Module) -> dict[str, Tensor]:
+def copy_to_meta(module: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers on the meta device, for `functional_call` without data."""
     state = dict(module.named_parameters()) | dict(module.named_buffers())
     return {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}

@@ -2,14 +2,14 @@
 
 from torch import nn
 
-__all__ = ["LayerGroups", "prefixed_groups", "prefixed_names"]
+__all__ = ["LayerGroups", "prefix_groups", "prefix_names"]
 
 LayerGroups = dict[str, str | list[tuple[str, tuple[int, ...] | None]]]
 """What ``group_matcher`` returns: patterns of parameters' names by group (timm
 ``models/_manipulate.py``, ``group_with_matcher``)."""
 
 
-def prefixed_names(child: nn.Module, prefix: str) -> set[str]:
+def prefix_names(child: nn.Module, prefix: str) -> set[str]:
     """A child's ``no_weight_decay()`` under its parent's names; empty where it has none.
 
     Args:
@@ -22,7 +22,7 @@ def prefixed_names(child: nn.Module, prefix: str) -> set[str]:
     return {f"{prefix}{name}" for name in names}
 
 
-def prefixed_groups(child: nn.Module, prefix: str, coarse: bool) -> LayerGroups:
+def prefix_groups(child: nn.Module, prefix: str, coarse: bool) -> LayerGroups:
     """A child's ``group_matcher()`` under its parent's names; one group where it has none.
 
     Args:

@@ -13,21 +13,21 @@ from densenet_backbones.heads.options import Keywords, Options
 __all__ = ["NESTED", "RENAMED", "rename_options", "rename_transform"]
 
 
-def _named(name: str) -> Callable[[Any], Keywords]:
+def _rename_to(name: str) -> Callable[[Any], Keywords]:
     return lambda value: {name: value}
 
 
-def _weights_backbone(pretrained: bool | None) -> Keywords:
+def _convert_pretrained(pretrained: bool | None) -> Keywords:
     return {"weights_backbone": "timm" if pretrained else None}
 
 
 RENAMED: dict[str, Callable[[Any], Keywords]] = {
-    "backbone_args": _named("backbone_kwargs"),
-    "detections_per_image": _named("detections_per_img"),
-    "nms_threshold": _named("nms_thresh"),
-    "pretrained_backbone": _weights_backbone,
-    "score_threshold": _named("score_thresh"),
-    "trainable_layers": _named("trainable_backbone_layers"),
+    "backbone_args": _rename_to("backbone_kwargs"),
+    "detections_per_image": _rename_to("detections_per_img"),
+    "nms_threshold": _rename_to("nms_thresh"),
+    "pretrained_backbone": _convert_pretrained,
+    "score_threshold": _rename_to("score_thresh"),
+    "trainable_layers": _rename_to("trainable_backbone_layers"),
 }
 """From an old name to what makes today's names and values of its value."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from densenet_backbones.checkpoints import CheckpointError, read_state_dict
 
-__all__ = ["load_detector_file", "load_matching", "load_weights", "our_name"]
+__all__ = ["load_detector_file", "load_matching", "load_weights", "translate_name"]
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -28,7 +28,7 @@ _OLD_MASK = re.compile(r"^(roi_heads\.mask_head)\.mask_fcn(\d+)\.(weight|bias)$"
 _OLD_RETINA = re.compile(r"^(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)$")
 
 
-def our_name(name: str, known: Mapping[str, Tensor]) -> str:
+def translate_name(name: str, known: Mapping[str, Tensor]) -> str:
     """Our name of a tensor in a detector's file.
 
     Args:
@@ -64,7 +64,7 @@ def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[s
     taken: dict[str, Tensor] = {}
     left: list[str] = []
     for given, value in state.items():
-        name = our_name(given, known)
+        name = translate_name(given, known)
         if name not in known:
             left.append(f"{given}: the model has none")
         elif known[name].shape != value.shape:
@@ -94,7 +94,7 @@ def load_detector_file(model: nn.Module, path: str | Path) -> tuple[list[str], l
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     taken, left = load_matching(model, state)
-    kept = [name for name in model.state_dict().keys() - set(taken) if _matters(name)]
+    kept = [name for name in model.state_dict().keys() - set(taken) if _is_weight(name)]
     if not taken:
         raise CheckpointError(
             f"{path}: none of its {len(state)} tensors fits this detector by name and shape "
@@ -128,6 +128,6 @@ def load_weights(model: _Model, weights: str | None) -> _Model:
     return model
 
 
-def _matters(name: str) -> bool:
+def _is_weight(name: str) -> bool:
     """Counters of batches are missing in published files, which are older than they are."""
     return not name.endswith("num_batches_tracked")

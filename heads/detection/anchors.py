@@ -21,7 +21,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from densenet_backbones.features import FeatureLevel
 
-__all__ = ["PyramidAnchors", "check_anchors", "roi_pool"]
+__all__ = ["PyramidAnchors", "build_roi_pool", "check_anchors"]
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 
@@ -102,7 +102,7 @@ def check_anchors(
             )
 
 
-def roi_pool(
+def build_roi_pool(
     levels: Sequence[FeatureLevel], output_size: int, sampling_ratio: int = 2
 ) -> MultiScaleRoIAlign:
     """RoI pooling from levels by their strides: a box of 224 pixels is read at stride 16.

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from densenet_backbones.heads.backbones import normalization_of
+from densenet_backbones.heads.backbones import read_normalization
 from densenet_backbones.heads.detection.backbone import (
     BackboneOptions,
     DetectionBackbone,
@@ -24,7 +24,7 @@ from densenet_backbones.heads.options import (
     check_options,
     split_options,
 )
-from densenet_backbones.heads.parameter_groups import LayerGroups, prefixed_groups, prefixed_names
+from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups, prefix_names
 from densenet_backbones.heads.validation import (
     check_images,
     check_keypoints,
@@ -125,11 +125,11 @@ class TorchvisionDetector(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters to train without weight decay, where the backbone names some."""
-        return prefixed_names(self.backbone, "backbone.")
+        return prefix_names(self.backbone, "backbone.")
 
     def group_matcher(self, coarse: bool = False) -> LayerGroups:
         """Timm's layer groups of the backbone; adapter and heads are the last group of all."""
-        return prefixed_groups(self.backbone, "backbone.", coarse)
+        return prefix_groups(self.backbone, "backbone.", coarse)
 
 
 def keep_float32(*modules: Any) -> None:
@@ -210,7 +210,7 @@ def make_transform(
     Raises:
         ValueError: An argument is unknown or out of range.
     """
-    facts = normalization_of(backbone.body, name)
+    facts = read_normalization(backbone.body, name)
     if backbone.in_chans != 3:
         for key in ("image_mean", "image_std"):
             facts[key] = [sum(facts[key]) / len(facts[key])] * backbone.in_chans

@@ -16,10 +16,10 @@ from torchvision.models.detection.transform import resize_boxes
 from densenet_backbones.features import feature_levels
 from densenet_backbones.fpn import DensePrediction
 from densenet_backbones.heads.backbones import (
-    base_network,
-    base_positions,
-    normalization_of,
-    without_data,
+    copy_to_meta,
+    create_base_network,
+    find_base_positions,
+    read_normalization,
 )
 from densenet_backbones.heads.detection.transform import DetectionTransform, build_transform
 from densenet_backbones.heads.freezing import FreezableModule, freeze_layers
@@ -89,7 +89,7 @@ class DSOD(FreezableModule):
         self.head = MultiBoxHead(adapter.levels, priors.priors_per_cell, num_classes)
         levels = feature_levels(backbone)
         self._base_positions = tuple(levels.index(level) for level in adapter.levels_in)
-        self.grid_sizes = self._grid_sizes()
+        self.grid_sizes = self._measure_grids()
         self._priors: dict[torch.device, Tensor] = {}
 
     @property
@@ -145,7 +145,7 @@ class DSOD(FreezableModule):
                 "batch norm cannot train on one image whose last map has a single cell: use a "
                 f"batch of 2 or more, or an image size above {self.image_size}"
             )
-        predictions: tuple[Tensor, Tensor] = self.head(self.adapter(self._base_maps(batch)))
+        predictions: tuple[Tensor, Tensor] = self.head(self.adapter(self._select_base_maps(batch)))
         return predictions
 
     def losses(self, codes: Tensor, logits: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
@@ -184,7 +184,7 @@ class DSOD(FreezableModule):
                 self._priors[device] = self.prior_spec.boxes(self.grid_sizes).to(device)
         return self._priors[device]
 
-    def unmatchable(
+    def find_unmatchable(
         self,
         boxes_per_image: Sequence[Tensor],
         sizes: Sequence[tuple[int, int]] | None = None,
@@ -210,17 +210,17 @@ class DSOD(FreezableModule):
         """Parameters that DSOD trains without weight decay (timm's name for the question)."""
         return {f"head.{name}" for name in self.head.list_undecayed()}
 
-    def _base_maps(self, batch: Tensor) -> list[Tensor]:
+    def _select_base_maps(self, batch: Tensor) -> list[Tensor]:
         features = self.backbone(batch)
         return [features[position] for position in self._base_positions]
 
-    def _grid_sizes(self) -> tuple[tuple[int, int], ...]:
+    def _measure_grids(self) -> tuple[tuple[int, int], ...]:
         """Sizes of the prediction maps, by running the network on shapes without data."""
         batch = torch.empty(2, 3, *self.image_size, device="meta")
         with torch.no_grad():
-            features = functional_call(self.backbone, without_data(self.backbone), (batch,))
+            features = functional_call(self.backbone, copy_to_meta(self.backbone), (batch,))
             base = [features[position] for position in self._base_positions]
-            maps = functional_call(self.adapter, without_data(self.adapter), (base,))
+            maps = functional_call(self.adapter, copy_to_meta(self.adapter), (base,))
         return tuple((x.shape[-2], x.shape[-1]) for x in maps)
 
 
@@ -289,7 +289,7 @@ def dsod300(
     layers = weighted.pop("trainable_backbone_layers", None)
     kwargs = weighted.pop("backbone_kwargs", None) or {}
     if isinstance(name, str):
-        net = base_network(name, **weighted, **kwargs)
+        net = create_base_network(name, **weighted, **kwargs)
     elif kwargs or weighted.get("weights_backbone") or layers is not None:
         raise ValueError(
             "backbone_kwargs, weights_backbone and trainable_backbone_layers need a backbone given "
@@ -297,11 +297,11 @@ def dsod300(
         )
     else:
         net = name
-    size = _height_and_width(image_size)
+    size = _parse_size(image_size)
     levels = feature_levels(net)
-    adapter = DensePrediction([levels[i] for i in base_positions(levels)], adapter_channels)
+    adapter = DensePrediction([levels[i] for i in find_base_positions(levels)], adapter_channels)
     strides = [level.stride for level in adapter.levels]
-    facts = normalization_of(net, name if isinstance(name, str) else None)
+    facts = read_normalization(net, name if isinstance(name, str) else None)
     given = {key: value for key, value in images.items() if value is not None}
     model = DSOD(
         net,
@@ -370,7 +370,7 @@ def dsod_tiny(**options: Unpack[DSODOptions]) -> DSOD:
     return dsod300(**options)
 
 
-def _height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+def _parse_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     if isinstance(image_size, int):
         return image_size, image_size
     if len(image_size) != 2:

@@ -17,11 +17,11 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
 from densenet_backbones.features import FeatureLevel
 from densenet_backbones.fpn import Adapter, build_adapter
-from densenet_backbones.heads.backbones import is_ours, without_data
+from densenet_backbones.heads.backbones import copy_to_meta, is_ours
 from densenet_backbones.heads.detection.backbone import (
     AdapterName,
     DetectionBackbone,
-    stages_to_freeze,
+    count_stages_to_freeze,
 )
 from densenet_backbones.heads.detection.base import (
     DEFAULT_BACKBONE,
@@ -29,10 +29,10 @@ from densenet_backbones.heads.detection.base import (
     keep_float32,
     make_transform,
 )
-from densenet_backbones.heads.detection.body import BodyOptions, body_and_adapter
+from densenet_backbones.heads.detection.body import BodyOptions, build_body
 from densenet_backbones.heads.detection.transform import DetectionTransform, build_transform
 from densenet_backbones.heads.multibox.head import ChannelL2Norm
-from densenet_backbones.heads.multibox.priors import ratio_rule_sizes
+from densenet_backbones.heads.multibox.priors import compute_ratio_sizes
 from densenet_backbones.heads.options import (
     ImageOptions,
     Keywords,
@@ -97,7 +97,7 @@ class ExtraLevels(Adapter):
             last = levels[-1]
             width = _WIDTH if self.extra else _FIRST_WIDTH
             to_one = sides[-1] == 3
-            self.extra.append(_extra(last.channels, width, to_one))
+            self.extra.append(_build_extra(last.channels, width, to_one))
             stride = image_size if to_one else 2 * last.stride
             levels.append(FeatureLevel(f"{last.name[0]}{int(last.name[1:]) + 1}", width, stride))
             sides.append(1 if to_one else (sides[-1] + 1) // 2)
@@ -115,7 +115,7 @@ class ExtraLevels(Adapter):
         return {f"base.{name}" for name in self.base.no_weight_decay()}
 
 
-def _extra(in_channels: int, out_channels: int, to_one: bool) -> nn.Sequential:
+def _build_extra(in_channels: int, out_channels: int, to_one: bool) -> nn.Sequential:
     stride, padding = (1, 0) if to_one else (2, 1)
     block = nn.Sequential(
         nn.Conv2d(in_channels, out_channels // 2, kernel_size=1),
@@ -123,10 +123,10 @@ def _extra(in_channels: int, out_channels: int, to_one: bool) -> nn.Sequential:
         nn.Conv2d(out_channels // 2, out_channels, kernel_size=3, stride=stride, padding=padding),
         nn.ReLU(inplace=True),
     )
-    return block.apply(_xavier_)
+    return block.apply(_init_xavier)
 
 
-def _xavier_(module: nn.Module) -> None:
+def _init_xavier(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d) and module.bias is not None:
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
@@ -137,7 +137,7 @@ class SSDBackbone(DetectionBackbone):
 
     adapter: Any
 
-    def _widths(self) -> list[int]:
+    def _take_widths(self) -> list[int]:
         return [level.channels for level in self.levels]
 
 
@@ -198,7 +198,7 @@ class SSD(TorchvisionDetector, tv.SSD):
         assert transform.image_size is not None
         size = transform.image_size
         cells = backbone.adapter.cells
-        generator = anchor_generator or default_boxes(size[0], cells, prior_sizes)
+        generator = anchor_generator or build_default_boxes(size[0], cells, prior_sizes)
         _check_default_boxes(generator, size[0], cells)
         super().__init__(backbone, generator, size, num_classes, **settings)
         self.num_classes = num_classes
@@ -221,7 +221,7 @@ class SSD(TorchvisionDetector, tv.SSD):
         self.transform = transform.train(self.training)
 
 
-def default_boxes(image_size: int, cells: Sequence[int], prior_sizes: str) -> DefaultBoxes:
+def build_default_boxes(image_size: int, cells: Sequence[int], prior_sizes: str) -> DefaultBoxes:
     """Default boxes of SSD: four a cell on the first and the last two maps, six on the others.
 
     At 300 pixels and SSD's own maps they are SSD300's; elsewhere centers spread evenly, which at
@@ -233,7 +233,7 @@ def default_boxes(image_size: int, cells: Sequence[int], prior_sizes: str) -> De
         prior_sizes: ``coco`` or ``voc``; from 512 pixels on the rule is SSD512's.
     """
     rule = f"{prior_sizes}512" if image_size >= 512 else prior_sizes
-    sizes = ratio_rule_sizes(image_size, len(cells), rule)
+    sizes = compute_ratio_sizes(image_size, len(cells), rule)
     published = image_size == 300 and tuple(cells) == SSD300_CELLS
     return DefaultBoxes(
         [[2, 3] if 0 < index < len(cells) - 2 else [2] for index in range(len(cells))],
@@ -299,10 +299,10 @@ def _build(num_classes: int, options: Options) -> SSD:
     body = {"min_stride": 8, **body}
     if is_ours(name):  # as SSD's third pool: 300 pixels give 38 cells
         body["backbone_kwargs"] = {"ceil_mode": True, **(body.get("backbone_kwargs") or {})}
-    base = body_and_adapter(name, partial(_base_adapter, own), **body)
-    cells = _cells(SSDBackbone(base.net, base.adapter), image_size)
+    base = build_body(name, partial(_build_base_adapter, own), **body)
+    cells = _count_cells(SSDBackbone(base.net, base.adapter), image_size)
     backbone = SSDBackbone(base.net, ExtraLevels(base.adapter, cells, image_size))
-    backbone.freeze(stages_to_freeze(base, layers, body.get("weights_backbone")))
+    backbone.freeze(count_stages_to_freeze(base, layers, body.get("weights_backbone")))
     sizes = {"image_size": (image_size, image_size), "size_divisible": 1}
     transform = make_transform(backbone, name, images, sizes)
     return load_weights(SSD(backbone, num_classes, transform, **rest), weights)
@@ -311,7 +311,7 @@ def _build(num_classes: int, options: Options) -> SSD:
 _ADAPTER_OPTIONS = ("adapter", "adapter_kwargs", "out_channels")
 
 
-def _base_adapter(options: Options, levels: Sequence[FeatureLevel]) -> Adapter:
+def _build_base_adapter(options: Options, levels: Sequence[FeatureLevel]) -> Adapter:
     name = options.get("adapter")
     if name is None:
         return ScaledLevels(levels)
@@ -319,9 +319,9 @@ def _base_adapter(options: Options, levels: Sequence[FeatureLevel]) -> Adapter:
     return build_adapter(name, levels, width, extra=None, **further)
 
 
-def _cells(backbone: DetectionBackbone, image_size: int) -> list[int]:
+def _count_cells(backbone: DetectionBackbone, image_size: int) -> list[int]:
     """Cells on each side of the maps, by running the network on shapes without data."""
     batch = torch.empty(2, backbone.in_chans, image_size, image_size, device="meta")
     with torch.no_grad():
-        maps = functional_call(backbone, without_data(backbone), (batch,))
+        maps = functional_call(backbone, copy_to_meta(backbone), (batch,))
     return [x.shape[-1] for x in maps.values()]

@@ -28,7 +28,7 @@ class PriorTargets(NamedTuple):
     codes: Tensor
 
 
-def best_prior_of_each_box(iou: Tensor) -> Tensor:
+def match_best_priors(iou: Tensor) -> Tensor:
     """The bipartite step: every box gets a prior of its own.
 
     The same pairs as picking, again and again, the highest overlap between a box and a prior that
@@ -64,7 +64,7 @@ def match_priors(boxes: Tensor, priors: Tensor, threshold: float = 0.5) -> Tenso
     """The object of each prior.
 
     A prior learns the box it overlaps most if their IoU is at least ``threshold``; besides, every
-    box keeps the prior of `best_prior_of_each_box`, however small the overlap.
+    box keeps the prior of `match_best_priors`, however small the overlap.
 
     Args:
         boxes: (B, 4) xyxy, B may be 0.
@@ -79,7 +79,7 @@ def match_priors(boxes: Tensor, priors: Tensor, threshold: float = 0.5) -> Tenso
     iou = box_iou(boxes, priors)  # (B, P)
     overlap, best_box = iou.max(dim=0)
     matches = torch.where(overlap >= threshold, best_box, UNMATCHED)
-    own_prior = best_prior_of_each_box(iou)
+    own_prior = match_best_priors(iou)
     overlaps = own_prior != UNMATCHED
     matches[own_prior[overlaps]] = torch.arange(len(boxes), device=boxes.device)[overlaps]
     return matches

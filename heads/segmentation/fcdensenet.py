@@ -21,7 +21,7 @@ from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.options import BackboneWeights, ImageOptions, Options, split_options
-from densenet_backbones.heads.parameter_groups import LayerGroups, prefixed_groups
+from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups
 from densenet_backbones.heads.segmentation.segmenter import Segmenter
 from densenet_backbones.heads.weights import load_weights
 from densenet_backbones.layers import DenseBlock, set_memory
@@ -116,10 +116,10 @@ class FCDenseNet(nn.Module):
     ) -> None:
         super().__init__()
         check_whole("num_classes", num_classes)
-        spec = _way_down(growth_rate, block_config, num_init_features, drop_rate)
+        spec = _plan_way_down(growth_rate, block_config, num_init_features, drop_rate)
         self.num_classes = num_classes
         self.batch_statistics_in_eval = batch_statistics_in_eval
-        self.encoder = _encoder(spec)
+        self.encoder = _build_encoder(spec)
         self.transitions_up = nn.ModuleList()
         self.blocks_up = nn.ModuleList()
         *plans, below = spec.blocks
@@ -153,7 +153,7 @@ class FCDenseNet(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> LayerGroups:
         """Timm's layer groups of the way down; the way up is the last group of all."""
-        return prefixed_groups(self.encoder, "encoder.", coarse)
+        return prefix_groups(self.encoder, "encoder.", coarse)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalized images (N, 3, H, W) to logits (N, K, H, W).
@@ -183,7 +183,7 @@ class FCDenseNet(nn.Module):
             )
 
 
-def _way_down(
+def _plan_way_down(
     growth_rate: int, block_config: Sequence[int], num_init_features: int, drop_rate: float
 ) -> DenseNetSpec:
     return DenseNetSpec(
@@ -201,7 +201,7 @@ def _way_down(
     )
 
 
-def _encoder(spec: DenseNetSpec) -> DenseFeatureNet:
+def _build_encoder(spec: DenseNetSpec) -> DenseFeatureNet:
     blocks = range(1, len(spec.blocks) + 1)
     encoder = DenseFeatureNet(DenseNet(spec, num_classes=0), out_indices=blocks)
     for name, pool in list(encoder.named_children()):

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densenet_backbones.features import FeatureLevel, feature_levels
-from densenet_backbones.heads.backbones import create_features, normalization_of
+from densenet_backbones.heads.backbones import create_features, read_normalization
 from densenet_backbones.heads.freezing import FreezableModule, freeze_layers
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.options import BackboneWeights, ImageOptions, split_options
-from densenet_backbones.heads.parameter_groups import LayerGroups, prefixed_groups, prefixed_names
+from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups, prefix_names
 from densenet_backbones.heads.segmentation.segmenter import Segmenter, SegmenterOutput
 from densenet_backbones.heads.weights import load_weights
 from densenet_backbones.messages import check_choice, check_whole
@@ -90,8 +90,8 @@ class DecoderStage(nn.Module):
         self.gate = AttentionGate(skip.channels, in_channels) if skip and gated else None
         joined = up_channels + (skip.channels if skip else 0)
         self.convs = nn.Sequential(
-            _conv_norm_relu(joined, out_channels, norm),
-            _conv_norm_relu(out_channels, out_channels, norm),
+            _build_conv_norm_relu(joined, out_channels, norm),
+            _build_conv_norm_relu(out_channels, out_channels, norm),
         )
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
@@ -140,10 +140,10 @@ class UNet(FreezableModule):
         ):
             check_choice(name, value, legal)
         levels = feature_levels(backbone)
-        self.stride = _stride(levels)
+        self.stride = _read_stride(levels)
         self.num_classes = num_classes
         self.backbone = backbone
-        widths = _widths(decoder_channels, stages=int(math.log2(self.stride)))
+        widths = _take_widths(decoder_channels, stages=int(math.log2(self.stride)))
         skips: list[FeatureLevel | None] = [*levels[-2::-1]]
         skips += [None] * (len(widths) - len(skips))
         self.stages = nn.ModuleList()
@@ -180,11 +180,11 @@ class UNet(FreezableModule):
 
     def no_weight_decay(self) -> set[str]:
         """The backbone's parameters to train without weight decay, where it names some."""
-        return prefixed_names(self.backbone, "backbone.")
+        return prefix_names(self.backbone, "backbone.")
 
     def group_matcher(self, coarse: bool = False) -> LayerGroups:
         """Timm's layer groups of the backbone; the decoder is the last group of all."""
-        return prefixed_groups(self.backbone, "backbone.", coarse)
+        return prefix_groups(self.backbone, "backbone.", coarse)
 
 
 class UNetOptions(ImageOptions, BackboneWeights, total=False):
@@ -240,11 +240,11 @@ def unet(
     )
     freeze_layers(net, backbone, kwargs, layers)
     given = {key: value for key, value in images.items() if value is not None}
-    normalization = ImageNormalization(**{**normalization_of(features, backbone), **given})
+    normalization = ImageNormalization(**{**read_normalization(features, backbone), **given})
     return load_weights(Segmenter(net, stride=net.stride, normalization=normalization), weights)
 
 
-def _stride(levels: Sequence[FeatureLevel]) -> int:
+def _read_stride(levels: Sequence[FeatureLevel]) -> int:
     """Stride of the coarsest level, where every step from 1 to it is a factor of 2."""
     strides = [level.stride for level in levels]
     first = strides[0] if strides else 0
@@ -257,7 +257,7 @@ def _stride(levels: Sequence[FeatureLevel]) -> int:
     return strides[-1]
 
 
-def _widths(decoder_channels: Sequence[int], stages: int) -> list[int]:
+def _take_widths(decoder_channels: Sequence[int], stages: int) -> list[int]:
     if len(decoder_channels) < stages or min(decoder_channels) < 1:
         raise ValueError(
             f"decoder_channels must be {stages} or more numbers of 1 or more, one for each factor "
@@ -266,7 +266,7 @@ def _widths(decoder_channels: Sequence[int], stages: int) -> list[int]:
     return list(decoder_channels[-stages:])
 
 
-def _conv_norm_relu(in_channels: int, out_channels: int, norm: DecoderNorm) -> nn.Sequential:
+def _build_conv_norm_relu(in_channels: int, out_channels: int, norm: DecoderNorm) -> nn.Sequential:
     size = math.gcd(out_channels, 16)  # channels a group: Wu & He, 1803.08494, table 3
     return nn.Sequential(
         OrderedDict(

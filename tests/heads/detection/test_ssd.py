@@ -10,7 +10,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from densenet_backbones.heads import SSD, ssd300, ssd512
-from densenet_backbones.heads.detection.ssd import default_boxes
+from densenet_backbones.heads.detection.ssd import build_default_boxes
 
 BODY = {"growth_rate": 4, "block_config": [1, 1, 1, 1], "num_init_features": 8}
 CELLS_300, CELLS_512 = (38, 19, 10, 5, 3, 1), (64, 32, 16, 8, 4, 2, 1)
@@ -55,7 +55,7 @@ def test_maps_are_ssd_s(builder: Any, options: dict[str, Any], cells: tuple[int,
 def test_default_boxes_at_300_are_torchvisions() -> None:
     with torch.device("meta"):
         expected = ssd300_vgg16(weights=None, weights_backbone=None).anchor_generator
-    ours = default_boxes(300, CELLS_300, "coco")
+    ours = build_default_boxes(300, CELLS_300, "coco")
     assert ours.aspect_ratios == expected.aspect_ratios and ours.steps == expected.steps
     assert ours.scales == pytest.approx(expected.scales)
     maps = [torch.zeros(1, 1, side, side) for side in CELLS_300]
@@ -66,7 +66,7 @@ def test_default_boxes_at_300_are_torchvisions() -> None:
 
 
 def test_default_boxes_at_512_are_ssd512_s() -> None:
-    boxes = default_boxes(512, CELLS_512, "voc")
+    boxes = build_default_boxes(512, CELLS_512, "voc")
     assert boxes.steps == [8, 16, 32, 64, 128, 256, 512]
     sizes = [scale * 512 for scale in boxes.scales]  # weiliu89/caffe, ssd_pascal_512.py
     assert sizes == pytest.approx([35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6])
