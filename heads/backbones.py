@@ -178,7 +178,7 @@ def create_base_network(
     """A timm feature network, ending after its last map of stride 16.
 
     Args:
-        name: any timm name; DSOD's own bases are tapped behind the transition's 1x1 unless ``tap``
+        name: Any timm name; DSOD's own bases are tapped behind the transition's 1x1 unless ``tap``
             says otherwise, so that the map of stride 8 is DSOD's "First".
         weights_backbone: As of `create_features`.
         **kwargs: As of `create_features`.

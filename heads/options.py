@@ -20,6 +20,7 @@ __all__ = [
     "SelectionOptions",
     "SizeOptions",
     "check_options",
+    "drop_none",
     "split_options",
 ]
 
@@ -103,6 +104,11 @@ def split_options(options: Options, parts: Sequence[Any]) -> list[Keywords]:
     rest = dict(options)
     split = [{k: rest.pop(k) for k in part.__optional_keys__ if k in rest} for part in parts]
     return [*split, rest]
+
+
+def drop_none(options: Options) -> Keywords:
+    """Return the options whose value is not None: None stands for an option left out."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def check_options(num_classes: int, options: Options, known: frozenset[str]) -> None:

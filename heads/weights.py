@@ -1,4 +1,8 @@
-"""Weights of whole detectors, ours and torchvision's, as far as they fit a model."""
+"""Weights of whole models from a file, ours or torchvision's, as far as they fit.
+
+Names before torchvision 0.13 are those of its published files (torchvision
+``ops/feature_pyramid_network.py``, ``models/detection/retinanet.py``).
+"""
 
 import re
 import textwrap
@@ -42,10 +46,10 @@ def translate_name(name: str, known: Mapping[str, Tensor]) -> str:
         return name
     for pattern, replacement in _OLD:
         name = pattern.sub(replacement, name)
-    if found := _OLD_MASK.match(name):
-        return f"{found[1]}.{int(found[2]) - 1}.0.{found[3]}"
-    if (found := _OLD_RETINA.match(name)) and int(found[2]) % 2 == 0:
-        return f"{found[1]}.{int(found[2]) // 2}.0.{found[3]}"
+    if parts := _OLD_MASK.match(name):
+        return f"{parts[1]}.{int(parts[2]) - 1}.0.{parts[3]}"
+    if (parts := _OLD_RETINA.match(name)) and int(parts[2]) % 2 == 0:
+        return f"{parts[1]}.{int(parts[2]) // 2}.0.{parts[3]}"
     return name
 
 
@@ -63,13 +67,13 @@ def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[s
     known = model.state_dict()
     taken: dict[str, Tensor] = {}
     left: list[str] = []
-    for given, value in state.items():
-        name = translate_name(given, known)
+    for saved, value in state.items():
+        name = translate_name(saved, known)
         if name not in known:
-            left.append(f"{given}: the model has none")
+            left.append(f"{saved}: the model has none")
         elif known[name].shape != value.shape:
             shapes = f"{tuple(value.shape)}, the model's is {tuple(known[name].shape)}"
-            left.append(f"{given}: {shapes}")
+            left.append(f"{saved}: {shapes}")
         else:
             taken[name] = value
     model.load_state_dict({**known, **taken})
@@ -94,16 +98,16 @@ def load_detector_file(model: nn.Module, path: str | Path) -> tuple[list[str], l
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     taken, left = load_matching(model, state)
-    kept = [name for name in model.state_dict().keys() - set(taken) if _is_weight(name)]
+    initial = [name for name in model.state_dict().keys() - set(taken) if _is_weight(name)]
     if not taken:
         raise CheckpointError(
-            f"{path}: none of its {len(state)} tensors fits this detector by name and shape "
-            f"({textwrap.shorten('; '.join(left), 300)}); give a detector's file, or a backbone's "
-            "as weights_backbone"
+            f"{path}: none of its {len(state)} tensors fits this model by name and shape "
+            f"({textwrap.shorten('; '.join(left), 300)}); give a file of such a model, or a "
+            "backbone's as weights_backbone"
         )
-    if left or kept:
+    if left or initial:
         warnings.warn(
-            f"{path}: {len(taken)} tensors taken, {len(left)} left out, and {len(kept)} of the "
+            f"{path}: {len(taken)} tensors taken, {len(left)} left out, and {len(initial)} of the "
             "model keep their initial values; model.weights_taken and model.weights_left have the "
             "names",
             stacklevel=2,

@@ -60,17 +60,17 @@ class DetectionBackbone(FreezableModule):
 
     def __init__(self, body: nn.Module, adapter: Adapter, extra_levels: int = 0) -> None:
         super().__init__()
-        given = feature_levels(body)
-        missing = [level for level in adapter.levels_in if level not in given]
+        published = feature_levels(body)
+        missing = [level for level in adapter.levels_in if level not in published]
         if missing:
-            raise ValueError(f"the adapter reads {missing}, the body gives {list(given)}")
+            raise ValueError(f"the adapter reads {missing}, the body gives {list(published)}")
         self.body = body
         self.adapter = adapter
         self.levels = adapter.levels
         self.extra_levels = extra_levels
         self.out_channels = self._take_widths()
         self.in_chans = _read_in_chans(body)
-        self._positions = tuple(given.index(level) for level in adapter.levels_in)
+        self._positions = tuple(published.index(level) for level in adapter.levels_in)
 
     def _take_widths(self) -> int | list[int]:
         widths = {level.channels for level in self.levels}

@@ -22,6 +22,7 @@ from densenet_backbones.heads.options import (
     Options,
     SizeOptions,
     check_options,
+    drop_none,
     split_options,
 )
 from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups, prefix_names
@@ -218,5 +219,4 @@ def make_transform(
     coarsest = max(level.stride for level in backbone.adapter.levels_in)
     sizes = {"size_divisible": max(32, coarsest), **sizes}
     sizes["resize_in_training"] = not sizes.pop("_skip_resize", False)
-    given = {key: value for key, value in images.items() if value is not None}
-    return build_transform({**facts, **sizes, **given}, backbone.in_chans)
+    return build_transform({**facts, **sizes, **drop_none(images)}, backbone.in_chans)

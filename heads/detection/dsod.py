@@ -35,6 +35,7 @@ from densenet_backbones.heads.options import (
     Options,
     SelectionOptions,
     check_options,
+    drop_none,
     split_options,
 )
 from densenet_backbones.heads.validation import check_images, check_targets
@@ -50,17 +51,17 @@ class DSOD(FreezableModule):
     the losses, in evaluation mode the detections.
 
     Args:
-        backbone: gives the maps of ``adapter.levels_in``, among others.
-        adapter: from base maps to prediction maps.
-        priors: prior boxes of the prediction maps.
-        transform: from images to the network's input, of one size.
+        backbone: Gives the maps of ``adapter.levels_in``, among others.
+        adapter: From base maps to prediction maps.
+        priors: Prior boxes of the prediction maps.
+        transform: From images to the network's input, of one size.
         num_classes: K, with the background.
-        selection: which boxes become detections.
+        selection: Which boxes become detections.
 
     Attributes:
         grid_sizes: (rows, columns) of each prediction map.
-        match_threshold: lowest IoU between a prior and the object it learns.
-        negatives_per_positive: background priors in the loss for each matched prior.
+        match_threshold: Lowest IoU between a prior and the object it learns.
+        negatives_per_positive: Background priors in the loss for each matched prior.
     """
 
     match_threshold = 0.5
@@ -119,7 +120,7 @@ class DSOD(FreezableModule):
 
         Args:
             images: N tensors (3, H, W), RGB floats 0..1, of any sizes.
-            targets: for training, N dicts with ``boxes`` (B, 4) float32 in the frame of the given
+            targets: For training, N dicts with ``boxes`` (B, 4) float32 in the frame of the given
                 image and ``labels`` (B,) int64 in 1..K-1; B may be 0.
 
         Returns:
@@ -175,7 +176,7 @@ class DSOD(FreezableModule):
         """(P, 4) prior boxes, xyxy in the network's frame, float32.
 
         Args:
-            device: where to; None for the model's own.
+            device: Where to; None for the model's own.
         """
         device = torch.device(device) if device else next(self.parameters()).device
         if device not in self._priors:
@@ -302,12 +303,11 @@ def dsod300(
     adapter = DensePrediction([levels[i] for i in find_base_positions(levels)], adapter_channels)
     strides = [level.stride for level in adapter.levels]
     facts = read_normalization(net, name if isinstance(name, str) else None)
-    given = {key: value for key, value in images.items() if value is not None}
     model = DSOD(
         net,
         adapter,
         dsod_priors(size, strides, prior_sizes, faithful=faithful_priors),
-        DetectionTransform(**{**facts, **given, "image_size": size}),
+        DetectionTransform(**{**facts, **drop_none(images), "image_size": size}),
         num_classes,
         Selection(**limits),
     )
@@ -323,7 +323,7 @@ def dsod300_smallest(**options: Unpack[DSODOptions]) -> DSOD:
     """DSOD300_smallest, DS/64-64-16-1: 5.83 M parameters, 5.29 GMAC, published with 73.6 mAP.
 
     Args:
-        **options: as of `dsod300`; the backbone is ``dsod_smallest_features``.
+        **options: As of `dsod300`; the backbone is ``dsod_smallest_features``.
     """
     options.setdefault("backbone", "dsod_smallest_features")
     return dsod300(**options)
@@ -336,7 +336,7 @@ def dsod512(**options: Unpack[DSODOptions]) -> DSOD:
     numbers; the prior sizes are SSD512's.
 
     Args:
-        **options: as of `dsod300`; other defaults are ``image_size=512``, six ``adapter_channels``
+        **options: As of `dsod300`; other defaults are ``image_size=512``, six ``adapter_channels``
             and ``prior_sizes="voc512"`` (``"coco512"`` for COCO).
     """
     options.setdefault("image_size", 512)
@@ -352,7 +352,7 @@ def dsod_tiny(**options: Unpack[DSODOptions]) -> DSOD:
     five maps; about 0.25 GMAC.
 
     Args:
-        **options: as of `dsod300`; other defaults are ``image_size=160``, small
+        **options: As of `dsod300`; other defaults are ``image_size=160``, small
             ``adapter_channels`` and a small base given by ``backbone_kwargs``.
     """
     options.setdefault("image_size", 160)

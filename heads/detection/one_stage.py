@@ -61,10 +61,10 @@ class _OneStage(TorchvisionDetector):
     ) -> list[dict[str, Tensor]]:
         """Detections from the outputs of all levels, by torchvision's class."""
         logits = [_mask_background(level) for level in head_outputs["cls_logits"]]
-        found: list[dict[str, Tensor]] = super().postprocess_detections(  # type: ignore[misc]
+        detections: list[dict[str, Tensor]] = super().postprocess_detections(  # type: ignore[misc]
             {**head_outputs, "cls_logits": logits}, anchors, image_shapes
         )
-        return found
+        return detections
 
 
 def _mask_background(logits: Tensor) -> Tensor:
@@ -197,8 +197,8 @@ def retinanet_fpn_v2(*, num_classes: int = 91, **options: Unpack[RetinaNetOption
         **options: As of `retinanet_fpn`, but the levels of ``p6p7`` are made from the backbone's
             last, and its ``norm`` is ``bn`` unless given.
     """
-    given = {**_start_at_stride_8(options, p6p7_input="c5"), "norm": options.get("norm") or "bn"}
-    return build(RetinaNet, num_classes, given, v2=True)
+    changed = {**_start_at_stride_8(options, p6p7_input="c5"), "norm": options.get("norm") or "bn"}
+    return build(RetinaNet, num_classes, changed, v2=True)
 
 
 def fcos_fpn(*, num_classes: int = 91, **options: Unpack[FCOSOptions]) -> FCOS:
@@ -213,7 +213,10 @@ def fcos_fpn(*, num_classes: int = 91, **options: Unpack[FCOSOptions]) -> FCOS:
 
 def _start_at_stride_8(options: Options, p6p7_input: str) -> Keywords:
     """Levels P3 to P7 unless others are given: P2 would have most of all anchors."""
-    given = {"min_stride": 8, "extra": "p6p7", **options}
-    if given.get("adapter", "fpn") in ("fpn", "pan"):
-        given["adapter_kwargs"] = {"p6p7_input": p6p7_input, **(given.get("adapter_kwargs") or {})}
-    return given
+    changed: Keywords = {"min_stride": 8, "extra": "p6p7", **options}
+    if changed.get("adapter", "fpn") in ("fpn", "pan"):
+        changed["adapter_kwargs"] = {
+            "p6p7_input": p6p7_input,
+            **(changed.get("adapter_kwargs") or {}),
+        }
+    return changed

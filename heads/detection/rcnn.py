@@ -262,7 +262,7 @@ def keypointrcnn_fpn(
 
 def _set_v2_defaults(options: FasterRCNNOptions) -> FasterRCNNOptions:
     """Batch norm unless another is given, also where the backbone has weights, and in the FPN."""
-    given: FasterRCNNOptions = {**options, "norm": options.get("norm") or "bn"}
-    if given.get("adapter", "fpn") == "fpn":
-        given["adapter_kwargs"] = {"norm": "bn", **(options.get("adapter_kwargs") or {})}
-    return given
+    changed: FasterRCNNOptions = {**options, "norm": options.get("norm") or "bn"}
+    if changed.get("adapter", "fpn") == "fpn":
+        changed["adapter_kwargs"] = {"norm": "bn", **(options.get("adapter_kwargs") or {})}
+    return changed

@@ -141,8 +141,8 @@ class SSDBackbone(DetectionBackbone):
         return [level.channels for level in self.levels]
 
 
-class DefaultBoxes(DefaultBoxGenerator):
-    """SSD's default boxes in float32, whatever the maps hold: bfloat16 would move them."""
+class SSDPriors(DefaultBoxGenerator):
+    """SSD's priors in float32, whatever the maps hold: bfloat16 would move them."""
 
     def _grid_default_boxes(
         self, grid_sizes: list[list[int]], image_size: list[int], dtype: torch.dtype
@@ -174,8 +174,8 @@ class SSD(TorchvisionDetector, tv.SSD):
         backbone: Gives L maps of a square image; its adapter is `ExtraLevels`.
         num_classes: K.
         transform: From images to the network's batch, of a fixed square size.
-        prior_sizes: Sizes of the default boxes by SSD's rule for ``coco`` or ``voc``.
-        anchor_generator: In place of default boxes by the levels.
+        prior_sizes: Sizes of the priors by SSD's rule for ``coco`` or ``voc``.
+        anchor_generator: In place of priors by the levels.
         **settings: torchvision's own of the class, and its head.
 
     Raises:
@@ -198,8 +198,8 @@ class SSD(TorchvisionDetector, tv.SSD):
         assert transform.image_size is not None
         size = transform.image_size
         cells = backbone.adapter.cells
-        generator = anchor_generator or build_default_boxes(size[0], cells, prior_sizes)
-        _check_default_boxes(generator, size[0], cells)
+        generator = anchor_generator or build_ssd_priors(size[0], cells, prior_sizes)
+        _check_priors(generator, size[0], cells)
         super().__init__(backbone, generator, size, num_classes, **settings)
         self.num_classes = num_classes
         self.transform = transform
@@ -221,8 +221,8 @@ class SSD(TorchvisionDetector, tv.SSD):
         self.transform = transform.train(self.training)
 
 
-def build_default_boxes(image_size: int, cells: Sequence[int], prior_sizes: str) -> DefaultBoxes:
-    """Default boxes of SSD: four a cell on the first and the last two maps, six on the others.
+def build_ssd_priors(image_size: int, cells: Sequence[int], prior_sizes: str) -> SSDPriors:
+    """Priors of SSD: four a cell on the first and the last two maps, six on the others.
 
     At 300 pixels and SSD's own maps they are SSD300's; elsewhere centers spread evenly, which at
     512 are SSD512's as well.
@@ -235,25 +235,23 @@ def build_default_boxes(image_size: int, cells: Sequence[int], prior_sizes: str)
     rule = f"{prior_sizes}512" if image_size >= 512 else prior_sizes
     sizes = compute_ratio_sizes(image_size, len(cells), rule)
     published = image_size == 300 and tuple(cells) == SSD300_CELLS
-    return DefaultBoxes(
+    return SSDPriors(
         [[2, 3] if 0 < index < len(cells) - 2 else [2] for index in range(len(cells))],
         scales=[size / image_size for size in sizes],
         steps=list(SSD300_STEPS) if published else [image_size / side for side in cells],
     )
 
 
-def _check_default_boxes(
-    generator: DefaultBoxGenerator, image_size: int, cells: Sequence[int]
-) -> None:
+def _check_priors(generator: DefaultBoxGenerator, image_size: int, cells: Sequence[int]) -> None:
     if len(generator.aspect_ratios) != len(cells):
         raise ValueError(
-            f"the default boxes are for {len(generator.aspect_ratios)} levels and the backbone has "
+            f"the priors are for {len(generator.aspect_ratios)} levels and the backbone has "
             f"{len(cells)}, of {list(cells)} cells: give one entry a level, or leave them out"
         )
     for index, (step, side) in enumerate(zip(generator.steps or (), cells, strict=False)):
         if not 0.5 < step * side / image_size < 2:
             raise ValueError(
-                f"default boxes of level {index} have a step of {step} pixels, where its {side} "
+                f"priors of level {index} have a step of {step} pixels, where its {side} "
                 f"cells are {image_size / side:g} apart: give steps by the levels, or None"
             )
 
@@ -263,7 +261,7 @@ def ssd300(*, num_classes: int = 91, **options: Unpack[SSDOptions]) -> SSD:
 
     Args:
         num_classes: K, with the background.
-        **options: ``image_size``, pixels on each side (300); ``prior_sizes`` of the default boxes,
+        **options: ``image_size``, pixels on each side (300); ``prior_sizes`` of the priors,
             SSD's for ``coco`` or ``voc``; ``backbone``, a timm name (``densenet121_features``,
             whose pools then round up); ``adapter``, of which ``adapter_kwargs`` and
             ``out_channels`` are, or None for the backbone's own maps; the further arguments of

@@ -13,7 +13,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import clip_boxes_to_image
 
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.options import Keywords, Options
+from densenet_backbones.heads.options import Keywords, Options, drop_none
 from densenet_backbones.messages import check_whole
 
 __all__ = ["DetectionTransform", "build_transform"]
@@ -182,7 +182,7 @@ def build_transform(
     known = DetectionTransform().to_dict()
     if unknown := sorted(described.keys() - known.keys() - {"resize_in_training"}):
         raise ValueError(f"the transform takes {', '.join(known)}, not {', '.join(unknown)}")
-    transform = DetectionTransform(**{k: v for k, v in described.items() if v is not None})
+    transform = DetectionTransform(**drop_none(described))
     if len(transform.image_mean) != in_chans:
         raise ValueError(
             f"the transform has {len(transform.image_mean)} numbers in image_mean and image_std, "

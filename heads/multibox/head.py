@@ -17,7 +17,7 @@ class ChannelL2Norm(nn.Module):
 
     Args:
         channels: C.
-        scale: initial value of the C factors.
+        scale: Initial value of the C factors.
     """
 
     # Caffe adds it below the root; without it, a map that ReLUs have silenced would divide by
@@ -45,10 +45,10 @@ class MultiBoxHead(nn.Module):
         levels: L maps to predict from.
         priors_per_cell: A of each map.
         num_classes: K, with the background.
-        norm_scale: initial scale of the channel norms (DSOD's 20, on all maps).
+        norm_scale: Initial scale of the channel norms (DSOD's 20, on all maps).
 
     Attributes:
-        feature_norms, box_convs, box_norms, class_convs, class_norms: modules of each map.
+        feature_norms, box_convs, box_norms, class_convs, class_norms: Modules of each map.
     """
 
     def __init__(

@@ -69,7 +69,7 @@ def match_priors(boxes: Tensor, priors: Tensor, threshold: float = 0.5) -> Tenso
     Args:
         boxes: (B, 4) xyxy, B may be 0.
         priors: (P, 4) xyxy in the same frame.
-        threshold: lowest IoU, in 0..1.
+        threshold: Lowest IoU, in 0..1.
 
     Returns:
         (P,) int64 index into ``boxes``, `UNMATCHED` for priors that learn the background.
@@ -115,7 +115,7 @@ def assign_targets(
         targets: N dicts with ``boxes`` (B, 4) xyxy in the priors' frame and ``labels`` (B,) int64
             from 1.
         priors: (P, 4) xyxy float32.
-        threshold: lowest IoU of a match, in 0..1.
+        threshold: Lowest IoU of a match, in 0..1.
     """
     labels, codes = [], []
     for target in targets:

@@ -1,4 +1,4 @@
-"""Prior boxes ("default boxes") of SSD and DSOD.
+"""Prior boxes of SSD and DSOD, which the paper calls default boxes.
 
 Legend: L levels, A priors a cell, P priors of all levels. Boxes are xyxy in pixels of the network's
 input; a prior may reach beyond the image, as in SSD without clipping.
@@ -125,9 +125,9 @@ def compute_ratio_sizes(shorter_side: int, num_levels: int, sizes: str) -> tuple
     542.72 for ``"coco512"``.
 
     Args:
-        shorter_side: of the network's input, in pixels.
+        shorter_side: Of the network's input, in pixels.
         num_levels: L, at least 3.
-        sizes: a key of `SIZE_RATIOS`.
+        sizes: A key of `SIZE_RATIOS`.
 
     Returns:
         L + 1 sizes in pixels: the min size of each level, then the last level's max size (the max
@@ -157,10 +157,10 @@ def dsod_priors(
 
     Args:
         image_size: (H, W) of the network's input in pixels.
-        strides: of the L prediction maps, in pixels.
+        strides: Of the L prediction maps, in pixels.
         sizes: ``"voc"`` or ``"coco"`` (SSD's rule, see `compute_ratio_sizes`), or L + 1 rising
             sizes in pixels: the min size of each level, then the last level's max size.
-        faithful: keep the published step of 300 on the last map (only for 300x300 and six maps).
+        faithful: Keep the published step of 300 on the last map (only for 300x300 and six maps).
 
     Returns:
         The specification; 4 priors a cell on the first and the last two maps, 6 on the others.

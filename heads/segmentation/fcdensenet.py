@@ -20,7 +20,13 @@ from densenet_backbones.densenet import DenseNet
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.options import BackboneWeights, ImageOptions, Options, split_options
+from densenet_backbones.heads.options import (
+    BackboneWeights,
+    ImageOptions,
+    Options,
+    drop_none,
+    split_options,
+)
 from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups
 from densenet_backbones.heads.segmentation.segmenter import Segmenter
 from densenet_backbones.heads.weights import load_weights
@@ -88,7 +94,7 @@ class FCDenseNet(nn.Module):
 
     Args:
         num_classes: K.
-        growth_rate: k.
+        growth_rate: K.
         block_config: Layers of each block on the way down, the bottleneck last; the way up mirrors
             the others.
         num_init_features: Channels of the first convolution.
@@ -298,8 +304,7 @@ def _build(num_classes: int, options: Options) -> Segmenter:
             "weights"
         )
     net = FCDenseNet(num_classes, **network)
-    given = {key: value for key, value in images.items() if value is not None}
     model = Segmenter(
-        net, stride=1, smallest=net.smallest, normalization=ImageNormalization(**given)
+        net, stride=1, smallest=net.smallest, normalization=ImageNormalization(**drop_none(images))
     )
     return load_weights(model, weights)

@@ -1,6 +1,7 @@
 """The loss of a segmentation model: weighted terms, summed over its main and auxiliary logits.
 
-Legend: N images, K classes, H and W pixels.
+Legend: N images, K classes, H and W pixels. Sources: of each term in `pixel_losses`; the weight of
+auxiliary logits is that of PSPNet (Zhao et al., 1612.01105, section 4).
 """
 
 import math

@@ -209,9 +209,9 @@ def ohem(pixels: Pixels, threshold: float = 0.7, share: float = 1 / 16) -> Tenso
     loss, _ = loss.sort(descending=True)  # ignored pixels last
     rank = torch.arange(len(loss), device=loss.device)
     counted = pixels.valid.sum()
-    kept = ((-loss).exp() < threshold) | (rank < (counted * share).ceil())
-    kept = kept & (rank < counted)  # the share is rounded in float32
-    return loss.where(kept, 0.0).sum() / kept.sum().clamp(min=1)
+    hard = ((-loss).exp() < threshold) | (rank < (counted * share).ceil())
+    hard = hard & (rank < counted)  # the share is rounded in float32
+    return loss.where(hard, 0.0).sum() / hard.sum().clamp(min=1)
 
 
 def _compute_jaccard_steps(truth: Tensor, dtype: torch.dtype) -> Tensor:

@@ -19,7 +19,7 @@ from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.heads.backbones import create_features, read_normalization
 from densenet_backbones.heads.freezing import FreezableModule, freeze_layers
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.options import BackboneWeights, ImageOptions, split_options
+from densenet_backbones.heads.options import BackboneWeights, ImageOptions, drop_none, split_options
 from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups, prefix_names
 from densenet_backbones.heads.segmentation.segmenter import Segmenter, SegmenterOutput
 from densenet_backbones.heads.weights import load_weights
@@ -239,8 +239,9 @@ def unet(
         norm=norm,
     )
     freeze_layers(net, backbone, kwargs, layers)
-    given = {key: value for key, value in images.items() if value is not None}
-    normalization = ImageNormalization(**{**read_normalization(features, backbone), **given})
+    normalization = ImageNormalization(
+        **{**read_normalization(features, backbone), **drop_none(images)}
+    )
     return load_weights(Segmenter(net, stride=net.stride, normalization=normalization), weights)
 
 
