@@ -8,7 +8,7 @@ from torch import nn
 
 import densenet_backbones.smp_encoders  # noqa: F401 - registers our encoders with smp
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.parameter_groups import prefixed_groups
+from densenet_backbones.heads.parameter_groups import prefix_groups
 from densenet_backbones.heads.segmentation.segmenter import Segmenter
 from densenet_backbones.inference.model_file import JsonDict
 from densenet_backbones.messages import nearest
@@ -24,7 +24,7 @@ class SmpSegmenter(Segmenter):
         encoder: nn.Module = self.net.get_submodule("encoder")
         inner = getattr(encoder, "model", None)
         if isinstance(inner, nn.Module) and hasattr(inner, "group_matcher"):
-            return prefixed_groups(inner, "net.encoder.model.", coarse)
+            return prefix_groups(inner, "net.encoder.model.", coarse)
         return {"stem": r"^net\.encoder\."}
 
 
