@@ -1,6 +1,5 @@
 """Report of measurements: tables as data, text and JSON, under a head that names the machine."""
 
-import json
 import os
 import platform
 import shlex
@@ -11,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+
+from densenet_backbones.file_writing import save_json
 
 __all__ = ["Cell", "Column", "Report", "Table", "Unavailable", "describe_machine"]
 
@@ -142,7 +143,7 @@ class Report:
             "not_measured": self.missing,
             "failed": self.failed,
         }
-        self.file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        save_json(self.file, values)
 
 
 def describe_machine() -> dict[str, str]:
