@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import triton.language as tl
-from interpreted_kernels import DEVICE, TOLERANCES, assert_close, random_buffer
+from interpreted_kernels import DEVICE, TOLERANCES, assert_close, random_buffer, run_unchecked
 from test_shared_block import block_of, step
 from tiny_nets import tiny
 from torch import nn
 from triton.runtime import interpreter
 
-from densenet_backbones.dense_block import backends
+from densenet_backbones.dense_block.interfaces import is_in_rows
 from densenet_backbones.dense_block.triton_training import norms, passes, unit
 from densenet_backbones.dense_block.triton_training.gradients import input_gradient, weight_gradient
 from densenet_backbones.dense_block.triton_training.unit import run_unit, run_unit_back
@@ -153,7 +153,7 @@ def test_units_and_their_gradients(sizes, side, dilation, types):
     norm = vectors(2, channels)
     expected, *exact = exact_unit(x, norm, weight, bias, dilation)
     out = run_unit(x, norm, weight, bias, dilation)
-    assert out.dtype == computed and backends.in_rows(out, dense=True)
+    assert out.dtype == computed and is_in_rows(out, dense=True)
     assert_close(out, expected.detach(), computed)
     without = run_unit(x, norm, weight, None, dilation)
     assert_close(without, (expected - bias.double()[:, None, None]).detach(), computed)
@@ -238,8 +238,8 @@ def test_known_geometries(arguments, known):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Kernels are asked for wherever the maps are; counts what was started."""
-    monkeypatch.setattr(backends, "is_on_gpu", lambda x: True)
+    """Kernels run wherever the maps are, unchecked; counts what was started."""
+    run_unchecked(monkeypatch)
     count = Counter()
     functions = [(unit, name) for name in ("run_unit", "run_unit_back")]
     functions += [(passes, name) for name in passes.__all__]
