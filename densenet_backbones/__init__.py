@@ -22,5 +22,5 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Finds ``load`` on first use: it needs the training tools, which importing us must not."""
     if name == "load":
-        return importlib.import_module("densenet_backbones.inference.detector").load
+        return importlib.import_module("densenet_backbones.inference.loading").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -35,7 +35,7 @@ from densenet_backbones.heads import (
     ssd300,
     ssd512,
 )
-from densenet_backbones.heads.segmentation import unet
+from densenet_backbones.heads.segmentation.unet import unet
 from densenet_backbones.timm_models import SUFFIX
 from densenet_backbones.variants import VARIANTS
 

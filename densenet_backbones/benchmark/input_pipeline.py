@@ -28,7 +28,7 @@ from densenet_backbones.benchmark.timing import Timing, interleave, waiting_for
 from densenet_backbones.data.augment.detection import Augmentation, Preset
 from densenet_backbones.data.detection import DetectionImages
 from densenet_backbones.data.images import read_image
-from densenet_backbones.data.readers.detection_sources import read_detection, subset
+from densenet_backbones.data.readers.detection_sources import read_detection, sample_subset
 from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.scenes.generation import generate_scenes
 from densenet_backbones.messages import nearest
@@ -72,7 +72,7 @@ def measure(
         raise ValueError(f"--images must be >= 1 and --batch >= 2, not {images} and {batch}")
     with TemporaryDirectory() as folder:
         found = read_detection(root or _drawn(Path(folder), images), split if root else "train")
-        found = subset(found, number=min(images, len(found)))
+        found = sample_subset(found, number=min(images, len(found)))
         model = _detector(detector, found.categories.num_classes).to(device)
         train = training_step(model, found, batch, precision)
         train()  # starts its threads before this one is pinned to a core

@@ -27,7 +27,7 @@ def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.nda
     return clipped, usable
 
 
-def boxes_of_masks(masks: np.ndarray) -> np.ndarray:
+def masks_to_boxes(masks: np.ndarray) -> np.ndarray:
     """Boxes that are tight around pixels.
 
     Args:
@@ -41,12 +41,12 @@ def boxes_of_masks(masks: np.ndarray) -> np.ndarray:
     return found
 
 
-def overhangs(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def measure_overhang(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """(B,) pixels by which each box reaches beyond its image; negative where it does not."""
     return np.maximum(-boxes, boxes - _limits(boxes, sizes)).max(axis=1)
 
 
-def fault_of_box(box: np.ndarray, size: tuple[int, int]) -> tuple[str, str]:
+def describe_box_fault(box: np.ndarray, size: tuple[int, int]) -> tuple[str, str]:
     """Say what is wrong with one box that is unusable or reaches out, and what is done about it.
 
     Args:
@@ -65,7 +65,7 @@ def fault_of_box(box: np.ndarray, size: tuple[int, int]) -> tuple[str, str]:
         return f"the box {x1:g}, {y1:g}, {x2:g}, {y2:g} (xyxy) lies outside {image}", LEFT_OUT
     if not clip_boxes(box[None], np.array(size))[1][0]:
         return f"the box is too thin (width {x2 - x1:g}, height {y2 - y1:g})", LEFT_OUT
-    beyond = float(overhangs(box[None], np.array(size))[0])
+    beyond = float(measure_overhang(box[None], np.array(size))[0])
     return f"the box reaches {beyond:g} pixels beyond {image}", "clipped for training"
 
 

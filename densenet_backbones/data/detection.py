@@ -11,7 +11,11 @@ from densenet_backbones.data.augment.presets import (
     image_size_of,
 )
 from densenet_backbones.data.detection_images import DetectionImages
-from densenet_backbones.data.instances import TargetType, learnable, with_keypoints
+from densenet_backbones.data.instances import (
+    TargetType,
+    keep_images_with_keypoints,
+    keep_learnable_objects,
+)
 from densenet_backbones.data.loading import (
     ImageData,
     ResumableLoader,
@@ -115,7 +119,7 @@ class DetectionData(ImageData[DetectionSet]):
         first_use = "train" not in self._sets
         found = super().train_set
         if first_use and "keypoints" in self.target_types:
-            found = self._sets["train"] = with_keypoints(found)
+            found = self._sets["train"] = keep_images_with_keypoints(found)
         return found
 
     @property
@@ -142,7 +146,7 @@ class DetectionData(ImageData[DetectionSet]):
             masks="masks" in self.target_types,
             keypoints="keypoints" in self.target_types,
         )
-        found = learnable(found, self.target_types, self.strict)
+        found = keep_learnable_objects(found, self.target_types, self.strict)
         if self.check_images:
             check_images(found)
         return found

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from densenet_backbones.data.augment.copy_paste import paste
+from densenet_backbones.data.augment.copy_paste import paste_objects
 from densenet_backbones.data.augment.detection import Augmentation
 from densenet_backbones.data.augment.instances import InstanceAugmentation
-from densenet_backbones.data.augment.seeding import generator
-from densenet_backbones.data.images import read_image, read_reduced
+from densenet_backbones.data.augment.seeding import make_generator
+from densenet_backbones.data.images import read_image, read_reduced_image
 from densenet_backbones.data.instances import Instances, read_instances
 from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Sample
 
@@ -70,11 +70,11 @@ class DetectionImages(Dataset[Any]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image, objects = self._augmented(index, (self.seed, epoch, index))
         if self.copy_paste:
-            rng = generator((self.seed, epoch, index, 1))
+            rng = make_generator((self.seed, epoch, index, 1))
             # Any image but this one, as far as there are others.
             other = (index + 1 + int(rng.integers(max(len(self) - 1, 1)))) % len(self)
             partner = self._augmented(other, (self.seed, epoch, index, 2))
-            image, objects = paste(image, objects, *partner, rng)
+            image, objects = paste_objects(image, objects, *partner, rng)
         masks, keypoints = objects.masks, objects.keypoints
         return Sample(
             image=torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
@@ -97,7 +97,7 @@ class DetectionImages(Dataset[Any]):
 
     def _read(self, record: ImageRecord) -> tuple[np.ndarray, Instances]:
         if isinstance(self.augmentation, Augmentation):  # boxes alone, and a size that is known
-            image, factor = read_reduced(record.path, self.augmentation.source_size)
+            image, factor = read_reduced_image(record.path, self.augmentation.source_size)
             return image, Instances(record.boxes / np.float32(factor), record.labels)
         image = read_image(record.path)
         height, width = image.shape[:2]

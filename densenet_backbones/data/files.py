@@ -1,6 +1,7 @@
-"""What the readers share: names from annotation files, listings, sentences and progress.
+"""Helpers of the readers: file names from annotations, listings, error sentences and progress.
 
-Names inside annotation files are untrusted: `inside` is the one way from such a name to a path.
+Names inside annotation files are untrusted: `check_relative_path` is the one way from such a name
+to a path.
 """
 
 import os
@@ -21,7 +22,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def inside(name: str, where: str) -> PurePosixPath:
+def check_relative_path(name: str, where: str) -> PurePosixPath:
     """Check a file name from an annotation file: relative, and staying below its folder.
 
     Windows separators count as separators. Links that a user placed in the folder are followed.
@@ -47,7 +48,7 @@ def inside(name: str, where: str) -> PurePosixPath:
     return path
 
 
-def files_in(folder: Path) -> frozenset[str]:
+def list_files(folder: Path) -> frozenset[str]:
     """Names of the files of one folder, by one listing; empty where there is no such folder."""
     try:
         with os.scandir(folder) as entries:
@@ -56,7 +57,7 @@ def files_in(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def folders_in(folder: Path) -> list[str]:
+def list_folders(folder: Path) -> list[str]:
     """Sorted names of the folders in a folder; empty where there is no such folder."""
     try:
         with os.scandir(folder) as entries:
@@ -65,7 +66,7 @@ def folders_in(folder: Path) -> list[str]:
         return []
 
 
-def some(names: Collection[object], limit: int = 3) -> str:
+def quote(names: Collection[object], limit: int = 3) -> str:
     """The first names and how many more there are: ``'a', 'b', 'c' and 9 more``."""
     first = ", ".join(repr(name) for _, name in zip(range(limit), names, strict=False))
     more = len(names) - limit
@@ -84,7 +85,7 @@ def refuse_if_strict(problems: Sequence[Problem], strict: bool) -> None:
         )
 
 
-def with_progress(
+def track_progress(
     items: Collection[T], text: str, *, show: bool = True, from_count: int = 2000
 ) -> Iterable[T]:
     """The items, under a progress bar that vanishes at the end when they are many."""
@@ -94,7 +95,7 @@ def with_progress(
     return track(items, description=text, console=console, transient=True)
 
 
-def in_threads(
+def map_in_threads(
     function: Callable[[T], R],
     items: Collection[T],
     text: str,
@@ -119,7 +120,7 @@ def in_threads(
     pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
     try:
         futures = [pool.submit(function, item) for item in items]
-        for future in with_progress(futures, text, show=progress, from_count=1):
+        for future in track_progress(futures, text, show=progress, from_count=1):
             yield future.result()
     finally:  # an interruption must not wait for all the items
         pool.shutdown(cancel_futures=True)

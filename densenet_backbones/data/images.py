@@ -47,10 +47,10 @@ def read_image(path: str | Path) -> np.ndarray:
         DataError: If the file is missing, damaged, truncated, not an image, larger than
             `MAX_PIXELS`, or has 32-bit pixels. The message names the file and the fix.
     """
-    return read_reduced(path)[0]
+    return read_reduced_image(path)[0]
 
 
-def read_reduced(
+def read_reduced_image(
     path: str | Path, at_least: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, int]:
     """`read_image`, but a large JPEG is decoded at a half, a quarter or an eighth of its size.
@@ -69,7 +69,7 @@ def read_reduced(
     Raises:
         DataError: As `read_image`.
     """
-    with opened_image(path) as image:
+    with open_image(path) as image:
         orientation = _orientation(image)
         width = image.width
         if at_least is not None:
@@ -85,7 +85,7 @@ def read_reduced(
         return np.array(_rgb(upright)), factor
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def read_image_size(path: str | Path) -> tuple[int, int]:
     """Size of an image as shown, ``(W, H)`` pixels, from the file's header.
 
     (A TIFF file is decoded: Pillow releases differ in when they turn it.)
@@ -93,14 +93,14 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         DataError: If the file is missing, not an image, or larger than `MAX_PIXELS`.
     """
-    with opened_image(path) as image:
+    with open_image(path) as image:
         turned = _orientation(image) >= 5  # 5 to 8 swap the sides
         width, height = image.size
     return (height, width) if turned else (width, height)
 
 
 @contextmanager
-def opened_image(path: str | Path) -> Iterator[Image.Image]:
+def open_image(path: str | Path) -> Iterator[Image.Image]:
     """Open an image; every failure inside the context becomes a `DataError`."""
     try:
         with Image.open(path) as image:

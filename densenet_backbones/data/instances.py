@@ -12,7 +12,7 @@ import numpy as np
 
 from densenet_backbones.data.boxes import LEFT_OUT
 from densenet_backbones.data.files import refuse_faults, refuse_if_strict
-from densenet_backbones.data.readers.coco_json import shown
+from densenet_backbones.data.readers.coco_json import abbreviate
 from densenet_backbones.data.readers.coco_masks import check_outline, draw_outline
 from densenet_backbones.data.samples import (
     Categories,
@@ -78,7 +78,7 @@ def read_instances(
     return found
 
 
-def learnable(
+def keep_learnable_objects(
     detection_set: DetectionSet, target_types: Sequence[str], strict: bool
 ) -> DetectionSet:
     """The set with the objects of which training can learn what it is asked to.
@@ -100,7 +100,7 @@ def learnable(
     return _outlined(detection_set, strict) if "masks" in target_types else detection_set
 
 
-def with_keypoints(detection_set: DetectionSet) -> DetectionSet:
+def keep_images_with_keypoints(detection_set: DetectionSet) -> DetectionSet:
     """The images on which some object has a labelled keypoint: others would teach none.
 
     (Half of COCO's images show nobody; detectron2 and torchvision's training leave them out, too.)
@@ -146,10 +146,10 @@ def _keypoints(record: ImageRecord, count: int) -> np.ndarray:
     for row, annotation in zip(found, _own_annotations(record), strict=True):
         if annotation.get("keypoints"):
             row[:] = np.array(annotation["keypoints"], np.float64).reshape(count, 3)
-    return labelled_inside(found, (record.height, record.width))
+    return unlabel_outside(found, (record.height, record.width))
 
 
-def labelled_inside(keypoints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def unlabel_outside(keypoints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(B, Kp, 3) keypoints, those outside of an image of `size` (H, W) not labelled: all zeros."""
     x, y, seen = np.moveaxis(keypoints, -1, 0)
     inside = (x >= 0) & (x <= size[1]) & (y >= 0) & (y <= size[0]) & (seen > 0)
@@ -252,5 +252,5 @@ def _fault_of_keypoints(
         return None
     return (
         f"{_where(record, annotation)}: 'keypoints' must be x, y and visibility (0, 1 or 2) of "
-        f"each of the {count} keypoints of its category, not {shown(values)}"
+        f"each of the {count} keypoints of its category, not {abbreviate(values)}"
     )

@@ -17,7 +17,7 @@ from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 
 from densenet_backbones.data.mask_samples import SegmentationSet
-from densenet_backbones.data.readers.detection_sources import subset
+from densenet_backbones.data.readers.detection_sources import sample_subset
 from densenet_backbones.data.samplers import EpochSampler, GroupedSampler, ShardSampler
 from densenet_backbones.data.samples import DataError, DetectionSet
 from densenet_backbones.data.scenes.generation import generate_scenes
@@ -187,7 +187,7 @@ class ImageData(pl.LightningDataModule, Generic[S]):
             sources = [(s.root, s.split) for s in self.train_sources or ()]
             split = None if sources else self.train_split
             full = self.read_set(sources or self._root(), split, self.classes)
-            self._sets["train"] = subset(full, self.fraction, seed=self.seed)
+            self._sets["train"] = sample_subset(full, self.fraction, seed=self.seed)
         return self._sets["train"]
 
     @property

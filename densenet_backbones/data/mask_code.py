@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from densenet_backbones.data.images import opened_image
+from densenet_backbones.data.images import open_image
 from densenet_backbones.data.mask_samples import IGNORED, Color, MaskClasses
 from densenet_backbones.data.samples import DataError
 
@@ -82,7 +82,7 @@ class ValueMap:
         )
 
     def _shown(self, value: int) -> str:
-        return f"rgb{color_of(value)}" if self.are_colors else str(value)
+        return f"rgb{unpack_color(value)}" if self.are_colors else str(value)
 
     def _known(self, ignored: bool) -> str:
         pairs = zip(self.values, self.labels, strict=True)
@@ -93,13 +93,13 @@ class ValueMap:
         return ", ".join(self._shown(v) for v in values[:12]) + more
 
 
-def packed(color: Sequence[int]) -> int:
+def pack_color(color: Sequence[int]) -> int:
     """A colour as one number."""
     return int(color[0]) + 256 * int(color[1]) + 65536 * int(color[2])
 
 
-def color_of(value: int) -> Color:
-    """Inverse of `packed`."""
+def unpack_color(value: int) -> Color:
+    """Inverse of `pack_color`."""
     return value & 255, value >> 8 & 255, value >> 16 & 255
 
 
@@ -144,8 +144,8 @@ class MaskCode:
             _value_map("id", zip(classes.ids, labels, strict=True), ignored_ids) if ids else None,
             _value_map(
                 "color",
-                zip(map(packed, classes.colors), labels, strict=True),
-                map(packed, ignored_colors),
+                zip(map(pack_color, classes.colors), labels, strict=True),
+                map(pack_color, ignored_colors),
             )
             if colors
             else None,
@@ -164,7 +164,7 @@ class MaskCode:
             DataError: If the file is missing, damaged or truncated, is JPEG, holds colours where
                 ids are expected or the reverse, or has unknown values.
         """
-        with opened_image(path) as picture:
+        with open_image(path) as picture:
             if picture.format == "JPEG":
                 raise DataError(f"{path}: JPEG changes the values of a mask; save it as PNG")
             spread = _SPREAD.get(_raw_mode(picture), 1)
@@ -206,7 +206,7 @@ class MaskCode:
 def _value_map(kind: str, pairs: Iterable[tuple[int, int]], ignored: Iterable[int]) -> ValueMap:
     found: dict[int, int] = {}
     for value, label in (*pairs, *((value, IGNORED) for value in ignored)):
-        shown = f"rgb{color_of(value)}" if kind == "color" else value
+        shown = f"rgb{unpack_color(value)}" if kind == "color" else value
         if value in found and found[value] != label:
             raise DataError(
                 f"the {kind} {shown} stands for two things (two classes, or a class and what is "

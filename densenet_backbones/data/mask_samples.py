@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from torch import Tensor
 
-from densenet_backbones.data.samples import DataError, Problem, pinned
+from densenet_backbones.data.samples import DataError, Problem, pin_tensors
 
 IGNORED = 255  # counts neither in losses nor in metrics
 MAX_CLASSES = 255
@@ -138,11 +138,11 @@ class MaskRecord:
         mask = self.mask.read()
         if mask.shape[-2:] != (self.height, self.width):
             size = (mask.shape[-1], mask.shape[-2])
-            raise DataError(fault_of_size(self.mask.files[0], size, self))
+            raise DataError(describe_size_fault(self.mask.files[0], size, self))
         return mask
 
 
-def fault_of_size(file: Path, size: tuple[int, int], record: MaskRecord) -> str:
+def describe_size_fault(file: Path, size: tuple[int, int], record: MaskRecord) -> str:
     """The sentence about a mask of another size (W, H) than its image."""
     turned = size == (record.height, record.width)
     hint = ", so it was drawn before the image was turned upright" * turned
@@ -198,4 +198,4 @@ class MaskSample:
 
     def pin_memory(self) -> "MaskSample":
         """The sample in memory that a GPU reads while the processor works; loaders call it."""
-        return pinned(self)
+        return pin_tensors(self)

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from densenet_backbones.data.files import in_threads, refuse_faults
-from densenet_backbones.data.images import image_size
+from densenet_backbones.data.files import map_in_threads, refuse_faults
+from densenet_backbones.data.images import read_image_size
 from densenet_backbones.data.mask_samples import IGNORED, MaskRecord, SegmentationSet
 from densenet_backbones.data.samples import DataError
 
@@ -49,7 +49,7 @@ class PixelCounts:
             return np.divide(self.pixels, self.in_images, dtype=np.float64)
 
 
-def class_pixel_counts(
+def count_class_pixels(
     data: SegmentationSet,
     *,
     progress: bool = True,
@@ -68,13 +68,13 @@ def class_pixel_counts(
         DataError: One for all the masks that cannot be read, have unknown values, or are not of
             their image's size as shown.
     """
-    file = (cache or cache_folder()) / f"pixels-{fingerprint(data)}.json"
+    file = (cache or find_cache_folder()) / f"pixels-{fingerprint_files(data)}.json"
     kept = _kept(file, data.classes.num_classes)
     if kept is not None:
         return kept
     count = partial(_count, count=data.classes.num_classes)
     found = list(
-        in_threads(count, data.records, "Reading masks", progress=progress, workers=workers)
+        map_in_threads(count, data.records, "Reading masks", progress=progress, workers=workers)
     )
     faults = [fault for fault in found if isinstance(fault, str)]
     refuse_faults(faults, f"{data.name}: {len(faults)} of {len(data)} masks cannot be used")
@@ -95,12 +95,12 @@ def check_masks(data: SegmentationSet, *, progress: bool = True, cache: Path | N
     """Read every mask, unless these very files were read before.
 
     Raises:
-        DataError: As `class_pixel_counts`.
+        DataError: As `count_class_pixels`.
     """
-    class_pixel_counts(data, progress=progress, cache=cache)
+    count_class_pixels(data, progress=progress, cache=cache)
 
 
-def median_frequency_weights(counts: PixelCounts) -> tuple[float, ...]:
+def compute_median_frequency_weights(counts: PixelCounts) -> tuple[float, ...]:
     """Weights of the classes in a loss: the median of their frequencies over each one's own.
 
     A class's frequency is its share of the labelled pixels of the images that have it (Eigen and
@@ -118,7 +118,7 @@ def _count(record: MaskRecord, count: int) -> list[list[int]] | str:
     """(3, K) of an image: pixels of each class, labelled pixels, ignored pixels; or the fault."""
     try:
         mask = record.read_mask()
-        size = image_size(record.path)
+        size = read_image_size(record.path)
     except DataError as error:
         return str(error)
     if size != (record.width, record.height):
@@ -136,13 +136,13 @@ def _count(record: MaskRecord, count: int) -> list[list[int]] | str:
     return [(mask == 1).sum((1, 2)).tolist(), (area - ignored_each).tolist(), ignored_each.tolist()]
 
 
-def cache_folder() -> Path:
+def find_cache_folder() -> Path:
     """The user's folder for what can be computed again."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "densenet_backbones"
 
 
-def fingerprint(data: SegmentationSet) -> str:
+def fingerprint_files(data: SegmentationSet) -> str:
     """A text that changes when a file of the set, the list of them or their meaning does."""
     digest = hashlib.sha256(
         json.dumps([_VERSION, data.task, data.classes.to_dict()]).encode("utf-8")

@@ -21,7 +21,7 @@ THRESHOLD = 0.5
 PIECE = 2**28
 """Bytes of floats that are made of an image's masks at once: 200 masks of 640x480 pixels."""
 
-Found = dict[str, Any]
+Detections = dict[str, Any]
 """Detections of one image, as detectors of torchvision's interface give them."""
 
 
@@ -53,13 +53,13 @@ def decode_mask(code: RunLengths) -> np.ndarray:
     return np.asarray(coco_mask.decode(code), bool)
 
 
-def mirrored_code(code: RunLengths) -> RunLengths:
+def mirror_code(code: RunLengths) -> RunLengths:
     """The code of a mask with left and right swapped."""
     mask = torch.from_numpy(decode_mask(code)[:, ::-1].copy())
     return encode_masks(mask[None])[0]
 
 
-def compact(found: Found) -> Found:
+def encode_detections(found: Detections) -> Detections:
     """Detections of one image with their masks, if any, as run-length codes."""
     if isinstance(found.get("masks"), Tensor):
         found = {**found, "masks": encode_masks(found.pop("masks"))}
@@ -67,7 +67,7 @@ def compact(found: Found) -> Found:
 
 
 @contextmanager
-def masks_as_codes(model: Any) -> Iterator[None]:
+def encode_predicted_masks(model: Any) -> Iterator[None]:
     """A Mask R-CNN of torchvision's that gives run-length codes instead of masks.
 
     By itself it gives a float for each pixel of each mask of all images of a batch: hundreds of
@@ -83,7 +83,7 @@ def masks_as_codes(model: Any) -> Iterator[None]:
         return
     original = transform.postprocess
 
-    def in_pieces(results: list[Found], seen: list[Any], given: list[Any]) -> list[Found]:
+    def in_pieces(results: list[Detections], seen: list[Any], given: list[Any]) -> list[Detections]:
         return [_coded(original, *one) for one in zip(results, seen, given, strict=True)]
 
     transform.postprocess = in_pieces
@@ -93,11 +93,13 @@ def masks_as_codes(model: Any) -> Iterator[None]:
         del transform.postprocess
 
 
-def _coded(postprocess: Callable[..., list[Found]], found: Found, seen: Any, given: Any) -> Found:
+def _coded(
+    postprocess: Callable[..., list[Detections]], found: Detections, seen: Any, given: Any
+) -> Detections:
     """One image's detections in the image as given, (H, W); of at least one mask at a time."""
     rows = max(1, PIECE // (4 * given[0] * given[1]))
     parts = [
-        compact(postprocess([piece], [seen], [given])[0])
+        encode_detections(postprocess([piece], [seen], [given])[0])
         for start in range(0, max(1, len(found["boxes"])), rows)
         for piece in [{name: values[start : start + rows] for name, values in found.items()}]
     ]

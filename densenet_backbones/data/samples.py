@@ -223,7 +223,7 @@ class DetectionSet:
         }
 
 
-def pinned(sample: S) -> S:
+def pin_tensors(sample: S) -> S:
     """A copy of a sample with its tensors in pinned memory."""
     copied = copy.copy(sample)
     for name, value in vars(sample).items():
@@ -257,4 +257,4 @@ class Sample:
 
     def pin_memory(self) -> "Sample":
         """The sample in memory that a GPU reads while the processor works; loaders call it."""
-        return pinned(self)
+        return pin_tensors(self)

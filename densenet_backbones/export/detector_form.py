@@ -28,9 +28,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from densenet_backbones.export.padded_detections import (
     Candidates,
     PaddedDetections,
-    candidates_by_class,
     only,
-    padded_detections,
+    run_padded_nms,
+    select_by_class,
 )
 from densenet_backbones.heads.detection.base import TorchvisionDetector
 from densenet_backbones.heads.detection.dsod import DSOD
@@ -39,10 +39,10 @@ from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.heads.multibox.box_coding import decode
 from densenet_backbones.heads.multibox.selection import Selection
 
-__all__ = ["DetectorForm", "TorchvisionForm", "export_form", "limited_size", "resize_to_limits"]
+__all__ = ["DetectorForm", "TorchvisionForm", "limit_size", "make_export_form", "resize_to_limits"]
 
 
-def limited_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+def limit_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
     """(H, W) after resizing by torchvision's rule, computed as torchvision does, in float64.
 
     Args:
@@ -58,25 +58,25 @@ def limited_size(height: int, width: int, min_size: int, max_size: int) -> tuple
 
 @torch.library.custom_op("densenet_backbones::resize_to_limits", mutates_args=())
 def resize_to_limits(image: Tensor, min_size: int, max_size: int) -> Tensor:
-    """Bilinear resizing to `limited_size`: (1, C, H, W) to (1, C, H', W').
+    """Bilinear resizing to `limit_size`: (1, C, H, W) to (1, C, H', W').
 
     An operator, because ONNX's translation of symbolic sizes divides in float32, which is off by a
     pixel for some sizes; an exporter gives this operator a translation in float64.
 
     Args:
         image: (1, C, H, W).
-        min_size: As of `limited_size`.
+        min_size: As of `limit_size`.
         max_size: Likewise.
     """
     height, width = image.shape[-2:]
-    size = limited_size(height, width, min_size, max_size)
+    size = limit_size(height, width, min_size, max_size)
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
 
 
 @resize_to_limits.register_fake
 def _(image: Tensor, min_size: int, max_size: int) -> Tensor:
     height, width = image.shape[-2:]
-    size = limited_size(height, width, min_size, max_size)
+    size = limit_size(height, width, min_size, max_size)
     return image.new_empty(*image.shape[:2], *size)
 
 
@@ -135,7 +135,7 @@ class DetectorForm(nn.Module):
 
     def detect(self, x: Tensor, seen: Tensor, given: Tensor) -> PaddedDetections:
         """Detections in the frame of the image, from what `prepare` returns."""
-        found = padded_detections(self.candidates(x, seen), self.selection)
+        found = run_padded_nms(self.candidates(x, seen), self.selection)
         # As the transforms' own ``postprocess``: each treats boxes at the borders in its way.
         boxes = found.boxes * (given / seen).flip(0).repeat(2)
         if isinstance(self.transform, Preprocessing | DetectionTransform):
@@ -168,7 +168,7 @@ class DSODForm(DetectorForm):
         boxes = _clipped(decode(codes[0], self.get_buffer("priors")), size)
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         scores = logits[0].float().softmax(dim=-1).where(has_area[:, None], 0.0)
-        return candidates_by_class(scores, boxes, self.selection.topk_candidates)
+        return select_by_class(scores, boxes, self.selection.topk_candidates)
 
 
 class TorchvisionForm(DetectorForm):
@@ -211,7 +211,7 @@ class SSDForm(TorchvisionForm):
         boxes = model.box_coder.decode_single(head["bbox_regression"][0], anchors)
         boxes = _clipped(boxes, size)
         scores = head["cls_logits"][0].softmax(dim=-1)
-        return candidates_by_class(scores, boxes, self.selection.topk_candidates)
+        return select_by_class(scores, boxes, self.selection.topk_candidates)
 
 
 class PyramidForm(TorchvisionForm):
@@ -251,7 +251,7 @@ class PyramidForm(TorchvisionForm):
         return Candidates(boxes, best, index % classes + self.first_label)
 
 
-def export_form(model: nn.Module) -> DetectorForm:
+def make_export_form(model: nn.Module) -> DetectorForm:
     """The form of a detector that `torch.export` can follow.
 
     Its detections are those of ``model([image])``, in the same order, save for candidates of equal

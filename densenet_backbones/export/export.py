@@ -23,8 +23,9 @@ from densenet_backbones.export.onnx_file import (
     write_onnx,
 )
 from densenet_backbones.export.plan import LARGEST, SMALLEST, Agreement, Plan, plan
-from densenet_backbones.inference.detector import load
-from densenet_backbones.inference.image_tensors import image_tensor
+from densenet_backbones.file_writing import replace_file
+from densenet_backbones.inference.image_tensors import to_image_tensor
+from densenet_backbones.inference.loading import load
 from densenet_backbones.reporting.console import fail, quiet_libraries, say
 
 # Sizes (H, W) of the images that a file of any size is checked with.
@@ -93,18 +94,13 @@ def export(options: argparse.Namespace) -> None:
     model = load(options.checkpoint)
     planned = plan(model, options.output)
     out = options.out or options.checkpoint.with_suffix(".onnx")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_suffix(".part")
-    try:
-        opset = _written(planned, part, options.image_size, options.opset)
-        say(f"{out}: {part.stat().st_size / 1e6:.1f} MB, operators of version {opset}")
-        for name, agreement in _compared(planned, part, options):
+    with replace_file(out) as draft:
+        opset = _written(planned, draft, options.image_size, options.opset)
+        say(f"{out}: {draft.stat().st_size / 1e6:.1f} MB, operators of version {opset}")
+        for name, agreement in _compared(planned, draft, options):
             say(f"{name}: {agreement}")
             if not agreement.holds:
                 raise ExportError(f"on {name}, onnxruntime computes something else: {agreement}")
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
     say(f"written to {out}; input {planned.input_name}, outputs {', '.join(planned.outputs)}")
 
 
@@ -158,7 +154,7 @@ def _images(
     if files and planned.channels != 3:
         raise ValueError(f"--check-image reads RGB, the model takes {planned.channels} channels")
     for file in files:
-        image = image_tensor(file, torch.device("cpu"))[None]
+        image = to_image_tensor(file, torch.device("cpu"))[None]
         if image_size:
             image = torch.nn.functional.interpolate(image, tuple(image_size), mode="bilinear")
         yield str(file), image

@@ -15,9 +15,9 @@ from densenet_backbones.heads.multibox.selection import Selection
 __all__ = [
     "Candidates",
     "PaddedDetections",
-    "candidates_by_class",
     "only",
-    "padded_detections",
+    "run_padded_nms",
+    "select_by_class",
 ]
 
 
@@ -51,7 +51,7 @@ class PaddedDetections(NamedTuple):
     num_detections: Tensor
 
 
-def padded_detections(candidates: Candidates, selection: Selection) -> PaddedDetections:
+def run_padded_nms(candidates: Candidates, selection: Selection) -> PaddedDetections:
     """Non-maximum suppression of each class, then the D best, by shapes that no value changes.
 
     The result is that of `torchvision.ops.batched_nms` on the candidates above the threshold, and
@@ -113,7 +113,7 @@ def only(detections: PaddedDetections, kept: Tensor) -> PaddedDetections:
     )
 
 
-def candidates_by_class(scores: Tensor, boxes: Tensor, number: int) -> Candidates:
+def select_by_class(scores: Tensor, boxes: Tensor, number: int) -> Candidates:
     """The best boxes of each class but the background, as SSD and DSOD take them.
 
     Args:

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from densenet_backbones.deploy import deploy, is_deployable
-from densenet_backbones.export.detector_form import DetectorForm, TorchvisionForm, export_form
+from densenet_backbones.export.detector_form import DetectorForm, TorchvisionForm, make_export_form
 from densenet_backbones.export.onnx_file import Side, Stage
 from densenet_backbones.export.segmenter_form import SegmenterForm
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.segmenter import (
     SegmentationModel,
-    most_probable,
-    probabilities,
+    compute_probabilities,
+    pick_labels,
 )
 
-__all__ = ["Agreement", "Output", "Plan", "matched", "plan"]
+__all__ = ["Agreement", "Output", "Plan", "compare_detections", "plan"]
 
 Output = Literal["labels", "logits"]
 
@@ -120,7 +120,7 @@ def _folded(model: nn.Module) -> nn.Module:
 
 
 def _detector_plan(detector: Detector) -> Plan:
-    form = export_form(_folded(detector.model))
+    form = make_export_form(_folded(detector.model))
     size = form.selection.detections_per_image
 
     @torch.inference_mode()
@@ -150,7 +150,7 @@ def _detector_plan(detector: Detector) -> Plan:
             "nms_threshold": form.selection.nms_threshold,
         },
         expected=expected,
-        compare=matched,
+        compare=compare_detections,
     )
 
 
@@ -199,7 +199,9 @@ def _described(form: DetectorForm) -> dict[str, Any]:
     return {"mean": list(form.transform.image_mean), "std": list(form.transform.image_std)}
 
 
-def matched(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> Agreement:
+def compare_detections(
+    found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+) -> Agreement:
     """Pairs detections of two computations of one image, best first, and compares each pair.
 
     Args:
@@ -235,7 +237,7 @@ def _segmenter_plan(model: SegmentationModel, output: Output) -> Plan:
     def finish(logits: Tensor) -> tuple[Tensor, ...]:
         if output == "logits":
             return (logits,)
-        return most_probable(probabilities(logits, task), task)
+        return pick_labels(compute_probabilities(logits, task), task)
 
     segmenter: Any = model.model
     as_trained = SegmenterForm(segmenter, finish)
@@ -270,7 +272,7 @@ def _segmenter_plan(model: SegmentationModel, output: Output) -> Plan:
             "preprocessing": segmenter.preprocessing.to_dict(),
         },
         expected=expected,
-        compare=_compared_pixels,
+        compare=compare_pixels,
     )
 
 
@@ -302,7 +304,7 @@ def segmenter_stages(
     ]
 
 
-def _compared_pixels(
+def compare_pixels(
     found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
 ) -> Agreement:
     values = "logits" if "logits" in expected else "scores"

@@ -1,4 +1,4 @@
-"""A trained detector as one file, and `load(checkpoint).predict(image)` for every kind of model."""
+"""A trained detector: what its file says of it, and predicting with it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,31 +13,9 @@ from torch import Tensor, nn
 from densenet_backbones.data.run_lengths import RunLengths, decode_mask
 from densenet_backbones.data.samples import Categories
 from densenet_backbones.heads import Preprocessing
-from densenet_backbones.inference.image_tensors import image_tensor, to_float
-from densenet_backbones.inference.merged_detection import MergedDetection, detect, rows_of
-from densenet_backbones.inference.model_file import (
-    ModelSpec,
-    build_registered,
-    fitting_weights,
-    read_model_file,
-    read_weights,
-    save_model,
-)
-from densenet_backbones.inference.segmenter import SegmentationModel, SegmenterSpec
-
-__all__ = [
-    "KEY",
-    "Detections",
-    "Detector",
-    "DetectorSpec",
-    "build_detector",
-    "fitting_weights",
-    "load",
-    "read_detector",
-    "read_weights",
-    "save_detector",
-    "to_float",
-]
+from densenet_backbones.inference.detection_views import DetectionViews, detect, select_rows
+from densenet_backbones.inference.image_tensors import to_image_tensor
+from densenet_backbones.inference.model_file import ModelSpec, build_registered
 
 KEY = "densenet_backbones.detector"
 """Under this key a detector's file keeps the dictionary of `DetectorSpec.to_dict`."""
@@ -78,7 +56,8 @@ class DetectorSpec(ModelSpec):
 
     def build(self, **overrides: Any) -> nn.Module:
         """The model with fresh weights; `overrides` replace single arguments of the builder."""
-        model = build_detector(self.name, self.categories.num_classes, {**self.args, **overrides})
+        args = {**self.args, **overrides}
+        model = build_registered(self.kind, self.name, self.categories.num_classes, args)
         if self.preprocessing is not None and hasattr(model, "use_preprocessing"):
             model.use_preprocessing(self.preprocessing)  # type: ignore[operator]
         elif self.preprocessing is not None:
@@ -107,20 +86,6 @@ class DetectorSpec(ModelSpec):
 def _is_torchvisions(name: str) -> bool:
     builder = torchvision.models.get_model_builder(name)
     return bool(builder.__module__.startswith("torchvision."))
-
-
-def build_detector(name: str, num_classes: int, args: dict[str, Any]) -> nn.Module:
-    """Build a detector of torchvision's registry, its arguments checked against the signature.
-
-    Args:
-        name: Registered name, e.g. "dsod300".
-        num_classes: Classes including the background.
-        args: Keyword arguments of the builder.
-
-    Raises:
-        ValueError: Unknown name, unknown argument or one of the wrong type; says the nearest.
-    """
-    return build_registered("detector", name, num_classes, args)
 
 
 @dataclass(frozen=True)
@@ -163,7 +128,7 @@ class Detector:
     """A model with its classes, ready to predict; made by `load`.
 
     Attributes:
-        merged: How images are looked at where not as the detector itself does: test-time
+        views: How images are looked at where not as the detector itself does: test-time
             augmentation, Soft-NMS. May be set.
     """
 
@@ -172,7 +137,7 @@ class Detector:
         self.categories = spec.categories
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
-        self.merged: MergedDetection | None = None
+        self.views: DetectionViews | None = None
 
     def predict(self, image: str | Path | np.ndarray, score_threshold: float = 0.5) -> Detections:
         """Detect objects in one image.
@@ -194,14 +159,14 @@ class Detector:
         """Detect objects in several images at once; see `predict`."""
         if not 0 <= score_threshold <= 1:
             raise ValueError(f"score_threshold must lie in [0, 1], got {score_threshold}")
-        pixels = [image_tensor(image, self.device) for image in images]
-        found = detect(self.model, pixels, self.merged)
+        pixels = [to_image_tensor(image, self.device) for image in images]
+        found = detect(self.model, pixels, self.views)
         return [self._keep(one, score_threshold) for one in found]
 
     def _keep(self, found: dict[str, Any], threshold: float) -> Detections:
         order = found["scores"].argsort(descending=True, stable=True)
         order = order[found["scores"][order] >= threshold]
-        kept = rows_of(found, order)
+        kept = select_rows(found, order)
         labels = kept["labels"].cpu()
         points, sure = (kept.get(name) for name in ("keypoints", "keypoints_scores"))
         return Detections(
@@ -213,33 +178,3 @@ class Detector:
             keypoints=None if points is None else points.float().cpu(),
             keypoint_scores=None if sure is None else sure.float().cpu(),
         )
-
-
-def load(path: str | Path, device: torch.device | str = "cpu") -> Detector | SegmentationModel:
-    """Load a detector or a segmenter from a training checkpoint or a slim file.
-
-    Args:
-        path: `*.ckpt` or `*.safetensors` written by the training tools.
-        device: Where to run it.
-
-    Raises:
-        CheckpointError: The file is missing, needs unpickling of code, or holds no such model.
-    """
-    spec, weights = read_model_file(path, (DetectorSpec, SegmenterSpec))
-    model = spec.restore(weights, path)
-    if isinstance(spec, SegmenterSpec):
-        return SegmentationModel(spec, model, device)
-    assert isinstance(spec, DetectorSpec)
-    return Detector(spec, model, device)
-
-
-def read_detector(path: str | Path) -> tuple[DetectorSpec, dict[str, Tensor]]:
-    """The description and the weights in a detector file; see `load` for the errors."""
-    spec, weights = read_model_file(path, (DetectorSpec,))
-    assert isinstance(spec, DetectorSpec)
-    return spec, weights
-
-
-def save_detector(path: Path, spec: DetectorSpec, model: nn.Module) -> None:
-    """Write the slim file: weights and description, nothing else; replaced in one step."""
-    save_model(path, spec, model)

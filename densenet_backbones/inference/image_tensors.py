@@ -14,7 +14,7 @@ def to_float(image: Tensor) -> Tensor:
     return image.float() / 255
 
 
-def image_tensor(image: str | Path | np.ndarray, device: torch.device) -> Tensor:
+def to_image_tensor(image: str | Path | np.ndarray, device: torch.device) -> Tensor:
     """(3, H, W) float32 in [0, 1] of an image.
 
     Args:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import jsonargparse
 import safetensors
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 import densenet_backbones.torchvision_models  # noqa: F401 - registers our models
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint, read_state_dict
+from densenet_backbones.file_writing import replace_file
 from densenet_backbones.messages import nearest, one_sentence
 
 FORMAT = 1
+S = TypeVar("S", bound="ModelSpec")
 
 
 class ModelSpec:
@@ -141,9 +143,7 @@ def build_registered(kind: str, name: str, num_classes: int, args: dict[str, Any
         raise ValueError(f"{name}: {' '.join(str(error).split())[:300]}") from error
 
 
-def read_model_file(
-    path: str | Path, kinds: Sequence[type[ModelSpec]]
-) -> tuple[ModelSpec, dict[str, Tensor]]:
+def read_model_file(path: str | Path, kinds: Sequence[type[S]]) -> tuple[S, dict[str, Tensor]]:
     """The description and the weights in a model's file.
 
     Args:
@@ -197,12 +197,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 def save_model(path: Path, spec: ModelSpec, model: nn.Module) -> None:
     """Write the slim file: weights and description, nothing else; replaced in one step."""
     weights = {n: w.detach().cpu().contiguous() for n, w in model.state_dict().items()}
-    part = path.with_suffix(".part")
-    safetensors.torch.save_file(weights, part, {spec.key: json.dumps(spec.to_dict())})
-    part.replace(path)
+    with replace_file(path) as draft:
+        safetensors.torch.save_file(weights, draft, {spec.key: json.dumps(spec.to_dict())})
 
 
-def fitting_weights(
+def select_fitting_weights(
     model: nn.Module, weights: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Split weights into those a model can take and a line for each that it cannot.

@@ -1,7 +1,6 @@
 """Detect objects or segment: ``python tools/predict.py CHECKPOINT IMAGE_OR_FOLDER…``."""
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -14,12 +13,18 @@ from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.deploy import deploy, is_deployable
-from densenet_backbones.inference.detector import Detections, Detector, load
-from densenet_backbones.inference.merged_detection import add_arguments, from_options
+from densenet_backbones.file_writing import save_json
+from densenet_backbones.inference.detection_views import add_view_options, parse_views
+from densenet_backbones.inference.detector import Detections, Detector
+from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.predict_masks import ENDINGS, predict_mask
 from densenet_backbones.inference.segmenter import SegmentationModel
 from densenet_backbones.reporting.console import fail, quiet_libraries, say
-from densenet_backbones.reporting.instance_pictures import Shown, all_visible, draw_instances
+from densenet_backbones.reporting.instance_pictures import (
+    DrawnInstances,
+    draw_instances,
+    mark_visible,
+)
 from densenet_backbones.reporting.pictures import save_picture
 
 _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -50,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="S",
         help="detector: leave out detections below this score, 0 to 1 (%(default)s)",
     )
-    add_arguments(parser)
+    add_view_options(parser)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N")
     parser.add_argument(
@@ -102,25 +107,24 @@ def predict(options: argparse.Namespace) -> None:
     if not 0 <= options.score <= 1:
         raise ValueError(f"--score must lie in [0, 1], got {options.score}")
     files = list(find_images(options.images))
-    stems = free_stems(options.out, files)
-    model = load(options.checkpoint, usable_device(options.device))
+    stems = choose_stems(options.out, files)
+    model = load(options.checkpoint, check_device(options.device))
     if is_deployable(model.model) and not options.no_deploy:
         model.model = deploy(model.model)
     dtype = _AUTOCAST[options.precision]
     autocast = torch.autocast(model.device.type, dtype, enabled=dtype is not None)
     if isinstance(model, SegmentationModel):
-        from_options(options, None)  # refuses what is for detectors
+        parse_views(options, None)  # refuses what is for detectors
         with autocast:
             rows = segment(model, files, stems, options)
         said = f"{len(files)} images segmented"
     else:
         mirrored = model.categories.mirrored_keypoints
-        model.merged = from_options(options, model.model, mirrored)
+        model.views = parse_views(options, model.model, mirrored)
         with autocast:
             rows = detect(model, files, stems, options)
         said = f"{sum(len(row['detections']) for row in rows)} objects in {len(files)} images"
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "predictions.json").write_text(json.dumps(rows, indent=1) + "\n")
+    save_json(options.out / "predictions.json", rows)
     say(f"{said}; written to {options.out}/")
 
 
@@ -187,7 +191,7 @@ def find_images(arguments: Sequence[str]) -> Iterator[Path]:
             raise DataError(f"{path}: there is no such file or folder")
 
 
-def usable_device(name: str) -> torch.device:
+def check_device(name: str) -> torch.device:
     """A device by name.
 
     Raises:
@@ -200,7 +204,7 @@ def usable_device(name: str) -> torch.device:
         raise ValueError(f"--device {name}: {reason}; 'cpu' is always there") from error
 
 
-def free_stems(out: Path, files: Sequence[Path]) -> dict[Path, Path]:
+def choose_stems(out: Path, files: Sequence[Path]) -> dict[Path, Path]:
     """Where each file's results go: ``OUT/NAME``, with a number where a name is taken.
 
     Raises:
@@ -223,11 +227,11 @@ def free_stems(out: Path, files: Sequence[Path]) -> dict[Path, Path]:
     return paths
 
 
-def shown(found: Detections) -> Shown:
+def shown(found: Detections) -> DrawnInstances:
     """What to draw of an image's detections."""
-    points = None if found.keypoints is None else all_visible(found.keypoints.numpy())
+    points = None if found.keypoints is None else mark_visible(found.keypoints.numpy())
     arrays = (found.boxes.numpy(), found.labels.numpy(), found.scores.numpy())
-    return Shown(*arrays, masks=found.masks, keypoints=points)
+    return DrawnInstances(*arrays, masks=found.masks, keypoints=points)
 
 
 def to_json(

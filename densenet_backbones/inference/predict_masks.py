@@ -7,7 +7,7 @@ import numpy as np
 
 from densenet_backbones.inference.image_windows import ImageWindows
 from densenet_backbones.inference.segmenter import Segmentation, SegmentationModel
-from densenet_backbones.reporting.mask_pictures import draw_mask, save_indices
+from densenet_backbones.reporting.mask_pictures import draw_mask, save_index_mask
 from densenet_backbones.reporting.pictures import save_picture
 
 LARGEST_PICTURE = 4096
@@ -74,9 +74,9 @@ def predict_mask(
 
 def _save_masks(found: Segmentation, stem: Path) -> list[str]:
     if found.labels.ndim == 2:
-        save_indices(f"{stem}_mask.png", found.labels, found.colors)
+        save_index_mask(f"{stem}_mask.png", found.labels, found.colors)
         return [f"{stem}_mask.png"]
     files = [f"{stem}_mask_{number}.png" for number in range(len(found.names))]
     for path, labels, color in zip(files, found.labels, found.colors, strict=True):
-        save_indices(path, labels, [(0, 0, 0), color])
+        save_index_mask(path, labels, [(0, 0, 0), color])
     return files

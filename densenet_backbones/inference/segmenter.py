@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from densenet_backbones.data.mask_samples import Color, MaskClasses, MaskTask
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.inference.image_tensors import image_tensor
+from densenet_backbones.inference.image_tensors import to_image_tensor
 from densenet_backbones.inference.image_windows import ImageWindows
 from densenet_backbones.inference.model_file import ModelSpec, build_registered
-from densenet_backbones.inference.tiling import Tiling, blended
+from densenet_backbones.inference.tiling import Tiling, blend_tiles
 
 SMP = "smp:"
 """Names of segmentation_models.pytorch's decoders begin so."""
@@ -149,7 +149,7 @@ class SegmentationModel:
             ValueError: The array is not (H, W, 3) uint8, or tiles are impossible.
         """
         if tile is None:
-            pixels = image_tensor(image, self.device)
+            pixels = to_image_tensor(image, self.device)
             height, width = pixels.shape[-2:]
             return self._merged([(0, self._scores(pixels).cpu())], (height, width))
         return self.predict_windows(ImageWindows(image), tile, overlap)
@@ -169,10 +169,10 @@ class SegmentationModel:
                 "batch_statistics_in_eval=False",
                 stacklevel=2,
             )
-        rows = blended(
+        rows = blend_tiles(
             source.read,
             source.size,
-            lambda window: self._scores(image_tensor(window, self.device)),
+            lambda window: self._scores(to_image_tensor(window, self.device)),
             tiling,
         )
         return self._merged(rows, source.size)
@@ -180,7 +180,7 @@ class SegmentationModel:
     @torch.inference_mode()
     def _scores(self, image: Tensor) -> Tensor:
         """(C, H, W) probabilities of an image (3, H, W)."""
-        return probabilities(self.model(image[None]), self.spec.task)[0]
+        return compute_probabilities(self.model(image[None]), self.spec.task)[0]
 
     def _merged(self, rows: Any, size: tuple[int, int]) -> Segmentation:
         """Labels and scores from probabilities that come a few rows at a time."""
@@ -188,19 +188,19 @@ class SegmentationModel:
         shape = (k, *size) if self.spec.task == "multilabel" else size
         labels, scores = np.empty(shape, np.uint8), np.empty(shape, np.float32)
         for top, found in rows:
-            chosen, score = most_probable(found[None], self.spec.task)
+            chosen, score = pick_labels(found[None], self.spec.task)
             place = (..., slice(top, top + found.shape[1]), slice(None))
             labels[place], scores[place] = chosen[0].numpy(), score[0].numpy()
         return Segmentation(labels, scores, self.classes.names, self.classes.colors)
 
 
-def probabilities(output: Tensor | Mapping[str, Any], task: MaskTask) -> Tensor:
+def compute_probabilities(output: Tensor | Mapping[str, Any], task: MaskTask) -> Tensor:
     """(N, C, H, W) float32 probabilities of a segmenter's output."""
     logits = output if isinstance(output, Tensor) else output["logits"]
     return logits.float().softmax(1) if task == "multiclass" else logits.float().sigmoid()
 
 
-def most_probable(scores: Tensor, task: MaskTask) -> tuple[Tensor, Tensor]:
+def pick_labels(scores: Tensor, task: MaskTask) -> tuple[Tensor, Tensor]:
     """Labels, and the probability of each.
 
     Args:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from densenet_backbones.inference.detector import load
+from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.predict import find_images
 from densenet_backbones.inference.segmenter import Segmentation, SegmentationModel
 from densenet_backbones.inference.tiling import Tiling
 from densenet_backbones.reporting.console import fail
 
-__all__ = ["TileRow", "compare_tiles", "main", "tile_table"]
+__all__ = ["TileRow", "compare_tiles", "format_rows", "main"]
 
 DISTANCES = (0, 16, 32, 64, 96)
 
@@ -104,7 +104,7 @@ def _from_edges(tiling: Tiling, length: int) -> np.ndarray:
     return np.min(away, axis=0) if away else np.full(length, np.inf)
 
 
-def tile_table(rows: Sequence[TileRow]) -> str:
+def format_rows(rows: Sequence[TileRow]) -> str:
     """One line a row."""
     lines = ["pixels from edges of tiles  share  labels equal  probability: largest, 99 % below"]
     for row in rows:
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     except (ValueError, OSError) as error:
         fail(str(error), 1)
-    print(tile_table(rows))
+    print(format_rows(rows))
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Tiling:
         return weights
 
 
-def blended(
+def blend_tiles(
     read: Callable[[Window], np.ndarray],
     size: tuple[int, int],
     scores_of: Callable[[np.ndarray], Tensor],

@@ -123,7 +123,7 @@ class CocoMetric(Metric):
         """COCO's numbers by name (see `CocoEvaluation.numbers`), NaN where not defined."""
         predictions = self._predictions()
         self.images = [p["image_id"] for p in predictions]
-        self.results = coco_results(predictions, self.categories)
+        self.results = format_coco_results(predictions, self.categories)
         self.evaluations = {
             kind: evaluate_coco(
                 self.ground_truth,
@@ -241,7 +241,7 @@ class CocoMetric(Metric):
         return list(predictions.values())
 
 
-def coco_results(
+def format_coco_results(
     predictions: Sequence[Mapping[str, Any]], categories: Categories
 ) -> list[dict[str, Any]]:
     """Predictions in COCO's results form, ready for `json.dump`.

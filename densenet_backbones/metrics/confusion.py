@@ -11,7 +11,7 @@ from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.metrics.evaluated_images import (
     EvaluatedImage,
     Predictions,
-    evaluated_images,
+    pair_predictions,
 )
 
 
@@ -53,7 +53,7 @@ def confusion_matrix(
         )
     background = len(part.categories.names)
     matrix = np.zeros((background + 1, background + 1), np.int64)
-    for image in evaluated_images(part, predictions, image_ids):
+    for image in pair_predictions(part, predictions, image_ids):
         kept = np.flatnonzero(image.scores >= score_threshold)
         kept = kept[np.argsort(-image.scores[kept], kind="stable")]
         true, predicted = _match(image, kept, iou_threshold, background)
@@ -61,7 +61,7 @@ def confusion_matrix(
     return matrix
 
 
-def normalised_rows(matrix: np.ndarray) -> np.ndarray:
+def normalize_rows(matrix: np.ndarray) -> np.ndarray:
     """Each row divided by its sum: what becomes of the objects of each true class.
 
     Args:

@@ -40,7 +40,7 @@ class EvaluatedImage:
     scores: np.ndarray
 
 
-def evaluated_images(
+def pair_predictions(
     part: DetectionSet,
     predictions: Predictions,
     image_ids: Iterable[int] | None = None,

@@ -20,7 +20,7 @@ from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.metrics.evaluated_images import (
     EvaluatedImage,
     Predictions,
-    evaluated_images,
+    pair_predictions,
 )
 
 
@@ -124,7 +124,7 @@ def evaluate_voc(
     """
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"iou_threshold must lie in (0, 1], got {iou_threshold}")
-    images = evaluated_images(part, predictions, image_ids, count_difficult)
+    images = pair_predictions(part, predictions, image_ids, count_difficult)
     flat = _Flat.of(images)
     classes = tuple(
         _evaluate_class(flat, label, name, iou_threshold, 1.0 if inclusive else 0.0)

@@ -19,14 +19,14 @@ def log_to(path: Path | None) -> None:
     _log_files[:] = [path] if path else []
 
 
-def process_number() -> int:
+def get_process_number() -> int:
     """This process among those that train together, from 0."""
     return int(getattr(rank_zero_only, "rank", 0))
 
 
 def is_first_process() -> bool:
     """Whether this is the process that prints and writes, of the one or many that run."""
-    return process_number() == 0
+    return get_process_number() == 0
 
 
 @rank_zero_only
@@ -40,7 +40,7 @@ def say(*what: Any, style: str | None = None) -> None:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print one error and leave; every process does, since each has its own images."""
-    rank = "" if is_first_process() else f"process {process_number()}: "
+    rank = "" if is_first_process() else f"process {get_process_number()}: "
     print(f"error: {rank}{message}", file=sys.stderr)
     sys.exit(code)
 

@@ -18,10 +18,10 @@ from densenet_backbones.reporting.pictures import (
     LARGEST_CELL,
     SMALLEST_CELL,
     draw_detections,
-    montage,
+    make_sheet,
     scaled,
 )
-from densenet_backbones.reporting.plots import class_colour
+from densenet_backbones.reporting.plots import get_class_color
 
 _TINT = 0.45  # share of the instance's colour inside its mask
 _DARK = (24, 26, 32)
@@ -33,7 +33,7 @@ Skeleton = Sequence[tuple[int, int]]
 """Pairs of keypoints, counted from 0, that are joined by lines."""
 
 
-class Shown(NamedTuple):
+class DrawnInstances(NamedTuple):
     """What is drawn on one image; a plain tuple of boxes, labels and scores does as well.
 
     Attributes:
@@ -50,7 +50,7 @@ class Shown(NamedTuple):
     masks: Sequence[np.ndarray | RunLengths] | None = None
     keypoints: np.ndarray | None = None
 
-    def at(self, scale: float) -> "Shown":
+    def at(self, scale: float) -> "DrawnInstances":
         """The same on the image scaled by a factor; masks are scaled when they are drawn."""
         points = self.keypoints
         if points is not None:
@@ -58,17 +58,17 @@ class Shown(NamedTuple):
         return self._replace(boxes=np.asarray(self.boxes) * scale, keypoints=points)
 
 
-def annotated(objects: Any) -> Shown:
+def collect_annotations(objects: Any) -> DrawnInstances:
     """What to draw of a sample's objects, or of those that `read_instances` gives."""
     found: dict[str, Any] = {
         name: np.asarray(values.cpu() if isinstance(values, Tensor) else values)
         for name in ("boxes", "labels", "masks", "keypoints")
         if (values := getattr(objects, name)) is not None
     }
-    return Shown(**found)
+    return DrawnInstances(**found)
 
 
-def confident(prediction: dict[str, Any], score: float = SHOWN_SCORE) -> Shown:
+def select_confident(prediction: dict[str, Any], score: float = SHOWN_SCORE) -> DrawnInstances:
     """The detections of an image that are worth drawing."""
     arrays = {
         k: v.detach().cpu().numpy() if isinstance(v, Tensor) else np.asarray(v)
@@ -76,22 +76,22 @@ def confident(prediction: dict[str, Any], score: float = SHOWN_SCORE) -> Shown:
         if k in ("boxes", "labels", "scores", "keypoints")
     }
     keep = arrays["scores"] >= score
-    shown = Shown(arrays["boxes"][keep], arrays["labels"][keep], arrays["scores"][keep])
+    shown = DrawnInstances(arrays["boxes"][keep], arrays["labels"][keep], arrays["scores"][keep])
     if "masks" in prediction:
         masks = [prediction["masks"][i] for i in np.flatnonzero(keep)]
         shown = shown._replace(masks=masks)
     if "keypoints" in arrays:
-        shown = shown._replace(keypoints=all_visible(arrays["keypoints"][keep]))
+        shown = shown._replace(keypoints=mark_visible(arrays["keypoints"][keep]))
     return shown
 
 
-def all_visible(points: np.ndarray) -> np.ndarray:
+def mark_visible(points: np.ndarray) -> np.ndarray:
     """Predicted keypoints (n, Kp, 3): detectors give each a place, hidden or not."""
     return np.concatenate([points[..., :2], np.full_like(points[..., :1], 2)], axis=-1)
 
 
 def draw_instances(
-    image: np.ndarray, shown: Shown, names: Sequence[str], skeleton: Skeleton = ()
+    image: np.ndarray, shown: DrawnInstances, names: Sequence[str], skeleton: Skeleton = ()
 ) -> np.ndarray:
     """Draw masks, then boxes with their class, then keypoints, on a copy of an image.
 
@@ -124,7 +124,7 @@ def draw_instances(
     return picture
 
 
-def ground_truth_beside_predictions(
+def draw_beside_ground_truth(
     images: Sequence[np.ndarray],
     ground_truth: Sequence[tuple[Any, ...]],
     predictions: Sequence[tuple[Any, ...]],
@@ -136,8 +136,8 @@ def ground_truth_beside_predictions(
 
     Args:
         images: (H, W, 3) uint8 each.
-        ground_truth: `Shown` of each image, without scores; or tuples of boxes and labels.
-        predictions: `Shown` of each image, weak ones already left out; or tuples of boxes,
+        ground_truth: `DrawnInstances` of each image, without scores; or tuples of boxes and labels.
+        predictions: `DrawnInstances` of each image, weak ones already left out; or tuples of boxes,
             labels and scores.
         names: Class names in label order.
         pairs: Pairs in a row; None makes the sheet about as wide as it is high.
@@ -161,18 +161,18 @@ def ground_truth_beside_predictions(
         scale = min(max(longer, SMALLEST_CELL), LARGEST_CELL) / longer
         canvas = scaled(image, scale)
         for what, given in zip(("annotated", "detected"), both, strict=True):
-            shown = Shown(*given)
+            shown = DrawnInstances(*given)
             drawn.append(draw_instances(canvas, shown.at(scale), names, skeleton))
             titles.append(f"{what}: {len(shown.labels)}")
     if pairs is None and images:
         height = max(image.shape[0] for image in drawn)
         width = max(image.shape[1] for image in drawn)
         pairs = max(1, round(math.sqrt(len(images) * height / (2 * width))))
-    return montage(drawn, 2 * (pairs or 1), titles)
+    return make_sheet(drawn, 2 * (pairs or 1), titles)
 
 
 def _colour(instance: int) -> tuple[int, int, int]:
-    return class_colour(instance + 1)
+    return get_class_color(instance + 1)
 
 
 def _tinted(

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from densenet_backbones.data.mask_samples import IGNORED, Color
-from densenet_backbones.reporting.pictures import montage
-from densenet_backbones.reporting.writing import save_bytes
+from densenet_backbones.file_writing import save_bytes
+from densenet_backbones.reporting.pictures import make_sheet
 
 OPACITY = 0.55
 _IGNORED_COLOR = (224, 224, 192)  # VOC's, of index 255
@@ -67,7 +67,7 @@ def _paint(picture: np.ndarray, area: np.ndarray, color: Color, opacity: float) 
     picture[area & ~inner] = ink
 
 
-def masks_side_by_side(
+def draw_masks_side_by_side(
     images: Sequence[np.ndarray],
     annotated: Sequence[np.ndarray],
     predicted: Sequence[np.ndarray],
@@ -94,18 +94,18 @@ def masks_side_by_side(
             drawn.append(_shrunk(image if mask is None else draw_mask(image, mask, colors)))
             titles.append(title)
     in_a_row = 3 if len(images) <= 4 else 6
-    return montage(drawn, in_a_row, titles)
+    return make_sheet(drawn, in_a_row, titles)
 
 
-def masks_sheet(
+def draw_masks_sheet(
     images: Sequence[np.ndarray], masks: Sequence[np.ndarray], colors: Sequence[Color]
 ) -> np.ndarray:
     """Images with their masks on one sheet, (H, W, 3) uint8."""
     pairs = zip(images, masks, strict=True)
-    return montage([_shrunk(draw_mask(image, mask, colors)) for image, mask in pairs])
+    return make_sheet([_shrunk(draw_mask(image, mask, colors)) for image, mask in pairs])
 
 
-def save_indices(path: str | Path, labels: np.ndarray, colors: Sequence[Color]) -> None:
+def save_index_mask(path: str | Path, labels: np.ndarray, colors: Sequence[Color]) -> None:
     """Write labels as a PNG of indices with a palette, as VOC keeps its masks.
 
     Args:

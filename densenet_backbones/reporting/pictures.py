@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from densenet_backbones.reporting.plots import class_colour
-from densenet_backbones.reporting.writing import save_bytes
+from densenet_backbones.file_writing import save_bytes
+from densenet_backbones.reporting.plots import get_class_color
 
 _PAPER, _INK, _SHADE = (255, 255, 255), (32, 36, 44), (0, 0, 0, 110)
 _GAP = 8  # pixels between the images of a sheet
@@ -84,13 +84,13 @@ def draw_detections(
     overlay = ImageDraw.Draw(picture, "RGBA")
     thickness = max(1, round(side / 240))
     for i in falling[::-1].tolist():
-        _draw_box(overlay, boxes[i], class_colour(int(labels[i])), thickness)
+        _draw_box(overlay, boxes[i], get_class_color(int(labels[i])), thickness)
     for i, tag in reversed(tags.items()):
-        _draw_tag(overlay, tag, class_colour(int(labels[i])), font)
+        _draw_tag(overlay, tag, get_class_color(int(labels[i])), font)
     return np.array(picture)
 
 
-def montage(
+def make_sheet(
     images: Sequence[np.ndarray],
     columns: int | None = None,
     titles: Sequence[str] | None = None,

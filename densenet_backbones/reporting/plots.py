@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from densenet_backbones.file_writing import save_bytes
 from densenet_backbones.metrics.coco_evaluation import CURVE_IOUS, RECALLS, CocoEvaluation
-from densenet_backbones.metrics.confusion import normalised_rows
+from densenet_backbones.metrics.confusion import normalize_rows
 from densenet_backbones.metrics.voc import VocEvaluation
-from densenet_backbones.reporting.writing import save_bytes
 
 _LEGEND_LIMIT = 24  # classes; more of them are drawn without names
 _GREY = "#5b6068"
@@ -23,7 +23,7 @@ _SCORES |= {f"{what}_{name}" for what in ("mask", "keypoint") for name in ("AP",
 _SCORES |= {"mIoU", "pixel_accuracy", "class_accuracy", "boundary_F"}
 
 
-def class_colour(label: int) -> tuple[int, int, int]:
+def get_class_color(label: int) -> tuple[int, int, int]:
     """The colour of a class in every picture: RGB in 0..255.
 
     Hues go round by the golden angle, so that neighbouring labels differ most; the OKLCH space
@@ -70,7 +70,7 @@ def plot_pr_curves(evaluation: CocoEvaluation, path: str | Path) -> None:
                 continue
             axis.plot(
                 *(RECALLS, curve),
-                color=_unit(class_colour(label)),
+                color=_unit(get_class_color(label)),
                 linewidth=1.4 if named else 0.7,
                 alpha=1.0 if named else 0.25,
                 label=f"{_plain(one.name)}  {np.mean(curve):.3f}" if named else None,
@@ -108,7 +108,7 @@ def plot_confidence_curves(evaluation: VocEvaluation, path: str | Path) -> None:
         for (label, one), curve in zip(classes, panel, strict=True):
             axis.plot(
                 *(scores, curve),
-                color=_unit(class_colour(label)),
+                color=_unit(get_class_color(label)),
                 linewidth=1.2 if named else 0.7,
                 alpha=1.0 if named else 0.25,
                 label=_plain(one.name) if named else None,
@@ -155,7 +155,7 @@ def plot_confusion(
     side = max(3.4, 0.42 * size + 1.2) if written else 0.15 * size + 2
     figure, axes = _figure(1, 2, width=2 * side + 1.4, height=side + 0.5)
     figure.set_layout_engine("compressed")  # for axes of a fixed shape
-    shares = normalised_rows(matrix)
+    shares = normalize_rows(matrix)
     # A few large counts (the background's) would leave all the rest white: the root spreads them.
     for axis, values, shade, title in (
         (axes[0], matrix, np.sqrt(matrix / max(1, matrix.max())), "count"),
@@ -219,7 +219,7 @@ def plot_training_curves(metrics: str | Path, path: str | Path) -> None:
             total = name.rsplit("/", 1)[-1] in ("loss", "AP", "mIoU") or title == "learning rate"
             axis.plot(
                 *(epochs[there], columns[name][there]),
-                color="black" if total else _unit(class_colour(number)),
+                color="black" if total else _unit(get_class_color(number)),
                 linewidth=1.8 if total else 1.1,
                 marker="o" if few else None,
                 markersize=3,

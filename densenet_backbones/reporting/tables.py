@@ -25,25 +25,25 @@ def format_table(evaluation: CocoEvaluation, classes: bool = True, width: int = 
         Lines of plain text; "-" stands for a number that is not defined.
     """
     title = f"COCO {evaluation.iou_type}, {evaluation.images} images"
-    summary = numbers_table(title, evaluation.numbers)
+    summary = make_numbers_table(title, evaluation.numbers)
     tables = [summary]
     if classes:
         by_class = Table("class", box=box.SIMPLE_HEAD)
         for name in ("objects", "AP", "AP50", "AP75", "AR"):
             by_class.add_column(name, justify="right", no_wrap=True)
         for c in evaluation.classes:
-            values = map(digits, (c.ap, c.ap50, c.ap75, c.ar))
+            values = map(format_number, (c.ap, c.ap50, c.ap75, c.ar))
             by_class.add_row(c.name, str(c.objects), *values)
         tables.append(by_class)
     return render(tables, width)
 
 
-def numbers_table(title: str, numbers: Mapping[str, float]) -> Table:
+def make_numbers_table(title: str, numbers: Mapping[str, float]) -> Table:
     """One row of named numbers."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_row(*map(digits, numbers.values()))
+    table.add_row(*map(format_number, numbers.values()))
     return table
 
 
@@ -58,7 +58,7 @@ def render(tables: Sequence[Table], width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n") + "\n"
 
 
-def digits(value: float) -> str:
+def format_number(value: float) -> str:
     """Three digits after the point, "-" for what is not defined."""
     return "-" if np.isnan(value) else f"{value:.3f}"
 
@@ -82,8 +82,10 @@ def format_voc_table(evaluation: VocEvaluation, width: int = 100) -> str:
     for name in ("objects", "AP", "11-point AP"):
         table.add_column(name, justify="right", no_wrap=True)
     for c in evaluation.classes:
-        table.add_row(c.name, str(c.objects), digits(c.ap), digits(c.ap11))
+        table.add_row(c.name, str(c.objects), format_number(c.ap), format_number(c.ap11))
     table.add_section()
     objects = str(sum(c.objects for c in evaluation.classes))
-    table.add_row("mean", objects, digits(evaluation.mean_ap), digits(evaluation.mean_ap11))
+    table.add_row(
+        "mean", objects, format_number(evaluation.mean_ap), format_number(evaluation.mean_ap11)
+    )
     return render([table], width)

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint
 from densenet_backbones.data.samples import DataError
-from densenet_backbones.inference.model_file import fitting_weights, read_weights
+from densenet_backbones.inference.model_file import read_weights, select_fitting_weights
 from densenet_backbones.messages import one_sentence
 from densenet_backbones.reporting.console import (
     fail,
@@ -311,7 +311,7 @@ def start_from(task: Task, file: str) -> list[str]:
     Raises:
         CheckpointError: The file cannot be read safely, or nothing in it fits.
     """
-    kept, left = fitting_weights(task.model, weights := read_weights(file))
+    kept, left = select_fitting_weights(task.model, weights := read_weights(file))
     if not kept:
         raise CheckpointError(
             f"{file}: none of its {len(weights)} weights fits {task.spec.name}; "

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from densenet_backbones.data.samples import Categories, DetectionSet, Sample
-from densenet_backbones.inference.detector import Detector, DetectorSpec, to_float
-from densenet_backbones.inference.merged_detection import MergedDetection, detect
+from densenet_backbones.inference.detection_views import DetectionViews, detect
+from densenet_backbones.inference.detector import Detector, DetectorSpec
+from densenet_backbones.inference.image_tensors import to_float
 from densenet_backbones.metrics.coco import CocoMetric
 from densenet_backbones.metrics.learned import (
     COCO_KEYPOINTS,
@@ -23,12 +24,12 @@ from densenet_backbones.metrics.learned import (
     with_keypoints,
 )
 from densenet_backbones.reporting.instance_pictures import (
-    annotated,
-    confident,
+    collect_annotations,
+    draw_beside_ground_truth,
     draw_instances,
-    ground_truth_beside_predictions,
+    select_confident,
 )
-from densenet_backbones.reporting.pictures import montage, to_pixels
+from densenet_backbones.reporting.pictures import make_sheet, to_pixels
 from densenet_backbones.stages import DenseStages
 from densenet_backbones.training.optimization import Optimizer, Schedule, images_per_step
 from densenet_backbones.training.task import MemoryOption, NonFiniteLossError, Task
@@ -59,7 +60,7 @@ class DetectionTask(Task):
     Attributes:
         target_types: Annotations that the detector learns from: boxes, and perhaps masks or
             keypoints. All are evaluated, and the last one says which weights are best.
-        merged: How the evaluated images are looked at, where not as the detector does.
+        views: How the evaluated images are looked at, where not as the detector does.
     """
 
     spec: DetectorSpec
@@ -88,7 +89,7 @@ class DetectionTask(Task):
         self.target_types = learned_by(self.model)
         if len(self.target_types) > 1:
             self.headline = headline_of(self.target_types)
-        self.merged: MergedDetection | None = None
+        self.views: DetectionViews | None = None
 
     @classmethod
     def from_detector(cls, detector: Detector, **options: Any) -> "DetectionTask":
@@ -156,7 +157,7 @@ class DetectionTask(Task):
 
     def validation_step(self, batch: list[Sample], batch_idx: int) -> dict[str, Any]:
         """Detections of a batch, added to the evaluation; masks as run-length codes at once."""
-        found = detect(self.model, [to_float(sample.image) for sample in batch], self.merged)
+        found = detect(self.model, [to_float(sample.image) for sample in batch], self.views)
         predictions = [
             {**in_float32(f), "image_id": sample.image_id}
             for sample, f in zip(batch, found, strict=True)
@@ -167,16 +168,19 @@ class DetectionTask(Task):
     def draw_batch(self, batch: Sequence[Sample]) -> np.ndarray:
         """The images with their objects, as augmented."""
         names, skeleton = self.spec.categories.names, self.spec.categories.skeleton
-        return montage(
-            [draw_instances(to_pixels(s.image), annotated(s), names, skeleton) for s in batch]
+        return make_sheet(
+            [
+                draw_instances(to_pixels(s.image), collect_annotations(s), names, skeleton)
+                for s in batch
+            ]
         )
 
     def draw_predictions(self, batch: Sequence[Sample], outputs: dict[str, Any]) -> np.ndarray:
         """Annotated objects on the left, detected ones on the right."""
-        return ground_truth_beside_predictions(
+        return draw_beside_ground_truth(
             [to_pixels(s.image) for s in batch],
-            [annotated(s) for s in batch],
-            [confident(p) for p in outputs["predictions"][: len(batch)]],
+            [collect_annotations(s) for s in batch],
+            [select_confident(p) for p in outputs["predictions"][: len(batch)]],
             self.spec.categories.names,
             skeleton=self.spec.categories.skeleton,
         )

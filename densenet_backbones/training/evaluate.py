@@ -14,8 +14,8 @@ from densenet_backbones.data.readers.detection_sources import Layout
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
-from densenet_backbones.inference.detector import load
-from densenet_backbones.inference.merged_detection import add_arguments, from_options
+from densenet_backbones.inference.detection_views import add_view_options, parse_views
+from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.segmenter import SegmentationModel
 from densenet_backbones.metrics.boundary import TOLERANCE
 from densenet_backbones.metrics.learned import learned_by
@@ -72,7 +72,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="T",
         help="detector: IoU from which a detection is right in VOC's numbers (%(default)s)",
     )
-    add_arguments(parser)
+    add_view_options(parser)
     parser.add_argument(
         "--boundary-tolerance",
         type=float,
@@ -137,15 +137,15 @@ def _detection(detector: Any, options: argparse.Namespace) -> Evaluation:
     data = DetectionData(**_data_options(options), target_types=list(learned_by(detector.model)))
     data.use_classes(detector.categories)
     mirrored = detector.categories.mirrored_keypoints
-    merged = from_options(options, detector.model, mirrored)
+    views = parse_views(options, detector.model, mirrored)
     task = DetectionTask.from_detector(detector, evaluator=options.evaluator)
-    task.merged = merged
+    task.views = views
     counting = {"voc_iou": options.voc_iou, "count_difficult": options.count_difficult}
     return task, data, lambda out: write_evaluation(task.metric, data.val_set, out, **counting)
 
 
 def _segmentation(model: Any, options: argparse.Namespace) -> Evaluation:
-    from_options(options, None)  # refuses what is for detectors
+    parse_views(options, None)  # refuses what is for detectors
     data = SegmentationData(**_data_options(options), task=model.spec.task)
     data.use_classes(model.classes)
     task = SegmentationTask.from_model(model, boundary_tolerance=options.boundary_tolerance)

@@ -21,9 +21,9 @@ from densenet_backbones.metrics.learned import IOU_TYPES
 from densenet_backbones.metrics.voc import evaluate_voc
 from densenet_backbones.reporting.console import is_first_process, say
 from densenet_backbones.reporting.instance_pictures import (
-    annotated,
-    confident,
-    ground_truth_beside_predictions,
+    collect_annotations,
+    draw_beside_ground_truth,
+    select_confident,
 )
 from densenet_backbones.reporting.pictures import save_picture
 from densenet_backbones.reporting.plots import (
@@ -140,10 +140,10 @@ def draw_examples(
     step = max(1, len(records) // PICTURED_IMAGES)
     chosen = records[::step][:PICTURED_IMAGES]
     keypoints = len(part.categories.keypoints)
-    sheet = ground_truth_beside_predictions(
+    sheet = draw_beside_ground_truth(
         [read_image(r.path) for r in chosen],
-        [annotated(read_instances(r, target_types, keypoints)) for r in chosen],
-        [confident(predictions.get(r.image_id, nothing)) for r in chosen],
+        [collect_annotations(read_instances(r, target_types, keypoints)) for r in chosen],
+        [select_confident(predictions.get(r.image_id, nothing)) for r in chosen],
         part.categories.names,
         skeleton=part.categories.skeleton,
     )

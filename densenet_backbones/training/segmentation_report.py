@@ -16,15 +16,15 @@ from densenet_backbones.data.mask_samples import SegmentationSet
 from densenet_backbones.data.mask_statistics import (
     CHECKED_UP_TO,
     PixelCounts,
-    class_pixel_counts,
+    count_class_pixels,
 )
+from densenet_backbones.file_writing import save_bytes
 from densenet_backbones.metrics.segmentation import SegmentationEvaluation
 from densenet_backbones.reporting.console import say
-from densenet_backbones.reporting.mask_pictures import masks_side_by_side
+from densenet_backbones.reporting.mask_pictures import draw_masks_side_by_side
 from densenet_backbones.reporting.pictures import save_picture
 from densenet_backbones.reporting.plots import plot_confusion
-from densenet_backbones.reporting.tables import digits, numbers_table, render
-from densenet_backbones.reporting.writing import save_bytes
+from densenet_backbones.reporting.tables import format_number, make_numbers_table, render
 from densenet_backbones.training.segmentation_task import SegmentationTask
 
 PICTURED_IMAGES = 8
@@ -44,7 +44,7 @@ def data_table(data: Any) -> Table:
         if len(found) <= CHECKED_UP_TO:
             table.add_column(f"{part} images", justify="right")
             table.add_column(f"{part} pixels", justify="right")
-            columns += _columns(class_pixel_counts(found))
+            columns += _columns(count_class_pixels(found))
     for row, name in enumerate(train.classes.names):
         table.add_row(name, *(column[row] for column in columns))
     return table
@@ -84,12 +84,12 @@ def write_evaluation(task: SegmentationTask, part: SegmentationSet, folder: Path
 
 def format_segmentation_table(evaluation: SegmentationEvaluation, width: int = 100) -> str:
     """The numbers, and one row a class, as text; "-" stands for what is not defined."""
-    summary = numbers_table(f"Segmentation, {evaluation.images} images", evaluation.numbers)
+    summary = make_numbers_table(f"Segmentation, {evaluation.images} images", evaluation.numbers)
     by_class = Table("class", box=box.SIMPLE_HEAD)
     for name in ("pixels", "IoU", "accuracy", "precision", "boundary F"):
         by_class.add_column(name, justify="right", no_wrap=True)
     for c in evaluation.classes:
-        values = map(digits, (c.iou, c.accuracy, c.precision, c.boundary_f))
+        values = map(format_number, (c.iou, c.accuracy, c.precision, c.boundary_f))
         by_class.add_row(c.name, str(c.pixels), *values)
     return render([summary, by_class], width)
 
@@ -117,7 +117,7 @@ def pictured(task: SegmentationTask, part: SegmentationSet) -> np.ndarray:
         chw = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         found.append(task.labels(chw.to(device)).cpu().numpy())
     truth = [record.read_mask() for record in records]
-    return masks_side_by_side(images, truth, found, part.classes.colors)
+    return draw_masks_side_by_side(images, truth, found, part.classes.colors)
 
 
 def _write_csv(path: Path, rows: list[list[Any]]) -> None:

@@ -18,18 +18,21 @@ from densenet_backbones.data.mask_samples import (
     MaskTask,
     SegmentationSet,
 )
-from densenet_backbones.data.mask_statistics import class_pixel_counts, median_frequency_weights
+from densenet_backbones.data.mask_statistics import (
+    compute_median_frequency_weights,
+    count_class_pixels,
+)
 from densenet_backbones.heads.segmentation.losses import SegmentationLoss
 from densenet_backbones.inference.image_tensors import to_float
 from densenet_backbones.inference.segmenter import (
     SegmentationModel,
     SegmenterSpec,
-    most_probable,
-    probabilities,
+    compute_probabilities,
+    pick_labels,
 )
 from densenet_backbones.metrics.boundary import TOLERANCE
 from densenet_backbones.metrics.segmentation import SegmentationMetric
-from densenet_backbones.reporting.mask_pictures import masks_sheet, masks_side_by_side
+from densenet_backbones.reporting.mask_pictures import draw_masks_sheet, draw_masks_side_by_side
 from densenet_backbones.reporting.pictures import to_pixels
 from densenet_backbones.training.optimization import Optimizer, Schedule
 from densenet_backbones.training.task import MemoryOption, Task
@@ -70,8 +73,8 @@ class Loss:
         if self.class_weights == "median_frequency":
             options["class_weights"] = None
             if train_set is not None:
-                counts = class_pixel_counts(train_set)
-                options["class_weights"] = median_frequency_weights(counts)
+                counts = count_class_pixels(train_set)
+                options["class_weights"] = compute_median_frequency_weights(counts)
         try:
             return SegmentationLoss(task, **options)
         except ValueError as error:
@@ -189,16 +192,18 @@ class SegmentationTask(Task):
     def labels(self, image: Tensor) -> Tensor:
         """Labels of one image: (3, H, W) uint8 to (H, W) uint8, or (K, H, W) if multilabel."""
         output = self.model(to_float(image)[None])
-        return most_probable(probabilities(output, self.spec.task), self.spec.task)[0][0]
+        return pick_labels(compute_probabilities(output, self.spec.task), self.spec.task)[0][0]
 
     def draw_batch(self, batch: Sequence[MaskSample]) -> np.ndarray:
         """The images with their masks, as augmented."""
         images = [to_pixels(sample.image) for sample in batch]
-        return masks_sheet(images, [s.mask.cpu().numpy() for s in batch], self.spec.classes.colors)
+        return draw_masks_sheet(
+            images, [s.mask.cpu().numpy() for s in batch], self.spec.classes.colors
+        )
 
     def draw_predictions(self, batch: Sequence[MaskSample], outputs: dict[str, Any]) -> np.ndarray:
         """Image, annotation and prediction side by side."""
-        return masks_side_by_side(
+        return draw_masks_side_by_side(
             [to_pixels(sample.image) for sample in batch],
             [sample.mask.cpu().numpy() for sample in batch],
             [labels.cpu().numpy() for labels in outputs["predictions"][: len(batch)]],

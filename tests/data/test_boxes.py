@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densenet_backbones.data.boxes import MAX_SIDE, clip_boxes, fault_of_box, overhangs
+from densenet_backbones.data.boxes import MAX_SIDE, clip_boxes, describe_box_fault, measure_overhang
 
 SIZE = (40, 30)
 
@@ -17,7 +17,7 @@ def test_clipping_by_hand():
     expected = [[1, 2, 3, 4], [0, 0, 5, 5], [35, 25, 40, 30], [40, 0, 40, 9], [5, 5, 5, 9]]
     assert clipped.tolist() == expected and clipped.dtype == np.float32
     assert usable.tolist() == [True, True, True, False, False]
-    assert overhangs(boxes, np.array(SIZE)).tolist() == [-1, 5, 5, 10, -5]
+    assert measure_overhang(boxes, np.array(SIZE)).tolist() == [-1, 5, 5, 10, -5]
 
 
 def test_each_box_has_the_size_of_its_own_image():
@@ -44,7 +44,7 @@ def test_usable_boxes_lie_inside_and_have_an_area(box, size):
     assert clipped.min() >= 0 and clipped[[0, 2]].max() <= size[0]
     assert clipped[[1, 3]].max() <= size[1]
     assert usable == (clipped[0] < clipped[2] and clipped[1] < clipped[3])
-    what, action = fault_of_box(boxes[0], size)
+    what, action = describe_box_fault(boxes[0], size)
     assert ("left out" in action) == (not usable), what
 
 
@@ -54,4 +54,4 @@ def test_boxes_inside_stay_as_they_are(box):
     boxes = np.array([[min(x1, x2), min(y1, y2), max(x1, x2) + 1, max(y1, y2) + 1]], float)
     clipped, usable = clip_boxes(boxes, np.array([31, 31]))
     np.testing.assert_array_equal(clipped, boxes)
-    assert usable.all() and overhangs(boxes, np.array([31, 31]))[0] <= 0
+    assert usable.all() and measure_overhang(boxes, np.array([31, 31]))[0] <= 0

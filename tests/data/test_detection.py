@@ -17,11 +17,11 @@ from densenet_backbones.data.detection import (
     Source,
     default_workers,
 )
-from densenet_backbones.data.images import read_image, read_reduced
+from densenet_backbones.data.images import read_image, read_reduced_image
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.samplers import EpochSampler
 from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
-from densenet_backbones.inference.detector import build_detector
+from densenet_backbones.inference.model_file import build_registered
 from densenet_backbones.training.summary import all_objects_matched
 
 
@@ -145,7 +145,11 @@ def test_training_decodes_a_large_photograph_at_a_reduced_size(tmp_path):
         whole = DetectionImages(data)[0]
         assert whole.image.shape == (3, 1200, 1600), "evaluation sees images as they are"
         assert whole.boxes.tolist() == boxes.tolist()
-    assert read_reduced(tmp_path / "a.jpg", augmentation.source_size)[0].shape == (150, 200, 3)
+    assert read_reduced_image(tmp_path / "a.jpg", augmentation.source_size)[0].shape == (
+        150,
+        200,
+        3,
+    )
     reduced, full = samples
     assert (reduced.boxes - full.boxes).abs().max() <= 1e-4
     assert (reduced.image.int() - full.image.int()).abs().max() <= 3
@@ -200,7 +204,7 @@ def test_a_fraction_of_the_training_images_is_used(tiny_scenes):
 
 
 def test_overfitting_keeps_the_first_images_of_which_every_object_is_matched(tiny_scenes):
-    model = build_detector("dsod_tiny", 7, DETECTOR_ARGS)
+    model = build_registered("detector", "dsod_tiny", 7, DETECTOR_ARGS)
     data = DetectionData(str(tiny_scenes), overfit_images=2, batch_size=2, num_workers=0)
     expected = []
     for record in sorted(data.train_set.records, key=lambda r: r.image_id):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from densenet_backbones.data import images
-from densenet_backbones.data.images import image_size, read_image, read_reduced
+from densenet_backbones.data.images import read_image, read_image_size, read_reduced_image
 from densenet_backbones.data.samples import DataError
 
 UPRIGHT = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
@@ -39,7 +39,7 @@ def test_every_orientation_is_shown_upright(tmp_path, orientation, suffix):
     picture = Image.fromarray(np.ascontiguousarray(STORED[orientation]))
     picture.save(path, exif=exif(orientation), **({"lossless": True} if suffix == "webp" else {}))
     np.testing.assert_array_equal(read_image(path), UPRIGHT)
-    assert image_size(path) == (10, 6)
+    assert read_image_size(path) == (10, 6)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -53,14 +53,14 @@ def test_jpeg_is_turned_after_decoding(tmp_path, orientation):
     if orientation in undo:
         np.testing.assert_array_equal(read_image(turned), np.rot90(decoded, undo[orientation]))
     assert read_image(turned).shape == (6, 10, 3)
-    assert image_size(turned) == (10, 6)
+    assert read_image_size(turned) == (10, 6)
 
 
 def test_orientation_variants_of_a_photograph_agree(shared_data):
     folder = shared_data / "exif_orientation"
     pictures = [read_image(folder / f"Landscape_{n}.jpg") for n in range(1, 9)]
     assert {p.shape for p in pictures} == {(1200, 1800, 3)}
-    assert {image_size(folder / f"Landscape_{n}.jpg") for n in range(1, 9)} == {(1800, 1200)}
+    assert {read_image_size(folder / f"Landscape_{n}.jpg") for n in range(1, 9)} == {(1800, 1200)}
     for number, picture in enumerate(pictures[1:], start=2):
         stored = np.asarray(Image.open(folder / f"Landscape_{number}.jpg"))
         back = {2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1]}
@@ -75,14 +75,14 @@ def test_orientation_variants_of_a_photograph_agree(shared_data):
 def test_orientations_that_do_not_exist_are_ignored(tmp_path, orientation):
     Image.fromarray(UPRIGHT).save(tmp_path / "a.png", exif=exif(orientation))
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), UPRIGHT)
-    assert image_size(tmp_path / "a.png") == (10, 6)
+    assert read_image_size(tmp_path / "a.png") == (10, 6)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_is_ignored(tmp_path):
     Image.fromarray(UPRIGHT).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), UPRIGHT)
-    assert image_size(tmp_path / "a.png") == (10, 6)
+    assert read_image_size(tmp_path / "a.png") == (10, 6)
 
 
 def test_result_is_contiguous_and_writable(tmp_path):
@@ -191,7 +191,7 @@ def test_float_pixels_are_refused(tmp_path):
 
 
 def test_missing_file_and_folder_are_named(tmp_path):
-    for function in (read_image, image_size):
+    for function in (read_image, read_image_size):
         with pytest.raises(DataError, match=r"nowhere\.jpg: there is no such image file"):
             function(tmp_path / "nowhere.jpg")
         with pytest.raises(DataError, match="cannot be read as an image"):
@@ -203,7 +203,7 @@ def test_missing_file_and_folder_are_named(tmp_path):
 )
 def test_files_that_are_no_images_are_refused(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
-    for function in (read_image, image_size):
+    for function in (read_image, read_image_size):
         with pytest.raises(DataError, match=r"a\.jpg: cannot be read as an image"):
             function(tmp_path / "a.jpg")
 
@@ -223,26 +223,26 @@ def test_decompression_bomb_is_refused_before_decoding(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(
         png(60000, 60000, bit_depth=8, colour_type=2, rows=b"\0" * 100)
     )
-    for function in (read_image, image_size):
+    for function in (read_image, read_image_size):
         with pytest.raises(DataError, match=r"a\.png: has more than the 89478485 pixels"):
             function(tmp_path / "a.png")
     Image.fromarray(UPRIGHT).save(tmp_path / "small.png")
     monkeypatch.setattr(images, "MAX_PIXELS", 59)
     with pytest.raises(DataError, match="10x6 pixels, more than the 59 pixels"):
-        image_size(tmp_path / "small.png")
+        read_image_size(tmp_path / "small.png")
 
 
 def test_size_needs_the_header_only(tmp_path):
     Image.fromarray(np.zeros((300, 200, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif(6))
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:700])
-    assert image_size(tmp_path / "a.jpg") == (300, 200)
+    assert read_image_size(tmp_path / "a.jpg") == (300, 200)
 
 
 def test_sizes_agree_with_pixels(tmp_path):
     for number, size in enumerate([(1, 1), (3, 7), (7, 3)]):
         Image.new("RGB", size).save(tmp_path / f"{number}.bmp")
         height, width = read_image(tmp_path / f"{number}.bmp").shape[:2]
-        assert image_size(tmp_path / f"{number}.bmp") == (width, height) == size
+        assert read_image_size(tmp_path / f"{number}.bmp") == (width, height) == size
 
 
 def smooth_picture(width, height):
@@ -256,7 +256,7 @@ def test_large_jpegs_are_decoded_at_a_reduced_size(tmp_path, orientation):
     path = tmp_path / "image.jpg"
     smooth_picture(801, 600).save(path, exif=exif(orientation), quality=95)
     full = read_image(path)
-    reduced, factor = read_reduced(path, (150, 150))
+    reduced, factor = read_reduced_image(path, (150, 150))
     assert reduced.shape == ((201, 150, 3) if orientation == 6 else (150, 201, 3))
     assert factor == 4
     assert reduced.flags["C_CONTIGUOUS"] and reduced.flags["WRITEABLE"]
@@ -271,7 +271,7 @@ def test_large_jpegs_are_decoded_at_a_reduced_size(tmp_path, orientation):
 def test_no_image_becomes_smaller_than_asked_for(tmp_path, suffix, at_least):
     path = tmp_path / f"image.{suffix}"
     smooth_picture(801, 600).save(path)
-    found, factor = read_reduced(path, at_least)
+    found, factor = read_reduced_image(path, at_least)
     assert factor == 1
     np.testing.assert_array_equal(found, read_image(path))
 
@@ -281,4 +281,4 @@ def test_truncated_files_are_refused_at_a_reduced_size_too(tmp_path):
     smooth_picture(801, 600).save(path)
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(DataError, match="cannot be read as an image"):
-        read_reduced(path, (60, 80))
+        read_reduced_image(path, (60, 80))

@@ -9,10 +9,10 @@ from instance_sets import KEYPOINTS, change, rectangle, write_instances
 from PIL import Image
 
 from densenet_backbones.data import instances
-from densenet_backbones.data.boxes import boxes_of_masks
+from densenet_backbones.data.boxes import masks_to_boxes
 from densenet_backbones.data.detection_images import DetectionImages
 from densenet_backbones.data.images import read_image
-from densenet_backbones.data.instances import learnable, read_instances
+from densenet_backbones.data.instances import keep_learnable_objects, read_instances
 from densenet_backbones.data.readers.coco import read_coco
 from densenet_backbones.data.readers.detection_sources import keep_classes, read_detection
 from densenet_backbones.data.samples import Categories, DataError
@@ -37,7 +37,7 @@ def test_masks_are_the_objects_pixels(drawn):
         assert found.masks.shape == (3, record.height, record.width)
         assert found.masks.dtype == np.uint8 and set(np.unique(found.masks)) == {0, 1}
         assert found.labels.tolist() == [1, 2, 1] and found.keypoints is None
-        np.testing.assert_array_equal(found.boxes, boxes_of_masks(found.masks))
+        np.testing.assert_array_equal(found.boxes, masks_to_boxes(found.masks))
         hidden = colored(record, 3)
         for n, mask in reversed(list(enumerate(found.masks))):
             np.testing.assert_array_equal(mask.astype(bool) & ~hidden, colored(record, n) & ~hidden)
@@ -90,7 +90,7 @@ def test_objects_stay_with_their_annotations_where_classes_are_left_out(drawn):
         assert [a["category_id"] for a in record.annotations] == [7]
         np.testing.assert_array_equal(record.annotation_of, [0])
         found = read_instances(record, MASKS)
-        np.testing.assert_array_equal(found.boxes, boxes_of_masks(found.masks))
+        np.testing.assert_array_equal(found.boxes, masks_to_boxes(found.masks))
 
 
 def test_objects_stay_with_their_annotations_where_sources_are_merged(drawn):
@@ -98,7 +98,7 @@ def test_objects_stay_with_their_annotations_where_sources_are_merged(drawn):
     assert data.categories.keypoints == KEYPOINTS
     for record in data.records:
         found = read_instances(record, ("masks", "keypoints"), 5)
-        np.testing.assert_array_equal(found.boxes, boxes_of_masks(found.masks))
+        np.testing.assert_array_equal(found.boxes, masks_to_boxes(found.masks))
 
 
 def test_faulty_boxes_are_skipped_with_their_masks(tmp_path):
@@ -108,7 +108,7 @@ def test_faulty_boxes_are_skipped_with_their_masks(tmp_path):
     record = read_coco(change(write_instances(tmp_path), no_area), "train").records[0]
     assert record.annotation_of.tolist() == [1, 2]
     found = read_instances(record, MASKS)
-    np.testing.assert_array_equal(found.boxes, boxes_of_masks(found.masks))
+    np.testing.assert_array_equal(found.boxes, masks_to_boxes(found.masks))
 
 
 def test_files_of_keypoints_are_found_where_keypoints_are_learnt(tmp_path):
@@ -140,9 +140,9 @@ def test_files_of_keypoints_are_found_where_keypoints_are_learnt(tmp_path):
 
 def test_sets_in_order_are_left_as_they_are(drawn):
     data = read_coco(drawn, "train")
-    found = learnable(data, ("boxes", "masks", "keypoints"), strict=True)
+    found = keep_learnable_objects(data, ("boxes", "masks", "keypoints"), strict=True)
     assert all(a is b for a, b in zip(found.records, data.records, strict=True))
-    assert found.problems == () and learnable(data, ("boxes",), strict=True) is data
+    assert found.problems == () and keep_learnable_objects(data, ("boxes",), strict=True) is data
 
 
 def test_objects_without_outline_are_left_out_of_training(tmp_path):
@@ -151,16 +151,16 @@ def test_objects_without_outline_are_left_out_of_training(tmp_path):
         content["annotations"][6]["segmentation"] = []
 
     data = read_coco(change(write_instances(tmp_path), without), "train")
-    found = learnable(data, MASKS, strict=False)
+    found = keep_learnable_objects(data, MASKS, strict=False)
     assert [len(r.boxes) for r in found.records[:3]] == [2, 2, 3]
     assert [len(r.annotations) for r in found.records[:2]] == [4, 4]  # evaluation counts them
     assert [p.what for p in found.problems] == ["has no 'segmentation'"] * 2
     assert found.problems[0].item.endswith("0.png: annotation 1")
     for record in found.records:
         objects = read_instances(record, MASKS)
-        np.testing.assert_array_equal(objects.boxes, boxes_of_masks(objects.masks))
+        np.testing.assert_array_equal(objects.boxes, masks_to_boxes(objects.masks))
     with pytest.raises(DataError, match="strict reading found 2 faults"):
-        learnable(data, MASKS, strict=True)
+        keep_learnable_objects(data, MASKS, strict=True)
 
 
 def test_sets_without_what_is_learnt_are_refused(tmp_path, tiny_masks):
@@ -171,13 +171,13 @@ def test_sets_without_what_is_learnt_are_refused(tmp_path, tiny_masks):
 
     data = read_coco(change(write_instances(tmp_path), bare), "train")
     with pytest.raises(DataError, match="none of its 24 objects has a 'segmentation', so no masks"):
-        learnable(data, MASKS, strict=False)
+        keep_learnable_objects(data, MASKS, strict=False)
     with pytest.raises(DataError, match="none of its 32 objects has 'keypoints', so none can be"):
-        learnable(data, POINTS, strict=False)
+        keep_learnable_objects(data, POINTS, strict=False)
     voc = read_detection(tiny_masks, "train")
     for target_types in (MASKS, POINTS):
         with pytest.raises(DataError, match=r"none of its \d+ objects has "):
-            learnable(voc, target_types, strict=False)
+            keep_learnable_objects(voc, target_types, strict=False)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_keypoints_without_common_names_are_refused_where_they_are_learnt(tmp_pa
     data = read_coco(root, "train")
     assert data.categories.keypoints == () and len(data.records[0].boxes) == 3
     with pytest.raises(DataError, match="its categories do not name the keypoints, or name diff"):
-        learnable(data, POINTS, strict=False)
+        keep_learnable_objects(data, POINTS, strict=False)
 
 
 @pytest.mark.parametrize("skeleton", [[[0, 1]], [[1, 6]], [[1, 2, 3]], [[1, 2.0]], "lines", [3]])
@@ -229,7 +229,7 @@ def test_faulty_keypoints_are_refused_before_training(tmp_path, keypoints):
     first = replace(first, annotations=(annotation, *first.annotations[1:]))
     data = replace(data, records=(first, *others))
     with pytest.raises(DataError) as error:
-        learnable(data, POINTS, strict=False)
+        keep_learnable_objects(data, POINTS, strict=False)
     assert "1 annotations have faulty keypoints" in str(error.value)
     assert "0.png: annotation 1: 'keypoints' must be x, y and visibility" in str(error.value)
 
@@ -253,7 +253,7 @@ def test_faulty_outlines_are_refused_before_training(tmp_path, outline, number):
 
     data = read_coco(change(write_instances(tmp_path, sizes=((24, 36),)), edit), "train")
     with pytest.raises(DataError) as error:
-        learnable(data, MASKS, strict=False)
+        keep_learnable_objects(data, MASKS, strict=False)
     assert "1 annotations have faulty masks" in str(error.value)
     assert f"0.png: annotation {number + 1}: " in str(error.value)
 
@@ -300,23 +300,25 @@ def test_keypoints_survive_json_and_are_left_out_where_there_are_none():
 def test_generated_scenes_have_masks_and_keypoints(tiny_scenes):
     for split in ("train", "val"):
         data = read_detection(tiny_scenes, split, keypoints=True)
-        found = learnable(data, ("boxes", "masks", "keypoints"), strict=True)
+        found = keep_learnable_objects(data, ("boxes", "masks", "keypoints"), strict=True)
         assert len(found.categories.keypoints) == 13
         assert sorted(found.categories.mirrored_keypoints) == list(range(13))
         for record in found.records:
             objects = read_instances(record, ("masks", "keypoints"), 13)
-            np.testing.assert_array_equal(objects.boxes, boxes_of_masks(objects.masks))
+            np.testing.assert_array_equal(objects.boxes, masks_to_boxes(objects.masks))
             assert (objects.keypoints[..., 2] > 0).any(1).all()
-    data = learnable(read_detection(tiny_scenes, "train"), MASKS, strict=True)
+    data = keep_learnable_objects(read_detection(tiny_scenes, "train"), MASKS, strict=True)
     assert sum(len(r.boxes) for r in data.records) > 0
 
 
 def test_real_outlines_agree_with_their_boxes(shared_data):
-    data = learnable(read_detection(shared_data / "coco_tiny", "val2017"), MASKS, strict=False)
+    data = keep_learnable_objects(
+        read_detection(shared_data / "coco_tiny", "val2017"), MASKS, strict=False
+    )
     overlap = []
     for record in data.records[:40]:
         objects = read_instances(record, MASKS)
-        found = boxes_of_masks(objects.masks)
+        found = masks_to_boxes(objects.masks)
         overlap += list(np.abs(found - objects.boxes).max(1))
     # Slivers of polygons have no pixel: a few boxes reach farther than the masks.
     assert len(overlap) > 50 and np.mean(np.array(overlap) <= 1.5) > 0.95
@@ -325,7 +327,7 @@ def test_real_outlines_agree_with_their_boxes(shared_data):
 def test_boxes_of_masks():
     mask = rectangle(20, 30, np.random.default_rng(0))
     y, x = mask.nonzero()
-    (box,) = boxes_of_masks(mask[None])
+    (box,) = masks_to_boxes(mask[None])
     assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
-    assert boxes_of_masks(np.zeros((1, 4, 4), np.uint8)).tolist() == [[0, 0, 0, 0]]
-    assert boxes_of_masks(np.zeros((0, 4, 4), np.uint8)).shape == (0, 4)
+    assert masks_to_boxes(np.zeros((1, 4, 4), np.uint8)).tolist() == [[0, 0, 0, 0]]
+    assert masks_to_boxes(np.zeros((0, 4, 4), np.uint8)).shape == (0, 4)

@@ -13,9 +13,9 @@ from PIL import Image
 from densenet_backbones.data.mask_code import (
     MaskCode,
     ValueMap,
-    color_of,
+    pack_color,
     pack_colors,
-    packed,
+    unpack_color,
 )
 from densenet_backbones.data.mask_samples import IGNORED, MaskClasses
 from densenet_backbones.data.samples import DataError
@@ -28,8 +28,8 @@ EITHER = MaskCode.of_classes(CLASSES, colors=True, ignored_colors=[VOID])
 
 @given(st.integers(0, (1 << 24) - 1))
 def test_a_color_is_a_number(value):
-    color = color_of(value)
-    assert packed(color) == value
+    color = unpack_color(value)
+    assert pack_color(color) == value
     assert pack_colors(np.array([[color]], np.uint8)).tolist() == [[value]]
 
 

@@ -12,11 +12,11 @@ from mask_sets import some_masks, write_camvid, write_coco, write_mask, write_vo
 from densenet_backbones.data import mask_statistics
 from densenet_backbones.data.mask_statistics import (
     PixelCounts,
-    cache_folder,
     check_masks,
-    class_pixel_counts,
-    fingerprint,
-    median_frequency_weights,
+    compute_median_frequency_weights,
+    count_class_pixels,
+    find_cache_folder,
+    fingerprint_files,
 )
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import DataError
@@ -50,7 +50,7 @@ def reads(monkeypatch):
 
 def test_pixels_are_counted(tmp_path, found):
     data = read_segmentation(write_voc(tmp_path / "voc", found), "train")
-    counts = class_pixel_counts(data, progress=False, workers=2)
+    counts = count_class_pixels(data, progress=False, workers=2)
     values = np.stack(list(found.values()))
     assert counts.pixels == tuple(int((values == c).sum()) for c in range(3))
     assert counts.ignored == (values == 255).sum() == 8
@@ -60,7 +60,7 @@ def test_pixels_are_counted(tmp_path, found):
 
 def test_channels_are_counted_each_by_itself(tmp_path, found):
     data = read_segmentation(write_coco(tmp_path / "c", found), "train", task="multilabel")
-    counts = class_pixel_counts(data)
+    counts = count_class_pixels(data)
     values = np.stack(list(found.values()))
     assert counts.pixels == ((values == 1).sum(), (values == 2).sum())
     assert counts.ignored == 8  # the crowds are of the first category
@@ -71,20 +71,20 @@ def test_masks_are_read_once_and_again_when_something_changes(tmp_path, found, c
     root = write_voc(tmp_path / "voc", found)
     before = set(root.rglob("*"))
     seen = reads(monkeypatch)
-    first = class_pixel_counts(read_segmentation(root, "train"))
-    assert len(seen) == 4 and class_pixel_counts(read_segmentation(root, "train")) == first
+    first = count_class_pixels(read_segmentation(root, "train"))
+    assert len(seen) == 4 and count_class_pixels(read_segmentation(root, "train")) == first
     check_masks(read_segmentation(root, "train"))
     assert len(seen) == 4 and len(list(cache.iterdir())) == 1
     assert set(root.rglob("*")) == before  # nothing is written beside the data
     write_mask(root / "SegmentationClass/im0.png", np.ones((6, 9), np.uint8))
-    changed = class_pixel_counts(read_segmentation(root, "train"))
+    changed = count_class_pixels(read_segmentation(root, "train"))
     assert len(seen) == 8 and changed != first
-    class_pixel_counts(read_segmentation(root, "train", classes=["cat", "background", "dog"]))
+    count_class_pixels(read_segmentation(root, "train", classes=["cat", "background", "dog"]))
     assert len(seen) == 12
     os.utime(root / "JPEGImages/im3.jpg", (1, 1))
-    class_pixel_counts(read_segmentation(root, "train"))
+    count_class_pixels(read_segmentation(root, "train"))
     assert len(seen) == 16
-    class_pixel_counts(read_segmentation(root, "train"), cache=tmp_path / "mine")
+    count_class_pixels(read_segmentation(root, "train"), cache=tmp_path / "mine")
     assert len(seen) == 20 and len(list((tmp_path / "mine").iterdir())) == 1
 
 
@@ -93,11 +93,11 @@ def test_masks_are_read_once_and_again_when_something_changes(tmp_path, found, c
 )
 def test_a_damaged_cache_is_counted_again(tmp_path, found, cache, content):
     data = read_segmentation(write_voc(tmp_path / "voc", found), "train")
-    counts = class_pixel_counts(data)
+    counts = count_class_pixels(data)
     (file,) = cache.iterdir()
     kept = json.loads(file.read_text())
     file.write_text(content)
-    assert class_pixel_counts(data) == counts
+    assert count_class_pixels(data) == counts
     assert json.loads(file.read_text()) == kept
 
 
@@ -105,22 +105,22 @@ def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, found, monkeypat
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     data = read_segmentation(write_voc(tmp_path / "voc", found), "train")
-    assert class_pixel_counts(data) == class_pixel_counts(data)
+    assert count_class_pixels(data) == count_class_pixels(data)
 
 
 def test_the_cache_is_the_users(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "densenet_backbones"
+    assert find_cache_folder() == tmp_path / ".cache" / "densenet_backbones"
 
 
 def test_fingerprints_differ_with_what_is_ignored(tmp_path, found):
     root = write_camvid(tmp_path / "c", found)
     (root / "classes.yaml").write_text("classes: [a, b, c]\nignored: [255]\n")
-    first = fingerprint(read_segmentation(root, "train"))
-    assert first == fingerprint(read_segmentation(root, "train"))
+    first = fingerprint_files(read_segmentation(root, "train"))
+    assert first == fingerprint_files(read_segmentation(root, "train"))
     (root / "classes.yaml").write_text("classes: [a, b, c]\nignored: [255, 9]\n")
-    assert first != fingerprint(read_segmentation(root, "train"))
+    assert first != fingerprint_files(read_segmentation(root, "train"))
 
 
 def test_all_faulty_masks_are_named_at_once_and_nothing_is_kept(tmp_path, found, cache):
@@ -157,23 +157,23 @@ def test_sizes_that_annotations_claim_are_compared_with_the_image(tmp_path, foun
 def test_weights_are_the_median_frequency_over_the_own():
     counts = PixelCounts((10, 40, 5, 0), (100, 100, 50, 0), (2, 2, 1, 0), 3)
     np.testing.assert_allclose(counts.frequencies()[:3], [0.1, 0.4, 0.1])
-    np.testing.assert_allclose(median_frequency_weights(counts), [1, 0.25, 1, 1])
-    assert median_frequency_weights(PixelCounts((0, 0), (0, 0), (0, 0), 9)) == (1, 1)
+    np.testing.assert_allclose(compute_median_frequency_weights(counts), [1, 0.25, 1, 1])
+    assert compute_median_frequency_weights(PixelCounts((0, 0), (0, 0), (0, 0), 9)) == (1, 1)
 
 
 @given(st.lists(st.integers(1, 10**12), min_size=1, max_size=30))
 def test_weights_turn_every_frequency_into_the_median(pixels):
     total = (sum(pixels),) * len(pixels)
-    weights = median_frequency_weights(PixelCounts(tuple(pixels), total, total, 0))
+    weights = compute_median_frequency_weights(PixelCounts(tuple(pixels), total, total, 0))
     even = np.array(weights) * pixels / total[0]
     np.testing.assert_allclose(even, np.median(np.array(pixels) / total[0]))
 
 
 def test_real_counts(shared_data):
     data = read_segmentation(shared_data / "camvid", "val")
-    counts = class_pixel_counts(data, progress=False)
+    counts = count_class_pixels(data, progress=False)
     assert sum(counts.pixels) + counts.ignored == 101 * 480 * 360
     names = data.classes.names
-    ordered = sorted(zip(median_frequency_weights(counts), names, strict=True))
+    ordered = sorted(zip(compute_median_frequency_weights(counts), names, strict=True))
     assert {name for _, name in ordered[:3]} == {"road", "building", "tree"}
     assert ordered[-1][1] == "pole" and dict(map(reversed, ordered))["fence"] == 1

@@ -13,8 +13,8 @@ from torchvision.models import get_model
 
 import densenet_backbones.torchvision_models  # noqa: F401 - registers our models
 from densenet_backbones.data import run_lengths
-from densenet_backbones.data.run_lengths import decode_mask, encode_masks, mirrored_code
-from densenet_backbones.inference.merged_detection import detect
+from densenet_backbones.data.run_lengths import decode_mask, encode_masks, mirror_code
+from densenet_backbones.inference.detection_views import detect
 
 
 @settings(max_examples=40, deadline=None)
@@ -49,10 +49,10 @@ def test_nothing_and_other_shapes():
         encode_masks(torch.zeros(2, 3))
 
 
-def test_a_mirrored_code_is_that_of_the_mirrored_mask():
+def test_a_mirror_code_is_that_of_the_mirrored_mask():
     mask = torch.rand(1, 5, 8) > 0.5
     (code,), (mirrored,) = encode_masks(mask), encode_masks(mask.flip(-1))
-    assert mirrored_code(code) == mirrored
+    assert mirror_code(code) == mirrored
 
 
 @pytest.fixture(scope="module")

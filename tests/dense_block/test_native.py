@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_blocks import block_by_definition, run_native_block
 from tiny_nets import threads_set, tiny
 
 from densenet_backbones.dense_block import backends
-from densenet_backbones.dense_block.interfaces import empty_channels_last
 from densenet_backbones.dense_block.native import (
     availability,
     block,
     library,
     packing,
 )
-from densenet_backbones.dense_block.native.block import fill_block, run_transition
+from densenet_backbones.dense_block.native.block import run_transition
 from densenet_backbones.deploy import deploy
 
 # Of float32 sums of up to a thousand products, as a share of the largest value.
@@ -38,26 +38,6 @@ def random_layer(channels, bottleneck, growth):
     squeeze = (torch.randn(channels, bottleneck) / channels**0.5, torch.randn(bottleneck))
     conv = torch.randn(growth, read, 3, 3) / (9 * read) ** 0.5, torch.randn(growth)
     return [scale, shift, *(squeeze if bottleneck else ()), *conv]
-
-
-def expected(x, layers, ceiling):
-    """By definition, in float64."""
-    x = x.double()
-    for scale, shift, *convs in layers:
-        y = (x * scale[:, None, None] + shift[:, None, None]).clamp(0.0, ceiling)
-        *squeeze, weight, bias = (tensor.double() for tensor in convs)
-        if squeeze:
-            y = F.conv2d(y, squeeze[0].t()[..., None, None], squeeze[1]).clamp(0.0, ceiling)
-        x = torch.cat([x, F.conv2d(y, weight, bias, padding=1)], 1)
-    return x
-
-
-def run(x, layers, ceiling=math.inf):
-    buffer = empty_channels_last(x, x.shape[1] + sum(len(layer[-1]) for layer in layers))
-    buffer.fill_(math.nan)
-    buffer[:, : x.shape[1]] = x
-    fill_block(buffer, x.shape[1], layers, ceiling)
-    return buffer
 
 
 def difference(a, b):
@@ -85,8 +65,8 @@ def test_a_block_is_what_its_definition_says(
     layers = [random_layer(channels + i * growth, bottleneck, growth) for i in range(count)]
     x = torch.randn(images, channels, height, width)
     with threads_set(threads):
-        found = run(x, layers, ceiling)
-    assert difference(found, expected(x, layers, ceiling)) <= BOUND
+        found = run_native_block(x, layers, ceiling)
+    assert difference(found, block_by_definition(x, layers, ceiling)) <= BOUND
 
 
 @pytest.mark.usefixtures("instructions")
@@ -94,7 +74,9 @@ def test_bottleneck_maps_that_do_not_fit_are_made_in_strips():
     layers = [random_layer(5 + 4 * i, 192, 4) for i in range(3)]
     x = torch.randn(3, 5, 37, 150)
     assert library.library().narrow_values(3, 37, 150, 192, 4, 1) < 3 * 37 * 150 * 192
-    assert difference(run(x, layers), expected(x, layers, math.inf)) <= BOUND
+    assert (
+        difference(run_native_block(x, layers), block_by_definition(x, layers, math.inf)) <= BOUND
+    )
 
 
 @pytest.mark.usefixtures("instructions")
@@ -125,7 +107,7 @@ def test_what_is_not_a_number_stays_so_and_reaches_its_neighbours_alone():
     layers = [random_layer(20, 16, 8)]
     x = torch.randn(1, 20, 12, 12)
     x[0, 3, 5, 5] = math.nan
-    wrong = run(x, layers)[0, 20:].isnan().any(0)
+    wrong = run_native_block(x, layers)[0, 20:].isnan().any(0)
     assert wrong[4:7, 4:7].all()
     assert not wrong[:4].any() and not wrong[8:].any(), "tiles are of 2x2 cells"
 
@@ -134,10 +116,12 @@ def test_what_is_not_a_number_stays_so_and_reaches_its_neighbours_alone():
 def test_changed_weights_are_packed_anew_and_go_with_their_model():
     layers = [random_layer(20, 16, 8)]
     x = torch.randn(1, 20, 6, 6)
-    first = run(x, layers)
-    assert torch.equal(run(x, layers), first)
+    first = run_native_block(x, layers)
+    assert torch.equal(run_native_block(x, layers), first)
     layers[0][2].mul_(2)
-    assert difference(run(x, layers), expected(x, layers, math.inf)) <= BOUND
+    assert (
+        difference(run_native_block(x, layers), block_by_definition(x, layers, math.inf)) <= BOUND
+    )
     assert len(block._KEPT) == 1
     layers.clear()
     gc.collect()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_native import expected, run
+from native_blocks import block_by_definition, run_native_block
 from tiny_nets import randomise_norms, threads_set, tiny
 
 from densenet_backbones.dense_block import backends
@@ -67,8 +67,8 @@ def test_a_block_is_exact_on_whole_numbers(
     layers = [whole_layer(channels + i * growth, bottleneck, growth) for i in range(count)]
     x = whole(images, channels, height, width)
     with threads_set(threads):
-        found = run(x, layers, CEILING)
-    assert torch.equal(found.double(), expected(x, layers, CEILING))
+        found = run_native_block(x, layers, CEILING)
+    assert torch.equal(found.double(), block_by_definition(x, layers, CEILING))
 
 
 @pytest.mark.usefixtures("multiplies_bfloat16")
@@ -78,8 +78,8 @@ def test_bottleneck_maps_that_do_not_fit_are_made_in_strips():
     x = whole(3, 5, 57, 150)
     assert block.library().narrow_values(3, 57, 150, 192, 2, 1) < 3 * 57 * 150 * 192
     with threads_set(1):
-        found = run(x, layers, CEILING)
-    assert torch.equal(found.double(), expected(x, layers, CEILING))
+        found = run_native_block(x, layers, CEILING)
+    assert torch.equal(found.double(), block_by_definition(x, layers, CEILING))
 
 
 @pytest.mark.usefixtures("multiplies_bfloat16")
@@ -110,7 +110,7 @@ def test_what_is_not_a_number_stays_so():
     layers[0][0].fill_(1.0)
     x = whole(1, 21, 12, 12)
     x[0, :, 5, 5] = math.nan
-    wrong = run(x, layers, CEILING)[0, 21:].isnan().any(0)
+    wrong = run_native_block(x, layers, CEILING)[0, 21:].isnan().any(0)
     assert wrong[4:7, 4:7].all()
     assert not wrong[:4].any() and not wrong[8:].any(), "tiles are of 2x2 cells"
 

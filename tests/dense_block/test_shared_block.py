@@ -10,44 +10,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_nets import KINDS, randomise_norms, tiny
+from tiny_nets import KINDS, tiny
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
+from training_blocks import block_of, maps, step
 
 from densenet_backbones.benchmark.measured_memory import saved_bytes
 from densenet_backbones.dense_block import run_block, run_plain
 from densenet_backbones.densenet import DenseNet
-from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.heads.segmentation.fcdensenet import FCDenseNet
-from densenet_backbones.layers import DenseBlock
 
 MODES = ("shared", "shared_lean")
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-
-
-def block_of(layers=3, growth=4, entry=6, **fields):
-    """A block in double precision with statistics and affine maps of its own."""
-    torch.manual_seed(0)
-    spec = DenseNetSpec(growth, (layers,), entry, bn_size=fields.pop("bn_size", 2), **fields)
-    return randomise_norms(DenseBlock.from_plan(spec.blocks[0], spec)).double().train()
-
-
-def maps(*shape, seed=1, **kwargs):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(**kwargs)
-
-
-def step(net, x, memory, weight=None):
-    """Output, gradients by name (the input's as ``x``) and buffers of one step on a copy."""
-    net, x = copy.deepcopy(net), x.clone().requires_grad_()
-    net.memory = memory
-    torch.manual_seed(2)
-    out = net(x)
-    (out * torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view(out.shape)).sum().backward()
-    gradients = {name: p.grad for name, p in net.named_parameters()}
-    return out.detach(), {**gradients, "x": x.grad}, dict(net.named_buffers())
 
 
 def assert_equal_step(found, expected, tolerance=1e-12):

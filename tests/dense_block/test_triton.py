@@ -5,10 +5,10 @@ import warnings
 
 import pytest
 import torch
+from fresh_processes import run_fresh
 from hypothesis import given
 from hypothesis import strategies as st
 from locations import PROJECT
-from test_imports import run_fresh
 from tiny_nets import tiny
 
 from densenet_backbones.benchmark.command import main

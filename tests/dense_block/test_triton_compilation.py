@@ -100,7 +100,8 @@ def compiled(kernel, constants, ones=(), capability=90, maps="*bf16"):
 
 
 def kernel_called(name):
-    module = importlib.import_module(f"densenet_backbones.dense_block.triton.{name}_kernel")
+    room = "triton_training" if name.endswith("_gradient") else "triton"
+    module = importlib.import_module(f"densenet_backbones.dense_block.{room}.{name}_kernel")
     kernel = getattr(module, f"{name}_kernel")
     return kernel.fn if hasattr(kernel, "configs") else kernel  # tuned or not
 

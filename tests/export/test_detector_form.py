@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from densenet_backbones.export.detector_form import export_form, limited_size, resize_to_limits
+from densenet_backbones.export.detector_form import limit_size, make_export_form, resize_to_limits
 from densenet_backbones.heads.detection.one_stage import retinanet_fpn
 
 # Smaller and larger than the network's input, either way up, and of sides that divide nothing.
@@ -22,7 +22,7 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 def test_equals_the_detector(model: Any) -> None:
-    form = export_form(model)
+    form = make_export_form(model)
     found_labels = set()
     with torch.no_grad():
         for image in [*noise_images(SIZES), plain_image()]:
@@ -40,7 +40,7 @@ def test_equals_the_detector(model: Any) -> None:
 
 
 def test_network_input_is_that_of_the_transform(model: Any) -> None:
-    form = export_form(model)
+    form = make_export_form(model)
     for image in noise_images(SIZES):
         x, seen, given = form.prepare(image[None])
         batch, _ = form.transform([image])
@@ -50,7 +50,7 @@ def test_network_input_is_that_of_the_transform(model: Any) -> None:
 
 
 def test_retinanet_finds_nothing_in_a_plain_image() -> None:
-    found = export_form(lively("retinanet"))(plain_image()[None])
+    found = make_export_form(lively("retinanet"))(plain_image()[None])
     assert found.num_detections == 0
     assert not any(part.any() for part in found)
 
@@ -60,7 +60,7 @@ def test_boxes_that_lose_their_area_at_the_border_are_left_out() -> None:
     model = lively("retinanet")
     model.detections_per_img = 300
     image = noise_images([(150, 170)])[0]
-    form = export_form(model)
+    form = make_export_form(model)
     candidates = form.candidates
 
     def squeezed(x: Tensor, size: Tensor) -> Any:
@@ -71,7 +71,7 @@ def test_boxes_that_lose_their_area_at_the_border_are_left_out() -> None:
 
     form.candidates = squeezed  # type: ignore[method-assign]
     with torch.no_grad():
-        found, whole = form(image[None]), export_form(model)(image[None])
+        found, whole = form(image[None]), make_export_form(model)(image[None])
     count = int(found.num_detections)
     assert count > 0
     assert (found.boxes[:count, 2] > found.boxes[:count, 0]).all()
@@ -86,7 +86,7 @@ def test_sizes_are_torchvisions(low: int, high: int) -> None:
     for height, width in [(480, 640), (427, 640), (99, 99), (337, 337), (1304, 138), (33, 500)]:
         image = torch.rand(1, height, width)
         resized, _ = transform.resize(image)
-        assert limited_size(height, width, low, high) == tuple(resized.shape[1:])
+        assert limit_size(height, width, low, high) == tuple(resized.shape[1:])
         if high < 300:
             assert torch.equal(resize_to_limits(image[None], low, high)[0], resized)
 
@@ -98,24 +98,24 @@ def test_the_resizing_operator_can_be_followed() -> None:
 
 def test_images_of_any_number_of_channels() -> None:
     model = retinanet_fpn(num_classes=2, **{**PYRAMID_ARGS, "in_chans": 2}).eval()
-    form = export_form(model)
+    form = make_export_form(model)
     assert form.channels == 2
     assert form(torch.rand(1, 2, 60, 70)).boxes.shape == (300, 4)
 
 
 @pytest.mark.parametrize(("kind", "stride"), [("retinanet", 32), ("torchvision's fcos", 16)])
 def test_coarsest_stride(kind: str, stride: int) -> None:
-    assert export_form(lively(kind)).coarsest_stride() == stride
+    assert make_export_form(lively(kind)).coarsest_stride() == stride
 
 
 def test_what_has_no_form_gets_a_sentence() -> None:
     with pytest.raises(ValueError, match=r"call model\.eval\(\) before its export"):
-        export_form(KINDS["retinanet"]().train())
+        make_export_form(KINDS["retinanet"]().train())
     backbone = nn.Conv2d(3, 8, 3)
     backbone.out_channels = 8
     with pytest.raises(ValueError, match="FasterRCNN has no form for export: DSOD, SSD"):
-        export_form(FasterRCNN(backbone, 2).eval())
+        make_export_form(FasterRCNN(backbone, 2).eval())
     model = lively("torchvision's ssd")
     model.nms_thresh = 1.5
     with pytest.raises(ValueError, match=r"nms_threshold must lie in 0\.\.1, got 1\.5"):
-        export_form(model)
+        make_export_form(model)

@@ -15,18 +15,18 @@ from tiny_segmenters import UNET_ARGS
 
 from densenet_backbones.export import export, onnx_file
 from densenet_backbones.export import plan as export_plan
-from densenet_backbones.export.detector_form import export_form
+from densenet_backbones.export.detector_form import make_export_form
 from densenet_backbones.export.onnx_file import ExportError, OnnxSession, write_onnx
 from densenet_backbones.export.plan import (
     Agreement,
+    compare_detections,
     detector_stages,
-    matched,
     segmenter_stages,
 )
 from densenet_backbones.export.segmenter_form import SegmenterForm
 from densenet_backbones.heads import fcdensenet56
-from densenet_backbones.heads.segmentation import unet
-from densenet_backbones.inference.detector import load
+from densenet_backbones.heads.segmentation.unet import unet
+from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.smp_segmenters import build_smp
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.export warns of what torch deprecates
@@ -38,7 +38,7 @@ OUTPUTS = ("boxes", "scores", "labels", "num_detections")
 def test_detectors_give_the_same_on_images_of_several_sizes(kind, tmp_path):
     model = lively(kind)
     path = tmp_path / "model.onnx"
-    write_onnx(detector_stages(export_form(model), OUTPUTS, None), path, {}, optimize=False)
+    write_onnx(detector_stages(make_export_form(model), OUTPUTS, None), path, {}, optimize=False)
     session = OnnxSession(path)
     numbers = []
     images = noise_images([(150, 170), (64, 64), (301, 111)])
@@ -235,7 +235,7 @@ def test_the_same_agree_in_any_order(number, seed):
     expected = detections(number, seed)
     order = np.random.default_rng(seed).permutation(number)
     found = padded({name: part[order] for name, part in expected.items()})
-    agreement = matched(found, expected)
+    agreement = compare_detections(found, expected)
     assert agreement.total == agreement.agreed == number and agreement.holds
     assert set(agreement.largest.values()) == {0.0}
 
@@ -247,15 +247,20 @@ def test_what_differs_is_counted(number, seed, name):
     expected = detections(number, seed)
     found = padded(detections(number, seed))
     found[name] = found[name] + 1000
-    agreement = matched(found, expected)
+    agreement = compare_detections(found, expected)
     assert agreement.agreed == 0 and agreement.total == number and not agreement.holds
 
 
 def test_one_more_or_less_is_counted():
     expected = detections(10, 0)
-    assert matched(padded(detections(10, 0)), {k: v[:7] for k, v in expected.items()}).agreed == 7
-    fewer = matched(padded({k: v[:7] for k, v in expected.items()}), expected)
+    assert (
+        compare_detections(
+            padded(detections(10, 0)), {k: v[:7] for k, v in expected.items()}
+        ).agreed
+        == 7
+    )
+    fewer = compare_detections(padded({k: v[:7] for k, v in expected.items()}), expected)
     assert (fewer.agreed, fewer.total, fewer.holds) == (7, 10, False)
     assert not Agreement("detections", 1, 0).holds
-    nothing = matched(padded(detections(0, 0)), detections(0, 0))
+    nothing = compare_detections(padded(detections(0, 0)), detections(0, 0))
     assert str(nothing) == "there were no detections to compare"

@@ -8,9 +8,9 @@ from torchvision.ops import batched_nms
 from densenet_backbones.export.padded_detections import (
     Candidates,
     PaddedDetections,
-    candidates_by_class,
     only,
-    padded_detections,
+    run_padded_nms,
+    select_by_class,
 )
 from densenet_backbones.heads.multibox.selection import Selection, select_detections
 
@@ -57,19 +57,19 @@ def test_equals_torchvision(number: int, selection: Selection) -> None:
     expected = torchvisions(candidates, selection)
     if number > 60 and selection.nms_threshold < 1:
         assert len(expected.boxes) < number / 2  # there is something to suppress
-    found = padded_detections(candidates, selection)
+    found = run_padded_nms(candidates, selection)
     assert_padded(found, expected, selection.detections_per_image)
 
 
 def test_nothing_above_the_threshold_is_all_zeros() -> None:
     candidates = random_candidates(50)._replace(scores=torch.full((50,), 0.3))
-    found = padded_detections(candidates, Selection(0.3, 0.5, 400, 9))
+    found = run_padded_nms(candidates, Selection(0.3, 0.5, 400, 9))
     assert_padded(found, Candidates(*(part[:0] for part in candidates)), 9)
 
 
 def test_no_candidates_at_all() -> None:
     candidates = Candidates(*(part[:0] for part in random_candidates(3)))
-    assert_padded(padded_detections(candidates, Selection(0.0, 0.5, 400, 4)), candidates, 4)
+    assert_padded(run_padded_nms(candidates, Selection(0.0, 0.5, 400, 4)), candidates, 4)
 
 
 def test_of_equal_scores_the_first_comes_first() -> None:
@@ -80,7 +80,7 @@ def test_of_equal_scores_the_first_comes_first() -> None:
         torch.full((5,), 0.5),
         torch.tensor([2, 1, 1, 1, 3]),
     )
-    found = padded_detections(candidates, Selection(0.1, 0.5, 400, 6))
+    found = run_padded_nms(candidates, Selection(0.1, 0.5, 400, 6))
     kept = [0, 1, 3, 4]  # the third is suppressed by the second, the last is of another class
     assert_padded(found, Candidates(*(part[kept] for part in candidates)), 6)
 
@@ -92,11 +92,11 @@ def test_boxes_without_area_and_at_the_origin_count() -> None:
     selection = Selection(0.1, 0.5, 400, 8)
     expected = torchvisions(candidates, selection)
     assert len(expected.boxes) == 4
-    assert_padded(padded_detections(candidates, selection), expected, 8)
+    assert_padded(run_padded_nms(candidates, selection), expected, 8)
 
 
 def test_only_closes_gaps() -> None:
-    found = padded_detections(random_candidates(30), Selection(0.2, 0.5, 400, 12))
+    found = run_padded_nms(random_candidates(30), Selection(0.2, 0.5, 400, 12))
     count = int(found.num_detections)
     assert 4 < count <= 12
     wanted = torch.arange(12) % 3 != 1
@@ -114,7 +114,7 @@ def test_with_the_candidates_of_dsod(priors: int, number: int) -> None:
     scores = (torch.randn(priors, 5, generator=generator) * 2).softmax(dim=1)
     boxes = random_candidates(priors).boxes
     selection = Selection(0.1, 0.45, number, 50)
-    found = padded_detections(candidates_by_class(scores, boxes, number), selection)
+    found = run_padded_nms(select_by_class(scores, boxes, number), selection)
     wanted = select_detections(scores, boxes, (200, 200), selection)
     expected = Candidates(wanted["boxes"], wanted["scores"], wanted["labels"])
     assert len(set(wanted["labels"].tolist())) == 4
@@ -125,7 +125,7 @@ def test_with_the_candidates_of_dsod(priors: int, number: int) -> None:
 def test_shapes_can_be_followed_by_torch_export() -> None:
     class Ending(torch.nn.Module):
         def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> PaddedDetections:
-            found = padded_detections(Candidates(boxes, scores, labels), Selection(0.5, 0.5, 9, 20))
+            found = run_padded_nms(Candidates(boxes, scores, labels), Selection(0.5, 0.5, 9, 20))
             return only(found, found.boxes[:, 2] > 30)
 
     number = torch.export.Dim("number", min=2, max=5000)

@@ -15,14 +15,13 @@ from densenet_backbones.checkpoints import CheckpointError, read_checkpoint
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.samples import Categories, DataError
-from densenet_backbones.inference.detector import (
-    KEY,
-    DetectorSpec,
-    build_detector,
-    fitting_weights,
-    load,
-    read_detector,
-    save_detector,
+from densenet_backbones.inference.detector import KEY, DetectorSpec
+from densenet_backbones.inference.loading import load
+from densenet_backbones.inference.model_file import (
+    build_registered,
+    read_model_file,
+    save_model,
+    select_fitting_weights,
 )
 
 SPEC = DetectorSpec("dsod_tiny", DETECTOR_ARGS, Categories(("dog", "cat"), (7, 3)))
@@ -33,7 +32,7 @@ def slim(tmp_path_factory):
     """An untrained detector of two classes, as a slim file."""
     torch.manual_seed(0)
     file = tmp_path_factory.mktemp("slim") / "model.safetensors"
-    save_detector(file, SPEC, SPEC.build())
+    save_model(file, SPEC, SPEC.build())
     assert [f.name for f in file.parent.iterdir()] == ["model.safetensors"]
     return file
 
@@ -128,13 +127,13 @@ def test_preprocessing_comes_from_the_file(tmp_path):
     model = SPEC.build()
     described = {**model.preprocessing.to_dict(), "mean": [1.0, 2.0, 3.0], "channel_order": "bgr"}
     spec = DetectorSpec(SPEC.name, SPEC.args, SPEC.categories, described)
-    save_detector(tmp_path / "m.safetensors", spec, model)
+    save_model(tmp_path / "m.safetensors", spec, model)
     assert load(tmp_path / "m.safetensors").model.preprocessing.to_dict() == described
 
 
 def test_a_pretrained_base_is_not_fetched_again(tmp_path):
     spec = DetectorSpec(SPEC.name, {**SPEC.args, "pretrained_backbone": True}, SPEC.categories)
-    save_detector(tmp_path / "m.safetensors", spec, SPEC.build())
+    save_model(tmp_path / "m.safetensors", spec, SPEC.build())
     assert load(tmp_path / "m.safetensors").spec.args["pretrained_backbone"] is True
 
 
@@ -146,7 +145,7 @@ def test_preprocessing_of_detectors_of_any_image_size_comes_from_the_file(tmp_pa
     spec = pyramid()
     model = spec.build()
     described = {**model.preprocessing.to_dict(), "min_size": 48, "mean": [0.1, 0.2, 0.3]}
-    save_detector(tmp_path / "m.safetensors", spec.with_preprocessing(described), model)
+    save_model(tmp_path / "m.safetensors", spec.with_preprocessing(described), model)
     restored = load(tmp_path / "m.safetensors").model
     assert restored.preprocessing.to_dict() == described
     assert restored.transform.min_size == (48,)
@@ -161,7 +160,7 @@ def test_weights_to_start_from_are_not_needed_again(name, tmp_path):
     safetensors.torch.save_file({k: v.contiguous() for k, v in body.state_dict().items()}, file)
     spec = dataclasses.replace(whole, args={**whole.args, "weights_backbone": str(file)})
     model = spec.build()
-    save_detector(tmp_path / "m.safetensors", spec, model)
+    save_model(tmp_path / "m.safetensors", spec, model)
     file.unlink()
     restored = load(tmp_path / "m.safetensors")
     assert restored.spec == spec
@@ -241,7 +240,7 @@ def test_a_description_that_is_no_json_is_refused(slim, tmp_path):
 
 def test_the_description_survives_both_kinds_of_file(slim, tmp_path):
     for file in described_as(slim, tmp_path):
-        assert read_detector(file)[0] == SPEC
+        assert read_model_file(file, (DetectorSpec,))[0] == SPEC
 
 
 # -- parts -----------------------------------------------------------------------------------------
@@ -254,24 +253,26 @@ def test_arguments_of_a_detector_are_checked():
         ({"pretrained_backbone": "perhaps"}, "dsod_tiny: pretrained_backbone must be bool"),
     ):
         with pytest.raises(ValueError, match=message):
-            build_detector("dsod_tiny", 3, args)
+            build_registered("detector", "dsod_tiny", 3, args)
     with pytest.raises(ValueError, match="no detector is called 'dsod_tinny'; did you mean"):
-        build_detector("dsod_tinny", 3, {})
+        build_registered("detector", "dsod_tinny", 3, {})
 
 
 def test_torchvisions_own_detectors_can_be_built():
-    model = build_detector("ssdlite320_mobilenet_v3_large", 3, {"weights_backbone": None})
+    model = build_registered(
+        "detector", "ssdlite320_mobilenet_v3_large", 3, {"weights_backbone": None}
+    )
     assert type(model).__name__ == "SSD"
 
 
 def test_weights_are_split_into_those_that_fit_and_the_others():
     model = nn.Linear(2, 3)
-    kept, left = fitting_weights(
+    kept, left = select_fitting_weights(
         model, {"weight": torch.ones(3, 2), "bias": torch.ones(4), "more": torch.ones(1)}
     )
     assert list(kept) == ["weight"] and kept["weight"].sum() == 6
     assert left == ["bias: (4,), the model's is (3,)", "more: the model has none"]
-    _, left = fitting_weights(model, {"weight": torch.ones(3, 2)})
+    _, left = select_fitting_weights(model, {"weight": torch.ones(3, 2)})
     assert left == ["bias: not in the file"]
 
 

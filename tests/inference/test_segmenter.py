@@ -14,12 +14,12 @@ from densenet_backbones.data.images import read_image
 from densenet_backbones.data.mask_samples import MaskClasses
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import DataError
-from densenet_backbones.inference.detector import load
+from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.model_file import read_model_file, save_model
 from densenet_backbones.inference.segmenter import (
     SegmentationModel,
     SegmenterSpec,
-    most_probable,
+    pick_labels,
 )
 from densenet_backbones.inference.smp_segmenters import build_smp
 
@@ -88,9 +88,9 @@ def test_other_tasks(task, image, tmp_path):
 
 def test_the_most_probable_label_and_its_probability():
     scores = torch.tensor([[[[0.2, 0.5]], [[0.8, 0.1]], [[0.0, 0.4]]]])
-    labels, sure = most_probable(scores, "multiclass")
+    labels, sure = pick_labels(scores, "multiclass")
     assert labels.tolist() == [[[1, 0]]] and sure.tolist() == [[[pytest.approx(0.8), 0.5]]]
-    labels, sure = most_probable(scores[:, :1], "binary")
+    labels, sure = pick_labels(scores[:, :1], "binary")
     assert labels.tolist() == [[[0, 0]]]
     assert sure[0, 0].tolist() == pytest.approx([0.8, 0.5])
 

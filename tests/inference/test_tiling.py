@@ -12,7 +12,7 @@ from densenet_backbones.data.images import MAX_PIXELS, read_image
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.inference import image_windows
 from densenet_backbones.inference.image_windows import ImageWindows
-from densenet_backbones.inference.tiling import Tiling, blended
+from densenet_backbones.inference.tiling import Tiling, blend_tiles
 
 
 def noise(height, width, seed=0):
@@ -20,10 +20,10 @@ def noise(height, width, seed=0):
 
 
 def whole(image, scores_of, tiling):
-    """All rows that `blended` yields, checked to follow each other."""
+    """All rows that `blend_tiles` yields, checked to follow each other."""
     windows = ImageWindows(image)
     rows = []
-    for top, scores in blended(windows.read, windows.size, scores_of, tiling):
+    for top, scores in blend_tiles(windows.read, windows.size, scores_of, tiling):
         assert top == sum(part.shape[1] for part in rows)
         rows.append(scores)
     return torch.cat(rows, 1)

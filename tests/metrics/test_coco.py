@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from densenet_backbones.data.samples import Categories
-from densenet_backbones.metrics.coco import CocoMetric, coco_results
+from densenet_backbones.metrics.coco import CocoMetric, format_coco_results
 from densenet_backbones.metrics.coco_evaluation import evaluate_coco
 from densenet_backbones.reporting.tables import format_table
 
@@ -165,7 +165,7 @@ def test_the_published_table_through_the_metric(shared_data):
 @given(st.integers(0, 10**6), st.sampled_from(["bbox", "segm", "keypoints"]), st.randoms())
 def test_the_metric_equals_pycocotools(seed, iou_type, random):
     truth, predictions = scene(seed, iou_type=iou_type)
-    results = coco_results(predictions, CATEGORIES)
+    results = format_coco_results(predictions, CATEGORIES)
     if not results:
         return  # pycocotools itself refuses an empty list
     expected = reference(truth, results, iou_type)
@@ -257,7 +257,7 @@ def test_without_images_or_detections_nothing_breaks():
 
 def test_inputs_stay_as_they_were_and_nothing_is_printed(capsys):
     truth, predictions = scene(8)
-    results = coco_results(predictions, CATEGORIES)
+    results = format_coco_results(predictions, CATEGORIES)
     before = copy.deepcopy((truth, results))
     for backend in BACKENDS:
         evaluate_coco(truth, results, backend=backend)
@@ -268,7 +268,7 @@ def test_inputs_stay_as_they_were_and_nothing_is_printed(capsys):
 
 def test_annotation_ids_do_not_matter():
     truth, predictions = scene(8)
-    results = coco_results(predictions, CATEGORIES)
+    results = format_coco_results(predictions, CATEGORIES)
     expected = evaluate_coco(truth, results).numbers
     for annotation in truth["annotations"]:
         annotation["id"] = 0  # pycocotools alone would keep one, and never count it as found
@@ -277,7 +277,7 @@ def test_annotation_ids_do_not_matter():
 
 def test_classes_and_curves():
     truth, predictions = scene(8, images=12)
-    evaluation = evaluate_coco(truth, coco_results(predictions, CATEGORIES))
+    evaluation = evaluate_coco(truth, format_coco_results(predictions, CATEGORIES))
     assert [c.name for c in evaluation.classes] == ["ant", "bee", "cat"]
     for name, number in (("ap", "AP"), ("ap50", "AP50"), ("ap75", "AP75"), ("ar", "AR100")):
         mean = np.mean([getattr(c, name) for c in evaluation.classes])
@@ -293,7 +293,7 @@ def test_classes_and_curves():
 def test_the_text_and_json_forms():
     truth, predictions = scene(8)
     truth["annotations"] = [a for a in truth["annotations"] if a["category_id"] != 7]
-    evaluation = evaluate_coco(truth, coco_results(predictions, CATEGORIES))
+    evaluation = evaluate_coco(truth, format_coco_results(predictions, CATEGORIES))
     text = format_table(evaluation)
     assert "COCO bbox, 6 images" in text
     assert f"{evaluation.numbers['AP50']:.3f}" in text
@@ -302,7 +302,7 @@ def test_the_text_and_json_forms():
     assert " bee " not in format_table(evaluation, classes=False)
     for category in truth["categories"]:
         category["name"] = f"[bold]:cat: {category['id']}"  # no markup, no codes: text
-    text = format_table(evaluate_coco(truth, coco_results(predictions, CATEGORIES)))
+    text = format_table(evaluate_coco(truth, format_coco_results(predictions, CATEGORIES)))
     assert "[bold]:cat: 90" in text
     state = json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))
     assert state["classes"][1]["ap"] is None
@@ -311,7 +311,7 @@ def test_the_text_and_json_forms():
 
 def test_errors_name_the_item_and_the_fix(monkeypatch):
     truth, predictions = scene(8)
-    results = coco_results(predictions, CATEGORIES)
+    results = format_coco_results(predictions, CATEGORIES)
     one = predictions[0] | {
         "boxes": torch.ones(2, 4),
         "scores": torch.ones(2),

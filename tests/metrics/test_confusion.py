@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord
-from densenet_backbones.metrics.confusion import confusion_matrix, normalised_rows
+from densenet_backbones.metrics.confusion import confusion_matrix, normalize_rows
 
 CATEGORIES = Categories(("ant", "bee"), (4, 9))
 A, B = (0, 0, 10, 10), (50, 50, 60, 60)
@@ -114,7 +114,7 @@ def test_every_object_and_every_detection_is_counted_once(images, threshold):
         assert matrix[label - 1].sum() == objects
         kept = sum(c == label and s >= 5 for _, found_there in images for _, c, s in found_there)
         assert matrix[:, label - 1].sum() == kept
-    shares = normalised_rows(matrix)
+    shares = normalize_rows(matrix)
     sums = shares.sum(axis=1)
     assert np.allclose(sums[matrix.sum(axis=1) > 0], 1)
     assert np.isnan(sums[matrix.sum(axis=1) == 0]).all()

@@ -1,12 +1,10 @@
 import ast
 import graphlib
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fresh_processes import run_fresh
 from locations import PROJECT
 
 import densenet_backbones
@@ -14,7 +12,7 @@ import densenet_backbones
 PACKAGE = "densenet_backbones"
 # Low to high: a module imports from its own room or from lower rows, never from the same row.
 ROWS = (
-    {"messages"},
+    {"messages", "file_writing"},
     {"dense_block", "densenet_spec"},
     {"variants"},
     {"pooling"},
@@ -175,19 +173,6 @@ def test_the_reader_of_imports_sees(module, source, wrong):
     assert found == [] if wrong is None else wrong in found[0]
 
 
-def run_fresh(program: str) -> str:
-    path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_importing_the_package_is_light_and_registers():
     out = run_fresh(
         "import sys, densenet_backbones, timm\n"
@@ -211,6 +196,6 @@ def test_version_is_that_of_the_package():
 
 
 def test_load_is_found_on_first_use():
-    from densenet_backbones.inference.detector import load
+    from densenet_backbones.inference.loading import load
 
     assert densenet_backbones.load is load

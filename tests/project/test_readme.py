@@ -1,33 +1,36 @@
+"""Everything that the READMEs show: snippets run, commands and options, paths and links exist."""
+
+import ast
 import importlib
 import importlib.util
+import itertools
 import re
-import shlex
+import runpy
 import socket
+import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from locations import PROJECT
 from mask_sets import write_image, write_mask
+from pages import BLOCKS, PAGES, ROOMS, Page, programs
+from row_scripts import run_script
 
 from densenet_backbones.benchmark.commands import COMMANDS
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import Categories
 from densenet_backbones.data.scenes.generation import generate_scenes
-from densenet_backbones.inference.detector import DetectorSpec, save_detector
+from densenet_backbones.inference.detector import DetectorSpec
+from densenet_backbones.inference.model_file import save_model
 
-TEXT = (PROJECT / "README.md").read_text(encoding="utf-8")
+FRONT = PAGES[0]
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# First line and content of each fenced block, by its language.
-FENCED = [
-    (TEXT.count("\n", 0, found.start()) + 2, found[1], found[2])
-    for found in re.finditer(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-]
-PYTHON = [(line, block) for line, language, block in FENCED if language in ("python", "py")]
-SHELL = [block for _, language, block in FENCED if language in ("bash", "sh", "shell", "console")]
-YAML = [block for _, language, block in FENCED if language in ("yaml", "yml")]
-CLASSES = [block for block in YAML if block.startswith("classes:")]
+PYTHON = [block for block in BLOCKS if block.language in ("python", "py")]
+SHELL = [block for block in BLOCKS if block.language in ("bash", "sh", "shell", "console")]
+YAML = [block for block in BLOCKS if block.language in ("yaml", "yml")]
+CLASSES = [block for block in YAML if block.text.startswith("classes:")]
 EXPERIMENTS = [block for block in YAML if block not in CLASSES]
 
 _spec = importlib.util.spec_from_file_location("rc", PROJECT / ".ci" / "readme_command.py")
@@ -35,11 +38,52 @@ readme_command = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(readme_command)
 
 
+# -- the pages ----------------------------------------------------------------------------------
+
+
+def test_the_front_page_is_short_and_every_room_has_a_page():
+    assert len(FRONT.text.splitlines()) <= 250
+    for room in ROOMS:
+        assert f"({room}/README.md" in FRONT.text, f"README.md does not lead to {room}"
+
+
+@pytest.mark.parametrize("folder", ["det", "seg"])
+def test_every_experiment_has_its_row(folder):
+    rows = re.findall(r"^\| `(\w+)`", Page("configs/README.md").text, re.MULTILINE)
+    names = {path.stem for path in (PROJECT / "configs" / folder).glob("*.yaml")}
+    assert names and names <= set(rows)
+
+
+def test_every_tool_and_measurement_has_its_row():
+    rows = re.findall(r"^\| (`.*?) \|", Page("tools/README.md").text, re.MULTILINE)
+    shown = set(re.findall(r"`([\w.]+)`", "\n".join(rows)))
+    tools = {
+        path.name for suffix in ("py", "sh") for path in (PROJECT / "tools").glob(f"*.{suffix}")
+    }
+    assert tools - {"rows.sh"} <= shown
+    assert {command.name for command in COMMANDS} <= shown
+
+
+def test_rooms_stand_in_the_order_of_their_imports():
+    source = (PROJECT / "tests" / "project" / "test_imports.py").read_text(encoding="utf-8")
+    (rows,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "ROWS"
+    )
+    page = Page("densenet_backbones/README.md").text
+    table = page[page.index("| room |") :].partition("\n\n")[0]
+    shown = [
+        re.findall(r"`(\w+)(?:/|\.py)`", line.split("|")[1]) for line in table.splitlines()[2:]
+    ]
+    rank = {room: number for number, row in enumerate(rows) for room in row}
+    assert all(shown)
+    assert {room for names in shown for room in names} <= set(rank)
+    for above, below in itertools.pairwise(shown):
+        assert max(rank[room] for room in above) <= min(rank[room] for room in below), below
+
+
 # -- Python -------------------------------------------------------------------------------------
-
-
-def test_there_is_python_to_show():
-    assert PYTHON
 
 
 @pytest.fixture(scope="session")
@@ -49,63 +93,68 @@ def after_quick_start(tmp_path_factory):
     run = folder / "runs" / "quickstart"
     run.mkdir(parents=True)
     spec = DetectorSpec("dsod_tiny", {"image_size": 128}, Categories.from_names(["a", "b"]))
-    save_detector(run / "model.safetensors", spec, spec.build())
+    save_model(run / "model.safetensors", spec, spec.build())
     scenes = generate_scenes(folder / "scenes", train=1, val=1, size=160, progress=False)
     (scenes / "train" / "train_000001.jpg").rename(folder / "photo.jpg")
     return folder
 
 
-@pytest.mark.parametrize(("line", "block"), PYTHON, ids=[f"line {line}" for line, _ in PYTHON])
-def test_python_runs_as_it_stands(line, block, after_quick_start, monkeypatch):
+def test_most_pages_show_python():
+    assert len({block.page for block in PYTHON}) >= 4
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_python_runs_as_it_stands(block, after_quick_start, monkeypatch):
     connect = socket.socket.connect
 
     def only_inside(self, address):
         if self.family in (socket.AF_INET, socket.AF_INET6):
-            raise AssertionError(f"the block at line {line} of README.md wants the network")
+            raise AssertionError(f"the block at {block} wants the network")
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", only_inside)
     monkeypatch.chdir(after_quick_start)
-    padded = "\n" * (line - 1) + block  # so that errors name lines of the README
-    exec(compile(padded, "README.md", "exec"), {"__name__": "__main__"})
+    padded = "\n" * (block.line - 1) + block.text  # so that errors name lines of the page
+    exec(compile(padded, block.page, "exec"), {"__name__": "__main__"})
 
 
 # -- commands -----------------------------------------------------------------------------------
 
 
-def programs(block: str) -> Iterator[tuple[str, list[str]]]:
-    """The programs of ours in a shell block, as names of console scripts, with their arguments."""
-    for line in block.replace("\\\n", " ").splitlines():
-        for command in line.removeprefix("$ ").split("&&"):
-            words = shlex.split(command, comments=True)
-            for place, word in enumerate(words):
-                tool = re.fullmatch(r"(?:.*/)?tools/(\w+)\.py", word)
-                script = re.fullmatch(r"(?:.*/)?(densenet-[\w-]+)", word)
-                if tool or script:
-                    name = f"densenet-{tool[1].replace('_', '-')}" if tool else script[1]
-                    yield name, words[place + 1 :]
-                    break
-
-
 def test_the_reader_of_commands_sees():
     block = (
-        "A=1 python tools/train_det.py \\\n  --epochs 3  # long\ncd x && densenet-predict a.ckpt"
+        "A=1 python tools/train_det.py \\\n  --epochs 3  # long\ncd x && densenet-predict a.ckpt\n"
+        "python -m densenet_backbones.run x.py\ntools/rows.sh -n"
     )
     assert list(programs(block)) == [
-        ("densenet-train-det", ["--epochs", "3"]),
-        ("densenet-predict", ["a.ckpt"]),
+        ("densenet-train-det", ("--epochs", "3")),
+        ("densenet-predict", ("a.ckpt",)),
+        ("densenet_backbones.run", ("x.py",)),
+        ("rows.sh", ("-n",)),
     ]
 
 
-# What each training's resolved experiment names.
+# For each training tool, the line that its resolved experiment has.
 TRAINERS = {"densenet-train-det": "detector: ", "densenet-train-seg": "segmenter: "}
-SHOWN = [program for block in SHELL for program in programs(block)]
+SHOWN = list(dict.fromkeys(program for block in SHELL for program in programs(block.text)))
+TRAININGS = [program for program in SHOWN if program[0] in TRAINERS]
+SCRIPTS = [program for program in SHOWN if program[0].endswith(".sh")]
+OTHERS = [program for program in SHOWN if program not in TRAININGS + SCRIPTS]
 
 
 def entry(name: str) -> Callable[[list[str]], object]:
-    assert name in PYPROJECT["scripts"], f"README.md shows {name}, which is not there"
+    """The function behind a console script or, for a dotted name, behind ``python -m``."""
+    if not name.startswith("densenet-"):
+        return lambda arguments: run_module(name, arguments)
+    assert name in PYPROJECT["scripts"], f"{name} is shown, which is not there"
     module, _, function = PYPROJECT["scripts"][name].partition(":")
     return getattr(importlib.import_module(module), function)
+
+
+def run_module(name: str, arguments: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_module(name, run_name="__main__")
 
 
 def flags(text: str) -> set[str]:
@@ -125,13 +174,15 @@ def help_of(capsys):
 
 
 def test_both_commands_are_one_line_to_paste():
-    assert readme_command.command(TEXT, "test").endswith("pytest -n auto")
+    assert readme_command.command(FRONT.text, "test").endswith("pytest -n auto")
     # Continuous integration adds --dry-run to this one.
-    assert readme_command.command(TEXT, "run").endswith("tools/train_det.py")
-    for name in ("run", "test"):
-        extras = re.findall(r"\[([\w,-]+)\]", readme_command.command(TEXT, name))
-        assert extras
-        assert set(",".join(extras).split(",")) <= set(PYPROJECT["optional-dependencies"])
+    assert readme_command.command(FRONT.text, "run").endswith("tools/train_det.py")
+
+
+def test_extras_exist():
+    extras = ",".join(re.findall(r"\.\[([\w,-]+)\]", "\n".join(page.text for page in PAGES)))
+    assert extras
+    assert set(extras.split(",")) <= set(PYPROJECT["optional-dependencies"])
 
 
 @pytest.mark.parametrize(
@@ -148,49 +199,60 @@ def test_a_command_that_is_not_clear_is_an_error(text):
         readme_command.command(text, "test")
 
 
-def test_there_are_commands_to_show():
-    assert {"densenet-train-det", "densenet-evaluate", "densenet-predict"} <= dict(SHOWN).keys()
+def test_every_tool_is_shown():
+    assert set(PYPROJECT["scripts"]) <= {name for name, _ in SHOWN}
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [(name, arguments) for name, arguments in SHOWN if name not in TRAINERS],
-)
+@pytest.mark.parametrize(("name", "arguments"), OTHERS)
 def test_flags_exist(name, arguments, help_of):
-    given = [word.partition("=")[0] for word in arguments if word.startswith("-")]
-    first = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
-    known = flags(help_of(name, *arguments[:first], "--help"))
-    assert set(given) <= known
+    used = [word.partition("=")[0] for word in arguments if word.startswith("-")]
+    # Sub-commands have their own help; the words of other programs are files.
+    first = arguments[:1] if name == "densenet-benchmark" else ()
+    assert set(used) <= flags(help_of(name, *first, "--help"))
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"), [(name, arguments) for name, arguments in SHOWN if name in TRAINERS]
-)
+@pytest.mark.parametrize(("name", "arguments"), TRAININGS)
 def test_trainings_resolve(name, arguments, help_of, monkeypatch):
     monkeypatch.chdir(PROJECT)
     assert TRAINERS[name] in help_of(name, *arguments, "--print_config")
 
 
-@pytest.mark.parametrize("block", EXPERIMENTS)
+@pytest.mark.parametrize(("name", "arguments"), SCRIPTS)
+def test_scripts_know_their_rows(name, arguments, tmp_path):
+    done = run_script(name, "-n", *arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--run-dir" in done.stdout
+
+
+def test_names_imported_in_commands_exist():
+    shown = re.findall(
+        r"from (densenet_backbones[\w.]*) import (\w+)", "\n".join(block.text for block in SHELL)
+    )
+    assert shown
+    for module, name in shown:
+        assert hasattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("block", EXPERIMENTS, ids=str)
 def test_experiments_resolve(block, help_of, tmp_path):
-    (tmp_path / "shown.yaml").write_text(block)
+    (tmp_path / "shown.yaml").write_text(block.text)
     both = ["--config", "quickstart", "--config", str(tmp_path / "shown.yaml")]
     assert "detector: " in help_of("densenet-train-det", *both, "--print_config")
 
 
-@pytest.mark.parametrize("block", CLASSES)
+@pytest.mark.parametrize("block", CLASSES, ids=str)
 def test_classes_of_mask_folders_are_read(block, tmp_path):
-    (tmp_path / "classes.yaml").write_text(block)
+    (tmp_path / "classes.yaml").write_text(block.text)
     mask = np.array([[7, 24], [0, 255]], np.uint8)
     write_image(tmp_path / "images" / "train" / "a.jpg", mask)
     write_mask(tmp_path / "masks" / "train" / "a.png", mask, mode="L")
-    found = read_segmentation(tmp_path, "train")
-    assert found.classes.names == ("road", "person")
-    assert found.records[0].read_mask().tolist() == [[0, 1], [255, 255]]
+    data = read_segmentation(tmp_path, "train")
+    assert data.classes.names == ("road", "person")
+    assert data.records[0].read_mask().tolist() == [[0, 1], [255, 255]]
 
 
-def test_there_is_a_classes_file_to_show():
-    assert CLASSES
+def test_there_are_experiments_and_a_classes_file_to_show():
+    assert EXPERIMENTS and CLASSES
 
 
 def test_flags_in_the_text_exist(help_of):
@@ -202,8 +264,8 @@ def test_flags_in_the_text_exist(help_of):
     for name in ("all", *(command.name for command in COMMANDS)):
         known |= flags(help_of("densenet-benchmark", name, "--help"))
     known |= {"--device-modules", "--model-kwargs"}  # of timm's train.py
-    prose = re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL)
-    shown = {flag for code in re.findall(r"`(--[^`]+)`", prose) for flag in flags(code)}
+    code = [c for page in PAGES for c in re.findall(r"`(--[^`]+)`", page.prose)]
+    shown = set().union(*map(flags, code))
     assert shown
     assert shown <= known
 
@@ -211,9 +273,9 @@ def test_flags_in_the_text_exist(help_of):
 # -- paths --------------------------------------------------------------------------------------
 
 
-def test_paths_exist():
-    inside = r"(?:tools|configs|tests|heads|densenet_backbones|\.ci)/[\w./*-]*[\w*]"
-    shown = set(re.findall(rf"(?<![\w/.-]){inside}", TEXT))
-    linked = {p for p in re.findall(r"\]\(([^)#\s]+)", TEXT) if "://" not in p}
-    assert shown
-    assert [path for path in sorted(shown | linked) if not list(PROJECT.glob(path))] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
+def test_paths_and_links_exist(page):
+    inside = r"(?:tools|configs|tests|heads|densenet_backbones|\.ci|\.github)/[\w./*-]*[\w*]"
+    shown = set(re.findall(rf"(?<![\w/.-]){inside}", page.text))
+    assert [path for path in sorted(shown) if not list(PROJECT.glob(path))] == []
+    assert list(page.wrong_links()) == []

@@ -7,14 +7,14 @@ import torch
 from densenet_backbones.data.run_lengths import encode_masks
 from densenet_backbones.data.samples import Sample
 from densenet_backbones.reporting.instance_pictures import (
-    Shown,
-    annotated,
-    confident,
+    DrawnInstances,
+    collect_annotations,
+    draw_beside_ground_truth,
     draw_instances,
-    ground_truth_beside_predictions,
+    select_confident,
 )
 from densenet_backbones.reporting.pictures import draw_detections
-from densenet_backbones.reporting.plots import class_colour
+from densenet_backbones.reporting.plots import get_class_color
 
 NAMES = ("ant", "bee")
 SIDE = 240
@@ -32,12 +32,12 @@ def square(x1, y1, x2, y2):
 
 def shown(*boxes, **more):
     boxes = np.array(boxes, float).reshape(-1, 4)
-    return Shown(boxes, np.ones(len(boxes), int), **more)
+    return DrawnInstances(boxes, np.ones(len(boxes), int), **more)
 
 
 def tint(instance):
     """The grey of the image under the colour of an instance."""
-    return np.round(128 * 0.55 + 0.45 * np.array(class_colour(instance + 1))).astype(np.uint8)
+    return np.round(128 * 0.55 + 0.45 * np.array(get_class_color(instance + 1))).astype(np.uint8)
 
 
 def test_boxes_alone_are_drawn_as_before():
@@ -57,7 +57,7 @@ def test_masks_are_tinted_by_instance_and_outlined():
         middle = result[rows.min() + 5 : rows.max() - 4, columns.min() + 5 : columns.max() - 4]
         assert (middle == tint(number)).all()
         edge = result[110, [columns.min(), columns.max()]]
-        assert (edge == class_colour(number + 1)).all()
+        assert (edge == get_class_color(number + 1)).all()
     assert (tint(0) != tint(1)).any()  # one class, two instances
     assert (result[100:140, 112:128] == 128).all()  # nothing between them
     assert (result[60, 22:38] == 128).all()  # nor inside a box beside its mask
@@ -75,7 +75,7 @@ def test_the_surest_lies_on_top():
     for scores, top in (((0.9, 0.6), 0), ((0.6, 0.9), 1)):
         found = shown((10, 10, 30, 30), (200, 200, 230, 230), masks=masks, scores=np.array(scores))
         result = draw_instances(grey(), found, NAMES)
-        above = np.array(class_colour(top + 1))
+        above = np.array(get_class_color(top + 1))
         below = tint(1 - top)
         assert (result[110, 110] == np.round(below * 0.55 + above * 0.45).astype(np.uint8)).all()
 
@@ -99,7 +99,7 @@ def keypoints(*rows):
 def test_keypoints_are_dots_joined_by_the_skeleton():
     points = keypoints((60, 60, 2), (180, 60, 2), (60, 180, 0), (180, 180, 1))
     found = shown((1, 1, 239, 239), keypoints=points)
-    colour = np.array(class_colour(1))
+    colour = np.array(get_class_color(1))
     alone = draw_instances(grey(), found, NAMES)
     joined = draw_instances(grey(), found, NAMES, [(0, 1), (1, 2), (1, 3)])
     for result in (alone, joined):
@@ -118,7 +118,7 @@ def test_keypoints_far_outside_do_no_harm():
 
 
 def test_nothing_to_draw():
-    empty = Shown(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), [], np.zeros((0, 3, 3)))
+    empty = DrawnInstances(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), [], np.zeros((0, 3, 3)))
     assert (draw_instances(grey(), empty, NAMES, [(0, 1)]) == 128).all()
     hidden = shown((20, 40, 110, 180), masks=[np.zeros((SIDE, SIDE), bool)])
     plain = draw_instances(grey(), shown((20, 40, 110, 180)), NAMES)
@@ -135,10 +135,10 @@ def test_a_sample_and_a_prediction_become_pictures():
         masks=torch.from_numpy(mask)[None],
         keypoints=points,
     )
-    truth = annotated(sample)
+    truth = collect_annotations(sample)
     assert truth.scores is None and truth.labels.tolist() == [2]
     assert (truth.masks[0] == mask).all() and truth.keypoints.tolist() == points.tolist()
-    found = confident(
+    found = select_confident(
         {
             "boxes": boxes.repeat(2, 1),
             "labels": labels.repeat(2),
@@ -149,7 +149,7 @@ def test_a_sample_and_a_prediction_become_pictures():
     )
     assert found.scores.tolist() == [pytest.approx(0.6)]
     assert len(found.masks) == 1 and found.keypoints[..., 2].tolist() == [[2, 2]]
-    sheet = ground_truth_beside_predictions([grey()], [truth], [found], NAMES)
+    sheet = draw_beside_ground_truth([grey()], [truth], [found], NAMES)
     half = sheet.shape[1] // 2
     left, right = sheet[:, :half], sheet[:, half:]
     assert (left == tint(0)).all(axis=2).sum() > 1000 < (right == tint(0)).all(axis=2).sum()

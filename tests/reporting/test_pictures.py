@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from densenet_backbones.data.samples import Categories
-from densenet_backbones.metrics.coco import coco_results
+from densenet_backbones.metrics.coco import format_coco_results
 from densenet_backbones.metrics.coco_evaluation import evaluate_coco
 from densenet_backbones.metrics.voc import VocClass, VocEvaluation
 from densenet_backbones.reporting import pictures
-from densenet_backbones.reporting.instance_pictures import ground_truth_beside_predictions
-from densenet_backbones.reporting.pictures import draw_detections, montage, save_picture
+from densenet_backbones.reporting.instance_pictures import draw_beside_ground_truth
+from densenet_backbones.reporting.pictures import draw_detections, make_sheet, save_picture
 from densenet_backbones.reporting.plots import (
     _steps_per_epoch,
-    class_colour,
+    get_class_color,
     plot_confidence_curves,
     plot_confusion,
     plot_pr_curves,
@@ -44,7 +44,7 @@ def test_a_box_is_where_it_belongs_in_its_class_colour(side):
     box = np.array([0.3, 0.4, 0.8, 0.9]) * side
     result = drawn_on(image, (*box, 2, 0.5))
     assert (image == 128).all()  # the image given is left alone
-    coloured = (result == class_colour(2)).all(axis=2)
+    coloured = (result == get_class_color(2)).all(axis=2)
     y, x = int(0.65 * side), int(0.55 * side)
     columns, rows = np.flatnonzero(coloured[y]), np.flatnonzero(coloured[:, int(0.75 * side)])
     thickness = max(1, round(side / 240))
@@ -125,7 +125,7 @@ def test_the_image_and_the_labels_are_checked():
 
 
 def test_class_colours_differ():
-    colours = np.array([class_colour(label) for label in range(1, 21)], float)
+    colours = np.array([get_class_color(label) for label in range(1, 21)], float)
     distances = np.linalg.norm(colours[:, None] - colours[None], axis=2)
     assert distances[~np.eye(20, dtype=bool)].min() > 20
     assert np.diagonal(distances, 1).min() > 100  # neighbouring labels differ most
@@ -139,7 +139,7 @@ def test_class_colours_differ():
 @settings(max_examples=40, deadline=None)
 def test_a_montage_holds_every_image(sizes, columns, titled):
     images = [grey(h, w, 10 * i) for i, (h, w) in enumerate(sizes, start=1)]
-    sheet = montage(images, columns, ["title"] * len(images) if titled else None)
+    sheet = make_sheet(images, columns, ["title"] * len(images) if titled else None)
     for i in range(1, len(images) + 1):
         assert (sheet == 10 * i).all(axis=2).any()
     if columns:
@@ -152,31 +152,31 @@ def test_a_montage_holds_every_image(sizes, columns, titled):
 def test_a_montage_keeps_images_of_one_size_as_they_are():
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (50, 70, 3), np.uint8) for _ in range(3)]
-    sheet = montage(images, columns=2)
+    sheet = make_sheet(images, columns=2)
     assert sheet.shape == (2 * 58 + 8, 2 * 78 + 8, 3)
     assert (sheet[8:58, 86:156] == images[1]).all()
     assert (sheet[66:116, 8:78] == images[2]).all()
-    assert (montage([]) == 255).all()
+    assert (make_sheet([]) == 255).all()
     with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
-        montage(images, 0)
+        make_sheet(images, 0)
     with pytest.raises(ValueError, match="3 images but 1 titles"):
-        montage(images, titles=["one"])
+        make_sheet(images, titles=["one"])
 
 
 def test_ground_truth_stands_beside_predictions():
     boxes, labels = np.array([[20.0, 20, 60, 60]]), np.array([1])
-    sheet = ground_truth_beside_predictions(
+    sheet = draw_beside_ground_truth(
         [grey(80, 80)] * 2, [(boxes, labels)] * 2, [(boxes, labels + 1, np.array([0.9]))] * 2, NAMES
     )
     half = sheet.shape[1] // 2
     left, right = sheet[:, :half], sheet[:, half:]
-    assert (left == class_colour(1)).all(axis=2).any()
-    assert not (left == class_colour(2)).all(axis=2).any()
-    assert (right == class_colour(2)).all(axis=2).any()
+    assert (left == get_class_color(1)).all(axis=2).any()
+    assert not (left == get_class_color(2)).all(axis=2).any()
+    assert (right == get_class_color(2)).all(axis=2).any()
     assert sheet.shape[1] == 2 * (320 + 8) + 8  # small images are shown enlarged
     with pytest.raises(ValueError, match="2 images, 1 ground truths and 0 predictions"):
-        ground_truth_beside_predictions([grey(8, 8)] * 2, [(boxes, labels)], [], NAMES)
-    assert ground_truth_beside_predictions([], [], [], NAMES).size
+        draw_beside_ground_truth([grey(8, 8)] * 2, [(boxes, labels)], [], NAMES)
+    assert draw_beside_ground_truth([], [], [], NAMES).size
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -223,10 +223,10 @@ def test_pr_curves_show_each_class_with_objects(tmp_path):
         "labels": np.array([1, 2, 2]),
         "scores": np.array([0.9, 0.8, 0.7]),
     }
-    results = coco_results([{"image_id": 1, **prediction}], categories)
+    results = format_coco_results([{"image_id": 1, **prediction}], categories)
     plot_pr_curves(evaluate_coco(truth, results), tmp_path / "pr.png")
-    assert has_colour(tmp_path / "pr.png", class_colour(2))
-    assert not has_colour(tmp_path / "pr.png", class_colour(3))  # it has no object
+    assert has_colour(tmp_path / "pr.png", get_class_color(2))
+    assert not has_colour(tmp_path / "pr.png", get_class_color(3))  # it has no object
     plot_pr_curves(evaluate_coco(truth, [], image_ids=[]), tmp_path / "empty.png")
     assert pixels(tmp_path / "empty.png").size
 
@@ -241,8 +241,8 @@ def voc_class(name, right, objects):
 def test_confidence_curves(tmp_path):
     classes = (voc_class("ant", [1, 1, 0, 1], 4), voc_class("bee", [], 2), voc_class("cat", [0], 0))
     plot_confidence_curves(VocEvaluation(classes, 0.5, 3), tmp_path / "curves.png")
-    assert has_colour(tmp_path / "curves.png", class_colour(1))
-    assert not has_colour(tmp_path / "curves.png", class_colour(3))
+    assert has_colour(tmp_path / "curves.png", get_class_color(1))
+    assert not has_colour(tmp_path / "curves.png", get_class_color(3))
     plot_confidence_curves(VocEvaluation(classes[2:], 0.5, 3), tmp_path / "none.png")
     many = tuple(voc_class(f"class {i}", [1, 0], 2) for i in range(90))
     plot_confidence_curves(VocEvaluation(many, 0.5, 3), tmp_path / "many.png")
@@ -272,10 +272,10 @@ def test_training_curves_from_a_csv_logger(tmp_path):
                 writer.writerow(row | {"val/AP": step / 100, "val/AP50": "nan"})
     plot_training_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
     assert has_colour(tmp_path / "curves.png", (0, 0, 0))
-    assert has_colour(tmp_path / "curves.png", class_colour(1))
+    assert has_colour(tmp_path / "curves.png", get_class_color(1))
     (tmp_path / "metrics.csv").write_text("epoch,step,lr\n")
     plot_training_curves(tmp_path / "metrics.csv", tmp_path / "nothing.png")
-    assert not has_colour(tmp_path / "nothing.png", class_colour(1))
+    assert not has_colour(tmp_path / "nothing.png", get_class_color(1))
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"other\.csv: has no columns 'epoch' and 'step'"):
         plot_training_curves(tmp_path / "other.csv", tmp_path / "x.png")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from densenet_backbones.data.boxes import boxes_of_masks
+from densenet_backbones.data.boxes import masks_to_boxes
 from densenet_backbones.data.instances import Instances
 from densenet_backbones.data.scenes import annotations as forms
 
@@ -44,10 +44,15 @@ def write_instances(root, sizes=SIZES, split="train", seed=0, file="instances", 
     images, annotations = [], []
     for n, (height, width) in enumerate(sizes):
         masks = [rectangle(height, width, rng) for _ in range(4)]
-        outlines = [forms.segmentation, compressed, forms.run_lengths, forms.run_lengths]
+        outlines = [
+            forms.trace_outline,
+            compressed,
+            forms.encode_run_lengths,
+            forms.encode_run_lengths,
+        ]
         pixels = rng.integers(0, 200, (height, width, 3), np.uint8)
         for k, (mask, outline) in enumerate(zip(masks, outlines, strict=True)):
-            x, y, w, h = forms.mask_box(mask)
+            x, y, w, h = forms.compute_mask_box(mask)
             entry = {
                 "id": 10 * n + k + 1,
                 "image_id": n + 1,
@@ -108,5 +113,5 @@ def images_with_objects(draw, largest=24, count=4):
     seen = rng.integers(0, 3, places.shape[:2])[..., None]
     keypoints = np.concatenate((places, seen), 2) * (seen > 0)
     labels = np.arange(1, len(masks) + 1)
-    objects = Instances(boxes_of_masks(masks), labels, masks, keypoints.astype(np.float32))
+    objects = Instances(masks_to_boxes(masks), labels, masks, keypoints.astype(np.float32))
     return numbered(height, width), objects

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 import triton.language as tl
 from interpreted_kernels import DEVICE, TOLERANCES, assert_close, random_buffer, run_unchecked
-from test_shared_block import block_of, step
 from tiny_nets import tiny
 from torch import nn
+from training_blocks import block_of, step
 from triton.runtime import interpreter
 
 from densenet_backbones.dense_block.interfaces import is_in_rows

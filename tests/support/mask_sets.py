@@ -47,7 +47,7 @@ def write_mask(path, values, mode="P"):
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(values)
     if mode == "P":
-        picture.putpalette(forms.voc_palette())
+        picture.putpalette(forms.make_voc_palette())
     picture.save(path)
 
 
@@ -140,10 +140,12 @@ def write_coco(root, found, split="train2017", names=NAMES[1:]):
                     "id": len(annotations) + 1,
                     "image_id": image["id"],
                     "category_id": 5 if crowd else int(label) * 5,
-                    "bbox": forms.mask_box(one),
+                    "bbox": forms.compute_mask_box(one),
                     "area": int(one.sum()),
                     "iscrowd": int(crowd),
-                    "segmentation": forms.run_lengths(one) if crowd else forms.segmentation(one),
+                    "segmentation": forms.encode_run_lengths(one)
+                    if crowd
+                    else forms.trace_outline(one),
                 }
             )
     categories = [{"id": n * 5, "name": name} for n, name in enumerate(names, start=1)]

@@ -10,7 +10,7 @@ from tiny_runs import files_below
 
 from densenet_backbones.data.images import read_image
 from densenet_backbones.inference import predict
-from densenet_backbones.inference.detector import load
+from densenet_backbones.inference.loading import load
 from densenet_backbones.training import evaluate
 
 

@@ -13,7 +13,7 @@ from instance_sets import OTHER_SIDE, SIZES, change, write_instances
 from densenet_backbones.data.augment.detection import Augmentation
 from densenet_backbones.data.augment.instances import InstanceAugmentation
 from densenet_backbones.data.augment.presets import augmentation_for, image_size_of
-from densenet_backbones.data.boxes import boxes_of_masks
+from densenet_backbones.data.boxes import masks_to_boxes
 from densenet_backbones.data.detection import DetectionData, DetectionImages
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.samples import DataError
@@ -84,7 +84,7 @@ def test_evaluated_images_show_what_is_learnt(drawn):
     samples = [sample for batch in data.val_dataloader() for sample in batch]
     for sample, size in zip(samples, SIZES, strict=False):
         assert sample.image.shape[1:] == size and sample.masks.shape == (3, *size)
-        np.testing.assert_array_equal(sample.boxes, boxes_of_masks(sample.masks.numpy()))
+        np.testing.assert_array_equal(sample.boxes, masks_to_boxes(sample.masks.numpy()))
     assert len(samples) == 4
 
 
@@ -263,7 +263,7 @@ def test_pasted_objects_depend_on_seed_epoch_and_index_alone(drawn):
     counts = []
     for index in range(16):
         plain, pasted = sample((0, index), copy_paste=False), sample((0, index))
-        np.testing.assert_array_equal(pasted.boxes, boxes_of_masks(pasted.masks.numpy()))
+        np.testing.assert_array_equal(pasted.boxes, masks_to_boxes(pasted.masks.numpy()))
         counts.append(len(pasted.boxes) - len(plain.boxes))
         assert pasted.image_id == plain.image_id
     assert max(counts) > 0

@@ -16,8 +16,10 @@ from tiny_runs import RCNN_ARGS, files_below, instance_arguments, shallow_heads,
 from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.inference import predict
-from densenet_backbones.inference.detector import load, read_detector
-from densenet_backbones.inference.merged_detection import MergedDetection
+from densenet_backbones.inference.detection_views import DetectionViews
+from densenet_backbones.inference.detector import DetectorSpec
+from densenet_backbones.inference.loading import load
+from densenet_backbones.inference.model_file import read_model_file
 from densenet_backbones.inference.soft_nms import SoftNMS
 from densenet_backbones.training import cli, evaluate, report
 from densenet_backbones.training.cli import train_det
@@ -107,7 +109,7 @@ def test_keypoints_are_trained_evaluated_and_drawn(keypoint_run):
     assert all(row["val/keypoint_AP"] and row["val/AP"] for row in rows if row["val/AP"])
     table = (keypoint_run / "evaluation/table.txt").read_text()
     assert "COCO keypoints, 7 images" in table and "COCO bbox, 7 images" in table
-    spec, _ = read_detector(keypoint_run / "model.safetensors")
+    spec, _ = read_model_file(keypoint_run / "model.safetensors", (DetectorSpec,))
     assert spec.args == {**RCNN_ARGS, "num_keypoints": KEYPOINTS}
     assert len(spec.categories.keypoints) == KEYPOINTS and spec.categories.skeleton
     results = json.loads((keypoint_run / "evaluation/results.json").read_text())
@@ -194,7 +196,7 @@ def test_evaluate_with_more_views_and_soft_nms(mask_run, tiny_scenes, tmp_path, 
     assert found["coco_segm"]["images"] == 7
     results = json.loads((tmp_path / "out/results.json").read_text())
     detector = load(mask_run / "model.safetensors")
-    detector.merged = MergedDetection(True, (1.0, 1.5), SoftNMS("gaussian"))
+    detector.views = DetectionViews(True, (1.0, 1.5), SoftNMS("gaussian"))
     for record in read_detection(tiny_scenes, "val").records:
         mine = [r for r in results if r["image_id"] == record.image_id]
         expected = detector.predict(record.path, 0)

@@ -8,7 +8,11 @@ import torch
 from tiny_segmenters import UNET_ARGS
 
 from densenet_backbones.data.mask_samples import MaskClasses, MaskSample
-from densenet_backbones.reporting.mask_pictures import draw_mask, masks_side_by_side, save_indices
+from densenet_backbones.reporting.mask_pictures import (
+    draw_mask,
+    draw_masks_side_by_side,
+    save_index_mask,
+)
 from densenet_backbones.training.optimization import Optimizer, Schedule
 from densenet_backbones.training.segmentation_task import Loss, SegmentationTask, stacked
 
@@ -153,16 +157,16 @@ def test_classes_of_a_multilabel_mask_are_laid_over_each_other():
 
 def test_a_sheet_has_three_pictures_an_image():
     image, mask = np.full((40, 60, 3), 90, np.uint8), np.zeros((40, 60), np.uint8)
-    one = masks_side_by_side([image], [mask], [mask], [(0, 0, 0)])
+    one = draw_masks_side_by_side([image], [mask], [mask], [(0, 0, 0)])
     assert one.shape[1] > 3 * 60
-    assert masks_side_by_side([image] * 2, [mask] * 2, [mask] * 2, [(0, 0, 0)]).shape[0] > 80
+    assert draw_masks_side_by_side([image] * 2, [mask] * 2, [mask] * 2, [(0, 0, 0)]).shape[0] > 80
 
 
 def test_indices_keep_their_values_and_get_a_palette(tmp_path):
     from PIL import Image
 
     labels = np.array([[0, 1, 2], [255, 2, 1]], np.uint8)
-    save_indices(tmp_path / "m.png", labels, [(0, 0, 0), (9, 8, 7), (1, 2, 3)])
+    save_index_mask(tmp_path / "m.png", labels, [(0, 0, 0), (9, 8, 7), (1, 2, 3)])
     with Image.open(tmp_path / "m.png") as picture:
         assert picture.mode == "P"
         assert np.array_equal(np.asarray(picture), labels)

@@ -24,7 +24,7 @@ from tiny_runs import (
 )
 
 from densenet_backbones.checkpoints import read_checkpoint
-from densenet_backbones.inference.detector import read_weights
+from densenet_backbones.inference.model_file import read_weights
 from densenet_backbones.training import cli
 from densenet_backbones.training.arguments import shipped_configs
 from densenet_backbones.training.cli import train_det

@@ -9,14 +9,14 @@ Legend: B objects, H x W pixels.
 
 import numpy as np
 
-from densenet_backbones.data.augment.instances import remaining
+from densenet_backbones.data.augment.instances import keep_visible
 from densenet_backbones.data.instances import Instances
 
 CHANCE = 0.5  # of each object to be pasted: "a random subset of objects"
 HIDDEN, VISIBLE = 1, 2  # COCO's visibility of keypoints
 
 
-def paste(
+def paste_objects(
     image: np.ndarray,
     objects: Instances,
     other_image: np.ndarray,
@@ -55,7 +55,7 @@ def paste(
         objects.masks * ~cover,
         None if objects.keypoints is None else _covered(objects.keypoints, cover),
     )
-    left = remaining(left, min_side)
+    left = keep_visible(left, min_side)
     return np.where(cover[..., None], other_image, image), _together(left, pasted)
 
 

@@ -13,10 +13,10 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
-from densenet_backbones.data.augment.seeding import generator
+from densenet_backbones.data.augment.seeding import make_generator
 from densenet_backbones.data.augment.ssd import IMAGENET_MEAN
-from densenet_backbones.data.boxes import boxes_of_masks, clip_boxes
-from densenet_backbones.data.instances import Instances, labelled_inside
+from densenet_backbones.data.boxes import clip_boxes, masks_to_boxes
+from densenet_backbones.data.instances import Instances, unlabel_outside
 
 InstancePreset = Literal["flip", "multiscale", "lsj"]
 Size = tuple[int, int]  # (H, W)
@@ -107,7 +107,7 @@ class Placement:
         placed[..., :2] = self.points(placed[..., :2])
         if self.mirrored:
             placed = placed[:, list(other_side)]
-        return labelled_inside(placed.astype(np.float32), self.canvas)
+        return unlabel_outside(placed.astype(np.float32), self.canvas)
 
     def _window(self, pixels: np.ndarray) -> np.ndarray:
         (top, left), (height, width) = self.corner, self.shown
@@ -184,7 +184,7 @@ class InstanceAugmentation:
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
-        placement = self.placement((image.shape[0], image.shape[1]), generator(key))
+        placement = self.placement((image.shape[0], image.shape[1]), make_generator(key))
         return placement.image(image, self.fill), self._place(objects, placement)
 
     def placement(self, source: Size, rng: np.random.Generator) -> Placement:
@@ -210,20 +210,20 @@ class InstanceAugmentation:
             placed.masks = placement.masks(objects.masks)
         if objects.keypoints is not None:
             placed.keypoints = placement.keypoints(objects.keypoints, self.other_side)
-        return remaining(placed, self.min_side) if self.preset == "lsj" else placed
+        return keep_visible(placed, self.min_side) if self.preset == "lsj" else placed
 
     def __repr__(self) -> str:
         return f"InstanceAugmentation({self.preset!r})"
 
 
-def remaining(objects: Instances, min_side: float) -> Instances:
+def keep_visible(objects: Instances, min_side: float) -> Instances:
     """The objects whose boxes, tight around the masks where there are masks, are large enough.
 
     Args:
         objects: Of one image; not changed.
         min_side: Pixels that each side of a box needs; boxes without area never remain.
     """
-    boxes = objects.boxes if objects.masks is None else boxes_of_masks(objects.masks)
+    boxes = objects.boxes if objects.masks is None else masks_to_boxes(objects.masks)
     sides: np.ndarray = (boxes[:, 2:] - boxes[:, :2]).min(1, initial=np.inf)
     found = Instances(boxes, objects.labels, objects.masks, objects.keypoints)
     return found.rows((sides > 0) & (sides >= min_side))

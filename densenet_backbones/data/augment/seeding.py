@@ -30,7 +30,7 @@ def reseed(pipeline: A.Compose, key: tuple[int, ...]) -> None:
     )
 
 
-def generator(key: tuple[int, ...]) -> np.random.Generator:
+def make_generator(key: tuple[int, ...]) -> np.random.Generator:
     """A source of random numbers that is a function of the key.
 
     Args:

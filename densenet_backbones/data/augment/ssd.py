@@ -152,7 +152,7 @@ class SSDCrop(BaseCrop):
         if not len(boxes):
             return None
         patches = self._random_patches(height, width)
-        found = np.flatnonzero((overlaps(patches, boxes) >= least).any(1))
+        found = np.flatnonzero((compute_iou(patches, boxes) >= least).any(1))
         if not found.size:
             return None
         x1, y1, x2, y2 = patches[found[0]].tolist()
@@ -170,10 +170,10 @@ class SSDCrop(BaseCrop):
         return np.concatenate((corner, corner + sides), 1)
 
     def apply_to_bboxes(self, bboxes: np.ndarray, crop_coords: Patch, **params: Any) -> np.ndarray:
-        """Keep the boxes that `centers_inside` the patch, cut at its border."""
+        """Keep the boxes that `has_center_inside` the patch, cut at its border."""
         height, width = params["shape"][:2]
         boxes = bboxes[:, :4].astype(np.float64) * [width, height, width, height]
-        kept = bboxes[centers_inside(boxes, crop_coords)]
+        kept = bboxes[has_center_inside(boxes, crop_coords)]
         return np.clip(
             crops.crop_bboxes_by_coords(kept, crop_coords, (height, width)),
             0,
@@ -246,13 +246,13 @@ class PhotometricDistort(A.ImageOnlyTransform):
         return img if (order == np.arange(3)).all() else img[..., order]
 
 
-def centers_inside(boxes: np.ndarray, patch: Patch) -> np.ndarray:
+def has_center_inside(boxes: np.ndarray, patch: Patch) -> np.ndarray:
     """(B,) bool: whose centres lie in the patch, its border included (SSD's `emit_constraint`)."""
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     return ((centers >= patch[:2]) & (centers <= patch[2:])).all(1)
 
 
-def overlaps(patches: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def compute_iou(patches: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """(P, B) intersection over union of (P, 4) with (B, 4) xyxy boxes of positive area."""
     low = np.maximum(patches[:, None, :2], boxes[None, :, :2])
     high = np.minimum(patches[:, None, 2:], boxes[None, :, 2:])

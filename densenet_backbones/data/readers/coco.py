@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from densenet_backbones.data.boxes import OVERHANG, clip_boxes, fault_of_box, overhangs
-from densenet_backbones.data.files import files_in, folders_in, refuse_if_strict, some
-from densenet_backbones.data.images import image_size
+from densenet_backbones.data.boxes import OVERHANG, clip_boxes, describe_box_fault, measure_overhang
+from densenet_backbones.data.files import list_files, list_folders, quote, refuse_if_strict
+from densenet_backbones.data.images import read_image_size
 from densenet_backbones.data.readers.coco_json import CocoFile, read_coco_json
 from densenet_backbones.data.samples import (
     Categories,
@@ -80,11 +80,11 @@ def read_coco(
         path, split = find_annotation_file(root, split, keypoints=keypoints)
     else:
         path = root / annotation_file
-    folders = [root / image_folder] if image_folder else image_folders(root, split, path)
+    folders = [root / image_folder] if image_folder else list_image_folders(root, split, path)
     with _without_garbage_collection():
         content = read_coco_json(path, masks=masks)
         categories = _in_order(content, classes) if classes is not None else content.categories
-        folder = folder_with(folders, [image.file_name for image in content.images], path)
+        folder = find_folder_with(folders, [image.file_name for image in content.images], path)
         records, problems = _records(content, categories, folder)
     refuse_if_strict(problems, strict)
     return DetectionSet(f"{root.name}/{split}", records, categories, tuple(problems))
@@ -107,19 +107,19 @@ def find_annotation_file(root: Path, split: str, *, keypoints: bool = False) -> 
 
     Args:
         root: The folder of the data set.
-        split: Its name, or one that `full_name` knows to stand for it.
+        split: Its name, or one that `find_split` knows to stand for it.
         keypoints: Prefer a file of keypoints to the instances file.
 
     Raises:
         DataError: If there is none; says which splits there are.
     """
     known = _annotation_files(root, keypoints)
-    full = full_name(split, known)
+    full = find_split(split, known)
     if full is not None:
         return known[full], full
     raise DataError(
         f"{root}: has no annotations/instances_{split}.json and no {split}/{_BESIDE} (splits "
-        f"there: {some(sorted(known), 12) or 'none'}); choose one, or give annotation_file"
+        f"there: {quote(sorted(known), 12) or 'none'}); choose one, or give annotation_file"
         f"{nearest(split, known)}"
     )
 
@@ -137,39 +137,39 @@ def _annotation_files(root: Path, keypoints: bool = False) -> dict[str, Path]:
         for child in sorted(root.iterdir())
         if (child / _BESIDE).is_file()
     }
-    names = sorted(name for name in files_in(folder) if name.endswith(".json"))
+    names = sorted(name for name in list_files(folder) if name.endswith(".json"))
     found |= {n[: -len(".json")]: folder / n for n in names if "_" not in n}
     for prefix in ("instances_", *_KEYPOINT_FILES * keypoints):  # the last one stays
         found |= {n[len(prefix) : -len(".json")]: folder / n for n in names if n.startswith(prefix)}
     return found
 
 
-def full_name(split: str, known: Collection[str]) -> str | None:
+def find_split(split: str, known: Collection[str]) -> str | None:
     """The known split that is meant: its own name, with the newest year, or a synonym's."""
     for name in (split, *_OTHER_NAMES.get(split, ())):
-        for full in (name, *with_years(name, known)):
+        for full in (name, *list_years_of_split(name, known)):
             if full in known:
                 return full
     return None
 
 
-def with_years(split: str, names: Iterable[str]) -> list[str]:
+def list_years_of_split(split: str, names: Iterable[str]) -> list[str]:
     """Names that are the split and a year, the newest first."""
     return sorted((n for n in names if re.fullmatch(re.escape(split) + r"\d{4}", n)), reverse=True)
 
 
-def image_folders(root: Path, split: str, path: Path) -> list[Path]:
+def list_image_folders(root: Path, split: str, path: Path) -> list[Path]:
     """Where the images may be, the likeliest first."""
     if path.name == _BESIDE:
         return [path.parent]
     folders = []
     for parent in (root, root / "images"):
-        names = (split, *with_years(split, folders_in(parent)))
+        names = (split, *list_years_of_split(split, list_folders(parent)))
         folders += [parent / name for name in names]
     return [*folders, root / "images", root]
 
 
-def folder_with(folders: Sequence[Path], names: Collection[str], path: Path) -> Path:
+def find_folder_with(folders: Sequence[Path], names: Collection[str], path: Path) -> Path:
     """The first folder that has all the images; one listing a folder, not one look an image."""
     fewest: tuple[list[str], Path] | None = None
     for folder in folders:
@@ -179,7 +179,7 @@ def folder_with(folders: Sequence[Path], names: Collection[str], path: Path) -> 
             relative = PurePosixPath(name)
             parent = relative.parent
             if parent not in listings:
-                listings[parent] = files_in(folder / parent)
+                listings[parent] = list_files(folder / parent)
             if relative.name not in listings[parent]:
                 missing.append(name)
         if not missing:
@@ -190,7 +190,7 @@ def folder_with(folders: Sequence[Path], names: Collection[str], path: Path) -> 
     missing, folder = fewest
     raise DataError(
         f"{path}: {len(missing)} of its {len(names)} images are not in {folder} "
-        f"({some(missing)}); add them, give image_folder, or take them out of the file"
+        f"({quote(missing)}); add them, give image_folder, or take them out of the file"
     )
 
 
@@ -202,8 +202,8 @@ def _in_order(content: CocoFile, classes: Sequence[str]) -> Categories:
     lost = [name for name, i in ids.items() if i in used and name not in given.names]
     if lost:
         raise DataError(
-            f"{content.path}: has objects of {len(lost)} classes ({some(lost)}) that are not among "
-            f"the {len(given.names)} given in `classes` ({some(given.names)}); add them"
+            f"{content.path}: has objects of {len(lost)} classes ({quote(lost)}) that are not "
+            f"among the {len(given.names)} given in `classes` ({quote(given.names)}); add them"
             f"{nearest(lost[0], given.names)}"
         )
     free = max(0, *ids.values()) + 1
@@ -220,7 +220,8 @@ def _records(
     """All records; the boxes of the whole file are clipped at once, and records hold views."""
     paths = [folder / image.file_name for image in content.images]
     sizes = [
-        image.size or image_size(path) for image, path in zip(content.images, paths, strict=True)
+        image.size or read_image_size(path)
+        for image, path in zip(content.images, paths, strict=True)
     ]
     objects: list[dict[str, Any]] = []  # those that are no crowds, image after image
     owners: list[int] = []  # position of each one's image
@@ -238,8 +239,8 @@ def _records(
     limits = np.array(sizes, dtype=np.float64)[owner]
     clipped, usable = clip_boxes(boxes, limits)
     problems = []
-    for n in np.flatnonzero(~usable | (overhangs(boxes, limits) > OVERHANG)):
-        what, action = fault_of_box(boxes[n], sizes[owner[n]])
+    for n in np.flatnonzero(~usable | (measure_overhang(boxes, limits) > OVERHANG)):
+        what, action = describe_box_fault(boxes[n], sizes[owner[n]])
         item = f"annotation {objects[n]['id']} ({content.images[owner[n]].file_name})"
         problems.append(Problem(str(content.path), item, what, action))
     label_of = {i: label for label, i in enumerate(categories.ids, start=1)}

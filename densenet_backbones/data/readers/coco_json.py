@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from densenet_backbones.data.boxes import MAX_SIDE
-from densenet_backbones.data.files import inside, some
+from densenet_backbones.data.files import check_relative_path, quote
 from densenet_backbones.data.samples import Categories, DataError
 
 # Fields that evaluation reads; others (licences, comments) would only take memory.
@@ -66,9 +66,9 @@ def read_coco_json(path: Path, *, masks: bool = True) -> CocoFile:
             f"{path}: not a COCO annotation file; it must be a JSON object with the lists "
             "images, annotations and categories"
         )
-    categories = categories_of(entries_of(content, "categories", path), path)
-    images = images_of(entries_of(content, "images", path), path)
-    entries = entries_of(content, "annotations", path)
+    categories = read_categories(read_entries(content, "categories", path), path)
+    images = read_images(read_entries(content, "images", path), path)
+    entries = read_entries(content, "annotations", path)
     annotations = _annotations(entries, path, {i.image_id for i in images}, set(categories.ids))
     if has_constants:  # in a field that nothing here reads; those that are read have been checked
         raise DataError(f"{path}: has NaN or Infinity, which JSON has not; write null instead")
@@ -110,7 +110,7 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def entries_of(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
+def read_entries(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
     """A list of objects at the top of a file; `DataError` where it is none."""
     entries = content.get(key)
     if entries is None:
@@ -119,23 +119,23 @@ def entries_of(content: dict[str, Any], key: str, path: Path) -> list[dict[str, 
             "and categories (for detection: the instances file)"
         )
     if not isinstance(entries, list):
-        raise DataError(f"{path}: {key!r} must be a list, not {shown(entries)}")
+        raise DataError(f"{path}: {key!r} must be a list, not {abbreviate(entries)}")
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise DataError(f"{path}: {key}[{position}] must be an object, not {shown(entry)}")
+            raise DataError(f"{path}: {key}[{position}] must be an object, not {abbreviate(entry)}")
     return entries
 
 
-def categories_of(entries: list[dict[str, Any]], path: Path) -> Categories:
+def read_categories(entries: list[dict[str, Any]], path: Path) -> Categories:
     """Classes in order of their ids; `DataError` where ids or names are missing or repeated."""
     if not entries:
         raise DataError(f"{path}: 'categories' is empty; list the classes with id and name")
     found: dict[int, str] = {}
     for position, entry in enumerate(entries):
         where = f"{path}: categories[{position}]"
-        category_id, name = whole_number(entry, "id", where), entry.get("name")
+        category_id, name = read_integer(entry, "id", where), entry.get("name")
         if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{where}: 'name' must be a text, not {shown(name)}")
+            raise DataError(f"{where}: 'name' must be a text, not {abbreviate(name)}")
         if category_id in found:
             raise DataError(f"{where}: category id {category_id} is given twice; ids are unique")
         if name in found.values():
@@ -168,26 +168,28 @@ def _keypoints(
     return tuple(names), tuple((a - 1, b - 1) for a, b in pairs) if joined else ()
 
 
-def images_of(entries: list[dict[str, Any]], path: Path) -> tuple[CocoImage, ...]:
+def read_images(entries: list[dict[str, Any]], path: Path) -> tuple[CocoImage, ...]:
     """The image entries, checked; file names stay inside the image folder."""
     if not entries:
         raise DataError(f"{path}: lists no images")
     found: dict[int, CocoImage] = {}
     for position, entry in enumerate(entries):
         where = f"{path}: images[{position}]"
-        image_id, name = whole_number(entry, "id", where), entry.get("file_name")
+        image_id, name = read_integer(entry, "id", where), entry.get("file_name")
         if image_id in found:
             raise DataError(f"{where}: image id {image_id} is given twice; ids are unique")
         if not isinstance(name, str):
-            raise DataError(f"{where}: 'file_name' must be a text, not {shown(name)}")
-        found[image_id] = CocoImage(image_id, str(inside(name, where)), _size(entry, where))
+            raise DataError(f"{where}: 'file_name' must be a text, not {abbreviate(name)}")
+        found[image_id] = CocoImage(
+            image_id, str(check_relative_path(name, where)), _size(entry, where)
+        )
     return tuple(found.values())
 
 
 def _size(entry: dict[str, Any], where: str) -> tuple[int, int] | None:
     if entry.get("width") is None or entry.get("height") is None:
         return None
-    width, height = whole_number(entry, "width", where), whole_number(entry, "height", where)
+    width, height = read_integer(entry, "width", where), read_integer(entry, "height", where)
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise DataError(
             f"{where}: sides must be in 1 .. {MAX_SIDE} pixels, not {width}x{height}; correct "
@@ -203,19 +205,19 @@ def _annotations(
     seen: set[int] = set()
     for position, entry in enumerate(entries):
         where = f"{path}: annotations[{position}]"
-        annotation_id = whole_number(entry, "id", where)
+        annotation_id = read_integer(entry, "id", where)
         where = f"{where} (id {annotation_id})"
         if annotation_id in seen:
             raise DataError(f"{where}: the annotation id is given twice; ids are unique")
         seen.add(annotation_id)
-        image_id = whole_number(entry, "image_id", where)
+        image_id = read_integer(entry, "image_id", where)
         if image_id not in image_ids:
             raise DataError(f"{where}: image_id {image_id} is not among the images")
-        category_id = whole_number(entry, "category_id", where)
+        category_id = read_integer(entry, "category_id", where)
         if category_id not in category_ids:
             raise DataError(
                 f"{where}: category_id {category_id} is not among the categories "
-                f"({some(sorted(category_ids), 6)})"
+                f"({quote(sorted(category_ids), 6)})"
             )
         ids = (annotation_id, image_id, category_id)
         found[image_id].append(_annotation(entry, ids, where))
@@ -227,11 +229,11 @@ def _annotation(entry: dict[str, Any], ids: tuple[int, int, int], where: str) ->
     bbox = _bbox(entry, where)
     crowd = entry.get("iscrowd", 0)
     if crowd not in (0, 1):
-        raise DataError(f"{where}: 'iscrowd' must be 0 or 1, not {shown(crowd)}")
+        raise DataError(f"{where}: 'iscrowd' must be 0 or 1, not {abbreviate(crowd)}")
     area = entry.get("area")
     area = bbox[2] * bbox[3] if area is None else area
     if _finite(area) is None:
-        raise DataError(f"{where}: 'area' must be a finite number, not {shown(area)}")
+        raise DataError(f"{where}: 'area' must be a finite number, not {abbreviate(area)}")
     annotation: dict[str, Any] = {
         "id": annotation_id,
         "image_id": image_id,
@@ -245,7 +247,7 @@ def _annotation(entry: dict[str, Any], ids: tuple[int, int, int], where: str) ->
         if value is None:
             continue
         if not isinstance(value, types):
-            raise DataError(f"{where}: {key!r} has the wrong type: {shown(value)}")
+            raise DataError(f"{where}: {key!r} has the wrong type: {abbreviate(value)}")
         annotation[key] = value
     _check_outline(annotation.get("segmentation", []), where)
     return annotation
@@ -257,7 +259,7 @@ def _bbox(entry: dict[str, Any], where: str) -> list[float]:
     if len(numbers) != 4 or None in numbers:
         raise DataError(
             f"{where}: 'bbox' must be four finite numbers [x, y, width, height] in pixels, "
-            f"not {shown(bbox)}"
+            f"not {abbreviate(bbox)}"
         )
     return numbers  # type: ignore[return-value]
 
@@ -268,7 +270,7 @@ def _check_outline(mask: list[Any] | dict[str, Any], where: str) -> None:
         if not all(isinstance(polygon, list) for polygon in mask):
             raise DataError(
                 f"{where}: 'segmentation' must be a list of polygons [[x1, y1, x2, y2, ...]], "
-                f"not {shown(mask)}"
+                f"not {abbreviate(mask)}"
             )
         return
     size, counts = mask.get("size"), mask.get("counts")
@@ -288,13 +290,13 @@ def _is_length(value: object) -> bool:
     return type(value) is int and 0 <= value <= MAX_SIDE**2
 
 
-def whole_number(entry: dict[str, Any], key: str, where: str) -> int:
+def read_integer(entry: dict[str, Any], key: str, where: str) -> int:
     """A whole number of 64 bits; 3.0 is one, as tools that go through tables write it."""
     value = entry.get(key)
     if type(value) is float and value.is_integer():
         value = int(value)
     if type(value) is not int or not -(2**63) <= value < 2**63:
-        raise DataError(f"{where}: {key!r} must be a whole number, not {shown(value)}")
+        raise DataError(f"{where}: {key!r} must be a whole number, not {abbreviate(value)}")
     return value
 
 
@@ -309,7 +311,7 @@ def _finite(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def shown(value: object) -> str:
+def abbreviate(value: object) -> str:
     """A value for a message, shortened."""
     if isinstance(value, int) and abs(value) >= 2**64:
         return "a whole number of more than 64 bits"  # printing it may itself be refused

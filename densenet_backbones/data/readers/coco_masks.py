@@ -28,8 +28,8 @@ from densenet_backbones.data.mask_samples import (
     SegmentationSet,
 )
 from densenet_backbones.data.readers.coco import find_annotation_file, read_coco
-from densenet_backbones.data.readers.coco_json import shown
-from densenet_backbones.data.readers.mask_files import with_classes
+from densenet_backbones.data.readers.coco_json import abbreviate
+from densenet_backbones.data.readers.mask_files import reorder_classes
 from densenet_backbones.data.samples import Categories, DataError, ImageRecord, Problem
 
 _REACH = 10  # image sides that a polygon may lie outside: the rasteriser walks along every edge
@@ -152,7 +152,7 @@ def read_coco_masks(
     refuse_if_strict(problems, strict)
     task = "multilabel" if multilabel else "multiclass"
     made = SegmentationSet(data.name, tuple(records), found, task, tuple(problems))  # type: ignore[arg-type]
-    return made if classes is None else with_classes(made, classes)
+    return made if classes is None else reorder_classes(made, classes)
 
 
 def _object(
@@ -262,7 +262,7 @@ def _check_polygon(polygon: Any, size: tuple[int, int], where: str) -> None:
     far = [n for n in numbers if not -reach <= n <= reach]  # NaN is far, too
     if far:
         raise DataError(
-            f"{where}: a polygon has the coordinate {shown(far[0])}, far outside its image of "
+            f"{where}: a polygon has the coordinate {abbreviate(far[0])}, far outside its image of "
             f"{size[1]}x{size[0]} pixels; {_FIX}"
         )
 
@@ -278,7 +278,7 @@ def _runs(outline: dict[str, Any], size: tuple[int, int], where: str) -> list[in
             f"is {list(size)}; {_FIX}"
         )
     counts = outline.get("counts")
-    runs = run_lengths(counts) if isinstance(counts, str | bytes) else counts
+    runs = parse_run_lengths(counts) if isinstance(counts, str | bytes) else counts
     if not isinstance(runs, list) or any(n < 0 for n in runs) or sum(runs) != math.prod(size):
         raise DataError(
             f"{where}: its run lengths do not add up to the {math.prod(size)} pixels of "
@@ -287,7 +287,7 @@ def _runs(outline: dict[str, Any], size: tuple[int, int], where: str) -> list[in
     return runs
 
 
-def run_lengths(counts: str | bytes) -> list[int] | None:
+def parse_run_lengths(counts: str | bytes) -> list[int] | None:
     """COCO's compressed run lengths as numbers (`rleFrString` in cocoapi's maskApi.c).
 
     Each number has 5 bits a character, the lowest first, from the character 48 on; bit 6 says that

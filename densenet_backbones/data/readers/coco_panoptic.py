@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from densenet_backbones.data.files import (
-    files_in,
-    inside,
+    check_relative_path,
+    list_files,
+    quote,
     refuse_faults,
-    some,
-    with_progress,
+    track_progress,
 )
-from densenet_backbones.data.images import image_size, opened_image
+from densenet_backbones.data.images import open_image, read_image_size
 from densenet_backbones.data.mask_code import MaskCode, ValueMap
 from densenet_backbones.data.mask_samples import (
     IGNORED,
@@ -24,20 +24,20 @@ from densenet_backbones.data.mask_samples import (
     MaskClasses,
     MaskRecord,
     SegmentationSet,
-    fault_of_size,
+    describe_size_fault,
     voc_color,
 )
-from densenet_backbones.data.readers.coco import folder_with, full_name, image_folders
+from densenet_backbones.data.readers.coco import find_folder_with, find_split, list_image_folders
 from densenet_backbones.data.readers.coco_json import (
     CocoImage,
-    categories_of,
-    entries_of,
-    images_of,
+    abbreviate,
     load_json,
-    shown,
-    whole_number,
+    read_categories,
+    read_entries,
+    read_images,
+    read_integer,
 )
-from densenet_backbones.data.readers.mask_files import MaskFile, with_classes
+from densenet_backbones.data.readers.mask_files import MaskFile, reorder_classes
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
 
@@ -76,45 +76,45 @@ def read_coco_panoptic(
     root = Path(root)
     if annotation_file is None:
         known = _panoptic_files(root)
-        full = full_name(split, known)
+        full = find_split(split, known)
         if full is None:
             raise DataError(
                 f"{root}: has no annotations/{_PREFIX}{split}.json (splits there: "
-                f"{some(sorted(known), 12) or 'none'}); choose one{nearest(split, known)}"
+                f"{quote(sorted(known), 12) or 'none'}); choose one{nearest(split, known)}"
             )
         path, split = known[full], full
     else:
         path = root / annotation_file
     content = _load(path)
     found = _classes(content, path)
-    images = images_of(entries_of(content, "images", path), path)
+    images = read_images(read_entries(content, "images", path), path)
     pictures, codes = _segments(content, found, {i.image_id for i in images}, path)
     unpaired = [i.file_name for i in images if i.image_id not in pictures]
     if unpaired:
         raise DataError(
-            f"{path}: {len(unpaired)} images have no annotation ({some(unpaired)}); add them, or "
+            f"{path}: {len(unpaired)} images have no annotation ({quote(unpaired)}); add them, or "
             "take the images out"
         )
-    folders = [root / image_folder] if image_folder else image_folders(root, split, path)
-    folder = folder_with(folders, [i.file_name for i in images], path)
+    folders = [root / image_folder] if image_folder else list_image_folders(root, split, path)
+    folder = find_folder_with(folders, [i.file_name for i in images], path)
     name = f"{_PREFIX}{split}"
     beside = [root / mask_folder] if mask_folder else [path.parent / name, root / name]
-    masks = folder_with(beside, [pictures[i.image_id] for i in images], path)
+    masks = find_folder_with(beside, [pictures[i.image_id] for i in images], path)
     readers = {i: MaskFile(masks / pictures[i], code) for i, code in codes.items()}
     records = _records(images, folder, readers, path)
     data = SegmentationSet(f"{root.name}/{split}", records, found)
-    return data if classes is None else with_classes(data, classes)
+    return data if classes is None else reorder_classes(data, classes)
 
 
 def has_panoptic_layout(root: Path, split: str | None = None) -> bool:
     """Whether a folder has panoptic files where COCO has them (one of the split, if given)."""
     known = _panoptic_files(root)
-    return bool(known) if split is None else full_name(split, known) is not None
+    return bool(known) if split is None else find_split(split, known) is not None
 
 
 def _panoptic_files(root: Path) -> dict[str, Path]:
     folder = root / "annotations"
-    names = [n for n in files_in(folder) if n.startswith(_PREFIX) and n.endswith(".json")]
+    names = [n for n in list_files(folder) if n.startswith(_PREFIX) and n.endswith(".json")]
     return {n[len(_PREFIX) : -len(".json")]: folder / n for n in names}
 
 
@@ -128,8 +128,8 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _classes(content: dict[str, Any], path: Path) -> MaskClasses:
-    entries = entries_of(content, "categories", path)
-    categories = categories_of(entries, path)
+    entries = read_entries(content, "categories", path)
+    categories = read_categories(entries, path)
     given = {entry["id"]: entry.get("color") for entry in entries}
     colors = [_color(given.get(i), n) for n, i in enumerate(categories.ids)]
     return MaskClasses.from_names(categories.names, categories.ids, colors)
@@ -151,16 +151,16 @@ def _segments(
     pictures: dict[int, str] = {}
     codes: dict[int, MaskCode] = {}
     fix = f"the image's segments_info in {path.name} does not list them"
-    for position, entry in enumerate(entries_of(content, "annotations", path)):
+    for position, entry in enumerate(read_entries(content, "annotations", path)):
         where = f"{path}: annotations[{position}]"
-        image_id, name = whole_number(entry, "image_id", where), entry.get("file_name")
+        image_id, name = read_integer(entry, "image_id", where), entry.get("file_name")
         if image_id not in image_ids:
             raise DataError(f"{where}: image_id {image_id} is not among the images")
         if image_id in pictures:
             raise DataError(f"{where}: image_id {image_id} has an annotation already; merge them")
         if not isinstance(name, str):
-            raise DataError(f"{where}: 'file_name' must be a text, not {shown(name)}")
-        pictures[image_id] = str(inside(name, where))
+            raise DataError(f"{where}: 'file_name' must be a text, not {abbreviate(name)}")
+        pictures[image_id] = str(check_relative_path(name, where))
         values = {_VOID: IGNORED}
         segments = entry.get("segments_info")
         if not isinstance(segments, list) or not all(isinstance(s, dict) for s in segments):
@@ -179,19 +179,19 @@ def _segments(
 def _segment(segment: dict[str, Any], label_of: dict[int, int], where: str) -> tuple[int, int]:
     """Id and label of a segment."""
     value, category = (
-        whole_number(segment, "id", where),
-        whole_number(segment, "category_id", where),
+        read_integer(segment, "id", where),
+        read_integer(segment, "category_id", where),
     )
     if not 0 <= value < 1 << 24:
         raise DataError(f"{where}: 'id' must be a number of 24 bits, not {value}")
     if category not in label_of:
         raise DataError(
             f"{where}: category_id {category} is not among the categories "
-            f"({some(sorted(label_of), 6)})"
+            f"({quote(sorted(label_of), 6)})"
         )
     crowd = segment.get("iscrowd", 0)
     if crowd not in (0, 1):
-        raise DataError(f"{where}: 'iscrowd' must be 0 or 1, not {shown(crowd)}")
+        raise DataError(f"{where}: 'iscrowd' must be 0 or 1, not {abbreviate(crowd)}")
     return value, IGNORED if crowd else label_of[category]
 
 
@@ -199,14 +199,14 @@ def _records(
     images: Sequence[CocoImage], folder: Path, readers: dict[int, MaskFile], path: Path
 ) -> tuple[MaskRecord, ...]:
     records, faults = [], []
-    for image in with_progress(images, "Reading panoptic pictures"):
+    for image in track_progress(images, "Reading panoptic pictures"):
         file, reader = folder / image.file_name, readers[image.image_id]
-        width, height = image.size or image_size(file)
+        width, height = image.size or read_image_size(file)
         record = MaskRecord(image.image_id, file, width, height, reader, file.stem)
-        with opened_image(reader.path) as picture:
+        with open_image(reader.path) as picture:
             size = picture.size
         if size != (width, height):
-            faults.append(fault_of_size(reader.path, size, record))
+            faults.append(describe_size_fault(reader.path, size, record))
         records.append(record)
     refuse_faults(faults, f"{path}: {len(faults)} pictures have the wrong size")
     return tuple(records)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from densenet_backbones.data.files import in_threads, refuse_faults, some
+from densenet_backbones.data.files import map_in_threads, quote, refuse_faults
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
 from densenet_backbones.data.readers.coco import has_coco_layout, read_coco
@@ -61,14 +61,14 @@ def read_detection(
         return _read_one({"root": root, "split": split, "layout": layout}, options, kept)
     if split is not None:
         raise DataError("with several sources each names its own split; leave `split` out")
-    sources = [source_of(entry, layout) for entry in root]
+    sources = [parse_source(entry, layout) for entry in root]
     if not sources:
         raise DataError("no sources: give a folder, or a list of (root, split)")
     sets = [_read_one(source, options, kept) for source in sources]
     return sets[0] if len(sets) == 1 else _merged(sets)
 
 
-def source_of(entry: Source, layout: str, keys: Collection[str] = SOURCE_KEYS) -> dict[str, Any]:
+def parse_source(entry: Source, layout: str, keys: Collection[str] = SOURCE_KEYS) -> dict[str, Any]:
     """One entry of a list of sources as a dict with `root`, `split` and `layout`.
 
     Args:
@@ -83,8 +83,8 @@ def source_of(entry: Source, layout: str, keys: Collection[str] = SOURCE_KEYS) -
         unknown = sorted(set(entry) - set(keys))
         if unknown or not {"root", "split"} <= set(entry):
             raise DataError(
-                f"a source needs root and split, and may have {some(sorted(keys), 9)}; "
-                f"got {some(sorted(entry), 9)}"
+                f"a source needs root and split, and may have {quote(sorted(keys), 9)}; "
+                f"got {quote(sorted(entry), 9)}"
             )
         return {"layout": layout, **entry}
     if isinstance(entry, str) or not isinstance(entry, Sequence) or len(entry) != 2:
@@ -105,7 +105,7 @@ def _read_one(
     if layout != "voc":
         raise DataError(f'layout must be "auto", "coco" or "voc", not {layout!r}')
     if files:
-        raise DataError(f"{root}: {some(list(files))} belong to COCO's layout, not to VOC's")
+        raise DataError(f"{root}: {quote(list(files))} belong to COCO's layout, not to VOC's")
     return read_voc(root, split, **options)
 
 
@@ -129,7 +129,7 @@ def _merged(sets: Sequence[DetectionSet]) -> DetectionSet:
         if differing:
             raise DataError(
                 f"{sets[0].name} and {other.name} do not have the same classes "
-                f"({some(differing, 6)} in one of them only); give `classes`, all the names in "
+                f"({quote(differing, 6)} in one of them only); give `classes`, all the names in "
                 "label order"
             )
     if any(part.categories.keypoints != first.keypoints for part in sets):
@@ -181,7 +181,7 @@ def check_images(
         DataError: One for all the images that cannot be decoded or have another size.
     """
     records: Sequence[ImageRecord | MaskRecord] = data_set.records
-    found = in_threads(
+    found = map_in_threads(
         _fault_of_image, records, "Checking images", progress=progress, workers=workers
     )
     faults = [fault for fault in found if fault]
@@ -241,7 +241,7 @@ def count_classes(detection_set: DetectionSet) -> tuple[ClassCount, ...]:
     )
 
 
-def subset(
+def sample_subset(
     data_set: S,
     fraction: float | None = None,
     *,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from densenet_backbones.data.files import files_in, refuse_faults, some, with_progress
-from densenet_backbones.data.images import image_size, opened_image
+from densenet_backbones.data.files import list_files, quote, refuse_faults, track_progress
+from densenet_backbones.data.images import open_image, read_image_size
 from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import (
     IGNORED,
@@ -15,7 +15,7 @@ from densenet_backbones.data.mask_samples import (
     MaskReader,
     MaskRecord,
     SegmentationSet,
-    fault_of_size,
+    describe_size_fault,
     voc_color,
 )
 from densenet_backbones.data.samples import DataError
@@ -46,11 +46,11 @@ class MaskFile:
         return self.code.read(self.path)
 
 
-def masks_by_stem(folder: Path) -> dict[str, Path]:
+def list_masks(folder: Path) -> dict[str, Path]:
     """Mask files of a folder by their names without ending; the first of `MASK_SUFFIXES` wins."""
     found: dict[str, Path] = {}
     for suffix in reversed(MASK_SUFFIXES):
-        names = sorted(n for n in files_in(folder) if n.lower().endswith(suffix))
+        names = sorted(n for n in list_files(folder) if n.lower().endswith(suffix))
         found |= {name[: -len(suffix)]: folder / name for name in names}
     return found
 
@@ -66,12 +66,12 @@ def refuse_missing(
     if missing:
         raise DataError(
             f"{folder}: {len(missing)} {what} of the split {split!r} are missing "
-            f"({some(missing)}, with any of {', '.join(suffixes)}); add them, or take their "
+            f"({quote(missing)}, with any of {', '.join(suffixes)}); add them, or take their "
             "partners out of the split"
         )
 
 
-def file_records(
+def read_file_records(
     images: Sequence[Path], masks: Sequence[Path], code: MaskCode, name: str
 ) -> tuple[MaskRecord, ...]:
     """Records of image files and their mask files; ids count from 1.
@@ -83,13 +83,13 @@ def file_records(
     """
     records, faults = [], []
     pairs = list(zip(images, masks, strict=True))
-    for number, (image, mask) in enumerate(with_progress(pairs, f"Reading {name}"), start=1):
-        width, height = image_size(image)
+    for number, (image, mask) in enumerate(track_progress(pairs, f"Reading {name}"), start=1):
+        width, height = read_image_size(image)
         record = MaskRecord(number, image, width, height, MaskFile(mask, code), image.stem)
-        with opened_image(mask) as picture:
+        with open_image(mask) as picture:
             size = picture.size
         if size != (width, height):
-            faults.append(fault_of_size(mask, size, record))
+            faults.append(describe_size_fault(mask, size, record))
         records.append(record)
     refuse_faults(faults, f"{name}: {len(faults)} of {len(records)} masks have the wrong size")
     return tuple(records)
@@ -131,7 +131,7 @@ class RelabelledMask:
         return table[mask]
 
 
-def with_classes(found: SegmentationSet, names: Sequence[str]) -> SegmentationSet:
+def reorder_classes(found: SegmentationSet, names: Sequence[str]) -> SegmentationSet:
     """The set with its classes in another label order, matched by name, and perhaps more of them.
 
     Args:
@@ -145,8 +145,8 @@ def with_classes(found: SegmentationSet, names: Sequence[str]) -> SegmentationSe
     lost = [name for name in old.names if name not in names]
     if lost:
         raise DataError(
-            f"{found.name}: has {len(lost)} classes ({some(lost)}) that are not among the "
-            f"{len(names)} given in `classes` ({some(names)}); add them{nearest(lost[0], names)}"
+            f"{found.name}: has {len(lost)} classes ({quote(lost)}) that are not among the "
+            f"{len(names)} given in `classes` ({quote(names)}); add them{nearest(lost[0], names)}"
         )
     if old.names == tuple(names):
         return found

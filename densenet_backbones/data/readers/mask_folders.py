@@ -29,10 +29,10 @@ import yaml
 
 from densenet_backbones.data.files import (
     IMAGE_SUFFIXES,
-    files_in,
-    folders_in,
-    inside,
-    some,
+    check_relative_path,
+    list_files,
+    list_folders,
+    quote,
 )
 from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import (
@@ -41,8 +41,12 @@ from densenet_backbones.data.mask_samples import (
     SegmentationSet,
     voc_color,
 )
-from densenet_backbones.data.readers.mask_files import file_records, masks_by_stem, with_classes
-from densenet_backbones.data.readers.voc import ids_of_split
+from densenet_backbones.data.readers.mask_files import (
+    list_masks,
+    read_file_records,
+    reorder_classes,
+)
+from densenet_backbones.data.readers.voc import read_split
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
 
@@ -101,13 +105,13 @@ def read_mask_folders(
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; give the folder of the data set")
     layout = _layout(root, classes)
-    inside(split, f"{root}: split")
+    check_relative_path(split, f"{root}: split")
     folder, mask_folder = _folders(root, layout, split)
     images = _images(folder)
     suffix = layout.mask_suffix
     masks = {
         stem[: len(stem) - len(suffix)]: path
-        for stem, path in masks_by_stem(mask_folder).items()
+        for stem, path in list_masks(mask_folder).items()
         if stem.endswith(suffix)
     }
     if folder == mask_folder and suffix:
@@ -115,19 +119,21 @@ def read_mask_folders(
     names = sorted(images.keys() | masks.keys())
     if layout.lists is not None:
         path = root / layout.lists.format(split=split)
-        names = ids_of_split(path.parent, path.stem, names)
+        names = read_split(path.parent, path.stem, names)
     _refuse_unpaired(names, images, masks, folder, mask_folder)
     name = f"{root.name}/{split}"
     if not names:
         raise DataError(f"{folder}: has no images ({', '.join(IMAGE_SUFFIXES)}); add some")
-    records = file_records([images[n] for n in names], [masks[n] for n in names], layout.code, name)
+    records = read_file_records(
+        [images[n] for n in names], [masks[n] for n in names], layout.code, name
+    )
     data = SegmentationSet(name, records, layout.classes)
-    return data if classes is None else with_classes(data, classes)
+    return data if classes is None else reorder_classes(data, classes)
 
 
 def has_camvid_layout(root: Path) -> bool:
     """Whether a folder has a folder of images and one of its masks, as CamVid has."""
-    there = folders_in(root)
+    there = list_folders(root)
     return any(f"{name}annot" in there for name in there)
 
 
@@ -162,8 +168,8 @@ def _folders(root: Path, layout: FolderLayout, split: str) -> tuple[Path, Path]:
     for pair in pairs:
         if pair[0].is_dir() and pair[1].is_dir():
             return pair
-    known = {name[: -len("annot")] for name in folders_in(root) if name.endswith("annot")}
-    known |= set(folders_in(root / "images")) | set(folders_in(root / "masks"))
+    known = {name[: -len("annot")] for name in list_folders(root) if name.endswith("annot")}
+    known |= set(list_folders(root / "images")) | set(list_folders(root / "masks"))
     tried = " or ".join(f"{a.relative_to(root)} and {b.relative_to(root)}" for a, b in pairs)
     raise DataError(
         f"{root}: the split {split!r} needs folders of images and masks ({tried}); add them, or "
@@ -173,7 +179,7 @@ def _folders(root: Path, layout: FolderLayout, split: str) -> tuple[Path, Path]:
 
 def _images(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for name in sorted(files_in(folder)):
+    for name in sorted(list_files(folder)):
         stem, dot, suffix = name.rpartition(".")
         if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES:
             if stem in found:
@@ -195,7 +201,7 @@ def _refuse_unpaired(
     masks_alone = [masks[n].name for n in names if n in masks and n not in images]
     neither = [n for n in names if n not in images and n not in masks]
     parts = [
-        f"{len(found)} {what} ({some(found)})"
+        f"{len(found)} {what} ({quote(found)})"
         for found, what in (
             (alone, f"images without a mask in {mask_folder}"),
             (masks_alone, "masks without an image"),
@@ -282,7 +288,7 @@ def _pattern(content: Mapping[str, Any], key: str, path: Path) -> str | None:
         raise DataError(f"{path}: {key} must be a path below its folder, not {value!r}")
     if set("{}") & set(value.replace("{split}", "")):
         raise DataError(f"{path}: {key}: only {{split}} may stand in braces, got {value!r}")
-    return str(inside(value, f"{path}: {key}"))
+    return str(check_relative_path(value, f"{path}: {key}"))
 
 
 def _named_classes(entries: Any, path: Path, *, colored: bool) -> MaskClasses:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from densenet_backbones.data.files import IMAGE_SUFFIXES, files_in, with_progress
-from densenet_backbones.data.images import image_size
+from densenet_backbones.data.files import IMAGE_SUFFIXES, list_files, track_progress
+from densenet_backbones.data.images import read_image_size
 from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
-from densenet_backbones.data.readers.mask_files import refuse_missing, with_classes
-from densenet_backbones.data.readers.voc import ids_of_split
+from densenet_backbones.data.readers.mask_files import refuse_missing, reorder_classes
+from densenet_backbones.data.readers.voc import read_split
 from densenet_backbones.data.readers.voc_masks import VOC_MASK_CLASSES
 from densenet_backbones.data.samples import DataError
 
@@ -55,7 +55,7 @@ class SbdMask:
             DataError: If it is not a MATLAB file of version 5 to 7, damaged or too large, has no
                 GTcls.Segmentation, or has unknown values.
         """
-        values = read_segmentation_of_mat(self.path)
+        values = read_mat_mask(self.path)
         assert _CODE.ids is not None
         return _CODE.ids.to_labels(values, str(self.path), _CODE.fix)
 
@@ -83,20 +83,20 @@ def read_sbd_masks(
             f"{root}: not SBD's layout; expected img/*.jpg, cls/*.mat, train.txt and val.txt in "
             "dataset/"
         )
-    masks = {n[: -len(".mat")] for n in files_in(folder / "cls") if n.endswith(".mat")}
-    ids = ids_of_split(folder, split, sorted(masks))
+    masks = {n[: -len(".mat")] for n in list_files(folder / "cls") if n.endswith(".mat")}
+    ids = read_split(folder, split, sorted(masks))
     refuse_missing(folder / "cls", [i for i in ids if i not in masks], split, suffixes=(".mat",))
-    images = {Path(n).stem: n for n in files_in(folder / "img") if n.endswith(IMAGE_SUFFIXES)}
+    images = {Path(n).stem: n for n in list_files(folder / "img") if n.endswith(IMAGE_SUFFIXES)}
     lost = [i for i in ids if i not in images]
     refuse_missing(folder / "img", lost, split, "images", IMAGE_SUFFIXES)
     records = []
-    for number, name in enumerate(with_progress(ids, f"Reading {split}"), start=1):
+    for number, name in enumerate(track_progress(ids, f"Reading {split}"), start=1):
         image = folder / "img" / images[name]
-        width, height = image_size(image)
+        width, height = read_image_size(image)
         mask = SbdMask(folder / "cls" / f"{name}.mat")
         records.append(MaskRecord(number, image, width, height, mask, name))
     data = SegmentationSet(f"SBD/{split}", tuple(records), VOC_MASK_CLASSES)
-    return data if classes is None else with_classes(data, classes)
+    return data if classes is None else reorder_classes(data, classes)
 
 
 def has_sbd_layout(root: Path) -> bool:
@@ -111,7 +111,7 @@ def _sbd_folder(root: Path) -> Path | None:
     return None
 
 
-def read_segmentation_of_mat(path: Path) -> np.ndarray:
+def read_mat_mask(path: Path) -> np.ndarray:
     """The array GTcls.Segmentation of a file, (H, W) integers.
 
     SciPy's reader neither unpickles nor runs anything; what a small file unpacks to is limited

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from densenet_backbones.data.files import some
+from densenet_backbones.data.files import quote
 from densenet_backbones.data.mask_samples import MaskRecord, MaskTask, SegmentationSet
 from densenet_backbones.data.readers.coco import has_coco_layout
 from densenet_backbones.data.readers.coco_masks import read_coco_masks
 from densenet_backbones.data.readers.coco_panoptic import has_panoptic_layout, read_coco_panoptic
-from densenet_backbones.data.readers.detection_sources import SOURCE_KEYS, Source, source_of
-from densenet_backbones.data.readers.mask_files import with_classes
+from densenet_backbones.data.readers.detection_sources import SOURCE_KEYS, Source, parse_source
+from densenet_backbones.data.readers.mask_files import reorder_classes
 from densenet_backbones.data.readers.mask_folders import (
     has_camvid_layout,
     has_classes_file,
@@ -71,7 +71,7 @@ def read_segmentation(
     if split is not None:
         raise DataError("with several sources each names its own split; leave `split` out")
     keys = SOURCE_KEYS | {"mask_folder"}
-    sources = [source_of(entry, layout, keys) for entry in root]
+    sources = [parse_source(entry, layout, keys) for entry in root]
     if not sources:
         raise DataError("no sources: give a folder, or a list of (root, split)")
     sets = [_read_one(source, *options) for source in sources]
@@ -90,7 +90,7 @@ def _read_one(
     if layout not in get_args(MaskLayout):
         raise DataError(f"layout must be one of {get_args(MaskLayout)}, not {layout!r}")
     if set(files) - set(_FILES.get(layout, ())):
-        raise DataError(f"{root}: {some(list(files))} do not belong to the layout {layout!r}")
+        raise DataError(f"{root}: {quote(list(files))} do not belong to the layout {layout!r}")
     if task == "multilabel" and layout != "coco_instances":
         raise DataError(
             f"{root}: a multilabel task needs COCO's instances, where objects may overlap; the "
@@ -141,10 +141,10 @@ def _merged(sets: Sequence[SegmentationSet]) -> SegmentationSet:
         if differing:
             raise DataError(
                 f"{first.name} and {part.name} do not have the same classes "
-                f"({some(differing, 6)} in one of them only); give `classes`, all the names in "
+                f"({quote(differing, 6)} in one of them only); give `classes`, all the names in "
                 "label order"
             )
-        alike = with_classes(part, first.classes.names)
+        alike = reorder_classes(part, first.classes.names)
         records += [
             replace(record, image_id=image_id)
             for image_id, record in enumerate(alike.records, start=len(records) + 1)

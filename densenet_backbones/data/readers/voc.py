@@ -15,18 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from densenet_backbones.data.boxes import OVERHANG, clip_boxes, fault_of_box, overhangs
+from densenet_backbones.data.boxes import OVERHANG, clip_boxes, describe_box_fault, measure_overhang
 from densenet_backbones.data.files import (
     IMAGE_SUFFIXES,
-    files_in,
-    folders_in,
-    inside,
+    check_relative_path,
+    list_files,
+    list_folders,
+    quote,
     refuse_if_strict,
-    some,
-    with_progress,
+    track_progress,
 )
-from densenet_backbones.data.images import image_size
-from densenet_backbones.data.readers.voc_xml import VocAnnotation, VocObject, read_annotation
+from densenet_backbones.data.images import read_image_size
+from densenet_backbones.data.readers.voc_xml import VocAnnotation, VocObject, read_voc_annotation
 from densenet_backbones.data.samples import (
     Categories,
     DataError,
@@ -66,17 +66,17 @@ def read_voc(
         DataError: If the layout, the list, a file or a value is wrong; names it and the fix.
     """
     folder = find_voc_folder(root)
-    annotated = sorted(n[:-4] for n in files_in(folder / "Annotations") if n.endswith(".xml"))
-    ids = ids_of_split(folder / "ImageSets" / "Main", split, annotated)
+    annotated = sorted(n[:-4] for n in list_files(folder / "Annotations") if n.endswith(".xml"))
+    ids = read_split(folder / "ImageSets" / "Main", split, annotated)
     paths = _annotation_paths(folder, ids, split)
     read: dict[Path, VocAnnotation] = {}
     names = _class_names(folder, read) if classes is None else classes
     categories = Categories.from_names(names)
-    images = image_paths(folder, ids, split)
+    images = find_images(folder, ids, split)
     records, problems = [], []
     pairs = list(zip(paths, images, strict=True))
-    for number, (path, image) in enumerate(with_progress(pairs, f"Reading {split}"), start=1):
-        annotation = read.get(path) or read_annotation(path)
+    for number, (path, image) in enumerate(track_progress(pairs, f"Reading {split}"), start=1):
+        annotation = read.get(path) or read_voc_annotation(path)
         record, faults = _record(number, annotation, image, categories)
         records.append(record)
         problems.extend(faults)
@@ -86,7 +86,7 @@ def read_voc(
 
 def has_voc_layout(root: Path) -> bool:
     """Whether a folder is a data set in VOC's layout, or has some in it."""
-    return root.is_dir() and bool(voc_folders(root))
+    return root.is_dir() and bool(list_voc_folders(root))
 
 
 def find_voc_folder(
@@ -107,29 +107,29 @@ def find_voc_folder(
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; give the folder of the data set")
-    found = voc_folders(root, holds)
+    found = list_voc_folders(root, holds)
     if not found:
         raise DataError(f"{root}: not a data set in VOC's layout; expected {expected} in it")
     if len(found) > 1:
         raise DataError(
-            f"{root}: holds {len(found)} data sets ({some([f.name for f in found], 6)}); give one "
+            f"{root}: holds {len(found)} data sets ({quote([f.name for f in found], 6)}); give one "
             f"of them, such as {found[0]}, or a list of (root, split) for several"
         )
     return found[0]
 
 
-def voc_folders(root: Path, holds: tuple[str, ...] = DETECTION_FOLDERS) -> list[Path]:
+def list_voc_folders(root: Path, holds: tuple[str, ...] = DETECTION_FOLDERS) -> list[Path]:
     """The folder itself, or those in it and in its `VOCdevkit`, that hold the folders named."""
     # Names are compared as listed: COCO's `annotations` is another thing, on every file system.
-    children = [f / name for f in (root, root / "VOCdevkit") for name in folders_in(f)]
+    children = [f / name for f in (root, root / "VOCdevkit") for name in list_folders(f)]
     for folders in ([root], children):
-        found = [folder for folder in folders if set(holds) <= set(folders_in(folder))]
+        found = [folder for folder in folders if set(holds) <= set(list_folders(folder))]
         if found:
             return found
     return []
 
 
-def ids_of_split(lists: Path, split: str, annotated: list[str]) -> list[str]:
+def read_split(lists: Path, split: str, annotated: list[str]) -> list[str]:
     """Image ids of a split, in the order of its list.
 
     Args:
@@ -140,12 +140,12 @@ def ids_of_split(lists: Path, split: str, annotated: list[str]) -> list[str]:
     Raises:
         DataError: If there is no such list, it is empty or faulty, or repeats an id.
     """
-    known = sorted(name[:-4] for name in files_in(lists) if name.endswith(".txt"))
+    known = sorted(name[:-4] for name in list_files(lists) if name.endswith(".txt"))
     if split not in known:
         if split == "all" and annotated:
             return annotated
         raise DataError(
-            f"{lists}: has no {split}.txt (there are: {some(known, 12) or 'no lists'}); write one "
+            f"{lists}: has no {split}.txt (there are: {quote(known, 12) or 'no lists'}); write one "
             f'with an image id a line, or take the split "all"{nearest(split, known)}'
         )
     path = lists / f"{split}.txt"
@@ -155,7 +155,7 @@ def ids_of_split(lists: Path, split: str, annotated: list[str]) -> list[str]:
     twice = [name for name, count in Counter(ids).items() if count > 1]
     if twice:
         raise DataError(
-            f"{path}: {len(twice)} image ids are listed more than once ({some(twice)}); "
+            f"{path}: {len(twice)} image ids are listed more than once ({quote(twice)}); "
             "list each once"
         )
     return ids
@@ -181,36 +181,36 @@ def read_list(path: Path, annotated: frozenset[str]) -> list[str]:
                 continue
         if not name:
             continue
-        if len(inside(name, where).parts) != 1:
+        if len(check_relative_path(name, where).parts) != 1:
             raise DataError(f"{where}: {name!r} must be an image id, not a path")
         ids.append(name)
     return ids
 
 
 def _annotation_paths(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
-    there = files_in(folder / "Annotations")
+    there = list_files(folder / "Annotations")
     missing = [name for name in ids if f"{name}.xml" not in there]
     if missing:
         raise DataError(
             f"{folder / 'Annotations'}: {len(missing)} annotation files of the split {split!r} are "
-            f"missing ({some([f'{name}.xml' for name in missing])}); an image without objects "
+            f"missing ({quote([f'{name}.xml' for name in missing])}); an image without objects "
             "needs a file too"
         )
     return [folder / "Annotations" / f"{name}.xml" for name in ids]
 
 
-def image_paths(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
+def find_images(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
     """Image of each id, by the id alone; the suffix may be of any case."""
     images = folder / "JPEGImages"
     by_id: dict[str, str] = {}
     # The preferred suffix last, so that it stays.
     for suffix in reversed(IMAGE_SUFFIXES):
-        by_id |= {n[: -len(suffix)]: n for n in files_in(images) if n.lower().endswith(suffix)}
+        by_id |= {n[: -len(suffix)]: n for n in list_files(images) if n.lower().endswith(suffix)}
     missing = [name for name in ids if name not in by_id]
     if missing:
         raise DataError(
             f"{images}: {len(missing)} images of the split {split!r} are missing "
-            f"({some(missing)}, with any of {', '.join(IMAGE_SUFFIXES)}); add them, or take their "
+            f"({quote(missing)}, with any of {', '.join(IMAGE_SUFFIXES)}); add them, or take their "
             "ids out of the list"
         )
     return [images / by_id[name] for name in ids]
@@ -218,14 +218,14 @@ def image_paths(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
 
 def _class_names(folder: Path, read: dict[Path, VocAnnotation]) -> tuple[str, ...]:
     """Class list of a data set, the same for each of its splits; fills `read` on the way."""
-    lists = files_in(folder / "ImageSets" / "Main")
+    lists = list_files(folder / "ImageSets" / "Main")
     # The development kit brings lists for each class: no need to read all its files.
     if all(any(name.startswith(f"{cls}_") for name in lists) for cls in VOC_CLASSES):
         return VOC_CLASSES
     annotations = folder / "Annotations"
-    paths = [annotations / n for n in sorted(files_in(annotations)) if n.endswith(".xml")]
-    for path in with_progress(paths, "Looking for classes"):
-        read[path] = read_annotation(path)
+    paths = [annotations / n for n in sorted(list_files(annotations)) if n.endswith(".xml")]
+    for path in track_progress(paths, "Looking for classes"):
+        read[path] = read_voc_annotation(path)
     found = {item.name for annotation in read.values() for item in annotation.objects}
     if not found:
         raise DataError(f"{annotations}: no object in {len(paths)} files; give `classes`")
@@ -235,7 +235,7 @@ def _class_names(folder: Path, read: dict[Path, VocAnnotation]) -> tuple[str, ..
 def _record(
     number: int, annotation: VocAnnotation, image: Path, categories: Categories
 ) -> tuple[ImageRecord, list[Problem]]:
-    file, size = str(annotation.path), image_size(image)
+    file, size = str(annotation.path), read_image_size(image)
     problems = []
     if annotation.size not in (None, size):
         problems.append(_wrong_size(annotation, image, size))
@@ -249,8 +249,8 @@ def _record(
     clipped, usable = clip_boxes(boxes, np.array(size))
     flat = (corners[:, 2] <= corners[:, 0]) | (corners[:, 3] <= corners[:, 1])
     usable &= ~flat
-    for n in np.flatnonzero(~usable | (overhangs(boxes, np.array(size)) > OVERHANG)):
-        what, action = fault_of_box(corners[n] if flat[n] else boxes[n], size)
+    for n in np.flatnonzero(~usable | (measure_overhang(boxes, np.array(size)) > OVERHANG)):
+        what, action = describe_box_fault(corners[n] if flat[n] else boxes[n], size)
         problems.append(Problem(file, f"object {n + 1} ({objects[n].name!r})", what, action))
     record = ImageRecord(
         image_id=number,
@@ -286,7 +286,7 @@ def _label(item: VocObject, categories: Categories, where: str) -> int:
     except KeyError:
         raise DataError(
             f"{where}: class {item.name!r} is not one of the {len(categories.names)} classes "
-            f"({some(categories.names, 5)}); correct it or give `classes`"
+            f"({quote(categories.names, 5)}); correct it or give `classes`"
             f"{nearest(item.name, categories.names)}"
         ) from None
 

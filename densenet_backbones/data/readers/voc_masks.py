@@ -22,17 +22,17 @@ from densenet_backbones.data.mask_samples import (
     voc_color,
 )
 from densenet_backbones.data.readers.mask_files import (
-    file_records,
-    masks_by_stem,
+    list_masks,
+    read_file_records,
     refuse_missing,
-    with_classes,
+    reorder_classes,
 )
 from densenet_backbones.data.readers.voc import (
     VOC_CLASSES,
+    find_images,
     find_voc_folder,
-    ids_of_split,
-    image_paths,
-    voc_folders,
+    list_voc_folders,
+    read_split,
 )
 from densenet_backbones.data.samples import DataError
 
@@ -66,19 +66,19 @@ def read_voc_masks(
     expected = "JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/*.txt"
     folder = find_voc_folder(root, _FOLDERS, expected)
     found, code = _classes(folder, classes)
-    masks = masks_by_stem(folder / "SegmentationClass")
-    ids = ids_of_split(folder / "ImageSets" / "Segmentation", split, sorted(masks))
+    masks = list_masks(folder / "SegmentationClass")
+    ids = read_split(folder / "ImageSets" / "Segmentation", split, sorted(masks))
     refuse_missing(folder / "SegmentationClass", [i for i in ids if i not in masks], split)
-    images = image_paths(folder, ids, split)
+    images = find_images(folder, ids, split)
     name = f"{folder.name}/{split}"
-    records = file_records(images, [masks[i] for i in ids], code, name)
+    records = read_file_records(images, [masks[i] for i in ids], code, name)
     data = SegmentationSet(name, records, found)
-    return data if classes is None else with_classes(data, classes)
+    return data if classes is None else reorder_classes(data, classes)
 
 
 def has_voc_masks(root: Path) -> bool:
     """Whether a folder has VOC's mask folders, or has some in it."""
-    return root.is_dir() and bool(voc_folders(root, _FOLDERS))
+    return root.is_dir() and bool(list_voc_folders(root, _FOLDERS))
 
 
 def _classes(folder: Path, names: Sequence[str] | None) -> tuple[MaskClasses, MaskCode]:

@@ -45,7 +45,7 @@ class VocAnnotation:
     objects: tuple[VocObject, ...]
 
 
-def read_annotation(path: Path) -> VocAnnotation:
+def read_voc_annotation(path: Path) -> VocAnnotation:
     """Read one annotation file. Its `filename` and `path` fields are not trusted, so not read.
 
     Raises:

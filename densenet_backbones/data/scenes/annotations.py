@@ -28,43 +28,47 @@ DIFFICULT_SHOWN = 0.35  # VOC: less than this share of the object can be seen
 VOC_BORDER = IGNORED
 
 
-def instance_categories() -> list[dict[str, Any]]:
+def make_instance_categories() -> list[dict[str, Any]]:
     """COCO's `categories` of the shape classes; ids are ``1 .. len(CLASSES)``."""
     return [{"id": k + 1, "name": c, "supercategory": "shape"} for k, c in enumerate(CLASSES)]
 
 
-def keypoint_categories() -> list[dict[str, Any]]:
+def make_keypoint_categories() -> list[dict[str, Any]]:
     """COCO's `categories` of a keypoint file: figures only."""
-    category = instance_categories()[FIGURE - 1]
+    category = make_instance_categories()[FIGURE - 1]
     return [{**category, "keypoints": list(KEYPOINTS), "skeleton": [list(p) for p in SKELETON]}]
 
 
-def panoptic_categories() -> list[dict[str, Any]]:
+def make_panoptic_categories() -> list[dict[str, Any]]:
     """COCO's panoptic `categories`: the shapes and the background regions."""
-    things = [{**c, "isthing": 1} for c in instance_categories()]
+    things = [{**c, "isthing": 1} for c in make_instance_categories()]
     return things + [
         {"id": STUFF_ID + s + 1, "name": name, "supercategory": "background", "isthing": 0}
         for s, name in enumerate(STUFF)
     ]
 
 
-def instance_annotations(scene: Scene, image_id: int) -> list[dict[str, Any]]:
+def make_instance_annotations(scene: Scene, image_id: int) -> list[dict[str, Any]]:
     """COCO `annotations` of a scene, back to front; crowds are `iscrowd` 1 with RLE counts."""
     return [
         {
             "id": image_id * CROWDED + k,
             "image_id": image_id,
             "category_id": thing.label,
-            "bbox": mask_box(thing.mask),
+            "bbox": compute_mask_box(thing.mask),
             "area": int(thing.mask.sum()),
             "iscrowd": int(thing.crowd),
-            "segmentation": run_lengths(thing.mask) if thing.crowd else segmentation(thing.mask),
+            "segmentation": encode_run_lengths(thing.mask)
+            if thing.crowd
+            else trace_outline(thing.mask),
         }
         for k, thing in enumerate(scene.objects, start=1)
     ]
 
 
-def keypoint_annotations(scene: Scene, annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def make_keypoint_annotations(
+    scene: Scene, annotations: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """The figures among `annotations` (of the same scene) with their keypoints added.
 
     Coordinates are pixels rounded to 0.01; visibility is COCO's: 0 outside the image, 1 hidden
@@ -83,7 +87,7 @@ def keypoint_annotations(scene: Scene, annotations: list[dict[str, Any]]) -> lis
     return figures
 
 
-def panoptic_annotation(
+def make_panoptic_annotation(
     scene: Scene, image_id: int, file_name: str
 ) -> tuple[dict[str, Any], np.ndarray]:
     """COCO's panoptic annotation of a scene and its (H, W, 3) uint8 RGB id picture.
@@ -106,7 +110,7 @@ def panoptic_annotation(
                 "id": segment_id,
                 "category_id": category_id,
                 "area": int(mask.sum()),
-                "bbox": mask_box(mask),
+                "bbox": compute_mask_box(mask),
                 "iscrowd": crowd,
             }
         )
@@ -115,7 +119,7 @@ def panoptic_annotation(
     return annotation, picture.astype(np.uint8)
 
 
-def voc_xml(scene: Scene, file_name: str) -> bytes:
+def make_voc_xml(scene: Scene, file_name: str) -> bytes:
     """VOC's annotation of a scene; boxes are 1-based with both ends included.
 
     A crowd becomes one difficult object, as VOC has no other form that evaluation ignores.
@@ -135,7 +139,7 @@ def voc_xml(scene: Scene, file_name: str) -> bytes:
         _child(item, "truncated", int(thing.truncated))
         _child(item, "occluded", int(thing.shown < 1))
         _child(item, "difficult", int(is_difficult(thing)))
-        x, y, w, h = mask_box(thing.mask)
+        x, y, w, h = compute_mask_box(thing.mask)
         box = ElementTree.SubElement(item, "bndbox")
         corners = (("xmin", x + 1), ("ymin", y + 1), ("xmax", x + w), ("ymax", y + h))
         for name, value in corners:
@@ -149,7 +153,7 @@ def is_difficult(thing: SceneObject) -> bool:
     return thing.crowd or thing.shown < DIFFICULT_SHOWN
 
 
-def class_mask(scene: Scene) -> np.ndarray:
+def make_class_mask(scene: Scene) -> np.ndarray:
     """(H, W) uint8 class of each pixel: 0 background, `VOC_BORDER` around objects and on crowds."""
     labels = np.array([0] + [VOC_BORDER if o.crowd else o.label for o in scene.objects], np.uint8)
     # Ids grow from back to front: the border lies on whatever is behind an edge, so that thin
@@ -160,36 +164,36 @@ def class_mask(scene: Scene) -> np.ndarray:
     return mask
 
 
-def voc_palette() -> list[int]:
+def make_voc_palette() -> list[int]:
     """VOC's colour map, 256 x RGB."""
     return [channel for index in range(256) for channel in voc_color(index)]
 
 
-def label_map() -> str:
-    """The classes of `class_mask` as CVAT's `labelmap.txt`, so that readers know their names."""
+def make_label_map() -> str:
+    """Write the classes of `make_class_mask` as CVAT's `labelmap.txt`, where readers find names."""
     lines = ["# label:color_rgb:parts:actions"]
     for index, name in (*enumerate((BACKGROUND, *CLASSES)), (VOC_BORDER, "ignored")):
         lines.append("{}:{},{},{}::".format(name, *voc_color(index)))
     return "".join(f"{line}\n" for line in lines)
 
 
-def mask_box(mask: np.ndarray) -> list[int]:
+def compute_mask_box(mask: np.ndarray) -> list[int]:
     """COCO's box [x, y, width, height], tight around the pixels of a non-empty mask."""
     return [int(v) for v in cv2.boundingRect(mask.view(np.uint8))]
 
 
-def segmentation(mask: np.ndarray) -> list[list[int]] | dict[str, Any]:
+def trace_outline(mask: np.ndarray) -> list[list[int]] | dict[str, Any]:
     """COCO polygons along the pixel edges of a mask, or run lengths where it has holes."""
     # findContours walks through pixel centres: on the doubled mask these are the half pixels on
     # either side of each edge, and rounding moves them onto the edge.
     doubled = np.repeat(np.repeat(mask.view(np.uint8), 2, 0), 2, 1)
     curves, tree = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if (tree[0, :, 3] >= 0).any():
-        return run_lengths(mask)
+        return encode_run_lengths(mask)
     return [((curve[:, 0] + 1) // 2).astype(int).ravel().tolist() for curve in curves]
 
 
-def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+def encode_run_lengths(mask: np.ndarray) -> dict[str, Any]:
     """COCO's uncompressed RLE: column by column, first the number of pixels outside."""
     flat = np.concatenate(([False], mask.ravel(order="F"), [False]))
     edges = np.flatnonzero(flat[1:] != flat[:-1])

@@ -18,7 +18,7 @@ from densenet_backbones.data.scenes.painting import (
     paint_background,
     paint_clutter,
     paint_object,
-    through_camera,
+    simulate_camera,
 )
 
 Point = tuple[float, float]
@@ -170,7 +170,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     objects = tuple(_seen(stamp, k + 1, ids, small_ids) for k, stamp in enumerate(stamps))
     image = cv2.resize(canvas, (size[1], size[0]), interpolation=cv2.INTER_AREA)
     return Scene(
-        through_camera(rng, image),
+        simulate_camera(rng, image),
         objects,
         small_ids,
         np.ascontiguousarray(stuff[1::SCALE, 1::SCALE]),

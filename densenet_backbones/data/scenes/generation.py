@@ -85,7 +85,7 @@ def generate_scenes(
     if state == {**marker, "complete": True} and _is_whole(root, parameters):
         if not (root / LABEL_MAP).is_file():
             _say(f"{root}: adding {LABEL_MAP}, the names of the masks' classes")
-            (root / LABEL_MAP).write_text(forms.label_map())
+            (root / LABEL_MAP).write_text(forms.make_label_map())
         return root
     if state is not None:
         _say(f"{root}: drawing the scenes again: {_why(state, marker)}")
@@ -93,12 +93,12 @@ def generate_scenes(
     _write_marker(root, {**marker, "complete": False})
     for split in SPLITS:
         _write_split(root, split, parameters, progress)
-    (root / LABEL_MAP).write_text(forms.label_map())
+    (root / LABEL_MAP).write_text(forms.make_label_map())
     _write_marker(root, {**marker, "complete": True})
     return root
 
 
-def scene_of(seed: int, split: str, index: int, size: tuple[int, int]) -> Scene:
+def draw_numbered_scene(seed: int, split: str, index: int, size: tuple[int, int]) -> Scene:
     """The scene of one image: `index` counts from 0 within `split`; `size` is (H, W) pixels."""
     rng = np.random.Generator(np.random.PCG64([seed, SPLITS.index(split), index]))
     return draw_scene(rng, size)
@@ -186,23 +186,23 @@ def _write_split(root: Path, split: str, parameters: dict[str, int], progress: b
     keypoints: list[dict[str, Any]] = []
     panoptic: list[dict[str, Any]] = []
     size = parameters["height"], parameters["width"]
-    palette = forms.voc_palette()
+    palette = forms.make_voc_palette()
     for index in track(range(parameters[split]), f"Drawing {split} scenes", disable=not progress):
-        scene = scene_of(parameters["seed"], split, index, size)
+        scene = draw_numbered_scene(parameters["seed"], split, index, size)
         image_id = _ID_OFFSET[split] + index + 1
         stem = f"{split}_{index + 1:06d}"
         jpeg = root / split / f"{stem}.jpg"
         _write_image(jpeg, scene.image)
         _link(jpeg, voc / "JPEGImages" / jpeg.name)
         images.append({"id": image_id, "file_name": jpeg.name, "height": size[0], "width": size[1]})
-        found = forms.instance_annotations(scene, image_id)
+        found = forms.make_instance_annotations(scene, image_id)
         instances += found
-        keypoints += forms.keypoint_annotations(scene, found)
-        segments, picture = forms.panoptic_annotation(scene, image_id, f"{stem}.png")
+        keypoints += forms.make_keypoint_annotations(scene, found)
+        segments, picture = forms.make_panoptic_annotation(scene, image_id, f"{stem}.png")
         panoptic.append(segments)
         _write_image(pictures / f"{stem}.png", picture)
-        (voc / "Annotations" / f"{stem}.xml").write_bytes(forms.voc_xml(scene, jpeg.name))
-        mask = Image.fromarray(forms.class_mask(scene))
+        (voc / "Annotations" / f"{stem}.xml").write_bytes(forms.make_voc_xml(scene, jpeg.name))
+        mask = Image.fromarray(forms.make_class_mask(scene))
         mask.putpalette(palette)
         mask.save(voc / "SegmentationClass" / f"{stem}.png")
     stems = "".join(f"{Path(image['file_name']).stem}\n" for image in images)
@@ -217,9 +217,9 @@ def _write_indices(
     annotations: tuple[list[dict[str, Any]], ...],
 ) -> None:
     categories = (
-        forms.instance_categories(),
-        forms.keypoint_categories(),
-        forms.panoptic_categories(),
+        forms.make_instance_categories(),
+        forms.make_keypoint_categories(),
+        forms.make_panoptic_categories(),
     )
     info = {"description": f"drawn scenes, {split}", "version": str(VERSION)}
     for form, kinds, items in zip(

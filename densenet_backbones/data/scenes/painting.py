@@ -15,7 +15,7 @@ CONTRAST = 95.0
 HUE_SPREAD = 15.0
 
 
-def random_color(
+def pick_color(
     rng: np.random.Generator,
     saturation: tuple[float, float] = (0.3, 1.0),
     value: tuple[float, float] = (0.25, 1.0),
@@ -47,7 +47,7 @@ def paint_background(
     for region in (3,) if stuff[0, 0] == 3 else (1, 2):
         # Smooth, so that half the size is enough: it takes a quarter of the time.
         h, w = height // 2, width // 2
-        first = random_color(rng, (0.0, 0.55), (0.2, 1.0))
+        first = pick_color(rng, (0.0, 0.55), (0.2, 1.0))
         change = rng.uniform(-55, 55, 3).astype(np.float32)
         cloud = _cloud(rng, h, w, grain=rng.choice((4, 9, 24))) * np.float32(rng.uniform(2, 13))
         ramp = _ramp(rng, h, w)
@@ -79,11 +79,11 @@ def paint_clutter(rng: np.random.Generator, canvas: np.ndarray, unit: float) -> 
         curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
         thickness = max(round(rng.uniform(0.5, 1.6) * unit), 1)
         points = np.round(curve).astype(np.int32)
-        cv2.polylines(canvas, [points], False, random_color(rng).tolist(), thickness)
+        cv2.polylines(canvas, [points], False, pick_color(rng).tolist(), thickness)
     for _ in range(rng.integers(0, 14)):
         x, y = somewhere().astype(int)
         radius = max(int(rng.uniform(0.4, 1.6) * unit), 1)
-        cv2.circle(canvas, (int(x), int(y)), radius, random_color(rng).tolist(), cv2.FILLED)
+        cv2.circle(canvas, (int(x), int(y)), radius, pick_color(rng).tolist(), cv2.FILLED)
 
 
 def paint_object(
@@ -124,7 +124,7 @@ def paint_object(
     np.copyto(canvas, np.clip(painted, 0, 255).astype(np.uint8), where=(inner > 0)[..., None])
 
 
-def through_camera(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+def simulate_camera(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """Apply one exposure, blur and sensor noise to the whole (H, W, 3) uint8 image."""
     if rng.random() < 0.35:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.9))
@@ -141,7 +141,7 @@ def _color_apart(
     hues = (0.0, 360.0) if hue is None else (hue - HUE_SPREAD, hue + HUE_SPREAD)
     least = 0.3 if hue is None else 0.55  # a greyish colour has no hue to speak of
     for _ in range(20):
-        color = random_color(rng, (least, 1.0), hue=hues)
+        color = pick_color(rng, (least, 1.0), hue=hues)
         if np.linalg.norm(color - below) > CONTRAST:
             break
     return color

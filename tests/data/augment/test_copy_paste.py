@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from instance_sets import images_with_objects
 
-from densenet_backbones.data.augment.copy_paste import paste
+from densenet_backbones.data.augment.copy_paste import paste_objects
 from densenet_backbones.data.augment.instances import InstanceAugmentation
-from densenet_backbones.data.boxes import boxes_of_masks
+from densenet_backbones.data.boxes import masks_to_boxes
 from densenet_backbones.data.instances import Instances
 
 SIZE = (18, 22)
@@ -27,13 +27,13 @@ def test_pasted_pixels_are_the_other_images_and_masks_know_it(first, second, see
     image, objects = first
     other_image, other = second
     other.labels = other.labels + 100
-    pixels, found = paste(image, objects, other_image, other, np.random.default_rng(seed))
+    pixels, found = paste_objects(image, objects, other_image, other, np.random.default_rng(seed))
     pasted = found.labels > 100
     cover = found.masks[pasted].any(0)
     np.testing.assert_array_equal(pixels[cover], other_image[cover])
     np.testing.assert_array_equal(pixels[~cover], image[~cover])
     assert not (found.masks[~pasted] & cover).any()
-    np.testing.assert_array_equal(found.boxes, boxes_of_masks(found.masks))
+    np.testing.assert_array_equal(found.boxes, masks_to_boxes(found.masks))
     assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
     chosen = np.isin(other.labels, found.labels)
     np.testing.assert_array_equal(found.masks[pasted], other.masks[chosen])
@@ -55,13 +55,13 @@ def test_pasted_pixels_are_the_other_images_and_masks_know_it(first, second, see
 def one_object(label, columns):
     masks = np.zeros((1, 4, 6), np.uint8)
     masks[:, 1:3, columns] = 1
-    return Instances(boxes_of_masks(masks), np.array([label]), masks)
+    return Instances(masks_to_boxes(masks), np.array([label]), masks)
 
 
 def pasted(objects, other, count=200):
     white = np.full((4, 6, 3), 255, np.uint8)
     for n in range(count):
-        yield paste(white // 2, objects, white, other, np.random.default_rng(n))
+        yield paste_objects(white // 2, objects, white, other, np.random.default_rng(n))
 
 
 def test_an_object_is_pasted_half_of_the_time():
@@ -90,4 +90,6 @@ def test_nothing_is_pasted_from_an_image_without_objects():
 def test_images_of_two_sizes_are_refused():
     objects = one_object(1, slice(1, 4))
     with pytest.raises(ValueError, match=r"images must have one shape, got \(4, 6, 3\) and \(5, "):
-        paste(np.zeros((4, 6, 3)), objects, np.zeros((5, 6, 3)), objects, np.random.default_rng(0))
+        paste_objects(
+            np.zeros((4, 6, 3)), objects, np.zeros((5, 6, 3)), objects, np.random.default_rng(0)
+        )

@@ -13,10 +13,10 @@ from densenet_backbones.data.augment.instances import (
     SCALES,
     InstanceAugmentation,
     Placement,
-    remaining,
+    keep_visible,
 )
-from densenet_backbones.data.boxes import boxes_of_masks
-from densenet_backbones.data.instances import Instances, labelled_inside
+from densenet_backbones.data.boxes import masks_to_boxes
+from densenet_backbones.data.instances import Instances, unlabel_outside
 
 FILL = (200.0, 100.0, 50.0)
 KEYS = st.tuples(st.integers(0, 9), st.integers(0, 99), st.integers(0, 99))
@@ -61,7 +61,7 @@ def test_masks_and_boxes_are_mirrored_with_their_pixels(case):
     for before, after in zip(objects.masks, masks, strict=True):
         found = np.sort(pixels[after > 0].astype(int) @ [1, 256, 0])
         np.testing.assert_array_equal(found, np.flatnonzero(before))
-    np.testing.assert_array_equal(there.boxes(objects.boxes), boxes_of_masks(masks))
+    np.testing.assert_array_equal(there.boxes(objects.boxes), masks_to_boxes(masks))
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,7 +104,7 @@ def test_a_window_cuts_masks_and_boxes_as_it_cuts_the_image(case, data):
         np.testing.assert_array_equal(after[:, ::step][:rows, :columns], before[part])
         assert not after[:, ::step][border].any()
     # A box that is cut may be larger than what remains of the mask, never smaller.
-    cut, tight = window.boxes(objects.boxes), boxes_of_masks(masks)
+    cut, tight = window.boxes(objects.boxes), masks_to_boxes(masks)
     there = (tight[:, 2:] > tight[:, :2]).all(1)
     assert (cut[there, :2] <= tight[there, :2]).all() and (cut[there, 2:] >= tight[there, 2:]).all()
     start = window.canvas[1] - columns if window.mirrored else 0
@@ -117,7 +117,7 @@ def test_a_window_cuts_masks_and_boxes_as_it_cuts_the_image(case, data):
 def test_scaled_masks_stay_in_their_scaled_boxes(case, height, width, mirrored):
     image, objects = case
     there = Placement(image.shape[:2], (height, width), (0, 0), (height, width), mirrored)
-    boxes, tight = there.boxes(objects.boxes), boxes_of_masks(there.masks(objects.masks))
+    boxes, tight = there.boxes(objects.boxes), masks_to_boxes(there.masks(objects.masks))
     found = (tight[:, 2:] > tight[:, :2]).all(1)  # thin ones may vanish
     # Half a pixel, and OpenCV's 16 bits of a factor of up to 40.
     assert (tight[found, :2] > boxes[found, :2] - 0.55).all()
@@ -130,7 +130,7 @@ def test_doubling_doubles_everything():
     there = Placement((3, 5), (6, 10), (0, 0), (6, 10), False)
     expected = masks.repeat(2, 1).repeat(2, 2)
     np.testing.assert_array_equal(there.masks(masks), expected)
-    np.testing.assert_array_equal(there.boxes(boxes_of_masks(masks)), [[4, 2, 8, 6]])
+    np.testing.assert_array_equal(there.boxes(masks_to_boxes(masks)), [[4, 2, 8, 6]])
     keypoints = np.array([[[2.5, 1.5, 2], [0, 0, 0]]], np.float32)
     np.testing.assert_array_equal(there.keypoints(keypoints, (0, 1)), keypoints * [2, 2, 1])
     assert there.image(image, FILL).shape == (6, 10, 3)
@@ -161,8 +161,8 @@ def test_jitter_gives_one_size_and_boxes_tight_around_the_masks(case, key, with_
     assert list(found.labels) == sorted(set(found.labels)) and set(found.labels) <= {1, 2, 3, 4}
     if with_masks:
         assert found.masks.shape == (len(found), 20, 28) and found.masks.dtype == np.uint8
-        np.testing.assert_array_equal(found.boxes, boxes_of_masks(found.masks))
-        again = labelled_inside(found.keypoints, (20, 28))
+        np.testing.assert_array_equal(found.boxes, masks_to_boxes(found.masks))
+        again = unlabel_outside(found.keypoints, (20, 28))
         np.testing.assert_array_equal(again, found.keypoints)
         assert pickle.dumps((image, objects)) == before
     twice = pickle.loads(pickle.dumps(jitter))(image, objects, key)
@@ -236,12 +236,12 @@ def test_images_without_objects(preset):
 
 def test_objects_remain_where_enough_of_them_does():
     boxes = np.array([[0, 0, 2, 9], [0, 0, 3, 3], [4, 4, 4, 8]], np.float32)
-    kept = remaining(Instances(boxes, np.arange(3)), 3)
+    kept = keep_visible(Instances(boxes, np.arange(3)), 3)
     assert kept.labels.tolist() == [1]
-    assert remaining(Instances(boxes, np.arange(3)), 0).labels.tolist() == [0, 1]
+    assert keep_visible(Instances(boxes, np.arange(3)), 0).labels.tolist() == [0, 1]
     masks = np.zeros((2, 5, 5), np.uint8)
     masks[1, 1:3, 4] = 1
-    kept = remaining(Instances(boxes[:2], np.arange(2), masks), 1)
+    kept = keep_visible(Instances(boxes[:2], np.arange(2), masks), 1)
     assert kept.boxes.tolist() == [[4, 1, 5, 3]]
 
 

@@ -221,7 +221,7 @@ def test_unknown_split_names_the_known_ones(tmp_path):
 
 def test_sizes_in_the_file_spare_looking_at_images(tmp_path, monkeypatch):
     write(tmp_path)
-    monkeypatch.setattr(coco, "image_size", lambda path: pytest.fail("looked at an image"))
+    monkeypatch.setattr(coco, "read_image_size", lambda path: pytest.fail("looked at an image"))
     assert len(read_coco(tmp_path, "train")) == 2
 
 

@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 from mask_sets import NAMES, masks, some_masks, write_coco
 from pycocotools import mask as coco_mask
 
-from densenet_backbones.data.readers.coco_masks import draw_outline, read_coco_masks, run_lengths
+from densenet_backbones.data.readers.coco_masks import (
+    draw_outline,
+    parse_run_lengths,
+    read_coco_masks,
+)
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.scenes import annotations as forms
 
@@ -77,7 +81,7 @@ def test_the_smaller_object_lies_on_top_and_of_equals_the_later(tmp_path):
 def test_crowds_lie_below_all_objects(tmp_path):
     crowd = np.zeros((8, 10), bool)
     crowd[:2, :4] = True
-    objects = [(10, rectangle(0, 0, 10, 1), 0), (5, forms.run_lengths(crowd), 1)]
+    objects = [(10, rectangle(0, 0, 10, 1), 0), (5, forms.encode_run_lengths(crowd), 1)]
     mask = first_mask(with_objects(tmp_path, objects))
     assert mask[0].tolist() == [2] * 10 and mask[1].tolist() == [255] * 4 + [0] * 6
     planes = first_mask(tmp_path, multilabel=True)
@@ -131,8 +135,8 @@ def test_classes_can_be_reordered(tmp_path):
 def test_every_form_of_an_outline_is_drawn(mask):
     encoded = coco_mask.encode(np.asfortranarray(mask))
     text = {"size": encoded["size"], "counts": encoded["counts"].decode()}
-    runs = forms.run_lengths(mask.astype(bool))
-    assert run_lengths(text["counts"]) == runs["counts"] or mask.all()
+    runs = forms.encode_run_lengths(mask.astype(bool))
+    assert parse_run_lengths(text["counts"]) == runs["counts"] or mask.all()
     for form in (text, runs):
         np.testing.assert_array_equal(draw_outline(form, mask.shape, "here"), mask)
 
@@ -141,7 +145,7 @@ def test_every_form_of_an_outline_is_drawn(mask):
 def test_compressed_run_lengths_are_read_as_cocoapi_writes_them(counts):
     total = sum(counts)
     (encoded,) = coco_mask.frPyObjects([{"size": [1, total], "counts": counts}], 1, total)
-    assert run_lengths(encoded["counts"]) == counts
+    assert parse_run_lengths(encoded["counts"]) == counts
 
 
 @given(st.binary(max_size=40))

@@ -15,7 +15,7 @@ from densenet_backbones.data.readers.detection_sources import (
     count_classes,
     keep_classes,
     read_detection,
-    subset,
+    sample_subset,
 )
 from densenet_backbones.data.samples import Categories, DataError
 
@@ -231,7 +231,7 @@ def test_interrupted_check_does_not_read_the_rest(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sources, "_fault_of_image", slow)
-    monkeypatch.setattr(files, "with_progress", interrupted)
+    monkeypatch.setattr(files, "track_progress", interrupted)
     with pytest.raises(KeyboardInterrupt):
         check_images(found, workers=1)
     assert len(read) < 40
@@ -281,14 +281,17 @@ def test_subsets_are_seeded_nested_and_in_order(tmp_path):
     found = read_detection(write_coco(tmp_path, images=20), "train")
     ids = [r.image_id for r in found.records]
     tenth, half = (
-        [r.image_id for r in subset(found, fraction, seed=3).records] for fraction in (0.1, 0.5)
+        [r.image_id for r in sample_subset(found, fraction, seed=3).records]
+        for fraction in (0.1, 0.5)
     )
     assert len(tenth) == 2 and len(half) == 10 and set(tenth) < set(half)
-    assert half == sorted(half) and half == [r.image_id for r in subset(found, 0.5, seed=3).records]
-    assert half != [r.image_id for r in subset(found, 0.5, seed=4).records]
-    assert [r.image_id for r in subset(found, 1.0).records] == ids
-    assert len(subset(found, 0.001)) == 1 and len(subset(found, number=7)) == 7
-    assert subset(found, number=7).categories == found.categories
+    assert half == sorted(half) and half == [
+        r.image_id for r in sample_subset(found, 0.5, seed=3).records
+    ]
+    assert half != [r.image_id for r in sample_subset(found, 0.5, seed=4).records]
+    assert [r.image_id for r in sample_subset(found, 1.0).records] == ids
+    assert len(sample_subset(found, 0.001)) == 1 and len(sample_subset(found, number=7)) == 7
+    assert sample_subset(found, number=7).categories == found.categories
 
 
 @pytest.mark.parametrize(
@@ -306,7 +309,7 @@ def test_subsets_are_seeded_nested_and_in_order(tmp_path):
 def test_parts_out_of_range_are_refused(tmp_path, arguments, match):
     found = read_detection(write_coco(tmp_path), "train")
     with pytest.raises(DataError, match=match):
-        subset(found, **arguments)
+        sample_subset(found, **arguments)
 
 
 def test_some_classes_can_be_kept(tmp_path):

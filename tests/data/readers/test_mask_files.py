@@ -10,10 +10,10 @@ from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import MaskClasses, MaskRecord, SegmentationSet
 from densenet_backbones.data.readers.mask_files import (
     MaskFile,
-    file_records,
-    masks_by_stem,
+    list_masks,
+    read_file_records,
     refuse_missing,
-    with_classes,
+    reorder_classes,
 )
 from densenet_backbones.data.samples import DataError
 
@@ -38,20 +38,20 @@ def fixed_set(tmp_path, mask, task="multiclass"):
 
 def test_labels_follow_their_names(tmp_path):
     found = fixed_set(tmp_path, np.array([[0, 1, 2, 255]], np.uint8))
-    other = with_classes(found, ["dog", "fox", "background", "cat"])
+    other = reorder_classes(found, ["dog", "fox", "background", "cat"])
     assert other.records[0].read_mask().tolist() == [[2, 3, 0, 255]]
     assert other.classes.names == ("dog", "fox", "background", "cat")
     assert other.classes.ids == (2, 3, 0, 1)
     assert other.classes.colors[0] == COLORS[2]
-    assert with_classes(found, NAMES) is found
+    assert reorder_classes(found, NAMES) is found
     assert other.records[0].mask.rule != found.records[0].mask.rule
-    back = with_classes(other, ["background", "cat", "dog", "fox"])
+    back = reorder_classes(other, ["background", "cat", "dog", "fox"])
     assert back.records[0].read_mask().tolist() == [[0, 1, 2, 255]]
 
 
 def test_channels_follow_their_names(tmp_path):
     planes = np.array([[[0, 1]], [[1, 255]], [[0, 0]]], np.uint8)
-    other = with_classes(
+    other = reorder_classes(
         fixed_set(tmp_path, planes, "multilabel"), ["dog", "cat", "ant", *NAMES[:1]]
     )
     assert other.records[0].read_mask().tolist() == [[[0, 0]], [[1, 255]], [[0, 0]], [[0, 1]]]
@@ -62,7 +62,7 @@ def test_a_class_cannot_be_lost(tmp_path):
     with pytest.raises(
         DataError, match=r"data/train: has 1 classes \('dog'\) .*did you mean 'Dog'"
     ):
-        with_classes(found, ["background", "cat", "Dog"])
+        reorder_classes(found, ["background", "cat", "Dog"])
 
 
 def test_readers_are_small(tmp_path):
@@ -77,19 +77,19 @@ def test_records_are_images_with_their_masks(tmp_path):
     mask = np.array([[0, 1, 2], [2, 255, 0]], np.uint8)
     write_image(tmp_path / "a.jpg", mask)
     write_mask(tmp_path / "a.png", mask)
-    (record,) = file_records([tmp_path / "a.jpg"], [tmp_path / "a.png"], IDS, "x")
+    (record,) = read_file_records([tmp_path / "a.jpg"], [tmp_path / "a.png"], IDS, "x")
     assert (record.image_id, record.width, record.height, record.name) == (1, 3, 2, "a")
     np.testing.assert_array_equal(record.read_mask(), mask)
     write_mask(tmp_path / "a.png", mask[:1])
     with pytest.raises(DataError, match=r"x: 1 of 1 masks have the wrong size:\n  .*is 3x1 pixels"):
-        file_records([tmp_path / "a.jpg"], [tmp_path / "a.png"], IDS, "x")
+        read_file_records([tmp_path / "a.jpg"], [tmp_path / "a.png"], IDS, "x")
 
 
 def test_masks_are_found_by_name_lossless_ones_only(tmp_path):
     for name in ("a.PNG", "a.bmp", "b.tif", "c.jpg", "d.gif", "e"):
         (tmp_path / name).touch()
-    assert masks_by_stem(tmp_path) == {"a": tmp_path / "a.PNG", "b": tmp_path / "b.tif"}
-    assert masks_by_stem(tmp_path / "none") == {}
+    assert list_masks(tmp_path) == {"a": tmp_path / "a.PNG", "b": tmp_path / "b.tif"}
+    assert list_masks(tmp_path / "none") == {}
     refuse_missing(tmp_path, [], "val")
     with pytest.raises(DataError, match=r"2 masks of the split 'val' are missing \('x', 'y', with"):
         refuse_missing(tmp_path, ["x", "y"], "val")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mask_sets import masks, some_masks, write_mat, write_sbd
 from scipy.io import savemat
 
-from densenet_backbones.data.readers.sbd_masks import read_sbd_masks, read_segmentation_of_mat
+from densenet_backbones.data.readers.sbd_masks import read_mat_mask, read_sbd_masks
 from densenet_backbones.data.readers.voc_masks import VOC_MASK_CLASSES
 from densenet_backbones.data.samples import DataError
 
@@ -41,7 +41,7 @@ def test_any_form_of_matrix_gives_the_mask(tmp_path_factory, mask, compress, kin
     path = tmp_path_factory.getbasetemp() / "form.mat"
     content = {"GTcls": {"Segmentation": mask.astype(kind)}, "other": np.zeros(3)}
     savemat(path, content, do_compression=compress)
-    np.testing.assert_array_equal(read_segmentation_of_mat(path), mask)
+    np.testing.assert_array_equal(read_mat_mask(path), mask)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_other_files_are_refused(tmp_path, content, message):
     else:
         savemat(path, content)
     with pytest.raises(DataError, match=message) as caught:
-        read_segmentation_of_mat(path)
+        read_mat_mask(path)
     assert str(caught.value).startswith(f"{path}: ")
 
 
@@ -74,7 +74,7 @@ def test_a_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
     header = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
     (tmp_path / "a.mat").write_bytes(header + struct.pack("<II", 15, len(packed)) + packed)
     with pytest.raises(DataError, match="unpacks to more than 67108864 bytes"):
-        read_segmentation_of_mat(tmp_path / "a.mat")
+        read_mat_mask(tmp_path / "a.mat")
 
 
 @settings(max_examples=80, deadline=None)
@@ -90,7 +90,7 @@ def test_damage_is_an_error_or_harmless(tmp_path_factory, seed, compress):
     path = tmp_path_factory.getbasetemp() / "damaged.mat"
     path.write_bytes(bytes(content[: rng.integers(100, len(content) + 1)]))
     with contextlib.suppress(DataError):
-        assert read_segmentation_of_mat(path).ndim == 2
+        assert read_mat_mask(path).ndim == 2
 
 
 def test_unknown_ids_and_missing_files_are_named(tmp_path, found):

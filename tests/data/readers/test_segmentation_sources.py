@@ -16,7 +16,7 @@ from mask_sets import (
     write_voc,
 )
 
-from densenet_backbones.data.readers.detection_sources import check_images, subset
+from densenet_backbones.data.readers.detection_sources import check_images, sample_subset
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import DataError
 
@@ -114,7 +114,7 @@ def test_several_sources_become_one_set(tmp_path):
         7,
         14,
     ]
-    assert len(subset(data, 0.5, seed=1)) == 4
+    assert len(sample_subset(data, 0.5, seed=1)) == 4
 
 
 def test_merged_labels_follow_the_names_of_the_first_source(tmp_path):

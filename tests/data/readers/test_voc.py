@@ -415,7 +415,7 @@ def test_progress_bar_changes_nothing(tmp_path, monkeypatch):
         calls.append(text)
         return items
 
-    monkeypatch.setattr(voc, "with_progress", bar)
+    monkeypatch.setattr(voc, "track_progress", bar)
     assert read_voc(tmp_path, "train").categories == expected.categories
     assert calls == ["Looking for classes", "Reading train"]
 

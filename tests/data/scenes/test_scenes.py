@@ -28,7 +28,7 @@ from densenet_backbones.data.scenes.drawing import (
     SKELETON,
     draw_scene,
 )
-from densenet_backbones.data.scenes.generation import MARKER, generate_scenes, scene_of
+from densenet_backbones.data.scenes.generation import MARKER, draw_numbered_scene, generate_scenes
 from densenet_backbones.data.scenes.painting import STUFF
 
 TRAIN, VAL, SIZE = 60, 12, (100, 140)
@@ -49,7 +49,7 @@ def coco(path):
 
 
 def scene(annotation_or_image_id, split="train"):
-    return scene_of(3, split, annotation_or_image_id - 1, SIZE)
+    return draw_numbered_scene(3, split, annotation_or_image_id - 1, SIZE)
 
 
 def contents(folder):
@@ -71,7 +71,7 @@ def test_scenes_have_visible_objects_of_a_fair_size(size):
         for k, thing in enumerate(s.objects, start=1):
             labels[thing.label] += 1
             np.testing.assert_array_equal(thing.mask, s.ids == k)
-            _, _, w, h = forms.mask_box(thing.mask)
+            _, _, w, h = forms.compute_mask_box(thing.mask)
             assert min(w, h) >= np.floor(visible_least)
             assert 1 - MAX_HIDDEN - 1e-9 <= thing.shown <= 1
     assert set(labels) == set(range(1, len(CLASSES) + 1))
@@ -79,16 +79,16 @@ def test_scenes_have_visible_objects_of_a_fair_size(size):
 
 
 def test_scenes_differ_and_depend_on_seed_split_and_index_only():
-    same = scene_of(1, "train", 5, (80, 90))
-    again = scene_of(1, "train", 5, (80, 90))
+    same = draw_numbered_scene(1, "train", 5, (80, 90))
+    again = draw_numbered_scene(1, "train", 5, (80, 90))
     np.testing.assert_array_equal(same.image, again.image)
     np.testing.assert_array_equal(same.ids, again.ids)
     for other in ((2, "train", 5), (1, "val", 5), (1, "train", 6)):
-        assert not np.array_equal(same.image, scene_of(*other, (80, 90)).image)
+        assert not np.array_equal(same.image, draw_numbered_scene(*other, (80, 90)).image)
 
 
 def test_crowds_and_hard_objects_are_there_but_rare():
-    things = [t for i in range(200) for t in scene_of(0, "train", i, (96, 96)).objects]
+    things = [t for i in range(200) for t in draw_numbered_scene(0, "train", i, (96, 96)).objects]
     crowds = sum(t.crowd for t in things)
     difficult = sum(forms.is_difficult(t) for t in things)
     truncated = sum(t.truncated for t in things)
@@ -101,7 +101,7 @@ def test_crowds_and_hard_objects_are_there_but_rare():
 def test_objects_stand_out_from_what_is_around_them():
     contrasts = []
     for i in range(60):
-        s = scene_of(0, "val", i, (128, 128))
+        s = draw_numbered_scene(0, "val", i, (128, 128))
         for thing in s.objects:
             around = cv2.dilate(thing.mask.view(np.uint8), np.ones((7, 7))) > thing.mask
             around &= s.ids == 0
@@ -119,11 +119,11 @@ def test_objects_stand_out_from_what_is_around_them():
 def test_mask_forms_give_back_the_mask(height, width, seed, share):
     mask = np.random.default_rng(seed).random((height, width)) < share
     mask[height // 2, width // 2] = True
-    for form in (forms.segmentation(mask), forms.run_lengths(mask)):
+    for form in (forms.trace_outline(mask), forms.encode_run_lengths(mask)):
         rles = coco_mask.frPyObjects(form, height, width)
         decoded = coco_mask.decode(coco_mask.merge(rles) if isinstance(rles, list) else rles)
         np.testing.assert_array_equal(decoded, mask)
-    x, y, w, h = forms.mask_box(mask)
+    x, y, w, h = forms.compute_mask_box(mask)
     rows, columns = np.nonzero(mask)
     assert (x, y) == (columns.min(), rows.min())
     assert (x + w - 1, y + h - 1) == (columns.max(), rows.max())
@@ -132,9 +132,9 @@ def test_mask_forms_give_back_the_mask(height, width, seed, share):
 def test_masks_with_holes_are_run_lengths_and_others_polygons():
     block = np.zeros((8, 9), bool)
     block[2:6, 1:7] = True
-    assert forms.segmentation(block) == [[1, 2, 1, 6, 7, 6, 7, 2]]
+    assert forms.trace_outline(block) == [[1, 2, 1, 6, 7, 6, 7, 2]]
     block[3, 3] = False
-    assert forms.segmentation(block)["size"] == [8, 9]
+    assert forms.trace_outline(block)["size"] == [8, 9]
 
 
 # What is written: COCO.
@@ -149,7 +149,7 @@ def test_instances_agree_with_the_masks(root, split, count):
     for image_id, info in data.imgs.items():
         picture = cv2.imread(str(root / split / info["file_name"]))
         assert picture.shape[:2] == (info["height"], info["width"]) == SIZE
-        things = scene_of(3, split, image_id - offset - 1, SIZE).objects
+        things = draw_numbered_scene(3, split, image_id - offset - 1, SIZE).objects
         annotations = data.loadAnns(data.getAnnIds(imgIds=image_id))
         assert [a["category_id"] for a in annotations] == [t.label for t in things]
         for annotation, thing in zip(annotations, things, strict=True):
@@ -221,7 +221,7 @@ def test_panoptic_ids_agree_with_the_picture(root, split):
         assert sorted(s["id"] for s in segments) == sorted(np.unique(ids))
         for segment in segments:
             mask = ids == segment["id"]
-            assert segment["area"] == mask.sum() and segment["bbox"] == forms.mask_box(mask)
+            assert segment["area"] == mask.sum() and segment["bbox"] == forms.compute_mask_box(mask)
         things = [s for s in segments if names[s["category_id"]][1]]
         same = instances.loadAnns(instances.getAnnIds(imgIds=annotation["image_id"]))
         for key in ("category_id", "area", "bbox", "iscrowd"):
@@ -279,7 +279,7 @@ def test_voc_flags_and_masks_agree_with_the_scene(root):
 
 
 def test_the_palette_is_vocs():
-    palette = np.array(forms.voc_palette()).reshape(-1, 3)
+    palette = np.array(forms.make_voc_palette()).reshape(-1, 3)
     known = {0: (0, 0, 0), 1: (128, 0, 0), 8: (64, 0, 0), 15: (192, 128, 128), 255: (224, 224, 192)}
     for index, color in known.items():
         assert tuple(palette[index]) == color
@@ -377,7 +377,7 @@ def test_a_damaged_folder_is_made_again(tmp_path, damage, capsys):
 def test_an_interrupted_run_is_finished_by_the_next(tmp_path, monkeypatch):
     from densenet_backbones.data.scenes import generation as scenes
 
-    original, drawn = scenes.scene_of, []
+    original, drawn = scenes.draw_numbered_scene, []
 
     def interrupted(*arguments):
         drawn.append(arguments)
@@ -385,7 +385,7 @@ def test_an_interrupted_run_is_finished_by_the_next(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(scenes, "scene_of", interrupted)
+    monkeypatch.setattr(scenes, "draw_numbered_scene", interrupted)
     with pytest.raises(KeyboardInterrupt):
         small(tmp_path / "s")
     assert json.loads((tmp_path / "s" / MARKER).read_text())["complete"] is False

@@ -13,7 +13,7 @@ from timm.models._manipulate import group_parameters
 from torch import Tensor, nn
 
 from densenet_backbones.heads import ImageNormalization, Preprocessing, Segmenter
-from densenet_backbones.heads.segmentation import unet
+from densenet_backbones.heads.segmentation.unet import unet
 from densenet_backbones.torchvision_models import SEGMENTERS
 
 PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}

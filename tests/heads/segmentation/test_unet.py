@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.heads import Segmenter, UNet
-from densenet_backbones.heads.segmentation import unet
-from densenet_backbones.heads.segmentation.unet import AttentionGate, DecoderStage
+from densenet_backbones.heads.segmentation.unet import AttentionGate, DecoderStage, unet
 
 CIFAR = {"backbone": "densenet40_k12_features"}
 

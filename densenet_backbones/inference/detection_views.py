@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from densenet_backbones.data.run_lengths import (
-    Found,
-    compact,
-    masks_as_codes,
-    mirrored_code,
+    Detections,
+    encode_detections,
+    encode_predicted_masks,
+    mirror_code,
 )
 from densenet_backbones.heads import Selection
 from densenet_backbones.inference.soft_nms import SoftNMS, batched_soft_nms
@@ -28,7 +28,7 @@ CANDIDATES = 1000
 
 
 @dataclass(frozen=True)
-class MergedDetection:
+class DetectionViews:
     """How a detector is asked, and how its answers are brought together.
 
     Every view (each of `scales`, with `flip` also mirrored) is detected on its own, mapped back to
@@ -64,30 +64,30 @@ class MergedDetection:
         if set(self.scales) != {1.0}:
             _sizes(model)
 
-    def __call__(self, model: nn.Module, images: Sequence[Tensor]) -> list[Found]:
+    def __call__(self, model: nn.Module, images: Sequence[Tensor]) -> list[Detections]:
         """Detections of each image, best first; called by `detect`."""
         nms, number = _limits(model)
-        views: list[list[Found]] = []
+        views: list[list[Detections]] = []
         with _candidates(model, self.soft_nms) if self.soft_nms else _as_it_is():
             for scale in self.scales:
                 with _scaled(model, scale):
-                    views.append([compact(f) for f in model(list(images))])
+                    views.append([encode_detections(f) for f in model(list(images))])
                     if self.flip:
                         views.append(self._mirrored(model, images))
         return [self._merged(found, nms, number) for found in zip(*views, strict=True)]
 
-    def _mirrored(self, model: nn.Module, images: Sequence[Tensor]) -> list[Found]:
+    def _mirrored(self, model: nn.Module, images: Sequence[Tensor]) -> list[Detections]:
         found = model([image.flip(-1) for image in images])
         return [
-            self._turned_back(compact(f), image.shape[-1])
+            self._turned_back(encode_detections(f), image.shape[-1])
             for f, image in zip(found, images, strict=True)
         ]
 
-    def _turned_back(self, found: Found, width: int) -> Found:
+    def _turned_back(self, found: Detections, width: int) -> Detections:
         x1, y1, x2, y2 = found["boxes"].unbind(1)
         found = {**found, "boxes": torch.stack([width - x2, y1, width - x1, y2], 1)}
         if "masks" in found:
-            found["masks"] = [mirrored_code(code) for code in found["masks"]]
+            found["masks"] = [mirror_code(code) for code in found["masks"]]
         if "keypoints" in found:
             points = found["keypoints"].clone()
             points[..., 0] = width - points[..., 0]
@@ -97,8 +97,8 @@ class MergedDetection:
                 found["keypoints_scores"] = found["keypoints_scores"][:, order]
         return found
 
-    def _merged(self, views: Sequence[Found], nms: float, number: int) -> Found:
-        together: Found = {
+    def _merged(self, views: Sequence[Detections], nms: float, number: int) -> Detections:
+        together: Detections = {
             name: [mask for view in views for mask in view[name]]
             if name == "masks"
             else torch.cat([view[name] for view in views])
@@ -107,14 +107,14 @@ class MergedDetection:
         boxes, scores, labels = (together[name] for name in ("boxes", "scores", "labels"))
         if self.soft_nms is None:
             keep = batched_nms(boxes.float(), scores.float(), labels, nms)[:number]
-            return rows_of(together, keep)
+            return select_rows(together, keep)
         keep, scores = batched_soft_nms(boxes, scores, labels, self.soft_nms, number)
-        return {**rows_of(together, keep), "scores": scores}
+        return {**select_rows(together, keep), "scores": scores}
 
 
 def detect(
-    model: nn.Module, images: Sequence[Tensor], merged: MergedDetection | None = None
-) -> list[Found]:
+    model: nn.Module, images: Sequence[Tensor], merged: DetectionViews | None = None
+) -> list[Detections]:
     """Detections of each image, masks as run-length codes as soon as they are predicted.
 
     Args:
@@ -122,12 +122,12 @@ def detect(
         images: (3, H, W) float each, as the detector takes them.
         merged: How images are looked at; None: as the detector does.
     """
-    with masks_as_codes(model):
+    with encode_predicted_masks(model):
         found = merged(model, images) if merged else model(list(images))
-    return [compact(one) for one in found]
+    return [encode_detections(one) for one in found]
 
 
-def rows_of(found: Found, keep: Tensor) -> Found:
+def select_rows(found: Detections, keep: Tensor) -> Detections:
     """Some detections of one image, in the given order of positions."""
     positions = keep.tolist()
     return {
@@ -136,8 +136,8 @@ def rows_of(found: Found, keep: Tensor) -> Found:
     }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `evaluate` and `predict` that `from_options` reads."""
+def add_view_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate` and `predict` that `parse_views` reads."""
     parser.add_argument(
         "--tta", choices=("flip",), help="detector: look at every image mirrored, too"
     )
@@ -153,15 +153,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def from_options(
+def parse_views(
     options: argparse.Namespace, model: Any, mirrored_keypoints: Sequence[int] = ()
-) -> MergedDetection | None:
+) -> DetectionViews | None:
     """What the command line asks for; None where that is the detector as it is.
 
     Args:
-        options: Of a parser with `add_arguments`.
+        options: Of a parser with `add_view_options`.
         model: The detector, or None for another kind of model.
-        mirrored_keypoints: As `MergedDetection`'s.
+        mirrored_keypoints: As `DetectionViews`'s.
 
     Raises:
         ValueError: An option is out of its range, or the model cannot do it.
@@ -177,7 +177,7 @@ def from_options(
             f"--tta-scales must be numbers with commas between, such as 0.75,1,1.25, got "
             f"{options.tta_scales}"
         ) from None
-    merged = MergedDetection(
+    merged = DetectionViews(
         flip=options.tta == "flip",
         scales=scales,
         soft_nms=SoftNMS(options.soft_nms) if options.soft_nms else None,

@@ -13,10 +13,10 @@ from torchvision.ops import batched_nms
 import densenet_backbones.torchvision_models  # noqa: F401 - registers our models
 from densenet_backbones.data.run_lengths import decode_mask
 from densenet_backbones.heads import dsod_tiny
-from densenet_backbones.inference.merged_detection import (
-    MergedDetection,
-    add_arguments,
-    from_options,
+from densenet_backbones.inference.detection_views import (
+    DetectionViews,
+    add_view_options,
+    parse_views,
 )
 from densenet_backbones.inference.soft_nms import SoftNMS, batched_soft_nms
 
@@ -77,7 +77,7 @@ def painted():
 def test_a_mirrored_view_comes_back_to_its_place():
     model, image = Finder(), painted()
     (plain,) = model([image])
-    turned = MergedDetection(flip=True, mirrored_keypoints=(1, 0))
+    turned = DetectionViews(flip=True, mirrored_keypoints=(1, 0))
     back = turned._mirrored(model, [image])[0]
     for name in ("boxes", "scores", "labels", "keypoints"):
         assert torch.equal(back[name], plain[name]), name
@@ -88,14 +88,14 @@ def test_a_mirrored_view_comes_back_to_its_place():
 def test_keypoints_keep_their_sides_only_if_these_are_known():
     model, image = Finder(), painted()
     (plain,) = model([image])
-    (unknown,) = MergedDetection(flip=True)._mirrored(model, [image])
+    (unknown,) = DetectionViews(flip=True)._mirrored(model, [image])
     assert torch.equal(unknown["keypoints"], plain["keypoints"].flip(1))
 
 
 def test_views_that_agree_are_one_detection():
     model, images = Finder(), [painted(), painted() * 0.5]
     plain = model(images)
-    merged = MergedDetection(flip=True, scales=(0.5, 1.0, 1.5), mirrored_keypoints=(1, 0))
+    merged = DetectionViews(flip=True, scales=(0.5, 1.0, 1.5), mirrored_keypoints=(1, 0))
     found = merged(model, images)
     assert len(found) == 2
     for one, expected in zip(found, plain, strict=True):
@@ -108,7 +108,7 @@ def test_views_that_agree_are_one_detection():
 def test_scales_are_of_the_detectors_own_size_and_put_back():
     model = Finder()
     model.transform.min_size = (60, 80)
-    MergedDetection(scales=(0.75, 1.0, 1.25), flip=True)(model, [painted()])
+    DetectionViews(scales=(0.75, 1.0, 1.25), flip=True)(model, [painted()])
     expected = [((45, 60), 90), ((60, 80), 120), ((75, 100), 150)]
     assert model.sizes == [size for size in expected for _ in range(2)]
     assert (model.transform.min_size, model.transform.max_size) == ((60, 80), 120)
@@ -116,7 +116,7 @@ def test_scales_are_of_the_detectors_own_size_and_put_back():
 
 def test_as_many_detections_as_the_detector_keeps():
     model = Finder(number=1)
-    (found,) = MergedDetection(flip=True)(model, [painted()])
+    (found,) = DetectionViews(flip=True)(model, [painted()])
     assert found["scores"].tolist() == pytest.approx([0.9])
     assert len(found["boxes"]) == len(found["masks"]) == 1
 
@@ -140,14 +140,14 @@ def test_soft_nms_takes_the_place_of_the_detectors_own(method):
     model, image = Listed(), torch.zeros(3, *SIDE)
     assert model([image])[0]["scores"].tolist() == pytest.approx([0.9, 0.7])  # 0.8 was dropped
     soft = SoftNMS(method)
-    (found,) = MergedDetection(soft_nms=soft)(model, [image])
+    (found,) = DetectionViews(soft_nms=soft)(model, [image])
     labels = torch.ones(3, dtype=torch.int64)
     keep, scores = batched_soft_nms(BOXES, model.scores, labels, soft)
     assert torch.equal(found["boxes"], BOXES[keep[:2]])
     assert torch.equal(found["scores"], scores[:2])
     assert (model.nms_thresh, model.detections_per_img) == (0.5, 2)
     model.detections_per_img = 3
-    (found,) = MergedDetection(soft_nms=soft)(model, [image])
+    (found,) = DetectionViews(soft_nms=soft)(model, [image])
     assert len(found["scores"]) == 3 and 0 < found["scores"].min() < 0.3
 
 
@@ -185,7 +185,7 @@ class TwoStages(nn.Module):
 def test_only_boxes_that_stay_get_a_mask():
     model = TwoStages()
     soft = SoftNMS("gaussian", sigma=5.0)
-    ask = MergedDetection(soft_nms=soft)
+    ask = DetectionViews(soft_nms=soft)
     (found,) = ask(model.roi_heads, [torch.zeros(3, *SIDE)])  # it is a detector in itself
     assert model.roi_heads.masked == [3]
     (fewer,) = ask(model, [torch.zeros(3, *SIDE)])
@@ -207,9 +207,9 @@ def test_dsod_is_asked_in_the_same_ways():
     image, before = torch.rand(3, 48, 80), model.selection
     with torch.no_grad():
         (plain,) = model([image])
-        (same,) = MergedDetection()(model, [image])
-        (both,) = MergedDetection(flip=True)(model, [image])
-        (soft,) = MergedDetection(flip=True, soft_nms=SoftNMS("gaussian"))(model, [image])
+        (same,) = DetectionViews()(model, [image])
+        (both,) = DetectionViews(flip=True)(model, [image])
+        (soft,) = DetectionViews(flip=True, soft_nms=SoftNMS("gaussian"))(model, [image])
     assert torch.equal(same["boxes"], plain["boxes"])
     for found in (both, soft):
         assert len(found["boxes"]) == 9
@@ -218,7 +218,7 @@ def test_dsod_is_asked_in_the_same_ways():
     assert both["scores"][0] >= plain["scores"][0]
     assert model.selection is before
     with pytest.raises(ValueError, match="DSOD sees every image at one size"):
-        MergedDetection(scales=(0.5, 1.0)).check(model)
+        DetectionViews(scales=(0.5, 1.0)).check(model)
 
 
 @pytest.mark.parametrize(
@@ -238,8 +238,8 @@ def test_every_kind_of_detector_is_asked_in_the_same_ways(name, args):
     scales = (1.0,) if name == "ssd300" else (1.0, 1.5)
     with torch.no_grad():
         plain = model(images)
-        same = MergedDetection()(model, images)
-        soft = MergedDetection(True, scales, SoftNMS("linear"))(model, images)
+        same = DetectionViews()(model, images)
+        soft = DetectionViews(True, scales, SoftNMS("linear"))(model, images)
         again = model(images)
     for one, two, three, merged, image in zip(plain, same, again, soft, images, strict=True):
         assert torch.equal(one["boxes"], two["boxes"]) and torch.equal(one["scores"], two["scores"])
@@ -252,17 +252,17 @@ def test_every_kind_of_detector_is_asked_in_the_same_ways(name, args):
 
 def options(*argv):
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    add_view_options(parser)
     return parser.parse_args(argv)
 
 
 def test_options_of_the_command_line():
-    assert from_options(options(), Finder()) is None
+    assert parse_views(options(), Finder()) is None
     asked = ("--tta", "flip", "--tta-scales", "0.75,1,1.25", "--soft-nms", "gaussian")
-    assert from_options(options(*asked), Finder(), (1, 0)) == MergedDetection(
+    assert parse_views(options(*asked), Finder(), (1, 0)) == DetectionViews(
         True, (0.75, 1.0, 1.25), SoftNMS("gaussian"), (1, 0)
     )
-    assert from_options(options("--soft-nms", "linear"), Finder()).scales == (1.0,)
+    assert parse_views(options("--soft-nms", "linear"), Finder()).scales == (1.0,)
 
 
 @pytest.mark.parametrize(
@@ -277,4 +277,4 @@ def test_options_of_the_command_line():
 )
 def test_what_cannot_be_done_is_refused(argv, model, message):
     with pytest.raises(ValueError, match=message):
-        from_options(options(*argv), model)
+        parse_views(options(*argv), model)

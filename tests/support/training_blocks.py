@@ -1,0 +1,32 @@
+"""One dense block in double precision and one step of its training, for tests of equality."""
+
+import copy
+
+import torch
+from tiny_nets import randomise_norms
+
+from densenet_backbones.densenet_spec import DenseNetSpec
+from densenet_backbones.layers import DenseBlock
+
+
+def block_of(layers=3, growth=4, entry=6, **fields):
+    """A block in double precision with statistics and affine maps of its own."""
+    torch.manual_seed(0)
+    spec = DenseNetSpec(growth, (layers,), entry, bn_size=fields.pop("bn_size", 2), **fields)
+    return randomise_norms(DenseBlock.from_plan(spec.blocks[0], spec)).double().train()
+
+
+def maps(*shape, seed=1, **kwargs):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(**kwargs)
+
+
+def step(net, x, memory, weight=None):
+    """Output, gradients by name (the input's as ``x``) and buffers of one step on a copy."""
+    net, x = copy.deepcopy(net), x.clone().requires_grad_()
+    net.memory = memory
+    torch.manual_seed(2)
+    out = net(x)
+    (out * torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view(out.shape)).sum().backward()
+    gradients = {name: p.grad for name, p in net.named_parameters()}
+    return out.detach(), {**gradients, "x": x.grad}, dict(net.named_buffers())
