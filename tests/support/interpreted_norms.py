@@ -180,7 +180,7 @@ def run_back(norm, sums, moments, asked):
     form = read_norm(norm)
     with torch.no_grad():
         affine = form.affine(parameters_of(norm), moments)
-        return form.run_back(sums, affine, moments, COUNT, asked)
+        return form.backward(sums, affine, moments, COUNT, asked)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)

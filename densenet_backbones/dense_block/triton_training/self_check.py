@@ -13,7 +13,7 @@ from torch import Tensor
 
 from densenet_backbones.dense_block.triton.self_check import draw_map, relative_error
 from densenet_backbones.dense_block.triton_training import norms, passes
-from densenet_backbones.dense_block.triton_training.unit import run_unit, run_unit_back
+from densenet_backbones.dense_block.triton_training.unit import run_unit, run_unit_backward
 
 __all__ = ["compare_training"]
 
@@ -70,7 +70,7 @@ def _run_layer(x: Tensor, gradient: Tensor, parameters: Sequence[Tensor]) -> dic
     scale2, shift2, inverse_std2 = norms.affine((mean2, var2), (weight2, bias2), _EPS)
     out = run_unit(squeezed, (scale2, shift2), kernel2)
     # Backward through the 3x3 and the second norm, to the gradient of the bottleneck.
-    sums, kernel2_gradient = run_unit_back(gradient, squeezed, (scale2, shift2), kernel2)
+    sums, kernel2_gradient = run_unit_backward(gradient, squeezed, (scale2, shift2), kernel2)
     masked, *rest = sums
     assert masked is not None
     linear, *norm2_gradients = norms.norm_gradients(
@@ -79,7 +79,7 @@ def _run_layer(x: Tensor, gradient: Tensor, parameters: Sequence[Tensor]) -> dic
     inner = passes.affine_difference(masked, squeezed, scale2, *linear)
     # Backward through the 1x1 and the first norm, added to a gradient that is there already.
     total = torch.zeros_like(x, memory_format=torch.channels_last)
-    sums, kernel1_gradient = run_unit_back(inner, x, (scale1, shift1), kernel1, into=total)
+    sums, kernel1_gradient = run_unit_backward(inner, x, (scale1, shift1), kernel1, into=total)
     _, *rest = sums
     linear, *norm1_gradients = norms.norm_gradients(
         (rest[0], rest[1]), mean1, scale1, inverse_std1, of_value, (weight1, bias1)
@@ -106,8 +106,9 @@ def _run_plain_layer(
     """Run the layer in float64 by autograd."""
     leaves = [part.double().requires_grad_() for part in (x, *parameters)]
     exact, weight1, bias1, kernel1, weight2, bias2, kernel2 = leaves
-    running = [exact.new_zeros(x.shape[1]), exact.new_ones(x.shape[1])]
-    first = F.batch_norm(exact, *running, weight1, bias1, True, _MOMENTUM, _EPS).relu()
+    running = exact.new_zeros(x.shape[1]), exact.new_ones(x.shape[1])
+    first = F.batch_norm(exact, running[0], running[1], weight1, bias1, True, _MOMENTUM, _EPS)
+    first = first.relu()
     squeezed = F.conv2d(first, kernel1)
     second = F.batch_norm(squeezed, None, None, weight2, bias2, True, 0.0, _EPS).relu()
     out = F.conv2d(second, kernel2, padding=1)
