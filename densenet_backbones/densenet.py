@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from densenet_backbones.dense_block import Memory
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.layers import feature_modules
+from densenet_backbones.messages import check_interval, check_whole
 from densenet_backbones.stages import DenseStages, take_indices
 
 __all__ = ["DenseNet", "DenseNetSpec"]
@@ -58,11 +59,9 @@ class DenseNet(DenseStages):
         drop_rate: float = 0.0,
         memory: Memory = "none",
     ) -> None:
-        if num_classes < 0 or in_chans < 1 or not 0 <= drop_rate < 1:
-            raise ValueError(
-                "DenseNet needs num_classes >= 0, in_chans >= 1 and drop_rate in [0, 1), not "
-                f"{num_classes}, {in_chans} and {drop_rate}"
-            )
+        check_whole("num_classes", num_classes, least=0)
+        check_whole("in_chans", in_chans)
+        check_interval("drop_rate", drop_rate, "[0, 1)")
         spec = DenseNetSpec() if spec is None else spec
         super().__init__(spec, in_chans)
         for name, module in feature_modules(spec, in_chans):

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from densenet_backbones.messages import check_choice
+
 __all__ = ["Act", "BlockPlan", "DenseNetSpec", "Init", "Norm", "Pool", "Stem", "StemPool"]
 
 Stem = Literal["imagenet", "cifar", "deep", "dsod"]
@@ -135,9 +137,7 @@ class DenseNetSpec:
             object.__setattr__(self, "bn_size", None)
         self._check_numbers()
         for name, legal in _CHOICES.items():
-            _require(
-                getattr(self, name) in get_args(legal), self, name, f"one of {get_args(legal)}"
-            )
+            check_choice(f"DenseNetSpec: {name}", getattr(self, name), get_args(legal))
         for name in ("ceil_mode", "final_norm"):
             _require(isinstance(getattr(self, name), bool), self, name, "true or false")
         self._check_strides()
@@ -301,7 +301,7 @@ def _is_share(value: Any) -> bool:
 
 def _require(fits: bool, spec: DenseNetSpec, name: str, legal: str) -> None:
     if not fits:
-        raise ValueError(f"DenseNetSpec: {name} must be {legal}, not {getattr(spec, name)!r}")
+        raise ValueError(f"DenseNetSpec: {name} must be {legal}, got {getattr(spec, name)!r}")
 
 
 def _check_each(spec: DenseNetSpec, name: str, count: int, fits: Any, legal: str) -> None:

@@ -9,7 +9,7 @@ tap             what c2, c3, c4 are                          c2       c3       c
 ``raw``         the block's concatenation (timm's taps)      256 @ 4  512 @ 8  1024 @ 16
 ``norm``        BN-ReLU of it, from the transition: >= 0     256 @ 4  512 @ 8  1024 @ 16
 ``compressed``  after the transition's 1x1, before its pool  128 @ 4  256 @ 8  512 @ 16
-``pooled``      what enters the next block                   128 @ 8  256 @ 16 512 @ 32
+``pooled``      what enters the next block                   128 @ 8  256@16   512 @ 32
 ==============  ===========================================  =======  =======  =========
 
 Besides, ``layer_taps`` reads blocks after any of their layers. A net without final norm ends in the
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.layers import DenseBlock
+from densenet_backbones.messages import check_choice, check_whole
 from densenet_backbones.stages import DenseStages, take_indices
 
 __all__ = ["DenseFeatureNet", "FeatureLevel", "Tap", "feature_levels"]
@@ -58,11 +59,8 @@ class FeatureLevel:
     stride: int
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or self.stride < 1:
-            raise ValueError(
-                f"level {self.name!r} needs channels and stride >= 1, not {self.channels} and "
-                f"{self.stride}"
-            )
+        check_whole(f"channels of level {self.name!r}", self.channels)
+        check_whole(f"stride of level {self.name!r}", self.stride)
 
 
 class DenseFeatureNet(DenseStages):
@@ -101,10 +99,8 @@ class DenseFeatureNet(DenseStages):
         output_fmt: str = "NCHW",
     ) -> None:
         super().__init__(model.spec, model.in_chans)
-        if tap not in get_args(Tap):
-            raise ValueError(f"tap must be one of {get_args(Tap)}, not {tap!r}")
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be 'NCHW', not {output_fmt!r}")
+        check_choice("tap", tap, get_args(Tap))
+        check_choice("output_fmt", output_fmt, ("NCHW",))
         info = _tap_info(model, tap, layer_taps)
         self.tap = tap
         self.output_fmt = output_fmt

@@ -46,6 +46,7 @@ from densenet_backbones.checkpoints import to_ours
 from densenet_backbones.dense_block import Memory, check_memory
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet, Tap
+from densenet_backbones.messages import check_choice
 from densenet_backbones.timm_models import SUFFIX, default_cfgs
 from densenet_backbones.variants import VARIANTS
 
@@ -86,7 +87,7 @@ class DenseFeatureEncoder(nn.Module, EncoderMixin):
     ) -> None:
         super().__init__()
         if depth not in range(1, len(_STRIDES) + 1):
-            raise ValueError(f"encoder depth must be 1 to {len(_STRIDES)}, not {depth}")
+            raise ValueError(f"encoder depth must be 1 to {len(_STRIDES)}, got {depth}")
         _check_arguments(spec, tap, memory)
         self._depth = depth
         self._in_channels = 3
@@ -182,8 +183,7 @@ class DenseFeatureEncoder(nn.Module, EncoderMixin):
 
 
 def _legal_stride(output_stride: int) -> int:
-    if output_stride not in _OUTPUT_STRIDES:
-        raise ValueError(f"output stride must be one of {_OUTPUT_STRIDES}, not {output_stride!r}")
+    check_choice("output_stride", output_stride, _OUTPUT_STRIDES)
     return output_stride
 
 
@@ -197,8 +197,7 @@ def _check_arguments(spec: DenseNetSpec, tap: str, memory: str) -> None:
             f"smp wants maps of strides {_STRIDES}, and this network's are {_strides(spec)}; "
             "choose an ImageNet or deep stem and four blocks with a pool after each but the last"
         )
-    if tap not in _TAPS:
-        raise ValueError(f"tap must be one of {_TAPS}, those with smp's strides, not {tap!r}")
+    check_choice("tap", tap, _TAPS)  # those with smp's strides
     check_memory(memory)
 
 
@@ -236,8 +235,7 @@ def register_encoder(
             f"smp does not look for {name!r} among its native encoders; choose a name that does "
             "not begin with 'tu-' or 'timm-'"
         )
-    if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {sorted(VARIANTS)}, not {variant!r}")
+    check_choice("variant", variant, VARIANTS)
     if "output_stride" in fields:
         raise ValueError(
             "output_stride belongs to smp's models; leave it out, and give them "
@@ -322,10 +320,9 @@ class PadToStride(nn.Module):
         if not isinstance(stride, int):
             raise ValueError(
                 "PadToStride needs a model of segmentation_models.pytorch, with "
-                f"encoder.output_stride, not {type(model).__name__}"
+                f"encoder.output_stride, got {type(model).__name__}"
             )
-        if mode not in get_args(PadMode):
-            raise ValueError(f"mode must be one of {get_args(PadMode)}, not {mode!r}")
+        check_choice("mode", mode, get_args(PadMode))
         if value and mode != "constant":
             raise ValueError(f"value={value} has no effect with mode={mode!r}; leave one of them")
         self.model = model

@@ -15,6 +15,7 @@ from densenet_backbones.checkpoints import CLASSIFIER, CheckpointError, recogniz
 from densenet_backbones.dense_block import Memory, has_shared_buffer, lean_steps, run_lean
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.layers import is_traced, memory_of, set_memory
+from densenet_backbones.messages import check_choice
 
 __all__ = ["DenseStages", "take_indices"]
 
@@ -55,13 +56,13 @@ class DenseStages(nn.Module):
             return
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ValueError(
-                f"images must be a (N, {self.in_chans}, H, W) tensor, not {tuple(x.shape)}"
+                f"images must be a (N, {self.in_chans}, H, W) tensor, got {tuple(x.shape)}"
             )
         smallest = self._smallest_image()
         if min(x.shape[2:]) < smallest:
             raise ValueError(
                 f"images must have {smallest} pixels or more on each side, one cell of the "
-                f"coarsest map, not {x.shape[2]}x{x.shape[3]}; resize them, or take fewer taps"
+                f"coarsest map, got {x.shape[2]}x{x.shape[3]}; resize them, or take fewer taps"
             )
 
     def _points(
@@ -129,8 +130,7 @@ class DenseStages(nn.Module):
         Raises:
             ValueError: ``output_fmt`` is not ``NCHW``, or an index is refused by `take_indices`.
         """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be 'NCHW', not {output_fmt!r}")
+        check_choice("output_fmt", output_fmt, ("NCHW",))
         info = self.feature_info
         names = [info[i]["module"] for i in take_indices(len(info), indices)]
         x, found = self._points(x, names, stop_early)
@@ -173,7 +173,7 @@ class DenseStages(nn.Module):
         if not 0 <= stages < len(children) + 1:
             raise ValueError(
                 f"stages must be 0 to {len(children)} (the stem and "
-                f"{len(children) - 1} blocks), not {stages}"
+                f"{len(children) - 1} blocks), got {stages}"
             )
         for i, modules in enumerate(children):
             if i < max(stages, self.frozen_stages):

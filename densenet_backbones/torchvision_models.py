@@ -1,19 +1,27 @@
 """Our entries in torchvision's registry: ``torchvision.models.get_model("densenet121_features")``.
 
 There are the detectors (``dsod300``, ``fasterrcnn_densenet121_fpn``, ``fasterrcnn_fpn`` with any
-``backbone``, ...), the segmenters (``unet``, ``fcdensenet103``, ...) and,
-under their timm names, all backbones of `timm_models`. torchvision looks names up in lower case and
-offers no public decorator, so its private one is reached here and nowhere else.
+``backbone``, ...), the segmenters (``unet``, ``fcdensenet103``, ...) and, under their timm names,
+all backbones of `timm_models`. torchvision looks names up in lower case and offers no public
+decorator, so its private one is reached here and nowhere else.
+
+torchvision's ``references/detection/train.py`` and ``references/segmentation/train.py`` build our
+models by ``--model NAME``. The second one passes ``aux_loss``: given, True or False, a segmenter
+takes normalized images and returns a dictionary (`TorchvisionSegmenter`); left out, it is as in
+`densenet_backbones.heads`.
 """
 
 import functools
+import inspect
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import timm
 from torch import nn
+from torchvision.models import WeightsEnum, detection, segmentation
 
 from densenet_backbones.checkpoints import CheckpointError, read_state_dict
 from densenet_backbones.heads import (
@@ -35,6 +43,7 @@ from densenet_backbones.heads import (
     ssd300,
     ssd512,
 )
+from densenet_backbones.heads.segmentation.segmenter import Segmenter, TorchvisionSegmenter
 from densenet_backbones.heads.segmentation.unet import unet
 from densenet_backbones.timm_models import SUFFIX
 from densenet_backbones.variants import VARIANTS
@@ -52,7 +61,7 @@ __all__ = ["BACKBONES", "DETECTORS", "MODELS", "SEGMENTERS"]
 
 
 def _backbone(name: str) -> Callable[..., nn.Module]:
-    def build(*, weights: str | Path | None = None, **config: Any) -> nn.Module:
+    def build(*, weights: PublishedWeights | str | Path | None = None, **config: Any) -> nn.Module:
         if config.get("pretrained"):
             raise ValueError(
                 f"{name}: torchvision's entry downloads nothing, so pretrained=True has no "
@@ -96,8 +105,15 @@ def _load(net: nn.Module, weights: str | Path, name: str) -> None:
         ) from error
 
 
+class PublishedWeights(WeightsEnum):
+    """Weights of whole models that can be asked for by name: none are published yet.
+
+    ``torchvision.models.get_model_weights`` answers with it for all our names.
+    """
+
+
 def _variant_of(builder: Callable[..., nn.Module], variant: str) -> Callable[..., nn.Module]:
-    """A detector's builder for one backbone: ``fasterrcnn_fpn`` to ``fasterrcnn_<variant>_fpn``."""
+    """Return a detector's builder for one backbone: ``fasterrcnn_<variant>_fpn`` of the kind."""
     kind, joint, rest = builder.__name__.partition("_")
     name = f"{kind}_{variant}{joint}{rest}"
     backbone = variant + SUFFIX
@@ -116,6 +132,59 @@ def _variant_of(builder: Callable[..., nn.Module], variant: str) -> Callable[...
     return build
 
 
+def _register(builder: Callable[..., nn.Module], module: ModuleType) -> Callable[..., nn.Module]:
+    """Register a builder so that torchvision lists it among the models of one of its modules.
+
+    torchvision goes by the builder's ``__module__`` (``list_models(module=...)``), and by what the
+    parameter ``weights`` is annotated with (``get_model_weights``).
+
+    Args:
+        builder: Builder of a detector or segmenter.
+        module: ``torchvision.models.detection`` or ``torchvision.models.segmentation``.
+
+    Returns:
+        The builder as it was.
+    """
+
+    @functools.wraps(builder)
+    def entry(**options: Any) -> nn.Module:
+        if module is segmentation and "aux_loss" in options:
+            return _build_torchvision_segmenter(builder, **options)
+        return builder(**options)
+
+    signature = inspect.signature(builder)
+    parameters = {**signature.parameters}
+    options = parameters.pop("options")  # each builder's further arguments, last of all
+    weights = inspect.Parameter(
+        "weights", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=PublishedWeights
+    )
+    shown = {**parameters, "weights": weights, "options": options}
+    entry.__signature__ = signature.replace(parameters=list(shown.values()))  # type: ignore[attr-defined]
+    entry.__module__ = f"{module.__name__}.densenet_backbones"
+    register_model()(entry)
+    return builder
+
+
+def _build_torchvision_segmenter(
+    builder: Callable[..., nn.Module], *, aux_loss: bool | None, **options: Any
+) -> nn.Module:
+    """Build a segmenter as torchvision's own are called, with ``aux_loss``."""
+    if aux_loss:
+        if "deep_supervision" not in inspect.signature(builder).parameters:
+            raise ValueError(f"{builder.__name__} has no auxiliary logits: leave aux_loss out")
+        options["deep_supervision"] = True
+    segmenter = builder(**options)
+    assert isinstance(segmenter, Segmenter)
+    if aux_loss is None:
+        return segmenter
+    return TorchvisionSegmenter(
+        segmenter.net,
+        stride=segmenter.stride,
+        normalization=segmenter.normalization,
+        smallest=segmenter.smallest,
+    )
+
+
 _ON_ANY_BACKBONE: tuple[Callable[..., nn.Module], ...] = (
     fasterrcnn_fpn,
     fasterrcnn_fpn_v2,
@@ -132,7 +201,7 @@ _DETECTOR_VARIANTS = ("densenet121", "densenet161", "densenet169", "densenet201"
 
 # A name that torchvision, or another package, registered before raises a ValueError here.
 DETECTORS = {
-    builder.__name__: register_model()(builder)
+    builder.__name__: _register(builder, detection)
     for builder in (
         dsod300,
         dsod300_smallest,
@@ -143,7 +212,7 @@ DETECTORS = {
     )
 }
 SEGMENTERS = {
-    builder.__name__: register_model()(builder)
+    builder.__name__: _register(builder, segmentation)
     for builder in (fcdensenet56, fcdensenet67, fcdensenet103, unet)
 }
 MODELS = DETECTORS | SEGMENTERS

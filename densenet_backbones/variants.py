@@ -7,6 +7,7 @@ and compression 0.5 (c). DSOD bases: Shen et al. (1708.01241).
 """
 
 from densenet_backbones.densenet_spec import DenseNetSpec
+from densenet_backbones.messages import check_choice
 
 __all__ = ["VARIANTS", "cifar_spec", "dsod_spec"]
 
@@ -23,11 +24,10 @@ def cifar_spec(depth: int, growth_rate: int, kind: str = "") -> DenseNetSpec:
     Raises:
         ValueError: ``kind`` is none of these, or ``depth`` leaves no whole number of layers.
     """
-    if kind not in ("", "b", "c", "bc"):
-        raise ValueError(f"kind must be '', 'b', 'c' or 'bc', not {kind!r}")
+    check_choice("kind", kind, ("", "b", "c", "bc"))
     step = 6 if "b" in kind else 3
     if depth <= 4 or (depth - 4) % step:
-        raise ValueError(f"depth must be 4 plus a multiple of {step}, not {depth}")
+        raise ValueError(f"depth must be 4 plus a multiple of {step}, got {depth}")
     return DenseNetSpec(
         growth_rate=growth_rate,
         block_config=((depth - 4) // step,) * 3,

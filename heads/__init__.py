@@ -18,7 +18,6 @@ from densenet_backbones.heads.detection.one_stage import (
     retinanet_fpn,
     retinanet_fpn_v2,
 )
-from densenet_backbones.heads.detection.preprocessing import Preprocessing
 from densenet_backbones.heads.detection.rcnn import (
     FasterRCNN,
     KeypointRCNN,
@@ -31,7 +30,6 @@ from densenet_backbones.heads.detection.rcnn import (
 )
 from densenet_backbones.heads.detection.ssd import SSD, ssd300, ssd512
 from densenet_backbones.heads.detection.transform import DetectionTransform
-from densenet_backbones.heads.detection.weights import load_matching
 from densenet_backbones.heads.multibox.box_coding import decode, encode
 from densenet_backbones.heads.multibox.head import ChannelL2Norm, MultiBoxHead
 from densenet_backbones.heads.multibox.losses import hardest_negatives, multibox_loss
@@ -52,8 +50,9 @@ from densenet_backbones.heads.segmentation.fcdensenet import (
 )
 from densenet_backbones.heads.segmentation.losses import SegmentationLoss
 from densenet_backbones.heads.segmentation.pixel_losses import IGNORED
-from densenet_backbones.heads.segmentation.segmenter import Segmenter
+from densenet_backbones.heads.segmentation.segmenter import Segmenter, TorchvisionSegmenter
 from densenet_backbones.heads.segmentation.unet import UNet, unet
+from densenet_backbones.heads.weights import load_matching
 
 __all__ = [
     "DSOD",
@@ -69,13 +68,13 @@ __all__ = [
     "KeypointRCNN",
     "MaskRCNN",
     "MultiBoxHead",
-    "Preprocessing",
     "PriorSpec",
     "PriorTargets",
     "RetinaNet",
     "SegmentationLoss",
     "Segmenter",
     "Selection",
+    "TorchvisionSegmenter",
     "UNet",
     "assign_targets",
     "decode",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from locations import PROJECT
+from long_cases import first_now
 
 # albumentations asks the package index for updates at import unless told not to.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -125,7 +126,7 @@ def nothing_kept() -> Iterator[None]:
     forget()
 
 
-@pytest.fixture(params=COMPILERS)
+@pytest.fixture(params=first_now(COMPILERS))
 def instructions(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, nothing_kept: None
 ) -> None:

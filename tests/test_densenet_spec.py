@@ -40,12 +40,12 @@ def test_spec_survives_json():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"block_config": ()}, r"block_config must be one or more layer counts, .* not \(\)"),
+        ({"block_config": ()}, r"block_config must be one or more layer counts, .* got \(\)"),
         ({"block_config": (6, 0)}, "block_config must be"),
         ({"block_config": 6}, "block_config must be"),
         ({"growth_rate": 0}, "growth_rate must be an integer >= 1"),
         ({"growth_rate": True}, "growth_rate must be an integer >= 1"),
-        ({"growth_rate": (4, 4)}, r"one for all or 4 for block_config .* not \(4, 4\)"),
+        ({"growth_rate": (4, 4)}, r"one for all or 4 for block_config .* got \(4, 4\)"),
         ({"num_init_features": 0}, "num_init_features must be"),
         ({"num_init_features": 7, "stem": "deep"}, "num_init_features must be even"),
         ({"bn_size": -1}, "bn_size must be an integer >= 1, or None"),
@@ -57,7 +57,7 @@ def test_spec_survives_json():
         ({"transition_channels": (8, 0, 8)}, "transition_channels must be 3 entries"),
         ({"transition_pool": 1}, "transition_pool must be true or false"),
         ({"transition_pool": (True,)}, "one for all or 3"),
-        ({"pool": "mean"}, r"pool must be one of \('avg', 'max', 'blur'\), not 'mean'"),
+        ({"pool": "mean"}, "pool must be one of 'avg', 'max', 'blur', got 'mean'"),
         ({"stem": "vgg"}, "stem must be one of"),
         ({"init": "xavier"}, "init must be one of"),
         ({"ceil_mode": "yes"}, "ceil_mode must be true or false"),

@@ -228,8 +228,8 @@ def test_weights_of_the_whole_net_load_by_name():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tap": "post"}, r"tap must be one of \('raw', 'norm', .* not 'post'"),
-        ({"output_fmt": "NHWC"}, "output_fmt must be 'NCHW', not 'NHWC'"),
+        ({"tap": "post"}, r"tap must be one of 'raw', 'norm', .* got 'post'"),
+        ({"output_fmt": "NHWC"}, "output_fmt must be 'NCHW', got 'NHWC'"),
         ({"out_indices": -2}, "out_indices=-2"),
         ({"out_indices": (5,)}, "there is no tap 5"),
         ({"out_indices": ()}, "out_indices is empty"),
@@ -246,7 +246,7 @@ def test_refusals_are_sentences(arguments, message):
 def test_level_is_a_checked_value():
     assert FeatureLevel("c2", 64, 4) == FeatureLevel("c2", 64, 4)
     for channels, stride in ((0, 4), (64, 0)):
-        with pytest.raises(ValueError, match="level 'c2' needs channels and stride >= 1"):
+        with pytest.raises(ValueError, match="of level 'c2' must be at least 1"):
             FeatureLevel("c2", channels, stride)
 
 

@@ -102,6 +102,7 @@ def test_timms_training_script_trains_our_classifier(tmp_path, images):
     assert len(ours.stdout.splitlines()) == 4
 
 
+@pytest.mark.long
 def test_it_trains_under_torchrun(tmp_path, images):
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     done = run_python(tmp_path, *torchrun, *LAUNCHER, *training(images))

@@ -1,10 +1,10 @@
 """What training keeps for its backward pass in each memory mode, without computing anything.
 
 The forward pass itself runs on fake tensors, which have shapes, types and a device but no values,
-and autograd tells what it saves, as in `memory.saved_bytes`. No formula has to follow the code:
-checkpoints, blocks over one buffer, autocast's copies, frozen stages, fallbacks to the plain mode
-and whatever stands between the blocks are counted because they run. (Fake tensors, and not the meta
-device of `plan`, since autocast goes by the device.)
+and autograd tells what it saves, as `benchmark.measuring` counts it. No formula has to follow the
+code: checkpoints, blocks over one buffer, autocast's copies, frozen stages, fallbacks to the plain
+mode and whatever stands between the blocks are counted because they run. Fake tensors are used and
+not the meta device of `plan`, since autocast goes by the device.
 """
 
 import warnings
@@ -36,7 +36,7 @@ class MemoryPlan:
     Attributes:
         model: Class of the model.
         inputs: Input shape in words.
-        kept: Bytes of each mode, as `memory.saved_bytes` counts them; the fastest mode first.
+        kept: Bytes of each mode, as `benchmark.measuring` counts them; the fastest mode first.
     """
 
     model: str
@@ -103,7 +103,7 @@ def memory_plan(
     if not size or any(not isinstance(n, int) or n < 1 for n in size):
         raise ValueError(f"input_size must hold integers >= 1, such as (8, 3, 224, 224): {size}")
     if not modes or not set(modes) <= set(MEMORY_MODES):
-        raise ValueError(f"modes must be some of {MEMORY_MODES}, not {tuple(modes)}")
+        raise ValueError(f"modes must be some of {MEMORY_MODES}, got {tuple(modes)}")
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     device = torch.device(device)
@@ -146,7 +146,7 @@ def choose_memory(
             refused by `memory_plan`.
     """
     if not budget > 0:
-        raise ValueError(f"budget must be a number of bytes above 0, not {budget}")
+        raise ValueError(f"budget must be a number of bytes above 0, got {budget}")
     if memory_of(model) is None:
         raise ValueError(f"{type(model).__name__} has no dense blocks, so it has no memory modes")
     plan = memory_plan(model, input_size, autocast=autocast, dtype=dtype, device=device)

@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 
 from densenet_backbones.benchmark.charts import check_chart, draw
-from densenet_backbones.benchmark.commands import COMMANDS, Command
-from densenet_backbones.benchmark.options import positive
 from densenet_backbones.benchmark.report import Report, Unavailable
+from densenet_backbones.benchmark.subcommands import SUBCOMMANDS, Subcommand, parse_positive
 
 __all__ = ["main"]
 
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == _ALL:
             _measure_all(parser, arguments, report)
         else:
-            command = next(c for c in COMMANDS if c.name == arguments.command)
+            command = next(c for c in SUBCOMMANDS if c.name == arguments.command)
             _measure(parser, command, argv[1:], command.devices[0], report)
         if arguments.plot is not None:
             _draw(report, arguments.plot)
@@ -53,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True)
     one = subparsers.add_parser(_ALL, help="every measurement below with its defaults, in turn")
     _common_arguments(one, charts=True)
-    for command in COMMANDS:
+    for command in SUBCOMMANDS:
         sub = subparsers.add_parser(command.name, help=command.help)
         command.add_arguments(sub)
         sub.add_argument("--device", help=f"cpu, cuda, ... ({command.devices[0]})")
@@ -62,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _common_arguments(parser: argparse.ArgumentParser, charts: bool) -> None:
-    parser.add_argument("--threads", type=positive, help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", type=parse_positive, help="CPU threads (default: torch's)")
     parser.add_argument("--quick", action="store_true", help="a trial run: tiny, one turn")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every single time there")
     parser.set_defaults(plot=None)
@@ -72,7 +71,7 @@ def _common_arguments(parser: argparse.ArgumentParser, charts: bool) -> None:
 
 def _measure(
     parser: argparse.ArgumentParser,
-    command: Command,
+    command: Subcommand,
     options: Sequence[str],
     device: str,
     report: Report,
@@ -98,7 +97,7 @@ def _measure_all(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, report: Report
 ) -> None:
     for device in ("cpu", "cuda"):
-        commands = [command for command in COMMANDS if device in command.devices]
+        commands = [command for command in SUBCOMMANDS if device in command.devices]
         if device == "cuda" and not torch.cuda.is_available():
             names = ", ".join(command.name for command in commands)
             report.miss(f"{names} on a GPU", "PyTorch finds no CUDA device")

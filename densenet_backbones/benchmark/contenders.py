@@ -16,7 +16,14 @@ from torchvision.models._utils import IntermediateLayerGetter
 from densenet_backbones.checkpoints import to_ours, to_torchvision
 from densenet_backbones.deploy import deploy
 
-__all__ = ["DEPLOYED", "Run", "add_if_installed", "compiled_nets", "feature_nets", "in_onnxruntime"]
+__all__ = [
+    "DEPLOYED",
+    "Run",
+    "add_if_installed",
+    "build_feature_nets",
+    "build_in_onnxruntime",
+    "compile_nets",
+]
 
 DEPLOYED = "ours deployed"
 _ON_GPU = ("timm", DEPLOYED)
@@ -25,7 +32,9 @@ Run = Callable[[Tensor], Any]
 """From images to a list of maps, or a tuple."""
 
 
-def feature_nets(name: str, device: torch.device) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def build_feature_nets(
+    name: str, device: torch.device
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Nets by name, in evaluation mode on a device, and why others are missing.
 
     Args:
@@ -90,7 +99,7 @@ def _smp(name: str, weights: dict[str, Tensor]) -> nn.Module:
     return encoder
 
 
-def in_onnxruntime(net: nn.Module, image: Tensor) -> Run:
+def build_in_onnxruntime(net: nn.Module, image: Tensor) -> Run:
     """A net, exported, for images of the one size.
 
     Raises:
@@ -113,7 +122,7 @@ def in_onnxruntime(net: nn.Module, image: Tensor) -> Run:
     return lambda _: [torch.from_numpy(found) for found in session.run(None, {name: given})]
 
 
-def compiled_nets(
+def compile_nets(
     nets: Mapping[str, nn.Module], device: torch.device, asked: bool
 ) -> dict[str, Run]:
     """The nets that are to be compiled; see `compare_inference`."""

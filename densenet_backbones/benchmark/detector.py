@@ -8,9 +8,13 @@ import torchvision
 from torch import Tensor, nn
 
 from densenet_backbones.analysis.plan import plan_inputs
-from densenet_backbones.benchmark.measured_memory import peak_bytes, saved_bytes
+from densenet_backbones.benchmark.measuring import (
+    get_synchronize,
+    interleave,
+    measure_peak_bytes,
+    measure_saved_bytes,
+)
 from densenet_backbones.benchmark.report import Cell, Column, Table
-from densenet_backbones.benchmark.timing import interleave, waiting_for
 
 __all__ = ["compare_backbones"]
 
@@ -64,13 +68,16 @@ def compare_backbones(
     models = {name: _built(detector, name, size).to(device).train() for name in backbones}
     costs: dict[str, tuple[Cell, ...]] = {}
     for name, model in models.items():
-        saved, value = saved_bytes(model, partial(loss, model))
+        saved, value = measure_saved_bytes(model, partial(loss, model))
         del value  # and with it what was saved
         parameters = sum(p.numel() for p in model.parameters())
-        macs, peak = plan_inputs(model, images[:1]).macs, peak_bytes(partial(step, model), device)
+        macs, peak = (
+            plan_inputs(model, images[:1]).macs,
+            measure_peak_bytes(partial(step, model), device),
+        )
         costs[name] = parameters, macs / 1e9, saved / 2**20, peak / 2**20
     steps = {name: partial(step, model) for name, model in models.items()}
-    timings = interleave(steps, turns, waiting_for(device))
+    timings = interleave(steps, turns, get_synchronize(device))
     columns = (
         *(Column(""), Column("parameters", ",d"), Column("GMAC", ".2f")),
         *(Column("saved MiB", ".1f"), Column("peak MiB", ".1f"), Column("ms", ".1f")),

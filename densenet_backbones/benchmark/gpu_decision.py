@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from densenet_backbones.benchmark.gpu import require_gpu
+from densenet_backbones.benchmark.measuring import get_synchronize, interleave
 from densenet_backbones.benchmark.report import Cell, Column, Table
-from densenet_backbones.benchmark.timing import interleave, waiting_for
 from densenet_backbones.dense_block import Memory
 from densenet_backbones.dense_block.backends import has_triton, has_triton_training, use_triton
 from densenet_backbones.deploy import deploy
@@ -173,7 +173,7 @@ def measure_inference(
             "torch.compile": partial(run, compile_net(model), False),
         },
         turns,
-        waiting_for(device),
+        get_synchronize(device),
         repeats=10,
     )
     ratios = kernels.ratios(plain), in_graph.ratios(compiled)
@@ -228,7 +228,7 @@ def measure_training(
             "torch.compile": partial(step_in, "none", compile_net(model), False),
         },
         turns,
-        waiting_for(device),
+        get_synchronize(device),
         repeats=3,
     )
     ratios = kernels.ratios(plain), kernels.ratios(compiled)

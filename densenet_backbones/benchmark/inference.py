@@ -14,13 +14,13 @@ from densenet_backbones.benchmark.contenders import (
     DEPLOYED,
     Run,
     add_if_installed,
-    compiled_nets,
-    feature_nets,
-    in_onnxruntime,
+    build_feature_nets,
+    build_in_onnxruntime,
+    compile_nets,
 )
 from densenet_backbones.benchmark.gpu_costs import Card, net_cost
+from densenet_backbones.benchmark.measuring import Timing, get_synchronize, interleave
 from densenet_backbones.benchmark.report import Column, Table
-from densenet_backbones.benchmark.timing import Timing, interleave, waiting_for
 from densenet_backbones.dense_block.backends import has_triton
 from densenet_backbones.variants import VARIANTS
 
@@ -100,19 +100,19 @@ def compare_inference(
         raise ValueError(f"--net must be one of {known}, not {net!r}")
     image = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
     given = image.to(dtype=dtype, memory_format=torch.channels_last)
-    nets, missing = feature_nets(net, device)
+    nets, missing = build_feature_nets(net, device)
     theirs = nets["timm"]
-    synchronize = waiting_for(device)
+    synchronize = get_synchronize(device)
     with torch.inference_mode():
         expected = _in_float32(theirs, image)
         contenders: dict[str, Run] = {}
         if device.type == "cpu" and dtype == torch.float32:
             missing |= add_if_installed(
-                "timm in onnxruntime", partial(in_onnxruntime, theirs, image), contenders
+                "timm in onnxruntime", partial(build_in_onnxruntime, theirs, image), contenders
             )
         for name, model in nets.items():
             contenders[name] = model.to(dtype).to(memory_format=torch.channels_last)
-        contenders |= compiled_nets(nets, device, compiled)
+        contenders |= compile_nets(nets, device, compiled)
         bounds = _bounds(dtype, device, _distance(theirs(given)[-1], expected))
         checked = {
             name: _check(name, partial(run, given), expected, bounds, device)
@@ -193,7 +193,7 @@ def _bounds(dtype: torch.dtype, device: torch.device, timms: float) -> _Bounds:
 def _check(
     name: str, step: Callable[[], Any], expected: Tensor, bounds: _Bounds, device: torch.device
 ) -> _Checked:
-    synchronize = waiting_for(device)
+    synchronize = get_synchronize(device)
     start = time.perf_counter()
     maps = step()
     synchronize()

@@ -23,8 +23,8 @@ import torchvision
 from torch import Tensor
 
 import densenet_backbones.torchvision_models  # noqa: F401 - registers the detectors
+from densenet_backbones.benchmark.measuring import Timing, get_synchronize, interleave
 from densenet_backbones.benchmark.report import Cell, Column, Table
-from densenet_backbones.benchmark.timing import Timing, interleave, waiting_for
 from densenet_backbones.data.augment.detection import Augmentation, Preset
 from densenet_backbones.data.detection import DetectionImages
 from densenet_backbones.data.images import read_image
@@ -77,7 +77,7 @@ def measure(
         train = training_step(model, found, batch, precision)
         train()  # starts its threads before this one is pinned to a core
         contenders = {**pipelines(found, model), STEP: train}
-        timings = interleave(contenders, turns, waiting_for(device))
+        timings = interleave(contenders, turns, get_synchronize(device))
     pinned = "one core" if _affinity() else "one thread (this system pins no process to a core)"
     height, width = model.image_size
     title = (
@@ -126,7 +126,7 @@ def _detector(name: str, num_classes: int) -> Any:
     if name not in known:
         raise ValueError(f"no detector is called {name!r}{nearest(name, known)}")
     model = torchvision.models.get_model(name, num_classes=num_classes)
-    if not hasattr(model, "image_size") or not hasattr(model, "preprocessing"):
+    if not hasattr(model, "image_size") or not hasattr(model, "transform"):
         raise ValueError(f"{name} has no one size of its input; give dsod300 or another of ours")
     return model.train().to(memory_format=torch.channels_last)
 
@@ -139,7 +139,7 @@ def pipelines(found: DetectionSet, model: Any) -> dict[str, Callable[[], None]]:
             read_image(record.path)
 
     def augmented(preset: Preset) -> Callable[[], None]:
-        fill = model.preprocessing.fill_color
+        fill = model.transform.fill_color
         dataset = DetectionImages(found, Augmentation(preset, model.image_size, fill=fill))
         epochs = count()  # each turn draws anew
 

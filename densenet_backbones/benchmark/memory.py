@@ -12,9 +12,13 @@ import torchvision
 from torch import Tensor, nn
 
 from densenet_backbones.analysis.memory_plan import largest_batch
-from densenet_backbones.benchmark.measured_memory import peak_bytes, saved_bytes
+from densenet_backbones.benchmark.measuring import (
+    get_synchronize,
+    interleave,
+    measure_peak_bytes,
+    measure_saved_bytes,
+)
 from densenet_backbones.benchmark.report import Column, Table
-from densenet_backbones.benchmark.timing import interleave, waiting_for
 from densenet_backbones.checkpoints import to_ours
 from densenet_backbones.dense_block import MEMORY_MODES, Memory
 from densenet_backbones.densenet import DenseNet
@@ -92,7 +96,7 @@ def compare_memory_modes(
     if not difference <= (1e-4 if device.type == "cpu" and not bf16 else 1e-2):
         raise RuntimeError(f"losses differ by {difference:.1e} of their value")
     steps = {name: partial(_step, net, losses[name]) for name, net in nets.items()}
-    timings = interleave(steps, turns, waiting_for(device))
+    timings = interleave(steps, turns, get_synchronize(device))
     first, images = timings[0], f"images in {budget:g} GiB"
     ratio = f"step time / {first.name}"
     columns = (
@@ -120,11 +124,11 @@ def _cost(
     net: nn.Module, loss: Callable[[], Tensor], device: torch.device
 ) -> tuple[int, int, str, float]:
     """Bytes saved, bytes at most, how often norms counted the batch, loss."""
-    saved, result = saved_bytes(net, loss)
+    saved, result = measure_saved_bytes(net, loss)
     value = result.item()
     del result  # and with it what was saved
     step = partial(_step, net, loss)
-    return saved, peak_bytes(step, device), _updates_of_a_step(net, step), value
+    return saved, measure_peak_bytes(step, device), _updates_of_a_step(net, step), value
 
 
 def _loss(net: nn.Module, image: Tensor, autocast: torch.dtype | None) -> Tensor:

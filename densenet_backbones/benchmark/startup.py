@@ -17,8 +17,8 @@ import torch
 
 import densenet_backbones.timm_models  # noqa: F401 - registers our nets
 from densenet_backbones.benchmark.contenders import DEPLOYED
+from densenet_backbones.benchmark.measuring import Timing, take_turns
 from densenet_backbones.benchmark.report import Column, Table
-from densenet_backbones.benchmark.timing import Timing, take_turns
 from densenet_backbones.deploy import deploy
 
 __all__ = ["compare_compilation", "compare_imports", "first_call"]

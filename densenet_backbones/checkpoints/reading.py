@@ -17,7 +17,6 @@ from densenet_backbones.checkpoints.errors import CheckpointError
 from densenet_backbones.checkpoints.pickled import ALLOWED
 
 __all__ = [
-    "CheckpointError",
     "WeightsFile",
     "read_checkpoint",
     "read_state_dict",

@@ -1,4 +1,4 @@
-"""What training may use of the boxes in an annotation file.
+"""Box checks: clipping to the image, boxes around masks, and sentences about faulty boxes.
 
 Legend: B boxes; sizes are (W, H) pixels of the image as shown; boxes are xyxy in absolute pixels.
 """
@@ -16,11 +16,11 @@ def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.nda
 
     Args:
         boxes: (B, 4) float64, finite.
-        sizes: (B, 2) or (2,), sides in ``1 .. MAX_SIDE``.
+        sizes: (B, 2) or (2,) image sizes, sides in ``1 .. MAX_SIDE``.
 
     Returns:
-        (B, 4) float32 clipped boxes, and (B,) bool: which of them have an area after rounding to
-        float32, so that training may use them.
+        (B, 4) float32 clipped boxes, and (B,) bool, True for boxes that have an area after rounding
+        to float32, so that training may use them.
     """
     clipped = np.clip(boxes, 0, _limits(boxes, sizes)).astype(np.float32)
     usable = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
@@ -28,7 +28,9 @@ def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def masks_to_boxes(masks: np.ndarray) -> np.ndarray:
-    """Boxes that are tight around pixels.
+    """Compute boxes that are tight around the pixels of masks.
+
+    (torchvision's `masks_to_boxes` names the last pixel, where boxes here end behind it.)
 
     Args:
         masks: (B, H, W) uint8, 0 outside of an object.
@@ -36,22 +38,22 @@ def masks_to_boxes(masks: np.ndarray) -> np.ndarray:
     Returns:
         (B, 4) float32; 0, 0, 0, 0 where a mask is empty.
     """
-    found = np.array([cv2.boundingRect(mask) for mask in masks], np.float32).reshape(-1, 4)
-    found[:, 2:] += found[:, :2]
-    return found
+    boxes = np.array([cv2.boundingRect(mask) for mask in masks], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]  # xywh to xyxy
+    return boxes
 
 
 def measure_overhang(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """(B,) pixels by which each box reaches beyond its image; negative where it does not."""
-    return np.maximum(-boxes, boxes - _limits(boxes, sizes)).max(axis=1)
+    """Return the (B,) pixels by which each box reaches beyond its image; negative if inside."""
+    return np.asarray(np.maximum(-boxes, boxes - _limits(boxes, sizes)).max(axis=1))
 
 
 def describe_box_fault(box: np.ndarray, size: tuple[int, int]) -> tuple[str, str]:
-    """Say what is wrong with one box that is unusable or reaches out, and what is done about it.
+    """Describe the fault of a box that is unusable or reaches out, and what is done about it.
 
     Args:
         box: (4,) float64.
-        size: (W, H).
+        size: (W, H) of the image.
 
     Returns:
         Two clauses, for `Problem.what` and `Problem.action`.

@@ -32,7 +32,7 @@ def check_relative_path(name: str, where: str) -> PurePosixPath:
         where: File and item, for the message.
 
     Returns:
-        The relative path.
+        The relative path, with forward slashes.
 
     Raises:
         DataError: If the name is empty, absolute, has a drive letter, ``..`` or control codes.
@@ -49,7 +49,7 @@ def check_relative_path(name: str, where: str) -> PurePosixPath:
 
 
 def list_files(folder: Path) -> frozenset[str]:
-    """Names of the files of one folder, by one listing; empty where there is no such folder."""
+    """List the names of a folder's files, at once; empty where there is no such folder."""
     try:
         with os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries if entry.is_file())
@@ -58,7 +58,7 @@ def list_files(folder: Path) -> frozenset[str]:
 
 
 def list_folders(folder: Path) -> list[str]:
-    """Sorted names of the folders in a folder; empty where there is no such folder."""
+    """List the sorted names of a folder's folders; empty where there is no such folder."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir())
@@ -67,7 +67,7 @@ def list_folders(folder: Path) -> list[str]:
 
 
 def quote(names: Collection[object], limit: int = 3) -> str:
-    """The first names and how many more there are: ``'a', 'b', 'c' and 9 more``."""
+    """Quote the first names and say how many more there are: ``'a', 'b', 'c' and 9 more``."""
     first = ", ".join(repr(name) for _, name in zip(range(limit), names, strict=False))
     more = len(names) - limit
     return f"{first} and {more} more" if more > 0 else first
@@ -88,7 +88,7 @@ def refuse_if_strict(problems: Sequence[Problem], strict: bool) -> None:
 def track_progress(
     items: Collection[T], text: str, *, show: bool = True, from_count: int = 2000
 ) -> Iterable[T]:
-    """The items, under a progress bar that vanishes at the end when they are many."""
+    """Return the items, under a progress bar that vanishes at the end when they are many."""
     console = Console(stderr=True)  # standard output is for results
     if not show or len(items) < from_count or not console.is_terminal:
         return items
@@ -103,14 +103,17 @@ def map_in_threads(
     progress: bool = True,
     workers: int | None = None,
 ) -> Iterator[R]:
-    """Results of a function that reads files, in the items' order, under a progress bar.
+    """Call a function that reads files on every item, in threads, under a progress bar.
 
     Args:
-        function: What it raises ends the work.
-        items: Its arguments.
-        text: Of the progress bar, which vanishes at the end.
-        progress: Show it.
-        workers: Threads; None takes one a core, at most 8.
+        function: Called with an item; an exception in it ends the work.
+        items: Arguments of the function.
+        text: Text of the progress bar, which vanishes at the end.
+        progress: Show the progress bar.
+        workers: Number of threads; None takes one a core, at most 8.
+
+    Yields:
+        The results, in the order of the items.
 
     Raises:
         DataError: If `workers` is below 1.
@@ -129,6 +132,6 @@ def map_in_threads(
 def refuse_faults(faults: Sequence[str], what: str) -> None:
     """Raise one `DataError` for all the faults there are, the first 50 in full."""
     if faults:
-        shown = "\n  ".join(faults[:50])
+        first = "\n  ".join(faults[:50])
         more = f"\n  and {len(faults) - 50} more" if len(faults) > 50 else ""
-        raise DataError(f"{what}:\n  {shown}{more}")
+        raise DataError(f"{what}:\n  {first}{more}")

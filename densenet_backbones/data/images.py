@@ -1,10 +1,10 @@
-"""Image files to upright 8-bit RGB arrays, by one decoder for every format.
+"""Reads image files as upright 8-bit RGB arrays, by one decoder for every format.
 
 "As shown" means that the orientation which a camera wrote into the file (EXIF) has been applied.
 Everything else in the data room (sizes, boxes) lives in that frame.
 
 Pillow alone decodes: OpenCV's JPEG decoder gives the same pixels 15 % faster (500x375 photographs),
-but returns a truncated file as a half grey image without an error, and knows other colour rules.
+but returns a truncated file as a half gray image without an error, and knows other color rules.
 """
 
 from collections.abc import Iterator
@@ -33,8 +33,8 @@ _TURN = {  # EXIF orientation -> what makes it upright
 def read_image(path: str | Path) -> np.ndarray:
     """Decode an image file as it is shown.
 
-    EXIF orientation is applied. Greyscale, palette, CMYK and other colour spaces become RGB;
-    16-bit grey is scaled (65535 becomes 255), not clipped; transparency is laid on white; of an
+    EXIF orientation is applied. Grayscale, palette, CMYK and other color spaces become RGB;
+    16-bit gray is scaled (65535 becomes 255), not clipped; transparency is laid on white; of an
     animation, the first picture is taken.
 
     Args:
@@ -53,24 +53,24 @@ def read_image(path: str | Path) -> np.ndarray:
 def read_reduced_image(
     path: str | Path, at_least: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, int]:
-    """`read_image`, but a large JPEG is decoded at a half, a quarter or an eighth of its size.
+    """Decode an image file, a large JPEG at a half, a quarter or an eighth of its size.
 
     That is fast, as the decoder leaves out frequencies that the result could not show.
 
     Args:
-        path: As of `read_image`.
+        path: The file; any format that Pillow reads.
         at_least: (H, W) of the smallest result, as shown; None for the full size. Smaller images
             and other formats come at full size.
 
     Returns:
-        The array, and how many pixels of the full image's sides one of its own stands for: 1, 2, 4
-        or 8. A row or a column at an edge may stand for fewer.
+        The array, and the number of pixels of the full image's sides that one of its own stands
+        for: 1, 2, 4 or 8. A row or a column at an edge may stand for fewer.
 
     Raises:
         DataError: As `read_image`.
     """
     with open_image(path) as image:
-        orientation = _orientation(image)
+        orientation = _read_orientation(image)
         width = image.width
         if at_least is not None:
             # Pillow wants (W, H) as stored; orientations 5 to 8 swap the sides.
@@ -79,14 +79,14 @@ def read_reduced_image(
         image.load()
         upright = image.transpose(_TURN[orientation]) if orientation in _TURN else image
         if upright.mode.startswith("I"):
-            return _grey_from_integers(np.asarray(upright), path), factor
+            return _gray_from_integers(np.asarray(upright), path), factor
         if upright.mode == "F":
             raise DataError(f"{path}: 32-bit float pixels have no fixed range; save it as 8-bit")
-        return np.array(_rgb(upright)), factor
+        return np.array(_convert_to_rgb(upright)), factor
 
 
 def read_image_size(path: str | Path) -> tuple[int, int]:
-    """Size of an image as shown, ``(W, H)`` pixels, from the file's header.
+    """Read the size of an image as shown, ``(W, H)`` pixels, from the file's header.
 
     (A TIFF file is decoded: Pillow releases differ in when they turn it.)
 
@@ -94,7 +94,7 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
         DataError: If the file is missing, not an image, or larger than `MAX_PIXELS`.
     """
     with open_image(path) as image:
-        turned = _orientation(image) >= 5  # 5 to 8 swap the sides
+        turned = _read_orientation(image) >= 5  # 5 to 8 swap the sides
         width, height = image.size
     return (height, width) if turned else (width, height)
 
@@ -105,14 +105,14 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise DataError(_too_large(path, f"{image.width}x{image.height} pixels,"))
+                raise DataError(_describe_size_limit(path, f"{image.width}x{image.height} pixels,"))
             yield image
     except DataError:
         raise
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such image file; check the path") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DataError(_too_large(path, "has")) from None
+        raise DataError(_describe_size_limit(path, "has")) from None
     except Exception as error:  # Pillow's plug-ins raise almost any type on damaged files
         raise DataError(
             f"{path}: cannot be read as an image ({type(error).__name__}: {error}); fetch or "
@@ -120,15 +120,15 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         ) from error
 
 
-def _too_large(path: str | Path, size: str) -> str:
+def _describe_size_limit(path: str | Path, size: str) -> str:
     return (
         f"{path}: {size} more than the {MAX_PIXELS} pixels that are allowed, to protect the "
         "memory; cut it into tiles or save it smaller"
     )
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
+def _read_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
     if image.format == "TIFF":
         image.load()  # turns the image, and takes the tag away
     if image.format == "PNG" and "exif" not in image.info:
@@ -140,20 +140,20 @@ def _orientation(image: Image.Image) -> int:
     return value if value in _TURN else 1
 
 
-def _grey_from_integers(values: np.ndarray, path: str | Path) -> np.ndarray:
-    """(H, W) grey of 16 bits, in whatever integer type, to (H, W, 3) uint8."""
+def _gray_from_integers(values: np.ndarray, path: str | Path) -> np.ndarray:
+    """Scale (H, W) gray of 16 bits, in whatever integer type, to (H, W, 3) uint8."""
     lowest, highest = int(values.min()), int(values.max())
     if lowest < 0 or highest > 65535:
         raise DataError(
             f"{path}: pixels from {lowest} to {highest} are outside 16 bits (0 to 65535); "
             "save it as 8- or 16-bit"
         )
-    grey = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+    gray = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=2)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any 8-bit mode to RGB."""
+def _convert_to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any 8-bit mode to RGB."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         page = Image.new("RGBA", image.size, _BACKGROUND)

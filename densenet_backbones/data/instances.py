@@ -1,4 +1,4 @@
-"""Masks and keypoints of an image's objects, made from its record when a sample is.
+"""Makes masks and keypoints of an image's objects from its record, when a sample is made.
 
 Legend: B objects, H x W pixels of the image as shown, Kp keypoints of an object.
 """
@@ -6,15 +6,16 @@ Legend: B objects, H x W pixels of the image as shown, Kp keypoints of an object
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from densenet_backbones.data.boxes import LEFT_OUT
 from densenet_backbones.data.files import refuse_faults, refuse_if_strict
 from densenet_backbones.data.readers.coco_json import abbreviate
-from densenet_backbones.data.readers.coco_masks import check_outline, draw_outline
+from densenet_backbones.data.readers.coco_outlines import check_outline, draw_outline
 from densenet_backbones.data.samples import (
+    Annotation,
     Categories,
     DataError,
     DetectionSet,
@@ -29,7 +30,7 @@ MAX_MASKS = 2**32  # bytes of one image's masks: 1000 objects of a picture of 4 
 
 @dataclass(eq=False)
 class Instances:
-    """The objects of one image, one a row.
+    """Objects of one image, one a row.
 
     Attributes:
         boxes: (B, 4) float32 xyxy in absolute pixels.
@@ -46,88 +47,89 @@ class Instances:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def rows(self, kept: np.ndarray) -> "Instances":
-        """Some of the objects: (B,) bool, or positions."""
+    def select(self, rows: np.ndarray) -> "Instances":
+        """Select some of the objects by (B,) bool, or by positions."""
         return Instances(
-            self.boxes[kept],
-            self.labels[kept],
-            None if self.masks is None else self.masks[kept],
-            None if self.keypoints is None else self.keypoints[kept],
+            self.boxes[rows],
+            self.labels[rows],
+            None if self.masks is None else self.masks[rows],
+            None if self.keypoints is None else self.keypoints[rows],
         )
 
 
 def read_instances(
     record: ImageRecord, target_types: Sequence[str] = ("boxes",), keypoints: int = 0
 ) -> Instances:
-    """The objects of an image that training may use.
+    """Read the objects of an image that training may use.
 
     Args:
-        record: Its image; masks and keypoints come from `annotations`.
-        target_types: What is made besides boxes and labels.
-        keypoints: Kp; objects that have none get Kp zeros.
+        record: Record of the image; masks and keypoints come from its `annotations`.
+        target_types: Annotations to make; boxes and labels are always made.
+        keypoints: Number of keypoints of an object, Kp; objects that have none get Kp zeros.
 
     Raises:
         DataError: If an outline is faulty (names the annotation), or the masks need more than
             `MAX_MASKS` bytes.
     """
-    found = Instances(record.boxes, record.labels)
+    objects = Instances(record.boxes, record.labels)
     if "masks" in target_types:
-        found.masks = _masks(record)
+        objects.masks = _draw_masks(record)
     if "keypoints" in target_types:
-        found.keypoints = _keypoints(record, keypoints)
-    return found
+        objects.keypoints = _read_keypoints(record, keypoints)
+    return objects
 
 
 def keep_learnable_objects(
     detection_set: DetectionSet, target_types: Sequence[str], strict: bool
 ) -> DetectionSet:
-    """The set with the objects of which training can learn what it is asked to.
+    """Keep the objects that have what training is to learn from.
 
     Args:
         detection_set: As read, with outlines and keypoints.
-        target_types: Such as ``("boxes", "masks")``.
+        target_types: Annotations to learn from, such as ``("boxes", "masks")``.
         strict: Raise for what is otherwise reported in `DetectionSet.problems`.
 
     Returns:
-        The set without the boxes of objects that have no outline, where masks are learnt.
-        Objects without keypoints stay: their keypoints are not labelled.
+        The set without the boxes of objects that have no outline, if masks are learned.
+        Objects without keypoints stay: their keypoints are not labeled.
 
     Raises:
-        DataError: If no object has what is learnt, or masks or keypoints are not as COCO has them.
+        DataError: If no object has what is to be learned from, or masks or keypoints are not as
+        COCO has them.
     """
     if "keypoints" in target_types:
         _check_keypoints(detection_set)
-    return _outlined(detection_set, strict) if "masks" in target_types else detection_set
+    return _keep_outlined(detection_set, strict) if "masks" in target_types else detection_set
 
 
 def keep_images_with_keypoints(detection_set: DetectionSet) -> DetectionSet:
-    """The images on which some object has a labelled keypoint: others would teach none.
+    """Keep the images on which some object has a labeled keypoint: others would teach none.
 
     (Half of COCO's images show nobody; detectron2 and torchvision's training leave them out, too.)
 
     Raises:
         DataError: If there is none.
     """
-    kept = [
+    records = [
         record
         for record in detection_set.records
-        if any(any(a.get("keypoints", [])[2::3]) for a in _own_annotations(record))
+        if any(any(a.get("keypoints", [])[2::3]) for a in _list_own_annotations(record))
     ]
-    if not kept:
+    if not records:
         raise DataError(
-            f"{detection_set.name}: no keypoint of its {len(detection_set)} images is labelled "
-            "(visibility 1 or 2), so none can be learnt from it; choose a detector of boxes"
+            f"{detection_set.name}: no keypoint of its {len(detection_set)} images is labeled "
+            "(visibility 1 or 2), so none can be learned from it; choose a detector of boxes"
         )
-    return replace(detection_set, records=tuple(kept))
+    return replace(detection_set, records=tuple(records))
 
 
-def _own_annotations(record: ImageRecord) -> list[dict[str, Any]]:
-    """The annotation of each box."""
+def _list_own_annotations(record: ImageRecord) -> list[Annotation]:
+    """List the annotation of each box."""
     assert record.annotation_of is not None, "readers set it"
     return [record.annotations[n] for n in record.annotation_of]
 
 
-def _masks(record: ImageRecord) -> np.ndarray:
+def _draw_masks(record: ImageRecord) -> np.ndarray:
     size = record.height, record.width
     masks = (len(record.boxes), *size)
     if math.prod(masks) > MAX_MASKS:
@@ -135,47 +137,47 @@ def _masks(record: ImageRecord) -> np.ndarray:
             f"{record.path}: the masks of its {masks[0]} objects of {size[1]}x{size[0]} pixels "
             f"need more than the {MAX_MASKS} bytes that are allowed; cut the image into tiles"
         )
-    drawn = np.zeros(masks, np.uint8)
-    for mask, annotation in zip(drawn, _own_annotations(record), strict=True):
-        mask[:] = draw_outline(annotation["segmentation"], size, _where(record, annotation))
-    return drawn
+    pixels = np.zeros(masks, np.uint8)
+    for mask, annotation in zip(pixels, _list_own_annotations(record), strict=True):
+        mask[:] = draw_outline(annotation["segmentation"], size, _locate(record, annotation))
+    return pixels
 
 
-def _keypoints(record: ImageRecord, count: int) -> np.ndarray:
-    found = np.zeros((len(record.boxes), count, 3), np.float32)
-    for row, annotation in zip(found, _own_annotations(record), strict=True):
+def _read_keypoints(record: ImageRecord, count: int) -> np.ndarray:
+    keypoints = np.zeros((len(record.boxes), count, 3), np.float32)
+    for row, annotation in zip(keypoints, _list_own_annotations(record), strict=True):
         if annotation.get("keypoints"):
             row[:] = np.array(annotation["keypoints"], np.float64).reshape(count, 3)
-    return unlabel_outside(found, (record.height, record.width))
+    return unlabel_outside(keypoints, (record.height, record.width))
 
 
 def unlabel_outside(keypoints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(B, Kp, 3) keypoints, those outside of an image of `size` (H, W) not labelled: all zeros."""
+    """Set (B, Kp, 3) keypoints outside of an image of `size` (H, W) to zeros: not labeled."""
     x, y, seen = np.moveaxis(keypoints, -1, 0)
     inside = (x >= 0) & (x <= size[1]) & (y >= 0) & (y <= size[0]) & (seen > 0)
     return np.where(inside[..., None], keypoints, np.float32(0))
 
 
-def _where(record: ImageRecord, annotation: dict[str, Any]) -> str:
+def _locate(record: ImageRecord, annotation: Annotation) -> str:
     return f"{record.path}: annotation {annotation.get('id', '')}".rstrip()
 
 
-def _outlined(detection_set: DetectionSet, strict: bool) -> DetectionSet:
-    _refuse_where(detection_set, _fault_of_outline, "masks")
+def _keep_outlined(detection_set: DetectionSet, strict: bool) -> DetectionSet:
+    _refuse_where(detection_set, _describe_outline_fault, "masks")
     records, problems = [], []
     for record in detection_set.records:
-        own = _own_annotations(record)
-        kept = np.array([bool(a.get("segmentation")) for a in own], dtype=bool)
+        own = _list_own_annotations(record)
+        outlined = np.array([bool(a.get("segmentation")) for a in own], dtype=bool)
         problems += [
-            Problem(detection_set.name, _where(record, a), "has no 'segmentation'", LEFT_OUT)
-            for a, stays in zip(own, kept, strict=True)
+            Problem(detection_set.name, _locate(record, a), "has no 'segmentation'", LEFT_OUT)
+            for a, stays in zip(own, outlined, strict=True)
             if not stays
         ]
-        records.append(record if kept.all() else _with_boxes(record, kept))
+        records.append(record if outlined.all() else _select_boxes(record, outlined))
     if problems and not any(len(record.boxes) for record in records):
         raise DataError(
             f"{detection_set.name}: none of its {len(problems)} objects has a 'segmentation', so "
-            "no masks can be learnt from it; export it in COCO's layout with masks, or choose a "
+            "no masks can be learned from it; export it in COCO's layout with masks, or choose a "
             "detector of boxes"
         )
     refuse_if_strict(problems, strict)
@@ -184,14 +186,14 @@ def _outlined(detection_set: DetectionSet, strict: bool) -> DetectionSet:
     )
 
 
-def _with_boxes(record: ImageRecord, kept: np.ndarray) -> ImageRecord:
+def _select_boxes(record: ImageRecord, rows: np.ndarray) -> ImageRecord:
     assert record.annotation_of is not None
     return replace(
         record,
-        boxes=record.boxes[kept],
-        labels=record.labels[kept],
-        difficult=record.difficult[kept],
-        annotation_of=record.annotation_of[kept],
+        boxes=record.boxes[rows],
+        labels=record.labels[rows],
+        difficult=record.difficult[rows],
+        annotation_of=record.annotation_of[rows],
     )
 
 
@@ -201,48 +203,48 @@ def _check_keypoints(detection_set: DetectionSet) -> None:
     if annotations and not any(a.get("keypoints") for a in annotations):
         raise DataError(
             f"{name}: none of its {len(annotations)} objects has 'keypoints', so none can be "
-            "learnt from it; give COCO's file of keypoints, or choose a detector of boxes"
+            "learned from it; give COCO's file of keypoints, or choose a detector of boxes"
         )
     if not categories.keypoints:
         raise DataError(
             f"{name}: its categories do not name the keypoints, or name different ones; give "
             "every category that has some the same list 'keypoints' of names"
         )
-    _refuse_where(detection_set, _fault_of_keypoints, "keypoints")
+    _refuse_where(detection_set, _describe_keypoint_fault, "keypoints")
 
 
 def _refuse_where(
     detection_set: DetectionSet,
-    fault_of: Callable[[ImageRecord, dict[str, Any], Categories], str | None],
+    describe_fault: Callable[[ImageRecord, Annotation, Categories], str | None],
     what: str,
 ) -> None:
     """Raise one error for all faults; evaluation relies on every annotation, crowds included."""
 
-    def found() -> Iterator[str]:
+    def list_faults() -> Iterator[str]:
         for record in detection_set.records:
             for annotation in record.annotations:
-                fault = fault_of(record, annotation, detection_set.categories)
+                fault = describe_fault(record, annotation, detection_set.categories)
                 if fault:
                     yield fault
 
-    faults = list(found())
+    faults = list(list_faults())
     refuse_faults(faults, f"{detection_set.name}: {len(faults)} annotations have faulty {what}")
 
 
-def _fault_of_outline(
-    record: ImageRecord, annotation: dict[str, Any], categories: Categories
+def _describe_outline_fault(
+    record: ImageRecord, annotation: Annotation, categories: Categories
 ) -> str | None:
     outline, size = annotation.get("segmentation"), (record.height, record.width)
     try:
         if outline:
-            check_outline(outline, size, _where(record, annotation))
+            check_outline(outline, size, _locate(record, annotation))
     except DataError as error:
         return str(error)
     return None
 
 
-def _fault_of_keypoints(
-    record: ImageRecord, annotation: dict[str, Any], categories: Categories
+def _describe_keypoint_fault(
+    record: ImageRecord, annotation: Annotation, categories: Categories
 ) -> str | None:
     values, count = annotation.get("keypoints"), len(categories.keypoints)
     if not values:
@@ -251,6 +253,6 @@ def _fault_of_keypoints(
     if len(numbers) == len(values) == 3 * count and set(numbers[2::3]) <= {0, 1, 2}:
         return None
     return (
-        f"{_where(record, annotation)}: 'keypoints' must be x, y and visibility (0, 1 or 2) of "
+        f"{_locate(record, annotation)}: 'keypoints' must be x, y and visibility (0, 1 or 2) of "
         f"each of the {count} keypoints of its category, not {abbreviate(values)}"
     )

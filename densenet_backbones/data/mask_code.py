@@ -1,6 +1,6 @@
-"""Mask pictures to labels: palette and grey pictures hold ids, RGB pictures colours.
+"""Mask pictures to labels: palette and gray pictures hold ids, RGB pictures colors.
 
-A colour is one number here, ``R + 256 G + 65536 B``, as in COCO's panoptic pictures.
+A color is one number here, ``R + 256 G + 65536 B``, as in COCO's panoptic pictures.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from densenet_backbones.data.mask_samples import IGNORED, Color, MaskClasses
 from densenet_backbones.data.samples import DataError
 
 _UNKNOWN = 256  # beside the labels 0 .. 255 in tables
-# Pillow spreads grey of 2 and 4 bits over 0..255; ids must stay what they are in the file.
+# Pillow spreads gray of 2 and 4 bits over 0..255; ids must stay what they are in the file.
 _SPREAD = {"L;2": 85, "L;4": 17}
 
 
@@ -27,7 +27,7 @@ class ValueMap:
     Attributes:
         values: Unique, each at least 0.
         labels: One a value, ``0 .. K - 1`` or `IGNORED`.
-        are_colors: Whether values are colours (for messages).
+        are_colors: Whether values are colors (for messages).
     """
 
     values: tuple[int, ...]
@@ -94,7 +94,7 @@ class ValueMap:
 
 
 def pack_color(color: Sequence[int]) -> int:
-    """A colour as one number."""
+    """A color as one number."""
     return int(color[0]) + 256 * int(color[1]) + 65536 * int(color[2])
 
 
@@ -114,7 +114,7 @@ class MaskCode:
     """How the mask pictures of a data set are to be read.
 
     Attributes:
-        ids: Of palette and grey pictures; None where pictures must hold colours.
+        ids: Of palette and gray pictures; None where pictures must hold colors.
         colors: Of RGB pictures; None where pictures must hold ids.
         fix: What to do about unknown values, for the message.
     """
@@ -134,7 +134,7 @@ class MaskCode:
         ignored_colors: Iterable[Color] = (),
         **options: str,
     ) -> "MaskCode":
-        """The code in which classes have their ids, their colours or either.
+        """The code in which classes have their ids, their colors or either.
 
         Raises:
             DataError: If a value stands for two things, or an id is below 0.
@@ -161,7 +161,7 @@ class MaskCode:
         """Labels of a picture, (H, W) uint8.
 
         Raises:
-            DataError: If the file is missing, damaged or truncated, is JPEG, holds colours where
+            DataError: If the file is missing, damaged or truncated, is JPEG, holds colors where
                 ids are expected or the reverse, or has unknown values.
         """
         with open_image(path) as picture:
@@ -181,8 +181,8 @@ class MaskCode:
         if mode == "RGB":
             rgb = np.asarray(picture)
             if self.colors is None:
-                grey = (rgb == rgb[..., :1]).all()
-                hint = " (its three channels are equal: save one of them)" * bool(grey)
+                gray = (rgb == rgb[..., :1]).all()
+                hint = " (its three channels are equal: save one of them)" * bool(gray)
                 raise DataError(
                     f"{path}: is an RGB picture, but class ids are expected{hint}; save it with "
                     "one channel or a palette, or give its classes colors in classes.yaml with "

@@ -1,4 +1,4 @@
-"""The types that segmentation data passes in: what a reader returns and what a model is given.
+"""Types of segmentation data: what a reader returns, and what a model is given.
 
 Legend: H x W pixels of the image as shown (EXIF orientation applied), K classes. A mask is uint8:
 (H, W) with labels ``0 .. K - 1`` and `IGNORED`; for multilabel data (K, H, W) with 0, 1 and
@@ -8,7 +8,7 @@ Legend: H x W pixels of the image as shown (EXIF orientation applied), K classes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -23,7 +23,10 @@ MaskTask = Literal["multiclass", "binary", "multilabel"]
 
 
 def voc_color(index: int) -> Color:
-    """Colour of a class in VOC's colour map: the bits of its number spread over the channels."""
+    """Return the color of a class in VOC's map: the bits of its number spread over the channels.
+
+    (``VOClabelcolormap.m`` of the development kit.)
+    """
 
     def channel(shift: int) -> int:
         return sum((index >> (3 * bit + shift) & 1) << (7 - bit) for bit in range(8))
@@ -31,15 +34,28 @@ def voc_color(index: int) -> Color:
     return channel(0), channel(1), channel(2)
 
 
+def is_color(values: Sequence[object]) -> bool:
+    """Return True for three whole numbers in 0..255."""
+    return len(values) == 3 and all(type(c) is int and 0 <= c <= 255 for c in values)
+
+
+class MaskClassesState(TypedDict):
+    """Plain form of `MaskClasses`."""
+
+    names: list[str]
+    colors: list[list[int]]
+    ids: list[int]
+
+
 @dataclass(frozen=True)
 class MaskClasses:
-    """The classes of a data set, in label order: label ``i`` is ``names[i]``.
+    """Classes of a data set, in label order: label ``i`` is ``names[i]``.
 
     Attributes:
-        names: Unique.
-        colors: For pictures; RGB in 0..255.
-        ids: Unique; what the data set's own files call the classes (the value in a mask, or the
-            category id of a JSON file).
+        names: Names of the classes, unique.
+        colors: Colors of the classes in pictures, RGB in 0..255.
+        ids: Ids of the classes in the data set's own files, unique: the value in a mask, or the
+            category id of a JSON file.
     """
 
     names: tuple[str, ...]
@@ -67,42 +83,43 @@ class MaskClasses:
         ids: Sequence[int] | None = None,
         colors: Sequence[Color] | None = None,
     ) -> "MaskClasses":
-        """Classes with the ids ``0 .. K - 1`` and VOC's colours where none are given."""
+        """Make classes, with the ids ``0 .. K - 1`` and VOC's colors where none are given."""
         if isinstance(names, str) or not all(isinstance(n, str) and n.strip() for n in names):
             raise DataError(f"classes must be a list of names, got {names!r}")
-        given = tuple(voc_color(i) for i in range(len(names))) if colors is None else tuple(colors)
-        return cls(tuple(names), given, tuple(range(len(names)) if ids is None else ids))
+        if colors is None:
+            colors = [voc_color(i) for i in range(len(names))]
+        return cls(tuple(names), tuple(colors), tuple(range(len(names)) if ids is None else ids))
 
     @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> "MaskClasses":
-        """Inverse of `to_dict`."""
+    def from_dict(cls, state: MaskClassesState) -> "MaskClasses":
+        """Invert `to_dict`."""
         colors = tuple((int(r), int(g), int(b)) for r, g, b in state["colors"])
         return cls(tuple(state["names"]), colors, tuple(int(i) for i in state["ids"]))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists, for checkpoints and JSON."""
+    def to_dict(self) -> MaskClassesState:
+        """Return plain lists, for checkpoints and JSON."""
         colors = [list(color) for color in self.colors]
         return {"names": list(self.names), "colors": colors, "ids": list(self.ids)}
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes, K."""
         return len(self.names)
 
 
 class MaskReader(Protocol):
-    """Where a mask comes from; small and picklable, as worker processes get all of them."""
+    """Source of a mask; small and picklable, as worker processes get all of them."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that the mask is read from, the one that errors name first."""
+        """Files that the mask is read from, the one that errors name first."""
 
     @property
     def rule(self) -> str:
-        """How values become labels, as a text that changes when the rule does."""
+        """Rule by which values become labels, as a text that changes when the rule does."""
 
     def read(self) -> np.ndarray:
-        """The mask, as the module says; a new array.
+        """Read the mask, in the form that this file's legend gives, as a new array.
 
         Raises:
             DataError: Names the file, what is wrong in it and the fix.
@@ -111,15 +128,15 @@ class MaskReader(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class MaskRecord:
-    """One image and where its mask is, before any pixel is read.
+    """Image and the reader of its mask, before any pixel is read.
 
     Attributes:
-        image_id: Unique within its data set.
+        image_id: Id of the image, unique within its data set.
         path: The image file.
-        width: Pixels, of the image as shown.
-        height: Pixels, of the image as shown.
-        mask: Reads the mask.
-        name: For people: the image's name without its ending.
+        width: Width of the image as shown, pixels.
+        height: Height of the image as shown, pixels.
+        mask: Reader of the mask.
+        name: Name for people, the image's without its ending.
     """
 
     image_id: int
@@ -130,7 +147,7 @@ class MaskRecord:
     name: str
 
     def read_mask(self) -> np.ndarray:
-        """The mask, uint8 (H, W), or (K, H, W) where it is multilabel.
+        """Read the mask, uint8 (H, W), or (K, H, W) where it is multilabel.
 
         Raises:
             DataError: If it cannot be read, has unknown values, or not the image's size.
@@ -143,7 +160,7 @@ class MaskRecord:
 
 
 def describe_size_fault(file: Path, size: tuple[int, int], record: MaskRecord) -> str:
-    """The sentence about a mask of another size (W, H) than its image."""
+    """Describe the fault of a mask that has another size (W, H) than its image."""
     turned = size == (record.height, record.width)
     hint = ", so it was drawn before the image was turned upright" * turned
     return (
@@ -154,7 +171,7 @@ def describe_size_fault(file: Path, size: tuple[int, int], record: MaskRecord) -
 
 @dataclass(frozen=True, eq=False)
 class SegmentationSet:
-    """A part of a segmentation data set: its images, its classes and what was wrong with it."""
+    """Part of a segmentation data set: its images, its classes and what was wrong with it."""
 
     name: str
     records: tuple[MaskRecord, ...]
@@ -180,12 +197,12 @@ class SegmentationSet:
 
 @dataclass(eq=False)
 class MaskSample:
-    """One image and its mask as a model is given them.
+    """Image and its mask as a model is given them.
 
     Attributes:
         image: (3, H, W) uint8 RGB.
-        mask: (H, W) or (K, H, W) uint8, as the module says.
-        image_id: The record's id.
+        mask: (H, W) or (K, H, W) uint8; see the legend.
+        image_id: Id of the record.
         index: Position of the record in its `SegmentationSet`.
         size: (H, W) of the image as shown, before augmentation.
     """
@@ -197,5 +214,5 @@ class MaskSample:
     size: tuple[int, int]
 
     def pin_memory(self) -> "MaskSample":
-        """The sample in memory that a GPU reads while the processor works; loaders call it."""
+        """Copy the sample to memory that a GPU reads while the CPU works; loaders call it."""
         return pin_tensors(self)

@@ -79,11 +79,11 @@ def count_class_pixels(
     faults = [fault for fault in found if isinstance(fault, str)]
     refuse_faults(faults, f"{data.name}: {len(faults)} of {len(data)} masks cannot be used")
     rows = np.array([row for row in found if not isinstance(row, str)], np.int64)
-    pixels, labelled = rows[:, 0], rows[:, 1]
+    pixels, labeled = rows[:, 0], rows[:, 1]
     there = pixels > 0
     counts = PixelCounts(
         pixels=tuple(pixels.sum(0).tolist()),
-        in_images=tuple(np.where(there, labelled, 0).sum(0).tolist()),
+        in_images=tuple(np.where(there, labeled, 0).sum(0).tolist()),
         images=tuple(there.sum(0).tolist()),
         ignored=int(rows[:, 2].sum(0).sum() if data.task == "multilabel" else rows[:, 2, 0].sum()),
     )
@@ -103,7 +103,7 @@ def check_masks(data: SegmentationSet, *, progress: bool = True, cache: Path | N
 def compute_median_frequency_weights(counts: PixelCounts) -> tuple[float, ...]:
     """Weights of the classes in a loss: the median of their frequencies over each one's own.
 
-    A class's frequency is its share of the labelled pixels of the images that have it (Eigen and
+    A class's frequency is its share of the labeled pixels of the images that have it (Eigen and
     Fergus, arXiv 1411.4734, section 6.3.2). A class that no mask has gets 1.
     """
     frequencies = counts.frequencies()
@@ -115,7 +115,7 @@ def compute_median_frequency_weights(counts: PixelCounts) -> tuple[float, ...]:
 
 
 def _count(record: MaskRecord, count: int) -> list[list[int]] | str:
-    """(3, K) of an image: pixels of each class, labelled pixels, ignored pixels; or the fault."""
+    """(3, K) of an image: pixels of each class, labeled pixels, ignored pixels; or the fault."""
     try:
         mask = record.read_mask()
         size = read_image_size(record.path)
@@ -129,8 +129,8 @@ def _count(record: MaskRecord, count: int) -> list[list[int]] | str:
     if mask.ndim == 2:
         found = np.bincount(mask.ravel(), minlength=256)
         ignored = int(found[IGNORED])
-        labelled = mask.size - ignored
-        return [found[:count].tolist(), [labelled] * count, [ignored] * count]
+        labeled = mask.size - ignored
+        return [found[:count].tolist(), [labeled] * count, [ignored] * count]
     ignored_each = (mask == IGNORED).sum((1, 2))
     area = mask.shape[1] * mask.shape[2]
     return [(mask == 1).sum((1, 2)).tolist(), (area - ignored_each).tolist(), ignored_each.tolist()]

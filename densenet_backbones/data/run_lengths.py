@@ -1,4 +1,6 @@
-"""Masks of instances as COCO's compressed run-length codes: some hundred bytes, not an image.
+"""Converts masks of instances to and from COCO's run-length codes: some hundred bytes each.
+
+The codes are pycocotools' (``pycocotools/mask.py`` and ``common/maskApi.c`` of cocoapi).
 
 Legend: n instances of one image of H x W pixels.
 """
@@ -12,29 +14,33 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-RunLengths = dict[str, Any]
-"""``{"size": [H, W], "counts": text}``: pycocotools' code, its bytes as ASCII, ready for JSON."""
+from densenet_backbones.data.samples import RunLengths
 
 THRESHOLD = 0.5
-"""Pixels of a predicted mask above it belong to the object, as torchvision's references say."""
+"""Probability above which a pixel belongs to the object, as in torchvision's references."""
 
 PIECE = 2**28
-"""Bytes of floats that are made of an image's masks at once: 200 masks of 640x480 pixels."""
+"""Most bytes of floats that an image's masks take at once: 200 masks of 640x480 pixels."""
+
+Size = tuple[int, int]
 
 Detections = dict[str, Any]
-"""Detections of one image, as detectors of torchvision's interface give them."""
+"""Detections of one image by name, as detectors of torchvision's interface give them."""
 
 
 def encode_masks(masks: Tensor, threshold: float = THRESHOLD) -> list[RunLengths]:
-    """Codes of the masks of one image.
+    """Encode the masks of one image.
 
     Args:
         masks: (n, H, W) or, as torchvision's models return them, (n, 1, H, W): probabilities in
             [0, 1], or 0 and 1 as integers or booleans; on any device.
-        threshold: A pixel above it is the object's.
+        threshold: Value above which a pixel is the object's.
+
+    Returns:
+        One code a mask, its `counts` as ASCII text, ready for JSON.
 
     Raises:
-        ValueError: `masks` has another shape.
+        ValueError: If `masks` has another shape.
     """
     if masks.ndim == 4 and masks.shape[1] == 1:
         masks = masks[:, 0]
@@ -49,32 +55,32 @@ def encode_masks(masks: Tensor, threshold: float = THRESHOLD) -> list[RunLengths
 
 
 def decode_mask(code: RunLengths) -> np.ndarray:
-    """One mask, (H, W) bool."""
+    """Decode one mask, (H, W) bool."""
     return np.asarray(coco_mask.decode(code), bool)
 
 
 def mirror_code(code: RunLengths) -> RunLengths:
-    """The code of a mask with left and right swapped."""
+    """Swap left and right of a coded mask."""
     mask = torch.from_numpy(decode_mask(code)[:, ::-1].copy())
     return encode_masks(mask[None])[0]
 
 
-def encode_detections(found: Detections) -> Detections:
-    """Detections of one image with their masks, if any, as run-length codes."""
-    if isinstance(found.get("masks"), Tensor):
-        found = {**found, "masks": encode_masks(found.pop("masks"))}
-    return found
+def encode_detections(detections: Detections) -> Detections:
+    """Encode the masks, if any, of one image's detections as run lengths."""
+    if isinstance(detections.get("masks"), Tensor):
+        detections = {**detections, "masks": encode_masks(detections.pop("masks"))}
+    return detections
 
 
 @contextmanager
-def encode_predicted_masks(model: Any) -> Iterator[None]:
-    """A Mask R-CNN of torchvision's that gives run-length codes instead of masks.
+def encode_predicted_masks(model: object) -> Iterator[None]:
+    """Make a Mask R-CNN of torchvision's give run-length codes instead of masks.
 
     By itself it gives a float for each pixel of each mask of all images of a batch: hundreds of
     megabytes an image, gigabytes for a photograph. Here at most `PIECE` bytes exist at once.
 
     Args:
-        model: Any detector; those without masks stay as they are.
+        model: Detector of any kind; those without masks stay as they are.
     """
     heads: Any = getattr(model, "roi_heads", None)
     transform: Any = getattr(model, "transform", None)
@@ -83,25 +89,38 @@ def encode_predicted_masks(model: Any) -> Iterator[None]:
         return
     original = transform.postprocess
 
-    def in_pieces(results: list[Detections], seen: list[Any], given: list[Any]) -> list[Detections]:
-        return [_coded(original, *one) for one in zip(results, seen, given, strict=True)]
+    def postprocess_in_pieces(
+        results: list[Detections], resized: list[Size], originals: list[Size]
+    ) -> list[Detections]:
+        rows = zip(results, resized, originals, strict=True)
+        return [_postprocess_image(original, *one) for one in rows]
 
-    transform.postprocess = in_pieces
+    transform.postprocess = postprocess_in_pieces
     try:
         yield
     finally:
         del transform.postprocess
 
 
-def _coded(
-    postprocess: Callable[..., list[Detections]], found: Detections, seen: Any, given: Any
+def _postprocess_image(
+    postprocess: Callable[..., list[Detections]],
+    detections: Detections,
+    resized: Size,
+    original: Size,
 ) -> Detections:
-    """One image's detections in the image as given, (H, W); of at least one mask at a time."""
-    rows = max(1, PIECE // (4 * given[0] * given[1]))
+    """Scale one image's detections back, some rows at a time, and encode their masks.
+
+    Args:
+        postprocess: The transform's own, of lists of images.
+        detections: Detections in the image as the model saw it.
+        resized: (H, W) of that image.
+        original: (H, W) of the image as it was given.
+    """
+    rows = max(1, PIECE // (4 * original[0] * original[1]))
     parts = [
-        encode_detections(postprocess([piece], [seen], [given])[0])
-        for start in range(0, max(1, len(found["boxes"])), rows)
-        for piece in [{name: values[start : start + rows] for name, values in found.items()}]
+        encode_detections(postprocess([piece], [resized], [original])[0])
+        for start in range(0, max(1, len(detections["boxes"])), rows)
+        for piece in [{name: values[start : start + rows] for name, values in detections.items()}]
     ]
     return {
         name: [mask for part in parts for mask in part[name]]

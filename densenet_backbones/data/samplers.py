@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset, DistributedSampler
 
+from densenet_backbones.messages import check_whole
+
 
 def _place(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
     """(R, r) as given; where not given the process group's, or one process without a group."""
@@ -66,8 +68,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        if seed < 0:
-            raise ValueError(f"seed must be at least 0, got {seed}")
+        check_whole("seed", seed, least=0)
         replicas, r = _place(num_replicas, rank)
         super().__init__(cast(Dataset[Any], dataset), replicas, r, shuffle, seed, drop_last)
         if drop_last:
@@ -135,8 +136,7 @@ class GroupedSampler(EpochSampler):
         rank: int | None = None,
         seed: int = 0,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_whole("batch_size", batch_size)
         super().__init__(groups, num_replicas, rank, seed=seed)
         self.groups, self.batch_size = torch.as_tensor(groups, dtype=torch.int64), batch_size
 

@@ -1,4 +1,6 @@
-"""The types that detection data passes in: what a reader returns and what a model is given.
+"""Types of detection data: what a reader returns, what a model is given, and COCO's JSON form.
+
+The COCO types follow https://cocodataset.org/#format-data and cocoapi's ``pycocotools/coco.py``.
 
 Legend: B boxes, H x W pixels of the image as shown (EXIF orientation applied), K classes
 including the background, Kp keypoints of an object.
@@ -9,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NotRequired, TypedDict, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -22,19 +24,90 @@ S = TypeVar("S")
 
 
 class DataError(ValueError):
-    """A fault in the user's data: the message names the file, the item and the fix."""
+    """Fault in the user's data: the message names the file, the item and the fix."""
+
+
+class RunLengths(TypedDict):
+    """COCO's run-length code of a mask, column by column, the first run outside.
+
+    `size` is [H, W]; `counts` is compressed text (ASCII, for JSON), the same as bytes, or numbers.
+    """
+
+    size: list[int]
+    counts: str | bytes | list[int]
+
+
+Outline = list[list[float]] | RunLengths
+"""COCO's `segmentation`: polygons [x1, y1, x2, y2, ...] in pixels, or run lengths."""
+
+
+class Annotation(TypedDict):
+    """Object of an image in COCO's form; `bbox` is xywh in pixels.
+
+    `difficult` and `truncated` are VOC's flags. Readers always set `area` and `iscrowd`.
+    """
+
+    category_id: int
+    bbox: list[float]
+    id: NotRequired[int]
+    image_id: NotRequired[int]
+    area: NotRequired[float]
+    iscrowd: NotRequired[int]
+    segmentation: NotRequired[Outline | None]
+    keypoints: NotRequired[list[float]]  # x, y and visibility of each
+    num_keypoints: NotRequired[int]
+    difficult: NotRequired[int]
+    truncated: NotRequired[int]
+
+
+class ImageEntry(TypedDict):
+    """Image in COCO's form; sides in pixels."""
+
+    id: int
+    file_name: str
+    width: int
+    height: int
+
+
+class CategoryEntry(TypedDict):
+    """Class in COCO's form; `skeleton` joins keypoints counted from 1."""
+
+    id: int
+    name: str
+    supercategory: NotRequired[str]
+    keypoints: NotRequired[list[str]]
+    skeleton: NotRequired[list[list[int]]]
+    isthing: NotRequired[int]
+
+
+class GroundTruth(TypedDict):
+    """Annotated data set in COCO's JSON form."""
+
+    info: NotRequired[dict[str, str]]
+    images: list[ImageEntry]
+    annotations: list[Annotation]
+    categories: list[CategoryEntry]
+
+
+class CategoriesState(TypedDict):
+    """Plain form of `Categories`."""
+
+    names: list[str]
+    ids: list[int]
+    keypoints: NotRequired[list[str]]
+    skeleton: NotRequired[list[list[int]]]
 
 
 @dataclass(frozen=True)
 class Categories:
-    """The classes of a data set, in label order.
+    """Classes of a data set, in label order.
 
     Label 0 is the background; label ``l`` in ``1 .. len(names)`` is ``names[l - 1]``, known to
     the data set itself as ``ids[l - 1]`` (sparse for COCO, ``1 .. len(names)`` for VOC).
 
     Attributes:
-        names: Unique.
-        ids: Unique.
+        names: Names of the classes, unique.
+        ids: The data set's own ids of the classes, unique.
         keypoints: Names of an object's keypoints, in the order of their coordinates; empty where
             the data has none, or where its classes have different ones.
         skeleton: Pairs of positions in `keypoints`, from 0, that pictures join by lines.
@@ -60,14 +133,14 @@ class Categories:
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> "Categories":
-        """Classes of a data set that has names only; their ids are ``1 .. len(names)``."""
+        """Make the classes of a data set that has names only; their ids are ``1 .. len(names)``."""
         if isinstance(names, str) or not all(isinstance(n, str) and n.strip() for n in names):
             raise DataError(f"classes must be a list of names, got {names!r}")
         return cls(tuple(names), tuple(range(1, len(names) + 1)))
 
     @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> "Categories":
-        """Inverse of `to_dict`."""
+    def from_dict(cls, state: CategoriesState) -> "Categories":
+        """Invert `to_dict`."""
         return cls(
             tuple(state["names"]),
             tuple(int(i) for i in state["ids"]),
@@ -75,9 +148,9 @@ class Categories:
             tuple((int(a), int(b)) for a, b in state.get("skeleton", ())),
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists, for checkpoints and JSON; keypoints only where there are some."""
-        state: dict[str, Any] = {"names": list(self.names), "ids": list(self.ids)}
+    def to_dict(self) -> CategoriesState:
+        """Return plain lists, for checkpoints and JSON; keypoints only where there are some."""
+        state: CategoriesState = {"names": list(self.names), "ids": list(self.ids)}
         if self.keypoints:
             state["keypoints"] = list(self.keypoints)
             state["skeleton"] = [list(pair) for pair in self.skeleton]
@@ -90,53 +163,60 @@ class Categories:
 
     @property
     def mirrored_keypoints(self) -> tuple[int, ...]:
-        """Position of the keypoint that each one becomes in a mirror: left and right swapped.
+        """Position of the keypoint that each one becomes in a mirror, left and right swapped.
 
-        Told from the names: "left_eye" and "right_eye", "L Hip" and "R Hip", "wrist-l" and
-        "wrist-r". A keypoint whose other side has no name stays itself.
+        Sides are read from the names: "left_eye" and "right_eye", "L Hip" and "R Hip", "wrist-l"
+        and "wrist-r". A keypoint whose other side has no name stays itself.
         """
         words = [tuple(_WORDS.findall(name)) for name in self.keypoints]
-        sides = [tuple(_other_side(word.lower()) for word in name) for name in words]
+        sides = [tuple(_swap_side(word.lower()) for word in name) for name in words]
         plain = [tuple(word.lower() for word in name) for name in words]
         # Names that are alike but for case or signs have no clear other side: they stay.
-        found = [
+        mirrored = [
             plain.index(side) if side != own and plain.count(side) == plain.count(own) == 1 else n
             for n, (own, side) in enumerate(zip(plain, sides, strict=True))
         ]
-        return tuple(found)
+        return tuple(mirrored)
 
     def label_of_name(self, name: str) -> int:
-        """Label of a class name; ``KeyError`` where there is none."""
+        """Return the label of a class name; ``KeyError`` where there is none."""
         try:
             return self.names.index(name) + 1
         except ValueError:
             raise KeyError(name) from None
 
     def label_of_id(self, category_id: int) -> int:
-        """Label of the data set's own id; ``KeyError`` where there is none."""
+        """Return the label of the data set's own id; ``KeyError`` where there is none."""
         try:
             return self.ids.index(category_id) + 1
         except ValueError:
             raise KeyError(category_id) from None
 
     def id_of_label(self, label: int) -> int:
-        """The data set's own id of a label in ``1 .. len(names)``."""
+        """Return the data set's own id of a label in ``1 .. len(names)``, else ``KeyError``."""
         if not 1 <= label <= len(self.ids):
             raise KeyError(label)
         return self.ids[label - 1]
 
     def name_of_label(self, label: int) -> str:
-        """Name of a label; label 0 is "background"."""
+        """Return the name of a label; label 0 is "background"."""
         return self.names[label - 1] if label else "background"
 
 
-def _other_side(word: str) -> str:
+def _swap_side(word: str) -> str:
     return _MIRROR.get(word, word)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault found while reading that did not stop it, and what was done about it."""
+    """Fault in a data set that did not stop its reading.
+
+    Attributes:
+        file: The file that has it.
+        item: The entry of the file.
+        what: Clause that says what is wrong.
+        action: Clause that says what was done about it.
+    """
 
     file: str
     item: str
@@ -149,21 +229,21 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class ImageRecord:
-    """One image and its annotations, before any pixel is read.
+    """Image and its annotations, before any pixel is read.
 
     Attributes:
-        image_id: Unique within its data set.
+        image_id: Id of the image, unique within its data set.
         path: The image file.
-        width: Pixels, of the image as shown.
-        height: Pixels, of the image as shown.
+        width: Width of the image as shown, pixels.
+        height: Height of the image as shown, pixels.
         boxes: (B, 4) float32 xyxy in absolute pixels, ``0 <= x1 < x2 <= width``: the objects
             that training may use (no crowds, no faulty boxes).
         labels: (B,) int64 in ``1 .. K - 1``.
         difficult: (B,) bool, VOC's flag (False everywhere in COCO).
-        annotations: COCO-format dicts of every annotation that evaluation uses, crowds and
+        annotations: COCO-format entries of every object that evaluation uses, crowds and
             difficult objects included; `bbox` is xywh, `category_id` the data set's own.
-        annotation_of: (B,) int64, the position in `annotations` that each box is of: masks and
-            keypoints are made from there when a sample is. None where a record has boxes only.
+        annotation_of: (B,) int64 position in `annotations` of each box, from where masks and
+            keypoints are made when a sample is. None where a record has boxes only.
     """
 
     image_id: int
@@ -173,13 +253,13 @@ class ImageRecord:
     boxes: np.ndarray
     labels: np.ndarray
     difficult: np.ndarray
-    annotations: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    annotations: tuple[Annotation, ...] = field(default=(), repr=False)
     annotation_of: np.ndarray | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
 class DetectionSet:
-    """A part of a detection data set: its images, its classes and what was wrong with it."""
+    """Part of a detection data set: its images, its classes and what was wrong with it."""
 
     name: str
     records: tuple[ImageRecord, ...]
@@ -189,17 +269,17 @@ class DetectionSet:
     def __len__(self) -> int:
         return len(self.records)
 
-    def ground_truth(self) -> dict[str, Any]:
-        """COCO's JSON form of the set, for evaluation.
+    def ground_truth(self) -> GroundTruth:
+        """Return COCO's JSON form of the set, for evaluation.
 
         VOC's difficult objects become crowds there: detections on them count neither as right
         nor as wrong, which is what VOC asks (pycocotools ignores an `ignore` key of its own).
         """
-        images = [
+        images: list[ImageEntry] = [
             {"id": r.image_id, "file_name": r.path.name, "width": r.width, "height": r.height}
             for r in self.records
         ]
-        annotations: list[dict[str, Any]] = []
+        annotations: list[Annotation] = []
         for record in self.records:
             for annotation in record.annotations:
                 crowd = annotation.get("iscrowd", 0) or annotation.get("difficult", 0)
@@ -211,7 +291,7 @@ class DetectionSet:
                         "iscrowd": int(bool(crowd)),
                     }
                 )
-        categories = [
+        categories: list[CategoryEntry] = [
             {"id": i, "name": name}
             for i, name in zip(self.categories.ids, self.categories.names, strict=True)
         ]
@@ -224,7 +304,7 @@ class DetectionSet:
 
 
 def pin_tensors(sample: S) -> S:
-    """A copy of a sample with its tensors in pinned memory."""
+    """Copy a sample, with its tensors in pinned memory."""
     copied = copy.copy(sample)
     for name, value in vars(sample).items():
         if isinstance(value, Tensor):
@@ -234,17 +314,17 @@ def pin_tensors(sample: S) -> S:
 
 @dataclass(eq=False)
 class Sample:
-    """One image as a model is given it.
+    """Image and its objects as a model is given them.
 
     Attributes:
         image: (3, H, W) uint8 RGB.
         boxes: (B, 4) float32 xyxy in pixels of `image`.
         labels: (B,) int64 in ``1 .. K - 1``.
-        image_id: The record's id.
+        image_id: Id of the record.
         index: Position of the record in its `DetectionSet`.
         masks: (B, H, W) uint8, 1 where an object is; None where nobody asked for masks.
         keypoints: (B, Kp, 3) float32: x and y in pixels of `image`, and COCO's visibility (0 not
-            labelled, x and y are 0 then; 1 hidden; 2 visible); None where nobody asked for them.
+            labeled, x and y are 0 then; 1 hidden; 2 visible); None where nobody asked for them.
     """
 
     image: Tensor
@@ -256,5 +336,5 @@ class Sample:
     keypoints: Tensor | None = None
 
     def pin_memory(self) -> "Sample":
-        """The sample in memory that a GPU reads while the processor works; loaders call it."""
+        """Copy the sample to memory that a GPU reads while the CPU works; loaders call it."""
         return pin_tensors(self)

@@ -182,7 +182,7 @@ class SegmentationData(ImageData[SegmentationSet]):
         model: Any = self.trainer.lightning_module.model
         preset: MaskPreset = "none" if self.overfit_images is not None else self.preset
         augmentation = SegmentationAugmentation(
-            preset, self.crop, fill=model.preprocessing.fill_color
+            preset, self.crop, fill=model.normalization.fill_color
         )
         return SegmentationImages(self.train_set, augmentation, self.seed)
 

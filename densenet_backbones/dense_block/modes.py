@@ -79,7 +79,7 @@ def check_memory(memory: str) -> None:
     """
     if memory not in MEMORY_MODES:
         raise ValueError(
-            f"memory must be one of {MEMORY_MODES}, not {memory!r}; 'auto' is for training "
+            f"memory must be one of {MEMORY_MODES}, got {memory!r}; 'auto' is for training "
             "tools and analysis.memory_plan.choose_memory, which know the batch"
         )
 

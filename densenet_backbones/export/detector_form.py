@@ -34,7 +34,6 @@ from densenet_backbones.export.padded_detections import (
 )
 from densenet_backbones.heads.detection.base import TorchvisionDetector
 from densenet_backbones.heads.detection.dsod import DSOD
-from densenet_backbones.heads.detection.preprocessing import Preprocessing
 from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.heads.multibox.box_coding import decode
 from densenet_backbones.heads.multibox.selection import Selection
@@ -136,14 +135,12 @@ class DetectorForm(nn.Module):
     def detect(self, x: Tensor, seen: Tensor, given: Tensor) -> PaddedDetections:
         """Detections in the frame of the image, from what `prepare` returns."""
         found = run_padded_nms(self.candidates(x, seen), self.selection)
-        # As the transforms' own ``postprocess``: each treats boxes at the borders in its way.
         boxes = found.boxes * (given / seen).flip(0).repeat(2)
-        if isinstance(self.transform, Preprocessing | DetectionTransform):
-            boxes = _clipped(boxes, given)
-        found = found._replace(boxes=boxes)
-        if isinstance(self.transform, DetectionTransform):
-            found = only(found, (boxes[:, 2:] > boxes[:, :2]).all(dim=1))
-        return found
+        if not isinstance(self.transform, DetectionTransform):  # torchvision's own
+            return found._replace(boxes=boxes)
+        # As `DetectionTransform.postprocess` treats boxes at the borders.
+        boxes = _clipped(boxes, given)
+        return only(found._replace(boxes=boxes), (boxes[:, 2:] > boxes[:, :2]).all(dim=1))
 
     def candidates(self, x: Tensor, size: Tensor) -> Candidates:
         """Scored boxes of a pre-processed image.
@@ -159,7 +156,7 @@ class DSODForm(DetectorForm):
     """`DetectorForm` of `DSOD`."""
 
     def __init__(self, model: DSOD) -> None:
-        super().__init__(model, model.preprocessing, model.selection)
+        super().__init__(model, model.transform, model.selection)
         self.register_buffer("priors", model.priors(), persistent=False)
 
     def candidates(self, x: Tensor, size: Tensor) -> Candidates:

@@ -63,7 +63,7 @@ def run_padded_nms(candidates: Candidates, selection: Selection) -> PaddedDetect
 
     Args:
         candidates: Of one image.
-        selection: ``score_threshold`` (exclusive), ``nms_threshold`` and ``detections_per_image``,
+        selection: ``score_thresh`` (exclusive), ``nms_thresh`` and ``detections_per_img``,
             which is D; ``topk_candidates`` belongs to the making of candidates.
     """
     # Two candidates that are none come first. Empty slots point at the first; and since neither
@@ -71,7 +71,7 @@ def run_padded_nms(candidates: Candidates, selection: Selection) -> PaddedDetect
     boxes = torch.cat((candidates.boxes.new_zeros(2, 4), candidates.boxes))
     scores = torch.cat((candidates.scores.new_full((2,), -1), candidates.scores))
     labels = torch.cat((candidates.labels.new_zeros(2), candidates.labels))
-    valid = scores > selection.score_threshold
+    valid = scores > selection.score_thresh
 
     # All that do not count share one box beyond the image, so that the first of them suppresses
     # the others: a long list of mutually distinct boxes would be compared pair by pair.
@@ -79,9 +79,9 @@ def run_padded_nms(candidates: Candidates, selection: Selection) -> PaddedDetect
     beyond = boxes.new_tensor([[-2.0, -2.0, -1.0, -1.0], [-4.0, -4.0, -3.0, -3.0]])
     moved = (boxes + apart[:, None]).where(valid[:, None], beyond[0])
     moved = torch.cat((beyond, moved[2:]))
-    kept = nms(moved, scores.where(valid, -1.0), selection.nms_threshold)
+    kept = nms(moved, scores.where(valid, -1.0), selection.nms_thresh)
 
-    size = selection.detections_per_image
+    size = selection.detections_per_img
     kept = torch.cat((kept, kept.new_zeros(size)))[:size]
     found = valid[kept]
     return PaddedDetections(

@@ -121,7 +121,7 @@ def _folded(model: nn.Module) -> nn.Module:
 
 def _detector_plan(detector: Detector) -> Plan:
     form = make_export_form(_folded(detector.model))
-    size = form.selection.detections_per_image
+    size = form.selection.detections_per_img
 
     @torch.inference_mode()
     def expected(images: Tensor) -> Mapping[str, np.ndarray]:
@@ -146,8 +146,8 @@ def _detector_plan(detector: Detector) -> Plan:
             "names": ["background", *detector.categories.names],
             "resized": _resizing(form),
             "preprocessing": _described(form),
-            "score_threshold": form.selection.score_threshold,
-            "nms_threshold": form.selection.nms_threshold,
+            "score_thresh": form.selection.score_thresh,
+            "nms_thresh": form.selection.nms_thresh,
         },
         expected=expected,
         compare=compare_detections,
@@ -269,7 +269,7 @@ def _segmenter_plan(model: SegmentationModel, output: Output) -> Plan:
             "task": task,
             "names": list(model.classes.names),
             "resized": "never: results have the images' size",
-            "preprocessing": segmenter.preprocessing.to_dict(),
+            "preprocessing": segmenter.normalization.to_dict(),
         },
         expected=expected,
         compare=compare_pixels,

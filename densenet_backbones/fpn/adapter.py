@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densenet_backbones.features import FeatureLevel
+from densenet_backbones.messages import check_choice, check_whole
 
 __all__ = ["Adapter"]
 
@@ -60,8 +61,8 @@ def pyramid_levels(
         ValueError: ``out_channels`` or ``extra`` is not legal, or strides do not double.
     """
     check_doubling(levels_in)
-    check_extra(extra)
-    check_positive("out_channels", out_channels)
+    check_choice("extra", extra, EXTRA_LEVELS)
+    check_whole("out_channels", out_channels)
     names = [pyramid_name(level, index) for index, level in enumerate(levels_in)]
     strides = [level.stride for level in levels_in]
     for _ in range(EXTRA_LEVELS[extra]):
@@ -83,18 +84,6 @@ def check_doubling(levels: Sequence[FeatureLevel]) -> None:
                 "strides must double from level to level, as the paths between them do; got "
                 f"{describe(levels)}: choose other out_indices or output_stride of the backbone"
             )
-
-
-def check_extra(extra: str | None) -> None:
-    """Raises ValueError unless ``extra`` is a key of `EXTRA_LEVELS`."""
-    if extra not in EXTRA_LEVELS:
-        raise ValueError(f"extra must be 'pool', 'p6p7' or None, got {extra!r}")
-
-
-def check_positive(name: str, value: int) -> None:
-    """Raises ValueError unless ``value`` is a whole number of 1 or more."""
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
 
 
 def describe(levels: Sequence[FeatureLevel]) -> str:

@@ -12,11 +12,11 @@ from densenet_backbones.features import FeatureLevel
 from densenet_backbones.fpn.adapter import (
     EXTRA_LEVELS,
     Adapter,
-    check_positive,
     describe,
     match_size,
     pyramid_levels,
 )
+from densenet_backbones.messages import check_whole
 
 __all__ = ["BiFPN"]
 
@@ -53,7 +53,7 @@ class BiFPN(Adapter):
         extra: str | None = "pool",
     ) -> None:
         super().__init__()
-        check_positive("repeats", repeats)
+        check_whole("repeats", repeats)
         self.levels = pyramid_levels(levels_in, out_channels, extra)
         self.levels_in = tuple(levels_in)
         if len(self.levels) < 2:

@@ -8,14 +8,13 @@ from densenet_backbones.fpn.adapter import (
     EXTRA_LEVELS,
     Adapter,
     check_doubling,
-    check_extra,
-    check_positive,
     describe,
 )
 from densenet_backbones.fpn.bifpn import BiFPN
 from densenet_backbones.fpn.dense_prediction import DensePrediction
 from densenet_backbones.fpn.feature_pyramid import FPN
 from densenet_backbones.fpn.path_aggregation import PAN
+from densenet_backbones.messages import check_choice, check_whole
 
 __all__ = ["build_adapter"]
 
@@ -53,8 +52,7 @@ def build_adapter(
     Raises:
         ValueError: for arguments that are not as said.
     """
-    if name not in _OPTIONS:
-        raise ValueError(f"adapter must be one of {', '.join(_OPTIONS)}, got {name!r}")
+    check_choice("adapter", name, _OPTIONS)
     unknown = sorted(set(kwargs) - set(_OPTIONS[name]))
     if unknown:
         known = ", ".join(("out_channels", "extra", *_OPTIONS[name]))
@@ -67,8 +65,8 @@ def build_adapter(
 def _dense_prediction(
     levels_in: Sequence[FeatureLevel], out_channels: int, extra: str | None
 ) -> DensePrediction:
-    check_extra(extra)
-    check_positive("out_channels", out_channels)
+    check_choice("extra", extra, EXTRA_LEVELS)
+    check_whole("out_channels", out_channels)
     if out_channels % 2:
         raise ValueError(
             f"out_channels of 'dense_prediction' must be even, two halves, got {out_channels}"

@@ -11,11 +11,11 @@ from densenet_backbones.features import FeatureLevel
 from densenet_backbones.fpn.adapter import (
     Adapter,
     check_doubling,
-    check_positive,
     describe,
     next_name,
     pyramid_name,
 )
+from densenet_backbones.messages import check_whole
 
 __all__ = ["DensePrediction", "caffe_xavier_"]
 
@@ -60,7 +60,7 @@ class DensePrediction(Adapter):
         self.first_reuse = _bn_relu_conv(first.channels, half, kernel_size=1)
         self.first: nn.Sequential | None = None
         if first_channels is not None:
-            check_positive("first_channels", first_channels)
+            check_whole("first_channels", first_channels)
             self.first = _bn_relu_conv(first.channels, first_channels, kernel_size=1)
         width = first.channels if first_channels is None else first_channels
         levels = [FeatureLevel(pyramid_name(first, 1), width, first.stride)]

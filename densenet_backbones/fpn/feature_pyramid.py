@@ -13,6 +13,7 @@ from torchvision.ops.feature_pyramid_network import (
 
 from densenet_backbones.features import FeatureLevel
 from densenet_backbones.fpn.adapter import Adapter, pyramid_levels
+from densenet_backbones.messages import check_choice
 
 __all__ = ["FPN"]
 
@@ -43,8 +44,7 @@ class FPN(Adapter):
         norm: str | None = None,
     ) -> None:
         super().__init__()
-        if norm not in (None, "bn"):
-            raise ValueError(f"norm must be 'bn' or None, got {norm!r}")
+        check_choice("norm", norm, ("bn", None))
         self.levels = pyramid_levels(levels_in, out_channels, extra)
         self.levels_in = tuple(levels_in)
         self.pyramid = FeaturePyramidNetwork(
@@ -70,8 +70,7 @@ def extra_blocks(
     extra: str | None, c5_channels: int, out_channels: int, p6p7_input: str
 ) -> ExtraFPNBlock | None:
     """The module of torchvision for the levels of ``extra``; arguments as of `FPN`."""
-    if p6p7_input not in ("c5", "p5"):
-        raise ValueError(f"p6p7_input must be 'c5' or 'p5', got {p6p7_input!r}")
+    check_choice("p6p7_input", p6p7_input, ("c5", "p5"))
     if extra is None:
         return None
     if extra == "pool":

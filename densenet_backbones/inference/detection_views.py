@@ -210,7 +210,7 @@ def _limits(model: nn.Module) -> tuple[float, int]:
     """A detector's NMS threshold, and how many detections of an image it keeps."""
     selection = getattr(model, "selection", None)
     if isinstance(selection, Selection):
-        return selection.nms_threshold, selection.detections_per_image
+        return selection.nms_thresh, selection.detections_per_img
     holder = _holder(model)
     return holder.nms_thresh, holder.detections_per_img
 
@@ -219,7 +219,7 @@ def _limits(model: nn.Module) -> tuple[float, int]:
 def _candidates(model: Any, soft: SoftNMS) -> Iterator[None]:
     """A detector that drops no box for another's sake."""
     if isinstance(selection := getattr(model, "selection", None), Selection):
-        model.selection = replace(selection, nms_threshold=1.0, detections_per_image=CANDIDATES)
+        model.selection = replace(selection, nms_thresh=1.0, detections_per_img=CANDIDATES)
         try:
             yield
         finally:

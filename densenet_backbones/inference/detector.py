@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from densenet_backbones.data.run_lengths import RunLengths, decode_mask
-from densenet_backbones.data.samples import Categories
-from densenet_backbones.heads import Preprocessing
+from densenet_backbones.data.run_lengths import decode_mask
+from densenet_backbones.data.samples import Categories, RunLengths
+from densenet_backbones.heads.renamed_options import rename_options, rename_transform
 from densenet_backbones.inference.detection_views import DetectionViews, detect, select_rows
 from densenet_backbones.inference.image_tensors import to_image_tensor
 from densenet_backbones.inference.model_file import ModelSpec, build_registered
+from densenet_backbones.messages import check_interval
 
 KEY = "densenet_backbones.detector"
 """Under this key a detector's file keeps the dictionary of `DetectorSpec.to_dict`."""
@@ -29,7 +29,7 @@ class DetectorSpec(ModelSpec):
         name: A detector of torchvision's registry, ours (`dsod300`, …) or its own.
         args: JSON-able keyword arguments of its builder, without `num_classes`.
         categories: The classes it knows.
-        preprocessing: `Preprocessing.to_dict()`, or None where the builder's own holds.
+        preprocessing: `DetectionTransform.to_dict()`, or None where the builder's own holds.
     """
 
     key = KEY
@@ -39,6 +39,10 @@ class DetectorSpec(ModelSpec):
     args: dict[str, Any]
     categories: Categories
     preprocessing: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "args", rename_options(self.args))
+        object.__setattr__(self, "preprocessing", rename_transform(self.preprocessing))
 
     def classes_to_dict(self) -> dict[str, Any]:
         """The categories."""
@@ -58,34 +62,9 @@ class DetectorSpec(ModelSpec):
         """The model with fresh weights; `overrides` replace single arguments of the builder."""
         args = {**self.args, **overrides}
         model = build_registered(self.kind, self.name, self.categories.num_classes, args)
-        if self.preprocessing is not None and hasattr(model, "use_preprocessing"):
-            model.use_preprocessing(self.preprocessing)  # type: ignore[operator]
-        elif self.preprocessing is not None:
-            model.preprocessing = Preprocessing(**self.preprocessing)
+        if self.preprocessing is not None:
+            model.set_transform(self.preprocessing)  # type: ignore[operator]
         return model
-
-    def without_downloads(self) -> dict[str, Any]:
-        """As of every kind; what follows from having weights (`densenet_fpn_backbone`) stays.
-
-        torchvision's own detectors are built as they were: their norms depend on the weights.
-        """
-        found = super().without_downloads()
-        given = [name for name in ("weights", "weights_backbone") if self.args.get(name)]
-        if not given or _is_torchvisions(self.name):
-            return found
-        found |= dict.fromkeys(given)
-        if "weights_backbone" in given:
-            layers = self.args.get("trainable_layers")
-            found["norm"] = self.args.get("norm") or (
-                "bn" if self.name.endswith("_v2") else "frozen"
-            )
-            found["trainable_layers"] = 3 if layers is None else layers
-        return found
-
-
-def _is_torchvisions(name: str) -> bool:
-    builder = torchvision.models.get_model_builder(name)
-    return bool(builder.__module__.startswith("torchvision."))
 
 
 @dataclass(frozen=True)
@@ -139,29 +118,28 @@ class Detector:
         self.model = model.to(self.device).eval()
         self.views: DetectionViews | None = None
 
-    def predict(self, image: str | Path | np.ndarray, score_threshold: float = 0.5) -> Detections:
+    def predict(self, image: str | Path | np.ndarray, score_thresh: float = 0.5) -> Detections:
         """Detect objects in one image.
 
         Args:
             image: A file, or (H, W, 3) uint8 RGB pixels.
-            score_threshold: Detections below it are left out, in [0, 1].
+            score_thresh: Detections below it are left out, in [0, 1].
 
         Raises:
             DataError: The file is missing or cannot be decoded.
             ValueError: The array is not (H, W, 3) uint8.
         """
-        return self.predict_batch([image], score_threshold)[0]
+        return self.predict_batch([image], score_thresh)[0]
 
     @torch.inference_mode()
     def predict_batch(
-        self, images: Sequence[str | Path | np.ndarray], score_threshold: float = 0.5
+        self, images: Sequence[str | Path | np.ndarray], score_thresh: float = 0.5
     ) -> list[Detections]:
         """Detect objects in several images at once; see `predict`."""
-        if not 0 <= score_threshold <= 1:
-            raise ValueError(f"score_threshold must lie in [0, 1], got {score_threshold}")
+        check_interval("score_thresh", score_thresh, "[0, 1]")
         pixels = [to_image_tensor(image, self.device) for image in images]
         found = detect(self.model, pixels, self.views)
-        return [self._keep(one, score_threshold) for one in found]
+        return [self._keep(one, score_thresh) for one in found]
 
     def _keep(self, found: dict[str, Any], threshold: float) -> Detections:
         order = found["scores"].argsort(descending=True, stable=True)

@@ -7,6 +7,7 @@ Neither needs unpickling of code.
 
 import argparse
 import dataclasses
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +19,17 @@ import safetensors.torch
 import torchvision
 from torch import Tensor, nn
 
-import densenet_backbones.torchvision_models  # noqa: F401 - registers our models
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint, read_state_dict
 from densenet_backbones.file_writing import replace_file
+from densenet_backbones.heads.backbones import LOADED_LATER
+from densenet_backbones.heads.detection.transform import DetectionTransform
+from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.messages import nearest, one_sentence
+from densenet_backbones.torchvision_models import MODELS
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 had other names of some options, see `rename_options`."""
+
 S = TypeVar("S", bound="ModelSpec")
 
 
@@ -74,10 +80,10 @@ class ModelSpec:
         Raises:
             CheckpointError: The file was written by a newer release, or an entry is missing.
         """
-        if state.get("format") != FORMAT:
+        if state.get("format") not in range(1, FORMAT + 1):
             raise CheckpointError(
-                f"{cls.kind} format {state.get('format')!r} is unknown here (this release reads "
-                f"{FORMAT}); install the release of densenet-backbones that wrote the file"
+                f"{cls.kind} format {state.get('format')!r} is unknown here (this release reads up "
+                f"to {FORMAT}); install the release of densenet-backbones that wrote the file"
             )
         try:
             return cls.from_entries(state)
@@ -87,12 +93,29 @@ class ModelSpec:
             ) from error
 
     def with_preprocessing(self, described: dict[str, Any]) -> Self:
-        """The same with the pre-processing of a model that was built."""
+        """Return a copy with another description of the pre-processing."""
         return dataclasses.replace(self, preprocessing=described)  # type: ignore[type-var]
 
+    def with_preprocessing_of(self, model: nn.Module) -> Self:
+        """Return a copy with a model's own pre-processing, where the model can describe it.
+
+        torchvision's own detectors cannot: their builders' pre-processing holds.
+        """
+        for name in ("transform", "normalization"):
+            part = getattr(model, name, None)
+            if isinstance(part, DetectionTransform | ImageNormalization):
+                return self.with_preprocessing(part.to_dict())
+        return self
+
     def without_downloads(self) -> dict[str, Any]:
-        """Overrides for `build` where all weights are at hand: none must be fetched again."""
-        return {"pretrained_backbone": False} if "pretrained_backbone" in self.args else {}
+        """Overrides for `build` where all weights are at hand: none must be fetched again.
+
+        torchvision's own models are built as they were: their norms depend on the weights.
+        """
+        if self.name not in MODELS:
+            return {}
+        overrides = {"weights": None, "weights_backbone": LOADED_LATER}
+        return {name: value for name, value in overrides.items() if self.args.get(name)}
 
     def restore(self, weights: Mapping[str, Tensor], path: str | Path) -> nn.Module:
         """The model with the weights of a file.
@@ -128,7 +151,7 @@ def build_registered(kind: str, name: str, num_classes: int, args: dict[str, Any
     if name not in known:
         raise ValueError(f"no {kind} is called {name!r}{nearest(name, known)}")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    builder = torchvision.models.get_model_builder(name)
+    builder = inspect.unwrap(torchvision.models.get_model_builder(name))
     allowed = parser.add_function_arguments(builder, skip={"num_classes"}, fail_untyped=False)
     for key in args:
         if key not in allowed:

@@ -19,6 +19,7 @@ from densenet_backbones.inference.detector import Detections, Detector
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.predict_masks import ENDINGS, predict_mask
 from densenet_backbones.inference.segmenter import SegmentationModel
+from densenet_backbones.messages import check_interval, check_whole
 from densenet_backbones.reporting.console import fail, quiet_libraries, say
 from densenet_backbones.reporting.instance_pictures import (
     DrawnInstances,
@@ -102,10 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     """Run the prediction that the command line asks for."""
-    if options.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
-    if not 0 <= options.score <= 1:
-        raise ValueError(f"--score must lie in [0, 1], got {options.score}")
+    check_whole("--batch-size", options.batch_size)
+    check_interval("--score", options.score, "[0, 1]")
     files = list(find_images(options.images))
     stems = choose_stems(options.out, files)
     model = load(options.checkpoint, check_device(options.device))

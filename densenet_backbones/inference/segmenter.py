@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from densenet_backbones.data.mask_samples import Color, MaskClasses, MaskTask
 from densenet_backbones.heads.normalization import ImageNormalization
+from densenet_backbones.heads.renamed_options import rename_options, rename_transform
 from densenet_backbones.inference.image_tensors import to_image_tensor
 from densenet_backbones.inference.image_windows import ImageWindows
 from densenet_backbones.inference.model_file import ModelSpec, build_registered
 from densenet_backbones.inference.tiling import Tiling, blend_tiles
+from densenet_backbones.messages import check_choice
 
 SMP = "smp:"
 """Names of segmentation_models.pytorch's decoders begin so."""
@@ -48,6 +50,11 @@ class SegmenterSpec(ModelSpec):
     task: MaskTask = "multiclass"
     preprocessing: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if not self.name.startswith(SMP):
+            object.__setattr__(self, "args", rename_options(self.args))
+        object.__setattr__(self, "preprocessing", rename_transform(self.preprocessing))
+
     @property
     def num_logits(self) -> int:
         """C."""
@@ -60,8 +67,7 @@ class SegmenterSpec(ModelSpec):
     @classmethod
     def from_entries(cls, state: dict[str, Any]) -> "SegmenterSpec":
         """`from_dict` without its checks."""
-        if state["task"] not in _TASKS:
-            raise ValueError(f"task must be one of {_TASKS}, got {state['task']!r}")
+        check_choice("task", state["task"], _TASKS)
         classes = MaskClasses.from_dict(state["classes"])
         return cls(
             state["name"], dict(state["args"]), classes, state["task"], state["preprocessing"]

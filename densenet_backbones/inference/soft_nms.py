@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from densenet_backbones.messages import check_choice, check_interval
+
 
 @dataclass(frozen=True)
 class SoftNMS:
@@ -30,13 +32,10 @@ class SoftNMS:
     min_score: float = 0.001
 
     def __post_init__(self) -> None:
-        if self.method not in ("linear", "gaussian"):
-            raise ValueError(f"method must be 'linear' or 'gaussian', got {self.method!r}")
-        for name in ("iou_threshold", "min_score"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-        if not 0 < self.sigma < float("inf"):
-            raise ValueError(f"sigma must be a finite number above 0, got {self.sigma}")
+        check_choice("method", self.method, ("linear", "gaussian"))
+        check_interval("iou_threshold", self.iou_threshold, "[0, 1]")
+        check_interval("min_score", self.min_score, "[0, 1]")
+        check_interval("sigma", self.sigma, "(0, inf)")
 
     def weights(self, iou: Tensor) -> Tensor:
         """What scores are multiplied by at each overlap."""

@@ -1,1 +1,1 @@
-"""Evaluation metrics: COCO, VOC, segmentation, confusion matrices and boundary scores."""
+"""Evaluation metrics: COCO, Pascal VOC, segmentation, confusion matrices and boundary scores."""

@@ -1,9 +1,10 @@
-"""How well the borders of a predicted mask follow those of the annotation.
+"""Boundary F-score: agreement of the borders of a predicted mask with those of the annotation.
 
 The boundary F-score of Csurka et al., "What is a good evaluation measure for semantic
 segmentation?" (BMVC 2013), section 3.3, with the tolerance of the DAVIS benchmark (Perazzi et al.,
 CVPR 2016; ``f_boundary.py`` of davisvideochallenge/davis): 0.8 % of the image's diagonal, rounded
-up to whole pixels.
+up to whole pixels. Written here because no library of the stack has it: torchmetrics and
+scikit-image offer Hausdorff distances only.
 
 Legend: H x W pixels, K classes.
 """
@@ -16,22 +17,22 @@ import numpy as np
 from densenet_backbones.data.mask_samples import IGNORED
 
 TOLERANCE = 0.008
-"""Share of the image's diagonal by which a border may be off."""
+"""Distance by which a border may be off, as a share of the image's diagonal."""
 
 
 def tolerance_in_pixels(height: int, width: int, tolerance: float = TOLERANCE) -> int:
-    """The distance up to which two border pixels match, at least 1."""
+    """Return the largest distance at which two border pixels match, at least 1."""
     return max(1, math.ceil(tolerance * math.hypot(height, width)))
 
 
 def boundary_scores(
     prediction: np.ndarray, target: np.ndarray, classes: int, tolerance: float = TOLERANCE
 ) -> np.ndarray:
-    """F-score of each class's border in one image of labels.
+    """Compute the F-score of each class's border in one image of labels.
 
-    The border of a class are its pixels beside (left, right, above, below) one of another class.
-    Precision is the share of the predicted border within the tolerance of the annotated one, recall
-    the share of the annotated border within the tolerance of the predicted one.
+    The border of a class is made of its pixels beside (left, right, above, below) one of another
+    class. Precision is the share of the predicted border within the tolerance of the annotated one,
+    recall the share of the annotated border within the tolerance of the predicted one.
 
     Ignored pixels take the label of the nearest other one first: borders in a band of them, as VOC
     draws it around its objects, are its middle line. What lies deeper in an ignored region than the
@@ -39,18 +40,18 @@ def boundary_scores(
 
     Args:
         prediction: (H, W) labels in ``0 .. classes - 1``.
-        target: (H, W) likewise, with `IGNORED` where nothing is known.
-        classes: K.
-        tolerance: Share of the diagonal.
+        target: (H, W) labels likewise, with `IGNORED` where nothing is known.
+        classes: Number of classes, K.
+        tolerance: Largest distance of matching borders, as a share of the diagonal.
 
     Returns:
-        (K,) float64 in [0, 1]; NaN for classes without a border in both.
+        (K,) float64 in [0, 1]; NaN for classes without a border in either image.
     """
     known = target != IGNORED
     counted = np.ones(target.shape, bool)
     limit = tolerance_in_pixels(target.shape[0], target.shape[1], tolerance)
     if not known.all():
-        target, counted = _filled(target, known, limit)
+        target, counted = _fill_ignored(target, known, limit)
     scores = np.full(classes, np.nan)
     if not counted.any():
         return scores
@@ -59,8 +60,10 @@ def boundary_scores(
     return scores
 
 
-def _filled(target: np.ndarray, known: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """The target with the nearest known label in ignored pixels; which pixels count."""
+def _fill_ignored(
+    target: np.ndarray, known: np.ndarray, limit: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the target with the nearest known label in ignored pixels, and which pixels count."""
     if not known.any():
         return target, np.zeros(target.shape, bool)
     unknown = (~known).astype(np.uint8)  # OpenCV looks for the nearest zero
@@ -73,19 +76,20 @@ def _filled(target: np.ndarray, known: np.ndarray, limit: int) -> tuple[np.ndarr
 
 
 def _f_score(prediction: np.ndarray, target: np.ndarray, counted: np.ndarray, limit: int) -> float:
-    found, true = _border(prediction), _border(target)
-    counted_found, counted_true = found & counted, true & counted
-    if not counted_found.any() and not counted_true.any():
+    """Return the F-score of one class from its two masks; NaN without a border in either."""
+    predicted, true = _find_border(prediction), _find_border(target)
+    counted_predicted, counted_true = predicted & counted, true & counted
+    if not counted_predicted.any() and not counted_true.any():
         return float("nan")
-    if not counted_found.any() or not counted_true.any():
+    if not counted_predicted.any() or not counted_true.any():
         return 0.0
-    precision = (_distance_to(true)[counted_found] <= limit).mean()
-    recall = (_distance_to(found)[counted_true] <= limit).mean()
+    precision = (_distance_to(true)[counted_predicted] <= limit).mean()
+    recall = (_distance_to(predicted)[counted_true] <= limit).mean()
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
-def _border(mask: np.ndarray) -> np.ndarray:
-    """Pixels of the mask that have a neighbour in the image outside of it."""
+def _find_border(mask: np.ndarray) -> np.ndarray:
+    """Return the pixels of a mask that have a neighbor in the image outside of it."""
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     inner = cv2.erode(
         mask.astype(np.uint8), cross, borderType=cv2.BORDER_CONSTANT, borderValue=1

@@ -1,32 +1,45 @@
-"""COCO's numbers during training: predictions are collected image by image and over processes.
+"""COCO metric of training: collects predictions over images and processes, and evaluates them.
+
+The evaluation is pycocotools' (cocoapi, ``PythonAPI/pycocotools/cocoeval.py``); torchmetrics'
+`MeanAveragePrecision` is not used because it knows no keypoints.
 
 Legend: I images seen, n detections of one image, N detections of all, Kp keypoints an object.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from densenet_backbones.data.samples import Categories
-from densenet_backbones.metrics.coco_evaluation import (
-    Backend,
-    CocoEvaluation,
-    IouType,
-    evaluate_coco,
-)
+from densenet_backbones.data.samples import Categories, GroundTruth, RunLengths
+from densenet_backbones.metrics.coco_evaluation import Backend, evaluate_coco
+from densenet_backbones.metrics.coco_summary import CocoEvaluation, IouType
 
 _COCO_KEYPOINTS = 17
 
 PREFIXES: dict[IouType, str] = {"bbox": "", "segm": "mask_", "keypoints": "keypoint_"}
-"""What stands before a number's name where one metric evaluates several types."""
+"""Prefix of a number's name where one metric evaluates several types."""
+
+Prediction = Mapping[str, Any]
+"""Detections of one image: `image_id` and arrays or tensors, see `CocoMetric.update`."""
+
+
+class CocoResult(TypedDict):
+    """Detection in COCO's results form; `bbox` is xywh in pixels."""
+
+    image_id: int
+    category_id: int
+    bbox: list[float]
+    score: float
+    segmentation: NotRequired[RunLengths]
+    keypoints: NotRequired[list[float]]
 
 
 class CocoMetric(Metric):
-    """COCO's numbers of the images that were updated, on one process or on many.
+    """COCO's numbers of the images given to `update`, on one process or on many.
 
     Evaluated are the images given to `update`, no others: with `limit_val_batches`, or in
     Lightning's sanity check, the numbers are those of that part of the set. An image without any
@@ -39,17 +52,17 @@ class CocoMetric(Metric):
 
     Args:
         ground_truth: COCO's JSON form of the whole set (`DetectionSet.ground_truth`).
-        categories: Label of the model <-> category id of the data set.
+        categories: Classes that tie labels of the model to category ids of the data set.
         iou_type: "bbox", "segm" or "keypoints"; or several of them, all evaluated on the same
             detections: the numbers of masks and keypoints are then called mask_AP, keypoint_AP, ….
         backend: "pycocotools" or "faster_coco_eval".
-        keypoint_sigmas: For `iou_type` "keypoints": one OKS constant a keypoint; None: COCO's 17.
+        keypoint_sigmas: One OKS constant a keypoint, for "keypoints"; None takes COCO's 17.
 
     Attributes:
-        evaluation: What the last `compute` found of the first type, with classes and curves; None
+        evaluation: Result of the last `compute` for the first type, with classes and curves; None
             before.
-        evaluations: The same for each type.
-        results: The predictions of the last `compute` in COCO's results form.
+        evaluations: Result of the last `compute` for each type.
+        results: Predictions of the last `compute` in COCO's results form.
         images: Ids of the images of the last `compute`, in the order of arrival.
     """
 
@@ -68,7 +81,7 @@ class CocoMetric(Metric):
 
     def __init__(
         self,
-        ground_truth: Mapping[str, Any],
+        ground_truth: GroundTruth,
         categories: Categories,
         iou_type: IouType | Sequence[IouType] = "bbox",
         backend: Backend = "pycocotools",
@@ -80,9 +93,9 @@ class CocoMetric(Metric):
         self.backend, self.keypoint_sigmas = backend, keypoint_sigmas
         if not self.iou_types:
             raise ValueError("iou_type names nothing to evaluate; give 'bbox' or several types")
-        for kind in self.iou_types:
+        for one_type in self.iou_types:
             # Fails here, and not after the first epoch, for a wrong type or a missing backend.
-            evaluate_coco(ground_truth, [], kind, (), backend, keypoint_sigmas)
+            evaluate_coco(ground_truth, [], one_type, (), backend, keypoint_sigmas)
         self._sizes = {int(i["id"]): (i["height"], i["width"]) for i in ground_truth["images"]}
         self._types = {
             "image_ids": torch.int64,
@@ -99,11 +112,11 @@ class CocoMetric(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
         self.evaluation: CocoEvaluation | None = None
         self.evaluations: dict[IouType, CocoEvaluation] = {}
-        self.results: list[dict[str, Any]] = []
+        self.results: list[CocoResult] = []
         self.images: list[int] = []
 
-    def update(self, predictions: Sequence[Mapping[str, Any]]) -> None:
-        """Take the detections of some images.
+    def update(self, predictions: Sequence[Prediction]) -> None:
+        """Add the detections of some images.
 
         Args:
             predictions: One dict an image: `image_id` (int), `boxes` (n, 4) xyxy in pixels of the
@@ -116,36 +129,36 @@ class CocoMetric(Metric):
             ValueError: If an image or a label is unknown, a shape is wrong or a number not finite.
         """
         for prediction in predictions:
-            for name, values in self._rows(prediction).items():
+            for name, values in self._flatten(prediction).items():
                 getattr(self, name).append(values.to(self.device, self._type(name)))
 
     def compute(self) -> dict[str, float]:
-        """COCO's numbers by name (see `CocoEvaluation.numbers`), NaN where not defined."""
-        predictions = self._predictions()
+        """Return COCO's numbers by name (see `CocoEvaluation.numbers`), NaN where not defined."""
+        predictions = self._restore_predictions()
         self.images = [p["image_id"] for p in predictions]
         self.results = format_coco_results(predictions, self.categories)
         self.evaluations = {
-            kind: evaluate_coco(
+            one_type: evaluate_coco(
                 self.ground_truth,
                 self.results,
-                kind,
+                one_type,
                 self.images,
                 self.backend,
                 self.keypoint_sigmas,
             )
-            for kind in self.iou_types
+            for one_type in self.iou_types
         }
         self.evaluation = self.evaluations[self.iou_types[0]]
         if len(self.iou_types) == 1:
             return self.evaluation.numbers
         return {
-            f"{PREFIXES[kind]}{name}": value
-            for kind, found in self.evaluations.items()
-            for name, value in found.numbers.items()
+            f"{PREFIXES[one_type]}{name}": value
+            for one_type, evaluation in self.evaluations.items()
+            for name, value in evaluation.numbers.items()
         }
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """`Metric.sync`; a process without images takes part with empty states of the right type.
+        """Synchronize as `Metric.sync`; a process without images sends empty states of right type.
 
         torchmetrics would send float32 for them, which the other processes' types do not fit.
         """
@@ -156,12 +169,12 @@ class CocoMetric(Metric):
         super().sync(*args, **kwargs)
 
     def _type(self, name: str) -> torch.dtype:
-        """State types; boxes and scores are float64 except on MPS, which has none."""
+        """Return a state's type; boxes and scores are float64 except on MPS, which has none."""
         dtype = self._types[name]
         return torch.float32 if self.device.type == "mps" and dtype.is_floating_point else dtype
 
-    def _rows(self, prediction: Mapping[str, Any]) -> dict[str, Tensor]:
-        """One image's contribution to each state, checked."""
+    def _flatten(self, prediction: Prediction) -> dict[str, Tensor]:
+        """Check one image's predictions, and return its part of each state."""
         image_id = int(prediction["image_id"])
         if image_id not in self._sizes:
             raise ValueError(
@@ -192,11 +205,11 @@ class CocoMetric(Metric):
                 f"{int(labels.min())} to {int(labels.max())}"
             )
         if "mask_codes" in self._types:
-            rows |= self._mask_rows(image_id, prediction["masks"], n)
+            rows |= self._flatten_masks(image_id, prediction["masks"], n)
         rows |= {"image_ids": torch.tensor([image_id]), "counts": torch.tensor([n])}
         return {name: values.reshape(-1) for name, values in rows.items()}
 
-    def _mask_rows(self, image_id: int, masks: Sequence[Any], n: int) -> dict[str, Tensor]:
+    def _flatten_masks(self, image_id: int, masks: Sequence[Any], n: int) -> dict[str, Tensor]:
         if len(masks) != n or any(tuple(m["size"]) != self._sizes[image_id] for m in masks):
             raise ValueError(
                 f"predictions of image {image_id}: masks must be {n} run-length codes of size "
@@ -209,29 +222,32 @@ class CocoMetric(Metric):
             "mask_codes": torch.tensor(list(b"".join(raw)), dtype=torch.uint8),
         }
 
-    def _predictions(self) -> list[dict[str, Any]]:
-        """The states as `update` was given them, every image once, in the order of arrival."""
+    def _restore_predictions(self) -> list[Prediction]:
+        """Split the states into predictions, every image once, in the order of arrival."""
         states = {}
         for name in self._types:
             state = getattr(self, name)  # a list before torchmetrics gathers, a tensor after
-            nothing = isinstance(state, list) and not state
-            states[name] = torch.zeros(0) if nothing else dim_zero_cat(state).cpu()
+            empty = isinstance(state, list) and not state
+            states[name] = torch.zeros(0) if empty else dim_zero_cat(state).cpu()
+        # Rows of each image.
         counts = states["counts"].tolist()
-        parts = {name: states[name].split(counts) for name in ("scores", "labels")}
-        parts["boxes"] = states["boxes"].reshape(-1, 4).split(counts)
+        parts = {name: torch.split(states[name], counts) for name in ("scores", "labels")}
+        parts["boxes"] = torch.split(states["boxes"].reshape(-1, 4), counts)
         if "keypoints" in states:
             rows = (
                 states["keypoints"].reshape(sum(counts), -1, 3) if sum(counts) else torch.zeros(0)
             )
-            parts["keypoints"] = rows.split(counts)
+            parts["keypoints"] = torch.split(rows, counts)
         codes: list[bytes] = []
         if "mask_codes" in states:
-            pieces = states["mask_codes"].split(states["mask_sizes"].tolist())
+            pieces = torch.split(states["mask_codes"], states["mask_sizes"].tolist())
             codes = [piece.numpy().tobytes() for piece in pieces]
-        predictions: dict[int, dict[str, Any]] = {}
+        # One prediction an image: the first one given counts.
+        predictions: dict[int, Prediction] = {}
         first = 0
         for i, image_id in enumerate(int(j) for j in states["image_ids"].tolist()):
-            prediction = {"image_id": image_id, **{name: part[i] for name, part in parts.items()}}
+            prediction: dict[str, Any] = {name: part[i] for name, part in parts.items()}
+            prediction["image_id"] = image_id
             if "mask_codes" in states:
                 size = list(self._sizes[image_id])
                 own = codes[first : first + counts[i]]
@@ -242,13 +258,13 @@ class CocoMetric(Metric):
 
 
 def format_coco_results(
-    predictions: Sequence[Mapping[str, Any]], categories: Categories
-) -> list[dict[str, Any]]:
-    """Predictions in COCO's results form, ready for `json.dump`.
+    predictions: Sequence[Prediction], categories: Categories
+) -> list[CocoResult]:
+    """Convert predictions to COCO's results form, ready for `json.dump`.
 
     Args:
-        predictions: As `CocoMetric.update` takes them.
-        categories: Label -> category id.
+        predictions: Detections of each image, as `CocoMetric.update` takes them.
+        categories: Classes that give the category id of each label.
 
     Returns:
         One dict a detection, in the given order: image_id, category_id, score, bbox (xywh in
@@ -258,14 +274,14 @@ def format_coco_results(
     Raises:
         KeyError: If a label is not one of the categories.
     """
-    results = []
+    results: list[CocoResult] = []
     for prediction in predictions:
         boxes = torch.as_tensor(prediction["boxes"]).detach().cpu().double().reshape(-1, 4)
         sides = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
         scores = torch.as_tensor(prediction["scores"]).tolist()
         labels = torch.as_tensor(prediction["labels"]).tolist()
         for i, (box, score, label) in enumerate(zip(sides, scores, labels, strict=True)):
-            result = {
+            result: CocoResult = {
                 "image_id": int(prediction["image_id"]),
                 "category_id": categories.id_of_label(int(label)),
                 "bbox": box,

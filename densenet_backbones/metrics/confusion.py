@@ -1,4 +1,8 @@
-"""Which classes a detector takes for which: the confusion matrix of detections.
+"""Confusion matrix of a detector: the classes that it mistakes for each other or for background.
+
+Matching follows cocoapi's ``cocoeval.py`` (greedy by falling score; a crowd's overlap is the share
+of the detection that lies on it), except that a detection may take an object of another class, as
+in ``utils/metrics.py`` of ultralytics/yolov5.
 
 Legend: C classes without the background; row and column C stand for the background.
 """
@@ -8,17 +12,19 @@ from collections.abc import Iterable
 import numpy as np
 
 from densenet_backbones.data.samples import DetectionSet
+from densenet_backbones.messages import check_interval
 from densenet_backbones.metrics.evaluated_images import (
     EvaluatedImage,
     Predictions,
     pair_predictions,
 )
+from densenet_backbones.metrics.undefined import divide_counts
 
 
 def confusion_matrix(
     part: DetectionSet,
     predictions: Predictions,
-    score_threshold: float = 0.5,
+    score_thresh: float = 0.5,
     iou_threshold: float = 0.5,
     image_ids: Iterable[int] | None = None,
 ) -> np.ndarray:
@@ -33,36 +39,35 @@ def confusion_matrix(
     is not counted.
 
     Args:
-        part: The data.
-        predictions: By image id.
-        score_threshold: Detections from this score on count, in [0, 1].
-        iou_threshold: In (0, 1].
-        image_ids: Only these images; None: all of `part`.
+        part: The data, with its annotations.
+        predictions: Detections by image id.
+        score_thresh: Lowest score of a detection that counts, in [0, 1].
+        iou_threshold: Lowest IoU at which a detection takes an object, in (0, 1].
+        image_ids: Images to count; None takes all of `part`.
 
     Returns:
-        (C + 1, C + 1) int64; rows the true class, columns the predicted one, in label order with
-        the background last. Entry [C, C] is 0.
+        (C + 1, C + 1) int64 counts; rows the true class, columns the predicted one, in label order
+        with the background last. Entry [C, C] is 0.
 
     Raises:
         ValueError: If a threshold is out of range, or predictions do not fit the data.
     """
-    if not 0 <= score_threshold <= 1 or not 0 < iou_threshold <= 1:
-        raise ValueError(
-            "score_threshold must lie in [0, 1] and iou_threshold in (0, 1], got "
-            f"{score_threshold} and {iou_threshold}"
-        )
+    check_interval("score_thresh", score_thresh, "[0, 1]")
+    check_interval("iou_threshold", iou_threshold, "(0, 1]")
     background = len(part.categories.names)
     matrix = np.zeros((background + 1, background + 1), np.int64)
     for image in pair_predictions(part, predictions, image_ids):
-        kept = np.flatnonzero(image.scores >= score_threshold)
-        kept = kept[np.argsort(-image.scores[kept], kind="stable")]
-        true, predicted = _match(image, kept, iou_threshold, background)
+        detections = np.flatnonzero(image.scores >= score_thresh)
+        detections = detections[np.argsort(-image.scores[detections], kind="stable")]
+        true, predicted = _match(image, detections, iou_threshold, background)
+        # torchmetrics counts pairs likewise, but asks for (pairs, C^2) numbers of memory where
+        # deterministic algorithms are on.
         np.add.at(matrix, (true, predicted), 1)
     return matrix
 
 
 def normalize_rows(matrix: np.ndarray) -> np.ndarray:
-    """Each row divided by its sum: what becomes of the objects of each true class.
+    """Divide each row by its sum: the shares of what the objects of a true class were taken for.
 
     Args:
         matrix: As `confusion_matrix` returns it.
@@ -70,42 +75,48 @@ def normalize_rows(matrix: np.ndarray) -> np.ndarray:
     Returns:
         Float64 of the same shape, in [0, 1]; NaN in rows without any count.
     """
-    sums = matrix.sum(axis=1, keepdims=True)
-    return np.divide(matrix, sums, out=np.full(matrix.shape, np.nan), where=sums > 0)
+    return divide_counts(matrix, matrix.sum(axis=1, keepdims=True))
 
 
 def _match(
-    image: EvaluatedImage, kept: np.ndarray, iou_threshold: float, background: int
+    image: EvaluatedImage, detections: np.ndarray, iou_threshold: float, background: int
 ) -> tuple[list[int], list[int]]:
-    """(true, predicted) pairs of one image as zero-based classes."""
-    true, predicted = [], []
-    iou = _overlaps(image, kept)  # (n, B)
+    """Return (true, predicted) pairs of one image as zero-based classes."""
+    true: list[int] = []
+    predicted: list[int] = []
+    iou = _compute_overlaps(image, detections)  # (n, B)
     free = ~image.ignored
-    for row, detection in enumerate(kept):
+    for row, detection in enumerate(detections):
         same = image.true_labels == image.labels[detection]
         choice = -1
         if free.any():
-            # By overlap, then by the class; the first of what is equal still.
+            # The largest overlap, among equal ones that of the own class, then the first.
             order = np.lexsort((~same, -np.where(free, iou[row], -1.0)))
             choice = int(order[0])
         if choice >= 0 and iou[row, choice] >= iou_threshold:
             free[choice] = False
             true.append(int(image.true_labels[choice]) - 1)
+        # No object is left: a crowd or a difficult object of the class excuses the detection.
         elif (same & image.ignored & (iou[row] >= iou_threshold)).any():
             continue
         else:
             true.append(background)
         predicted.append(int(image.labels[detection]) - 1)
+    # Objects that no detection took.
     missed = image.true_labels[free] - 1
     return true + missed.tolist(), predicted + [background] * len(missed)
 
 
-def _overlaps(image: EvaluatedImage, kept: np.ndarray) -> np.ndarray:
-    """(n, B) IoU, or for crowds the share of the detection that lies on them."""
-    a, b = image.boxes[kept][:, None], image.true_boxes[None]
+def _compute_overlaps(image: EvaluatedImage, detections: np.ndarray) -> np.ndarray:
+    """(n, B) IoU, or for crowds the share of the detection that lies on them.
+
+    (`pycocotools.mask.iou` computes the same from xywh; converting to it would round.)
+    """
+    a, b = image.boxes[detections][:, None], image.true_boxes[None]
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     intersection = sides.clip(min=0).prod(axis=-1)
     own = (a[..., 2:] - a[..., :2]).prod(axis=-1)  # (n, 1)
     union = own + (b[..., 2:] - b[..., :2]).prod(axis=-1) - intersection
     divisor = np.where(image.crowd, own, union)
-    return np.divide(intersection, divisor, out=np.zeros_like(union), where=divisor > 0)
+    overlaps = np.divide(intersection, divisor, out=np.zeros_like(union), where=divisor > 0)
+    return np.asarray(overlaps)

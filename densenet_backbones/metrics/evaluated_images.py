@@ -1,33 +1,37 @@
-"""Ground truth and detections of an image side by side, as the metrics of this folder read them.
+"""Pairs of ground truth and detections, image by image, for the VOC metric and confusion matrices.
+
+Arrays are named after the columns of cocoapi's ``PythonAPI/pycocotools/cocoeval.py``: `crowd` is
+its `iscrowd`, `ignored` its `ignore`.
 
 Legend: B objects and n detections of one image; boxes are xyxy in pixels of the image as shown.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord
 
-Predictions = Mapping[int, Mapping[str, Any]]
+Prediction = Mapping[str, ArrayLike]
+Predictions = Mapping[int, Prediction]
 """Image id -> `boxes` (n, 4) xyxy, `labels` (n,), `scores` (n,); arrays or CPU tensors."""
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedImage:
-    """One image of an evaluation.
+    """Objects and detections of one image of an evaluation.
 
     Attributes:
         image_id: The data set's own id.
         true_boxes: (B, 4) float64 of every annotated object, crowds and difficult ones included.
         true_labels: (B,) int64 in ``1 .. K - 1``.
-        ignored: (B,) bool: finding this object is neither right nor wrong.
-        crowd: (B,) bool: COCO's regions of many objects; all of them are ignored.
-        boxes: (n, 4) float64.
-        labels: (n,) int64 in ``1 .. K - 1``.
-        scores: (n,) float64.
+        ignored: (B,) bool: a detection of this object is neither right nor wrong.
+        crowd: (B,) bool: the object is one of COCO's crowd regions, which are all ignored.
+        boxes: (n, 4) float64 of the detections.
+        labels: (n,) int64 of the detections, in ``1 .. K - 1``.
+        scores: (n,) float64 of the detections.
     """
 
     image_id: int
@@ -46,12 +50,12 @@ def pair_predictions(
     image_ids: Iterable[int] | None = None,
     count_difficult: bool = False,
 ) -> list[EvaluatedImage]:
-    """Bring the images of a set and their predictions together.
+    """Pair the images of a set with their predictions.
 
     Args:
         part: The data, with its annotations.
-        predictions: By image id; an image that is not in it has no detections.
-        image_ids: Only these images; None: all of `part`, predicted or not.
+        predictions: Detections by image id; an image that is not in it has no detections.
+        image_ids: Images to pair; None takes all of `part`, predicted or not.
         count_difficult: Treat VOC's difficult objects like any other, instead of ignoring them.
 
     Returns:
@@ -61,32 +65,34 @@ def pair_predictions(
         ValueError: If an image id or label is unknown, or an image's arrays do not fit together.
     """
     known = {record.image_id for record in part.records}
-    wanted = known if image_ids is None else {int(i) for i in image_ids}
-    unknown = (wanted | set(predictions)) - known
+    selected = known if image_ids is None else {int(i) for i in image_ids}
+    unknown = (selected | set(predictions)) - known
     if unknown:
         raise ValueError(
             f"image id {min(unknown)} is not among the {len(known)} images of {part.name!r}; are "
             "these the predictions of this set?"
         )
     return [
-        _image(record, part.categories, predictions.get(record.image_id, {}), count_difficult)
+        _pair_image(record, part.categories, predictions.get(record.image_id, {}), count_difficult)
         for record in part.records
-        if record.image_id in wanted
+        if record.image_id in selected
     ]
 
 
-def _image(
+def _pair_image(
     record: ImageRecord,
     categories: Categories,
-    prediction: Mapping[str, Any],
+    prediction: Prediction,
     count_difficult: bool,
 ) -> EvaluatedImage:
+    # Objects, with the crowds and difficult ones that nothing is to be counted for.
     annotations = record.annotations
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool)
     difficult = np.array([bool(a.get("difficult", 0)) for a in annotations], bool)
     true_boxes = np.array([a["bbox"] for a in annotations], float).reshape(-1, 4)
     true_boxes[:, 2:] += true_boxes[:, :2]  # xywh to xyxy
     true_labels = [categories.label_of_id(a["category_id"]) for a in annotations]
+    # Detections, checked against each other and against the classes.
     boxes = np.asarray(prediction.get("boxes", ()), float).reshape(-1, 4)
     labels = np.asarray(prediction.get("labels", ()), np.int64).reshape(-1)
     scores = np.asarray(prediction.get("scores", ()), float).reshape(-1)

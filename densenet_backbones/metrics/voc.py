@@ -1,4 +1,4 @@
-"""Average precision as Pascal VOC defines it, by both of its rules.
+"""Average precision as Pascal VOC defines it, by the rule of VOC2007 and by that of VOC2010.
 
 M. Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010, section 4.2,
 and the development kits' `VOCevaldet.m`: up to VOC2007 the mean of the interpolated precision at
@@ -7,35 +7,41 @@ order of their scores; each belongs to the object of its class and image that it
 is right if the overlap reaches the threshold and no detection before it had that object (the next
 ones are wrong: duplicates), and it does not count if that object is difficult.
 
+Written here because no library of the stack has both rules, difficult objects and inclusive pixels;
+its numbers are those of the devkit and of rafaelpadilla/Object-Detection-Metrics
+(``lib/Evaluator.py``).
+
 Legend: N detections and G objects of one class in all images, C classes without the background.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from densenet_backbones.data.samples import DetectionSet
+from densenet_backbones.messages import check_interval
 from densenet_backbones.metrics.evaluated_images import (
     EvaluatedImage,
     Predictions,
     pair_predictions,
 )
+from densenet_backbones.metrics.undefined import mean_of_defined, replace_nan
 
 
 @dataclass(frozen=True, eq=False)
 class VocClass:
-    """One class's result.
+    """Average precisions and curve of one class.
 
     Attributes:
-        name: The class.
-        objects: Number of objects to be found (ignored ones are not).
+        name: Name of the class.
+        objects: Number of objects to be detected; ignored ones are not counted.
         ap: All-point average precision (VOC2010 and later), in [0, 1]; NaN without objects.
         ap11: Eleven-point average precision (up to VOC2007), in [0, 1]; NaN without objects.
-        recall: (N,) after each detection that counts, by falling score; NaN without objects.
-        precision: (N,) at the same places.
-        scores: (N,) of these detections.
+        recall: (N,) recall after each detection that counts, by falling score; NaN without objects.
+        precision: (N,) precision at the same places.
+        scores: (N,) scores of these detections.
     """
 
     name: str
@@ -49,7 +55,7 @@ class VocClass:
 
 @dataclass(frozen=True, eq=False)
 class VocEvaluation:
-    """The outcome of `evaluate_voc`.
+    """Result of `evaluate_voc`.
 
     Attributes:
         classes: One entry a class, in label order.
@@ -64,27 +70,21 @@ class VocEvaluation:
     @property
     def mean_ap(self) -> float:
         """Mean of the classes' all-point APs; classes without objects are left out."""
-        return _mean([c.ap for c in self.classes])
+        return mean_of_defined([c.ap for c in self.classes])
 
     @property
     def mean_ap11(self) -> float:
         """Mean of the classes' eleven-point APs; classes without objects are left out."""
-        return _mean([c.ap11 for c in self.classes])
+        return mean_of_defined([c.ap11 for c in self.classes])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The numbers for JSON, which knows no NaN: None in its place."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the numbers in plain JSON types; numbers that are not defined are None."""
         return {
             "iou_threshold": self.iou_threshold,
             "images": self.images,
-            "mean_ap": _or_none(self.mean_ap),
-            "mean_ap11": _or_none(self.mean_ap11),
+            **replace_nan({"mean_ap": self.mean_ap, "mean_ap11": self.mean_ap11}),
             "classes": [
-                {
-                    "name": c.name,
-                    "objects": c.objects,
-                    "ap": _or_none(c.ap),
-                    "ap11": _or_none(c.ap11),
-                }
+                replace_nan({"name": c.name, "objects": c.objects, "ap": c.ap, "ap11": c.ap11})
                 for c in self.classes
             ],
         }
@@ -99,22 +99,22 @@ def evaluate_voc(
     count_difficult: bool = False,
     image_ids: Iterable[int] | None = None,
 ) -> VocEvaluation:
-    """Average precision of each class.
+    """Compute the average precision of each class.
 
     VOC counts pixels from 1 and includes the last one, so that a box is ``xmax - xmin + 1`` wide.
     The boxes of a `DetectionSet` are ``[xmin - 1, ymin - 1, xmax, ymax]`` and have that width as
     they are: for them, and for a model trained on them, the plain IoU is VOC's.
 
     Args:
-        part: The data; crowds of a COCO set are treated as difficult objects.
-        predictions: By image id. Equal scores keep the order of the images in `part`, and of the
-            detections within an image.
-        iou_threshold: A detection is right from this overlap on, in (0, 1].
+        part: The data, with its annotations; crowds of a COCO set are treated as difficult objects.
+        predictions: Detections by image id. Equal scores keep the order of the images in `part`,
+            and of the detections within an image.
+        iou_threshold: Lowest IoU at which a detection is right, in (0, 1].
         inclusive: Add 1 to every width and height: for boxes, on both sides, that name the first
             and the last pixel.
         count_difficult: Evaluate difficult objects like any other.
-        image_ids: Only these images; None: all of `part`, so that an image without an entry in
-            `predictions` is one in which nothing was found.
+        image_ids: Images to evaluate; None takes all of `part`, so that an image without an entry
+            in `predictions` is one without detections.
 
     Returns:
         The classes' numbers and curves.
@@ -122,10 +122,9 @@ def evaluate_voc(
     Raises:
         ValueError: If the threshold is out of range, or predictions do not fit the data.
     """
-    if not 0 < iou_threshold <= 1:
-        raise ValueError(f"iou_threshold must lie in (0, 1], got {iou_threshold}")
+    check_interval("iou_threshold", iou_threshold, "(0, 1]")
     images = pair_predictions(part, predictions, image_ids, count_difficult)
-    flat = _Flat.of(images)
+    flat = _Flat.from_images(images)
     classes = tuple(
         _evaluate_class(flat, label, name, iou_threshold, 1.0 if inclusive else 0.0)
         for label, name in enumerate(part.categories.names, start=1)
@@ -136,7 +135,7 @@ def evaluate_voc(
 def voc_average_precision(
     recall: np.ndarray, precision: np.ndarray, points: Literal["all", 11] = "all"
 ) -> float:
-    """Average precision of a curve.
+    """Compute the average precision of a precision-recall curve.
 
     Args:
         recall: (N,) not falling, in [0, 1].
@@ -159,7 +158,7 @@ def voc_average_precision(
 
 @dataclass(frozen=True, eq=False)
 class _Flat:
-    """The objects and detections of all images in one array each, in the order of the images."""
+    """Objects and detections of all images in one array each, in the order of the images."""
 
     true_images: np.ndarray
     true_boxes: np.ndarray
@@ -171,8 +170,10 @@ class _Flat:
     scores: np.ndarray
 
     @classmethod
-    def of(cls, images: Sequence[EvaluatedImage]) -> "_Flat":
-        def joined(name: str) -> np.ndarray:
+    def from_images(cls, images: Sequence[EvaluatedImage]) -> "_Flat":
+        """Concatenate the arrays of all images."""
+
+        def join(name: str) -> np.ndarray:
             empty = np.zeros((0, 4)) if name.endswith("boxes") else np.zeros(0)
             return np.concatenate([getattr(i, name) for i in images] or [empty])
 
@@ -181,13 +182,13 @@ class _Flat:
 
         return cls(
             true_images=positions("true_labels"),
-            true_boxes=joined("true_boxes"),
-            true_labels=joined("true_labels"),
-            ignored=joined("ignored").astype(bool),
+            true_boxes=join("true_boxes"),
+            true_labels=join("true_labels"),
+            ignored=join("ignored").astype(bool),
             images=positions("labels"),
-            boxes=joined("boxes"),
-            labels=joined("labels"),
-            scores=joined("scores"),
+            boxes=join("boxes"),
+            labels=join("labels"),
+            scores=join("scores"),
         )
 
 
@@ -196,20 +197,23 @@ def _evaluate_class(
 ) -> VocClass:
     true = flat.true_labels == label
     ignored = flat.ignored[true]
-    found = np.flatnonzero(flat.labels == label)
-    found = found[np.argsort(-flat.scores[found], kind="stable")]
-    overlap, belongs = _best_overlaps(
-        *(flat.boxes[found], flat.images[found]),
+    # Detections by falling score, each with the object of its image that it overlaps most.
+    detections = np.flatnonzero(flat.labels == label)
+    detections = detections[np.argsort(-flat.scores[detections], kind="stable")]
+    overlap, belongs = _find_best_overlaps(
+        *(flat.boxes[detections], flat.images[detections]),
         *(flat.true_boxes[true], flat.true_images[true]),
         pixel,
     )
+    # Those on a difficult object do not count, neither as right nor as wrong.
     hit = overlap >= iou_threshold
-    counts = np.ones(len(found), bool)
+    counts = np.ones(len(detections), bool)
     counts[hit] = ~ignored[belongs[hit]]
-    first = np.zeros(len(found), bool)
-    # Detections are in the order of their scores: the first one of each object has it.
+    # The first detection of each object takes it; the next ones are duplicates, and wrong.
+    first = np.zeros(len(detections), bool)
     hits = np.flatnonzero(hit)
     first[hits[np.unique(belongs[hits], return_index=True)[1]]] = True
+    # Precision and recall after each detection that counts.
     right = np.cumsum(first[counts])
     objects = int(np.count_nonzero(~ignored))
     precision = right / np.arange(1, len(right) + 1)
@@ -221,36 +225,38 @@ def _evaluate_class(
         ap11=voc_average_precision(recall, precision, 11) if objects else float("nan"),
         recall=recall,
         precision=precision,
-        scores=flat.scores[found][counts],
+        scores=flat.scores[detections][counts],
     )
 
 
-def _best_overlaps(
+def _find_best_overlaps(
     boxes: np.ndarray,
     images: np.ndarray,
     true_boxes: np.ndarray,
     true_images: np.ndarray,
     pixel: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each detection its largest IoU with an object of its image, and that object.
+    """Find for each detection the object of its image that it overlaps most.
 
     Args:
-        boxes: (N, 4).
-        images: (N,) position of the image.
-        true_boxes: (G, 4).
-        true_images: (G,) rising.
+        boxes: (N, 4) detections.
+        images: (N,) position of each detection's image.
+        true_boxes: (G, 4) objects.
+        true_images: (G,) position of each object's image, rising.
         pixel: Added to widths and heights: 1 for inclusive pixel coordinates, else 0.
 
     Returns:
-        (N,) IoU, and (N,) index into the objects, the first one of equals; IoU -1 and index 0
-        where the image has no object.
+        (N,) largest IoU, and (N,) index of that object, the first one of equals; IoU -1 and index
+        0 where the image has no object.
     """
+    # All (detection, object) pairs within an image, one after the other.
     starts = np.searchsorted(true_images, images, "left")
     numbers = np.searchsorted(true_images, images, "right") - starts  # objects in the same image
     pairs_before = np.cumsum(numbers) - numbers
     rows = np.repeat(np.arange(len(boxes)), numbers)  # (pairs,) detection of each pair
     columns = np.arange(len(rows)) - np.repeat(pairs_before - starts, numbers)  # and its object
     iou = _iou(boxes[rows], true_boxes[columns], pixel)
+    # The best pair of each detection.
     best, belongs = np.full(len(boxes), -1.0), np.zeros(len(boxes), np.int64)
     some = numbers > 0
     if some.any():
@@ -262,18 +268,12 @@ def _best_overlaps(
 
 
 def _iou(a: np.ndarray, b: np.ndarray, pixel: float) -> np.ndarray:
-    """(pairs,) IoU of boxes (pairs, 4) with boxes (pairs, 4); 0 where both are empty."""
+    """(pairs,) IoU of boxes (pairs, 4) with boxes (pairs, 4); 0 where both are empty.
+
+    (torchvision's `box_iou` compares all with all, and knows no inclusive pixels.)
+    """
     overlap = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + pixel
     intersection = np.where((overlap > 0).all(axis=1), overlap.prod(axis=1), 0.0)
     union = (a[:, 2:] - a[:, :2] + pixel).prod(1) + (b[:, 2:] - b[:, :2] + pixel).prod(1)
     union = union - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
-
-
-def _mean(values: Sequence[float]) -> float:
-    defined = [value for value in values if not np.isnan(value)]
-    return float(np.mean(defined)) if defined else float("nan")
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else value
+    return np.asarray(np.divide(intersection, union, out=np.zeros_like(union), where=union > 0))

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from densenet_backbones.data.run_lengths import RunLengths, decode_mask
+from densenet_backbones.data.run_lengths import decode_mask
+from densenet_backbones.data.samples import RunLengths
 from densenet_backbones.reporting.pictures import (
     LARGEST_CELL,
     SMALLEST_CELL,

@@ -198,21 +198,24 @@ def _place_tag(
     h = sum(font.getmetrics()) + max(0, pad - 1)
     x1, y1, x2, y2 = (float(v) for v in box)
     # Above, inside at the top, below, inside at the bottom; at the left edge, then at the right.
-    corners = [(x, y) for x in (x1, x2 - w) for y in (y1 - h, y1, y2, y2 - h)]
-    places = []
-    for x, y in corners:
-        left = min(max(x, 0.0), max(0.0, width - w))
-        top = min(max(y, 0.0), max(0.0, height - h))
-        place = (left, top, left + w, top + h)
-        covered = sum(_overlap(place, tag.place) for tag in taken)
-        moved = abs(x - left) + abs(y - top)  # by the edge of the image, away from the box
-        places.append((covered, moved, place))
-    covered, _, best = min(places, key=lambda place: place[:2])
-    return _Tag(text, best) if covered < 0.5 * w * h else None
+    corners = np.array([(x, y) for x in (x1, x2 - w) for y in (y1 - h, y1, y2, y2 - h)])
+    inside = corners.clip(0, (max(0.0, width - w), max(0.0, height - h)))
+    places = np.hstack((inside, inside + np.array((w, h))))  # (8, 4)
+    covered = _covered(places, np.array([tag.place for tag in taken]).reshape(-1, 4))
+    moved = abs(corners - inside).sum(1)  # by the edge of the image, away from the box
+    best = np.lexsort((moved, covered))[0]
+    if covered[best] >= 0.5 * w * h:
+        return None
+    left, top, right, bottom = places[best].tolist()
+    return _Tag(text, (left, top, right, bottom))
 
 
-def _overlap(a: Rectangle, b: Rectangle) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+def _covered(places: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """Return the area of each rectangle of `places` (P, 4) that those of `taken` (T, 4) cover."""
+    ends = np.minimum(places[:, 2:], taken[:, None, 2:])  # (T, P, 2)
+    begins = np.maximum(places[:, :2], taken[:, None, :2])
+    area: np.ndarray = (ends - begins).clip(0).prod(axis=2).sum(axis=0)
+    return area
 
 
 def _shortened(name: str, score: str, font: Any, room: float) -> str:

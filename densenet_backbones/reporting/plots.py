@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from densenet_backbones.file_writing import save_bytes
-from densenet_backbones.metrics.coco_evaluation import CURVE_IOUS, RECALLS, CocoEvaluation
+from densenet_backbones.metrics.coco_summary import CURVE_IOUS, RECALLS, CocoEvaluation
 from densenet_backbones.metrics.confusion import normalize_rows
 from densenet_backbones.metrics.voc import VocEvaluation
 

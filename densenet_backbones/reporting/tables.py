@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from densenet_backbones.metrics.coco_evaluation import CocoEvaluation
+from densenet_backbones.metrics.coco_summary import CocoEvaluation
 from densenet_backbones.metrics.voc import VocEvaluation
 
 

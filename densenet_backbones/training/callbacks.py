@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveragi
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from densenet_backbones.messages import check_interval
 from densenet_backbones.reporting.console import say
 from densenet_backbones.reporting.pictures import save_picture
 from densenet_backbones.training.run_folder import RunFolder
@@ -33,8 +34,7 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {decay}")
+        check_interval("ema_decay", decay, "[0, 1)")
 
         @torch.no_grad()
         def average(old: list[Tensor], new: list[Tensor], updates: Tensor | int) -> None:

@@ -1,7 +1,7 @@
 """The command line of training: short flags over Lightning's, one YAML an experiment.
 
 `train_det` is what ``tools/train_det.py`` and the console script ``densenet-train-det`` call, and
-`train_seg` the same for segmentation; what they differ in is in `kinds`.
+`train_seg` the same for segmentation; they differ in their `Task`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from densenet_backbones.reporting.console import (
     quiet_libraries,
     say,
 )
-from densenet_backbones.training import report, summary
+from densenet_backbones.training import report
 from densenet_backbones.training.arguments import DEFAULT_CONFIG, SHORT_FLAGS, short_to_full
 from densenet_backbones.training.callbacks import (
     EMA,
@@ -39,8 +39,7 @@ from densenet_backbones.training.callbacks import (
     TrainingPictures,
     checkpoint_callbacks,
 )
-from densenet_backbones.training.kind import Kind
-from densenet_backbones.training.kinds import DETECTION, SEGMENTATION
+from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.memory_choice import settle_memory
 from densenet_backbones.training.profiling import PartsProfiler, profiled
 from densenet_backbones.training.run_folder import (
@@ -51,25 +50,26 @@ from densenet_backbones.training.run_folder import (
     forget_run_folder,
     write_environment,
 )
+from densenet_backbones.training.segmentation_task import SegmentationTask
 from densenet_backbones.training.stopping import OrderlyStop
-from densenet_backbones.training.task import NonFiniteLossError, Task
+from densenet_backbones.training.task import AnyTask, NonFiniteLossError
 
 
 def train_det(argv: Sequence[str] | None = None) -> None:
     """Train a detector; see `train`."""
-    train(DETECTION, argv)
+    train(DetectionTask, argv)
 
 
 def train_seg(argv: Sequence[str] | None = None) -> None:
     """Train a segmentation model; see `train`."""
-    train(SEGMENTATION, argv)
+    train(SegmentationTask, argv)
 
 
-def train(kind: Kind, argv: Sequence[str] | None = None) -> None:
-    """The entry point of the command lines.
+def train(task_type: type[AnyTask], argv: Sequence[str] | None = None) -> None:
+    """Run a training from the arguments of a command line.
 
     Args:
-        kind: What is trained.
+        task_type: What is trained.
         argv: Arguments; None takes the command line's.
 
     Raises:
@@ -79,9 +79,9 @@ def train(kind: Kind, argv: Sequence[str] | None = None) -> None:
     quiet_libraries()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        run_training(kind, short_to_full(arguments, kind.form))
+        run_training(task_type, short_to_full(arguments, task_type.form))
     except argparse.ArgumentError as error:
-        fail(one_sentence(str(error), lambda: known_keys(kind)), 2)
+        fail(one_sentence(str(error), lambda: list_keys(task_type)), 2)
     except (RunFolderError, MisconfigurationException) as error:
         fail(str(error), 2)
     except (DataError, CheckpointError, NonFiniteLossError, ValueError, OSError) as error:
@@ -100,11 +100,11 @@ class TrainingCLI(LightningCLI):
 
     stop: OrderlyStop | None = None
 
-    def __init__(self, kind: Kind, arguments: Sequence[str]) -> None:
-        self.kind = kind
+    def __init__(self, task_type: type[AnyTask], arguments: Sequence[str]) -> None:
+        self.task_type = task_type
         super().__init__(
-            kind.task,
-            kind.data,
+            task_type,
+            task_type.data_type,
             args=list(arguments),
             run=False,
             save_config_callback=None,
@@ -147,11 +147,7 @@ class TrainingCLI(LightningCLI):
             default=False,
             help="Write each part's share of the training's time to profile.txt and profile.json.",
         )
-        for name in self.kind.told_by_data:
-            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
-        for name, (source, told) in self.kind.told_by_model.items():
-            parser.link_arguments(f"model.{source}", f"data.{name}", compute_fn=told)
-        parser.link_arguments("data.seed", "model.seed")
+        self.task_type.link_arguments(parser)
 
     def before_instantiate_classes(self) -> None:
         """Choose the folder before anything is written."""
@@ -173,7 +169,9 @@ class TrainingCLI(LightningCLI):
         self.folder = choose_run_folder(config.run_dir, name, config.ckpt_path)
         self.resumed = None
         if self.folder.resume_from:
-            self.resumed = read_training_state(self.folder.resume_from, self.kind.spec.key)
+            self.resumed = read_training_state(
+                self.folder.resume_from, self.task_type.spec_type.key
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with this run's checkpoints, loggers and pictures."""
@@ -197,11 +195,11 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(default_root_dir=str(self.folder.path), **kwargs)
 
 
-def run_training(kind: Kind, arguments: Sequence[str]) -> None:
-    """One training from the engine's arguments to the report; see `train`."""
-    cli = TrainingCLI(kind, arguments)
+def run_training(task_type: type[AnyTask], arguments: Sequence[str]) -> None:
+    """Run one training from the engine's arguments to the report; see `train`."""
+    cli = TrainingCLI(task_type, arguments)
     task, data, trainer, folder = cli.model, cli.datamodule, cli.trainer, cli.folder
-    kind.prepare(task, data)
+    task.prepare(data)
     _ = data.val_set  # a fault in it ends the run before anything is written
     if cli.resumed:
         check_same_model(task, cli.resumed, folder)
@@ -211,12 +209,12 @@ def run_training(kind: Kind, arguments: Sequence[str]) -> None:
     for line in lines:
         say(line)
     memory = settle_memory(task, data, trainer)
-    summary.before_training(kind, task, data, trainer, folder, cli.resumed, memory)
+    report.print_plan(task, data, trainer, folder, cli.resumed, memory)
     fit(cli)
     if cli.config.trainer.fast_dev_run:
         say("Dry run done: one batch was trained on and one evaluated.", style="green")
         return
-    report.after_training(kind, task, data, trainer, folder)
+    report.report_results(task, data, trainer, folder)
 
 
 def fit(cli: TrainingCLI) -> None:
@@ -286,7 +284,7 @@ def read_training_state(file: Path, key: str) -> dict[str, Any]:
     return dict(state)
 
 
-def check_same_model(task: Task, state: dict[str, Any], folder: RunFolder) -> None:
+def check_same_model(task: AnyTask, state: dict[str, Any], folder: RunFolder) -> None:
     """Refuse to go on with another model or other classes than the run began with.
 
     Raises:
@@ -302,7 +300,7 @@ def check_same_model(task: Task, state: dict[str, Any], folder: RunFolder) -> No
             )
 
 
-def start_from(task: Task, file: str) -> list[str]:
+def start_from(task: AnyTask, file: str) -> list[str]:
     """Take the weights of a file that fit the model.
 
     Returns:
@@ -322,12 +320,12 @@ def start_from(task: Task, file: str) -> list[str]:
     return [taken, *(f"  left out: {line}" for line in left)]
 
 
-def known_keys(kind: Kind) -> list[str]:
-    """Every option of the command line, the engine's by their dotted keys."""
+def list_keys(task_type: type[AnyTask]) -> list[str]:
+    """Return every option of the command line, the engine's by their dotted keys."""
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(pl.Trainer, "trainer")
-    parser.add_lightning_class_args(kind.task, "model")
-    parser.add_lightning_class_args(kind.data, "data")
+    parser.add_lightning_class_args(task_type, "model")
+    parser.add_lightning_class_args(task_type.data_type, "data")
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
     keys += ["run_dir", "ckpt_path", "init_from", "ema_decay", "profile", "seed_everything"]
     return keys + [name.replace("_", "-") for name in SHORT_FLAGS]

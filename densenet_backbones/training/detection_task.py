@@ -1,28 +1,34 @@
-"""Training and evaluation of a detector."""
+"""Training and evaluation of a detector: boxes, and masks or keypoints where it has them."""
 
 import copy
-from collections.abc import Sequence
-from typing import Any, Literal
+import inspect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self, cast, runtime_checkable
 
 import numpy as np
 import torch
+import torchvision.models
+from lightning.pytorch.cli import LightningArgumentParser
+from rich.table import Table
 from torch import Tensor, nn
+from torchvision.models.detection import KeypointRCNN, MaskRCNN
 
-from densenet_backbones.data.samples import Categories, DetectionSet, Sample
+from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.instances import TargetType
+from densenet_backbones.data.samples import Categories, ImageRecord, Sample
 from densenet_backbones.inference.detection_views import DetectionViews, detect
 from densenet_backbones.inference.detector import Detector, DetectorSpec
 from densenet_backbones.inference.image_tensors import to_float
-from densenet_backbones.metrics.coco import CocoMetric
-from densenet_backbones.metrics.learned import (
+from densenet_backbones.metrics.coco import PREFIXES, CocoMetric
+from densenet_backbones.metrics.coco_truth import (
     COCO_KEYPOINTS,
     IOU_TYPES,
-    allow_channels_last,
-    evaluated_truth,
-    headline_of,
-    keypoint_sigmas,
-    learned_by,
-    with_keypoints,
+    choose_sigmas,
+    complete_truth,
 )
+from densenet_backbones.reporting import detection_report
 from densenet_backbones.reporting.instance_pictures import (
     collect_annotations,
     draw_beside_ground_truth,
@@ -31,13 +37,25 @@ from densenet_backbones.reporting.instance_pictures import (
 )
 from densenet_backbones.reporting.pictures import make_sheet, to_pixels
 from densenet_backbones.stages import DenseStages
-from densenet_backbones.training.optimization import Optimizer, Schedule, images_per_step
-from densenet_backbones.training.task import MemoryOption, NonFiniteLossError, Task
+from densenet_backbones.training.arguments import DETECTION_FORM
+from densenet_backbones.training.optimization import Optimizer, Schedule
+from densenet_backbones.training.task import MemoryOption, Outputs, Task
 
-__all__ = ["DetectionTask", "NonFiniteLossError", "Optimizer", "Schedule", "images_per_step"]
+IMAGES_MATCHED = 2000
+"""Matching takes a millisecond an image: all of COCO's would be two minutes of waiting."""
 
 
-class DetectionTask(Task):
+@runtime_checkable
+class PriorDetector(Protocol):
+    """A detector that can say which objects none of its priors matches."""
+
+    def unmatchable(
+        self, boxes_per_image: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[Tensor]:
+        """Return (B,) bool for each image, from boxes (B, 4) and (H, W) of the image."""
+
+
+class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
     """Trains any detector with torchvision's interface and evaluates it as COCO does.
 
     Args:
@@ -60,12 +78,18 @@ class DetectionTask(Task):
     Attributes:
         target_types: Annotations that the detector learns from: boxes, and perhaps masks or
             keypoints. All are evaluated, and the last one says which weights are best.
-        views: How the evaluated images are looked at, where not as the detector does.
+        views: Test-time augmentation and Soft-NMS of the evaluated images; None for the
+            detector as it is.
     """
 
-    spec: DetectorSpec
-    headline: tuple[str, ...] = ("AP", "AP50")
+    form = DETECTION_FORM
+    tool = "train_det"
+    data_type = DetectionData
+    spec_type = DetectorSpec
+    use = "Detect in pictures"
     look_at = "boxes"
+    headline: tuple[str, ...] = ("AP", "AP50")
+    spec: DetectorSpec
 
     def __init__(
         self,
@@ -81,18 +105,18 @@ class DetectionTask(Task):
         categories: Categories | None = None,
     ) -> None:
         assert categories is not None, "linked from the data"
-        args = with_keypoints(detector, dict(args or {}), categories)
+        args = add_num_keypoints(detector, dict(args or {}), categories)
         spec = DetectorSpec(detector, args, categories)
         super().__init__(spec, optimizer, schedule, channels_last, seed, memory, memory_budget)
         self.evaluator = evaluator
         allow_channels_last(self.model)
-        self.target_types = learned_by(self.model)
+        self.target_types = read_target_types(self.model)
         if len(self.target_types) > 1:
-            self.headline = headline_of(self.target_types)
+            self.headline = name_headline(self.target_types)
         self.views: DetectionViews | None = None
 
     @classmethod
-    def from_detector(cls, detector: Detector, **options: Any) -> "DetectionTask":
+    def from_detector(cls, detector: Detector, **options: Any) -> Self:
         """A task that evaluates a loaded detector (or goes on training it)."""
         task = cls(
             detector.spec.name,
@@ -103,70 +127,126 @@ class DetectionTask(Task):
         task.adopt(detector.spec, detector.model, options.get("channels_last", True))
         return task
 
+    @classmethod
+    def link_arguments(cls, parser: LightningArgumentParser) -> None:
+        """Read annotations as the detector needs them, and build it for the data's classes."""
+        super().link_arguments(parser)
+        parser.link_arguments("data.categories", "model.categories", apply_on="instantiate")
+        parser.link_arguments(
+            "model.detector", "data.target_types", compute_fn=list_builder_target_types
+        )
+
+    def prepare(self, data: DetectionData) -> None:
+        """Choose the images to overfit on: those of which the detector matches every object."""
+        if data.overfit_images is None:
+            return
+        if isinstance(self.model, PriorDetector):
+            data.keep_for_overfitting(lambda record: has_all_matched(self.model, record))
+        else:  # no matter what its anchors reach
+            data.keep_first(lambda record: len(record.boxes) > 0, "have objects")
+
+    def tabulate_data(self, data: DetectionData) -> Table:
+        """Return a table of the images and objects of each class."""
+        return detection_report.tabulate_data(data.train_set, data.val_set)
+
+    def remark_on(self, data: DetectionData) -> Iterator[str]:
+        """Yield a line about the training objects that no prior matches, where that is known."""
+        if not isinstance(self.model, PriorDetector):
+            return
+        step = math.ceil(len(data.train_set) / IMAGES_MATCHED)
+        records = data.train_set.records[::step]
+        missed = sum(int(out.sum()) for out in find_unmatchable(self.model, records))
+        total = sum(len(record.boxes) for record in records)
+        yield (
+            f"{missed} of {total} training objects"
+            f"{f' (of every {step}th image)' if step > 1 else ''} are matched by no prior above "
+            "the threshold (each still trains its best one)."
+        )
+
+    def suggest_config(self) -> tuple[str, str]:
+        """Return the config of the papers' data for what the detector learns."""
+        if self.target_types == ("boxes",):
+            return "dsod300_voc", "dsod300_coco for COCO layout"
+        kind = "maskrcnn" if "masks" in self.target_types else "keypointrcnn"
+        return f"{kind}_densenet121_fpn_coco", f"COCO layout with {self.target_types[-1]}"
+
     @property
     def monitor(self) -> str:
-        """AP of the last thing that is learned."""
-        return f"val/{headline_of(self.target_types)[-1]}"
+        """AP of the last of the target types."""
+        return f"val/{name_headline(self.target_types)[-1]}"
 
     def losses(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
-        """The detector's own losses, by name."""
+        """Return the detector's own losses, by name."""
         images = [to_float(sample.image) for sample in batch]
         targets = [
             {name: getattr(sample, name) for name in ("boxes", "labels", *self.target_types[1:])}
             for sample in batch
         ]
-        found: dict[str, Tensor] = self.model(images, targets)
-        return found
+        return dict(self.model(images, targets))
 
-    def example(self, data: Any) -> tuple[Any, tuple[int, int]]:
-        """One image of the detector's own size, or of that to which it brings the first one."""
+    def make_example(self, data: DetectionData) -> tuple[list[Tensor], tuple[int, int]]:
+        """Return an image of the detector's size, or of that to which it brings the first one."""
         size = self.training_size(data)
         return [torch.rand(3, *size, device=next(self.model.parameters()).device)], size
 
-    def training_size(self, data: Any) -> tuple[int, int]:
-        """The detector's own size, or that to which it brings the first image."""
+    def training_size(self, data: DetectionData) -> tuple[int, int]:
+        """Return the detector's own size, or that to which it brings the first image."""
         size = getattr(self.model, "image_size", None)
         if size is None:
             first = data.train_set.records[0]
             device = next(self.model.parameters()).device
             image = torch.zeros(3, first.height, first.width, device=device)
-            transform = copy.deepcopy(self.model.transform).eval()  # draws no size then
+            # In evaluation mode the transform draws no size.
+            transform = copy.deepcopy(cast(nn.Module, self.model.transform)).eval()
             size = transform([image])[0].image_sizes[0]
         height, width = size
         return height, width
 
     def planned_part(self, size: tuple[int, int]) -> tuple[nn.Module, tuple[int, int]]:
-        """The DenseNet, as boxes decide how much the heads keep; batches are padded for it."""
+        """Return the DenseNet: what the heads keep depends on the boxes."""
         part = next((m for m in self.model.modules() if isinstance(m, DenseStages)), self.model)
+        # Batches are padded to multiples of this.
         divisor = getattr(getattr(self.model, "transform", None), "size_divisible", 1)
         height, width = (side + -side % divisor for side in size)
         return part, (height, width)
 
-    def make_metric(self, val_set: DetectionSet) -> CocoMetric:
-        """COCO's numbers of all that is learned."""
+    def make_metric(self, data: DetectionData) -> CocoMetric:
+        """Return COCO's evaluation of all target types."""
         keypoints = self.spec.args.get("num_keypoints", COCO_KEYPOINTS)
         return CocoMetric(
-            evaluated_truth(val_set, self.target_types, keypoints),
+            complete_truth(data.val_set, self.target_types, keypoints),
             self.spec.categories,
-            [IOU_TYPES[what] for what in self.target_types],
+            [IOU_TYPES[target_type] for target_type in self.target_types],
             backend=self.evaluator,
-            keypoint_sigmas=keypoint_sigmas(keypoints)
-            if "keypoints" in self.target_types
-            else None,
+            keypoint_sigmas=choose_sigmas(keypoints) if "keypoints" in self.target_types else None,
+        )
+
+    def write_evaluation(
+        self,
+        data: DetectionData,
+        folder: Path,
+        voc_iou: float = 0.5,
+        count_difficult: bool = False,
+    ) -> None:
+        """Print and write the evaluation; see `detection_report.write_evaluation`."""
+        assert self.metric is not None
+        detection_report.write_evaluation(
+            self.metric, data.val_set, folder, voc_iou, count_difficult
         )
 
     def validation_step(self, batch: list[Sample], batch_idx: int) -> dict[str, Any]:
-        """Detections of a batch, added to the evaluation; masks as run-length codes at once."""
-        found = detect(self.model, [to_float(sample.image) for sample in batch], self.views)
+        """Return the detections of a batch, added to the evaluation; masks as run-length codes."""
+        assert self.metric is not None
+        detections = detect(self.model, [to_float(sample.image) for sample in batch], self.views)
         predictions = [
-            {**in_float32(f), "image_id": sample.image_id}
-            for sample, f in zip(batch, found, strict=True)
+            {**convert_to_float32(rows), "image_id": sample.image_id}
+            for sample, rows in zip(batch, detections, strict=True)
         ]
         self.metric.update(predictions)
         return {"predictions": predictions}
 
     def draw_batch(self, batch: Sequence[Sample]) -> np.ndarray:
-        """The images with their objects, as augmented."""
+        """Return the images with their objects, as augmented."""
         names, skeleton = self.spec.categories.names, self.spec.categories.skeleton
         return make_sheet(
             [
@@ -175,8 +255,8 @@ class DetectionTask(Task):
             ]
         )
 
-    def draw_predictions(self, batch: Sequence[Sample], outputs: dict[str, Any]) -> np.ndarray:
-        """Annotated objects on the left, detected ones on the right."""
+    def draw_predictions(self, batch: Sequence[Sample], outputs: Outputs) -> np.ndarray:
+        """Return annotated objects on the left, detected ones on the right."""
         return draw_beside_ground_truth(
             [to_pixels(s.image) for s in batch],
             [collect_annotations(s) for s in batch],
@@ -186,11 +266,101 @@ class DetectionTask(Task):
         )
 
 
-def in_float32(detections: dict[str, Any]) -> dict[str, Any]:
-    """Detections of one image whose numbers may be of half precision."""
+def convert_to_float32(detections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the detections of one image with numbers of half precision as float32."""
+    return {
+        name: values.float()
+        if isinstance(values, Tensor) and values.is_floating_point()
+        else values
+        for name, values in detections.items()
+    }
 
-    def full(values: Any) -> Any:
-        half = isinstance(values, Tensor) and values.is_floating_point()
-        return values.float() if half else values
 
-    return {name: full(values) for name, values in detections.items()}
+def find_unmatchable(model: PriorDetector, records: Sequence[ImageRecord]) -> list[Tensor]:
+    """Return for each image (B,) bool: its objects that no prior matches."""
+    boxes = [torch.from_numpy(record.boxes) for record in records]
+    return model.unmatchable(boxes, [(record.height, record.width) for record in records])
+
+
+def has_all_matched(model: nn.Module, record: ImageRecord) -> bool:
+    """Return True if a prior matches every object of an image, or nothing is known of that."""
+    if not isinstance(model, PriorDetector):
+        return True
+    return not bool(find_unmatchable(model, [record])[0].any())
+
+
+# -- what a detector learns from -------------------------------------------------------------------
+
+
+def read_target_types(model: nn.Module) -> tuple[TargetType, ...]:
+    """Return a detector's `target_types`, or what the RoI heads of torchvision's own have."""
+    if hasattr(model, "target_types"):
+        return tuple(cast(Sequence[TargetType], model.target_types))
+    heads = getattr(model, "roi_heads", None)
+    target_types: list[TargetType] = ["boxes"]
+    target_types += ["masks"] if heads is not None and heads.has_mask() else []
+    target_types += ["keypoints"] if heads is not None and heads.has_keypoint() else []
+    return tuple(target_types)
+
+
+def read_builder_target_types(detector: str) -> tuple[TargetType, ...]:
+    """Return the same of the class that a builder of torchvision's registry says it makes.
+
+    Nothing is built: the class is the builder's return annotation. Unknown names and builders
+    without an annotation count as detectors of boxes; the task is the one to refuse them.
+    """
+    try:
+        builder = torchvision.models.get_model_builder(detector)
+        made = inspect.signature(builder, eval_str=True).return_annotation
+    except (ValueError, NameError):
+        return ("boxes",)
+    if hasattr(made, "target_types"):
+        return tuple(made.target_types)
+    for kind, target_type in ((MaskRCNN, "masks"), (KeypointRCNN, "keypoints")):
+        if isinstance(made, type) and issubclass(made, kind):
+            return ("boxes", cast(TargetType, target_type))
+    return ("boxes",)
+
+
+def list_builder_target_types(detector: str) -> list[TargetType]:
+    """Return `read_builder_target_types` as the list that the data's option is."""
+    return list(read_builder_target_types(detector))
+
+
+def add_num_keypoints(
+    detector: str, args: dict[str, Any], categories: Categories
+) -> dict[str, Any]:
+    """Return the arguments of a keypoint detector with the number of keypoints of the data.
+
+    Raises:
+        ValueError: Another number is asked for.
+    """
+    count = len(categories.keypoints)
+    if "keypoints" not in read_builder_target_types(detector) or not count:
+        return args
+    if args.get("num_keypoints", count) != count:
+        raise ValueError(
+            f"model.args: num_keypoints is {args['num_keypoints']}, but an object of the data has "
+            f"{count} keypoints ({', '.join(categories.keypoints)}); leave it out"
+        )
+    return {**args, "num_keypoints": count}
+
+
+def name_headline(target_types: Sequence[TargetType]) -> tuple[str, ...]:
+    """Return the names of the numbers that are shown: the last one says which weights are best."""
+    return tuple(f"{PREFIXES[IOU_TYPES[target_type]]}AP" for target_type in target_types)
+
+
+def allow_channels_last(model: nn.Module) -> None:
+    """Let a keypoint detector keep its maps with their channels side by side.
+
+    torchvision's `keypointrcnn_loss` takes views of the predicted heat maps, which must be
+    contiguous for that.
+    """
+    predictor = getattr(getattr(model, "roi_heads", None), "keypoint_predictor", None)
+    if predictor is not None:
+        predictor.register_forward_hook(_make_contiguous)
+
+
+def _make_contiguous(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    return output.contiguous()

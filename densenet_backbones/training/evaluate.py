@@ -18,13 +18,10 @@ from densenet_backbones.inference.detection_views import add_view_options, parse
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.segmenter import SegmentationModel
 from densenet_backbones.metrics.boundary import TOLERANCE
-from densenet_backbones.metrics.learned import learned_by
 from densenet_backbones.reporting.console import fail, is_first_process, quiet_libraries, say
-from densenet_backbones.training import segmentation_report
-from densenet_backbones.training.detection_task import DetectionTask
-from densenet_backbones.training.report import write_evaluation
+from densenet_backbones.training.detection_task import DetectionTask, read_target_types
 from densenet_backbones.training.segmentation_task import SegmentationTask
-from densenet_backbones.training.task import Task
+from densenet_backbones.training.task import AnyTask
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -129,19 +126,20 @@ def evaluate(options: argparse.Namespace) -> None:
     say(f"Written to {out}/")
 
 
-Evaluation = tuple[Task, pl.LightningDataModule, Callable[[Path], None]]
+Evaluation = tuple[AnyTask, pl.LightningDataModule, Callable[[Path], None]]
 """What to evaluate, on what, and what writes the result into a folder."""
 
 
 def _detection(detector: Any, options: argparse.Namespace) -> Evaluation:
-    data = DetectionData(**_data_options(options), target_types=list(learned_by(detector.model)))
+    target_types = list(read_target_types(detector.model))
+    data = DetectionData(**_data_options(options), target_types=target_types)
     data.use_classes(detector.categories)
     mirrored = detector.categories.mirrored_keypoints
     views = parse_views(options, detector.model, mirrored)
     task = DetectionTask.from_detector(detector, evaluator=options.evaluator)
     task.views = views
     counting = {"voc_iou": options.voc_iou, "count_difficult": options.count_difficult}
-    return task, data, lambda out: write_evaluation(task.metric, data.val_set, out, **counting)
+    return task, data, lambda out: task.write_evaluation(data, out, **counting)
 
 
 def _segmentation(model: Any, options: argparse.Namespace) -> Evaluation:
@@ -149,7 +147,7 @@ def _segmentation(model: Any, options: argparse.Namespace) -> Evaluation:
     data = SegmentationData(**_data_options(options), task=model.spec.task)
     data.use_classes(model.classes)
     task = SegmentationTask.from_model(model, boundary_tolerance=options.boundary_tolerance)
-    return task, data, lambda out: segmentation_report.write_evaluation(task, data.val_set, out)
+    return task, data, lambda out: task.write_evaluation(data, out)
 
 
 def _data_options(options: argparse.Namespace) -> dict[str, Any]:

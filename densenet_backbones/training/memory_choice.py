@@ -12,7 +12,7 @@ from torch import nn
 from densenet_backbones.analysis.memory_plan import MemoryPlan, memory_plan, readable
 from densenet_backbones.dense_block import MEMORY_MODES, Memory
 from densenet_backbones.layers import memory_of, set_memory
-from densenet_backbones.training.task import Task
+from densenet_backbones.training.task import AnyTask
 
 __all__ = ["default_budget", "settle_memory"]
 
@@ -32,7 +32,7 @@ SHARE = 0.5
 a backward pass makes for a while, workspaces, the data's own."""
 
 
-def settle_memory(task: Task, data: Any, trainer: pl.Trainer) -> list[str]:
+def settle_memory(task: AnyTask, data: Any, trainer: pl.Trainer) -> list[str]:
     """Give the model the memory mode that was asked for.
 
     Returns:
@@ -93,7 +93,7 @@ def _first_line(error: Exception) -> str:
 # -- what is said of it ----------------------------------------------------------------------------
 
 
-def _what_is_kept(task: Task, plan: MemoryPlan, memory: Memory) -> Iterator[str]:
+def _what_is_kept(task: AnyTask, plan: MemoryPlan, memory: Memory) -> Iterator[str]:
     yield (
         f"Memory mode {memory}: {plan.model} alone keeps {readable(plan.kept[memory])} for the "
         f"backward pass of {plan.inputs}; what else the model, the gradients and the optimiser "
@@ -110,7 +110,7 @@ def _what_was_considered(plan: MemoryPlan, budget: int, source: str) -> Iterator
 # -- the budget ------------------------------------------------------------------------------------
 
 
-def _budget(task: Task, trainer: pl.Trainer) -> tuple[int, str]:
+def _budget(task: AnyTask, trainer: pl.Trainer) -> tuple[int, str]:
     """Bytes, and where they come from in words."""
     if task.memory_budget is not None:
         return int(task.memory_budget * 2**30), "as model.memory_budget says"

@@ -14,7 +14,7 @@ from timm.optim import (  # type: ignore[attr-defined]
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from densenet_backbones.messages import nearest
+from densenet_backbones.messages import check_interval, nearest
 
 
 @dataclass
@@ -48,14 +48,12 @@ class Optimizer:
                 f"optimizer.name: there is no {self.name!r}{nearest(self.name.lower(), known)}"
             )
         for name in ("lr", "base_batch", "momentum", "weight_decay"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"optimizer.{name} must be 0 or more, got {value}")
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise ValueError(f"optimizer.layer_decay must lie in (0, 1], got {self.layer_decay}")
+            check_interval(f"optimizer.{name}", getattr(self, name), "[0, inf)")
+        if self.layer_decay is not None:
+            check_interval("optimizer.layer_decay", self.layer_decay, "(0, 1]")
 
-    def scaled_lr(self, images_per_step: int) -> float:
-        """The learning rate at the real number of images a step."""
+    def scale_lr(self, images_per_step: int) -> float:
+        """Return the learning rate at the real number of images a step."""
         return self.lr * images_per_step / self.base_batch if self.base_batch else self.lr
 
     def build(self, model: Any, images_per_step: int) -> torch.optim.Optimizer:
@@ -69,7 +67,7 @@ class Optimizer:
             ValueError: `layer_decay` is given and the model has no `group_matcher`.
         """
         exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
-        rate = self.scaled_lr(images_per_step)
+        rate = self.scale_lr(images_per_step)
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             self._layers(model, exempt, rate) if self.layer_decay else _all(model, exempt),
             opt=self.name,
@@ -156,8 +154,7 @@ class Schedule:
             raise ValueError(
                 f"schedule.milestones must be rising fractions in (0, 1), got {self.milestones}"
             )
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"schedule.warmup must lie in [0, 1), got {self.warmup}")
+        check_interval("schedule.warmup", self.warmup, "[0, 1)")
 
     def build(
         self, optimizer: torch.optim.Optimizer, steps: int, epochs: int | None = None

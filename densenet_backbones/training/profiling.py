@@ -22,9 +22,11 @@ from lightning.pytorch.profilers import Profiler
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torchmetrics import Metric
 
+from densenet_backbones.data.loading import ImageData
 from densenet_backbones.reporting.console import is_first_process, say
-from densenet_backbones.training.task import Task
+from densenet_backbones.training.task import AnyTask
 
 INPUT = "waiting for input"
 TO_MODEL = "to device, normalise, resize"
@@ -71,7 +73,6 @@ _PLACES = (
     ("losses", TO_MODEL),  # itself: bytes to floats; the model's calls inside are parts of theirs
     ("loss.forward", LOSS),
     ("model.forward", HEAD),
-    ("model.preprocessing.forward", TO_MODEL),
     ("model.transform.forward", TO_MODEL),
     ("model.normalization.forward", TO_MODEL),
     ("model.backbone.forward", BACKBONE),
@@ -188,7 +189,7 @@ def _part_of(action: str) -> str | None:
 
 
 @contextmanager
-def profiled(trainer: pl.Trainer, task: Task, file: Path) -> Iterator[None]:
+def profiled(trainer: pl.Trainer, task: AnyTask, file: Path) -> Iterator[None]:
     """Profile what runs inside, if the trainer has a `PartsProfiler`; print and write the table.
 
     Args:
@@ -244,12 +245,12 @@ def _time_method(
         until_the_end.callback(delattr, owner, name)
 
 
-def _time_updates(task: Task, profiler: PartsProfiler, until_the_end: ExitStack) -> None:
+def _time_updates(task: AnyTask, profiler: PartsProfiler, until_the_end: ExitStack) -> None:
     """The same for the evaluation's own work on each batch; it is made when first needed."""
     make = task.make_metric
 
-    def make_timed(val_set: Any) -> Any:
-        metric = make(val_set)
+    def make_timed(data: ImageData[Any]) -> Metric:
+        metric: Metric = make(data)
         _time_method(metric, "update", METRICS, profiler, until_the_end)
         return metric
 

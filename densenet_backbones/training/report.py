@@ -1,47 +1,90 @@
-"""The end of a training and the whole of an evaluation: tables, curves, pictures, files."""
+"""Messages before and after a training: the data, the model and the plan; results and files."""
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 
+from densenet_backbones.analysis.plan import plan_inputs
 from densenet_backbones.checkpoints import read_checkpoint
-from densenet_backbones.data.images import read_image
-from densenet_backbones.data.instances import read_instances
-from densenet_backbones.data.samples import Categories, DetectionSet
+from densenet_backbones.data.loading import ImageData
 from densenet_backbones.inference.model_file import save_model
-from densenet_backbones.metrics.coco import PREFIXES, CocoMetric
-from densenet_backbones.metrics.coco_evaluation import CocoEvaluation
-from densenet_backbones.metrics.confusion import confusion_matrix
-from densenet_backbones.metrics.learned import IOU_TYPES
-from densenet_backbones.metrics.voc import evaluate_voc
 from densenet_backbones.reporting.console import is_first_process, say
-from densenet_backbones.reporting.instance_pictures import (
-    collect_annotations,
-    draw_beside_ground_truth,
-    select_confident,
-)
-from densenet_backbones.reporting.pictures import save_picture
-from densenet_backbones.reporting.plots import (
-    plot_confidence_curves,
-    plot_confusion,
-    plot_pr_curves,
-    plot_training_curves,
-)
-from densenet_backbones.reporting.tables import format_table, format_voc_table
-from densenet_backbones.training.kind import Kind
+from densenet_backbones.reporting.plots import plot_training_curves
+from densenet_backbones.training.optimization import images_per_step
 from densenet_backbones.training.run_folder import RunFolder
-from densenet_backbones.training.task import Task
+from densenet_backbones.training.task import AnyTask
 
-PICTURED_IMAGES = 16
+FAULTS_SHOWN = 5
 
 
-def after_training(
-    kind: Kind, task: Task, data: Any, trainer: pl.Trainer, folder: RunFolder
+def print_plan(
+    task: AnyTask,
+    data: ImageData[Any],
+    trainer: pl.Trainer,
+    folder: RunFolder,
+    resumed: Mapping[str, Any] | None,
+    memory: Sequence[str] = (),
+) -> None:
+    """Print what a person should know before a long training.
+
+    Args:
+        task: The training.
+        data: Its data.
+        trainer: Its trainer.
+        folder: Where output goes.
+        resumed: The checkpoint that it goes on from.
+        memory: Lines about the memory mode.
+    """
+    if not is_first_process():
+        return
+    say(task.tabulate_data(data))
+    problems = [*data.train_set.problems, *data.val_set.problems]
+    if problems:
+        say(f"{len(problems)} faults in the data, left out of training (data.strict refuses them):")
+        for problem in problems[:FAULTS_SHOWN]:
+            say(f"  {problem}")
+    for line in (*task.remark_on(data), *describe_plan(task, data, trainer), *memory):
+        say(line)
+    say(f"Output goes to {folder.path}/")
+    if resumed is not None:
+        done = resumed["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        say(
+            f"Going on from {folder.resume_from}: {done} epochs done, "
+            f"step {resumed['global_step']}."
+        )
+        if done >= (trainer.max_epochs or 0) > 0:
+            say("The run has all its epochs already; --epochs N with a larger N goes on.")
+
+
+def describe_plan(task: AnyTask, data: ImageData[Any], trainer: pl.Trainer) -> Iterator[str]:
+    """Yield sentences about the model's size, the steps and the learning rate."""
+    model = task.model
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = f" ({trained:,} trained)" if trained < parameters else ""
+    images, (height, width) = task.make_example(data)
+    macs = f"{plan_inputs(model, images).macs / 1e9:.2f} GMAC at {width}x{height}"
+    yield f"{task.spec.name}: {parameters:,} parameters{frozen}, {macs}."
+    options = task.optimizer_options
+    batch = images_per_step(data, trainer)
+    epochs = (
+        f", {trainer.max_epochs} epochs" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+    )
+    yield f"{options.name}, {batch} images a step{epochs}, precision {trainer.precision}."
+    if options.base_batch:
+        yield (
+            f"Learning rate {options.scale_lr(batch):.3g} = {options.lr:.3g} x {batch}/"
+            f"{options.base_batch} images."
+        )
+    else:
+        yield f"Learning rate {options.lr:.3g}, not scaled to the batch."
+
+
+def report_results(
+    task: AnyTask, data: ImageData[Any], trainer: pl.Trainer, folder: RunFolder
 ) -> None:
     """Evaluate the best weights, write everything down, and say how to go on."""
     best = folder.checkpoints / "best.ckpt"
@@ -52,123 +95,32 @@ def after_training(
     if not is_first_process():
         return
     say(f"\nBest weights ({source}) on {data.val_set.name}:")
-    kind.write_evaluation(task, data.val_set, folder.evaluation)
+    task.write_evaluation(data, folder.evaluation)
     save_model(folder.slim, task.spec, task.model)
     if (folder.path / "metrics.csv").is_file():
         plot_training_curves(folder.path / "metrics.csv", folder.pictures / "training_curves.png")
     for what, where in (
-        (f"Trained {kind.spec.kind}", folder.slim),
+        (f"Trained {task.spec.kind}", folder.slim),
         ("Checkpoints", folder.checkpoints),
         ("Pictures", folder.pictures),
         ("Evaluation", folder.evaluation),
         ("Curves", f"tensorboard --logdir {folder.path}"),
     ):
         say(f"{what + ':':20}{where}")
+    # Commands to copy: on the run's own file and the first evaluated image.
     image = data.val_set.records[0].path
-    config, others = kind.own_data(task)
-    say(f"\n{kind.doing + ':':21}{command('predict')} {folder.slim} {image}")
-    say(f"Evaluate again:      {command('evaluate')} {folder.slim} --data DIR")
+    config, others = task.suggest_config()
+    say(f"\n{task.use + ':':21}{name_command('predict')} {folder.slim} {image}")
+    say(f"Evaluate again:      {name_command('evaluate')} {folder.slim} --data DIR")
     say(
-        f"Train on your own:   {command(kind.tool)} --config {config} --data DIR\n"
+        f"Train on your own:   {name_command(task.tool)} --config {config} --data DIR\n"
         f"                     ({others}; "
         f"--init-from {folder.slim} starts from these weights)"
     )
 
 
-def command(tool: str) -> str:
-    """How this installation calls a tool: by its script, or from a checkout by its file."""
+def name_command(tool: str) -> str:
+    """Return how this installation calls a tool: its script, or its file in a checkout."""
     if Path(sys.argv[0]).suffix == ".py":
         return f"python tools/{tool}.py"
     return f"densenet-{tool.replace('_', '-')}"
-
-
-def write_evaluation(
-    metric: CocoMetric | None,
-    part: DetectionSet,
-    folder: Path,
-    voc_iou: float = 0.5,
-    count_difficult: bool = False,
-) -> None:
-    """Print and write what a finished metric found.
-
-    Args:
-        metric: After `compute`.
-        part: The images that were evaluated.
-        folder: Gets ``table.txt``, ``metrics.json``, ``results.json`` (COCO's results format, with
-            masks and keypoints where there are some), PR curves, the confusion matrix of the boxes,
-            and predictions beside the ground truth.
-        voc_iou: IoU from which a detection is right in VOC's numbers.
-        count_difficult: Count VOC's difficult objects too.
-    """
-    assert metric is not None and metric.evaluation is not None
-    folder.mkdir(parents=True, exist_ok=True)
-    evaluation: CocoEvaluation = metric.evaluation
-    text = format_table(evaluation)
-    summary: dict[str, Any] = {"coco": evaluation.to_dict()}
-    for kind, further in list(metric.evaluations.items())[1:]:
-        text += "\n" + format_table(further)
-        summary[f"coco_{kind}"] = further.to_dict()
-        plot_pr_curves(further, folder / f"{PREFIXES[kind]}pr_curves.png")
-    predictions = by_image(metric.results, part.categories)
-    voc = evaluate_voc(
-        part, predictions, voc_iou, count_difficult=count_difficult, image_ids=metric.images
-    )
-    text += "\n" + format_voc_table(voc)
-    summary["voc"] = voc.to_dict()
-    say(text)
-    (folder / "table.txt").write_text(text)
-    (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
-    (folder / "results.json").write_text(json.dumps(metric.results))
-    plot_pr_curves(evaluation, folder / "pr_curves.png")
-    plot_confidence_curves(voc, folder / "confidence_curves.png")
-    matrix = confusion_matrix(part, predictions, image_ids=metric.images)
-    plot_confusion(matrix, part.categories.names, folder / "confusion_matrix.png")
-    target_types = [what for what, kind in IOU_TYPES.items() if kind in metric.evaluations]
-    draw_examples(part, predictions, set(metric.images), folder / "predictions.png", target_types)
-
-
-def draw_examples(
-    part: DetectionSet,
-    predictions: dict[int, dict[str, Any]],
-    evaluated: set[int],
-    file: Path,
-    target_types: Sequence[str] = ("boxes",),
-) -> None:
-    """Ground truth beside predictions of images spread over the evaluated ones."""
-    nothing = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, np.int64), "scores": np.zeros(0)}
-    records = [r for r in part.records if r.image_id in evaluated]
-    step = max(1, len(records) // PICTURED_IMAGES)
-    chosen = records[::step][:PICTURED_IMAGES]
-    keypoints = len(part.categories.keypoints)
-    sheet = draw_beside_ground_truth(
-        [read_image(r.path) for r in chosen],
-        [collect_annotations(read_instances(r, target_types, keypoints)) for r in chosen],
-        [select_confident(predictions.get(r.image_id, nothing)) for r in chosen],
-        part.categories.names,
-        skeleton=part.categories.skeleton,
-    )
-    save_picture(file, sheet)
-
-
-def by_image(results: list[dict[str, Any]], categories: Categories) -> dict[int, dict[str, Any]]:
-    """COCO results back to one entry an image: boxes xyxy, labels, scores, masks, keypoints."""
-    rows: dict[int, list[dict[str, Any]]] = {}
-    for result in results:
-        rows.setdefault(result["image_id"], []).append(result)
-    return {image_id: _prediction(found, categories) for image_id, found in rows.items()}
-
-
-def _prediction(found: list[dict[str, Any]], categories: Categories) -> dict[str, Any]:
-    boxes = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in found)]
-    labels = [categories.label_of_id(r["category_id"]) for r in found]
-    prediction: dict[str, Any] = {
-        "boxes": np.array(boxes, np.float32).reshape(-1, 4),
-        "labels": np.array(labels, np.int64),
-        "scores": np.array([r["score"] for r in found], np.float32),
-    }
-    if "segmentation" in found[0]:
-        prediction["masks"] = [r["segmentation"] for r in found]
-    if "keypoints" in found[0]:
-        points = np.array([r["keypoints"] for r in found], np.float32)
-        prediction["keypoints"] = points.reshape(len(found), -1, 3)
-    return prediction

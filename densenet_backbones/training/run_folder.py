@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -139,7 +140,7 @@ def _latest_folder(name: str) -> Path:
     return folders[-1] if folders else Path("runs") / name
 
 
-def _numbered(name: str) -> Any:
+def _numbered(name: str) -> Iterator[Path]:
     yield Path("runs") / name
     number = 2
     while True:

@@ -1,14 +1,17 @@
-"""Training and evaluation of a segmentation model.
+"""Training and evaluation of a segmentation model: losses by pixel, IoU and boundary scores.
 
 Legend: N images, K classes, H x W pixels.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from lightning.pytorch.cli import LightningArgumentParser
+from rich.table import Table
 from torch import Tensor, nn
 
 from densenet_backbones.data.mask_samples import (
@@ -22,6 +25,8 @@ from densenet_backbones.data.mask_statistics import (
     compute_median_frequency_weights,
     count_class_pixels,
 )
+from densenet_backbones.data.segmentation import SegmentationData
+from densenet_backbones.heads import Segmenter
 from densenet_backbones.heads.segmentation.losses import SegmentationLoss
 from densenet_backbones.inference.image_tensors import to_float
 from densenet_backbones.inference.segmenter import (
@@ -32,15 +37,17 @@ from densenet_backbones.inference.segmenter import (
 )
 from densenet_backbones.metrics.boundary import TOLERANCE
 from densenet_backbones.metrics.segmentation import SegmentationMetric
+from densenet_backbones.reporting import segmentation_report
 from densenet_backbones.reporting.mask_pictures import draw_masks_sheet, draw_masks_side_by_side
 from densenet_backbones.reporting.pictures import to_pixels
+from densenet_backbones.training.arguments import SEGMENTATION_FORM
 from densenet_backbones.training.optimization import Optimizer, Schedule
-from densenet_backbones.training.task import MemoryOption, Task
+from densenet_backbones.training.task import MemoryOption, Outputs, Task
 
 
 @dataclass
 class Loss:
-    """What is minimised; see `SegmentationLoss`.
+    """Terms of the loss and their settings; see `SegmentationLoss`.
 
     Attributes:
         terms: Weight of each term: "cross_entropy", "dice", "focal", "lovasz", "ohem".
@@ -64,7 +71,7 @@ class Loss:
     aux_weight: float = 0.4
 
     def build(self, task: MaskTask, train_set: SegmentationSet | None) -> SegmentationLoss:
-        """The loss; `train_set` is counted for median-frequency weights.
+        """Return the loss; `train_set` is counted for median-frequency weights.
 
         Raises:
             ValueError: An option is out of range.
@@ -81,7 +88,7 @@ class Loss:
             raise ValueError(f"model.loss: {error}") from error
 
 
-class SegmentationTask(Task):
+class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
     """Trains any segmenter and evaluates it by mIoU, accuracies and boundaries.
 
     Args:
@@ -89,7 +96,7 @@ class SegmentationTask(Task):
             `fcdensenet103`; or `smp:` and a class of segmentation_models.pytorch, such as
             `smp:DeepLabV3Plus`.
         args: Keyword arguments of that model, without the number of classes.
-        loss: What is minimised.
+        loss: Terms of the loss and their settings.
         optimizer: What steps the weights.
         schedule: The learning rate over the run.
         channels_last: Keep maps in memory with their channels side by side: several times faster
@@ -106,9 +113,15 @@ class SegmentationTask(Task):
         task: How classes share pixels; given by the data.
     """
 
-    spec: SegmenterSpec
-    headline = ("mIoU", "boundary_F")
+    form = SEGMENTATION_FORM
+    tool = "train_seg"
+    data_type = SegmentationData
+    spec_type = SegmenterSpec
+    use = "Segment pictures"
     look_at = "masks"
+    headline = ("mIoU", "boundary_F")
+    spec: SegmenterSpec
+    model: Segmenter
 
     def __init__(
         self,
@@ -137,7 +150,7 @@ class SegmentationTask(Task):
         self.loss = loss.build(task, None)
 
     @classmethod
-    def from_model(cls, trained: SegmentationModel, **options: Any) -> "SegmentationTask":
+    def from_model(cls, trained: SegmentationModel, **options: Any) -> Self:
         """A task that evaluates a loaded model (or goes on training it)."""
         spec = trained.spec
         args = {**spec.args, **spec.without_downloads()}
@@ -145,64 +158,93 @@ class SegmentationTask(Task):
         task.adopt(spec, trained.model, options.get("channels_last", True))
         return task
 
-    def weigh_classes(self, train_set: SegmentationSet) -> None:
+    @classmethod
+    def link_arguments(cls, parser: LightningArgumentParser) -> None:
+        """Build the segmenter for the data's classes."""
+        super().link_arguments(parser)
+        for name in ("mask_classes", "task"):
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    def prepare(self, data: SegmentationData) -> None:
         """Give the loss the weights that are to come from the training masks."""
         if self.loss_options.class_weights == "median_frequency":
-            self.loss = self.loss_options.build(self.spec.task, train_set)
+            self.loss = self.loss_options.build(self.spec.task, data.train_set)
+
+    def tabulate_data(self, data: SegmentationData) -> Table:
+        """Return a table of the images and pixels of each class."""
+        return segmentation_report.tabulate_data(data.train_set, data.val_set)
+
+    def suggest_config(self) -> tuple[str, str]:
+        """Return the config of VOC's data, and the one for COCO's layout."""
+        return "unet_densenet121_voc", "unet_densenet121_coco for COCO layout"
 
     def losses(self, batch: Sequence[MaskSample]) -> dict[str, Tensor]:
-        """The terms of the loss, by name."""
-        images, masks = stacked(batch, self.model.preprocessing.fill_color)
-        found: dict[str, Tensor] = self.loss(self.model(images), masks)
-        return found
+        """Return the terms of the loss, by name."""
+        images, masks = stack_padded(batch, self.model.normalization.fill_color)
+        return dict(self.loss(self.model(images), masks))
 
-    def example(self, data: Any) -> tuple[Any, tuple[int, int]]:
-        """An image of the size that is trained on."""
+    def make_example(self, data: SegmentationData) -> tuple[Tensor, tuple[int, int]]:
+        """Return an image of the size that is trained on."""
         size = self.training_size(data)
         return torch.rand(1, 3, *size, device=next(self.model.parameters()).device), size
 
-    def training_size(self, data: Any) -> tuple[int, int]:
-        """The crop's size; the first image's where whole images are trained on."""
+    def training_size(self, data: SegmentationData) -> tuple[int, int]:
+        """Return the crop's size; the first image's where whole images are trained on."""
         first = data.train_set.records[0]
         cropped = data.overfit_images is None and data.preset not in ("full_size", "none")
         height, width = data.crop if cropped else (first.height, first.width)
         return height, width
 
     def planned_part(self, size: tuple[int, int]) -> tuple[nn.Module, tuple[int, int]]:
-        """All but the normalisation, which looks at values; images are padded for it."""
+        """Return all but the normalization, which looks at values; images are padded for it."""
         height, width = self.model.padded(torch.empty(1, 3, *size, device="meta")).shape[-2:]
         return self.model.net, (height, width)
 
-    def make_metric(self, val_set: SegmentationSet) -> SegmentationMetric:
-        """IoU, accuracies and boundary scores."""
+    def make_metric(self, data: SegmentationData) -> SegmentationMetric:
+        """Return the evaluation by IoU, accuracies and boundary scores."""
         return SegmentationMetric(self.spec.classes.names, self.spec.task, self.boundary_tolerance)
 
+    def write_evaluation(self, data: SegmentationData, folder: Path) -> None:
+        """Print and write the evaluation; see `segmentation_report.write_evaluation`."""
+        assert self.metric is not None and self.metric.evaluation is not None
+        self.model.eval()
+        segmentation_report.write_evaluation(
+            self.metric.evaluation, data.val_set, folder, self.predict
+        )
+
     def validation_step(self, batch: list[MaskSample], batch_idx: int) -> dict[str, Any]:
-        """Labels of a batch, added to the evaluation.
+        """Return the labels of a batch, added to the evaluation.
 
         Images are taken one by one: they differ in size, and no image's labels depend on which
         others are beside it.
         """
-        predictions = [self.labels(sample.image) for sample in batch]
+        assert self.metric is not None
+        predictions = [self.predict_labels(sample.image) for sample in batch]
         for labels, sample in zip(predictions, batch, strict=True):
             self.metric.update(labels[None], sample.mask[None])
         return {"predictions": predictions}
 
     @torch.no_grad()
-    def labels(self, image: Tensor) -> Tensor:
-        """Labels of one image: (3, H, W) uint8 to (H, W) uint8, or (K, H, W) if multilabel."""
+    def predict_labels(self, image: Tensor) -> Tensor:
+        """Return the labels of an image (3, H, W) uint8: (H, W) uint8, or (K, H, W) multilabel."""
         output = self.model(to_float(image)[None])
         return pick_labels(compute_probabilities(output, self.spec.task), self.spec.task)[0][0]
 
+    def predict(self, image: np.ndarray) -> np.ndarray:
+        """Return the same of an array (H, W, 3) uint8 RGB, computed where the model is."""
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        labels = self.predict_labels(pixels.to(next(self.model.parameters()).device))
+        return labels.cpu().numpy()
+
     def draw_batch(self, batch: Sequence[MaskSample]) -> np.ndarray:
-        """The images with their masks, as augmented."""
+        """Return the images with their masks, as augmented."""
         images = [to_pixels(sample.image) for sample in batch]
         return draw_masks_sheet(
             images, [s.mask.cpu().numpy() for s in batch], self.spec.classes.colors
         )
 
-    def draw_predictions(self, batch: Sequence[MaskSample], outputs: dict[str, Any]) -> np.ndarray:
-        """Image, annotation and prediction side by side."""
+    def draw_predictions(self, batch: Sequence[MaskSample], outputs: Outputs) -> np.ndarray:
+        """Return image, annotation and prediction side by side."""
         return draw_masks_side_by_side(
             [to_pixels(sample.image) for sample in batch],
             [sample.mask.cpu().numpy() for sample in batch],
@@ -211,10 +253,12 @@ class SegmentationTask(Task):
         )
 
 
-def stacked(batch: Sequence[MaskSample], fill: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
-    """One tensor of images and one of masks.
+def stack_padded(
+    batch: Sequence[MaskSample], fill: tuple[float, float, float]
+) -> tuple[Tensor, Tensor]:
+    """Return one tensor of images and one of masks.
 
-    Images of different sizes are padded at the right and the bottom to the largest: with a colour,
+    Images of different sizes are padded at the right and the bottom to the largest: with a color,
     and their masks with ignored pixels.
 
     Args:

@@ -1,32 +1,55 @@
-"""What every kind of training has in common, as a Lightning module."""
+"""Base of the trainings of detectors and segmenters: a Lightning module.
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+`Task` runs the steps, the schedule and the evaluation; `DetectionTask` and `SegmentationTask` say
+what is special about their models, data, metrics, reports and command lines.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.distributed
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from rich.table import Table
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from densenet_backbones.data.loading import ImageData
 from densenet_backbones.dense_block import Memory
 from densenet_backbones.inference.model_file import ModelSpec
 from densenet_backbones.layers import set_memory
+from densenet_backbones.training.arguments import ShortForm
 from densenet_backbones.training.optimization import Optimizer, Schedule, images_per_step
 
 MemoryOption = Memory | Literal["auto"]
+
+
+class IndexedSample(Protocol):
+    """A training image that knows its place in the data set: `Sample` or `MaskSample`."""
+
+    index: int
+
+
+DataT = TypeVar("DataT", bound=ImageData[Any])
+SampleT = TypeVar("SampleT", bound=IndexedSample)
+MetricT = TypeVar("MetricT", bound=Metric)
+Outputs = Mapping[str, Any]
+"""Results of a validation step: "predictions" has one entry an image."""
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss became infinite or NaN; the message names the step, the losses and the images."""
 
 
-class Task(pl.LightningModule):
-    """Trains and evaluates one kind of model; what it is given and what is counted is the kind's.
+class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
+    """Trains and evaluates one kind of model.
 
     Args:
-        spec: What is trained; the model's own pre-processing is added to it.
+        spec: Description of the model that is trained; its pre-processing is added to it.
         optimizer: What steps the weights.
         schedule: The learning rate over the run.
         channels_last: Keep maps in memory with their channels side by side.
@@ -36,14 +59,24 @@ class Task(pl.LightningModule):
         memory_budget: GiB that may be kept; None for half of what is free.
 
     Attributes:
+        form: Short command line of this kind of training.
+        tool: Command that trains it.
+        data_type: Lightning data module of this kind of training.
+        spec_type: Description of its models in files.
+        use: What a trained model does, for the last lines of a run.
+        look_at: Annotations to look at when the loss is not finite.
+        headline: Names of the numbers that are shown after each evaluation.
         chosen: The mode that "auto" found, once it has; see `memory_choice.settle_memory`.
-        headline: Names of the numbers that are shown.
-        look_at: What of an image to look at when the loss is not finite.
         metric: The evaluation, from the first one on.
     """
 
-    headline: tuple[str, ...]
+    form: ClassVar[ShortForm]
+    tool: ClassVar[str]
+    data_type: ClassVar[type[ImageData[Any]]]
+    spec_type: ClassVar[type[ModelSpec]]
+    use: ClassVar[str]
     look_at: ClassVar[str]
+    headline: tuple[str, ...]
 
     def __init__(
         self,
@@ -63,72 +96,102 @@ class Task(pl.LightningModule):
             )
         self.memory, self.memory_budget = memory, memory_budget
         self.chosen: Memory | None = None
-        model: Any = spec.build()
-        self.model, self.spec = model, spec
+        self.model, self.spec = spec.build(), spec
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
-        if hasattr(self.model, "preprocessing"):
-            self.spec = spec.with_preprocessing(model.preprocessing.to_dict())
+        self.spec = spec.with_preprocessing_of(self.model)
         self.optimizer_options, self.schedule, self.seed = optimizer, schedule, seed
-        self.metric: Any = None
+        self.metric: MetricT | None = None
 
-    def adopt(self, spec: ModelSpec, model: Any, channels_last: bool) -> None:
+    def adopt(self, spec: ModelSpec, model: nn.Module, channels_last: bool) -> None:
         """Take a loaded model in the place of the one that was built."""
         self.spec, self.model = spec, model
         if channels_last:  # as in training: the same sums in the same order
             self.model.to(memory_format=torch.channels_last)
 
-    # -- what a kind says ----------------------------------------------------------------------
+    # -- the command line and the data -------------------------------------------------------------
+
+    @classmethod
+    def link_arguments(cls, parser: LightningArgumentParser) -> None:
+        """Give model and data the options that follow from each other's."""
+        parser.link_arguments("data.seed", "model.seed")
+
+    def prepare(self, data: DataT) -> None:
+        """Settle what task and data must agree on, before anything is written."""
+
+    def tabulate_data(self, data: DataT) -> Table:
+        """Return a table of the classes and their numbers in both parts of the data."""
+        raise NotImplementedError
+
+    def remark_on(self, data: DataT) -> Iterable[str]:
+        """Return further lines that are worth reading before a long training."""
+        return ()
+
+    def suggest_config(self) -> tuple[str, str]:
+        """Return the shipped config to train on data of one's own with, and a word on others."""
+        raise NotImplementedError
+
+    # -- the model and its evaluation --------------------------------------------------------------
 
     @property
     def monitor(self) -> str:
         """Name of the logged number that says which weights are best: the highest."""
         return f"val/{self.headline[0]}"
 
-    def losses(self, batch: Sequence[Any]) -> dict[str, Tensor]:
-        """The model's losses of a batch, by name."""
+    def losses(self, batch: Sequence[SampleT]) -> dict[str, Tensor]:
+        """Return the model's losses of a batch, by name."""
         raise NotImplementedError
 
-    def make_metric(self, val_set: Any) -> Metric:
-        """The evaluation against a data set's own annotations."""
+    def make_metric(self, data: DataT) -> MetricT:
+        """Return the evaluation against the annotations of the evaluated images."""
         raise NotImplementedError
 
-    def training_size(self, data: Any) -> tuple[int, int]:
-        """(H, W) of the images that the model is trained on, as far as it can be told."""
+    def write_evaluation(self, data: DataT, folder: Path) -> None:
+        """Print the evaluation that has just ended and write it to a folder."""
+        raise NotImplementedError
+
+    def training_size(self, data: DataT) -> tuple[int, int]:
+        """Return (H, W) of the images that the model is trained on, as far as it can be told."""
         raise NotImplementedError
 
     def planned_part(self, size: tuple[int, int]) -> tuple[nn.Module, tuple[int, int]]:
-        """The part whose memory is planned, and the (H, W) it sees of images of that size.
+        """Return the part whose memory is planned, and the (H, W) it sees of images of that size.
 
         It maps a tensor (N, 3, H, W) without looking at its values.
         """
         raise NotImplementedError
 
-    def example(self, data: Any) -> tuple[Any, tuple[int, int]]:
-        """An input of the model and its (H, W), to count operations with."""
+    def make_example(self, data: DataT) -> tuple[Tensor | list[Tensor], tuple[int, int]]:
+        """Return an input of the model and its (H, W), to count operations with."""
         raise NotImplementedError
 
-    def draw_batch(self, batch: Sequence[Any]) -> np.ndarray:
-        """A sheet of training images as the model is given them, (H, W, 3) uint8 RGB."""
+    def draw_batch(self, batch: Sequence[SampleT]) -> np.ndarray:
+        """Return a sheet of training images as the model is given them, (H, W, 3) uint8 RGB."""
         raise NotImplementedError
 
-    def draw_predictions(self, batch: Sequence[Any], outputs: dict[str, Any]) -> np.ndarray:
-        """A sheet of predictions of `validation_step` beside the annotations, likewise."""
+    def draw_predictions(self, batch: Sequence[SampleT], outputs: Outputs) -> np.ndarray:
+        """Return a sheet of predictions of `validation_step` beside the annotations, likewise."""
         raise NotImplementedError
+
+    @property
+    def datamodule(self) -> DataT:
+        """The data that the trainer was given."""
+        data: DataT = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data
 
     # -- training ------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         """Give all processes the memory mode that the first one chose.
 
-        Each counted its own free memory; but what norms that are synchronised tell each other, and
-        when, depends on the mode.
+        Each counted its own free memory; but when synchronized norms talk to each other, and what
+        they exchange, depends on the mode.
         """
         if self.chosen is not None:
             set_memory(self.model, self.trainer.strategy.broadcast(self.chosen))
 
-    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """Sum of the model's losses, each logged by name."""
+    def training_step(self, batch: Sequence[SampleT], batch_idx: int) -> Tensor:
+        """Return the sum of the model's losses, each logged by name."""
         # Randomness as a function of the step makes a resumed run equal an uninterrupted one.
         rank_seed = np.random.SeedSequence(
             (self.seed, self.global_step, batch_idx, self.global_rank)
@@ -144,7 +207,7 @@ class Task(pl.LightningModule):
         return loss
 
     def _stop_if_not_finite(
-        self, loss: Tensor, losses: dict[str, Tensor], batch: Sequence[Any]
+        self, loss: Tensor, losses: dict[str, Tensor], batch: Sequence[SampleT]
     ) -> None:
         bad = (~loss.detach().isfinite()).float()
         if self.trainer.world_size > 1:  # every process must stop, or the others would wait
@@ -152,7 +215,7 @@ class Task(pl.LightningModule):
         if not bad.item():
             return
         values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-        records = self.trainer.datamodule.train_set.records  # type: ignore[attr-defined]
+        records = self.datamodule.train_set.records
         names = ", ".join(str(records[sample.index].path) for sample in batch)
         raise NonFiniteLossError(
             f"the loss is not finite at step {self.global_step} ({values}); images of this batch: "
@@ -161,9 +224,9 @@ class Task(pl.LightningModule):
             "there is one, is of an earlier step"
         )
 
-    def configure_optimizers(self) -> Any:
-        """Optimiser with the rate scaled to the real batch, and the schedule stepped per step."""
-        batch = images_per_step(self.trainer.datamodule, self.trainer)  # type: ignore[attr-defined]
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return the optimizer at the rate of the real batch, and the schedule of every step."""
+        batch = images_per_step(self.datamodule, self.trainer)
         optimizer = self.optimizer_options.build(self.model, batch)
         epochs = self.trainer.max_epochs if self.schedule.name == "exponential" else None
         steps = int(self.trainer.estimated_stepping_batches)
@@ -178,12 +241,12 @@ class Task(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Start an evaluation against the data's own annotations."""
         if self.metric is None:  # made late: copies of this module (EMA) need none
-            val_set = self.trainer.datamodule.val_set  # type: ignore[attr-defined]
-            self.metric = self.make_metric(val_set).to(self.device)
+            self.metric = self.make_metric(self.datamodule).to(self.device)
         self.metric.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """All numbers of the evaluation."""
+        """Log all numbers of the evaluation."""
+        assert self.metric is not None
         for name, value in self.metric.compute().items():
             # every process computed the same from the gathered results
             shown = name in self.headline
@@ -194,3 +257,7 @@ class Task(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint describe the model it holds."""
         checkpoint[self.spec.key] = self.spec.to_dict()
+
+
+AnyTask = Task[Any, Any, Any]
+"""A task of whatever data, samples and metric."""

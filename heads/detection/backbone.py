@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal, Unpack
 
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 
 from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.fpn import Adapter, build_adapter
@@ -15,8 +16,8 @@ from densenet_backbones.heads.detection.body import (
     Body,
     BodyOptions,
     body_and_adapter,
-    stages_of,
 )
+from densenet_backbones.heads.freezing import FreezableModule, count_frozen_stages
 from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
 
 __all__ = [
@@ -31,11 +32,10 @@ __all__ = [
 AdapterName = Literal["fpn", "pan", "bifpn", "dense_prediction"]
 Extra = Literal["pool", "p6p7"]
 
-# Of the last stages; torchvision trains all five of a ResNet, or three of a pretrained one.
-ALL_LAYERS, PRETRAINED_LAYERS = 5, 3
+PRETRAINED_LAYERS = 3  # torchvision trains all five of a ResNet, or three of a pretrained one
 
 
-class DetectionBackbone(nn.Module):
+class DetectionBackbone(FreezableModule):
     """What torchvision's detectors call a backbone: a dictionary of maps of one width.
 
     Args:
@@ -69,7 +69,6 @@ class DetectionBackbone(nn.Module):
         self.extra_levels = extra_levels
         self.out_channels = self._widths()
         self.in_chans = _in_chans(body)
-        self.frozen_stages = 0
         self._positions = tuple(given.index(level) for level in adapter.levels_in)
 
     def _widths(self) -> int | list[int]:
@@ -94,38 +93,10 @@ class DetectionBackbone(nn.Module):
         """The levels to pool boxes from."""
         return self.levels[: len(self.levels) - self.extra_levels]
 
-    # ------------------------------------------------------------------------ training
-
     @property
-    def num_stages(self) -> int:
-        """Stages of the body that `freeze` can count: the stem and the blocks behind it."""
-        return len(stages_of(self.body))
-
-    def freeze(self, stages: int) -> None:
-        """Freezes the body's first stages: no gradients, and norms and dropout in eval mode.
-
-        Stages frozen earlier and no longer among the first ones are trained again.
-
-        Args:
-            stages: 0 for none, 1 for the stem, 1 + i up to block i.
-
-        Raises:
-            ValueError: There are fewer stages, or the body does not say which modules make them.
-        """
-        if hasattr(self.body, "freeze"):
-            self.body.freeze(stages)  # type: ignore[operator]
-        elif stages or self.frozen_stages:
-            _freeze_first(stages_of(self.body), stages, self.frozen_stages, self.training)
-        self.frozen_stages = stages
-
-    def train(self, mode: bool = True) -> "DetectionBackbone":
-        """Sets the training mode of all but the frozen stages."""
-        super().train(mode)
-        if self.frozen_stages and not hasattr(self.body, "freeze"):
-            for stage in stages_of(self.body)[: self.frozen_stages]:
-                for module in stage:
-                    module.training = False
-        return self
+    def feature_net(self) -> nn.Module:
+        """The body."""
+        return self.body
 
     def no_weight_decay(self) -> set[str]:
         """Parameters to train without weight decay, where body or adapter name some."""
@@ -135,17 +106,6 @@ class DetectionBackbone(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Timm's layer groups of the body; the adapter belongs to the last group of all."""
         return prefixed_groups(self.body, "body.", coarse)
-
-
-def _freeze_first(stages: list[list[nn.Module]], number: int, frozen: int, training: bool) -> None:
-    """Freezes the first ``number`` of a network's stages, and trains again what else is frozen."""
-    if not 0 <= number <= len(stages):
-        raise ValueError(f"stages must be 0 to {len(stages)}, got {number}")
-    for index, stage in enumerate(stages[: max(number, frozen)]):
-        for module in stage:
-            module.training = training and index >= number
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(index >= number)
 
 
 def _in_chans(body: nn.Module) -> int:
@@ -158,7 +118,7 @@ def _in_chans(body: nn.Module) -> int:
 class BackboneOptions(BodyOptions, total=False):
     """Keyword arguments of `densenet_fpn_backbone`, explained there."""
 
-    trainable_layers: int | None
+    trainable_backbone_layers: int | None
     adapter: AdapterName
     adapter_kwargs: dict[str, Any] | None
     out_channels: int
@@ -168,7 +128,7 @@ class BackboneOptions(BodyOptions, total=False):
 def densenet_fpn_backbone(
     name: str = "densenet121_features",
     *,
-    trainable_layers: int | None = None,
+    trainable_backbone_layers: int | None = None,
     adapter: AdapterName = "fpn",
     adapter_kwargs: dict[str, Any] | None = None,
     out_channels: int = 256,
@@ -179,15 +139,15 @@ def densenet_fpn_backbone(
 
     Args:
         name: timm's, ours or any other that has ``features_only``: ``rdnet_tiny``, ``resnet50``.
-        trainable_layers: How many of the last stages are trained, as torchvision counts them: 0
-            for none up to 5 for all of a DenseNet, four blocks and the stem. Left out: all, or 3
-            with ``weights_backbone``.
+        trainable_backbone_layers: How many of the last stages are trained, as torchvision counts
+            them: 0 for none up to 5 for all of a DenseNet, four blocks and the stem. Left out: all,
+            or 3 with ``weights_backbone``.
         adapter: ``fpn``, ``pan``, ``bifpn`` or ``dense_prediction``, see `build_adapter`.
         adapter_kwargs: Further arguments of the adapter.
         out_channels: Of every map.
         extra: Coarser levels: ``pool`` for one, ``p6p7`` for two, or None.
-        **options: About the network: ``weights_backbone``, None, ``timm`` for timm's published
-            weights, or a file of weights in torchvision's, timm's or our naming; ``norm``,
+        **options: About the network: ``weights_backbone`` and ``progress``, see `create_features`;
+            ``norm``,
             ``bn``, ``frozen``, ``sync`` or ``group`` (left out ``frozen`` with weights, else
             ``bn``); ``min_stride``, the finest level read (4); ``output_stride``, where the maps
             stop to shrink (32; 16 for DC5); ``in_chans`` of the images (3); ``backbone_kwargs``
@@ -201,23 +161,20 @@ def densenet_fpn_backbone(
     )
     body = body_and_adapter(name, make, **options)
     backbone = DetectionBackbone(body.net, body.adapter, body.extra_levels)
-    backbone.freeze(stages_to_freeze(body, trainable_layers, options.get("weights_backbone")))
+    backbone.freeze(
+        stages_to_freeze(body, trainable_backbone_layers, options.get("weights_backbone"))
+    )
     return backbone
 
 
-def stages_to_freeze(body: Body, layers: int | None, weights: str | None) -> int:
-    """How many of a body's first stages are not trained; see `densenet_fpn_backbone`.
-
-    Layers are counted from the end of the whole network, wherever the body ends.
+def stages_to_freeze(body: Body, layers: int | None, weights: str | WeightsEnum | None) -> int:
+    """Return how many of a body's first stages are not trained; see `densenet_fpn_backbone`.
 
     Raises:
         ValueError: ``layers`` is out of range.
     """
-    if layers is None and weights is None:
-        return 0
     if layers is None:
+        if not weights:
+            return 0
         layers = PRETRAINED_LAYERS
-    number = len(stages_of(body.whole))
-    if not 0 <= layers <= max(ALL_LAYERS, number):
-        raise ValueError(f"trainable_layers must be 0 to {max(ALL_LAYERS, number)}, got {layers}")
-    return min(max(number - layers, 0), len(stages_of(body.net)))
+    return count_frozen_stages(body.net, body.whole, layers)

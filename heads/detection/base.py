@@ -4,18 +4,23 @@ Legend: N images, B objects, D detections, K classes including the background (c
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypedDict, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from densenet_backbones.heads.backbones import normalisation_of
+from densenet_backbones.heads.backbones import normalization_of
 from densenet_backbones.heads.detection.backbone import (
     BackboneOptions,
     DetectionBackbone,
     densenet_fpn_backbone,
 )
-from densenet_backbones.heads.detection.transform import DetectionTransform
-from densenet_backbones.heads.detection.weights import load_detector_file
+from densenet_backbones.heads.detection.transform import DetectionTransform, build_transform
+from densenet_backbones.heads.options import (
+    ImageOptions,
+    SizeOptions,
+    check_options,
+    split_options,
+)
 from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
 from densenet_backbones.heads.validation import (
     check_images,
@@ -23,27 +28,20 @@ from densenet_backbones.heads.validation import (
     check_masks,
     check_targets,
 )
+from densenet_backbones.heads.weights import load_weights
 
 __all__ = [
     "DetectorOptions",
-    "SizeOptions",
     "TorchvisionDetector",
     "build",
-    "check_settings",
-    "finished",
     "keep_float32",
     "make_transform",
-    "split_options",
 ]
 
 Target = dict[str, Tensor]
 _Detector = TypeVar("_Detector", bound="TorchvisionDetector")
 
 DEFAULT_BACKBONE = "densenet121_features"
-
-# Options whose value must lie in 0..1, and those that count something, by the ends of their names.
-_FRACTIONS = ("_thresh", "_fraction")
-_COUNTS = ("detections_per_img", "topk_candidates", "_top_n_train", "_top_n_test", "_per_image")
 
 
 class TorchvisionDetector(nn.Module):
@@ -108,18 +106,13 @@ class TorchvisionDetector(nn.Module):
             ) from error
         return found
 
-    @property
-    def preprocessing(self) -> DetectionTransform:
-        """What is done to images before the network; ``to_dict()`` is for checkpoints."""
-        return self.transform
-
-    def use_preprocessing(self, described: Mapping[str, Any]) -> None:
-        """Take the pre-processing that ``preprocessing.to_dict()`` of a like detector describes.
+    def set_transform(self, described: Mapping[str, Any]) -> None:
+        """Take the transform that ``transform.to_dict()`` of a like detector describes.
 
         Raises:
             ValueError: It is of other channels, or not such a description.
         """
-        self.transform = _transform(described, self.backbone.in_chans).train(self.training)
+        self.transform = build_transform(described, self.backbone.in_chans).train(self.training)
 
     def freeze(self, stages: int) -> None:
         """Freezes the backbone's first stages: 1 is the stem, 1 + i reaches up to block i."""
@@ -151,25 +144,16 @@ def _to_float32(module: nn.Module, inputs: Any, output: Any) -> Any:
 # ------------------------------------------------------------------------------ builders
 
 
-class DetectorOptions(TypedDict, total=False):
-    """Keyword arguments that the builders of all detectors have.
+class DetectorOptions(ImageOptions, SizeOptions, BackboneOptions, total=False):
+    """Keyword arguments that the builders of all detectors of any image size have.
 
     Attributes:
         backbone: timm name of a feature network, ours or any other.
         weights: File of a detector's weights, ours or torchvision's own; what fits is taken.
-        preprocessing: Overrides of `DetectionTransform`'s arguments.
     """
 
     backbone: str
     weights: str | None
-    preprocessing: dict[str, Any] | None
-
-
-class SizeOptions(TypedDict, total=False):
-    """Sizes of images: see `DetectionTransform`."""
-
-    min_size: int | Sequence[int]
-    max_size: int
 
 
 def build(
@@ -178,97 +162,56 @@ def build(
     options: Mapping[str, Any],
     **fixed: Any,
 ) -> _Detector:
-    """A detector on `densenet_fpn_backbone` from the keyword arguments of its builder.
+    """Build a detector on `densenet_fpn_backbone` from the keyword arguments of its builder.
 
     Args:
         kind: The detector's class: called with a backbone, the number of classes, the transform
             and what remains of the options.
         num_classes: K.
-        options: Those of `DetectorOptions`, `SizeOptions`, `BackboneOptions` and the class's own.
+        options: Those of `DetectorOptions` and the class's own.
         **fixed: Further arguments for the class.
 
     Raises:
         TypeError: An option is unknown; torchvision's classes would take it without a word.
         ValueError: One is out of range, or does not fit the backbone.
     """
-    check_settings(num_classes, options, kind.option_names)
-    base, sizes, body, settings = split_options(
-        options, (DetectorOptions, SizeOptions, BackboneOptions)
+    check_options(num_classes, options, kind.option_names)
+    images, sizes, body, settings = split_options(
+        options, (ImageOptions, SizeOptions, BackboneOptions)
     )
-    name = base.get("backbone", DEFAULT_BACKBONE)
+    name = settings.pop("backbone", DEFAULT_BACKBONE)
+    weights = settings.pop("weights", None)
     backbone = densenet_fpn_backbone(name, **body)
-    transform = make_transform(backbone, name, base.get("preprocessing"), sizes)
+    transform = make_transform(backbone, name, images, sizes)
     make: Callable[..., _Detector] = kind
     try:
         model = make(backbone, num_classes, transform, **fixed, **settings)
     except AssertionError as error:  # torchvision's, of thresholds in the wrong order
         raise ValueError(f"{kind.__name__} cannot be built with {settings}: {error}") from error
-    return finished(model, base.get("weights"))
-
-
-def split_options(options: Mapping[str, Any], parts: Sequence[Any]) -> list[dict[str, Any]]:
-    """Options by the typed dictionaries they belong to; what belongs to none comes last."""
-    rest = dict(options)
-    found = [{k: rest.pop(k) for k in part.__optional_keys__ if k in rest} for part in parts]
-    return [*found, rest]
-
-
-def check_settings(num_classes: int, settings: Mapping[str, Any], known: frozenset[str]) -> None:
-    """Raises an error where a detector's option is unknown or a number outside its range."""
-    if unknown := sorted(settings.keys() - known):
-        raise TypeError(f"unexpected keyword argument {unknown[0]!r}; known are {sorted(known)}")
-    if num_classes < 2:
-        raise ValueError(f"num_classes counts the background: 2 or more, got {num_classes}")
-    for name, value in settings.items():
-        if name.endswith(_FRACTIONS) and not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in 0..1, got {value}")
-        if name.endswith(_COUNTS) and value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
+    return load_weights(model, weights)
 
 
 def make_transform(
-    backbone: DetectionBackbone,
-    name: str,
-    overrides: Mapping[str, Any] | None,
-    sizes: Mapping[str, Any],
+    backbone: DetectionBackbone, name: str, images: Mapping[str, Any], sizes: Mapping[str, Any]
 ) -> DetectionTransform:
-    """Pre-processing as a backbone's weights expect it.
+    """Build the transform that a backbone's weights expect.
 
     Args:
-        backbone: Of the detector.
-        name: timm's, of its body.
-        overrides: Arguments of `DetectionTransform` that go before all others.
-        sizes: Likewise, which go before those of the backbone.
+        backbone: Backbone of the detector.
+        name: timm name of its body.
+        images: Options of `ImageOptions`, which go before those of the weights.
+        sizes: Options of `SizeOptions`.
 
     Raises:
         ValueError: An argument is unknown or out of range.
     """
-    facts = normalisation_of(backbone.body, name)
+    facts = normalization_of(backbone.body, name)
     if backbone.in_chans != 3:
-        for key in ("mean", "std"):
+        for key in ("image_mean", "image_std"):
             facts[key] = [sum(facts[key]) / len(facts[key])] * backbone.in_chans
         facts["channel_order"] = "rgb"
     coarsest = max(level.stride for level in backbone.adapter.levels_in)
-    described = {**facts, "size_divisible": max(32, coarsest), **sizes, **(overrides or {})}
-    return _transform(described, backbone.in_chans)
-
-
-def _transform(described: Mapping[str, Any], in_chans: int) -> DetectionTransform:
-    known = DetectionTransform().to_dict()
-    if unknown := sorted(described.keys() - known.keys()):
-        raise ValueError(f"preprocessing takes {', '.join(known)}, not {', '.join(unknown)}")
-    transform = DetectionTransform(**described)
-    if len(transform.normalization.mean) != in_chans:
-        raise ValueError(
-            f"preprocessing has {len(transform.normalization.mean)} numbers in mean and std, the "
-            f"backbone takes images of {in_chans} channels"
-        )
-    return transform
-
-
-def finished(model: _Detector, weights: str | None) -> _Detector:
-    """The model with what fits of a detector's file, see `load_detector_file`."""
-    if weights is not None:
-        taken, left = load_detector_file(model, weights)
-        model.weights_taken, model.weights_left = tuple(taken), tuple(left)
-    return model
+    sizes = {"size_divisible": max(32, coarsest), **sizes}
+    sizes["resize_in_training"] = not sizes.pop("_skip_resize", False)
+    given = {key: value for key, value in images.items() if value is not None}
+    return build_transform({**facts, **sizes, **given}, backbone.in_chans)

@@ -1,32 +1,26 @@
 """The network below a detector's adapter: any timm feature network, its weights, norms, stages."""
 
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
-import timm
 import torch
 from timm.layers import (  # type: ignore[attr-defined]
     convert_sync_batchnorm,
     freeze_batch_norm_2d,
 )
 from torch import nn
+from torchvision.models import WeightsEnum
 
-from densenet_backbones.checkpoints import CheckpointError, read_state_dict
 from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.fpn import Adapter
-from densenet_backbones.stages import DenseStages
-from densenet_backbones.timm_models import SUFFIX
-from densenet_backbones.variants import VARIANTS
+from densenet_backbones.heads.backbones import create_features, is_ours
 
 __all__ = [
     "Body",
     "BodyOptions",
     "Norm",
     "body_and_adapter",
-    "is_ours",
     "levels_from",
-    "stages_of",
 ]
 
 Norm = Literal["bn", "frozen", "sync", "group"]
@@ -51,7 +45,8 @@ class Body(NamedTuple):
 class BodyOptions(TypedDict, total=False):
     """Keyword arguments of `densenet_fpn_backbone` about the network below the adapter."""
 
-    weights_backbone: str | None
+    weights_backbone: str | WeightsEnum | None
+    progress: bool
     norm: Norm | None
     min_stride: int
     output_stride: int
@@ -75,10 +70,10 @@ def body_and_adapter(
         ValueError: An argument is out of range or not the network's.
     """
     weights = options.get("weights_backbone")
-    norm = options.get("norm") or ("frozen" if weights is not None else "bn")
+    norm = options.get("norm") or ("frozen" if weights else "bn")
     arguments = _arguments(name, norm, options)
     with torch.device("meta"):
-        whole = _create(name, arguments)
+        whole = create_features(name, **arguments)
     coarsest, limit = feature_levels(whole)[-1].stride, options.get("output_stride", 32)
     if limit < min(coarsest, 32):
         raise ValueError(
@@ -93,10 +88,7 @@ def body_and_adapter(
         taken = sorted(index % len(info) for index in info.out_indices)
         read = [feature_levels(whole).index(level) for level in adapter.levels_in]
         arguments["out_indices"] = tuple(taken[position] for position in read)
-    if is_ours(name) or weights in (None, "timm"):
-        net = _create(name, arguments, weights)
-    else:
-        net = _create_checked(name, arguments, weights)
+    net = create_features(name, weights, progress=options.get("progress", True), **arguments)
     if not is_ours(name):
         net = _with_norm(net, norm, name)
     return Body(net, adapter, len(adapter.levels) - len(levels), whole)
@@ -118,14 +110,9 @@ def levels_from(levels: Sequence[FeatureLevel], min_stride: int) -> tuple[int, .
     return tuple(deepest[stride] for stride in sorted(deepest) if stride >= min_stride)
 
 
-def is_ours(name: str) -> bool:
-    """Whether a timm name, with or without a tag of weights, is one of ours."""
-    return name.partition(".")[0].removesuffix(SUFFIX) in VARIANTS
-
-
 def _arguments(name: str, norm: Norm, options: BodyOptions) -> dict[str, Any]:
     """For ``timm.create_model``."""
-    arguments: dict[str, Any] = {"features_only": True, "in_chans": options.get("in_chans", 3)}
+    arguments: dict[str, Any] = {"in_chans": options.get("in_chans", 3)}
     output_stride = options.get("output_stride", 32)
     if arguments["in_chans"] < 1 or output_stride < 1:
         raise ValueError(
@@ -137,56 +124,6 @@ def _arguments(name: str, norm: Norm, options: BodyOptions) -> dict[str, Any]:
     if is_ours(name):
         arguments["norm"] = norm
     return {**arguments, **(options.get("backbone_kwargs") or {})}
-
-
-def _create(name: str, arguments: dict[str, Any], weights: str | None = None) -> nn.Module:
-    pretrained: dict[str, Any] = {"pretrained": weights is not None}
-    if weights is not None and weights != "timm":
-        pretrained["pretrained_cfg_overlay"] = {"state_dict": read_state_dict(weights)}
-    try:
-        net = timm.create_model(name, **pretrained, **arguments)
-    except (RuntimeError, CheckpointError) as error:
-        if weights in (None, "timm"):
-            raise
-        reason = textwrap.shorten(str(error), 600)
-        raise CheckpointError(
-            f"{weights}: the weights do not fit backbone {name!r} ({reason}); give the "
-            "backbone_kwargs they were trained with, or another file"
-        ) from error
-    except (TypeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"backbone {name!r} cannot be built with {arguments}: "
-            f"{type(error).__name__}: {str(error) or 'an assertion of timm failed'}"
-        ) from error
-    # Copies of the model and its checkpoints must not carry the file's weights along.
-    for config in (getattr(net, "pretrained_cfg", None), getattr(net, "default_cfg", None)):
-        if isinstance(config, dict):
-            config.pop("state_dict", None)
-    return net
-
-
-def _create_checked(name: str, arguments: dict[str, Any], weights: str) -> nn.Module:
-    """A network of timm's with a file's weights, all of them.
-
-    timm leaves random what it cannot match as soon as it drops the classifier, as for features. So
-    the network is made twice from one seed, and what is equal in both did not come from the file.
-
-    Raises:
-        CheckpointError: The file has no weights for a layer.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        fresh = _create(name, arguments).state_dict()
-        torch.default_generator.manual_seed(0)
-        net = _create(name, arguments, weights)
-    loaded = net.state_dict()
-    random = [k for k, w in loaded.items() if w.dim() > 1 and torch.equal(w, fresh[k])]
-    if random:
-        raise CheckpointError(
-            f"{weights}: it has no weights for {len(random)} of the layers of backbone {name!r}, "
-            f"{random[0]} the first; give a file of that network"
-        )
-    return net
 
 
 def _with_norm(net: nn.Module, norm: Norm, name: str) -> nn.Module:
@@ -201,47 +138,3 @@ def _with_norm(net: nn.Module, norm: Norm, name: str) -> nn.Module:
         freeze_batch_norm_2d(net) if norm == "frozen" else convert_sync_batchnorm(net)
     )
     return converted
-
-
-def stages_of(net: nn.Module) -> list[list[nn.Module]]:
-    """Modules of a feature network by stage: the stem, then what leads to each tap.
-
-    Those of networks not ours are taken in the order of their registration, which in timm is that
-    of the forward pass. A stem ends with the tap of stride 2, or where there is none before the
-    first tap.
-
-    Raises:
-        ValueError: The network's taps are not modules of it.
-    """
-    if isinstance(net, DenseStages):
-        return net.stage_children()
-    modules = [(name, module) for name, module in net.named_modules() if name]
-    stages: list[list[nn.Module]] = []
-    start = 0
-    for level in net.feature_info.info:  # type: ignore[union-attr]
-        span = _span([name for name, _ in modules], level["module"])
-        if span is None:
-            if stages:
-                break  # the network ends before this tap
-            raise ValueError(
-                f"{type(net).__name__} does not say which modules make its stages, so they cannot "
-                "be frozen: leave out trainable_layers and weights_backbone, or choose another"
-            )
-        first, last = span
-        if level["reduction"] < 2:
-            continue
-        if not stages and level["reduction"] > 2 and first > start:
-            stages.append([module for _, module in modules[start:first]])
-            start = first
-        stages.append([module for _, module in modules[start : last + 1]])
-        start = last + 1
-    return stages
-
-
-def _span(names: Sequence[str], tap: str) -> tuple[int, int] | None:
-    """First and last position of a module and all inside it, by timm's name or the flattened."""
-    for name in (tap, tap.replace(".", "_")):
-        inside = [i for i, n in enumerate(names) if n == name or n.startswith(f"{name}.")]
-        if inside:
-            return inside[0], inside[-1]
-    return None

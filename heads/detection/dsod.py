@@ -5,8 +5,8 @@ Boxes are xyxy in pixels; the frame is said at each place. Architecture and numb
 szq0214/DSOD (``model_libs.py``, ``DSOD300_pascal.py``, ``DSOD300_coco.py``).
 """
 
-from collections.abc import Sequence
-from typing import Any, TypedDict, Unpack
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +18,31 @@ from densenet_backbones.fpn import DensePrediction
 from densenet_backbones.heads.backbones import (
     base_network,
     base_positions,
-    normalisation_of,
+    normalization_of,
     without_data,
 )
-from densenet_backbones.heads.detection.preprocessing import Preprocessing
+from densenet_backbones.heads.detection.transform import DetectionTransform, build_transform
+from densenet_backbones.heads.freezing import FreezableModule, freeze_layers
 from densenet_backbones.heads.multibox.box_coding import decode
 from densenet_backbones.heads.multibox.head import MultiBoxHead
 from densenet_backbones.heads.multibox.losses import multibox_loss
 from densenet_backbones.heads.multibox.matching import PriorTargets, assign_targets, out_of_reach
 from densenet_backbones.heads.multibox.priors import PriorSpec, dsod_priors
 from densenet_backbones.heads.multibox.selection import Selection, select_detections
+from densenet_backbones.heads.options import (
+    BackboneWeights,
+    ImageOptions,
+    SelectionOptions,
+    check_options,
+    split_options,
+)
 from densenet_backbones.heads.validation import check_images, check_targets
+from densenet_backbones.heads.weights import load_weights
 
 Target = dict[str, Tensor]
 
 
-class DSOD(nn.Module):
+class DSOD(FreezableModule):
     """A one-stage detector: base network, dense prediction, multibox head.
 
     Called as torchvision's detectors are: ``model(images, targets)``. In training mode it returns
@@ -43,7 +52,7 @@ class DSOD(nn.Module):
         backbone: gives the maps of ``adapter.levels_in``, among others.
         adapter: from base maps to prediction maps.
         priors: prior boxes of the prediction maps.
-        preprocessing: from images to the network's input.
+        transform: from images to the network's input, of one size.
         num_classes: K, with the background.
         selection: which boxes become detections.
 
@@ -54,6 +63,8 @@ class DSOD(nn.Module):
     """
 
     match_threshold = 0.5
+    weights_taken: tuple[str, ...] = ()
+    weights_left: tuple[str, ...] = ()
     negatives_per_positive = 3.0
 
     def __init__(
@@ -61,7 +72,7 @@ class DSOD(nn.Module):
         backbone: nn.Module,
         adapter: DensePrediction,
         priors: PriorSpec,
-        preprocessing: Preprocessing,
+        transform: DetectionTransform,
         num_classes: int,
         selection: Selection | None = None,
     ) -> None:
@@ -71,7 +82,7 @@ class DSOD(nn.Module):
         self.num_classes = num_classes
         self.prior_spec = priors
         self.selection = selection or Selection()
-        self.preprocessing = preprocessing
+        self.transform = transform
         self.backbone = backbone
         self.adapter = adapter
         self.head = MultiBoxHead(adapter.levels, priors.priors_per_cell, num_classes)
@@ -83,7 +94,22 @@ class DSOD(nn.Module):
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) of the network's input in pixels."""
-        return self.preprocessing.image_size
+        assert self.transform.image_size is not None
+        return self.transform.image_size
+
+    @property
+    def feature_net(self) -> nn.Module:
+        """The backbone."""
+        return self.backbone
+
+    def set_transform(self, described: Mapping[str, Any]) -> None:
+        """Take the transform that ``transform.to_dict()`` of a like detector describes.
+
+        Raises:
+            ValueError: It is of another image size, or not such a description.
+        """
+        transform = build_transform(described, 3, self.image_size)
+        self.transform = transform.train(self.training)
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Target] | None = None
@@ -105,10 +131,10 @@ class DSOD(nn.Module):
         check_images(images)
         if not self.training:
             sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-            batch, _ = self.preprocessing(images)
+            batch, _ = self.transform(images)
             return self.detections(*self.predict(batch.tensors), sizes)
         check_targets(targets, len(images), self.num_classes)
-        batch, targets = self.preprocessing(images, targets)
+        batch, targets = self.transform(images, targets)
         return self.losses(*self.predict(batch.tensors), targets)
 
     def predict(self, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,11 +162,12 @@ class DSOD(nn.Module):
         """Decode, select, and map back to images of the given (H, W)."""
         scores = logits.float().softmax(dim=-1)
         boxes = decode(codes, self.priors(codes.device))
-        found = [
+        detections = [
             select_detections(*scored, self.image_size, self.selection)
             for scored in zip(scores, boxes, strict=True)
         ]
-        return self.preprocessing.postprocess(found, [self.image_size] * len(found), list(sizes))
+        seen = [self.image_size] * len(detections)
+        return self.transform.postprocess(detections, seen, list(sizes))
 
     def priors(self, device: torch.device | str | None = None) -> Tensor:
         """(P, 4) prior boxes, xyxy in the network's frame, float32.
@@ -179,7 +206,7 @@ class DSOD(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that DSOD trains without weight decay (timm's name for the question)."""
-        return {f"head.{name}" for name in self.head.unregularised()}
+        return {f"head.{name}" for name in self.head.list_undecayed()}
 
     def _base_maps(self, batch: Tensor) -> list[Tensor]:
         features = self.backbone(batch)
@@ -195,23 +222,21 @@ class DSOD(nn.Module):
         return tuple((x.shape[-2], x.shape[-1]) for x in maps)
 
 
-class DSODOptions(TypedDict, total=False):
+class _SharedOptions(ImageOptions, SelectionOptions, BackboneWeights, total=False):
+    _skip_resize: bool
+
+
+class DSODOptions(_SharedOptions, total=False):
     """Keyword arguments of `dsod300`, explained there."""
 
     num_classes: int
     image_size: int | Sequence[int]
     backbone: str | nn.Module | None
-    backbone_kwargs: dict[str, Any] | None
-    pretrained_backbone: bool
     adapter_channels: Sequence[int]
     prior_sizes: str | Sequence[float]
     faithful_priors: bool
-    preprocessing: dict[str, Any] | None
     bn_momentum: float
-    score_threshold: float
-    nms_threshold: float
-    topk_candidates: int
-    detections_per_image: int
+    weights: str | None
 
 
 def dsod300(
@@ -219,17 +244,12 @@ def dsod300(
     num_classes: int = 21,
     image_size: int | Sequence[int] = 300,
     backbone: str | nn.Module | None = None,
-    backbone_kwargs: dict[str, Any] | None = None,
-    pretrained_backbone: bool = False,
     adapter_channels: Sequence[int] = (256, 256, 128, 128, 128),
     prior_sizes: str | Sequence[float] = "voc",
     faithful_priors: bool = False,
-    preprocessing: dict[str, Any] | None = None,
     bn_momentum: float = 0.1,
-    score_threshold: float = 0.01,
-    nms_threshold: float = 0.45,
-    topk_candidates: int = 400,
-    detections_per_image: int = 200,
+    weights: str | None = None,
+    **options: Unpack[_SharedOptions],
 ) -> DSOD:
     """DSOD300, DS/64-192-48-1: 14.72 M parameters and 15.08 GMAC for the 20 classes of VOC.
 
@@ -238,52 +258,63 @@ def dsod300(
 
     Args:
         num_classes: K, with the background.
-        image_size: of the network's input in pixels, one number or (H, W).
+        image_size: Size of the network's input in pixels, one number or (H, W).
         backbone: timm name of a feature network with strides 8 and 16, or such a module; None for
             ``dsod_features``.
-        backbone_kwargs: for ``timm.create_model``, with a named backbone.
-        pretrained_backbone: load timm's weights into a named backbone.
-        adapter_channels: half the channels of each prediction map but the first; their number makes
+        adapter_channels: Half the channels of each prediction map but the first; their number makes
             the number of maps.
         prior_sizes: ``"voc"`` or ``"coco"`` (SSD's rule), or with ``512`` at the end SSD512's, or
             one size in pixels for each map and the upper end.
-        faithful_priors: keep the published step of 300 on the last map (see `dsod_priors`).
-        preprocessing: overrides of ``mean``, ``std``, ``channel_order`` and ``value_range``; left
-            out, DSOD's for its own backbones and the pretrained configuration's for others.
-        bn_momentum: of every batch norm. Caffe's moving average of 0.001 corrects its bias and
-            torch's does not: at 0.001 torch needs thousands of steps until evaluation is right.
-        score_threshold: see `Selection`.
-        nms_threshold: see `Selection`.
-        topk_candidates: see `Selection`.
-        detections_per_image: see `Selection`.
+        faithful_priors: Keep the published step of 300 on the last map (see `dsod_priors`).
+        bn_momentum: Momentum of every batch norm. Caffe's moving average of 0.001 corrects its bias
+            and torch's does not: at 0.001 torch needs thousands of steps until evaluation is right.
+        weights: File of a detector's weights, of which is taken what fits.
+        **options: With a named backbone those of `BackboneWeights`, of whose layers all are trained
+            unless ``trainable_backbone_layers`` says otherwise; ``image_mean``, ``image_std``,
+            ``channel_order`` and ``value_range`` (left out, DSOD's for its own backbones and the
+            pretrained configuration's for others); ``score_thresh``, ``nms_thresh``,
+            ``topk_candidates`` and ``detections_per_img`` as of `Selection`.
 
     Raises:
-        ValueError: for arguments out of range and backbones without the two strides.
+        TypeError: An option is unknown.
+        ValueError: An argument is out of range, or the backbone lacks one of the two strides.
     """
-    name = backbone if isinstance(backbone, str) else None
-    if backbone is None:
-        name = "dsod_features"
-    if name is not None:
-        backbone = base_network(name, pretrained_backbone, **(backbone_kwargs or {}))
-    elif backbone_kwargs or pretrained_backbone:
-        raise ValueError("backbone_kwargs and pretrained_backbone need a backbone given by name")
-    assert isinstance(backbone, nn.Module)
+    check_options(num_classes, options, _SharedOptions.__optional_keys__)
+    images, limits, weighted, _ = split_options(
+        options, (ImageOptions, SelectionOptions, BackboneWeights)
+    )
+    name = "dsod_features" if backbone is None else backbone
+    layers = weighted.pop("trainable_backbone_layers", None)
+    kwargs = weighted.pop("backbone_kwargs", None) or {}
+    if isinstance(name, str):
+        net = base_network(name, **weighted, **kwargs)
+    elif kwargs or weighted.get("weights_backbone") or layers is not None:
+        raise ValueError(
+            "backbone_kwargs, weights_backbone and trainable_backbone_layers need a backbone given "
+            "by name"
+        )
+    else:
+        net = name
     size = _height_and_width(image_size)
-    levels = feature_levels(backbone)
+    levels = feature_levels(net)
     adapter = DensePrediction([levels[i] for i in base_positions(levels)], adapter_channels)
     strides = [level.stride for level in adapter.levels]
+    facts = normalization_of(net, name if isinstance(name, str) else None)
+    given = {key: value for key, value in images.items() if value is not None}
     model = DSOD(
-        backbone,
+        net,
         adapter,
         dsod_priors(size, strides, prior_sizes, faithful=faithful_priors),
-        Preprocessing(size, **{**normalisation_of(backbone, name), **(preprocessing or {})}),
+        DetectionTransform(**{**facts, **given, "image_size": size}),
         num_classes,
-        Selection(score_threshold, nms_threshold, topk_candidates, detections_per_image),
+        Selection(**limits),
     )
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = bn_momentum
-    return model
+    if isinstance(name, str):
+        freeze_layers(model, name, kwargs, layers)
+    return load_weights(model, weights)
 
 
 def dsod300_smallest(**options: Unpack[DSODOptions]) -> DSOD:

@@ -16,15 +16,15 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from densenet_backbones.heads.detection.anchors import ASPECT_RATIOS, PyramidAnchors, check_anchors
-from densenet_backbones.heads.detection.backbone import BackboneOptions, DetectionBackbone
+from densenet_backbones.heads.detection.backbone import DetectionBackbone
 from densenet_backbones.heads.detection.base import (
     DetectorOptions,
-    SizeOptions,
     TorchvisionDetector,
     build,
     keep_float32,
 )
 from densenet_backbones.heads.detection.transform import DetectionTransform
+from densenet_backbones.heads.options import SelectionOptions
 
 __all__ = ["FCOS", "RetinaNet", "fcos_fpn", "retinanet_fpn", "retinanet_fpn_v2"]
 
@@ -34,13 +34,8 @@ RETINANET_STRIDES = (4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3))
 _GROUPS = 32  # of the heads' group norms
 
 
-class OneStageOptions(DetectorOptions, SizeOptions, BackboneOptions, total=False):
+class OneStageOptions(DetectorOptions, SelectionOptions, total=False):
     """Keyword arguments that RetinaNet and FCOS share."""
-
-    score_thresh: float
-    nms_thresh: float
-    detections_per_img: int
-    topk_candidates: int
 
 
 class RetinaNetOptions(OneStageOptions, total=False):
@@ -84,7 +79,7 @@ class RetinaNet(_OneStage, tv.RetinaNet):
         backbone: Gives L maps.
         num_classes: K.
         transform: From images to the network's batch.
-        v2: torchvision's newer heads: group norm, and the generalised IoU as loss of the boxes.
+        v2: torchvision's newer heads: group norm, and the generalized IoU as loss of the boxes.
         anchor_scale: Factor on the anchors' sizes, below 1 for small objects.
         aspect_ratios: Height : width of the anchors.
         anchor_generator: In place of the anchors by the levels.
@@ -178,11 +173,11 @@ def retinanet_fpn(*, num_classes: int = 91, **options: Unpack[RetinaNetOptions])
         **options: ``backbone``, a timm name (``densenet121_features``), and the arguments of
             `densenet_fpn_backbone`, where ``min_stride`` is 8, ``extra`` is ``p6p7``, and its
             levels are made from the pyramid's last, as in torchvision; ``weights``, a file of a
-            detector, ours or torchvision's, of which is taken what fits; ``min_size`` and
-            ``max_size`` (800 and 1333) and ``preprocessing``, overrides, of `DetectionTransform`;
-            ``anchor_scale`` and ``aspect_ratios`` of the anchors; torchvision's settings under its
-            own names: ``score_thresh``, ``nms_thresh``, ``detections_per_img``,
-            ``topk_candidates``, ``fg_iou_thresh``, ``bg_iou_thresh``.
+            detector, ours or torchvision's, of which is taken what fits; ``min_size``,
+            ``max_size`` (800 and 1333), ``image_mean``, ``image_std`` and the further arguments of
+            `DetectionTransform`; ``anchor_scale`` and ``aspect_ratios`` of the anchors;
+            torchvision's settings under its own names: ``score_thresh``, ``nms_thresh``,
+            ``detections_per_img``, ``topk_candidates``, ``fg_iou_thresh``, ``bg_iou_thresh``.
 
     Raises:
         ValueError: An argument is out of range, or does not fit the backbone.

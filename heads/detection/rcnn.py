@@ -21,15 +21,15 @@ from densenet_backbones.heads.detection.anchors import (
     check_anchors,
     roi_pool,
 )
-from densenet_backbones.heads.detection.backbone import BackboneOptions, DetectionBackbone
+from densenet_backbones.heads.detection.backbone import DetectionBackbone
 from densenet_backbones.heads.detection.base import (
     DetectorOptions,
-    SizeOptions,
     TorchvisionDetector,
     build,
     keep_float32,
 )
 from densenet_backbones.heads.detection.transform import DetectionTransform
+from densenet_backbones.messages import check_whole
 
 __all__ = [
     "FasterRCNN",
@@ -45,7 +45,7 @@ __all__ = [
 ANCHOR_STRIDES = 8  # size of an anchor in strides: 32 pixels at stride 4, as torchvision's
 
 
-class FasterRCNNOptions(DetectorOptions, SizeOptions, BackboneOptions, total=False):
+class FasterRCNNOptions(DetectorOptions, total=False):
     """Keyword arguments of `fasterrcnn_fpn`, explained there."""
 
     anchor_scale: float
@@ -178,8 +178,7 @@ class KeypointRCNN(_PyramidRCNN, tv.KeypointRCNN):
         num_keypoints: int = 17,
         **settings: Any,
     ) -> None:
-        if num_keypoints < 1:
-            raise ValueError(f"num_keypoints must be 1 or more, got {num_keypoints}")
+        check_whole("num_keypoints", num_keypoints)
         settings.setdefault("keypoint_roi_pool", roi_pool(backbone.roi_levels, 14))
         super().__init__(backbone, num_classes, transform, num_keypoints=num_keypoints, **settings)
         self.num_keypoints = num_keypoints
@@ -193,8 +192,9 @@ def fasterrcnn_fpn(*, num_classes: int = 91, **options: Unpack[FasterRCNNOptions
         num_classes: K, with the background.
         **options: ``backbone``, a timm name (``densenet121_features``), and the arguments of
             `densenet_fpn_backbone`; ``weights``, a file of a detector, ours or torchvision's, of
-            which is taken what fits; ``min_size`` and ``max_size`` (800 and 1333) and
-            ``preprocessing``, overrides, of `DetectionTransform`; ``anchor_scale`` and
+            which is taken what fits; ``min_size``, ``max_size`` (800 and 1333),
+            ``image_mean``, ``image_std`` and the further arguments of `DetectionTransform`;
+            ``anchor_scale`` and
             ``aspect_ratios`` of the anchors; torchvision's settings under its own names:
             ``rpn_...``, ``box_score_thresh``, ``box_nms_thresh``, ``box_detections_per_img``, ...
 

@@ -17,7 +17,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
 from densenet_backbones.features import FeatureLevel
 from densenet_backbones.fpn import Adapter, build_adapter
-from densenet_backbones.heads.backbones import without_data
+from densenet_backbones.heads.backbones import is_ours, without_data
 from densenet_backbones.heads.detection.backbone import (
     AdapterName,
     DetectionBackbone,
@@ -25,18 +25,22 @@ from densenet_backbones.heads.detection.backbone import (
 )
 from densenet_backbones.heads.detection.base import (
     DEFAULT_BACKBONE,
-    DetectorOptions,
     TorchvisionDetector,
-    check_settings,
-    finished,
     keep_float32,
     make_transform,
-    split_options,
 )
-from densenet_backbones.heads.detection.body import BodyOptions, body_and_adapter, is_ours
-from densenet_backbones.heads.detection.transform import DetectionTransform
+from densenet_backbones.heads.detection.body import BodyOptions, body_and_adapter
+from densenet_backbones.heads.detection.transform import DetectionTransform, build_transform
 from densenet_backbones.heads.multibox.head import ChannelL2Norm
 from densenet_backbones.heads.multibox.priors import ratio_rule_sizes
+from densenet_backbones.heads.options import (
+    ImageOptions,
+    SelectionOptions,
+    check_options,
+    split_options,
+)
+from densenet_backbones.heads.weights import load_weights
+from densenet_backbones.messages import check_interval
 
 __all__ = ["SSD", "ExtraLevels", "SSDBackbone", "ScaledLevels", "ssd300", "ssd512"]
 
@@ -48,7 +52,7 @@ _FIRST_WIDTH, _WIDTH = 512, 256  # channels of the extra maps, section 2.1, figu
 class ScaledLevels(Adapter):
     """A backbone's maps as they are, but for the length of each cell's vector.
 
-    SSD brings the vectors of its first map to a learnt length of 20, since they are longer than
+    SSD brings the vectors of its first map to a learned length of 20, since they are longer than
     those of the others (section 3.1). A DenseNet's maps are concatenations whose lengths differ
     from block to block, so all of them are scaled.
 
@@ -144,21 +148,20 @@ class DefaultBoxes(DefaultBoxGenerator):
         return super()._grid_default_boxes(grid_sizes, image_size, torch.float32)
 
 
-class SSDOptions(DetectorOptions, BodyOptions, total=False):
+class SSDOptions(ImageOptions, SelectionOptions, BodyOptions, total=False):
     """Keyword arguments of `ssd300`, explained there."""
 
+    backbone: str
+    weights: str | None
     image_size: int
     prior_sizes: Literal["coco", "voc"]
-    trainable_layers: int | None
+    trainable_backbone_layers: int | None
     adapter: AdapterName | None
     adapter_kwargs: dict[str, Any] | None
     out_channels: int
-    score_thresh: float
-    nms_thresh: float
-    detections_per_img: int
-    topk_candidates: int
     iou_thresh: float
     positive_fraction: float
+    _skip_resize: bool
 
 
 class SSD(TorchvisionDetector, tv.SSD):
@@ -188,11 +191,9 @@ class SSD(TorchvisionDetector, tv.SSD):
         anchor_generator: DefaultBoxGenerator | None = None,
         **settings: Any,
     ) -> None:
-        if not 0 < settings.get("positive_fraction", 0.25) <= 1:
-            raise ValueError(
-                f"positive_fraction must lie above 0, up to 1, got {settings['positive_fraction']}"
-            )
-        size = tuple(transform.fixed_size)
+        check_interval("positive_fraction", settings.get("positive_fraction", 0.25), "(0, 1]")
+        assert transform.image_size is not None
+        size = transform.image_size
         cells = backbone.adapter.cells
         generator = anchor_generator or default_boxes(size[0], cells, prior_sizes)
         _check_default_boxes(generator, size[0], cells)
@@ -204,27 +205,23 @@ class SSD(TorchvisionDetector, tv.SSD):
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) of the network's input in pixels."""
-        width, height = self.transform.fixed_size
-        return height, width
+        assert self.transform.image_size is not None
+        return self.transform.image_size
 
-    def use_preprocessing(self, described: Mapping[str, Any]) -> None:
+    def set_transform(self, described: Mapping[str, Any]) -> None:
         """As of all detectors, with the same size of images.
 
         Raises:
             ValueError: It is of another size, or as of all detectors.
         """
-        if tuple(described.get("fixed_size") or ()) != self.image_size:
-            raise ValueError(
-                f"this detector is made for images of {self.image_size}, the preprocessing has "
-                f"fixed_size {described.get('fixed_size')}: build it with that image_size"
-            )
-        super().use_preprocessing(described)
+        transform = build_transform(described, self.backbone.in_chans, self.image_size)
+        self.transform = transform.train(self.training)
 
 
 def default_boxes(image_size: int, cells: Sequence[int], prior_sizes: str) -> DefaultBoxes:
     """Default boxes of SSD: four a cell on the first and the last two maps, six on the others.
 
-    At 300 pixels and SSD's own maps they are SSD300's; elsewhere centres spread evenly, which at
+    At 300 pixels and SSD's own maps they are SSD300's; elsewhere centers spread evenly, which at
     512 are SSD512's as well.
 
     Args:
@@ -268,10 +265,10 @@ def ssd300(*, num_classes: int = 91, **options: Unpack[SSDOptions]) -> SSD:
             whose pools then round up); ``adapter``, of which ``adapter_kwargs`` and
             ``out_channels`` are, or None for the backbone's own maps; the further arguments of
             `densenet_fpn_backbone` but ``extra``, where ``min_stride`` is 8; ``weights``, a file
-            of a detector, ours or torchvision's, of which is taken what fits; ``preprocessing``,
-            overrides of `DetectionTransform`; torchvision's settings under its own names:
-            ``score_thresh``, ``nms_thresh``, ``detections_per_img``, ``topk_candidates``,
-            ``iou_thresh``, ``positive_fraction``.
+            of a detector, ours or torchvision's, of which is taken what fits; ``image_mean``,
+            ``image_std``, ``channel_order`` and ``value_range`` of `DetectionTransform`;
+            torchvision's settings under its own names: ``score_thresh``, ``nms_thresh``,
+            ``detections_per_img``, ``topk_candidates``, ``iou_thresh``, ``positive_fraction``.
 
     Raises:
         ValueError: An argument is out of range, or does not fit the backbone.
@@ -290,22 +287,22 @@ def ssd512(*, num_classes: int = 91, **options: Unpack[SSDOptions]) -> SSD:
 
 
 def _build(num_classes: int, options: Mapping[str, Any]) -> SSD:
-    check_settings(num_classes, options, SSD.option_names)
-    base, body, rest = split_options(options, (DetectorOptions, BodyOptions))
-    name, image_size = base.get("backbone", DEFAULT_BACKBONE), rest.pop("image_size")
+    check_options(num_classes, options, SSD.option_names)
+    images, body, rest = split_options(options, (ImageOptions, BodyOptions))
+    name, image_size = rest.pop("backbone", DEFAULT_BACKBONE), rest.pop("image_size")
+    weights, layers = rest.pop("weights", None), rest.pop("trainable_backbone_layers", None)
+    rest.pop("_skip_resize", None)  # images of another size than the priors' are always resized
     own = {key: rest.pop(key) for key in _ADAPTER_OPTIONS if key in rest}
     body = {"min_stride": 8, **body}
     if is_ours(name):  # as SSD's third pool: 300 pixels give 38 cells
         body["backbone_kwargs"] = {"ceil_mode": True, **(body.get("backbone_kwargs") or {})}
-    found = body_and_adapter(name, partial(_base_adapter, own), **body)
-    cells = _cells(SSDBackbone(found.net, found.adapter), image_size)
-    backbone = SSDBackbone(found.net, ExtraLevels(found.adapter, cells, image_size))
-    layers = rest.pop("trainable_layers", None)
-    backbone.freeze(stages_to_freeze(found, layers, body.get("weights_backbone")))
-    sizes = {"fixed_size": [image_size] * 2, "min_size": image_size, "max_size": image_size}
-    overrides = {**(base.get("preprocessing") or {}), **sizes, "size_divisible": 1}
-    transform = make_transform(backbone, name, overrides, {})
-    return finished(SSD(backbone, num_classes, transform, **rest), base.get("weights"))
+    base = body_and_adapter(name, partial(_base_adapter, own), **body)
+    cells = _cells(SSDBackbone(base.net, base.adapter), image_size)
+    backbone = SSDBackbone(base.net, ExtraLevels(base.adapter, cells, image_size))
+    backbone.freeze(stages_to_freeze(base, layers, body.get("weights_backbone")))
+    sizes = {"image_size": (image_size, image_size), "size_divisible": 1}
+    transform = make_transform(backbone, name, images, sizes)
+    return load_weights(SSD(backbone, num_classes, transform, **rest), weights)
 
 
 _ADAPTER_OPTIONS = ("adapter", "adapter_kwargs", "out_channels")

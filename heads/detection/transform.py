@@ -1,9 +1,12 @@
-"""From images of any size to a detector's batch, and from its findings back to the images.
+"""From images of any size to a detector's batch, and from its detections back to the images.
+
+One class for all detectors, at ``model.transform`` as in torchvision
+(``models/detection/transform.py``), whose resizing and padding it uses.
 
 Legend: H and W pixels, D detections, C channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,27 +14,35 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import clip_boxes_to_image
 
 from densenet_backbones.heads.normalization import ImageNormalization
+from densenet_backbones.messages import check_whole
 
-__all__ = ["DetectionTransform"]
+__all__ = ["DetectionTransform", "build_transform"]
 
 
 class DetectionTransform(GeneralizedRCNNTransform):
-    """Normalisation, resizing and padding to a batch, by torchvision's class.
+    """Normalization, resizing and padding to a batch, by torchvision's class.
 
     Images keep their aspect ratio: the shorter side becomes ``min_size``, unless the longer would
-    exceed ``max_size``. Boxes, masks and keypoints of targets move with them.
+    exceed ``max_size``. Or all of them become ``image_size``. Boxes, masks and keypoints of targets
+    move with them.
 
     Args:
         min_size: Pixels of the shorter side. Of a list, one is drawn for each image in training,
             and the last one holds otherwise.
         max_size: Most pixels of the longer side.
-        mean: Of each channel, as `ImageNormalization` takes it; their number is C.
-        std: Likewise.
+        image_mean: Mean of each of the C channels, as `ImageNormalization` takes it.
+        image_std: Standard deviation of each channel.
         channel_order: ``"rgb"`` or ``"bgr"``, the order the network was made for.
         value_range: 1 or 255, the upper end of the values the network was made for.
-        size_divisible: H and W of a batch are padded to multiples of it.
-        fixed_size: (H, W) of every image in place of ``min_size`` and ``max_size``, the aspect
+        size_divisible: H and W of a batch are padded to multiples of it; left out 32, or 1 with
+            ``image_size``.
+        image_size: (H, W) of every image in place of ``min_size`` and ``max_size``, the aspect
             ratio lost.
+        resize_in_training: False where an augmentation has brought training images to their size
+            already. With ``image_size`` images of another size are resized all the same.
+
+    Attributes:
+        image_size: (H, W), or None.
 
     Raises:
         ValueError: An argument is out of range.
@@ -41,53 +52,79 @@ class DetectionTransform(GeneralizedRCNNTransform):
         self,
         min_size: int | Sequence[int] = 800,
         max_size: int = 1333,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
+        image_mean: Sequence[float] = (0.485, 0.456, 0.406),
+        image_std: Sequence[float] = (0.229, 0.224, 0.225),
         channel_order: str = "rgb",
         value_range: float = 1,
-        size_divisible: int = 32,
-        fixed_size: Sequence[int] | None = None,
+        size_divisible: int | None = None,
+        image_size: Sequence[int] | None = None,
+        resize_in_training: bool = True,
     ) -> None:
+        if image_size is not None:
+            if len(image_size) != 2 or min(image_size) < 1:
+                raise ValueError(f"image_size must be (H, W) in pixels, got {image_size!r}")
+            min_size, max_size = min(image_size), max(image_size)
         sides = (min_size,) if isinstance(min_size, int) else tuple(min_size)
         if not sides or min(sides) < 1 or max(sides) > max_size:
             raise ValueError(
                 f"min_size must be 1 or more and at most max_size, got {min_size!r} and {max_size}"
             )
-        if size_divisible < 1:
-            raise ValueError(f"size_divisible must be 1 or more, got {size_divisible}")
-        if fixed_size is not None and (len(fixed_size) != 2 or min(fixed_size) < 1):
-            raise ValueError(f"fixed_size must be (H, W) in pixels, got {fixed_size!r}")
-        normalization = ImageNormalization(mean, std, channel_order, value_range, len(mean))
+        if size_divisible is None:
+            size_divisible = 32 if image_size is None else 1
+        check_whole("size_divisible", size_divisible)
+        normalization = ImageNormalization(
+            image_mean, image_std, channel_order, value_range, len(image_mean)
+        )
         super().__init__(
             min_size=sides,
             max_size=max_size,
-            image_mean=normalization.mean,
-            image_std=normalization.std,
+            image_mean=normalization.image_mean,
+            image_std=normalization.image_std,
             size_divisible=size_divisible,
             # torchvision's order is (W, H).
-            fixed_size=(fixed_size[1], fixed_size[0]) if fixed_size is not None else None,
+            fixed_size=None if image_size is None else (int(image_size[1]), int(image_size[0])),
         )
+        self.image_size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
         self.normalization = normalization
+        self.resize_in_training = resize_in_training
+
+    @property
+    def resize_in_training(self) -> bool:
+        """Whether training images are resized; may be set."""
+        return not self._skip_resize
+
+    @resize_in_training.setter
+    def resize_in_training(self, value: bool) -> None:
+        self._skip_resize = not value and self.image_size is None
 
     @property
     def fill_color(self) -> tuple[float, float, float]:
-        """The mean as an RGB colour in 0..255, for borders that should mean nothing."""
+        """Mean as an RGB color in 0..255, for borders that should mean nothing."""
         return self.normalization.fill_color
 
     def to_dict(self) -> dict[str, Any]:
-        """The constructor's arguments as plain JSON types."""
+        """Return the constructor's arguments as plain JSON types, for `build_transform`."""
         sides = list(self.min_size)
         return {
             "min_size": sides if len(sides) > 1 else sides[0],
             "max_size": self.max_size,
             "size_divisible": self.size_divisible,
-            "fixed_size": list(self.fixed_size[::-1]) if self.fixed_size else None,
+            "image_size": None if self.image_size is None else list(self.image_size),
             **self.normalization.to_dict(),
         }
 
     def normalize(self, image: Tensor) -> Tensor:
         """(C, H, W) 0..1 to the network's channel order, range, mean and deviation."""
         return self.normalization(image)
+
+    def resize(
+        self, image: Tensor, target: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Image and target at the network's size; untouched where the image has it already."""
+        if tuple(image.shape[-2:]) == self.image_size:
+            return image, target
+        resized: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target)
+        return resized
 
     def postprocess(
         self,
@@ -108,15 +145,51 @@ class DetectionTransform(GeneralizedRCNNTransform):
         """
         if self.training:
             return result
-        found = super().postprocess(result, image_shapes, original_image_sizes)
+        detections: list[dict[str, Tensor]] = super().postprocess(
+            result, image_shapes, original_image_sizes
+        )
         for index, size in enumerate(original_image_sizes):
-            boxes = clip_boxes_to_image(found[index]["boxes"], size)
-            kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-            found[index]["boxes"] = boxes
-            if not kept.all():
-                found[index] = {name: values[kept] for name, values in found[index].items()}
-        return found
+            # 300 * float32(w / 300) may exceed w by a rounding error.
+            boxes = clip_boxes_to_image(detections[index]["boxes"], size)
+            has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+            detections[index]["boxes"] = boxes
+            if not has_area.all():
+                detections[index] = {
+                    name: values[has_area] for name, values in detections[index].items()
+                }
+        return detections
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value}" for name, value in self.to_dict().items())
         return f"{type(self).__name__}({arguments})"
+
+
+def build_transform(
+    described: Mapping[str, Any], in_chans: int, image_size: tuple[int, int] | None = None
+) -> DetectionTransform:
+    """Build a transform for a network from arguments that may come from a file.
+
+    Args:
+        described: Arguments of `DetectionTransform`, such as its ``to_dict()``; None stands for an
+            argument left out.
+        in_chans: Channels of the network's images.
+        image_size: (H, W) of images that the network is made for, or None for any.
+
+    Raises:
+        ValueError: An argument is unknown or out of range, or does not fit the network.
+    """
+    known = DetectionTransform().to_dict()
+    if unknown := sorted(described.keys() - known.keys() - {"resize_in_training"}):
+        raise ValueError(f"the transform takes {', '.join(known)}, not {', '.join(unknown)}")
+    transform = DetectionTransform(**{k: v for k, v in described.items() if v is not None})
+    if len(transform.image_mean) != in_chans:
+        raise ValueError(
+            f"the transform has {len(transform.image_mean)} numbers in image_mean and image_std, "
+            f"the backbone takes images of {in_chans} channels"
+        )
+    if image_size not in (None, transform.image_size):
+        raise ValueError(
+            f"this detector is made for images of {image_size}, the transform has image_size "
+            f"{described.get('image_size')}: build it with that image_size"
+        )
+    return transform

@@ -81,7 +81,7 @@ class MultiBoxHead(nn.Module):
             logits.append(permute_to_N_HWA_C(logit, self.num_classes))
         return torch.cat(codes, dim=1), torch.cat(logits, dim=1)
 
-    def unregularised(self) -> set[str]:
+    def list_undecayed(self) -> set[str]:
         """Names of the parameters that DSOD trains without weight decay: the head's batch norms.
 
         Its body's batch norms and the scales of the channel norms do decay.

@@ -2,7 +2,7 @@
 
 Legend: N images, P priors, K classes including the background (class 0). Source: SSD
 (arXiv:1512.02325) section 2.2 and ``multibox_loss_layer.cpp`` (mining type MAX_NEGATIVE,
-normalisation VALID), as DSOD uses it.
+normalization VALID), as DSOD uses it.
 """
 
 import torch
@@ -39,7 +39,7 @@ def multibox_loss(
     targets: PriorTargets,
     negatives_per_positive: float = 3.0,
 ) -> dict[str, Tensor]:
-    """Classification and localisation loss of a batch.
+    """Classification and localization loss of a batch.
 
     Softmax cross-entropy over the positives and the hardest negatives, and smooth L1 over the
     positives' codes, both divided by the number of positives in the batch. An image without objects
@@ -64,8 +64,8 @@ def multibox_loss(
         ).view_as(targets.labels)
         negative = hardest_negatives(class_loss, positive, negatives_per_positive)
         box_loss = F.smooth_l1_loss(box_codes.float(), targets.codes, reduction="none").sum(dim=-1)
-        normaliser = positive.sum().clamp(min=1)
+        normalizer = positive.sum().clamp(min=1)
         return {
-            "classification": class_loss.where(positive | negative, 0.0).sum() / normaliser,
-            "bbox_regression": box_loss.where(positive, 0.0).sum() / normaliser,
+            "classification": class_loss.where(positive | negative, 0.0).sum() / normalizer,
+            "bbox_regression": box_loss.where(positive, 0.0).sum() / normalizer,
         }

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from densenet_backbones.messages import check_choice
+
 # Percent of the image's shorter side: size of the first level, of the second, and the upper end.
 # The second pair is of weiliu89/caffe, ``examples/ssd/ssd_{pascal,coco}_512.py``.
 SIZE_RATIOS = {
@@ -42,8 +44,8 @@ class PriorSpec:
         min_sizes: L sizes in pixels.
         max_sizes: L sizes in pixels, each above its min size.
         aspect_ratios: L tuples of ratios above 1.
-        steps: L distances in pixels between the centres of neighbouring cells; None spreads the
-            centres evenly: image size / number of cells, for each axis.
+        steps: L distances in pixels between the centers of neighboring cells; None spreads the
+            centers evenly: image size / number of cells, for each axis.
     """
 
     image_size: tuple[int, int]
@@ -103,14 +105,14 @@ class PriorSpec:
             step_y, step_x = height / rows, width / columns
         else:
             step_y = step_x = self.steps[level]
-        # float64 until the end: centres such as 7.5 * 32 stay exact, and so do symmetric corners.
+        # float64 until the end: centers such as 7.5 * 32 stay exact, and so do symmetric corners.
         ys = (torch.arange(rows, dtype=torch.float64, device="cpu") + 0.5) * step_y
         xs = (torch.arange(columns, dtype=torch.float64, device="cpu") + 0.5) * step_x
         y, x = torch.meshgrid(ys, xs, indexing="ij")
-        centres = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
+        centers = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
         size = torch.tensor(self.shapes(level), dtype=torch.float64, device="cpu")
         corners = torch.cat((-size, size), dim=1) / 2  # (A, 4)
-        return (centres + corners).reshape(-1, 4).float()
+        return (centers + corners).reshape(-1, 4).float()
 
 
 def ratio_rule_sizes(shorter_side: int, num_levels: int, sizes: str) -> tuple[float, ...]:
@@ -131,8 +133,7 @@ def ratio_rule_sizes(shorter_side: int, num_levels: int, sizes: str) -> tuple[fl
         L + 1 sizes in pixels: the min size of each level, then the last level's max size (the max
         size of any other level is the min size of the next).
     """
-    if sizes not in SIZE_RATIOS:
-        raise ValueError(f"prior_sizes must be one of {sorted(SIZE_RATIOS)}, got {sizes!r}")
+    check_choice("prior_sizes", sizes, SIZE_RATIOS)
     if num_levels < 3:
         raise ValueError(f"SSD's ratio rule needs 3 or more levels, got {num_levels}")
     first, low, high = SIZE_RATIOS[sizes]
@@ -151,8 +152,8 @@ def dsod_priors(
     """Priors of DSOD for an input size and the strides of its prediction maps.
 
     At 300x300 with DSOD's six maps these are the published ones (8 744 priors), save for the last
-    map: its published step of 300 puts the centres of a 2x2 map at 150 and 450, so that 12 of its
-    16 priors lie off the image. At other sizes the centres are spread evenly.
+    map: its published step of 300 puts the centers of a 2x2 map at 150 and 450, so that 12 of its
+    16 priors lie off the image. At other sizes the centers are spread evenly.
 
     Args:
         image_size: (H, W) of the network's input in pixels.

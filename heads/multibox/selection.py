@@ -10,32 +10,30 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from densenet_backbones.messages import check_interval, check_whole
+
 
 @dataclass(frozen=True)
 class Selection:
     """Which scored boxes become detections.
 
     Attributes:
-        score_threshold: lowest score, exclusive, in 0..1.
-        nms_threshold: within a class, a box that overlaps a better one by more is dropped, in 0..1.
+        score_thresh: lowest score, exclusive, in 0..1.
+        nms_thresh: within a class, a box that overlaps a better one by more is dropped, in 0..1.
         topk_candidates: boxes of each class that enter non-maximum suppression.
-        detections_per_image: most detections of an image, of all classes together.
+        detections_per_img: most detections of an image, of all classes together.
     """
 
-    score_threshold: float = 0.01
-    nms_threshold: float = 0.45
+    score_thresh: float = 0.01
+    nms_thresh: float = 0.45
     topk_candidates: int = 400
-    detections_per_image: int = 200
+    detections_per_img: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("score_threshold", "nms_threshold"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in 0..1, got {value}")
-        for name in ("topk_candidates", "detections_per_image"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
+        for name in ("score_thresh", "nms_thresh"):
+            check_interval(name, getattr(self, name), "[0, 1]")
+        for name in ("topk_candidates", "detections_per_img"):
+            check_whole(name, getattr(self, name))
 
 
 def select_detections(
@@ -60,8 +58,8 @@ def select_detections(
     has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     candidates = scores[:, 1:].where(has_area[:, None], 0.0)  # (P, K - 1): without the background
     best, prior = candidates.topk(min(selection.topk_candidates, len(boxes)), dim=0)
-    row, column = torch.where(best > selection.score_threshold)
+    row, column = torch.where(best > selection.score_thresh)
     scores, boxes, labels = best[row, column], boxes[prior[row, column]], column + 1
-    keep = batched_nms(boxes, scores, labels, selection.nms_threshold)
-    keep = keep[: selection.detections_per_image]
+    keep = batched_nms(boxes, scores, labels, selection.nms_thresh)
+    keep = keep[: selection.detections_per_img]
     return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}

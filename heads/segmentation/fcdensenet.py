@@ -8,8 +8,8 @@ Legend: N images, K classes, C channels, H and W pixels, k growth rate.
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, TypedDict, Unpack
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,12 @@ from densenet_backbones.densenet import DenseNet
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet
 from densenet_backbones.heads.normalization import ImageNormalization
+from densenet_backbones.heads.options import BackboneWeights, ImageOptions, split_options
 from densenet_backbones.heads.parameter_groups import prefixed_groups
 from densenet_backbones.heads.segmentation.segmenter import Segmenter
+from densenet_backbones.heads.weights import load_weights
 from densenet_backbones.layers import DenseBlock, set_memory
+from densenet_backbones.messages import check_whole
 
 __all__ = [
     "BatchStatisticsNorm2d",
@@ -67,7 +70,7 @@ class TransitionUp(nn.Module):
 
         Of the block below, the last ``channels`` maps are read: the concatenation holds its input
         before them, which the paper does not bring up, as it would grow without end (section 3.2).
-        The result is 2h+1 rows high, the skip 2h or 2h+1. Its centre, which the paper keeps, is
+        The result is 2h+1 rows high, the skip 2h or 2h+1. Its center, which the paper keeps, is
         what lies at the top left: there are less than two rows to leave out.
         """
         up = self.conv(x[:, -self.conv.in_channels :])
@@ -112,8 +115,7 @@ class FCDenseNet(nn.Module):
         memory: Memory = "none",
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
+        check_whole("num_classes", num_classes)
         spec = _way_down(growth_rate, block_config, num_init_features, drop_rate)
         self.num_classes = num_classes
         self.batch_statistics_in_eval = batch_statistics_in_eval
@@ -132,13 +134,18 @@ class FCDenseNet(nn.Module):
         self.apply(_add_bias)
         if batch_statistics_in_eval:
             _replace_norms(self)
-        self.apply(_initialise)
+        self.apply(_initialize)
         self.set_memory(memory)
 
     @property
     def smallest(self) -> int:
         """Pixels on each side below which the coarsest map would be empty."""
         return self.encoder.levels[-1].stride
+
+    @property
+    def feature_net(self) -> nn.Module:
+        """The way down."""
+        return self.encoder
 
     def set_memory(self, memory: Memory) -> None:
         """Chooses what training keeps for the backward pass: see `layers.set_memory`."""
@@ -149,7 +156,7 @@ class FCDenseNet(nn.Module):
         return prefixed_groups(self.encoder, "encoder.", coarse)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) to logits (N, K, H, W).
+        """Normalized images (N, 3, H, W) to logits (N, K, H, W).
 
         Raises:
             ValueError: The images are smaller than ``smallest``; or a converter has replaced the
@@ -217,30 +224,28 @@ def _replace_norms(net: nn.Module) -> None:
                 setattr(parent, name, own)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
         assert module.bias is not None
         nn.init.zeros_(module.bias)
 
 
-class FCDenseNetOptions(TypedDict, total=False):
-    """Keyword arguments of `FCDenseNet` beside those that differ between the published ones."""
+class FCDenseNetOptions(ImageOptions, total=False):
+    """Keyword arguments of `fcdensenet103`, explained there."""
 
+    growth_rate: int
     block_config: Sequence[int]
     num_init_features: int
     drop_rate: float
     batch_statistics_in_eval: bool
     memory: Memory
+    weights: str | None
+    weights_backbone: str | None
+    progress: bool
 
 
-def fcdensenet103(
-    *,
-    num_classes: int,
-    growth_rate: int = 16,
-    normalization: dict[str, Any] | None = None,
-    **options: Unpack[FCDenseNetOptions],
-) -> Segmenter:
+def fcdensenet103(*, num_classes: int, **options: Unpack[FCDenseNetOptions]) -> Segmenter:
     """FC-DenseNet103: 9,322,091 parameters for the 11 classes of CamVid, published with 66.9 mIoU.
 
     Blocks of 4, 5, 7, 10 and 12 layers down, a bottleneck of 15, and the same up (table 2).
@@ -248,60 +253,52 @@ def fcdensenet103(
 
     Args:
         num_classes: K; the background is a class like others where the data has one.
-        growth_rate: k, the new channels of each layer.
-        normalization: `ImageNormalization`'s arguments; ImageNet's when left out, as the paper
-            names none.
-        **options: ``block_config``, ``num_init_features``, ``drop_rate``,
-            ``batch_statistics_in_eval`` and ``memory`` as of `FCDenseNet`.
+        **options: ``growth_rate`` (16), ``block_config``, ``num_init_features``, ``drop_rate``,
+            ``batch_statistics_in_eval`` and ``memory`` as of `FCDenseNet`; ``image_mean``,
+            ``image_std``, ``channel_order`` and ``value_range`` of `ImageNormalization`, ImageNet's
+            when left out, as the paper names none; ``weights``, a file of a segmenter, of which is
+            taken what fits; ``weights_backbone``, None alone, and ``progress``, as all builders
+            have them.
 
     Raises:
+        TypeError: An option is unknown.
         ValueError: An argument is out of range.
     """
-    options.setdefault("block_config", (4, 5, 7, 10, 12, 15))
-    net = FCDenseNet(num_classes, growth_rate=growth_rate, **options)
-    return _segmenter(net, normalization)
+    return _build(num_classes, {"block_config": (4, 5, 7, 10, 12, 15), **options})
 
 
-def fcdensenet67(
-    *,
-    num_classes: int,
-    growth_rate: int = 16,
-    normalization: dict[str, Any] | None = None,
-    **options: Unpack[FCDenseNetOptions],
-) -> Segmenter:
+def fcdensenet67(*, num_classes: int, **options: Unpack[FCDenseNetOptions]) -> Segmenter:
     """FC-DenseNet67: 3,463,243 parameters for 11 classes; 5 layers in each of its 11 blocks.
 
     Args:
         num_classes: As of `fcdensenet103`.
-        growth_rate: As of `fcdensenet103`.
-        normalization: As of `fcdensenet103`.
         **options: As of `fcdensenet103`.
     """
-    options.setdefault("block_config", (5,) * 6)
-    net = FCDenseNet(num_classes, growth_rate=growth_rate, **options)
-    return _segmenter(net, normalization)
+    return _build(num_classes, {"block_config": (5,) * 6, **options})
 
 
-def fcdensenet56(
-    *,
-    num_classes: int,
-    growth_rate: int = 12,
-    normalization: dict[str, Any] | None = None,
-    **options: Unpack[FCDenseNetOptions],
-) -> Segmenter:
+def fcdensenet56(*, num_classes: int, **options: Unpack[FCDenseNetOptions]) -> Segmenter:
     """FC-DenseNet56: 1,376,795 parameters for 11 classes; 4 layers in each of its 11 blocks.
 
     Args:
         num_classes: As of `fcdensenet103`.
-        growth_rate: As of `fcdensenet103`.
-        normalization: As of `fcdensenet103`.
-        **options: As of `fcdensenet103`.
+        **options: As of `fcdensenet103`; ``growth_rate`` is 12.
     """
-    options.setdefault("block_config", (4,) * 6)
-    net = FCDenseNet(num_classes, growth_rate=growth_rate, **options)
-    return _segmenter(net, normalization)
+    return _build(num_classes, {"block_config": (4,) * 6, "growth_rate": 12, **options})
 
 
-def _segmenter(net: FCDenseNet, normalization: dict[str, Any] | None) -> Segmenter:
-    facts = ImageNormalization(**(normalization or {}))
-    return Segmenter(net, stride=1, smallest=net.smallest, normalization=facts)
+def _build(num_classes: int, options: Mapping[str, Any]) -> Segmenter:
+    images, loading, network = split_options(options, (ImageOptions, BackboneWeights))
+    weights = network.pop("weights", None)
+    if loading.get("weights_backbone"):
+        raise ValueError(
+            "FC-DenseNet has no backbone of its own whose weights are published: leave out "
+            f"weights_backbone {loading['weights_backbone']!r}, or give a segmenter's file as "
+            "weights"
+        )
+    net = FCDenseNet(num_classes, **network)
+    given = {key: value for key, value in images.items() if value is not None}
+    model = Segmenter(
+        net, stride=1, smallest=net.smallest, normalization=ImageNormalization(**given)
+    )
+    return load_weights(model, weights)

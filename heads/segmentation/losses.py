@@ -20,6 +20,7 @@ from densenet_backbones.heads.segmentation.pixel_losses import (
     lovasz,
     ohem,
 )
+from densenet_backbones.messages import check_choice
 
 __all__ = ["TERMS", "SegmentationLoss"]
 
@@ -69,8 +70,7 @@ class SegmentationLoss(nn.Module):
     ) -> None:
         super().__init__()
         terms = {"cross_entropy": 1.0} if terms is None else dict(terms)
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}")
+        check_choice("mode", mode, get_args(Mode))
         if not terms or not set(terms) <= set(TERMS):
             raise ValueError(f"terms must be one or more of {TERMS}, got {list(terms)}")
         for name, weight in terms.items():

@@ -218,7 +218,7 @@ def _jaccard_steps(truth: Tensor, dtype: torch.dtype) -> Tensor:
     """By how much the Jaccard loss grows with each further pixel that is wrong (algorithm 1).
 
     With I pixels of the class still right and a union of U, one more of the class adds 1 / U, and
-    one more that is not adds I / (U (U - 1)). The paper subtracts neighbouring values of the loss
+    one more that is not adds I / (U (U - 1)). The paper subtracts neighboring values of the loss
     instead, which loses most digits where there are millions of pixels.
 
     Args:

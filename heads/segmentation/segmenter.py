@@ -3,6 +3,7 @@
 Legend: N images, K classes, H and W pixels.
 """
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -14,19 +15,19 @@ from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_
 from densenet_backbones.heads.validation import check_images
 from densenet_backbones.layers import is_traced
 
-__all__ = ["Segmenter", "SegmenterOutput"]
+__all__ = ["Segmenter", "SegmenterOutput", "TorchvisionSegmenter"]
 
 SegmenterOutput = Tensor | dict[str, Any]
 
 
 class Segmenter(nn.Module):
-    """Normalisation, a network, and the padding that brings any image to a size it can see.
+    """Normalization, a network, and the padding that brings any image to a size it can see.
 
     Images are padded at the right and the bottom with the mean, which is 0 to the network, and the
     logits are cropped back, so that pixels keep their places.
 
     Args:
-        net: Maps normalised images (N, 3, H, W), H and W multiples of ``stride`` and ``smallest``
+        net: Maps normalized images (N, 3, H, W), H and W multiples of ``stride`` and ``smallest``
             or more, to logits (N, K, H, W); in training with deep supervision to a dictionary of
             ``logits`` and ``aux``, a list of logits (N, K, h, w) of coarser maps.
         stride: What H and W must be multiples of; 1 for a network that takes any size.
@@ -53,11 +54,6 @@ class Segmenter(nn.Module):
         self.stride = stride
         self.smallest = smallest
 
-    @property
-    def preprocessing(self) -> ImageNormalization:
-        """What is done to images before the network; ``to_dict()`` is for checkpoints."""
-        return self.normalization
-
     def forward(self, images: Tensor) -> SegmenterOutput:
         """Logits of every pixel.
 
@@ -69,12 +65,18 @@ class Segmenter(nn.Module):
             ``aux``, a list of the coarser maps' logits, each brought to (N, K, H, W) as well.
 
         Raises:
-            ValueError: The images are not as said, or one image is too small for batch norm.
+            ValueError: The images have another shape or range, or one image is too small for batch
+                norm.
         """
-        height, width = images.shape[-2:]
         if not torch.compiler.is_compiling() and not is_traced(images):
             self._check(images)
-        x = self.padded(self.normalization(images))
+            check_images(images.unbind())
+        return self.segment(self.normalization(images))
+
+    def segment(self, x: Tensor) -> SegmenterOutput:
+        """Normalized images (N, 3, H, W) to what `forward` returns."""
+        height, width = x.shape[-2:]
+        x = self.padded(x)
         output = self.net(x)
         if isinstance(output, Tensor):
             return output[..., :height, :width]
@@ -91,7 +93,6 @@ class Segmenter(nn.Module):
     def _check(self, images: Tensor) -> None:
         if images.dim() != 4:
             raise ValueError(f"images must be a (N, 3, H, W) tensor, got {tuple(images.shape)}")
-        check_images(images.unbind())
         side = 2 * max(self.stride, self.smallest)
         if len(images) == 1 and max(self._sides(images)) < side and self._sees_the_batch():
             raise ValueError(
@@ -112,7 +113,7 @@ class Segmenter(nn.Module):
         return height, width
 
     def padded(self, x: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) at the size that the network sees."""
+        """Normalized images (N, 3, H, W) at the size that the network sees."""
         height, width = self._sides(x)
         return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
 
@@ -121,5 +122,42 @@ class Segmenter(nn.Module):
         return prefixed_names(self.net, "net.")
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns by which timm's optimisers give layers their own learning rate."""
+        """Patterns by which timm's optimizers give layers their own learning rate."""
         return prefixed_groups(self.net, "net.", coarse)
+
+
+class TorchvisionSegmenter(Segmenter):
+    """Segmenter behind torchvision's interface, for its ``references/segmentation/train.py``.
+
+    Images are normalized by the caller. The result is a dictionary of ``out`` and, in training with
+    deep supervision, ``aux``, the mean of the coarser maps' logits. Parameters have the names of a
+    `Segmenter`, so that weights fit either.
+
+    Source: torchvision ``models/segmentation/_utils.py``, ``_SimpleSegmentationModel``.
+    """
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:  # type: ignore[override]
+        """Normalized images (N, 3, H, W) to ``out`` and perhaps ``aux``, (N, K, H, W) each."""
+        if not torch.compiler.is_compiling() and not is_traced(images):
+            self._check(images)
+        output = self.segment(images)
+        if isinstance(output, Tensor):
+            return OrderedDict(out=output)
+        return OrderedDict(out=output["logits"], aux=torch.stack(output["aux"]).mean(dim=0))
+
+    @property
+    def backbone(self) -> nn.Module:
+        """Feature network."""
+        net: nn.Module = self.net.feature_net  # type: ignore[assignment]
+        return net
+
+    @property
+    def classifier(self) -> nn.ModuleList:
+        """All but the backbone and the auxiliary classifiers: the decoder, the last layer."""
+        others = (self.backbone, self.aux_classifier)
+        return nn.ModuleList(m for m in self.net.children() if not any(m is o for o in others))
+
+    @property
+    def aux_classifier(self) -> nn.Module | None:
+        """Auxiliary classifiers, or None."""
+        return getattr(self.net, "aux_classifiers", None)

@@ -9,19 +9,21 @@ Legend: N images, K classes, C channels, H and W pixels, h and w cells of a coar
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import densenet_backbones.timm_models  # noqa: F401  (registers our names)
 from densenet_backbones.features import FeatureLevel, feature_levels
-from densenet_backbones.heads.backbones import normalisation_of
+from densenet_backbones.heads.backbones import create_features, normalization_of
+from densenet_backbones.heads.freezing import FreezableModule, freeze_layers
 from densenet_backbones.heads.normalization import ImageNormalization
+from densenet_backbones.heads.options import BackboneWeights, ImageOptions, split_options
 from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
 from densenet_backbones.heads.segmentation.segmenter import Segmenter, SegmenterOutput
+from densenet_backbones.heads.weights import load_weights
+from densenet_backbones.messages import check_choice, check_whole
 
 __all__ = ["AttentionGate", "DecoderStage", "UNet", "unet"]
 
@@ -101,7 +103,7 @@ class DecoderStage(nn.Module):
         return self.convs(up)
 
 
-class UNet(nn.Module):
+class UNet(FreezableModule):
     """A backbone and a decoder that brings its maps back to the image's size.
 
     Args:
@@ -130,14 +132,12 @@ class UNet(nn.Module):
         norm: DecoderNorm = "bn",
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
+        check_whole("num_classes", num_classes)
         for name, value, legal in (
             ("upsampling", upsampling, get_args(Upsampling)),
             ("norm", norm, get_args(DecoderNorm)),
         ):
-            if value not in legal:
-                raise ValueError(f"{name} must be one of {legal}, got {value!r}")
+            check_choice(name, value, legal)
         levels = feature_levels(backbone)
         self.stride = _stride(levels)
         self.num_classes = num_classes
@@ -153,10 +153,15 @@ class UNet(nn.Module):
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
         coarser = widths[:-1] if deep_supervision else []
         self.aux_classifiers = nn.ModuleList(nn.Conv2d(c, num_classes, 1) for c in coarser)
-        self.stages.apply(_initialise)
+        self.stages.apply(_initialize)
+
+    @property
+    def feature_net(self) -> nn.Module:
+        """The backbone."""
+        return self.backbone
 
     def forward(self, x: Tensor) -> SegmenterOutput:
-        """Normalised images (N, 3, H, W), H and W multiples of ``stride``, to logits (N, K, H, W).
+        """Normalized images (N, 3, H, W), H and W multiples of ``stride``, to logits (N, K, H, W).
 
         In training with deep supervision: a dictionary of ``logits`` and ``aux``, a list of logits
         (N, K, h, w) of the decoder's coarser maps, coarse to fine.
@@ -181,41 +186,48 @@ class UNet(nn.Module):
         return prefixed_groups(self.backbone, "backbone.", coarse)
 
 
+class UNetOptions(ImageOptions, BackboneWeights, total=False):
+    """Keyword arguments of `unet` beside those of `UNet`."""
+
+
 def unet(
     *,
     num_classes: int,
     backbone: str = "densenet121_features",
-    backbone_args: dict[str, Any] | None = None,
-    pretrained_backbone: bool = False,
     decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
     upsampling: Upsampling = "bilinear",
     attention: bool = False,
     deep_supervision: bool = False,
     norm: DecoderNorm = "bn",
-    normalization: dict[str, Any] | None = None,
+    weights: str | None = None,
+    **options: Unpack[UNetOptions],
 ) -> Segmenter:
-    """A U-Net over any timm backbone; all arguments are JSON types.
+    """U-Net over any timm backbone; all arguments are JSON types.
 
     Args:
         num_classes: K; the background is a class like others where the data has one.
         backbone: timm name, ours or any other that has ``features_only``.
-        backbone_args: For ``timm.create_model``: ``tap``, ``memory``, ``out_indices``,
-            ``growth_rate``, ...
-        pretrained_backbone: Load timm's weights into the backbone.
         decoder_channels: As of `UNet`, and so are the next four.
         upsampling: ``bilinear``, ``transposed`` or ``nearest``.
         attention: Gate every skip.
         deep_supervision: In training, logits from the decoder's coarser maps as well.
         norm: ``bn`` or ``group``.
-        normalization: Overrides of `ImageNormalization`'s arguments; left out, those of the
+        weights: File of a segmenter's weights, of which is taken what fits.
+        **options: Those of `BackboneWeights`, of whose layers all are trained unless
+            ``trainable_backbone_layers`` says otherwise; ``image_mean``, ``image_std``,
+            ``channel_order`` and ``value_range`` of `ImageNormalization`, left out those of the
             backbone's weights.
 
     Raises:
+        TypeError: An option is unknown.
         ValueError: An argument is out of range, or the backbone's strides do not double.
     """
-    features = timm.create_model(
-        backbone, pretrained=pretrained_backbone, features_only=True, **(backbone_args or {})
-    )
+    images, weighted, unknown = split_options(options, (ImageOptions, BackboneWeights))
+    if unknown:
+        raise TypeError(f"unet() got an unexpected keyword argument {next(iter(unknown))!r}")
+    layers = weighted.pop("trainable_backbone_layers", None)
+    kwargs = weighted.pop("backbone_kwargs", None) or {}
+    features = create_features(backbone, **weighted, **kwargs)
     net = UNet(
         features,
         num_classes,
@@ -225,8 +237,10 @@ def unet(
         deep_supervision=deep_supervision,
         norm=norm,
     )
-    facts = {**normalisation_of(features, backbone), **(normalization or {})}
-    return Segmenter(net, stride=net.stride, normalization=ImageNormalization(**facts))
+    freeze_layers(net, backbone, kwargs, layers)
+    given = {key: value for key, value in images.items() if value is not None}
+    normalization = ImageNormalization(**{**normalization_of(features, backbone), **given})
+    return load_weights(Segmenter(net, stride=net.stride, normalization=normalization), weights)
 
 
 def _stride(levels: Sequence[FeatureLevel]) -> int:
@@ -264,7 +278,7 @@ def _conv_norm_relu(in_channels: int, out_channels: int, norm: DecoderNorm) -> n
     )
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:

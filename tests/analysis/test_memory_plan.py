@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from long_cases import first_now
 from tiny_nets import TINY, tiny
 from tiny_runs import training_arguments
 from tiny_segmenters import segmentation_arguments
@@ -16,7 +17,7 @@ from densenet_backbones.analysis.memory_plan import (
     largest_batch,
     memory_plan,
 )
-from densenet_backbones.benchmark.measured_memory import saved_bytes
+from densenet_backbones.benchmark.measuring import measure_saved_bytes
 from densenet_backbones.dense_block import MEMORY_MODES
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.heads.segmentation.fcdensenet import FCDenseNet
@@ -38,11 +39,13 @@ def kept_by(net, memory, size, autocast=None):
     """Bytes that a real forward pass keeps."""
     set_memory(net, memory)
     with torch.autocast("cpu", autocast) if autocast else nullcontext():
-        return saved_bytes(net, lambda: net(torch.randn(size)))[0]
+        return measure_saved_bytes(net, lambda: net(torch.randn(size)))[0]
 
 
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "autocast"),
+    [*((name, None) for name in MODELS), *first_now((name, torch.bfloat16) for name in MODELS)],
+)
 def test_a_plan_is_what_autograd_keeps(name, autocast):
     build, side = MODELS[name]
     net, size = build().train(), (2, 3, side, side)
@@ -112,9 +115,9 @@ def test_the_largest_batch_within_a_budget(name):
     [
         (lambda net: memory_plan(net, (2, 3, 0, 64)), "input_size must hold integers >= 1"),
         (lambda net: memory_plan(net, modes=("all",)), "modes must be some of"),
-        (lambda net: choose_memory(net, (1, 3, 64, 64), 0), "a number of bytes above 0, not 0"),
+        (lambda net: choose_memory(net, (1, 3, 64, 64), 0), "a number of bytes above 0, got 0"),
         (lambda net: choose_memory(nn.ReLU(), (1, 3, 8, 8), 9), "ReLU has no dense blocks"),
-        (lambda net: set_memory(net, "auto"), "memory must be one of .* not 'auto'"),
+        (lambda net: set_memory(net, "auto"), "memory must be one of .* got 'auto'"),
         (lambda net: net.set_memory("auto"), "'auto' is for training tools and .*choose_memory"),
     ],
 )
@@ -132,7 +135,7 @@ def prepared(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     kept = []
     monkeypatch.setattr(cli, "fit", kept.append)
-    monkeypatch.setattr(cli.report, "after_training", lambda *args: None)
+    monkeypatch.setattr(cli.report, "report_results", lambda *args: None)
 
     def run(train, arguments):
         train(arguments)

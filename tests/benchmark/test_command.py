@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from densenet_backbones.benchmark import measuring
 from densenet_backbones.benchmark import startup as startup_benchmark
-from densenet_backbones.benchmark import timing
 from densenet_backbones.benchmark.command import main
 from densenet_backbones.benchmark.input_pipeline import (
     STEP,
@@ -16,8 +16,8 @@ from densenet_backbones.benchmark.input_pipeline import (
     pipelines,
     training_step,
 )
+from densenet_backbones.benchmark.measuring import Timing, interleave
 from densenet_backbones.benchmark.startup import compare_compilation, compare_imports
-from densenet_backbones.benchmark.timing import Timing, interleave
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.scenes.generation import generate_scenes
 from densenet_backbones.heads import dsod_tiny
@@ -55,7 +55,7 @@ def test_nothing_to_time_is_an_error(contenders, turns):
 
 def test_a_turn_of_several_steps_is_their_mean(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
 
     def step():
         clock[0] += 2.0

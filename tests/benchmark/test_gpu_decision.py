@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tiny_nets import tiny
 
 from densenet_backbones.benchmark import gpu_decision
 from densenet_backbones.benchmark.gpu_decision import (
@@ -54,13 +55,21 @@ def switched(monkeypatch):
     return asked
 
 
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """A net of two layers stands in for a published one."""
+    monkeypatch.setattr(
+        gpu_decision, "_build", lambda net: tiny(f"{net}_features", block_config=(1, 1))
+    )
+
+
 @pytest.mark.parametrize("measure", [measure_inference, measure_training])
 def test_evidence_of_kernels_that_are_the_plain_operators(measure, switched):
     """On a CPU, where the switch changes nothing: equal, and as fast."""
     compiled = []
     evidence = measure(
         "densenet121",
-        (2, 3, 32, 32),
+        (4, 3, 64, 64),
         turns=1,
         device=torch.device("cpu"),
         compile_net=lambda net: compiled.append(net) or net,
@@ -82,7 +91,7 @@ def test_kernels_that_do_not_run_are_off(measure, monkeypatch):
     )
     evidence = measure(
         "densenet121",
-        (2, 3, 32, 32),
+        (4, 3, 64, 64),
         turns=1,
         device=torch.device("cpu"),
         compile_net=lambda net: net,

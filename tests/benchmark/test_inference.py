@@ -7,7 +7,7 @@ import torch
 
 from densenet_backbones.benchmark import contenders
 from densenet_backbones.benchmark.command import main
-from densenet_backbones.benchmark.contenders import compiled_nets
+from densenet_backbones.benchmark.contenders import compile_nets
 from densenet_backbones.benchmark.inference import (
     _Bounds,
     _bounds,
@@ -17,9 +17,10 @@ from densenet_backbones.benchmark.inference import (
     compare_inference,
     parse_input,
 )
-from densenet_backbones.benchmark.timing import Timing
+from densenet_backbones.benchmark.measuring import Timing
 
 
+@pytest.mark.long
 def test_inference_of_all_libraries_is_compared(capsys, tmp_path):
     file = tmp_path / "times.json"
     assert main(["inference", "--inputs", "2x64", "--turns", "1", "--json", str(file)]) == 0
@@ -92,11 +93,11 @@ def test_times_beside_the_floor_of_a_gpu():
 def test_on_a_gpu_the_deployed_net_is_compiled_too():
     nets = {"timm": torch.nn.ReLU(), "ours deployed": torch.nn.ReLU()}
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert compiled_nets(nets, cpu, asked=False) == {}
-    assert list(compiled_nets(nets, gpu, asked=False)) == ["ours deployed, compiled"]
+    assert compile_nets(nets, cpu, asked=False) == {}
+    assert list(compile_nets(nets, gpu, asked=False)) == ["ours deployed, compiled"]
     both = ["timm, compiled", "ours deployed, compiled"]
-    assert list(compiled_nets(nets, cpu, asked=True)) == both
-    assert list(compiled_nets(nets, gpu, asked=True)) == both
+    assert list(compile_nets(nets, cpu, asked=True)) == both
+    assert list(compile_nets(nets, gpu, asked=True)) == both
 
 
 @pytest.mark.parametrize("given", ["1x224", "2x800x1344"])

@@ -7,13 +7,14 @@ import torch
 
 from densenet_backbones.benchmark import memory as memory_benchmark
 from densenet_backbones.benchmark.command import main
-from densenet_backbones.benchmark.measured_memory import peak_bytes, saved_bytes
+from densenet_backbones.benchmark.measuring import measure_peak_bytes, measure_saved_bytes
 from densenet_backbones.benchmark.memory import compare_memory_modes
 from densenet_backbones.dense_block import Memory
 from densenet_backbones.heads import dsod_tiny
 from densenet_backbones.heads.segmentation.fcdensenet import FCDenseNet
 
 
+@pytest.mark.long
 def test_memory_modes_beside_torchvisions(tmp_path, monkeypatch):
     file = tmp_path / "memory.json"
     planned = []
@@ -29,11 +30,12 @@ def test_memory_modes_beside_torchvisions(tmp_path, monkeypatch):
     rows = {row[""]: row for row in table["rows"]}
     peers = ["torchvision", "torchvision memory_efficient", "timm"]
     assert list(rows) == [*peers, *(f"ours memory={memory}" for memory in get_args(Memory))]
-    kept = [row["saved MiB"] for row in rows.values()]
-    assert sorted(kept[3:7], reverse=True) == kept[3:7]  # the checkpointing modes, and none
-    assert kept[3] <= kept[0] and kept[4] <= kept[1]
-    shared, lean = kept[7:]
-    assert shared <= 0.5 * kept[1] and lean <= 0.25 * kept[1]
+    saved = {name.removeprefix("ours memory="): row["saved MiB"] for name, row in rows.items()}
+    checkpointing = [saved[memory] for memory in ("none", "bottleneck", "layer", "block")]
+    assert sorted(checkpointing, reverse=True) == checkpointing
+    efficient = saved["torchvision memory_efficient"]
+    assert saved["none"] <= saved["torchvision"] and saved["bottleneck"] <= efficient
+    assert saved["shared"] <= 0.5 * efficient and saved["shared_lean"] <= 0.25 * efficient
     updates = [row["BN updates"] for row in rows.values()]
     assert updates == ["1", "1 and 2", "1", *("1" for _ in get_args(Memory))]
     modes = ("none", "none", "none", *get_args(Memory))
@@ -65,6 +67,7 @@ def test_memory_of_a_net_that_drops_out(monkeypatch):
     assert len(table.rows) == len(get_args(Memory))
 
 
+@pytest.mark.long
 def test_mixed_precision_keeps_less(monkeypatch):
     monkeypatch.setattr(memory_benchmark, "dsod300", dsod_tiny)
     options = {"batch": 2, "size": 160, "turns": 1, "device": torch.device("cpu")}
@@ -106,7 +109,7 @@ def test_memory_of_nothing_to_compare(arguments, message, capsys):
 def test_saved_bytes_count_a_storage_once():
     layer = torch.nn.Linear(8, 4)
     x = torch.randn(16, 8, requires_grad=True)
-    saved, out = saved_bytes(layer, lambda: (layer(x) * layer(x[:8].repeat(2, 1))).sum())
+    saved, out = measure_saved_bytes(layer, lambda: (layer(x) * layer(x[:8].repeat(2, 1))).sum())
     # x, its repetition, and both outputs; the weight is a parameter
     assert saved == 4 * (16 * 8 * 2 + 16 * 4 * 2) and out.ndim == 0
 
@@ -121,4 +124,4 @@ def test_peak_is_the_most_there_is_at_once():
         del first
         kept.append(second.sum())
 
-    assert 8 << 20 <= peak_bytes(step, torch.device("cpu")) < 9 << 20
+    assert 8 << 20 <= measure_peak_bytes(step, torch.device("cpu")) < 9 << 20

@@ -12,8 +12,8 @@ from densenet_backbones.benchmark import command as benchmark
 from densenet_backbones.benchmark import report
 from densenet_backbones.benchmark.charts import draw
 from densenet_backbones.benchmark.command import main
-from densenet_backbones.benchmark.commands import COMMANDS, Command
 from densenet_backbones.benchmark.report import Column, Table, Unavailable
+from densenet_backbones.benchmark.subcommands import SUBCOMMANDS, Subcommand
 
 TABLE = Table(
     "two nets",
@@ -35,7 +35,7 @@ def test_a_table_in_words():
 
 
 def fake(name, run, **options):
-    return Command(name, "", lambda parser: None, run, **options)
+    return Subcommand(name, "", lambda parser: None, run, **options)
 
 
 def measured(arguments):
@@ -61,7 +61,7 @@ def fakes(monkeypatch):
         fake("fine", measured, devices=("cpu",)),
         fake("card", measured, devices=("cuda",)),
     )
-    monkeypatch.setattr(benchmark, "COMMANDS", commands)
+    monkeypatch.setattr(benchmark, "SUBCOMMANDS", commands)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -103,8 +103,8 @@ def test_quick_options_yield_to_those_given(monkeypatch, capsys):
         parser.add_argument("--size", type=int, default=224)
         parser.add_argument("--turns", type=int, default=10)
 
-    command = Command("one", "", declare, run, quick=("--size", "64", "--turns", "1"))
-    monkeypatch.setattr(benchmark, "COMMANDS", (command,))
+    command = Subcommand("one", "", declare, run, quick=("--size", "64", "--turns", "1"))
+    monkeypatch.setattr(benchmark, "SUBCOMMANDS", (command,))
     main(["one"])
     assert "not to be quoted" not in capsys.readouterr().out
     main(["one", "--quick", "--turns", "3"])
@@ -113,7 +113,7 @@ def test_quick_options_yield_to_those_given(monkeypatch, capsys):
     assert seen[:3] == [(224, 10), (64, 3), (64, 1)]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+@pytest.mark.parametrize("command", SUBCOMMANDS, ids=lambda command: command.name)
 def test_quick_options_are_known(command):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)

@@ -1,5 +1,7 @@
 """From a detection set to batches: order, augmentation, resuming, shares of processes."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.samplers import EpochSampler
 from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
 from densenet_backbones.inference.model_file import build_registered
-from densenet_backbones.training.summary import all_objects_matched
+from densenet_backbones.training.detection_task import has_all_matched
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +214,7 @@ def test_overfitting_keeps_the_first_images_of_which_every_object_is_matched(tin
         if len(boxes) and (box_iou(boxes, model.priors()).amax(1) >= model.match_threshold).all():
             expected.append(record.image_id)
     assert len(expected) >= 2 and expected[:2] != [1, 2]  # the rule chooses
-    data.keep_for_overfitting(all_objects_matched(model))
+    data.keep_for_overfitting(partial(has_all_matched, model))
     assert [r.image_id for r in data.train_set.records] == expected[:2]
     assert data.val_set is data.train_set
     batches = [list(with_trainer(data).train_dataloader()) for _ in range(2)]
@@ -224,7 +226,7 @@ def test_overfitting_keeps_the_first_images_of_which_every_object_is_matched(tin
 
 def test_a_detector_without_priors_can_overfit_on_any_image(tiny_scenes):
     data = DetectionData(str(tiny_scenes), overfit_images=3)
-    data.keep_for_overfitting(all_objects_matched(torch.nn.Identity()))
+    data.keep_for_overfitting(partial(has_all_matched, torch.nn.Identity()))
     assert [r.image_id for r in data.train_set.records] == [1, 2, 3]
 
 

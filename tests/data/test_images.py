@@ -93,7 +93,7 @@ def test_result_is_contiguous_and_writable(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
-def test_16_bit_grey_is_scaled(tmp_path, suffix):
+def test_16_bit_gray_is_scaled(tmp_path, suffix):
     values = np.array([[0, 128, 129, 257], [32768, 65535, 65406, 65407]], dtype=np.uint16)
     if suffix == "pgm":  # which older releases of Pillow read, but do not write
         (tmp_path / "a.pgm").write_bytes(b"P5 4 2 65535\n" + values.astype(">u2").tobytes())
@@ -106,19 +106,19 @@ def test_16_bit_grey_is_scaled(tmp_path, suffix):
 
 def test_16_bit_rgb_is_scaled(tmp_path):
     rows = b"".join(b"\0" + struct.pack(">6H", 0, 65535, 32896, 257, 514, 65278) for _ in range(2))
-    (tmp_path / "a.png").write_bytes(png(2, 2, bit_depth=16, colour_type=2, rows=rows))
+    (tmp_path / "a.png").write_bytes(png(2, 2, bit_depth=16, color_type=2, rows=rows))
     image = read_image(tmp_path / "a.png")
     np.testing.assert_array_equal(image[0], [[0, 255, 128], [1, 2, 254]])
 
 
-def png(width, height, *, bit_depth, colour_type, rows, before=b""):
+def png(width, height, *, bit_depth, color_type, rows, before=b""):
     """A PNG file by hand, for what Pillow does not write."""
 
     def chunk(kind, data):
         body = kind + data
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
-    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
@@ -129,7 +129,7 @@ def png(width, height, *, bit_depth, colour_type, rows, before=b""):
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P"])
-def test_grey_and_palette_become_rgb(tmp_path, mode):
+def test_gray_and_palette_become_rgb(tmp_path, mode):
     picture = Image.fromarray(UPRIGHT).convert(mode)
     picture.save(tmp_path / "a.png")
     np.testing.assert_array_equal(
@@ -145,17 +145,17 @@ def test_cmyk_becomes_rgb(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mode", "clear", "solid", "colour"),
+    ("mode", "clear", "solid", "color"),
     [
         ("RGBA", (10, 20, 30, 0), (10, 20, 30, 255), [10, 20, 30]),
         ("LA", (10, 0), (10, 255), [10, 10, 10]),
     ],
 )
-def test_transparency_is_laid_on_white(tmp_path, mode, clear, solid, colour):
+def test_transparency_is_laid_on_white(tmp_path, mode, clear, solid, color):
     picture = Image.new(mode, (4, 1), clear)
     picture.putpixel((1, 0), solid)
     picture.save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png")[0, :2].tolist() == [[255, 255, 255], colour]
+    assert read_image(tmp_path / "a.png")[0, :2].tolist() == [[255, 255, 255], color]
 
 
 def test_half_transparency_is_half_white(tmp_path):
@@ -172,7 +172,7 @@ def test_transparent_palette_entry_is_white(tmp_path):
 
 
 def test_animation_gives_its_first_picture(tmp_path):
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    frames = [Image.new("RGB", (4, 4), color) for color in ((255, 0, 0), (0, 0, 255))]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert read_image(tmp_path / "a.gif")[0, 0].tolist() == [255, 0, 0]
 
@@ -220,9 +220,7 @@ def test_truncated_file_is_refused(tmp_path, suffix):
 
 
 def test_decompression_bomb_is_refused_before_decoding(tmp_path, monkeypatch):
-    (tmp_path / "a.png").write_bytes(
-        png(60000, 60000, bit_depth=8, colour_type=2, rows=b"\0" * 100)
-    )
+    (tmp_path / "a.png").write_bytes(png(60000, 60000, bit_depth=8, color_type=2, rows=b"\0" * 100))
     for function in (read_image, read_image_size):
         with pytest.raises(DataError, match=r"a\.png: has more than the 89478485 pixels"):
             function(tmp_path / "a.png")

@@ -26,7 +26,7 @@ def drawn(tmp_path_factory):
 
 
 def colored(record, number):
-    """Pixels drawn in the colour of the n-th object."""
+    """Pixels drawn in the color of the n-th object."""
     return (read_image(record.path) == (50 * number, 0, 255)).all(2)
 
 
@@ -111,7 +111,7 @@ def test_faulty_boxes_are_skipped_with_their_masks(tmp_path):
     np.testing.assert_array_equal(found.boxes, masks_to_boxes(found.masks))
 
 
-def test_files_of_keypoints_are_found_where_keypoints_are_learnt(tmp_path):
+def test_files_of_keypoints_are_found_where_keypoints_are_learned(tmp_path):
     write_instances(tmp_path, sizes=((24, 36),) * 2)
     write_instances(tmp_path, sizes=((24, 36),) * 2, file="keypoints", seed=1)
     (tmp_path / "annotations/keypoints_train.json").rename(
@@ -135,7 +135,7 @@ def test_files_of_keypoints_are_found_where_keypoints_are_learnt(tmp_path):
     assert person not in (plain, other) and first_box() == plain
 
 
-# What can be learnt.
+# What can be learned.
 
 
 def test_sets_in_order_are_left_as_they_are(drawn):
@@ -163,7 +163,7 @@ def test_objects_without_outline_are_left_out_of_training(tmp_path):
         keep_learnable_objects(data, MASKS, strict=True)
 
 
-def test_sets_without_what_is_learnt_are_refused(tmp_path, tiny_masks):
+def test_sets_without_what_is_learned_are_refused(tmp_path, tiny_masks):
     def bare(content):
         for annotation in content["annotations"]:
             annotation.pop("keypoints", None)
@@ -189,7 +189,7 @@ def test_sets_without_what_is_learnt_are_refused(tmp_path, tiny_masks):
         lambda categories: categories[1].update(keypoints=["corner"]),
     ],
 )
-def test_keypoints_without_common_names_are_refused_where_they_are_learnt(tmp_path, edit):
+def test_keypoints_without_common_names_are_refused_where_they_are_learned(tmp_path, edit):
     root = change(write_instances(tmp_path), lambda content: edit(content["categories"]))
     data = read_coco(root, "train")
     assert data.categories.keypoints == () and len(data.records[0].boxes) == 3
@@ -265,7 +265,7 @@ def test_masks_that_would_fill_the_memory_are_refused(drawn, monkeypatch):
         read_instances(record, MASKS)
 
 
-def test_keypoints_beside_the_image_are_not_labelled(tmp_path):
+def test_keypoints_beside_the_image_are_not_labeled(tmp_path):
     def outside(content):
         keypoints = content["annotations"][0]["keypoints"]
         keypoints[0], keypoints[7], keypoints[9] = -0.5, 24.5, 36

@@ -1,4 +1,4 @@
-"""Pictures of ids and colours to labels, and what cannot be one."""
+"""Pictures of ids and colors to labels, and what cannot be one."""
 
 import struct
 import zlib
@@ -79,8 +79,8 @@ def test_the_colors_of_a_palette_are_colors(tmp_path):
     assert IDS.read(tmp_path / "m.png").tolist() == [[2, 1, 0]]
 
 
-def write_grey(path, rows, bits):
-    """A grey PNG of 1, 2 or 4 bits, which Pillow cannot write."""
+def write_gray(path, rows, bits):
+    """A gray PNG of 1, 2 or 4 bits, which Pillow cannot write."""
 
     def chunk(name, data):
         return (
@@ -104,7 +104,7 @@ def write_grey(path, rows, bits):
 @pytest.mark.parametrize(("bits", "largest"), [(1, 1), (2, 2), (4, 2)])
 def test_ids_of_few_bits_stay_what_they_are(tmp_path, bits, largest):
     rows = [[0, 1, largest], [largest, 0, 1]]
-    write_grey(tmp_path / "m.png", rows, bits)
+    write_gray(tmp_path / "m.png", rows, bits)
     assert IDS.read(tmp_path / "m.png").tolist() == rows
 
 

@@ -6,7 +6,7 @@ import torchvision
 from tiny_nets import KINDS, randomise_norms, tiny
 from torch import nn
 
-from densenet_backbones.benchmark.measured_memory import saved_bytes
+from densenet_backbones.benchmark.measuring import measure_saved_bytes
 from densenet_backbones.dense_block import run_plain
 
 MODES = ("bottleneck", "layer", "block")
@@ -30,7 +30,7 @@ def test_each_mode_keeps_less_than_the_one_before(name):
     kept = {}
     for memory in ("none", *MODES):
         net.set_memory(memory)
-        kept[memory], _ = saved_bytes(net, lambda: sum(m.sum() for m in net(x)))
+        kept[memory], _ = measure_saved_bytes(net, lambda: sum(m.sum() for m in net(x)))
     if net.spec.bn_size is None:  # nothing but the whole layer to keep less of
         assert kept["bottleneck"] == kept["layer"]
     else:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from long_cases import first_now
 from tiny_nets import KINDS, tiny
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 from training_blocks import block_of, maps, step
 
-from densenet_backbones.benchmark.measured_memory import saved_bytes
+from densenet_backbones.benchmark.measuring import measure_saved_bytes
 from densenet_backbones.dense_block import run_block, run_plain
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.heads.segmentation.fcdensenet import FCDenseNet
@@ -305,7 +306,7 @@ def test_what_densenet121_keeps(layout):
     x = torch.randn(2, 3, 224, 224).to(memory_format=FORMATS[layout])
     for memory, most in (("shared", 52), ("shared_lean", 19)):
         net.set_memory(memory)
-        kept, _ = saved_bytes(net, lambda: net(x).sum())
+        kept, _ = measure_saved_bytes(net, lambda: net(x).sum())
         assert most - 2 <= kept / 2**20 <= most
 
 
@@ -317,7 +318,7 @@ def test_nothing_is_kept_beside_what_autograd_knows(memory):
     context = block(x).grad_fn
     assert not any(isinstance(value, torch.Tensor) for value in vars(context).values())
     del context
-    kept, out = saved_bytes(block, lambda: block(x))
+    kept, out = measure_saved_bytes(block, lambda: block(x))
     assert kept < (3 if memory == "shared" else 2) * out.numel() * 8 + 4096
 
 
@@ -396,8 +397,10 @@ def test_hooks_on_stages_see_what_passes(memory, stage):
 # ------------------------------------------------------------------------------ around it
 
 
-@pytest.mark.parametrize("memory", MODES)
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(
+    ("memory", "backend"),
+    first_now([(memory, backend) for backend in ("aot_eager", "eager") for memory in MODES]),
+)
 def test_compiled_nets_run_blocks_as_they_are(memory, backend):
     torch._dynamo.reset()
     results = []
@@ -424,44 +427,53 @@ def test_nets_are_copied_and_saved_in_these_modes(memory):
         again(torch.randn(2, 3, 64, 64))[-1].sum().backward()
 
 
-def _train_half(rank, address, memory, norm, folder):
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+# memory mode, norm: everything that two processes train, in one start of them
+RUNS = (("none", "bn"), ("shared", "bn"), ("shared", "sync"), ("shared_lean", "sync"))
+
+
+def _train_halves(rank, folder):
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     try:
-        net = tiny("densenet121_features", memory=memory, norm=norm).double().train()
-        net.load_state_dict(tiny("densenet121_features").state_dict())
-        # DistributedDataParallel refuses synchronised norms on a CPU: gradients are averaged here.
-        run = nn.parallel.DistributedDataParallel(net) if norm == "bn" else net
-        images = maps(4, 3, 64, 64)[2 * rank : 2 * rank + 2]
-        sum(m.square().mean() for m in run(images)).backward()
-        gradients = {key: p.grad for key, p in net.named_parameters()}
-        for gradient in gradients.values() if run is net else ():
-            dist.all_reduce(gradient)
-            gradient /= 2
-        torch.save((gradients, dict(net.named_buffers())), f"{folder}/{rank}.pt")
+        torch.save([_half_step(rank, *run) for run in RUNS], f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
-def _on_two_processes(folder, memory, norm):
-    address = f"file://{folder}/meeting"
-    torch.multiprocessing.spawn(_train_half, (address, memory, norm, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def _half_step(rank, memory, norm):
+    net = tiny("densenet121_features", memory=memory, norm=norm).double().train()
+    net.load_state_dict(tiny("densenet121_features").state_dict())
+    # DistributedDataParallel refuses synchronised norms on a CPU: gradients are averaged here.
+    run = nn.parallel.DistributedDataParallel(net) if norm == "bn" else net
+    images = maps(4, 3, 64, 64)[2 * rank : 2 * rank + 2]
+    sum(m.square().mean() for m in run(images)).backward()
+    gradients = {key: p.grad for key, p in net.named_parameters()}
+    for gradient in gradients.values() if run is net else ():
+        dist.all_reduce(gradient)
+        gradient /= 2
+    return gradients, dict(net.named_buffers())
 
 
-def test_two_processes_average_their_gradients(tmp_path):
+@pytest.fixture(scope="module")
+def on_two_processes(tmp_path_factory):
+    """Gradients and buffers of both processes, by memory mode and norm."""
+    folder = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(_train_halves, (str(folder),), nprocs=2)
+    ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return dict(zip(RUNS, zip(*ranks, strict=True), strict=True))
+
+
+@pytest.mark.long
+def test_two_processes_average_their_gradients(on_two_processes):
     """Each process norms by its own half of the batch."""
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    found = _on_two_processes(tmp_path / "a", "shared", "bn")
-    torch.testing.assert_close(
-        found, _on_two_processes(tmp_path / "b", "none", "bn"), rtol=1e-10, atol=1e-12
-    )
+    averaged = (on_two_processes[memory, "bn"] for memory in ("shared", "none"))
+    torch.testing.assert_close(*averaged, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("memory", MODES)
-def test_synchronised_norms_on_two_processes_are_those_of_the_whole_batch(memory, tmp_path):
+def test_synchronised_norms_on_two_processes_are_those_of_the_whole_batch(memory, on_two_processes):
     net = tiny("densenet121_features").double().train()
     sum(m.square().mean() for m in net(maps(4, 3, 64, 64))).backward()
     expected = ({key: p.grad for key, p in net.named_parameters()}, dict(net.named_buffers()))
-    for found in _on_two_processes(tmp_path, memory, "sync"):
+    for found in on_two_processes[memory, "sync"]:
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

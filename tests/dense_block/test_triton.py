@@ -23,6 +23,7 @@ from densenet_backbones.variants import VARIANTS
 CPU = torch.device("cpu")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "cases",
     ["interpreted_checks", "interpreted_kernels", "interpreted_norms", "interpreted_training"],

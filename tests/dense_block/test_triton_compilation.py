@@ -9,6 +9,7 @@ from densenet_backbones.dense_block.triton_training import norms
 from densenet_backbones.dense_block.triton_training.gradients import _tile
 
 triton = pytest.importorskip("triton")
+pytestmark = pytest.mark.long
 
 BF16 = {"PRECISION": "ieee", "BLOCK_B": 64, "BLOCK_C": 64}
 POINTWISE = {**BF16, "BLOCK_M": 64, "ACTIVATE": True, "POOL": False}

@@ -34,7 +34,7 @@ def test_equals_the_detector(model: Any) -> None:
             assert torch.equal(found.labels[:count], expected["labels"])
             # A sigmoid's last bit differs between the vector unit and what is left over.
             torch.testing.assert_close(found.scores[:count], expected["scores"], rtol=0, atol=1e-6)
-            assert len(found.boxes) == form.selection.detections_per_image
+            assert len(found.boxes) == form.selection.detections_per_img
             found_labels |= set(found.labels[:count].tolist())
     assert len(found_labels) >= 2
 
@@ -117,5 +117,5 @@ def test_what_has_no_form_gets_a_sentence() -> None:
         make_export_form(FasterRCNN(backbone, 2).eval())
     model = lively("torchvision's ssd")
     model.nms_thresh = 1.5
-    with pytest.raises(ValueError, match=r"nms_threshold must lie in 0\.\.1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"nms_thresh must lie in \[0, 1\], got 1\.5"):
         make_export_form(model)

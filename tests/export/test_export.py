@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from exported_detectors import KINDS, lively, noise_images, plain_image
 from hypothesis import given
 from hypothesis import strategies as st
+from long_cases import first_now
 from tiny_nets import randomise_norms
 from tiny_segmenters import UNET_ARGS
 
@@ -28,13 +31,14 @@ from densenet_backbones.heads import fcdensenet56
 from densenet_backbones.heads.segmentation.unet import unet
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.smp_segmenters import build_smp
+from densenet_backbones.smp_encoders import register_encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.export warns of what torch deprecates
 
 OUTPUTS = ("boxes", "scores", "labels", "num_detections")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", first_now(KINDS))
 def test_detectors_give_the_same_on_images_of_several_sizes(kind, tmp_path):
     model = lively(kind)
     path = tmp_path / "model.onnx"
@@ -66,18 +70,23 @@ def fcdensenet(**options):
     )
 
 
+def deeplabv3plus():
+    with mock.patch.dict(smp.encoders.encoders):
+        register_encoder("tiny", growth_rate=4, block_config=(1, 1, 1, 1), num_init_features=8)
+        options = {"encoder_name": "tiny", "encoder_output_stride": 16, "decoder_channels": 16}
+        return build_smp("DeepLabV3Plus", 3, options)
+
+
 SEGMENTERS = {
     "unet": lambda: unet(num_classes=3, **UNET_ARGS),
     "unet, attention": lambda: unet(num_classes=3, attention=True, **UNET_ARGS),
     "fcdensenet": fcdensenet,
     "fcdensenet, batch statistics": lambda: fcdensenet(batch_statistics_in_eval=True),
-    "deeplabv3plus": lambda: build_smp(
-        "DeepLabV3Plus", 3, {"encoder_name": "densenet121_features", "encoder_output_stride": 16}
-    ),
+    "deeplabv3plus": deeplabv3plus,
 }
 
 
-@pytest.mark.parametrize("name", SEGMENTERS)
+@pytest.mark.parametrize("name", first_now(SEGMENTERS))
 def test_segmenters_give_the_same_on_images_of_several_sizes(name, tmp_path):
     torch.manual_seed(0)
     model = randomise_norms(SEGMENTERS[name]()).eval()
@@ -129,6 +138,7 @@ def test_a_trained_detector(detector, tiny_scenes, tmp_path, capsys):
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.long
 def test_one_size_alone(detector, tmp_path, capsys):
     out = tmp_path / "deep" / "fixed.onnx"
     export.main([str(detector), "--out", str(out), "--image-size", "48", "80", "--opset", "20"])
@@ -137,7 +147,7 @@ def test_one_size_alone(detector, tmp_path, capsys):
     assert "a random image of 48 x 80" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("output", ["labels", "logits"])
+@pytest.mark.parametrize("output", first_now(["labels", "logits"]))
 def test_a_trained_segmenter(output, segmenter, tmp_path, capsys):
     export.main([str(segmenter), "--output", output])
     said = capsys.readouterr().out
@@ -157,6 +167,7 @@ def test_a_trained_segmenter(output, segmenter, tmp_path, capsys):
     assert (found["labels"] == labels.numpy())[sure].all() and sure.mean() > 0.9
 
 
+@pytest.mark.long
 def test_a_file_that_computes_something_else_is_not_kept(detector, tmp_path, monkeypatch, capsys):
     (tmp_path / "model.onnx").write_text("the former one")
     planned = export_plan.plan

@@ -25,10 +25,10 @@ def random_candidates(number: int, seed: int = 0, classes: int = 4, side: float 
 
 
 def torchvisions(candidates: Candidates, selection: Selection) -> Candidates:
-    kept = candidates.scores > selection.score_threshold
+    kept = candidates.scores > selection.score_thresh
     boxes, scores, labels = (part[kept] for part in candidates)
-    best = batched_nms(boxes, scores, labels, selection.nms_threshold)
-    best = best[: selection.detections_per_image]
+    best = batched_nms(boxes, scores, labels, selection.nms_thresh)
+    best = best[: selection.detections_per_img]
     return Candidates(boxes[best], scores[best], labels[best])
 
 
@@ -55,10 +55,10 @@ def assert_padded(found: PaddedDetections, expected: Candidates, size: int) -> N
 def test_equals_torchvision(number: int, selection: Selection) -> None:
     candidates = random_candidates(number)
     expected = torchvisions(candidates, selection)
-    if number > 60 and selection.nms_threshold < 1:
+    if number > 60 and selection.nms_thresh < 1:
         assert len(expected.boxes) < number / 2  # there is something to suppress
     found = run_padded_nms(candidates, selection)
-    assert_padded(found, expected, selection.detections_per_image)
+    assert_padded(found, expected, selection.detections_per_img)
 
 
 def test_nothing_above_the_threshold_is_all_zeros() -> None:

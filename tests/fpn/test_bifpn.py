@@ -129,7 +129,7 @@ def test_autocast_keeps_its_maps_small() -> None:
 def test_mistakes_get_a_sentence() -> None:
     with pytest.raises(ValueError, match="two or more levels, got c5 of stride 32 and extra=None"):
         BiFPN((C5,), extra=None)
-    with pytest.raises(ValueError, match="repeats must be a whole number of 1 or more, got 0"):
+    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
         BiFPN((C3, C4), repeats=0)
     with pytest.raises(ValueError, match=r"reads 2 maps \(c3 of stride 8, c4 .* got 1: choose"):
         BiFPN((C3, C4))(maps_of((C3,)))

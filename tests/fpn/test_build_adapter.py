@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from long_cases import first_now
 from tiny_levels import C3, C4, C5, maps_of
 from torch import nn
 
@@ -56,7 +57,7 @@ def test_levels_are_true_for_odd_images(
                 assert max(pixels // level.stride, 1) <= cells <= -(-pixels // level.stride)
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", first_now(ADAPTERS))
 def test_adapters_are_captured_whole_for_all_heights(name: str) -> None:
     """Images of 32 k rows, from 160 on: below, maps of a single row are a case of their own."""
     options = {"repeats": 1} if name == "bifpn" else {}
@@ -80,9 +81,9 @@ def test_adapters_are_captured_whole_for_all_heights(name: str) -> None:
         ((C3, C5), {}, "strides must double .* c3 of stride 8, c5 of stride 32: choose other out"),
         ((C3, C4, FeatureLevel("c5", 28, 16)), {}, "strides must double .* c5 of stride 16"),
         ((), {}, "or more levels"),
-        ((C3, C4), {"extra": "p6"}, "extra must be 'pool', 'p6p7' or None, got 'p6'"),
-        ((C3, C4), {"out_channels": 0}, "out_channels must be a whole number of 1 .* got 0"),
-        ((C3, C4), {"out_channels": "8"}, "out_channels must be a whole number .* got '8'"),
+        ((C3, C4), {"extra": "p6"}, "extra must be one of None, 'pool', 'p6p7', got 'p6'"),
+        ((C3, C4), {"out_channels": 0}, "out_channels must be at least 1, got 0"),
+        ((C3, C4), {"out_channels": "8"}, "out_channels must be a whole number, got '8'"),
         ((C3, C4), {"repeat": 3, "depth": 1}, "takes out_channels, extra.* not depth, repeat"),
     ],
 )
@@ -94,7 +95,7 @@ def test_a_wrong_adapter_gets_a_sentence(
 
 
 def test_a_wrong_name_or_number_gets_a_sentence() -> None:
-    with pytest.raises(ValueError, match="one of fpn, pan, bifpn, dense_prediction, got 'nasfpn'"):
+    with pytest.raises(ValueError, match=r"adapter must be one of 'fpn', .* got 'nasfpn'"):
         build_adapter("nasfpn", (C3, C4))
     with pytest.raises(ValueError, match="must be even, two halves, got 7"):
         build_adapter("dense_prediction", (C3, C4), 7)

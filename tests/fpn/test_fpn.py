@@ -57,9 +57,9 @@ def test_fpn_mistakes_get_a_sentence() -> None:
         FPN((C4, FeatureLevel("c4b", 8, 16)))
     with pytest.raises(ValueError, match="one or more levels of a backbone, got none"):
         FPN(())
-    with pytest.raises(ValueError, match="'pool', 'p6p7' or None, got 'p6'"):
+    with pytest.raises(ValueError, match="None, 'pool', 'p6p7', got 'p6'"):
         FPN((C3, C4), extra="p6")
-    with pytest.raises(ValueError, match="'c5' or 'p5', got 'p6'"):
+    with pytest.raises(ValueError, match="one of 'c5', 'p5', got 'p6'"):
         FPN((C3, C4), extra="p6p7", p6p7_input="p6")
 
 
@@ -146,7 +146,7 @@ def test_first_of_dense_prediction_can_have_any_width() -> None:
 
 
 def test_dense_prediction_mistakes_get_a_sentence() -> None:
-    with pytest.raises(ValueError, match=r"first_channels must be a whole number of 1 .* got 0"):
+    with pytest.raises(ValueError, match="first_channels must be at least 1, got 0"):
         DensePrediction((C3, C4), first_channels=0)
     with pytest.raises(ValueError, match="needs two levels, got c3 of stride 8, c4"):
         DensePrediction((C3, C4, C5))

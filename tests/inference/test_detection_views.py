@@ -202,7 +202,7 @@ def test_dsod_is_asked_in_the_same_ways():
         image_size=64,
         backbone_kwargs={"growth_rate": 4, "block_config": [1] * 4, "num_init_features": 8},
         adapter_channels=[8] * 4,
-        detections_per_image=9,
+        detections_per_img=9,
     ).eval()
     image, before = torch.rand(3, 48, 80), model.selection
     with torch.no_grad():

@@ -98,7 +98,7 @@ def test_low_scores_are_left_out(slim, val_files):
     found = detector.predict(val_files[0][1], threshold)
     assert len(found) == int((everything.scores >= threshold).sum()) < len(everything)
     for wrong in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match=r"score_threshold must lie in \[0, 1\]"):
+        with pytest.raises(ValueError, match=r"score_thresh must lie in \[0, 1\]"):
             detector.predict(val_files[0][1], wrong)
 
 
@@ -125,16 +125,16 @@ def test_evaluation_mode_and_classes_come_from_the_file(slim):
 
 def test_preprocessing_comes_from_the_file(tmp_path):
     model = SPEC.build()
-    described = {**model.preprocessing.to_dict(), "mean": [1.0, 2.0, 3.0], "channel_order": "bgr"}
+    described = {**model.transform.to_dict(), "image_mean": [1.0, 2.0, 3.0], "channel_order": "bgr"}
     spec = DetectorSpec(SPEC.name, SPEC.args, SPEC.categories, described)
     save_model(tmp_path / "m.safetensors", spec, model)
-    assert load(tmp_path / "m.safetensors").model.preprocessing.to_dict() == described
+    assert load(tmp_path / "m.safetensors").model.transform.to_dict() == described
 
 
 def test_a_pretrained_base_is_not_fetched_again(tmp_path):
-    spec = DetectorSpec(SPEC.name, {**SPEC.args, "pretrained_backbone": True}, SPEC.categories)
+    spec = DetectorSpec(SPEC.name, {**SPEC.args, "weights_backbone": "timm"}, SPEC.categories)
     save_model(tmp_path / "m.safetensors", spec, SPEC.build())
-    assert load(tmp_path / "m.safetensors").spec.args["pretrained_backbone"] is True
+    assert load(tmp_path / "m.safetensors").spec.args["weights_backbone"] == "timm"
 
 
 def pyramid(**args):
@@ -144,10 +144,10 @@ def pyramid(**args):
 def test_preprocessing_of_detectors_of_any_image_size_comes_from_the_file(tmp_path):
     spec = pyramid()
     model = spec.build()
-    described = {**model.preprocessing.to_dict(), "min_size": 48, "mean": [0.1, 0.2, 0.3]}
+    described = {**model.transform.to_dict(), "min_size": 48, "image_mean": [0.1, 0.2, 0.3]}
     save_model(tmp_path / "m.safetensors", spec.with_preprocessing(described), model)
     restored = load(tmp_path / "m.safetensors").model
-    assert restored.preprocessing.to_dict() == described
+    assert restored.transform.to_dict() == described
     assert restored.transform.min_size == (48,)
 
 
@@ -217,7 +217,7 @@ def described_as(slim, tmp_path, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "format 2 is unknown here (this release reads 1); install the release"),
+        ({"format": 3}, "format 3 is unknown here (this release reads up to 2); install the"),
         ({"name": "dsod30"}, "no detector is called 'dsod30'; did you mean 'dsod300'?"),
         ({"args": {"image_sise": 64}}, "no argument 'image_sise'"),
         ({"args": 3}, "the description of the detector is damaged"),
@@ -250,7 +250,7 @@ def test_arguments_of_a_detector_are_checked():
     for args, message in (
         ({"image_sise": 64}, "dsod_tiny has no argument 'image_sise'; did you mean 'image_size'"),
         ({"image_size": "big"}, "dsod_tiny: image_size must be int or Sequence, got big"),
-        ({"pretrained_backbone": "perhaps"}, "dsod_tiny: pretrained_backbone must be bool"),
+        ({"weights_backbone": 3}, "dsod_tiny: weights_backbone must be str"),
     ):
         with pytest.raises(ValueError, match=message):
             build_registered("detector", "dsod_tiny", 3, args)

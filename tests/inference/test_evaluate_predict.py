@@ -11,7 +11,8 @@ from tiny_runs import files_below
 from densenet_backbones.data.images import read_image
 from densenet_backbones.inference import predict
 from densenet_backbones.inference.loading import load
-from densenet_backbones.training import evaluate, report
+from densenet_backbones.reporting import detection_report
+from densenet_backbones.training import evaluate
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def refused(capsys):
 def unplotted(monkeypatch):
     """Evaluations without their plots, which take most of the time."""
     for name in ("plot_pr_curves", "plot_confidence_curves", "plot_confusion", "draw_examples"):
-        monkeypatch.setattr(report, name, lambda *args: None)
+        monkeypatch.setattr(detection_report, name, lambda *args: None)
 
 
 # -- evaluate --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from densenet_backbones.data.images import read_image
 from densenet_backbones.data.mask_samples import MaskClasses
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.heads.backbones import LOADED_LATER
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.model_file import read_model_file, save_model
 from densenet_backbones.inference.segmenter import (
@@ -133,16 +134,21 @@ def test_images_are_files_or_pixels(slim, tiny_masks, tmp_path):
 
 
 def test_preprocessing_comes_from_the_file(tmp_path):
-    described = {"mean": [1, 2, 3], "std": [4, 5, 6], "channel_order": "bgr", "value_range": 255}
+    described = {
+        "image_mean": [1, 2, 3],
+        "image_std": [4, 5, 6],
+        "channel_order": "bgr",
+        "value_range": 255,
+    }
     spec = SPEC.with_preprocessing(described)
     save_model(tmp_path / "m.safetensors", spec, spec.build())
-    assert load(tmp_path / "m.safetensors").model.preprocessing.to_dict() == described
+    assert load(tmp_path / "m.safetensors").model.normalization.to_dict() == described
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "segmenter format 2 is unknown here"),
+        ({"format": 3}, "segmenter format 3 is unknown here"),
         ({"name": "unett"}, "no segmenter is called 'unett'; did you mean 'unet'?"),
         ({"task": "instances"}, "the description of the segmenter is damaged"),
         ({"classes": {"names": ["a"]}}, "the description of the segmenter is damaged"),
@@ -186,8 +192,8 @@ def test_models_of_smp_take_any_size_and_come_back_from_files(name, args, stride
 def test_the_weights_of_a_file_are_not_fetched_again():
     spec = SegmenterSpec("smp:Unet", {"encoder_weights": "imagenet"}, CLASSES)
     assert spec.without_downloads() == {"encoder_weights": None}
-    pretrained = SegmenterSpec("unet", {**UNET_ARGS, "pretrained_backbone": True}, CLASSES)
-    assert pretrained.without_downloads() == {"pretrained_backbone": False}
+    pretrained = SegmenterSpec("unet", {**UNET_ARGS, "weights_backbone": "timm"}, CLASSES)
+    assert pretrained.without_downloads() == {"weights_backbone": LOADED_LATER}
 
 
 def test_layers_of_an_smp_model_are_ordered_for_layer_decay():

@@ -120,10 +120,10 @@ def test_no_boxes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "cubic"}, "method must be 'linear' or 'gaussian', got 'cubic'"),
-        ({"iou_threshold": 1.5}, r"iou_threshold must lie in 0..1, got 1.5"),
-        ({"min_score": math.nan}, r"min_score must lie in 0..1, got nan"),
-        ({"sigma": 0.0}, "sigma must be a finite number above 0, got 0.0"),
+        ({"method": "cubic"}, "method must be one of 'linear', 'gaussian', got 'cubic'"),
+        ({"iou_threshold": 1.5}, r"iou_threshold must lie in \[0, 1\], got 1.5"),
+        ({"min_score": math.nan}, r"min_score must lie in \[0, 1\], got nan"),
+        ({"sigma": 0.0}, "sigma must be above 0 and finite, got 0.0"),
     ],
 )
 def test_rules_out_of_range_are_refused(options, message):

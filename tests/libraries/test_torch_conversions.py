@@ -116,6 +116,7 @@ def _worker(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="gloo and file rendezvous as on Linux")
 def test_two_processes_average_gradients_and_keep_their_own_statistics(tmp_path):
     torch.multiprocessing.spawn(_worker, (tmp_path,), nprocs=WORLD)

@@ -1,7 +1,8 @@
 """torch.compile, torch.export, ONNX and TorchScript on every kind of network.
 
 Kinds are what is left of the registry when layers are few and narrow, so that slow checks run once
-for each kind of stem, layer, pool and end, and for whatever is registered later.
+for each kind of stem, layer, pool and end, and for whatever is registered later. One or two of
+them run always, the others with the long tests.
 """
 
 import copy
@@ -11,6 +12,7 @@ import warnings
 
 import pytest
 import torch
+from long_cases import first_now
 from tiny_nets import KINDS, tiny
 from torch import Tensor, nn
 from torch.export import Dim
@@ -85,7 +87,7 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", first_now(KINDS, 2))
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_compiles_as_one_graph_in_eval(name):
     net = few_layers(name).eval()
@@ -95,8 +97,10 @@ def test_compiles_as_one_graph_in_eval(name):
 
 @pytest.mark.parametrize(
     ("name", "memory"),
-    [(name, "none") for name in KINDS]
-    + [(n, memory) for n in kinds_of_layers() for memory in ("bottleneck", "layer", "block")],
+    first_now(
+        [(n, memory) for n in kinds_of_layers() for memory in ("bottleneck", "layer", "block")], 3
+    )
+    + first_now([(name, "none") for name in KINDS]),
 )
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_compiles_as_one_graph_in_training_with_every_memory_mode(name, memory):
@@ -106,7 +110,7 @@ def test_compiles_as_one_graph_in_training_with_every_memory_mode(name, memory):
     assert_same_step(train_step(net, compiled, x), train_step(plain, plain, x))
 
 
-@pytest.mark.parametrize(("name", "options"), OPTIONS)
+@pytest.mark.parametrize(("name", "options"), first_now(OPTIONS))
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_options_compile_as_one_graph(name, options):
     net = few_layers(name, **options).eval()
@@ -147,7 +151,10 @@ def saved_and_loaded(program):
     return torch.export.load(file)
 
 
-@pytest.mark.parametrize(("name", "options"), [(name, {}) for name in KINDS] + list(OPTIONS))
+@pytest.mark.parametrize(
+    ("name", "options"),
+    first_now([*reversed(OPTIONS), *((name, {"layers": (1, 1, 1)}) for name in KINDS)], 2),
+)
 def test_exports_with_dynamic_batch_and_size(name, options):
     net = few_layers(name, **options).eval()
     program = saved_and_loaded(exported(net)).module()
@@ -159,7 +166,7 @@ def test_exports_with_dynamic_batch_and_size(name, options):
 @pytest.mark.parametrize(
     ("name", "strict"),
     # Only strict export, which reads the code with Dynamo, knows an operator for checkpointing.
-    [(name, False) for name in KINDS] + [(name, True) for name in kinds_of_layers()],
+    first_now([(n, True) for n in kinds_of_layers()]) + first_now([(n, False) for n in KINDS]),
 )
 def test_a_training_net_exports_plain_whatever_its_memory_mode(name, strict):
     plain, net = few_layers(name).double(), few_layers(name, memory="block").double()
@@ -184,7 +191,7 @@ def kinds_of_operators() -> list[tuple[str, dict]]:
     for name in reversed(KINDS):
         spec = tiny(name).spec
         kinds[spec.pool, spec.stem_pool, spec.ceil_mode] = name
-    return [(name, {}) for name in kinds.values()] + list(OPTIONS[:2])
+    return first_now([*((name, {}) for name in kinds.values()), *OPTIONS[:2]])
 
 
 @pytest.mark.skipif(
@@ -225,7 +232,7 @@ def in_torchscript(net: nn.Module, how: str, x: Tensor) -> nn.Module:
         return torch.jit.trace(net, x, check_trace=False)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", first_now(KINDS))
 @pytest.mark.parametrize("how", ["script", "trace"])
 @pytest.mark.parametrize(
     "options",

@@ -10,9 +10,11 @@ import pytest
 import timm
 import torch
 import torchvision
+from long_cases import first_now
 from tiny_nets import KINDS, NAMES, randomise_norms, tiny
 from tiny_nets import TINY as TINY_NET
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -20,19 +22,27 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
-import densenet_backbones.heads
 from densenet_backbones import torchvision_models
 from densenet_backbones.features import DenseFeatureNet, feature_levels
 from densenet_backbones.variants import VARIANTS
 
 DSODS = [name for name in torchvision_models.DETECTORS if name.startswith("dsod")]
 OTHERS = [name for name in torchvision_models.DETECTORS if name not in DSODS]
+GENERIC = [name for name in torchvision_models.DETECTORS if "_densenet" not in name]
+VARIANTS_OF_THEM = [name for name in torchvision_models.DETECTORS if name not in GENERIC]
 
 
-@pytest.mark.parametrize("name", torchvision_models.DETECTORS)
-def test_every_name_builds_as_it_is(name: str) -> None:
+@pytest.mark.parametrize("name", [*GENERIC, *first_now(VARIANTS_OF_THEM)])
+def test_every_name_builds_as_references_detection_train_builds_it(name: str) -> None:
+    options: dict[str, Any] = {"trainable_backbone_layers": None}
+    options["_skip_resize"] = True  # for the augmentations multiscale and lsj
+    if "rcnn" in name:
+        options["rpn_score_thresh"] = 0.1
     with torch.device("meta"):
-        model = torchvision.models.get_model(name)
+        model = torchvision.models.get_model(
+            name, weights=None, weights_backbone=None, progress=False, **options
+        )
+    assert model.transform.resize_in_training == (model.transform.image_size is not None)
     classes = 21 if name in DSODS else 2 if name.startswith("keypoint") else 91
     assert model.num_classes == classes
     variant = name.split("_")[1] if name.count("densenet") else "densenet121"
@@ -41,10 +51,76 @@ def test_every_name_builds_as_it_is(name: str) -> None:
 
 
 def test_names_are_listed() -> None:
-    names = torchvision.models.list_models(module=densenet_backbones.heads)
-    assert names == sorted(torchvision_models.MODELS)
-    assert {"dsod300", "dsod300_smallest", "dsod_tiny", "fcdensenet103", "unet"} <= set(names)
-    assert all(name == name.lower() for name in names)  # torchvision lower-cases before it looks
+    for module, ours in (
+        (torchvision.models.detection, torchvision_models.DETECTORS),
+        (torchvision.models.segmentation, torchvision_models.SEGMENTERS),
+    ):
+        names = set(torchvision.models.list_models(module=module))
+        assert set(ours) < names  # beside torchvision's own
+    ours = torchvision_models.MODELS
+    assert {"dsod300", "dsod300_smallest", "dsod_tiny", "fcdensenet103", "unet"} <= ours.keys()
+    assert all(name == name.lower() for name in ours)  # torchvision lower-cases before it looks
+
+
+def test_weights_can_be_asked_for() -> None:
+    for name in (*torchvision_models.MODELS, *torchvision_models.BACKBONES):
+        weights = torchvision.models.get_model_weights(name)
+        assert issubclass(weights, WeightsEnum) and list(weights) == []  # none are published
+
+
+# ------------------------------------------------------------------------------ segmentation
+
+
+def tiny_segmenter(name: str, **options: Any) -> Any:
+    """As torchvision's ``references/segmentation/train.py`` builds it."""
+    small: dict[str, Any] = {"backbone_kwargs": {**TINY_NET, "out_indices": (0, 1)}}
+    if name.startswith("fcdensenet"):
+        small = {"growth_rate": 2, "block_config": [1] * 3, "num_init_features": 4}
+    return torchvision.models.get_model(
+        name, weights=None, weights_backbone=None, num_classes=3, **small, **options
+    )
+
+
+@pytest.mark.parametrize("name", torchvision_models.SEGMENTERS)
+@pytest.mark.parametrize("aux_loss", [False, True])
+def test_segmenters_train_as_references_segmentation_train_does(name: str, aux_loss: bool) -> None:
+    if aux_loss and name.startswith("fcdensenet"):
+        with pytest.raises(ValueError, match=f"{name} has no auxiliary logits: leave aux_loss out"):
+            tiny_segmenter(name, aux_loss=aux_loss)
+        return
+    torch.manual_seed(0)
+    model = tiny_segmenter(name, aux_loss=aux_loss)
+    parts = [model.backbone, model.classifier, *([model.aux_classifier] if aux_loss else [])]
+    parameters = [p for part in parts for p in part.parameters()]
+    assert {id(p) for p in parameters} == {id(p) for p in model.parameters()}
+    assert len(parameters) == len(list(model.parameters()))
+    optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+    images, target = image(32, 40), torch.randint(3, (2, 32, 40))
+    target[0, :4] = 255
+    totals = []
+    for _ in range(4):
+        losses = {
+            key: nn.functional.cross_entropy(logits, target, ignore_index=255)
+            for key, logits in model(images).items()
+        }
+        assert list(losses) == (["out", "aux"] if aux_loss else ["out"])
+        loss = losses["out"] + 0.5 * losses["aux"] if aux_loss else losses["out"]
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None for p in parameters)
+        optimizer.step()
+        totals.append(loss.item())
+    assert totals[-1] < totals[0]
+    assert model.eval()(images)["out"].shape == (2, 3, 32, 40)
+
+
+@pytest.mark.parametrize("name", torchvision_models.SEGMENTERS)
+def test_both_forms_of_a_segmenter_take_each_others_weights(name: str) -> None:
+    theirs, ours = tiny_segmenter(name, aux_loss=False).eval(), tiny_segmenter(name).eval()
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.rand(1, 3, 32, 40)
+    with torch.no_grad():
+        assert torch.equal(theirs(ours.normalization(images))["out"], ours(images))
 
 
 def _run_the_module_again() -> None:

@@ -17,6 +17,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from densenet_backbones.features import DenseFeatureNet, feature_levels
 
+pytestmark = pytest.mark.long
+
 NAME = "densenet121_features"
 TAPS = ("raw", "norm", "compressed", "pooled")
 

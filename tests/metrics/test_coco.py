@@ -395,6 +395,7 @@ def child(_, folder):
     evaluate_on(1, folder)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")  # of the process without images
 def test_two_processes_equal_one(tmp_path):
     other = torch.multiprocessing.spawn(child, (str(tmp_path),), nprocs=1, join=False)

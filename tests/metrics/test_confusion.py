@@ -78,7 +78,7 @@ def test_thresholds():
     part = part_of([(A, 1)])
     predictions = {1: found(((0, 0, 10, 5), 1, 0.5))}  # IoU 0.5
     assert confusion_matrix(part, predictions)[0, 0] == 1
-    assert confusion_matrix(part, predictions, score_threshold=0.51)[0].tolist() == [0, 0, 1]
+    assert confusion_matrix(part, predictions, score_thresh=0.51)[0].tolist() == [0, 0, 1]
     assert confusion_matrix(part, predictions, iou_threshold=0.51)[:, 0].tolist() == [0, 0, 1]
 
 
@@ -123,7 +123,7 @@ def test_every_object_and_every_detection_is_counted_once(images, threshold):
 def test_images_can_be_chosen_and_errors_name_the_range():
     part = part_of([(A, 1)], [(A, 1)])
     assert confusion_matrix(part, {}, image_ids=[2])[0, 2] == 1
-    with pytest.raises(ValueError, match=r"iou_threshold in \(0, 1\], got 0.5 and 0"):
+    with pytest.raises(ValueError, match=r"iou_threshold must lie in \(0, 1\], got 0"):
         confusion_matrix(part, {}, iou_threshold=0)
     with pytest.raises(ValueError, match="image id 9 is not among the 2 images"):
         confusion_matrix(part, {9: found((A, 1, 1.0))})

@@ -206,6 +206,7 @@ def test_each_bound_has_a_lower_end_and_its_reason():
 # -- the wheel and the checks -------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_wheel_holds_the_package_and_nothing_else(tmp_path):
     copy = tmp_path / "copy"
     without = shutil.ignore_patterns("__pycache__", "*.egg-info")

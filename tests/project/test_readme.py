@@ -1,8 +1,10 @@
 """Everything that the READMEs show: snippets run, commands and options, paths and links exist."""
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
+import inspect
 import itertools
 import re
 import runpy
@@ -18,12 +20,15 @@ from mask_sets import write_image, write_mask
 from pages import BLOCKS, PAGES, ROOMS, Page, programs
 from row_scripts import run_script
 
-from densenet_backbones.benchmark.commands import COMMANDS
+from densenet_backbones.benchmark.subcommands import SUBCOMMANDS
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import Categories
 from densenet_backbones.data.scenes.generation import generate_scenes
+from densenet_backbones.densenet_spec import DenseNetSpec
+from densenet_backbones.features import DenseFeatureNet
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.model_file import save_model
+from densenet_backbones.torchvision_models import MODELS
 
 FRONT = PAGES[0]
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -61,7 +66,27 @@ def test_every_tool_and_measurement_has_its_row():
         path.name for suffix in ("py", "sh") for path in (PROJECT / "tools").glob(f"*.{suffix}")
     }
     assert tools - {"rows.sh"} <= shown
-    assert {command.name for command in COMMANDS} <= shown
+    assert {command.name for command in SUBCOMMANDS} <= shown
+
+
+def test_models_of_the_registry_are_named():
+    shown = set(re.findall(r"`(\w+)`", Page("heads/README.md").text))
+    # Detectors on any backbone are named by their forms on densenet121.
+    on_any = {name for name in MODELS if "densenet" not in name and re.search("fpn|ssd", name)}
+    others = {name for name in MODELS if re.search("densenet1(61|69)|densenet201", name)}
+    assert set(MODELS) - on_any - others <= shown
+    named = {name for name in shown if re.match(r"dsod\w*\d|fcdensenet|\w+_densenet121", name)}
+    assert named <= set(MODELS)
+
+
+def test_arguments_in_the_table_exist():
+    table = FRONT.text[FRONT.text.index("| argument |") :].partition("\n\n")[0]
+    firsts = [line.split("|")[1] for line in table.splitlines()[2:]]
+    shown = {name for first in firsts for name in re.findall(r"`(\w+)", first)}
+    ours = {field.name for field in dataclasses.fields(DenseNetSpec)}
+    ours |= set(inspect.signature(DenseFeatureNet).parameters)
+    timms = {"memory", "in_chans", "pretrained", "checkpoint_path", "features_only"}
+    assert shown and shown <= ours | timms
 
 
 def test_rooms_stand_in_the_order_of_their_imports():
@@ -173,8 +198,9 @@ def help_of(capsys):
     return ask
 
 
-def test_both_commands_are_one_line_to_paste():
+def test_commands_are_one_line_to_paste():
     assert readme_command.command(FRONT.text, "test").endswith("pytest -n auto")
+    assert readme_command.command(FRONT.text, "test-long") == ".venv/bin/pytest -n auto -m long"
     # Continuous integration adds --dry-run to this one.
     assert readme_command.command(FRONT.text, "run").endswith("tools/train_det.py")
 
@@ -261,7 +287,7 @@ def test_flags_in_the_text_exist(help_of):
     known |= flags(help_of("densenet-train-seg", "--help-all"))
     for name in ("densenet-train-seg", "densenet-evaluate", "densenet-predict", "densenet-export"):
         known |= flags(help_of(name, "--help"))
-    for name in ("all", *(command.name for command in COMMANDS)):
+    for name in ("all", *(command.name for command in SUBCOMMANDS)):
         known |= flags(help_of("densenet-benchmark", name, "--help"))
     known |= {"--device-modules", "--model-kwargs"}  # of timm's train.py
     code = [c for page in PAGES for c in re.findall(r"`(--[^`]+)`", page.prose)]

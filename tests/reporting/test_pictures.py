@@ -109,7 +109,7 @@ def test_labels_of_neighbours_do_not_cover_each_other(monkeypatch):
     assert len(tags) == 4
     for i, a in enumerate(tags):
         for b in tags[:i]:
-            assert pictures._overlap(a.place, b.place) == 0
+            assert pictures._covered(np.array([a.place]), np.array([b.place])) == 0
     tags.clear()
     drawn_on(grey(300, 300), *[(50, 100, 150, 200, 1, 0.9)] * 40)
     assert 4 <= len(tags) < 40  # a crowd: boxes without names instead of names upon names

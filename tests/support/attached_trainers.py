@@ -9,8 +9,8 @@ FILL = (1.0, 2.0, 3.0)
 
 def with_trainer(data, world_size=1, rank=0, batches=0):
     """The data module, of one process of several, `batches` batches of its epoch done."""
-    preprocessing = SimpleNamespace(fill_color=FILL)
-    model = SimpleNamespace(image_size=(48, 32), preprocessing=preprocessing)
+    transform = SimpleNamespace(fill_color=FILL)
+    model = SimpleNamespace(image_size=(48, 32), transform=transform)
     progress = SimpleNamespace(current=SimpleNamespace(ready=batches), is_last_batch=False)
     data.trainer = SimpleNamespace(
         world_size=world_size,

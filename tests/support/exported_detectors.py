@@ -131,7 +131,7 @@ def lively(kind: str) -> Any:
 @torch.no_grad()
 def _largest_outputs(model: Any, image: Tensor) -> dict[str, float]:
     if hasattr(model, "predict"):
-        batch, _ = model.preprocessing([image])
+        batch, _ = model.transform([image])
         codes, logits = model.predict(batch.tensors)
         return {"codes": codes.abs().max().item(), "logits": logits.abs().max().item()}
     batch, _ = model.transform([image])
@@ -148,7 +148,7 @@ def highest_score(model: Any, image: Tensor) -> float:
 
 def set_threshold(model: Any, threshold: float) -> None:
     if hasattr(model, "selection"):
-        model.selection = dataclasses.replace(model.selection, score_threshold=threshold)
+        model.selection = dataclasses.replace(model.selection, score_thresh=threshold)
     else:
         model.score_thresh = threshold
 

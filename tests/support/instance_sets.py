@@ -38,7 +38,7 @@ def write_instances(root, sizes=SIZES, split="train", seed=0, file="instances", 
 
     Each has three objects: a person with keypoints as polygons, a box as compressed run lengths,
     a person without keypoints as run lengths; and a crowd of persons. Pixels of the n-th object
-    are drawn in (50 n, 0, 255), those of later objects on top; keypoints are whole pixels' centres.
+    are drawn in (50 n, 0, 255), those of later objects on top; keypoints are whole pixels' centers.
     """
     rng = np.random.default_rng(seed)
     images, annotations = [], []
@@ -92,7 +92,7 @@ def change(root, edit, file="instances_train"):
 
 
 def numbered(height, width):
-    """(H, W, 3) uint8 in which every pixel has a colour of its own (up to 65536 pixels)."""
+    """(H, W, 3) uint8 in which every pixel has a color of its own (up to 65536 pixels)."""
     number = np.arange(height * width).reshape(height, width)
     return np.stack((number % 256, number // 256, np.full_like(number, 9)), 2).astype(np.uint8)
 

@@ -104,7 +104,7 @@ def classes_yaml(values="colors", **more):
 
 
 def write_folders(root, found, split="train", values="colors"):
-    """Pictures of colours, or of ids of 16 bits: 300, 301, 302, and 65535 for what is ignored."""
+    """Pictures of colors, or of ids of 16 bits: 300, 301, 302, and 65535 for what is ignored."""
     for name, mask in found.items():
         write_image(root / "images" / split / f"{name}.jpg", mask)
         wide = np.where(mask == 255, 65535, mask.astype(np.uint16) + 300).astype(np.uint16)

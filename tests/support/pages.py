@@ -9,7 +9,8 @@ from functools import cached_property
 from locations import PROJECT
 
 ROOMS = ("densenet_backbones", "heads", "configs", "tests", "tools")
-PATHS = ("README.md", *(f"{room}/README.md" for room in ROOMS))
+BESIDE = ("CHANGELOG.md", ".github/CONTRIBUTING.md")
+PATHS = ("README.md", *(f"{room}/README.md" for room in ROOMS), *BESIDE)
 
 
 @dataclass(frozen=True)

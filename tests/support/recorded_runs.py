@@ -54,7 +54,7 @@ def terminate():
 def recorded(command, arguments, recorder):
     """Run a training command without its report: (exit code or None, what was trained on)."""
     with pytest.MonkeyPatch.context() as patch, signals_as_before():
-        patch.setattr(cli.report, "after_training", lambda *args: None)
+        patch.setattr(cli.report, "report_results", lambda *args: None)
         patch.setattr(cli, "TrainingPictures", lambda folder: recorder)
         patch.setattr(cli, "EpochLines", pl.Callback)
         signal.signal(signal.SIGINT, signal.default_int_handler)

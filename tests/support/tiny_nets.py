@@ -30,10 +30,10 @@ def parameters_of(build) -> int:
         return sum(p.numel() for p in build().parameters())
 
 
-def tiny(name: str, **arguments) -> nn.Module:
-    """A registered net with its stem, pools and transitions, but few narrow layers."""
+def tiny(name: str, layers: int = 2, **arguments) -> nn.Module:
+    """A registered net with its stem, pools and transitions, but few narrow layers a block."""
     blocks = len(VARIANTS[name.removesuffix(SUFFIX)].block_config)
-    small = {"growth_rate": 4, "block_config": (2,) * blocks, "num_init_features": 8}
+    small = {"growth_rate": 4, "block_config": (layers,) * blocks, "num_init_features": 8}
     torch.manual_seed(0)
     return randomise_norms(timm.create_model(name, **{**small, **arguments}))
 

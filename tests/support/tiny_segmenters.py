@@ -5,7 +5,7 @@ import json
 # Every part of a U-Net on a DenseNet is there, once.
 UNET_ARGS = {
     "backbone": "densenet121_features",
-    "backbone_args": {"growth_rate": 4, "block_config": [1, 1, 1, 1], "num_init_features": 8},
+    "backbone_kwargs": {"growth_rate": 4, "block_config": [1, 1, 1, 1], "num_init_features": 8},
     "decoder_channels": [8, 8, 8, 8, 8],
 }
 

@@ -58,6 +58,7 @@ def test_compared_networks_differ_in_nothing_else(rows):
     assert ours == theirs
 
 
+@pytest.mark.long
 def test_a_row_makes_its_images_and_trains(tiny_camvid, tmp_path):
     done = camvid(tiny_camvid, "overfit_unet", folder=tmp_path, flags="--dry-run")
     assert done.returncode == 0, done.stderr

@@ -52,6 +52,7 @@ def test_compared_detectors_differ_in_the_backbone_alone():
     assert differ[0][0].replace("densenet121_features", "resnet50") == differ[0][1]
 
 
+@pytest.mark.long
 def test_figures_are_drawn_and_trained_on(tmp_path):
     done = run_script(
         "detectors.sh", "no", "no", "overfit_keypointrcnn", folder=tmp_path, flags=TINY

@@ -14,7 +14,10 @@ from tiny_runs import training_arguments
 from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.training import evaluate
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and gloo as on Linux")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(os.name != "posix", reason="signals and gloo as on Linux"),
+]
 
 
 def start(tiny_scenes, folder, *more, epochs=1):

@@ -29,12 +29,10 @@ def drawn(tmp_path_factory):
     return write_instances(root, SIZES[:4], split="val", seed=1)
 
 
-def detector(target_types=("boxes",), **preprocessing):
+def detector(target_types=("boxes",), **more):
     """As the data sees a detector that keeps images' shapes."""
     known = {"min_size": (40, 50), "max_size": 70, "_skip_resize": False, "fill_color": (1, 2, 3)}
-    return SimpleNamespace(
-        target_types=target_types, preprocessing=SimpleNamespace(**known, **preprocessing)
-    )
+    return SimpleNamespace(target_types=target_types, transform=SimpleNamespace(**known, **more))
 
 
 def data_for(root, model, batches=0, world=(1, 0), **options):
@@ -108,12 +106,12 @@ def test_images_without_labelled_keypoints_are_left_out_of_their_training(tmp_pa
             annotation["keypoints"] = [0, 0, 0] * 5
 
     change(root, hide_all)
-    with pytest.raises(DataError, match="no keypoint of its 4 images is labelled"):
+    with pytest.raises(DataError, match="no keypoint of its 4 images is labeled"):
         ids(target_types=POINTS)
 
 
 def test_a_detector_that_says_nothing_learns_what_the_data_was_told(drawn):
-    model = SimpleNamespace(transform=detector().preprocessing)  # as torchvision's own
+    model = SimpleNamespace(transform=detector().transform)  # as torchvision's own
     data = data_for(drawn, model, target_types=MASKS, augmentation="flip")
     assert all(s.masks is not None for s in batches_of(data)[0])
 
@@ -129,10 +127,10 @@ def test_images_keep_their_size_are_scaled_or_lie_on_one_canvas(drawn):
     model = detector()
     assert shapes(model, augmentation="flip") <= set(SIZES)
     assert shapes(model, augmentation="none") <= set(SIZES)
-    assert not model.preprocessing._skip_resize  # the detector resizes
+    assert not model.transform._skip_resize  # the detector resizes
     scaled = shapes(model, augmentation="multiscale")
     assert all(39 <= min(s) <= 50 and max(s) <= 70 for s in scaled if max(s) < 70)
-    assert model.preprocessing._skip_resize
+    assert model.transform._skip_resize
     assert shapes(detector(), augmentation="lsj") == {(64, 64)}  # 1024 / 800 * 50
     assert shapes(detector(), augmentation="lsj", jitter_size=48) == {(48, 48)}
 
@@ -140,7 +138,7 @@ def test_images_keep_their_size_are_scaled_or_lie_on_one_canvas(drawn):
 @pytest.mark.parametrize("augmentation", ["multiscale", "lsj", "flip"])
 def test_a_detector_does_not_undo_the_scales(drawn, augmentation):
     transform = DetectionTransform(min_size=30, max_size=90, size_divisible=1)
-    model = SimpleNamespace(target_types=("boxes", "masks"), preprocessing=transform)
+    model = SimpleNamespace(target_types=("boxes", "masks"), transform=transform)
     batch = batches_of(data_for(drawn, model, target_types=MASKS, augmentation=augmentation))[0]
     images = [sample.image / 255 for sample in batch]
     given = [tuple(image.shape[1:]) for image in images]
@@ -159,9 +157,7 @@ def test_a_detector_does_not_undo_the_scales(drawn, augmentation):
 
 
 def test_detectors_of_one_size_are_given_it_or_resize_themselves():
-    model = SimpleNamespace(
-        image_size=(48, 32), preprocessing=SimpleNamespace(fill_color=(1, 2, 3))
-    )
+    model = SimpleNamespace(image_size=(48, 32), transform=SimpleNamespace(fill_color=(1, 2, 3)))
     for preset in ("ssd", "light", "none"):
         found = augmentation_for(model, preset, ("boxes",))
         assert isinstance(found, Augmentation) and found.size == (48, 32)
@@ -343,9 +339,9 @@ class Recorder(pl.LightningModule):
     def __init__(self, file, at):
         super().__init__()
         self.model = torch.nn.Linear(1, 1)
-        self.model.target_types, self.model.preprocessing = (
+        self.model.target_types, self.model.transform = (
             ("boxes", "masks"),
-            detector().preprocessing,
+            detector().transform,
         )
         self.file, self.at, self.seen = file, at, {}
 

@@ -11,12 +11,8 @@ from torch import nn
 
 from densenet_backbones.data.samples import Categories
 from densenet_backbones.training.callbacks import EMA
-from densenet_backbones.training.detection_task import (
-    DetectionTask,
-    Optimizer,
-    Schedule,
-    images_per_step,
-)
+from densenet_backbones.training.detection_task import DetectionTask
+from densenet_backbones.training.optimization import Optimizer, Schedule, images_per_step
 
 CATEGORIES = Categories(("dog", "cat"), (7, 3))
 
@@ -109,9 +105,9 @@ def test_impossible_schedules_are_refused(options, message):
     ("options", "message"),
     [
         ({"name": "adamv"}, "there is no 'adamv'; did you mean 'adam"),
-        ({"lr": -1.0}, "optimizer.lr must be 0 or more, got -1.0"),
-        ({"lr": math.nan}, "optimizer.lr must be 0 or more, got nan"),
-        ({"weight_decay": -0.1}, "optimizer.weight_decay must be 0 or more"),
+        ({"lr": -1.0}, "optimizer.lr must be at least 0 and finite, got -1.0"),
+        ({"lr": math.nan}, "optimizer.lr must be at least 0 and finite, got nan"),
+        ({"weight_decay": -0.1}, "optimizer.weight_decay must be at least 0"),
     ],
 )
 def test_impossible_optimisers_are_refused(options, message):
@@ -123,9 +119,9 @@ def test_the_rate_is_scaled_to_the_images_behind_a_step():
     data, trainer = SimpleNamespace(batch_size=4), SimpleNamespace(world_size=2)
     trainer.accumulate_grad_batches = 3
     assert images_per_step(data, trainer) == 24
-    assert Optimizer(lr=0.1, base_batch=128).scaled_lr(24) == pytest.approx(0.1 * 24 / 128)
-    assert Optimizer(lr=0.1, base_batch=128).scaled_lr(128) == 0.1
-    assert Optimizer(lr=0.1, base_batch=0).scaled_lr(24) == 0.1
+    assert Optimizer(lr=0.1, base_batch=128).scale_lr(24) == pytest.approx(0.1 * 24 / 128)
+    assert Optimizer(lr=0.1, base_batch=128).scale_lr(128) == 0.1
+    assert Optimizer(lr=0.1, base_batch=0).scale_lr(24) == 0.1
 
 
 def test_weight_decay_and_rate_reach_the_optimiser():

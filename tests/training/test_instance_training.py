@@ -21,7 +21,8 @@ from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.model_file import read_model_file
 from densenet_backbones.inference.soft_nms import SoftNMS
-from densenet_backbones.training import cli, evaluate, report
+from densenet_backbones.reporting import detection_report
+from densenet_backbones.training import cli, evaluate
 from densenet_backbones.training.cli import train_det
 
 KEYPOINTS = 13  # of the figures in the scenes
@@ -31,6 +32,13 @@ KEYPOINTS = 13  # of the figures in the scenes
 def small_heads():
     with shallow_heads():
         yield
+
+
+@pytest.fixture
+def unplotted(monkeypatch):
+    """Evaluations without their plots, which take most of the time."""
+    for name in ("plot_pr_curves", "plot_confidence_curves", "plot_confusion", "draw_examples"):
+        monkeypatch.setattr(detection_report, name, lambda *args: None)
 
 
 def trained(detector, data, folder):
@@ -121,7 +129,7 @@ def test_config_yaml_does_not_say_what_follows_from_the_detector(mask_run):
     assert "maskrcnn_fpn" in config and "target_types" not in config
 
 
-def test_a_run_is_gone_on_with(mask_run, tiny_scenes, tmp_path, capsys):
+def test_a_run_is_gone_on_with(mask_run, tiny_scenes, tmp_path, unplotted, capsys):
     run = shutil.copytree(mask_run, tmp_path / "run")
     with signals_as_before():
         train_det(["--run-dir", str(run), "--resume", "--epochs", "3"])
@@ -133,7 +141,7 @@ def test_a_run_is_gone_on_with(mask_run, tiny_scenes, tmp_path, capsys):
 def test_overfitting_needs_no_priors(tiny_scenes, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(cli, "fit", kept.append)
-    monkeypatch.setattr(cli.report, "after_training", lambda *args: None)
+    monkeypatch.setattr(cli.report, "report_results", lambda *args: None)
     run = ("--run-dir", str(tmp_path / "run"), "--overfit", "5")
     train_det(instance_arguments(tiny_scenes, "maskrcnn_fpn", *run))
     (started,) = kept
@@ -160,13 +168,6 @@ def test_data_without_keypoints_is_refused(tiny_scenes, tmp_path, refused_comman
 
 
 # -- evaluate and predict --------------------------------------------------------------------------
-
-
-@pytest.fixture
-def unplotted(monkeypatch):
-    """Evaluations without their plots, which take most of the time."""
-    for name in ("plot_pr_curves", "plot_confidence_curves", "plot_confusion", "draw_examples"):
-        monkeypatch.setattr(report, name, lambda *args: None)
 
 
 def evaluated(run, data, out, *options):

@@ -44,6 +44,7 @@ def test_a_profiled_training_says_where_its_time_went(tiny_scenes, tmp_path):
     assert (run / "profile.json").read_bytes() == before
 
 
+@pytest.mark.long
 def test_torchvisions_detectors_have_the_same_parts(tiny_scenes, tmp_path):
     run = tmp_path / "run"
     given = ("--run-dir", str(run), "--profile")
@@ -53,6 +54,7 @@ def test_torchvisions_detectors_have_the_same_parts(tiny_scenes, tmp_path):
     assert all(seconds.values()), seconds
 
 
+@pytest.mark.long
 def test_segmentation_has_what_there_is_of_them(tiny_masks, tmp_path):
     run = tmp_path / "run"
     train_seg(segmentation_arguments(tiny_masks, "--run-dir", str(run), "--profile", epochs=1))

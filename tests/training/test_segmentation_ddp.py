@@ -12,7 +12,10 @@ from tiny_segmenters import segmentation_arguments
 from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.training import evaluate
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="gloo as on Linux")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(os.name != "posix", reason="gloo as on Linux"),
+]
 
 
 def test_two_processes_evaluate_every_image_once_and_equal_one(

@@ -23,7 +23,7 @@ def train(tiny_masks):
     def run(folder, *more, stop=None):
         # Class weights are a buffer of the loss, dropout a random choice inside the model.
         weighed = ("--model.loss.class_weights", "median_frequency")
-        dropped = ("--model.args.backbone_args.drop_rate", "0.2")
+        dropped = ("--model.args.backbone_kwargs.drop_rate", "0.2")
         options = (*weighed, *dropped, *more, "--run-dir", str(folder))
         arguments = segmentation_arguments(tiny_masks, *options, epochs=EPOCHS)
         return recorded(cli.train_seg, arguments, MaskRecorder(stop))

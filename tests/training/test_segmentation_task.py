@@ -14,7 +14,7 @@ from densenet_backbones.reporting.mask_pictures import (
     save_index_mask,
 )
 from densenet_backbones.training.optimization import Optimizer, Schedule
-from densenet_backbones.training.segmentation_task import Loss, SegmentationTask, stacked
+from densenet_backbones.training.segmentation_task import Loss, SegmentationTask, stack_padded
 
 CLASSES = MaskClasses.from_names(["ground", "road", "tree"])
 
@@ -38,7 +38,7 @@ def sample(height, width, value=100, label=1):
 
 
 def test_images_of_several_sizes_are_padded_with_the_mean_and_ignored():
-    images, masks = stacked([sample(4, 6), sample(5, 3, 200, 2)], fill=(51.0, 102.0, 255.0))
+    images, masks = stack_padded([sample(4, 6), sample(5, 3, 200, 2)], fill=(51.0, 102.0, 255.0))
     assert images.shape == (2, 3, 5, 6) and masks.shape == (2, 5, 6)
     assert images.dtype == torch.float32 and masks.dtype == torch.int64
     torch.testing.assert_close(images[0, :, :4], torch.full((3, 4, 6), 100 / 255))
@@ -50,7 +50,7 @@ def test_images_of_several_sizes_are_padded_with_the_mean_and_ignored():
 def test_masks_with_a_channel_a_class_are_stacked():
     first = sample(4, 6)
     first.mask = torch.ones(3, 4, 6, dtype=torch.uint8)
-    _, masks = stacked([first], fill=(0, 0, 0))
+    _, masks = stack_padded([first], fill=(0, 0, 0))
     assert masks.shape == (1, 3, 4, 6) and (masks == 1).all()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from long_cases import first_now
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -53,7 +54,7 @@ def prepared(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     kept = []
     monkeypatch.setattr(cli, "fit", kept.append)
-    monkeypatch.setattr(cli.report, "after_training", lambda *args: None)
+    monkeypatch.setattr(cli.report, "report_results", lambda *args: None)
 
     def run(*argv):
         train_det(list(argv))
@@ -167,7 +168,7 @@ def test_a_dry_run_writes_nothing(tiny_run, tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_without_evaluation_or_detections_ends_well(tiny_scenes, tmp_path, capsys):
-    options = ("--model.args.score_threshold", "1.0", "--trainer.check_val_every_n_epoch", "5")
+    options = ("--model.args.score_thresh", "1.0", "--trainer.check_val_every_n_epoch", "5")
     run_dir = tmp_path / "run"
     train_det(training_arguments(tiny_scenes, *options, "--run-dir", str(run_dir), epochs=1))
     assert json.loads((run_dir / "evaluation/results.json").read_text()) == []
@@ -299,7 +300,7 @@ WRONG_DATA = [
     (("--data.num_workers", "-1"), "data.num_workers must be at least 0, got -1"),
     (("--data.seed", "-1"), "data.seed must be at least 0, got -1"),
     (("--model.optimizer", '{"name": "sgdd"}'), "there is no 'sgdd'; did you mean 'sgd"),
-    (("--model.optimizer.lr", "-1"), "optimizer.lr must be 0 or more, got -1"),
+    (("--model.optimizer.lr", "-1"), "optimizer.lr must be at least 0 and finite, got -1"),
     (("--model.schedule.warmup", "1"), "schedule.warmup must lie in [0, 1), got 1"),
     (("--ema_decay", "1"), "ema_decay must lie in [0, 1), got 1"),
     (("--init-from", "nowhere.ckpt"), "nowhere.ckpt: there is no such file"),
@@ -386,7 +387,7 @@ SMALLER = {
 }
 
 
-@pytest.mark.parametrize("name", shipped_configs())
+@pytest.mark.parametrize("name", first_now(dict.fromkeys(["quickstart", *shipped_configs()])))
 def test_every_shipped_config_runs(name, tiny_scenes, tmp_path, monkeypatch, capsys):
     """One batch of each on drawn scenes; small, and without weights from the net."""
     monkeypatch.chdir(tmp_path)
@@ -394,8 +395,8 @@ def test_every_shipped_config_runs(name, tiny_scenes, tmp_path, monkeypatch, cap
     kind = written["model"]["detector"].partition("_")[0]
     args = dict(SMALLER.get(kind, DETECTOR_ARGS))
     given = written["model"].get("args", {})
-    if given.get("pretrained_backbone"):
-        args["pretrained_backbone"] = False
+    if given.get("weights_backbone"):
+        args["weights_backbone"] = None
     if "backbone" in given and not given["backbone"].endswith("_features"):
         del args["backbone_kwargs"]  # of our nets; others are run as they are
     small = [f"--model.args.{key}={json.dumps(value)}" for key, value in args.items()]

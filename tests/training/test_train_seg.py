@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from locations import PROJECT
+from long_cases import first_now
 from PIL import Image
 from tiny_runs import differences, files_below
 from tiny_segmenters import UNET_ARGS, segmentation_arguments
@@ -21,7 +22,7 @@ from densenet_backbones.inference.model_file import read_weights
 from densenet_backbones.training import cli
 from densenet_backbones.training.arguments import SEGMENTATION_FORM, shipped_configs
 from densenet_backbones.training.cli import train_seg
-from densenet_backbones.training.report import command
+from densenet_backbones.training.report import name_command
 
 CONFIGS = shipped_configs(SEGMENTATION_FORM)
 
@@ -46,7 +47,7 @@ def test_a_training_writes_all_that_it_promises(tiny_segmentation):
     assert "unet: 13,065 parameters, 0.01 GMAC at 64x64." in log
     assert (tiny_segmentation / "evaluation/table.txt").read_text() in log
     assert "Trained segmenter:" in log and "dsod" not in log
-    assert f"Train on your own:   {command('train_seg')} --config" in log
+    assert f"Train on your own:   {name_command('train_seg')} --config" in log
 
 
 def rows_of(file):
@@ -100,6 +101,7 @@ def test_config_yaml_is_the_same_experiment(tiny_segmentation, capsys):
     assert written["model"]["args"] == UNET_ARGS
 
 
+@pytest.mark.long
 def test_masks_with_several_classes_a_pixel(tiny_scenes, tmp_path):
     """COCO's instances as a multilabel task, from training to evaluation and prediction."""
     run = tmp_path / "run"
@@ -124,6 +126,7 @@ def test_masks_with_several_classes_a_pixel(tiny_scenes, tmp_path):
         assert int(labels.sum()) == sum(pixels)
 
 
+@pytest.mark.long
 def test_one_class_against_the_rest(tiny_masks, tmp_path):
     """Folders of images and masks of 0 and 1 as a binary task: a model of one logit."""
     for split in ("train", "val"):
@@ -145,8 +148,9 @@ def test_one_class_against_the_rest(tiny_masks, tmp_path):
     assert (run / "evaluation/confusion_matrix.png").is_file()
 
 
+@pytest.mark.long
 def test_two_images_are_learnt_by_heart(tiny_masks, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.report, "after_training", lambda *args: None)
+    monkeypatch.setattr(cli.report, "report_results", lambda *args: None)
     options = ("--overfit", "2", "--batch-size", "2", "--ema_decay", "null")
     steps = ("--trainer.check_val_every_n_epoch", "40", "--model.optimizer.lr", "0.02")
     run = ("--run-dir", str(tmp_path / "run"))
@@ -163,7 +167,7 @@ def test_weights_of_other_classes_are_taken_where_they_fit(
     root = tmp_path / "VOC"
     shutil.copytree(tiny_masks, root)
     monkeypatch.setattr(cli, "fit", lambda started: None)
-    monkeypatch.setattr(cli.report, "after_training", lambda *args: None)
+    monkeypatch.setattr(cli.report, "report_results", lambda *args: None)
     (root / "labelmap.txt").write_text(relabelled((root / "labelmap.txt").read_text()))
     weights = ("--init-from", str(tiny_segmentation / "model.safetensors"))
     run = ("--run-dir", str(tmp_path / "run"))
@@ -268,7 +272,7 @@ def test_every_config_file_is_shipped():
 
 
 SMALLER = {
-    "unet": {**UNET_ARGS, "pretrained_backbone": False},
+    "unet": {**UNET_ARGS, "weights_backbone": None},
     "fcdensenet56": {"growth_rate": 2, "block_config": [1] * 6, "num_init_features": 4},
     "fcdensenet103": {"growth_rate": 2, "block_config": [1] * 6, "num_init_features": 4},
     "smp:DeepLabV3Plus": {"encoder_weights": None, "decoder_channels": 8},
@@ -276,7 +280,7 @@ SMALLER = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", first_now(dict.fromkeys(["quickstart", *CONFIGS])))
 def test_every_shipped_config_runs(name, tiny_masks, tmp_path, monkeypatch, capsys):
     """One batch of each on drawn scenes; small, and without weights from the net."""
     monkeypatch.chdir(tmp_path)
@@ -301,7 +305,7 @@ def test_every_shipped_config_runs(name, tiny_masks, tmp_path, monkeypatch, caps
 def test_class_weights_come_from_the_training_masks(tiny_masks, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(cli, "fit", kept.append)
-    monkeypatch.setattr(cli.report, "after_training", lambda *args: None)
+    monkeypatch.setattr(cli.report, "report_results", lambda *args: None)
     weighed = ("--model.loss.class_weights", "median_frequency", "--run-dir", str(tmp_path / "r"))
     train_seg(segmentation_arguments(tiny_masks, *weighed))
     (started,) = kept

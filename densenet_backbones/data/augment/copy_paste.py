@@ -44,7 +44,7 @@ def paste_objects(
     """
     if image.shape != other_image.shape:
         raise ValueError(f"images must have one shape, got {image.shape} and {other_image.shape}")
-    pasted = other_objects.rows(rng.random(len(other_objects)) < CHANCE)
+    pasted = other_objects.select(rng.random(len(other_objects)) < CHANCE)
     assert objects.masks is not None and pasted.masks is not None
     if not len(pasted):
         return image, objects

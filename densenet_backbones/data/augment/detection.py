@@ -29,6 +29,7 @@ from densenet_backbones.data.augment.ssd import (
     ZoomOut,
 )
 from densenet_backbones.data.boxes import clip_boxes
+from densenet_backbones.messages import check_choice, check_interval
 
 Preset = Literal["ssd", "light", "none"]
 
@@ -46,11 +47,12 @@ class Augmentation:
     """Augments one image and its boxes, and resizes it to the model's size.
 
     Presets:
-        "ssd": zoom-out, seven-sampler crop, resize with a random interpolation, flip, photometric
-            distortion. The distortion comes last here and first in Caffe: on the small image it
-            costs a third or less, and differs only in that it also tints the zoom-out's border.
-        "light": half of the time a crop that keeps every box whole, resize, flip, mild colours.
-        "none": resize only.
+
+    - ``ssd``: zoom-out, seven-sampler crop, resize with a random interpolation, flip, photometric
+      distortion. The distortion comes last here and first in Caffe: on the small image it costs a
+      third or less, and differs only in that it also tints the zoom-out's border.
+    - ``light``: half of the time a crop that keeps every box whole, resize, flip, mild colors.
+    - ``none``: resize only.
 
     The resize does not keep the aspect ratio (SSD's `WARP`). Boxes follow; those narrower or
     lower than `min_side` pixels at the end are dropped, as are degenerate ones at the start.
@@ -77,8 +79,7 @@ class Augmentation:
         fill: tuple[float, float, float] = IMAGENET_MEAN,
         min_side: float = 1.0,
     ) -> None:
-        if preset not in get_args(Preset):
-            raise ValueError(f"augmentation must be one of {get_args(Preset)}, got {preset!r}")
+        check_choice("augmentation", preset, get_args(Preset))
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"size must be (H, W), each at least 1, got {size}")
         if len(fill) != 3 or not 0 <= min(fill) <= max(fill) <= 255:
@@ -152,8 +153,7 @@ class WholeBoxCrop(BaseCrop):
 
     def __init__(self, least: float = 0.5, p: float = 0.5) -> None:
         super().__init__(p=p)
-        if not 0 < least <= 1:
-            raise ValueError(f"least must be in (0, 1], got {least}")
+        check_interval("least", least, "(0, 1]")
         self.least = least
 
     def get_params_dependent_on_data(

@@ -54,7 +54,7 @@ class Placement:
         return min(self.canvas[0], height - top), min(self.canvas[1], width - left)
 
     def image(self, image: np.ndarray, fill: tuple[float, float, float]) -> np.ndarray:
-        """(H, W, 3) uint8 on the canvas, surrounded by the RGB colour `fill`."""
+        """(H, W, 3) uint8 on the canvas, surrounded by the RGB color `fill`."""
         if self.scaled != self.source:
             # Linear interpolation is what detectors use in evaluation; below a half it would skip
             # pixels.
@@ -97,7 +97,7 @@ class Placement:
         return np.concatenate((np.clip(low, *limits), np.clip(high, *limits)), 1)
 
     def keypoints(self, keypoints: np.ndarray, other_side: tuple[int, ...]) -> np.ndarray:
-        """(B, Kp, 3) float32; those outside of the canvas are not labelled any more.
+        """(B, Kp, 3) float32; those outside of the canvas are not labeled any more.
 
         Args:
             keypoints: (B, Kp, 3): x, y and visibility.
@@ -118,13 +118,14 @@ class InstanceAugmentation:
     """Augments one image and its objects.
 
     Presets:
-        "flip": half of the time mirrored.
-        "multiscale": the shortest side one of six lengths (`SCALES`) up to `shortest`, or less
-            where the longest would be more than `longest`; flip.
-        "lsj": large-scale jitter: scaled so that it fits into `size`, times 0.1 to 2; where it is
-            larger a random window of it, where it is smaller a border; flip. Boxes are tight around
-            what remains of the masks, where there are masks; objects of which less than `min_side`
-            pixels remain are left out.
+
+    - ``flip``: half of the time mirrored.
+    - ``multiscale``: the shortest side one of six lengths (`SCALES`) up to `shortest`, or less
+      where the longest would be more than `longest`; flip.
+    - ``lsj``: large-scale jitter: scaled so that it fits into `size`, times 0.1 to 2; where it is
+      larger a random window of it, where it is smaller a border; flip. Boxes are tight around the
+      rest of the masks, where there are masks; objects of which less than `min_side` pixels remain
+      are left out.
 
     The object is picklable (workers may be started by spawn).
 
@@ -226,7 +227,7 @@ def keep_visible(objects: Instances, min_side: float) -> Instances:
     boxes = objects.boxes if objects.masks is None else masks_to_boxes(objects.masks)
     sides: np.ndarray = (boxes[:, 2:] - boxes[:, :2]).min(1, initial=np.inf)
     found = Instances(boxes, objects.labels, objects.masks, objects.keypoints)
-    return found.rows((sides > 0) & (sides >= min_side))
+    return found.select((sides > 0) & (sides >= min_side))
 
 
 def _times(size: Size, factor: float) -> Size:

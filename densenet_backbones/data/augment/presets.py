@@ -28,8 +28,8 @@ def augmentation_for(
     references/detection/train.py sets the same, `_skip_resize`, for these two.)
 
     Args:
-        model: With `image_size` where it takes images of one size; its `preprocessing` (or
-            torchvision's `transform`) knows its scales and colours.
+        model: With `image_size` where it takes images of one size; its `transform`
+            knows its scales and colours.
         preset: Of `Augmentation` or `InstanceAugmentation`.
         target_types: Annotations that it learns from: "boxes", and "masks" or "keypoints".
         jitter_size: Side of the square canvas of "lsj"; None takes the image size, or one that is
@@ -82,8 +82,8 @@ def image_size_of(model: Any) -> tuple[int, int] | None:
 
 
 def _preprocessing(model: Any) -> Any:
-    """Ours by its name, or that of torchvision's own detectors."""
-    return getattr(model, "preprocessing", None) or getattr(model, "transform", None)
+    """The image transform, which all detectors have at the same place."""
+    return getattr(model, "transform", None)
 
 
 def _scale(transform: Any) -> tuple[int, int]:

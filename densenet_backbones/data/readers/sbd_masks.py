@@ -1,4 +1,4 @@
-"""The Semantic Boundaries Dataset (Hariharan et al., ICCV 2011) to a `SegmentationSet`.
+"""Reads the Semantic Boundaries Dataset (Hariharan et al., ICCV 2011) for segmentation.
 
     dataset/img/*.jpg   dataset/cls/*.mat   dataset/train.txt   dataset/val.txt
 
@@ -34,22 +34,22 @@ _CODE = MaskCode.of_classes(
 
 @dataclass(frozen=True)
 class SbdMask:
-    """Reads a mask from a MATLAB file."""
+    """Reader of a mask from a MATLAB file."""
 
     path: Path
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The file."""
+        """Path of the file, alone."""
         return (self.path,)
 
     @property
     def rule(self) -> str:
-        """That of VOC's ids, without any that are ignored."""
+        """Rule of VOC's ids, without any that are ignored."""
         return _CODE.rule
 
     def read(self) -> np.ndarray:
-        """(H, W) uint8 labels.
+        """Read (H, W) uint8 labels.
 
         Raises:
             DataError: If it is not a MATLAB file of version 5 to 7, damaged or too large, has no
@@ -63,7 +63,7 @@ class SbdMask:
 def read_sbd_masks(
     root: str | Path, split: str, *, classes: Sequence[str] | None = None
 ) -> SegmentationSet:
-    """Read one split, with VOC's background and 20 classes.
+    """Read one split of SBD, with VOC's background and 20 classes.
 
     Args:
         root: The folder with `img` and `cls`, or one above it (`benchmark_RELEASE`, `dataset`).
@@ -77,7 +77,7 @@ def read_sbd_masks(
     Raises:
         DataError: If the layout or the list is wrong, or images or masks are missing.
     """
-    folder = _sbd_folder(Path(root))
+    folder = _find_sbd_folder(Path(root))
     if folder is None:
         raise DataError(
             f"{root}: not SBD's layout; expected img/*.jpg, cls/*.mat, train.txt and val.txt in "
@@ -100,11 +100,11 @@ def read_sbd_masks(
 
 
 def has_sbd_layout(root: Path) -> bool:
-    """Whether a folder holds SBD."""
-    return _sbd_folder(root) is not None
+    """Return True if a folder holds SBD."""
+    return _find_sbd_folder(root) is not None
 
 
-def _sbd_folder(root: Path) -> Path | None:
+def _find_sbd_folder(root: Path) -> Path | None:
     for folder in (root, root / "dataset", root / "benchmark_RELEASE" / "dataset"):
         if (folder / "cls").is_dir() and (folder / "img").is_dir():
             return folder
@@ -112,13 +112,13 @@ def _sbd_folder(root: Path) -> Path | None:
 
 
 def read_mat_mask(path: Path) -> np.ndarray:
-    """The array GTcls.Segmentation of a file, (H, W) integers.
+    """Read the array GTcls.Segmentation of a file, (H, W) integers.
 
     SciPy's reader neither unpickles nor runs anything; what a small file unpacks to is limited
     before it sees the file.
 
     Raises:
-        DataError: If it cannot be had.
+        DataError: If the file cannot be read, or has no such array of whole numbers.
     """
     from scipy.io import loadmat  # type: ignore[import-untyped]  # SBD alone needs it
 
@@ -126,18 +126,18 @@ def read_mat_mask(path: Path) -> np.ndarray:
     try:
         _refuse_bombs(path.read_bytes() if path.stat().st_size <= _MAX_FILE else None, path)
         content = loadmat(path, variable_names=["GTcls"], struct_as_record=True)
-        found = content["GTcls"][0, 0]["Segmentation"]
-        found = found[0, 0] if found.dtype == object else found
+        values = content["GTcls"][0, 0]["Segmentation"]
+        values = values[0, 0] if values.dtype == object else values
     except DataError:
         raise
     except Exception as error:  # SciPy raises almost any type on damaged files
         raise DataError(
             f"{path}: GTcls.Segmentation cannot be read ({type(error).__name__}: {error}); {fix}"
         ) from error
-    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "uif":
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "uif":
         raise DataError(f"{path}: GTcls.Segmentation is no matrix of numbers; {fix}")
-    whole = found.astype(np.int64)
-    if found.dtype.kind == "f" and not (whole == found).all():
+    whole = values.astype(np.int64)
+    if values.dtype.kind == "f" and not (whole == values).all():
         raise DataError(f"{path}: GTcls.Segmentation has numbers that are not whole; {fix}")
     return whole
 

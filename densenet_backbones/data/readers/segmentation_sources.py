@@ -1,6 +1,5 @@
-"""Segmentation data from one folder or several: recognized, merged."""
+"""Reads segmentation data from one folder or several, in any layout."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,12 @@ from densenet_backbones.data.mask_samples import MaskRecord, MaskTask, Segmentat
 from densenet_backbones.data.readers.coco import has_coco_layout
 from densenet_backbones.data.readers.coco_masks import read_coco_masks
 from densenet_backbones.data.readers.coco_panoptic import has_panoptic_layout, read_coco_panoptic
-from densenet_backbones.data.readers.detection_sources import SOURCE_KEYS, Source, parse_source
+from densenet_backbones.data.readers.detection_sources import (
+    SOURCE_KEYS,
+    Source,
+    list_sources,
+    refuse_differing_classes,
+)
 from densenet_backbones.data.readers.mask_files import reorder_classes
 from densenet_backbones.data.readers.mask_folders import (
     has_camvid_layout,
@@ -64,18 +68,9 @@ def read_segmentation(
     if task not in get_args(MaskTask):
         raise DataError(f"task must be one of {get_args(MaskTask)}, got {task!r}")
     options = (classes, task, strict)
-    if isinstance(root, str | os.PathLike):
-        if split is None:
-            raise DataError(f"{root}: which split? Give its name, such as 'train'")
-        return _read_one({"root": root, "split": split, "layout": layout}, *options)
-    if split is not None:
-        raise DataError("with several sources each names its own split; leave `split` out")
-    keys = SOURCE_KEYS | {"mask_folder"}
-    sources = [parse_source(entry, layout, keys) for entry in root]
-    if not sources:
-        raise DataError("no sources: give a folder, or a list of (root, split)")
+    sources = list_sources(root, split, layout, SOURCE_KEYS | {"mask_folder"})
     sets = [_read_one(source, *options) for source in sources]
-    return sets[0] if len(sets) == 1 else _merged(sets)
+    return sets[0] if len(sets) == 1 else _merge_sets(sets)
 
 
 def _read_one(
@@ -86,7 +81,7 @@ def _read_one(
         k: source[k] for k in ("annotation_file", "image_folder", "mask_folder") if k in source
     }
     if layout == "auto":
-        layout = _layout(root, split, task, files)
+        layout = _find_layout(root, split, task, files)
     if layout not in get_args(MaskLayout):
         raise DataError(f"layout must be one of {get_args(MaskLayout)}, not {layout!r}")
     if set(files) - set(_FILES.get(layout, ())):
@@ -98,18 +93,18 @@ def _read_one(
         )
     if layout == "coco_instances":
         many = task == "multilabel"
-        found = read_coco_masks(
+        data = read_coco_masks(
             root, split, multilabel=many, classes=classes, strict=strict, **files
         )
     elif layout == "coco_panoptic":
-        found = read_coco_panoptic(root, split, classes=classes, **files)
+        data = read_coco_panoptic(root, split, classes=classes, **files)
     else:
         readers = {"folders": read_mask_folders, "voc": read_voc_masks, "sbd": read_sbd_masks}
-        found = readers[layout](root, split, classes=classes)
-    return replace(found, task=task)
+        data = readers[layout](root, split, classes=classes)
+    return replace(data, task=task)
 
 
-def _layout(root: Path, split: str, task: MaskTask, files: Mapping[str, Any]) -> MaskLayout:
+def _find_layout(root: Path, split: str, task: MaskTask, files: Mapping[str, Any]) -> MaskLayout:
     if task == "multilabel":
         return "coco_instances"
     if files:
@@ -124,26 +119,20 @@ def _layout(root: Path, split: str, task: MaskTask, files: Mapping[str, Any]) ->
         return "coco_panoptic"
     if has_coco_layout(root):
         return "coco_instances"
-    found = "is not a folder" if not root.is_dir() else "has no layout that is known"
+    fault = "is not a folder" if not root.is_dir() else "has no layout that is known"
     raise DataError(
-        f"{root}: {found}; expected classes.yaml, <split> and <split>annot (CamVid), JPEGImages "
+        f"{root}: {fault}; expected classes.yaml, <split> and <split>annot (CamVid), JPEGImages "
         "and SegmentationClass (VOC), dataset/img and dataset/cls (SBD), or "
         "annotations/panoptic_<split>.json or instances_<split>.json (COCO)"
     )
 
 
-def _merged(sets: Sequence[SegmentationSet]) -> SegmentationSet:
-    """Several sets as one: classes matched by name, labels, colours and ids those of the first."""
+def _merge_sets(sets: Sequence[SegmentationSet]) -> SegmentationSet:
+    """Merge several sets: classes are matched by name, all else about them is the first's."""
     first = sets[0]
+    refuse_differing_classes([(part.name, part.classes.names) for part in sets])
     records: list[MaskRecord] = []
     for part in sets:
-        differing = sorted(set(part.classes.names) ^ set(first.classes.names))
-        if differing:
-            raise DataError(
-                f"{first.name} and {part.name} do not have the same classes "
-                f"({quote(differing, 6)} in one of them only); give `classes`, all the names in "
-                "label order"
-            )
         alike = reorder_classes(part, first.classes.names)
         records += [
             replace(record, image_id=image_id)

@@ -1,4 +1,7 @@
-"""Pascal VOC folders to a `DetectionSet`.
+"""Reads detection data in Pascal VOC's layout.
+
+The layout: M. Everingham and J. Winn, "The PASCAL Visual Object Classes Challenge 2012 (VOC2012)
+Development Kit", sections 2 and 4.
 
 Coordinates: VOC counts pixels from 1 and includes the last one (in the VOC2012 development kit,
 the top-left pixel is 1, 1). A box of the file becomes ``[xmin - 1, ymin - 1, xmax, ymax]``: xyxy
@@ -11,7 +14,6 @@ click and left out of training. Evaluation counts it, as VOC's own tool does, on
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +30,7 @@ from densenet_backbones.data.files import (
 from densenet_backbones.data.images import read_image_size
 from densenet_backbones.data.readers.voc_xml import VocAnnotation, VocObject, read_voc_annotation
 from densenet_backbones.data.samples import (
+    Annotation,
     Categories,
     DataError,
     DetectionSet,
@@ -68,16 +71,16 @@ def read_voc(
     folder = find_voc_folder(root)
     annotated = sorted(n[:-4] for n in list_files(folder / "Annotations") if n.endswith(".xml"))
     ids = read_split(folder / "ImageSets" / "Main", split, annotated)
-    paths = _annotation_paths(folder, ids, split)
+    paths = _find_annotations(folder, ids, split)
     read: dict[Path, VocAnnotation] = {}
-    names = _class_names(folder, read) if classes is None else classes
+    names = _list_classes(folder, read) if classes is None else classes
     categories = Categories.from_names(names)
     images = find_images(folder, ids, split)
     records, problems = [], []
     pairs = list(zip(paths, images, strict=True))
     for number, (path, image) in enumerate(track_progress(pairs, f"Reading {split}"), start=1):
         annotation = read.get(path) or read_voc_annotation(path)
-        record, faults = _record(number, annotation, image, categories)
+        record, faults = _make_record(number, annotation, image, categories)
         records.append(record)
         problems.extend(faults)
     refuse_if_strict(problems, strict)
@@ -85,7 +88,7 @@ def read_voc(
 
 
 def has_voc_layout(root: Path) -> bool:
-    """Whether a folder is a data set in VOC's layout, or has some in it."""
+    """Return True if a folder is a data set in VOC's layout, or has some in it."""
     return root.is_dir() and bool(list_voc_folders(root))
 
 
@@ -94,12 +97,12 @@ def find_voc_folder(
     holds: tuple[str, ...] = DETECTION_FOLDERS,
     expected: str = "Annotations/*.xml, ImageSets/Main/*.txt and JPEGImages/",
 ) -> Path:
-    """The folder of one year: `root`, or the only one in it or in its `VOCdevkit`.
+    """Find the folder of one year: `root`, or the only one in it or in its `VOCdevkit`.
 
     Args:
-        root: Where to look.
+        root: Folder to look in.
         holds: Names of the folders that make a folder the one looked for.
-        expected: What it should hold, for the message.
+        expected: Content that it should have, for the message.
 
     Raises:
         DataError: If there is none, or several to choose from.
@@ -107,34 +110,34 @@ def find_voc_folder(
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; give the folder of the data set")
-    found = list_voc_folders(root, holds)
-    if not found:
+    folders = list_voc_folders(root, holds)
+    if not folders:
         raise DataError(f"{root}: not a data set in VOC's layout; expected {expected} in it")
-    if len(found) > 1:
+    if len(folders) > 1:
         raise DataError(
-            f"{root}: holds {len(found)} data sets ({quote([f.name for f in found], 6)}); give one "
-            f"of them, such as {found[0]}, or a list of (root, split) for several"
+            f"{root}: holds {len(folders)} data sets ({quote([f.name for f in folders], 6)}); give "
+            f"one of them, such as {folders[0]}, or a list of (root, split) for several"
         )
-    return found[0]
+    return folders[0]
 
 
 def list_voc_folders(root: Path, holds: tuple[str, ...] = DETECTION_FOLDERS) -> list[Path]:
-    """The folder itself, or those in it and in its `VOCdevkit`, that hold the folders named."""
+    """List the folder, or those in it and in its `VOCdevkit`, that hold the folders named."""
     # Names are compared as listed: COCO's `annotations` is another thing, on every file system.
     children = [f / name for f in (root, root / "VOCdevkit") for name in list_folders(f)]
-    for folders in ([root], children):
-        found = [folder for folder in folders if set(holds) <= set(list_folders(folder))]
-        if found:
-            return found
+    for candidates in ([root], children):
+        folders = [folder for folder in candidates if set(holds) <= set(list_folders(folder))]
+        if folders:
+            return folders
     return []
 
 
 def read_split(lists: Path, split: str, annotated: list[str]) -> list[str]:
-    """Image ids of a split, in the order of its list.
+    """Read the image ids of a split, in the order of its list.
 
     Args:
-        lists: The folder of the lists, such as `ImageSets/Main`.
-        split: A list's name; "all" takes all of `annotated` where there is no such list.
+        lists: Folder of the lists, such as `ImageSets/Main`.
+        split: Name of the list; "all" takes all of `annotated` where there is no such list.
         annotated: Ids that have annotations.
 
     Raises:
@@ -162,7 +165,7 @@ def read_split(lists: Path, split: str, annotated: list[str]) -> list[str]:
 
 
 def read_list(path: Path, annotated: frozenset[str]) -> list[str]:
-    """Ids of a list: a line is an id, or in class lists an id and -1, 0 (difficult) or 1."""
+    """Read the ids of a list: lines are an id, or in class lists an id and -1, 0 (difficult), 1."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -187,9 +190,9 @@ def read_list(path: Path, annotated: frozenset[str]) -> list[str]:
     return ids
 
 
-def _annotation_paths(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
-    there = list_files(folder / "Annotations")
-    missing = [name for name in ids if f"{name}.xml" not in there]
+def _find_annotations(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
+    files = list_files(folder / "Annotations")
+    missing = [name for name in ids if f"{name}.xml" not in files]
     if missing:
         raise DataError(
             f"{folder / 'Annotations'}: {len(missing)} annotation files of the split {split!r} are "
@@ -200,7 +203,7 @@ def _annotation_paths(folder: Path, ids: Iterable[str], split: str) -> list[Path
 
 
 def find_images(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
-    """Image of each id, by the id alone; the suffix may be of any case."""
+    """Find the image of each id, by the id alone; the suffix may be of any case."""
     images = folder / "JPEGImages"
     by_id: dict[str, str] = {}
     # The preferred suffix last, so that it stays.
@@ -216,8 +219,8 @@ def find_images(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
     return [images / by_id[name] for name in ids]
 
 
-def _class_names(folder: Path, read: dict[Path, VocAnnotation]) -> tuple[str, ...]:
-    """Class list of a data set, the same for each of its splits; fills `read` on the way."""
+def _list_classes(folder: Path, read: dict[Path, VocAnnotation]) -> tuple[str, ...]:
+    """List the classes of a data set, the same for each of its splits; fills `read` on the way."""
     lists = list_files(folder / "ImageSets" / "Main")
     # The development kit brings lists for each class: no need to read all its files.
     if all(any(name.startswith(f"{cls}_") for name in lists) for cls in VOC_CLASSES):
@@ -226,24 +229,25 @@ def _class_names(folder: Path, read: dict[Path, VocAnnotation]) -> tuple[str, ..
     paths = [annotations / n for n in sorted(list_files(annotations)) if n.endswith(".xml")]
     for path in track_progress(paths, "Looking for classes"):
         read[path] = read_voc_annotation(path)
-    found = {item.name for annotation in read.values() for item in annotation.objects}
-    if not found:
+    names = {item.name for annotation in read.values() for item in annotation.objects}
+    if not names:
         raise DataError(f"{annotations}: no object in {len(paths)} files; give `classes`")
-    return VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
+    return VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))
 
 
-def _record(
+def _make_record(
     number: int, annotation: VocAnnotation, image: Path, categories: Categories
 ) -> tuple[ImageRecord, list[Problem]]:
     file, size = str(annotation.path), read_image_size(image)
     problems = []
     if annotation.size not in (None, size):
-        problems.append(_wrong_size(annotation, image, size))
+        problems.append(_report_wrong_size(annotation, image, size))
     objects = annotation.objects
     labels = np.array(
-        [_label(item, categories, f"{file}: object {n}") for n, item in enumerate(objects, 1)],
+        [_find_label(item, categories, f"{file}: object {n}") for n, item in enumerate(objects, 1)],
         dtype=np.int64,
     )
+    # Boxes from 0 with the end left out, clipped; faulty ones are reported.
     corners = np.array([item.corners for item in objects], dtype=np.float64).reshape(-1, 4)
     boxes = corners - [1, 1, 0, 0]
     clipped, usable = clip_boxes(boxes, np.array(size))
@@ -261,7 +265,7 @@ def _record(
         labels=labels[usable],
         difficult=np.array([item.difficult for item in objects], dtype=bool)[usable],
         annotations=tuple(
-            _for_evaluation(item, box, categories.id_of_label(int(label)), number)
+            _make_annotation(item, box, categories.id_of_label(int(label)), number)
             for item, box, label in zip(objects, boxes.tolist(), labels, strict=True)
         ),
         annotation_of=np.flatnonzero(usable),
@@ -269,7 +273,7 @@ def _record(
     return record, problems
 
 
-def _wrong_size(annotation: VocAnnotation, image: Path, size: tuple[int, int]) -> Problem:
+def _report_wrong_size(annotation: VocAnnotation, image: Path, size: tuple[int, int]) -> Problem:
     width, height = annotation.size or (0, 0)
     turned = ", so it was annotated before it was turned upright" * ((height, width) == size)
     return Problem(
@@ -280,7 +284,7 @@ def _wrong_size(annotation: VocAnnotation, image: Path, size: tuple[int, int]) -
     )
 
 
-def _label(item: VocObject, categories: Categories, where: str) -> int:
+def _find_label(item: VocObject, categories: Categories, where: str) -> int:
     try:
         return categories.label_of_name(item.name)
     except KeyError:
@@ -291,10 +295,10 @@ def _label(item: VocObject, categories: Categories, where: str) -> int:
         ) from None
 
 
-def _for_evaluation(
+def _make_annotation(
     item: VocObject, box: list[float], category_id: int, image_id: int
-) -> dict[str, Any]:
-    """COCO's form of an object, the box as the file gives it."""
+) -> Annotation:
+    """Return COCO's form of an object, the box as the file gives it."""
     x1, y1, x2, y2 = box
     return {
         "image_id": image_id,

@@ -1,12 +1,12 @@
-"""Pascal VOC's SegmentationClass folders to a `SegmentationSet`.
+"""Reads Pascal VOC's SegmentationClass folders for segmentation.
 
 Masks are palette pictures whose indices are the classes: 0 the background, 255 the border around
-objects and whatever nobody labelled, which is ignored (VOC2012 development kit, section 2.6).
-Grey pictures of the same numbers are read too.
+objects and whatever nobody labeled, which is ignored (VOC2012 development kit, section 2.6).
+Gray pictures of the same numbers are read too.
 
 A `labelmap.txt` beside the folders names other classes, as CVAT and Datumaro write it: a line
 ``name:r,g,b:parts:actions`` a class. The class's id is its line's number from 0; masks may then be
-RGB pictures of those colours as well. A line named "ignored" (or with the id 255) is ignored.
+RGB pictures of those colors as well. A line named "ignored" (or with the id 255) is ignored.
 """
 
 from collections.abc import Sequence
@@ -65,37 +65,39 @@ def read_voc_masks(
     """
     expected = "JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/*.txt"
     folder = find_voc_folder(root, _FOLDERS, expected)
-    found, code = _classes(folder, classes)
+    mask_classes, code = _read_classes(folder, classes)
     masks = list_masks(folder / "SegmentationClass")
     ids = read_split(folder / "ImageSets" / "Segmentation", split, sorted(masks))
     refuse_missing(folder / "SegmentationClass", [i for i in ids if i not in masks], split)
     images = find_images(folder, ids, split)
     name = f"{folder.name}/{split}"
     records = read_file_records(images, [masks[i] for i in ids], code, name)
-    data = SegmentationSet(name, records, found)
+    data = SegmentationSet(name, records, mask_classes)
     return data if classes is None else reorder_classes(data, classes)
 
 
 def has_voc_masks(root: Path) -> bool:
-    """Whether a folder has VOC's mask folders, or has some in it."""
+    """Return True if a folder has VOC's mask folders, or has some in it."""
     return root.is_dir() and bool(list_voc_folders(root, _FOLDERS))
 
 
-def _classes(folder: Path, names: Sequence[str] | None) -> tuple[MaskClasses, MaskCode]:
+def _read_classes(folder: Path, names: Sequence[str] | None) -> tuple[MaskClasses, MaskCode]:
     path = folder / LABEL_MAP
-    named = path.is_file() or (names is not None and set(VOC_MASK_CLASSES.names) <= set(names))
-    if names is not None and not named:
+    are_matched = path.is_file() or (
+        names is not None and set(VOC_MASK_CLASSES.names) <= set(names)
+    )
+    if names is not None and not are_matched:
         classes = MaskClasses.from_names(names)
-        return classes, MaskCode.of_classes(classes, ignored_ids=_ignored(classes))
+        return classes, MaskCode.of_classes(classes, ignored_ids=_default_ignored(classes))
     if not path.is_file():
         fix = f"correct the mask, or name the classes in `classes` or in {path}"
         return VOC_MASK_CLASSES, MaskCode.of_classes(VOC_MASK_CLASSES, fix=fix)
     lines = read_label_map(path)
-    kept = {n: v for n, v in lines.items() if n != "ignored" and v[0] != IGNORED}
+    named = {n: v for n, v in lines.items() if n != "ignored" and v[0] != IGNORED}
     classes = MaskClasses.from_names(
-        list(kept), [i for i, _ in kept.values()], [color for _, color in kept.values()]
+        list(named), [i for i, _ in named.values()], [color for _, color in named.values()]
     )
-    ignored = [v for n, v in lines.items() if n not in kept]
+    ignored = [v for n, v in lines.items() if n not in named]
     code = MaskCode.of_classes(
         classes,
         colors=True,
@@ -106,12 +108,12 @@ def _classes(folder: Path, names: Sequence[str] | None) -> tuple[MaskClasses, Ma
     return classes, code
 
 
-def _ignored(classes: MaskClasses) -> tuple[int, ...]:
+def _default_ignored(classes: MaskClasses) -> tuple[int, ...]:
     return () if IGNORED in classes.ids else (IGNORED,)
 
 
 def read_label_map(path: Path) -> dict[str, tuple[int, Color]]:
-    """A label map: the id and the colour of each name, in the file's order.
+    """Read a label map: the id and the color of each name, in the file's order.
 
     Raises:
         DataError: Names the line that is not ``name:r,g,b:...``.
@@ -120,7 +122,7 @@ def read_label_map(path: Path) -> dict[str, tuple[int, Color]]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    found: dict[str, tuple[int, Color]] = {}
+    classes: dict[str, tuple[int, Color]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
@@ -132,9 +134,9 @@ def read_label_map(path: Path) -> dict[str, tuple[int, Color]]:
                 f"{path}: line {number}: {line.strip()[:60]!r} must be a name and a color, such as "
                 "'road:128,64,128::'"
             )
-        if name.strip() in found:
+        if name.strip() in classes:
             raise DataError(f"{path}: line {number}: class {name.strip()!r} is there twice")
-        found[name.strip()] = len(found), (values[0], values[1], values[2])
-    if not found:
+        classes[name.strip()] = len(classes), (values[0], values[1], values[2])
+    if not classes:
         raise DataError(f"{path}: names no classes; write a line 'name:r,g,b::' for each")
-    return found
+    return classes

@@ -1,4 +1,4 @@
-"""One Pascal VOC annotation file: its XML, checked value by value.
+"""Reads the XML of a Pascal VOC annotation file, checked value by value.
 
 The format: M. Everingham and J. Winn, "The PASCAL Visual Object Classes
 Challenge 2012 (VOC2012) Development Kit", section 2.5, "Ground Truth Annotation".
@@ -21,13 +21,13 @@ _FLAGS = {"0": False, "1": True, "false": False, "true": True, "": False}
 
 @dataclass(frozen=True)
 class VocObject:
-    """One object as its file gives it.
+    """Object as its file gives it.
 
     Attributes:
-        name: The class.
+        name: Name of the class.
         corners: xmin, ymin, xmax, ymax in pixels; the first pixel is 1, the last one included.
-        difficult: VOC's evaluation neither rewards nor punishes finding it.
-        truncated: The object goes on outside the box.
+        difficult: True if VOC's evaluation neither rewards nor punishes detecting it.
+        truncated: True if the object goes on outside the box.
     """
 
     name: str
@@ -38,7 +38,7 @@ class VocObject:
 
 @dataclass(frozen=True)
 class VocAnnotation:
-    """One file; `size` is its (W, H), or None where it gives none."""
+    """Content of one file; `size` is its (W, H), or None where it gives none."""
 
     path: Path
     size: tuple[int, int] | None
@@ -60,15 +60,16 @@ def read_voc_annotation(path: Path) -> VocAnnotation:
             "this is not a VOC annotation file"
         )
     objects = tuple(
-        _object(element, f"{path}: object {number}")
+        _read_object(element, f"{path}: object {number}")
         for number, element in enumerate(root.findall("object"), start=1)
     )
-    return VocAnnotation(path, _size(root, path), objects)
+    return VocAnnotation(path, _read_size(root, path), objects)
 
 
 def _parse(path: Path) -> Element:
     try:
-        return fromstring(path.read_bytes())
+        root: Element = fromstring(path.read_bytes())
+        return root
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ParseError as error:
@@ -86,14 +87,14 @@ def _parse(path: Path) -> Element:
         raise DataError(f"{path}: not valid XML ({error}); save it as UTF-8") from error
 
 
-def _text(parent: Element, tag: str) -> str | None:
-    """Stripped text of a direct child; None where there is no such child."""
+def _get_text(parent: Element, tag: str) -> str | None:
+    """Return the stripped text of a direct child; None where there is no such child."""
     child = parent.find(tag)
     return None if child is None else (child.text or "").strip()
 
 
-def _number(parent: Element, tag: str, where: str) -> float:
-    text = _text(parent, tag)
+def _read_number(parent: Element, tag: str, where: str) -> float:
+    text = _get_text(parent, tag)
     if text is None:
         raise DataError(f"{where}: <{parent.tag}> has no <{tag}>; add it")
     try:
@@ -105,37 +106,37 @@ def _number(parent: Element, tag: str, where: str) -> float:
     return value
 
 
-def _flag(parent: Element, tag: str, where: str) -> bool:
-    text = _text(parent, tag) or ""
+def _read_flag(parent: Element, tag: str, where: str) -> bool:
+    text = _get_text(parent, tag) or ""
     # LabelImg and others write "Unspecified" where nobody looked.
     if text.lower() not in _FLAGS and text != "Unspecified":
         raise DataError(f"{where}: <{tag}> must be 0 or 1, not {text!r}")
     return _FLAGS.get(text.lower(), False)
 
 
-def _object(element: Element, where: str) -> VocObject:
-    name = _text(element, "name")
+def _read_object(element: Element, where: str) -> VocObject:
+    name = _get_text(element, "name")
     if not name:
         raise DataError(f"{where}: has no class <name>; add it or remove the object")
     where = f"{where} ({name!r})"
     box = element.find("bndbox")
     if box is None:
         raise DataError(f"{where}: has no <bndbox>; add it or remove the object")
-    xmin, ymin, xmax, ymax = (_number(box, corner, where) for corner in _CORNERS)
+    xmin, ymin, xmax, ymax = (_read_number(box, corner, where) for corner in _CORNERS)
     return VocObject(
         name,
         (xmin, ymin, xmax, ymax),
-        _flag(element, "difficult", where),
-        _flag(element, "truncated", where),
+        _read_flag(element, "difficult", where),
+        _read_flag(element, "truncated", where),
     )
 
 
-def _size(root: Element, path: Path) -> tuple[int, int] | None:
-    """(W, H) of the file; None where it is left out or 0, as some tools write it."""
+def _read_size(root: Element, path: Path) -> tuple[int, int] | None:
+    """Return (W, H) of the file; None where it is left out or 0, as some tools write it."""
     size = root.find("size")
     if size is None:
         return None
-    width, height = (_number(size, tag, f"{path}: size") for tag in ("width", "height"))
+    width, height = (_read_number(size, tag, f"{path}: size") for tag in ("width", "height"))
     if width == 0 or height == 0:
         return None
     if width < 0 or height < 0 or width != int(width) or height != int(height):

@@ -1,7 +1,7 @@
 """Writes drawn scenes in the forms of COCO (instances, keypoints, panoptic) and Pascal VOC.
 
 Masks are the visible pixels only, so that every form agrees with every other: a polygon is the
-outline along the pixel edges and rasterises to the mask itself, `area` counts the mask's pixels
+outline along the pixel edges and rasterizes to the mask itself, `area` counts the mask's pixels
 and a box is tight around them.
 """
 
@@ -102,7 +102,7 @@ def make_panoptic_annotation(
         if mask.any():
             masks.append((STUFF_ID + s + 1, mask, 0))
     for k, (category_id, mask, crowd) in enumerate(masks, start=1):
-        # An odd factor is one-to-one modulo 2^24 and gives neighbours unlike colours.
+        # An odd factor is one-to-one modulo 2^24 and gives neighbors unlike colors.
         segment_id = k * 0x9E3779 % (1 << 24)
         segment_ids[mask] = segment_id
         segments.append(
@@ -165,7 +165,7 @@ def make_class_mask(scene: Scene) -> np.ndarray:
 
 
 def make_voc_palette() -> list[int]:
-    """VOC's colour map, 256 x RGB."""
+    """VOC's color map, 256 x RGB."""
     return [channel for index in range(256) for channel in voc_color(index)]
 
 
@@ -184,7 +184,7 @@ def compute_mask_box(mask: np.ndarray) -> list[int]:
 
 def trace_outline(mask: np.ndarray) -> list[list[int]] | dict[str, Any]:
     """COCO polygons along the pixel edges of a mask, or run lengths where it has holes."""
-    # findContours walks through pixel centres: on the doubled mask these are the half pixels on
+    # findContours walks through pixel centers: on the doubled mask these are the half pixels on
     # either side of each edge, and rounding moves them onto the edge.
     doubled = np.repeat(np.repeat(mask.view(np.uint8), 2, 0), 2, 1)
     curves, tree = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)

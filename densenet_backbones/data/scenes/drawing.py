@@ -114,7 +114,7 @@ class _Stamp:
     x: int
     y: int
     crowd: bool = False
-    accent: np.ndarray | None = None  # (h, w) uint8, 1 where the second colour goes
+    accent: np.ndarray | None = None  # (h, w) uint8, 1 where the second color goes
     keypoints: np.ndarray | None = None  # (13, 2) canvas pixels
     area: int = field(init=False)
 

@@ -1,4 +1,4 @@
-"""Colours, textures, backgrounds, clutter and the camera of the generated scenes.
+"""Colors, textures, backgrounds, clutter and the camera of the generated scenes.
 
 Canvases are (H, W, 3) uint8 RGB; `unit` is the number of canvas pixels that stand for one pixel
 of a 160-pixel image, so that patterns keep their look at every image size.
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 STUFF = ("sky", "ground", "wall")
-# An object's colours differ from the background's mean by at least this much (RGB distance).
+# An object's colors differ from the background's mean by at least this much (RGB distance).
 CONTRAST = 95.0
 HUE_SPREAD = 15.0
 
@@ -65,7 +65,7 @@ def paint_clutter(rng: np.random.Generator, canvas: np.ndarray, unit: float) -> 
     def somewhere() -> np.ndarray:
         return rng.uniform((0, 0), (width, height))
 
-    for _ in range(rng.integers(0, 4)):  # blobs of uneven outline, close to the colour below
+    for _ in range(rng.integers(0, 4)):  # blobs of uneven outline, close to the color below
         center, n = somewhere(), 12
         radii = rng.uniform(4, 22) * unit * rng.uniform(0.5, 1.2, n)
         angles = np.arange(n) * 2 * np.pi / n
@@ -94,20 +94,20 @@ def paint_object(
     accent: np.ndarray | None = None,
     hue: float | None = None,
 ) -> None:
-    """Fill a mask with a random texture in colours that stand out, in place.
+    """Fill a mask with a random texture in colors that stand out, in place.
 
     Args:
-        rng: Decides colours and texture.
+        rng: Decides colors and texture.
         canvas: The part of the canvas that the mask covers, (h, w, 3).
         mask: (h, w) uint8, not 0 inside the object.
         unit: See the module.
-        accent: Like `mask`; these pixels get the plain second colour.
-        hue: Degrees around which the first colour lies; None for any.
+        accent: Like `mask`; these pixels get the plain second color.
+        hue: Degrees around which the first color lies; None for any.
     """
     below = canvas.reshape(-1, 3).mean(0)
     first = _color_apart(rng, below, hue)
     second = _color_apart(rng, below)
-    if rng.random() < 0.5:  # a shade of the first colour
+    if rng.random() < 0.5:  # a shade of the first color
         shade = first * rng.choice((0.6, 1.5))
         if np.linalg.norm(shade - below) > CONTRAST / 2:
             second = np.clip(shade, 0, 255)
@@ -139,7 +139,7 @@ def _color_apart(
     rng: np.random.Generator, below: np.ndarray, hue: float | None = None
 ) -> np.ndarray:
     hues = (0.0, 360.0) if hue is None else (hue - HUE_SPREAD, hue + HUE_SPREAD)
-    least = 0.3 if hue is None else 0.55  # a greyish colour has no hue to speak of
+    least = 0.3 if hue is None else 0.55  # a grayish color has no hue to speak of
     for _ in range(20):
         color = pick_color(rng, (least, 1.0), hue=hues)
         if np.linalg.norm(color - below) > CONTRAST:
@@ -197,7 +197,7 @@ def _speckle(rng: np.random.Generator, height: int, width: int, unit: float) -> 
     return np.clip(0.4 + 0.4 * _cloud(rng, height, width, grain), 0, 1)
 
 
-# (generator, height, width, unit) -> (h, w) float32 share of the second colour.
+# (generator, height, width, unit) -> (h, w) float32 share of the second color.
 _TEXTURES: tuple[Callable[[np.random.Generator, int, int, float], np.ndarray], ...] = (
     _flat,
     _flat,

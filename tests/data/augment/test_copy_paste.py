@@ -83,7 +83,7 @@ def test_what_is_covered_is_cut_and_what_is_gone_is_left_out():
 
 def test_nothing_is_pasted_from_an_image_without_objects():
     objects = one_object(1, slice(1, 4))
-    for image, found in pasted(objects, objects.rows(np.zeros(1, bool)), 3):
+    for image, found in pasted(objects, objects.select(np.zeros(1, bool)), 3):
         assert (image == 127).all() and found is objects
 
 

@@ -107,7 +107,7 @@ def test_patches_have_the_papers_sizes_and_shapes():
 
 @settings(max_examples=150, deadline=None)
 @given(images_with_boxes(), st.integers(0, 2**32 - 1))
-def test_the_crop_keeps_exactly_the_boxes_with_their_centre_inside(case, seed):
+def test_the_crop_keeps_exactly_the_boxes_with_their_center_inside(case, seed):
     image, boxes, _ = case
     boxes = boxes[(boxes[:, 2:] - boxes[:, :2] > 0.5).all(1)]
     crop = SSDCrop()
@@ -129,7 +129,7 @@ def test_the_crop_keeps_exactly_the_boxes_with_their_centre_inside(case, seed):
     np.testing.assert_array_equal(result["image"], image[y1:y2, x1:x2])
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     edges = np.concatenate((centers - [x1, y1], centers - [x2, y2]), 1)
-    assume(not (np.abs(edges) < 1e-3).any())  # float32 may round a centre across the border
+    assume(not (np.abs(edges) < 1e-3).any())  # float32 may round a center across the border
     inside = (centers > [x1, y1]).all(1) & (centers < [x2, y2]).all(1)
     rows = np.asarray(result["rows"], int).reshape(-1)
     np.testing.assert_array_equal(rows, np.flatnonzero(inside))
@@ -163,7 +163,7 @@ def test_the_crop_leaves_an_image_without_objects_whole():
     assert image.shape == (48, 64, 3) and len(boxes) == len(rows) == 0
 
 
-def test_centres_on_the_border_count_as_inside():
+def test_centers_on_the_border_count_as_inside():
     boxes = np.array([[0, 0, 4, 4], [8, 8, 12, 12], [9, 8, 12, 12.0]])
     assert has_center_inside(boxes, (2, 2, 10, 10)).tolist() == [True, True, False]
 
@@ -174,7 +174,7 @@ def test_overlaps_known_values():
     np.testing.assert_allclose(compute_iou(patches, boxes), [[0.5, 1 / 3, 0], [0, 0, 1]])
 
 
-# Zoom-out and colours.
+# Zoom-out and colors.
 
 
 def test_zoom_out_puts_the_image_on_a_canvas_of_the_mean():
@@ -202,7 +202,7 @@ def test_zoom_out_puts_the_image_on_a_canvas_of_the_mean():
     assert 1 <= min(ratios) < 1.3 and 3.7 < max(ratios) <= 4
 
 
-def test_colours_without_amounts_stay():
+def test_colors_without_amounts_stay():
     still = PhotometricDistort(0.0, (1.0, 1.0), (1.0, 1.0), 0.0)
     image = picture()
     np.testing.assert_array_equal(seeded(still, 3)(image=image)["image"], image)
@@ -225,18 +225,18 @@ def test_brightness_and_contrast_act_on_each_value(amounts, expected):
     np.testing.assert_array_equal(got, wanted)
 
 
-def test_hue_turns_the_colour_circle_and_saturation_greys():
+def test_hue_turns_the_color_circle_and_saturation_grays():
     red = np.full((2, 2, 3), (200, 0, 0), np.uint8)
     neutral = {"brightness": 0.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
     distort, order = PhotometricDistort(), np.arange(3)
     blue = distort.apply(red, {**neutral, "hue": -60.0}, False, order)
     assert (blue == (0, 0, 200)).all()  # -60 steps of 2 degrees wrap around to blue
-    grey = distort.apply(red, {**neutral, "saturation": 0.0}, True, order)
-    assert (grey == 200).all()
+    gray = distort.apply(red, {**neutral, "saturation": 0.0}, True, order)
+    assert (gray == 200).all()
     assert (distort.apply(red, neutral, False, np.array([2, 1, 0])) == (0, 0, 200)).all()
 
 
-def test_each_colour_part_acts_half_of_the_time():
+def test_each_color_part_acts_half_of_the_time():
     distort = seeded(PhotometricDistort(shuffle=0.5), 0)
     drawn = [distort.get_params() for _ in range(1000)]
     for part, neutral in (("brightness", 0), ("contrast", 1), ("saturation", 1), ("hue", 0)):
@@ -276,7 +276,7 @@ def test_boxes_and_labels_follow_their_objects(preset):
     for channel, (x1, y1, x2, y2) in enumerate(boxes.astype(int)):
         image[y1:y2, x1:x2, channel] = 255
     augment = Augmentation(preset, (120, 120), fill=(0, 0, 0))
-    # The colours must stay as they are for this.
+    # The colors must stay as they are for this.
     augment.pipeline.transforms.pop()
     seen = Counter()
     for key in range(60):

@@ -44,7 +44,7 @@ def test_mask_values_are_copied_never_mixed(preset, size, crop, seed):
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(["fcdensenet_crop", "full_size", "none"]), sizes, sizes, st.integers(0, 99))
 def test_image_and_mask_move_together(preset, size, crop, seed):
-    """The image repeats the mask; what is beside it has the mean colour and is ignored."""
+    """The image repeats the mask; what is beside it has the mean color and is ignored."""
     mask = labels(*size)
     image = np.repeat(mask[..., None], 3, 2)
     augmented, moved = SegmentationAugmentation(preset, crop)(image, mask, (seed,))

@@ -110,7 +110,7 @@ def test_other_json_is_refused(root):
         read_coco_panoptic(root, "train")
 
 
-def test_grey_pictures_are_refused(root):
+def test_gray_pictures_are_refused(root):
     picture = root / "annotations/panoptic_train2017/im1.png"
     write_mask(picture, some_masks()["im1"], "L")
     with pytest.raises(DataError, match=r"im1\.png: has one channel of numbers, but colors are"):

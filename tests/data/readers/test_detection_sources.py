@@ -230,7 +230,7 @@ def test_interrupted_check_does_not_read_the_rest(tmp_path, monkeypatch):
     def interrupted(items, text, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sources, "_fault_of_image", slow)
+    monkeypatch.setattr(sources, "_describe_image_fault", slow)
     monkeypatch.setattr(files, "track_progress", interrupted)
     with pytest.raises(KeyboardInterrupt):
         check_images(found, workers=1)

@@ -35,7 +35,7 @@ def found():
 @settings(max_examples=30, deadline=None)
 @given(mask=masks(), values=st.sampled_from(["colors", "ids"]))
 def test_masks_come_back(tmp_path_factory, mask, values):
-    """Colours, and ids of 16 bits."""
+    """Colors, and ids of 16 bits."""
     root = write_folders(tmp_path_factory.mktemp("folders"), {"a": mask}, values=values)
     data = read_mask_folders(root, "train")
     np.testing.assert_array_equal(data.records[0].read_mask(), mask)
@@ -192,7 +192,7 @@ def test_a_split_cannot_leave_the_folder(tmp_path, found):
         ("classes: {a: 1}", "classes must be a list, not"),
         ("classes: [a, a]", r"names must be unique; given twice: \['a'\]"),
         ("classes: [a, 3]", r"classes\[1\]: must be a name, or name with id and color, not '3'"),
-        ("classes: [{name: a, colour: [0, 0, 0]}]", r"classes\[0\]: must be a name, or name with"),
+        ("classes: [{name: a, color: [0, 0, 0]}]", r"classes\[0\]: must be a name, or name with"),
         ("classes: [{id: 3}]", r"classes\[0\]: name must be a text, not None"),
         (
             "classes: [{name: a, id: 65536}]",

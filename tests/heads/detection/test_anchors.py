@@ -63,9 +63,9 @@ def test_cells_are_a_stride_apart_on_maps_that_are_rounded_up(dtype: torch.dtype
         rows, columns = x.shape[-2:]
         of_level = anchors[start : start + rows * columns].reshape(rows, columns, 4)
         start += rows * columns
-        centres = (of_level[..., :2] + of_level[..., 2:]) / 2
-        assert torch.equal(centres[0, :, 0], torch.arange(columns) * float(stride))
-        assert torch.equal(centres[:, 0, 1], torch.arange(rows) * float(stride))
+        centers = (of_level[..., :2] + of_level[..., 2:]) / 2
+        assert torch.equal(centers[0, :, 0], torch.arange(columns) * float(stride))
+        assert torch.equal(centers[:, 0, 1], torch.arange(rows) * float(stride))
         assert (of_level[..., 2:] - of_level[..., :2] == stride).all()
     assert start == len(anchors)
 

@@ -211,7 +211,7 @@ def test_trainable_layers_are_counted_from_the_end(name: str) -> None:
     names = [key for key, _ in body.named_parameters()]
     for layers in (5, 3, 0):
         with torch.device("meta"):
-            backbone = tiny(name, trainable_layers=layers)
+            backbone = tiny(name, trainable_backbone_layers=layers)
         assert backbone.frozen_stages == 5 - layers and backbone.num_stages == 5
         frozen = [k for k, p in backbone.body.named_parameters() if not p.requires_grad]
         if layers == 5:
@@ -245,9 +245,9 @@ def test_frozen_stages_stay_in_eval_mode_and_can_thaw(name: str) -> None:
 
 
 def test_a_short_body_counts_the_layers_of_the_whole_network() -> None:
-    backbone = tiny(adapter="dense_prediction", trainable_layers=3)
+    backbone = tiny(adapter="dense_prediction", trainable_backbone_layers=3)
     assert backbone.num_stages == 3 and backbone.frozen_stages == 2
-    assert tiny(adapter="dense_prediction", trainable_layers=0).frozen_stages == 3
+    assert tiny(adapter="dense_prediction", trainable_backbone_layers=0).frozen_stages == 3
 
 
 def test_a_network_without_named_stages_is_not_frozen() -> None:
@@ -264,7 +264,11 @@ def test_a_network_without_named_stages_is_not_frozen() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("densenet121_features", {"trainable_layers": 6}, "trainable_layers must be 0 to 5, got 6"),
+        (
+            "densenet121_features",
+            {"trainable_backbone_layers": 6},
+            "_layers must be 0 to 5, got 6",
+        ),
         ("densenet121_features", {"in_chans": 0}, "in_chans and output_stride must be 1 or more"),
         ("densenet121_features", {"min_stride": 3}, "min_stride must be one of the backbone's"),
         ("densenet121_features", {"output_stride": 7}, "output_stride"),
@@ -285,7 +289,7 @@ def test_options_out_of_range(name: str, options: dict[str, Any], message: str) 
         tiny(name, **options)
 
 
-def test_names_for_the_optimiser() -> None:
+def test_names_for_the_optimizer() -> None:
     backbone = tiny(adapter="bifpn")
     names = {name for name, _ in backbone.named_parameters()}
     exempt = backbone.no_weight_decay()

@@ -26,7 +26,7 @@ def tiny(**options: object) -> DSOD:
 
 
 def _batch() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Bright squares and dim bars on grey, in three images; the last one is empty."""
+    """Bright squares and dim bars on gray, in three images; the last one is empty."""
     images = [torch.full((3, *size), 0.5) for size in ((64, 64), (48, 80), (64, 64))]
     images[0][:, 8:40, 8:40] = 1.0
     images[1][:, 4:24, 10:70] = 0.0
@@ -143,13 +143,13 @@ def test_batches_without_objects_have_losses_of_zero() -> None:
 def test_one_step_lowers_the_loss_and_a_few_find_the_objects() -> None:
     model = tiny()
     images, targets = _batch()
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     history = []
     for _ in range(60):
         loss = _total(model(images, targets))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         history.append(loss.item())
     assert history[1] < history[0]
     assert history[-1] < 0.3 * history[0]
@@ -161,7 +161,7 @@ def test_one_step_lowers_the_loss_and_a_few_find_the_objects() -> None:
 
 
 def test_detections_are_sorted_and_inside_each_image() -> None:
-    model = tiny(detections_per_image=7).eval()
+    model = tiny(detections_per_img=7).eval()
     sizes = [(64, 64), (30, 200), (301, 7)]
     for (height, width), found in zip(
         sizes, model([torch.rand(3, *s) for s in sizes]), strict=True
@@ -200,8 +200,8 @@ def test_predictions_and_priors_are_in_the_same_order() -> None:
     cells = {int(p) // 4 for p in moved.nonzero()}
     assert cells == {r * columns + c for r in (1, 2, 3) for c in (4, 5, 6)}
     priors = model.priors()[: rows * columns * 4].view(rows, columns, 4, 4)
-    centre = (priors[2, 5, 0, :2] + priors[2, 5, 0, 2:]) / 2
-    assert centre.tolist() == [5.5 * 8, 2.5 * 8]
+    center = (priors[2, 5, 0, :2] + priors[2, 5, 0, 2:]) / 2
+    assert center.tolist() == [5.5 * 8, 2.5 * 8]
 
 
 def test_state_dict_round_trip_and_priors_are_not_in_it() -> None:
@@ -298,27 +298,30 @@ def test_other_timm_backbones(backbone: str, kwargs: dict) -> None:
     # 75 pixels: maps of 9 or 10, and of 4 or 5.
     model = tiny(backbone=backbone, backbone_kwargs=kwargs, image_size=75)
     assert [level.stride for level in model.adapter.levels] == [8, 16, 32, 64]
-    assert model.preprocessing.channel_order == "rgb"
-    assert model.preprocessing.image_mean == pytest.approx([0.485, 0.456, 0.406])
+    assert model.transform.normalization.channel_order == "rgb"
+    assert model.transform.image_mean == pytest.approx([0.485, 0.456, 0.406])
     _total(model(*_batch())).backward()
     # Nothing is built that the detector does not use.
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_a_module_as_backbone_and_preprocessing_of_its_own() -> None:
+def test_a_module_as_backbone_and_deviations_of_its_own() -> None:
     net = timm.create_model("resnet18", features_only=True)
-    model = tiny(backbone=net, backbone_kwargs=None, preprocessing={"std": [0.5, 0.5, 0.5]})
+    model = tiny(backbone=net, backbone_kwargs=None, image_std=[0.5, 0.5, 0.5])
     assert model.backbone is net
-    assert model.preprocessing.image_std == [0.5] * 3
-    assert model.preprocessing.channel_order == "rgb"
+    assert model.transform.image_std == [0.5] * 3
+    assert model.transform.normalization.channel_order == "rgb"
     model(*_batch())
 
 
-def test_dsod_s_own_preprocessing() -> None:
-    assert tiny().preprocessing.to_dict() == {
+def test_dsod_s_own_transform() -> None:
+    assert tiny().transform.to_dict() == {
+        "min_size": 64,
+        "max_size": 64,
+        "size_divisible": 1,
         "image_size": [64, 64],
-        "mean": [104, 117, 123],
-        "std": [1, 1, 1],
+        "image_mean": [104, 117, 123],
+        "image_std": [1, 1, 1],
         "channel_order": "bgr",
         "value_range": 255,
     }
@@ -341,7 +344,7 @@ def test_arguments_may_come_from_json() -> None:
         ({"faithful_priors": True}, "faithful_priors needs image_size 300"),
         ({"backbone": "resnet18", "backbone_kwargs": {"out_indices": (3, 4)}}, r"got \[16, 32\]"),
         ({"backbone": nn.Identity()}, "need a backbone given by name"),
-        ({"score_threshold": 2}, "score_threshold must lie in 0..1, got 2"),
+        ({"score_thresh": 2}, r"score_thresh must lie in \[0, 1\], got 2"),
     ],
 )
 def test_wrong_options_get_a_sentence(options: dict, message: str) -> None:

@@ -99,7 +99,7 @@ def test_default_boxes_of_other_levels_are_refused(generator: nn.Module, message
 
 
 def test_frozen_layers_and_sizes() -> None:
-    model = ssd300(num_classes=3, image_size=64, backbone_kwargs=BODY, trainable_layers=3)
+    model = ssd300(num_classes=3, image_size=64, backbone_kwargs=BODY, trainable_backbone_layers=3)
     assert model.backbone.frozen_stages == 2
     assert model.image_size == (64, 64)
     with pytest.raises(ValueError, match="3 or more levels"):

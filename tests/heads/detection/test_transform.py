@@ -16,9 +16,15 @@ from densenet_backbones.heads import DetectionTransform
     [
         {},
         {"min_size": [40, 48, 64], "max_size": 100, "size_divisible": 64},
-        {"fixed_size": [40, 60], "size_divisible": 1},
-        {"mean": [100.0, 110, 120], "std": [1.0, 2, 3], "channel_order": "bgr", "value_range": 255},
-        {"mean": [0.5], "std": [0.25]},
+        {"image_size": [40, 60]},
+        {"image_size": [40, 60], "size_divisible": 32},
+        {
+            "image_mean": [100.0, 110, 120],
+            "image_std": [1.0, 2, 3],
+            "channel_order": "bgr",
+            "value_range": 255,
+        },
+        {"image_mean": [0.5], "image_std": [0.25]},
     ],
 )
 def test_it_is_described_by_json(arguments: dict[str, Any]) -> None:
@@ -26,7 +32,7 @@ def test_it_is_described_by_json(arguments: dict[str, Any]) -> None:
     assert arguments.items() <= described.items()
     again = DetectionTransform(**json.loads(json.dumps(described)))
     assert again.to_dict() == described and repr(again) == repr(DetectionTransform(**arguments))
-    image = torch.rand(len(described["mean"]), 30, 50)
+    image = torch.rand(len(described["image_mean"]), 30, 50)
     expected = DetectionTransform(**arguments).eval()([image])[0].tensors
     assert torch.equal(again.eval()([image])[0].tensors, expected)
 
@@ -34,7 +40,9 @@ def test_it_is_described_by_json(arguments: dict[str, Any]) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_the_batch_is_torchvisions(training: bool) -> None:
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
-    ours = DetectionTransform(min_size=[40, 56], max_size=80, mean=mean, std=std).train(training)
+    ours = DetectionTransform(min_size=[40, 56], max_size=80, image_mean=mean, image_std=std).train(
+        training
+    )
     theirs = GeneralizedRCNNTransform([40, 56], 80, mean, std).train(training)
     images = [torch.rand(3, 30, 50), torch.rand(3, 61, 33)]
     targets = [{"boxes": torch.tensor([[1.0, 2, 20, 25]])} for _ in images]
@@ -49,17 +57,19 @@ def test_the_batch_is_torchvisions(training: bool) -> None:
 
 def test_channel_order_and_range() -> None:
     transform = DetectionTransform(
-        mean=[1.0, 2, 3], std=[1.0, 1, 2], channel_order="bgr", value_range=255
+        image_mean=[1.0, 2, 3], image_std=[1.0, 1, 2], channel_order="bgr", value_range=255
     )
     red = torch.tensor([1.0, 0, 0])[:, None, None]
     assert transform.normalize(red).flatten().tolist() == [-1, -2, 126]
     assert transform.fill_color == (3, 2, 1)
-    assert DetectionTransform(mean=[0.2] * 5, std=[1.0] * 5).fill_color == pytest.approx([51.0] * 3)
+    five = DetectionTransform(image_mean=[0.2] * 5, image_std=[1.0] * 5)
+    assert five.fill_color == pytest.approx([51.0] * 3)
 
 
-def test_a_fixed_size_is_height_and_width() -> None:
-    batch, _ = DetectionTransform(fixed_size=(40, 60), size_divisible=1)([torch.rand(3, 90, 90)])
-    assert batch.tensors.shape == (1, 3, 40, 60)
+def test_the_image_size_is_height_and_width() -> None:
+    transform = DetectionTransform(image_size=(40, 60))
+    batch, _ = transform([torch.rand(3, 90, 90)])
+    assert batch.tensors.shape == (1, 3, 40, 60) and transform.image_size == (40, 60)
 
 
 def found(boxes: list[list[float]]) -> dict[str, Tensor]:
@@ -96,13 +106,110 @@ def test_rounding_does_not_leave_the_image() -> None:
         ({"min_size": 0}, "min_size must be 1 or more and at most max_size, got 0 and 1333"),
         ({"min_size": [600, 1400]}, "at most max_size"),
         ({"min_size": []}, "min_size must be"),
-        ({"size_divisible": 0}, "size_divisible must be 1 or more, got 0"),
-        ({"fixed_size": [40]}, r"fixed_size must be \(H, W\) in pixels"),
-        ({"mean": [0.5]}, "mean and std need 1 numbers"),
-        ({"mean": [0.5], "std": [1.0], "channel_order": "bgr"}, "'rgb' but for three channels"),
+        ({"size_divisible": 0}, "size_divisible must be at least 1, got 0"),
+        ({"image_size": [40]}, r"image_size must be \(H, W\) in pixels"),
+        ({"image_mean": [0.5]}, "image_mean and image_std need 1 numbers"),
+        (
+            {"image_mean": [0.5], "image_std": [1.0], "channel_order": "bgr"},
+            "'rgb' but for three channels",
+        ),
         ({"value_range": 100}, "value_range must be 1 or 255"),
+        ({"image_size": (0, 300)}, r"\(H, W\) in pixels"),
+        ({"image_std": (1, 1, 0)}, "image_std above 0"),
+        ({"image_mean": (1, 1), "image_std": (1, 1, 1)}, "need 2 numbers"),
+        ({"channel_order": "rbg"}, "got 'rbg'"),
     ],
 )
 def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DetectionTransform(**arguments)
+
+
+# ------------------------------------------------------------------------------ one image size
+
+DSOD = {
+    "image_mean": (104, 117, 123),
+    "image_std": (1, 1, 1),
+    "channel_order": "bgr",
+    "value_range": 255,
+}
+
+
+def flat(red: float, green: float, blue: float) -> Tensor:
+    return torch.tensor([red, green, blue]).view(3, 1, 1).expand(3, 6, 8)
+
+
+def test_dsod_channels_by_hand() -> None:
+    batch, _ = DetectionTransform(image_size=(6, 8), **DSOD)([flat(1.0, 0.5, 0.0)])
+    assert batch.tensors[0, :, 0, 0].tolist() == pytest.approx([0 - 104, 127.5 - 117, 255 - 123])
+
+
+def test_rgb_range_1_by_hand() -> None:
+    facts = {"image_mean": (0.5, 0.4, 0.3), "image_std": (0.5, 0.2, 0.1)}
+    batch, _ = DetectionTransform(image_size=(6, 8), **facts)([flat(1.0, 0.5, 0.0)])
+    assert batch.tensors[0, :, 2, 3].tolist() == pytest.approx([1.0, 0.5, -3.0])
+
+
+@pytest.mark.parametrize(
+    "options", [DSOD, {"image_mean": (0.5, 0.4, 0.3), "image_std": (0.5, 0.2, 0.1)}]
+)
+def test_the_fill_color_becomes_zero(options: dict[str, Any]) -> None:
+    transform = DetectionTransform(image_size=(6, 8), **options)
+    red, green, blue = transform.fill_color
+    batch, _ = transform([flat(red / 255, green / 255, blue / 255)])
+    assert batch.tensors.abs().max() < 1e-4
+
+
+def test_images_of_any_size_and_their_boxes_come_to_one_size() -> None:
+    transform = DetectionTransform(image_size=(60, 80))
+    images = [torch.rand(3, 30, 160), torch.rand(3, 60, 80)]
+    boxes = torch.tensor([[16.0, 3.0, 160.0, 30.0]])
+    targets = [{"boxes": boxes, "labels": torch.tensor([1])} for _ in images]
+    batch, resized = transform(images, targets)
+    assert batch.tensors.shape == (2, 3, 60, 80)
+    assert resized[0]["boxes"].tolist() == [[8.0, 6.0, 80.0, 60.0]]
+    assert resized[1]["boxes"].tolist() == boxes.tolist()
+    assert targets[0]["boxes"] is boxes  # the caller's are not changed
+    assert boxes.tolist() == [[16.0, 3.0, 160.0, 30.0]]
+
+
+def test_an_image_of_the_right_size_is_not_resampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("resampled")
+
+    transform = DetectionTransform(image_size=(6, 8), image_mean=[0] * 3, image_std=[1] * 3)
+    image = torch.rand(3, 6, 8)
+    monkeypatch.setattr(torch.nn.functional, "interpolate", fail)
+    before = torch.get_rng_state()
+    batch, _ = transform([image])
+    assert torch.equal(batch.tensors[0], image)
+    assert torch.equal(torch.get_rng_state(), before)  # and no size is drawn
+    with pytest.raises(AssertionError, match="resampled"):
+        transform([torch.rand(3, 8, 6)])
+
+
+def test_boxes_return_to_each_image() -> None:
+    transform = DetectionTransform(image_size=(60, 80)).eval()
+    detections = [found([[8.0, 6.0, 80.0, 60.0]]) for _ in range(2)]
+    back = transform.postprocess(detections, [(60, 80)] * 2, [(30, 160), (333, 77)])
+    assert back[0]["boxes"].tolist() == [[16.0, 3.0, 160.0, 30.0]]
+    assert back[1]["boxes"][0].tolist() == pytest.approx([7.7, 33.3, 77, 333])
+
+
+def test_returned_boxes_never_leave_the_image() -> None:
+    transform = DetectionTransform(image_size=(300, 300)).eval()
+    for side in range(200, 1400, 7):
+        detections = [found([[0.0, 0.0, 300.0, 300.0]])]
+        box = transform.postprocess(detections, [(300, 300)], [(side, side + 1)])[0]["boxes"]
+        assert box[0, 2] <= side + 1 and box[0, 3] <= side
+
+
+def test_resizing_in_training_can_be_turned_off() -> None:
+    transform = DetectionTransform(min_size=30, max_size=90, resize_in_training=False)
+    images = [torch.rand(3, 40, 50)]
+    assert transform(images)[0].image_sizes == [(40, 50)] and not transform.resize_in_training
+    assert min(transform.eval()(images)[0].image_sizes[0]) == 30
+    transform.train().resize_in_training = True
+    assert min(transform(images)[0].image_sizes[0]) == 30
+    fixed = DetectionTransform(image_size=(60, 80), resize_in_training=False)
+    assert fixed.resize_in_training and fixed(images)[0].image_sizes == [(60, 80)]

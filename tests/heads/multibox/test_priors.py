@@ -1,4 +1,4 @@
-"""Prior boxes: counts, sizes and centres computed by hand, and torchvision's generator."""
+"""Prior boxes: counts, sizes and centers computed by hand, and torchvision's generator."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_dsod300_has_8744_priors(voc: PriorSpec) -> None:
 
 def test_priors_of_one_cell_by_hand(voc: PriorSpec) -> None:
     boxes = voc.boxes(GRIDS)
-    # First map, row 1, column 2: centre (2.5 * 8, 1.5 * 8) = (20, 12).
+    # First map, row 1, column 2: center (2.5 * 8, 1.5 * 8) = (20, 12).
     cell = boxes[(1 * 38 + 2) * 4 :][:4]
     middle = math.sqrt(30 * 60)
     wide, narrow = 30 * math.sqrt(2), 30 / math.sqrt(2)
@@ -63,21 +63,21 @@ def test_priors_of_one_cell_by_hand(voc: PriorSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "centre"),
+    ("level", "center"),
     [(0, (4, 4)), (1, (8, 8)), (2, (16, 16)), (3, (32, 32)), (4, (50, 50)), (5, (75, 75))],
 )
-def test_centre_of_the_first_cell(voc: PriorSpec, level: int, centre: tuple[int, int]) -> None:
+def test_center_of_the_first_cell(voc: PriorSpec, level: int, center: tuple[int, int]) -> None:
     box = voc.boxes(GRIDS)[FIRST_OF_LEVEL[level]]
-    assert ((box[:2] + box[2:]) / 2).tolist() == pytest.approx(centre)
+    assert ((box[:2] + box[2:]) / 2).tolist() == pytest.approx(center)
 
 
-def _centres_of_last_map(*, faithful: bool) -> torch.Tensor:
+def _centers_of_last_map(*, faithful: bool) -> torch.Tensor:
     boxes = dsod_priors((300, 300), DSOD300_STRIDES, faithful=faithful).boxes(GRIDS)[-16:]
     return (boxes[:, :2] + boxes[:, 2:]) / 2
 
 
 def test_the_published_last_step_puts_twelve_priors_off_the_image() -> None:
-    published, corrected = _centres_of_last_map(faithful=True), _centres_of_last_map(faithful=False)
+    published, corrected = _centers_of_last_map(faithful=True), _centers_of_last_map(faithful=False)
     assert published.round().unique().tolist() == [150, 450]
     assert (published > 300).any(dim=1).sum() == 12
     assert corrected.round().unique().tolist() == [75, 225]
@@ -108,12 +108,12 @@ def test_equals_torchvision_on_square_images(steps: tuple[float, ...] | None) ->
     )
 
 
-def test_centres_spread_evenly_over_images_that_are_not_square() -> None:
+def test_centers_spread_evenly_over_images_that_are_not_square() -> None:
     spec = dsod_priors((160, 320), (8, 16, 32), (10.0, 30.0, 60.0, 100.0))
     boxes = spec.boxes([(20, 40), (10, 20), (5, 10)])
     assert len(boxes) == 4 * (800 + 200 + 50)
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    assert centres[-1].tolist() == pytest.approx([320 - 16, 160 - 16])
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    assert centers[-1].tolist() == pytest.approx([320 - 16, 160 - 16])
 
 
 def test_prior_numbers_of_other_depths() -> None:
@@ -124,9 +124,7 @@ def test_prior_numbers_of_other_depths() -> None:
 
 
 def test_mistakes_get_a_sentence() -> None:
-    with pytest.raises(
-        ValueError, match=r"one of \['coco', 'coco512', 'voc', 'voc512'\], got 'imagenet'"
-    ):
+    with pytest.raises(ValueError, match=r"one of 'voc', 'coco', .* got 'imagenet'"):
         dsod_priors((300, 300), DSOD300_STRIDES, "imagenet")
     with pytest.raises(ValueError, match="needs 7 sizes in pixels for 6 maps, got 2"):
         dsod_priors((300, 300), DSOD300_STRIDES, (30.0, 60.0))

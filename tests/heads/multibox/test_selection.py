@@ -36,14 +36,14 @@ def _naive(scores: Tensor, boxes: Tensor, selection: Selection) -> list[tuple[fl
         found = [
             (score, label, box)
             for score, box in zip(scores[:, label].tolist(), clipped, strict=True)
-            if score > selection.score_threshold and box[2] > box[0] and box[3] > box[1]
+            if score > selection.score_thresh and box[2] > box[0] and box[3] > box[1]
         ]
         best: list[tuple[float, int, list]] = []
         for candidate in sorted(found, reverse=True)[: selection.topk_candidates]:
-            if all(_iou(candidate[2], other[2]) <= selection.nms_threshold for other in best):
+            if all(_iou(candidate[2], other[2]) <= selection.nms_thresh for other in best):
                 best.append(candidate)
         kept += best
-    return sorted(kept, reverse=True)[: selection.detections_per_image]
+    return sorted(kept, reverse=True)[: selection.detections_per_img]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -100,7 +100,7 @@ def test_the_threshold_is_exclusive() -> None:
 
 
 def test_mistakes_get_a_sentence() -> None:
-    with pytest.raises(ValueError, match=r"nms_threshold must lie in 0..1, got 45"):
-        Selection(nms_threshold=45)
-    with pytest.raises(ValueError, match="detections_per_image must be 1 or more, got 0"):
-        Selection(detections_per_image=0)
+    with pytest.raises(ValueError, match=r"nms_thresh must lie in \[0, 1\], got 45"):
+        Selection(nms_thresh=45)
+    with pytest.raises(ValueError, match="detections_per_img must be at least 1, got 0"):
+        Selection(detections_per_img=0)

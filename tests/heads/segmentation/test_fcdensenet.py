@@ -149,7 +149,7 @@ def test_only_the_new_maps_are_brought_up_and_come_before_the_skip() -> None:
 
 @pytest.mark.parametrize("height", [8, 9])
 @pytest.mark.parametrize("width", [6, 7])
-def test_the_centre_is_cut(height: int, width: int) -> None:
+def test_the_center_is_cut(height: int, width: int) -> None:
     up = TransitionUp(1)
     x = torch.rand(1, 1, 4, 3)
     whole = up.conv(x)
@@ -225,7 +225,7 @@ def test_memory_modes_keep_less_for_the_backward_pass() -> None:
 
 
 def test_memory_mode_must_exist() -> None:
-    with pytest.raises(ValueError, match=r"memory must be one of .* not 'all'"):
+    with pytest.raises(ValueError, match=r"memory must be one of .* got 'all'"):
         tiny(memory="all")
 
 
@@ -287,10 +287,10 @@ def test_one_image_of_a_single_cell_gets_a_sentence(training: bool) -> None:
 
 
 def test_the_builders_pad_small_images_only() -> None:
-    model = fcdensenet103(num_classes=3, **TINY, normalization={"mean": [0.5] * 3}).eval()
+    model = fcdensenet103(num_classes=3, **TINY, image_mean=[0.5] * 3).eval()
     assert isinstance(model, Segmenter)
     assert (model.stride, model.smallest) == (1, 4)
-    assert model.preprocessing.mean == [0.5] * 3
+    assert model.normalization.image_mean == [0.5] * 3
     images = torch.rand(1, 3, 9, 6)
     assert torch.equal(model(images), model.net(model.normalization(images)))
     assert model(images[..., :2, :3]).shape == (1, 3, 2, 3)
@@ -323,11 +323,11 @@ def test_a_few_steps_find_squares() -> None:
     images, target = torch.zeros(2, 3, 21, 26), torch.zeros(2, 21, 26, dtype=torch.int64)
     images[0, :, 5:12, 5:12] = images[1, :, 10:20, 12:24] = 1.0
     target[0, 5:12, 5:12] = target[1, 10:20, 12:24] = 1
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(40):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         F.cross_entropy(model(images), target).backward()
-        optimiser.step()
+        optimizer.step()
     assert (model.eval()(images).argmax(dim=1) == target).float().mean() > 0.97
 
 

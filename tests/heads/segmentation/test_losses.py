@@ -294,7 +294,7 @@ def test_dice_of_hard_answers_is_one_minus_dice(seed: int, classes: int) -> None
 
 
 def test_lovasz_stays_exact_over_many_pixels() -> None:
-    # One wrong pixel in a million, whose share neighbouring values of the loss would round away.
+    # One wrong pixel in a million, whose share neighboring values of the loss would round away.
     target = torch.ones(1, 1000, 1000, dtype=torch.int64)
     logits = torch.full((1, 1, 1000, 1000), 50.0)
     logits[..., 0, 0] = -1.0

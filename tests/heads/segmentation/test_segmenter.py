@@ -12,12 +12,17 @@ import torchvision
 from timm.models._manipulate import group_parameters
 from torch import Tensor, nn
 
-from densenet_backbones.heads import ImageNormalization, Preprocessing, Segmenter
+from densenet_backbones.heads import DetectionTransform, ImageNormalization, Segmenter
 from densenet_backbones.heads.segmentation.unet import unet
 from densenet_backbones.torchvision_models import SEGMENTERS
 
-PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
-DSOD = {"mean": (104, 117, 123), "std": (1, 1, 1), "channel_order": "bgr", "value_range": 255}
+PLAIN = {"image_mean": (0, 0, 0), "image_std": (1, 1, 1)}
+DSOD = {
+    "image_mean": (104, 117, 123),
+    "image_std": (1, 1, 1),
+    "channel_order": "bgr",
+    "value_range": 255,
+}
 TINY_NET = {"growth_rate": 4, "block_config": [1, 2, 1], "num_init_features": 8}
 
 
@@ -38,23 +43,25 @@ class Supervised(nn.Module):
 
 def tiny(name: str) -> Segmenter:
     torch.manual_seed(0)
-    arguments = {"backbone_args": TINY_NET} if name == "unet" else TINY_NET
+    arguments = {"backbone_kwargs": TINY_NET} if name == "unet" else TINY_NET
     return torchvision.models.get_model(name, num_classes=3, **arguments)
 
 
-# --- normalisation -----------------------------------------------------------------------------
+# --- normalization -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("facts", [{}, DSOD])
-def test_batches_are_normalised_as_detectors_normalise_images(facts: dict) -> None:
+def test_batches_are_normalized_as_detectors_normalise_images(facts: dict) -> None:
     normalization = ImageNormalization(**facts)
     images = torch.rand(2, 3, 5, 7)
-    expected = Preprocessing((5, 7), **normalization.to_dict())(list(images))[0].tensors
+    expected = DetectionTransform(image_size=(5, 7), **normalization.to_dict())(list(images))[
+        0
+    ].tensors
     assert torch.equal(normalization(images), expected)
     assert normalization(images.half()).dtype == torch.float16
 
 
-def test_normalisation_by_hand() -> None:
+def test_normalization_by_hand() -> None:
     red = torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1)
     normed = ImageNormalization(**DSOD)(red).flatten()
     assert normed.tolist() == pytest.approx([0 - 104, 127.5 - 117, 255 - 123])
@@ -62,9 +69,9 @@ def test_normalisation_by_hand() -> None:
     assert normed.tolist() == pytest.approx([1.0, 0.5, -3.0])
 
 
-def test_normalisation_survives_json_and_has_no_weights() -> None:
+def test_normalization_survives_json_and_has_no_weights() -> None:
     model = Segmenter(nn.Identity(), stride=1, normalization=ImageNormalization(**DSOD))
-    facts = json.loads(json.dumps(model.preprocessing.to_dict()))
+    facts = json.loads(json.dumps(model.normalization.to_dict()))
     assert ImageNormalization(**facts).to_dict() == facts
     assert facts["channel_order"] == "bgr"
     assert model.state_dict() == {}
@@ -141,7 +148,7 @@ def test_one_image_of_a_single_cell_gets_a_sentence() -> None:
     Segmenter(nn.GroupNorm(1, 3), stride=8)(torch.rand(1, 3, 5, 8))
 
 
-# --- timm's optimisers -------------------------------------------------------------------------
+# --- timm's optimizers -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("coarse", [True, False])
@@ -244,5 +251,5 @@ def test_arguments_are_json(name: str) -> None:
     for parameter in inspect.signature(SEGMENTERS[name]).parameters.values():
         if parameter.default is not inspect.Parameter.empty:
             json.dumps(parameter.default)
-    with pytest.raises(ValueError, match="num_classes must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         SEGMENTERS[name](num_classes=0)

@@ -18,7 +18,7 @@ CIFAR = {"backbone": "densenet40_k12_features"}
 
 def tiny(**options: object) -> Segmenter:
     torch.manual_seed(0)
-    defaults = {"num_classes": 3, "backbone_args": TINY, "decoder_channels": (16, 12, 8, 8, 4)}
+    defaults = {"num_classes": 3, "backbone_kwargs": TINY, "decoder_channels": (16, 12, 8, 8, 4)}
     return randomise_norms(unet(**{**defaults, **options}))
 
 
@@ -29,12 +29,12 @@ def tiny(**options: object) -> Segmenter:
     ("options", "strides"),
     [
         ({}, [2, 4, 8, 16, 32]),
-        ({"backbone_args": {**TINY, "tap": "norm", "memory": "layer"}}, [2, 4, 8, 16, 32]),
-        ({"backbone_args": {**TINY, "out_indices": (1, 2, 3)}}, [4, 8, 16]),
-        ({"backbone_args": {**TINY, "out_indices": (0,)}}, [2]),
-        ({**CIFAR, "backbone_args": {"block_config": (1, 1, 1), "out_indices": 3}}, [1, 2, 4]),
-        ({"backbone": "resnet18", "backbone_args": {}}, [2, 4, 8, 16, 32]),
-        ({"backbone": "convnext_atto", "backbone_args": {}}, [4, 8, 16, 32]),
+        ({"backbone_kwargs": {**TINY, "tap": "norm", "memory": "layer"}}, [2, 4, 8, 16, 32]),
+        ({"backbone_kwargs": {**TINY, "out_indices": (1, 2, 3)}}, [4, 8, 16]),
+        ({"backbone_kwargs": {**TINY, "out_indices": (0,)}}, [2]),
+        ({**CIFAR, "backbone_kwargs": {"block_config": (1, 1, 1), "out_indices": 3}}, [1, 2, 4]),
+        ({"backbone": "resnet18", "backbone_kwargs": {}}, [2, 4, 8, 16, 32]),
+        ({"backbone": "convnext_atto", "backbone_kwargs": {}}, [4, 8, 16, 32]),
     ],
 )
 def test_logits_have_the_images_size_and_every_parameter_learns(
@@ -53,10 +53,10 @@ def test_logits_have_the_images_size_and_every_parameter_learns(
 @pytest.mark.parametrize(
     ("options", "strides"),
     [
-        ({"backbone_args": {**TINY, "output_stride": 8}}, r"\[2, 4, 8, 8, 8\]"),
-        ({"backbone_args": {**TINY, "out_indices": (0, 2)}}, r"\[2, 8\]"),
-        ({**CIFAR, "backbone_args": {"block_config": (1, 1, 1)}}, r"\[1, 1, 2, 4\]"),
-        ({**CIFAR, "backbone_args": {"block_config": (1, 1), "out_indices": (1,)}}, r"\[1\]"),
+        ({"backbone_kwargs": {**TINY, "output_stride": 8}}, r"\[2, 4, 8, 8, 8\]"),
+        ({"backbone_kwargs": {**TINY, "out_indices": (0, 2)}}, r"\[2, 8\]"),
+        ({**CIFAR, "backbone_kwargs": {"block_config": (1, 1, 1)}}, r"\[1, 1, 2, 4\]"),
+        ({**CIFAR, "backbone_kwargs": {"block_config": (1, 1), "out_indices": (1,)}}, r"\[1\]"),
     ],
 )
 def test_strides_that_do_not_double_get_a_sentence(options: dict, strides: str) -> None:
@@ -76,28 +76,30 @@ def test_any_module_that_describes_its_levels_is_a_backbone() -> None:
         UNet(other, 2)
 
 
-def test_normalisation_is_that_of_the_backbones_weights_unless_given() -> None:
-    assert tiny().preprocessing.mean == pytest.approx([0.485, 0.456, 0.406])
+def test_normalization_is_that_of_the_backbones_weights_unless_given() -> None:
+    assert tiny().normalization.image_mean == pytest.approx([0.485, 0.456, 0.406])
     small = {"growth_rate": 4, "block_config": (1, 1), "num_init_features": 8}
-    dsod = {"backbone": "dsod_features", "backbone_args": {**small, "transition_pool": True}}
-    assert tiny(**dsod).preprocessing.to_dict() == {
-        "mean": [104, 117, 123],
-        "std": [1, 1, 1],
+    dsod = {"backbone": "dsod_features", "backbone_kwargs": {**small, "transition_pool": True}}
+    assert tiny(**dsod).normalization.to_dict() == {
+        "image_mean": [104, 117, 123],
+        "image_std": [1, 1, 1],
         "channel_order": "bgr",
         "value_range": 255,
     }
-    own = tiny(**dsod, normalization={"mean": [0, 0, 0]}).preprocessing
+    own = tiny(**dsod, image_mean=[0, 0, 0]).normalization
     assert own.mean == [0, 0, 0] and own.channel_order == "bgr"
 
 
 def test_memory_modes_of_the_backbone_reach_it() -> None:
-    assert tiny(backbone_args={**TINY, "memory": "block"}).net.backbone.memory == "block"
+    assert tiny(backbone_kwargs={**TINY, "memory": "block"}).net.backbone.memory == "block"
 
 
 def test_padding_is_the_mean_beyond_the_right_and_the_bottom() -> None:
     model = tiny().double().eval()
     images = torch.rand(2, 3, 50, 60, dtype=torch.float64)
-    whole = torch.tensor(model.preprocessing.mean).double().view(1, 3, 1, 1).repeat(2, 1, 64, 64)
+    whole = (
+        torch.tensor(model.normalization.image_mean).double().view(1, 3, 1, 1).repeat(2, 1, 64, 64)
+    )
     whole[..., :50, :60] = images
     torch.testing.assert_close(model(images), model(whole)[..., :50, :60])
 
@@ -184,7 +186,7 @@ def test_widths_count_from_the_images_size() -> None:
         return [stage.convs[1].conv.out_channels for stage in model.net.stages]
 
     assert widths(tiny()) == [16, 12, 8, 8, 4]
-    assert widths(tiny(backbone_args={**TINY, "out_indices": (1, 2)})) == [8, 8, 4]
+    assert widths(tiny(backbone_kwargs={**TINY, "out_indices": (1, 2)})) == [8, 8, 4]
 
 
 def test_group_norm_leaves_no_batch_norm_in_the_decoder() -> None:
@@ -207,11 +209,11 @@ def test_converters_of_norms_keep_every_activation() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, "num_classes must be 1 or more, got 0"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"decoder_channels": (64, 32)}, r"5 or more numbers .* stride of 32, got \[64, 32\]"),
         ({"decoder_channels": (8, 8, 8, 8, 0)}, r"1 or more, .* got \[8, 8, 8, 8, 0\]"),
-        ({"upsampling": "cubic"}, r"upsampling must be one of \('bilinear', .* got 'cubic'"),
-        ({"norm": "layer"}, r"norm must be one of \('bn', 'group'\), got 'layer'"),
+        ({"upsampling": "cubic"}, r"upsampling must be one of 'bilinear', .* got 'cubic'"),
+        ({"norm": "layer"}, r"norm must be one of 'bn', 'group', got 'layer'"),
     ],
 )
 def test_wrong_options_get_a_sentence(options: dict, message: str) -> None:
@@ -227,11 +229,11 @@ def test_a_few_steps_find_squares() -> None:
     images, target = torch.zeros(2, 3, 32, 40), torch.zeros(2, 32, 40, dtype=torch.int64)
     images[0, :, 5:20, 5:20] = images[1, :, 10:30, 22:38] = 1.0
     target[0, 5:20, 5:20] = target[1, 10:30, 22:38] = 1
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(30):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         F.cross_entropy(model(images), target).backward()
-        optimiser.step()
+        optimizer.step()
     assert (model(images).argmax(dim=1) == target).float().mean() > 0.97
 
 

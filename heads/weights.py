@@ -5,12 +5,15 @@ import textwrap
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from densenet_backbones.checkpoints import CheckpointError, read_state_dict
 
-__all__ = ["load_detector_file", "load_matching", "our_name"]
+__all__ = ["load_detector_file", "load_matching", "load_weights", "our_name"]
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 # torchvision's adapter is our adapter's pyramid.
 _RENAMED = (("backbone.fpn.", "backbone.adapter.pyramid."),)
@@ -106,6 +109,23 @@ def load_detector_file(model: nn.Module, path: str | Path) -> tuple[list[str], l
             stacklevel=2,
         )
     return taken, left
+
+
+def load_weights(model: _Model, weights: str | None) -> _Model:
+    """Load what fits of a model's file, as builders do, and remember what that was.
+
+    Args:
+        model: Detector or segmenter; ``weights_taken`` gets the names of the tensors that came from
+            the file, ``weights_left`` a line for each that the model could not take.
+        weights: File of weights, see `load_detector_file`; None or empty for none.
+
+    Returns:
+        The model.
+    """
+    if weights:
+        taken, left = load_detector_file(model, weights)
+        model.weights_taken, model.weights_left = tuple(taken), tuple(left)  # type: ignore[assignment]
+    return model
 
 
 def _matters(name: str) -> bool:

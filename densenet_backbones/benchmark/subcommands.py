@@ -1,11 +1,12 @@
 """The sub-commands of ``tools/benchmark.py``: their options, and what they measure.
 
-To add a measurement, write a `Command` and list it in ``COMMANDS``.
+To add a measurement, write a `Subcommand` and list it in ``SUBCOMMANDS``.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import timm
 import torch
@@ -16,24 +17,18 @@ from densenet_backbones.benchmark.gpu_costs import Card
 from densenet_backbones.benchmark.gpu_decision import decide_default
 from densenet_backbones.benchmark.inference import compare_inference, parse_input
 from densenet_backbones.benchmark.memory import compare_memory_modes
-from densenet_backbones.benchmark.options import (
-    add_batch,
-    add_card,
-    add_turns,
-    by_device,
-    positive,
-    settle_batch,
-)
 from densenet_backbones.benchmark.report import Table, Unavailable
 from densenet_backbones.benchmark.startup import compare_compilation, compare_imports
 from densenet_backbones.dense_block import MEMORY_MODES
 from densenet_backbones.variants import VARIANTS
 
-__all__ = ["COMMANDS", "Command"]
+__all__ = ["SUBCOMMANDS", "Subcommand", "parse_positive"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Command:
+class Subcommand:
     """A sub-command.
 
     Attributes:
@@ -56,6 +51,61 @@ class Command:
     charts: bool = False
 
 
+# -- options that several share -------------------------------------------------------------------
+
+
+def parse_positive(text: str) -> int:
+    """An option that counts something.
+
+    Raises:
+        argparse.ArgumentTypeError: It is no whole number, or below 1.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, not {text!r}")
+    return int(text)
+
+
+def add_turns(parser: argparse.ArgumentParser, default: int) -> None:
+    """Declares ``--turns``."""
+    parser.add_argument(
+        "--turns", type=parse_positive, default=default, help="counted rounds (%(default)s)"
+    )
+
+
+def add_batch(parser: argparse.ArgumentParser) -> None:
+    """Declares ``--batch`` of a training step; see `settle_batch`."""
+    parser.add_argument("--batch", type=parse_positive, help="images a step (2; on a GPU 16)")
+
+
+def settle_batch(arguments: argparse.Namespace) -> int:
+    """Images of a step, of a size that was checked.
+
+    Raises:
+        ValueError: ``--size`` is below 64.
+    """
+    # At 32 pixels the last map is one cell, of which a batch of one has no statistics.
+    if arguments.size is not None and arguments.size < 64:
+        raise ValueError(f"--size must be >= 64, not {arguments.size}")
+    batch: int = arguments.batch or choose_by_device(arguments, 2, 16)
+    return batch
+
+
+def choose_by_device(arguments: argparse.Namespace, cpu: _T, gpu: _T) -> _T:
+    """Return the default of the device on which the measurement runs."""
+    return gpu if arguments.device.type == "cuda" else cpu
+
+
+def add_card(parser: argparse.ArgumentParser) -> None:
+    """Declares what a `Card` is made of."""
+    card = Card()
+    parser.add_argument(
+        "--bandwidth", type=float, default=card.bandwidth, help="of the GPU, bytes/s (%(default)s)"
+    )
+    parser.add_argument(
+        "--flops", type=float, default=card.flops, help="of the GPU, a second (%(default)s)"
+    )
+
+
 # -- inference -----------------------------------------------------------------------------------
 
 
@@ -72,7 +122,7 @@ def _inference_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("float32", "bfloat16"), help="(float32; on a GPU bfloat16)"
     )
     add_turns(parser, 10)
-    parser.add_argument("--repeats", type=positive, help="passes a turn (1; on a GPU 20)")
+    parser.add_argument("--repeats", type=parse_positive, help="passes a turn (1; on a GPU 20)")
     parser.add_argument(
         "--compile", action="store_true", help="also torch.compile timm's net and the deployed one"
     )
@@ -82,9 +132,11 @@ def _inference_arguments(parser: argparse.ArgumentParser) -> None:
 def _inference(arguments: argparse.Namespace) -> Iterator[Table]:
     """Feature maps of one net as its libraries make them and as it is deployed, same weights."""
     cpu, gpu = ("1x224", "1x512", "4x300"), ("1x224", "8x224", "2x800x1344")
-    sizes = [parse_input(text) for text in arguments.inputs or by_device(arguments, cpu, gpu)]
-    precision = arguments.precision or by_device(arguments, "float32", "bfloat16")
-    repeats = arguments.repeats or by_device(arguments, 1, 20)
+    sizes = [
+        parse_input(text) for text in arguments.inputs or choose_by_device(arguments, cpu, gpu)
+    ]
+    precision = arguments.precision or choose_by_device(arguments, "float32", "bfloat16")
+    repeats = arguments.repeats or choose_by_device(arguments, 1, 20)
     for size in sizes:
         yield compare_inference(
             arguments.net,
@@ -122,7 +174,7 @@ def _memory(arguments: argparse.Namespace) -> Iterator[Table]:
     batch = settle_batch(arguments)
     if not arguments.budget > 0:
         raise ValueError(f"--budget must be above 0, not {arguments.budget}")
-    precision = arguments.precision or by_device(arguments, "32-true", "bf16-mixed")
+    precision = arguments.precision or choose_by_device(arguments, "32-true", "bf16-mixed")
     for net in arguments.nets:
         yield compare_memory_modes(
             net,
@@ -242,8 +294,8 @@ def _gpu(arguments: argparse.Namespace) -> Iterator[Table]:
     )
 
 
-COMMANDS: tuple[Command, ...] = (
-    Command(
+SUBCOMMANDS: tuple[Subcommand, ...] = (
+    Subcommand(
         name="inference",
         help="feature maps: torchvision, timm, smp, onnxruntime, ours and deployed, same weights",
         add_arguments=_inference_arguments,
@@ -252,7 +304,7 @@ COMMANDS: tuple[Command, ...] = (
         quick=("--inputs", "1x64", "--precision", "bfloat16", "--turns", "1", "--repeats", "1"),
         charts=True,
     ),
-    Command(
+    Subcommand(
         name="memory",
         help="training steps: what each memory mode keeps, beside torchvision's two and timm's",
         add_arguments=_memory_arguments,
@@ -263,7 +315,7 @@ COMMANDS: tuple[Command, ...] = (
         ),
         charts=True,
     ),
-    Command(
+    Subcommand(
         name="detector",
         help="training steps of one detector on several backbones: size, memory, time",
         add_arguments=_detector_arguments,
@@ -273,14 +325,14 @@ COMMANDS: tuple[Command, ...] = (
             *("--size", "64", "--batch", "2", "--turns", "1"),
         ),
     ),
-    Command(
+    Subcommand(
         name="input",
         help="detection input: decoding and augmentation on one core, beside a training step",
         add_arguments=_input_arguments,
         run=_input,
         quick=("--detector", "dsod_tiny", "--batch", "2", "--images", "2", "--turns", "1"),
     ),
-    Command(
+    Subcommand(
         name="startup",
         help="seconds of the import beside timm's, and of compiling with empty caches",
         add_arguments=_startup_arguments,
@@ -288,7 +340,7 @@ COMMANDS: tuple[Command, ...] = (
         quick=("--turns", "1", "--compile-turns", "0"),
         devices=("cpu",),
     ),
-    Command(
+    Subcommand(
         name="gpu",
         help="Triton kernels: whether they may be on by default, and each layer's time (CUDA)",
         add_arguments=_gpu_arguments,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from densenet_backbones.heads import fasterrcnn_fpn, load_matching, retinanet_fpn
-from densenet_backbones.heads.detection.weights import our_name
+from densenet_backbones.heads.weights import our_name
 
 BODY = {"growth_rate": 4, "block_config": [1, 1, 1, 1], "num_init_features": 8}
 SMALL = {"min_size": 64, "max_size": 96, "score_thresh": 0.0}

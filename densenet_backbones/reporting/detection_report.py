@@ -1,0 +1,185 @@
+"""Report on a detection data set and on a finished evaluation: tables, curves, pictures, files."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from densenet_backbones.data.images import read_image
+from densenet_backbones.data.instances import TargetType, read_instances
+from densenet_backbones.data.readers.detection_sources import count_classes
+from densenet_backbones.data.samples import Categories, DetectionSet
+from densenet_backbones.metrics.coco import PREFIXES, CocoMetric
+from densenet_backbones.metrics.coco_truth import IOU_TYPES
+from densenet_backbones.metrics.confusion import confusion_matrix
+from densenet_backbones.metrics.voc import evaluate_voc
+from densenet_backbones.reporting.console import say
+from densenet_backbones.reporting.instance_pictures import (
+    collect_annotations,
+    draw_beside_ground_truth,
+    select_confident,
+)
+from densenet_backbones.reporting.pictures import save_picture
+from densenet_backbones.reporting.plots import (
+    plot_confidence_curves,
+    plot_confusion,
+    plot_pr_curves,
+)
+from densenet_backbones.reporting.tables import format_table, format_voc_table
+
+CLASSES_SHOWN = 20
+PICTURED_IMAGES = 16
+
+
+def tabulate_data(train: DetectionSet, val: DetectionSet) -> Table:
+    """Return a table of the images and objects of each class in both parts of the data.
+
+    Columns that are all zero (difficult objects, crowds) are left out, and so are the classes past
+    the first `CLASSES_SHOWN`, whose sum is given.
+    """
+    table = Table(title=f"train: {train.name}   evaluated: {val.name}", box=box.SIMPLE_HEAD)
+    table.title_justify = "left"
+    counts = [count_classes(train), count_classes(val)]
+    columns = [
+        (f"{part} {quantity}", count, quantity)
+        for part, count in zip(("train", "val"), counts, strict=True)
+        for quantity in ("objects", "images", "difficult", "crowd")
+        if quantity in ("objects", "images") or any(getattr(c, quantity) for c in count)
+    ]
+    table.add_column("class")
+    for title, _, _ in columns:
+        table.add_column(title, justify="right")
+    names = train.categories.names
+    shown = len(names) if len(names) <= CLASSES_SHOWN else CLASSES_SHOWN - 1
+    for row, name in enumerate(names[:shown]):
+        table.add_row(name, *(str(getattr(count[row], key)) for _, count, key in columns))
+    # Images show several classes: their number in the last row is the set's, not a sum.
+    sizes = {"train images": len(train), "val images": len(val)}
+    for name, first in ((f"{len(names) - shown} more", shown), ("all", 0)):
+        cells = [
+            str(sizes[title] if title in sizes and first == 0 else "")
+            if quantity == "images"
+            else str(sum(getattr(c, quantity) for c in count[first:]))
+            for title, count, quantity in columns
+        ]
+        if first == 0 or shown < len(names):
+            table.add_row(name, *cells, end_section=first > 0)
+    return table
+
+
+def write_evaluation(
+    metric: CocoMetric,
+    part: DetectionSet,
+    folder: Path,
+    voc_iou: float = 0.5,
+    count_difficult: bool = False,
+) -> None:
+    """Print a finished evaluation and write it to a folder.
+
+    Args:
+        metric: After `compute`.
+        part: The images that were evaluated.
+        folder: Gets ``table.txt``, ``metrics.json``, ``results.json`` (COCO's results format, with
+            masks and keypoints where there are some), PR curves, the confusion matrix of the boxes,
+            and predictions beside the ground truth.
+        voc_iou: IoU from which a detection is right in VOC's numbers.
+        count_difficult: Count VOC's difficult objects too.
+    """
+    assert metric.evaluation is not None, "the metric has not computed its numbers yet"
+    folder.mkdir(parents=True, exist_ok=True)
+    # COCO's numbers of boxes, then of masks and keypoints where there are some.
+    text = format_table(metric.evaluation)
+    summary = {"coco": metric.evaluation.to_dict()}
+    for iou_type, evaluation in list(metric.evaluations.items())[1:]:
+        text += "\n" + format_table(evaluation)
+        summary[f"coco_{iou_type}"] = evaluation.to_dict()
+        plot_pr_curves(evaluation, folder / f"{PREFIXES[iou_type]}pr_curves.png")
+    # VOC's numbers and the confusion matrix count the boxes of the same detections.
+    predictions = group_by_image(metric.results, part.categories)
+    voc = evaluate_voc(
+        part, predictions, voc_iou, count_difficult=count_difficult, image_ids=metric.images
+    )
+    text += "\n" + format_voc_table(voc)
+    summary["voc"] = voc.to_dict()
+    say(text)
+    (folder / "table.txt").write_text(text)
+    (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / "results.json").write_text(json.dumps(metric.results))
+    # Pictures last: the numbers are safe if drawing fails.
+    plot_pr_curves(metric.evaluation, folder / "pr_curves.png")
+    plot_confidence_curves(voc, folder / "confidence_curves.png")
+    matrix = confusion_matrix(part, predictions, image_ids=metric.images)
+    plot_confusion(matrix, part.categories.names, folder / "confusion_matrix.png")
+    target_types = [name for name, iou in IOU_TYPES.items() if iou in metric.evaluations]
+    draw_examples(part, predictions, set(metric.images), folder / "predictions.png", target_types)
+
+
+def draw_examples(
+    part: DetectionSet,
+    predictions: Mapping[int, dict[str, Any]],
+    evaluated: set[int],
+    file: Path,
+    target_types: Sequence[TargetType] = ("boxes",),
+) -> None:
+    """Draw the ground truth beside predictions of images spread over the evaluated ones.
+
+    Args:
+        part: The images and their annotations.
+        predictions: As `group_by_image` returns them; images may be missing.
+        evaluated: Ids of the images that may be drawn.
+        file: Where the sheet goes.
+        target_types: Annotations that are drawn.
+    """
+    nothing = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, np.int64), "scores": np.zeros(0)}
+    records = [record for record in part.records if record.image_id in evaluated]
+    records = records[:: max(1, len(records) // PICTURED_IMAGES)][:PICTURED_IMAGES]
+    keypoints = len(part.categories.keypoints)
+    objects = [read_instances(record, target_types, keypoints) for record in records]
+    sheet = draw_beside_ground_truth(
+        [read_image(record.path) for record in records],
+        [collect_annotations(instances) for instances in objects],
+        [select_confident(predictions.get(record.image_id, nothing)) for record in records],
+        part.categories.names,
+        skeleton=part.categories.skeleton,
+    )
+    save_picture(file, sheet)
+
+
+def group_by_image(
+    results: Sequence[Mapping[str, Any]], categories: Categories
+) -> dict[int, dict[str, Any]]:
+    """Return COCO's results as one entry an image.
+
+    Args:
+        results: Detections in COCO's results format, of any images in any order.
+        categories: Label <-> category id.
+
+    Returns:
+        By image id: ``boxes`` (n, 4) xyxy float32, ``labels`` (n,) int64, ``scores`` (n,) float32
+        and, where the results have them, ``masks``, n run-length codes, and ``keypoints``
+        (n, Kp, 3) float32.
+    """
+    rows: dict[int, list[Mapping[str, Any]]] = {}
+    for result in results:
+        rows.setdefault(result["image_id"], []).append(result)
+    return {image_id: _join_rows(detections, categories) for image_id, detections in rows.items()}
+
+
+def _join_rows(detections: Sequence[Mapping[str, Any]], categories: Categories) -> dict[str, Any]:
+    boxes = [[x, y, x + w, y + h] for x, y, w, h in (row["bbox"] for row in detections)]
+    labels = [categories.label_of_id(row["category_id"]) for row in detections]
+    prediction: dict[str, Any] = {
+        "boxes": np.array(boxes, np.float32).reshape(-1, 4),
+        "labels": np.array(labels, np.int64),
+        "scores": np.array([row["score"] for row in detections], np.float32),
+    }
+    if "segmentation" in detections[0]:
+        prediction["masks"] = [row["segmentation"] for row in detections]
+    if "keypoints" in detections[0]:
+        points = np.array([row["keypoints"] for row in detections], np.float32)
+        prediction["keypoints"] = points.reshape(len(detections), -1, 3)
+    return prediction

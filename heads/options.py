@@ -1,0 +1,122 @@
+"""Keyword arguments that builders of detectors and segmenters share, under torchvision's names.
+
+Each builder takes the typed dictionaries of this file by ``Unpack``, so that an option has one
+name, one type and one explanation (torchvision ``models/detection/*.py``).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from torchvision.models import WeightsEnum
+
+from densenet_backbones.messages import check_interval, check_whole, nearest
+
+__all__ = [
+    "BackboneWeights",
+    "ChannelOrder",
+    "ImageOptions",
+    "SelectionOptions",
+    "SizeOptions",
+    "check_options",
+    "split_options",
+]
+
+ChannelOrder = Literal["rgb", "bgr"]
+
+# Options whose value must lie in 0..1, and those that count something, by the ends of their names.
+_FRACTIONS = ("_thresh", "_fraction")
+_COUNTS = ("detections_per_img", "topk_candidates", "_top_n_train", "_top_n_test", "_per_image")
+
+
+class BackboneWeights(TypedDict, total=False):
+    """Backbone of a builder, beside its name.
+
+    Attributes:
+        backbone_kwargs: Keyword arguments for ``timm.create_model``: ``tap``, ``memory``,
+            ``growth_rate``, ...
+        weights_backbone: None for random weights, ``timm`` for those that timm publishes, a name or
+            member of torchvision's (``IMAGENET1K_V1``), or a file; see `create_features`.
+        trainable_backbone_layers: How many of the last stages are trained, as torchvision counts
+            them: 0 for none up to 5 for all of a DenseNet, four blocks and the stem.
+        progress: Show a bar while torchvision's weights are fetched.
+    """
+
+    backbone_kwargs: dict[str, Any] | None
+    weights_backbone: str | WeightsEnum | None
+    trainable_backbone_layers: int | None
+    progress: bool
+
+
+class ImageOptions(TypedDict, total=False):
+    """Values of images as a network's weights expect them; see `ImageNormalization`.
+
+    What is left out, or None, is that of the backbone's weights.
+    """
+
+    image_mean: Sequence[float] | None
+    image_std: Sequence[float] | None
+    channel_order: ChannelOrder | None
+    value_range: float | None
+
+
+class SizeOptions(TypedDict, total=False):
+    """Sizes of images; see `DetectionTransform`.
+
+    ``_skip_resize`` is what torchvision's ``references/detection/train.py`` gives to all builders
+    for augmentations that scale images: ``resize_in_training`` turned off.
+    """
+
+    min_size: int | Sequence[int]
+    max_size: int
+    size_divisible: int
+    image_size: Sequence[int] | None
+    _skip_resize: bool
+
+
+class SelectionOptions(TypedDict, total=False):
+    """Limits of the detections of an image; see `Selection`."""
+
+    score_thresh: float
+    nms_thresh: float
+    topk_candidates: int
+    detections_per_img: int
+
+
+def split_options(options: Mapping[str, Any], parts: Sequence[Any]) -> list[dict[str, Any]]:
+    """Split options by the typed dictionaries they belong to.
+
+    Args:
+        options: Keyword arguments of a builder.
+        parts: Typed dictionaries; an option belongs to the first one that has it.
+
+    Returns:
+        The options of each part, then those that belong to none.
+    """
+    rest = dict(options)
+    split = [{k: rest.pop(k) for k in part.__optional_keys__ if k in rest} for part in parts]
+    return [*split, rest]
+
+
+def check_options(num_classes: int, options: Mapping[str, Any], known: frozenset[str]) -> None:
+    """Refuse a detector's options that are unknown, and numbers outside their range.
+
+    Args:
+        num_classes: K, with the background.
+        options: Keyword arguments of a builder.
+        known: Names that the builder takes.
+
+    Raises:
+        TypeError: An option is unknown.
+        ValueError: A number is outside its range.
+    """
+    for name in sorted(options.keys() - known):
+        raise TypeError(
+            f"unexpected keyword argument {name!r}{nearest(name, known)} (known: {sorted(known)})"
+        )
+    if num_classes < 2:
+        raise ValueError(f"num_classes counts the background: 2 or more, got {num_classes}")
+    for name, value in options.items():
+        if name.endswith(_FRACTIONS):
+            check_interval(name, value, "[0, 1]")
+        if name.endswith(_COUNTS):
+            check_whole(name, value)

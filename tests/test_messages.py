@@ -1,0 +1,42 @@
+"""Sentences of errors."""
+
+import re
+
+import numpy as np
+import pytest
+
+from densenet_backbones.messages import check_choice, check_interval, check_whole
+
+
+def test_a_legal_value_passes():
+    check_choice("tap", "raw", ("raw", "norm"))
+    check_choice("norm", None, ("bn", None))
+    check_interval("rate", 0, "[0, 1)")
+    check_interval("scale", 1e300, "(0, inf)")
+    check_whole("classes", np.int64(1))
+    check_whole("seed", 0, least=0)
+
+
+@pytest.mark.parametrize(
+    ("check", "arguments", "sentence"),
+    [
+        (
+            check_choice,
+            ("Nrom", ("raw", "norm")),
+            "'raw', 'norm', got 'Nrom'; did you mean 'norm'?",
+        ),
+        (check_choice, (3, ("bn", None)), "be one of 'bn', None, got 3"),
+        (check_choice, ("NHWC", ("NCHW",)), "be 'NCHW', got 'NHWC'; did you mean 'NCHW'?"),
+        (check_interval, (1, "[0, 1)"), "lie in [0, 1), got 1"),
+        (check_interval, (0.0, "(0, 1]"), "lie in (0, 1], got 0.0"),
+        (check_interval, (float("nan"), "[0, 1]"), "lie in [0, 1], got nan"),
+        (check_interval, (float("inf"), "(0, inf)"), "be above 0 and finite, got inf"),
+        (check_interval, (-1, "[0, inf)"), "be at least 0 and finite, got -1"),
+        (check_whole, (0,), "be at least 1, got 0"),
+        (check_whole, (True,), "be a whole number, got True"),
+        (check_whole, (2.0,), "be a whole number, got 2.0"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_legal(check, arguments, sentence):
+    with pytest.raises(ValueError, match=f"^argument must .*{re.escape(sentence)}$"):
+        check("argument", *arguments)
