@@ -1,14 +1,12 @@
-"""From detection sets to batches: the Lightning data module."""
+"""Detection data on the command line: the Lightning data module of boxes, masks and keypoints."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
-
-from torch.utils.data import Dataset
+from dataclasses import dataclass
 
 from densenet_backbones.data.augment.presets import (
     AnyPreset,
-    augmentation_for,
-    image_size_of,
+    choose_augmentation,
+    scales_images,
 )
 from densenet_backbones.data.detection_images import DetectionImages
 from densenet_backbones.data.instances import (
@@ -16,40 +14,29 @@ from densenet_backbones.data.instances import (
     keep_images_with_keypoints,
     keep_learnable_objects,
 )
-from densenet_backbones.data.loading import (
-    ImageData,
-    ResumableLoader,
-    Scenes,
-    Source,
-    default_workers,
+from densenet_backbones.data.loading import ImageData, Root
+from densenet_backbones.data.mask_samples import MaskRecord
+from densenet_backbones.data.readers.detection_sources import (
+    Layout,
+    check_images,
+    read_detection,
 )
-from densenet_backbones.data.readers.detection_sources import check_images, read_detection
-from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
-
-__all__ = [
-    "DetectionData",
-    "DetectionImages",
-    "ResumableLoader",
-    "Scenes",
-    "Source",
-    "default_workers",
-]
+from densenet_backbones.data.samples import (
+    Categories,
+    DataError,
+    DetectionSet,
+    ImageRecord,
+    Sample,
+)
 
 
-class DetectionData(ImageData[DetectionSet]):
+@dataclass(eq=False, repr=False)
+class DetectionData(ImageData[DetectionSet, Sample]):
     """Detection data in COCO or VOC layout, or the quick start's generated scenes.
 
     Args:
-        root: Folder of the data set: COCO (`annotations/instances_*.json`) or VOC layout
-            (`Annotations`, `ImageSets`, `JPEGImages`, or a VOCdevkit). None draws `scenes`.
-        train_split: Name of the training split under `root`.
-        val_split: Name of the split that is evaluated.
-        train: Several (root, split) taken together as the training set, instead of `root` and
-            `train_split`; their classes are unified by name.
-        layout: "coco" or "voc"; "auto" recognizes it.
-        classes: Class names in label order; needed where sources differ, optional elsewhere.
-        batch_size: Images a step and process.
-        num_workers: Loader processes; None takes half of the cores, at most 8.
+        layout: "coco" (`annotations/instances_*.json`) or "voc" (`Annotations`, `ImageSets`,
+            `JPEGImages`, or a VOCdevkit); "auto" recognizes it.
         augmentation: "ssd" (zoom-out, seven-sampler crop, photometric, flip) or "light", for boxes
             and detectors of one image size; "flip"; for detectors that take images of any size
             "multiscale" (shortest side 0.8 to 1 of the detector's own, flip); "lsj" (large-scale
@@ -57,87 +44,52 @@ class DetectionData(ImageData[DetectionSet]):
         copy_paste: With "lsj" and masks: paste objects of another image on each.
         jitter_size: Side of the square canvas of "lsj" in pixels. None takes the detector's image
             size, or 1024 for a shortest side of 800 and in proportion.
-        target_types: Annotations to train on and evaluate: "boxes", and "masks" or "keypoints";
-            None: boxes.
+        target_types: Annotations to train on and evaluate: "boxes", and "masks" or "keypoints".
             Images on which no keypoint is labelled teach none, and are left out of that training.
         group_by_shape: Make batches of portrait and of landscape images apart. None does so where
             the detector is given images of their own shapes.
-        seed: Order and augmentation are functions of (seed, epoch, index).
-        fraction: Share of the training images used, from above 0 to 1.
-        overfit_images: Train on the first N images (by id) of which a prior matches every object,
-            without augmentation, and evaluate on the same N.
-        strict: Refuse data with faulty boxes instead of leaving those out.
-        check_images: Decode every image before training.
-        scenes: What to draw when `root` is None.
     """
 
-    def __init__(
-        self,
-        root: str | None = None,
-        train_split: str = "train",
-        val_split: str = "val",
-        train: list[Source] | None = None,
-        layout: Literal["auto", "coco", "voc"] = "auto",
-        classes: list[str] | None = None,
-        batch_size: int = 16,
-        num_workers: int | None = None,
-        augmentation: AnyPreset = "ssd",
-        copy_paste: bool = False,
-        jitter_size: int | None = None,
-        target_types: list[TargetType] | None = None,
-        group_by_shape: bool | None = None,
-        seed: int = 0,
-        fraction: float = 1.0,
-        overfit_images: int | None = None,
-        strict: bool = False,
-        check_images: bool = False,
-        scenes: Scenes = Scenes(),  # noqa: B008 - never changed; lets --help show the defaults
-    ) -> None:
-        super().__init__(
-            root=root,
-            train_split=train_split,
-            val_split=val_split,
-            train=train,
-            classes=classes,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            fraction=fraction,
-            overfit_images=overfit_images,
-            scenes=scenes,
-        )
-        if jitter_size is not None and jitter_size < 1:
-            raise DataError(f"data.jitter_size must be at least 1 pixel, got {jitter_size}")
-        self.layout, self.preset = layout, augmentation
-        self.copy_paste, self.jitter_size = copy_paste, jitter_size
-        self.target_types, self.group_by_shape = tuple(target_types or ("boxes",)), group_by_shape
-        self.strict, self.check_images = strict, check_images
+    layout: Layout = "auto"
+    augmentation: AnyPreset = "ssd"
+    copy_paste: bool = False
+    jitter_size: int | None = None
+    target_types: Sequence[TargetType] = ("boxes",)
+    group_by_shape: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.jitter_size is not None and self.jitter_size < 1:
+            raise DataError(f"data.jitter_size must be at least 1 pixel, got {self.jitter_size}")
+        self.target_types = tuple(self.target_types)
 
     @property
     def train_set(self) -> DetectionSet:
         """The training images (read at first use)."""
         first_use = "train" not in self._sets
-        found = super().train_set
+        data_set = super().train_set
         if first_use and "keypoints" in self.target_types:
-            found = self._sets["train"] = keep_images_with_keypoints(found)
-        return found
+            data_set = self._sets["train"] = keep_images_with_keypoints(data_set)
+        return data_set
 
     @property
     def categories(self) -> Categories:
         """Classes of the training set."""
         return self.train_set.categories
 
-    def class_names(self, data_set: DetectionSet) -> tuple[str, ...]:
-        """Names in the order of the labels from 1 on."""
+    def name_classes(self, data_set: DetectionSet) -> tuple[str, ...]:
+        """Return the names in the order of the labels from 1 on."""
         return data_set.categories.names
 
     def use_classes(self, categories: Categories) -> None:
         """Read the evaluated split with the classes that a trained detector knows."""
         self.use_class_names(categories.names)
 
-    def read_set(self, root: Any, split: str | None, classes: Sequence[str] | None) -> DetectionSet:
+    def read_set(
+        self, root: Root, split: str | None, classes: Sequence[str] | None
+    ) -> DetectionSet:
         """Read one split, or several sources; see `read_detection`."""
-        found = read_detection(
+        data_set = read_detection(
             root,
             split,
             layout=self.layout,
@@ -146,34 +98,44 @@ class DetectionData(ImageData[DetectionSet]):
             masks="masks" in self.target_types,
             keypoints="keypoints" in self.target_types,
         )
-        found = keep_learnable_objects(found, self.target_types, self.strict)
+        data_set = keep_learnable_objects(data_set, self.target_types, self.strict)
         if self.check_images:
-            check_images(found)
-        return found
+            check_images(data_set)
+        return data_set
 
-    def keep_for_overfitting(self, matched: Callable[[ImageRecord], bool]) -> None:
-        """Reduce the training set to the `overfit_images` first images with `matched` objects."""
-        self.keep_first(
-            lambda record: len(record.boxes) > 0 and matched(record),
-            "have objects of which a prior matches every one",
-        )
+    def keep_for_overfitting(
+        self, has_all_matched: Callable[[ImageRecord], bool] | None = None
+    ) -> None:
+        """Reduce the training set to the `overfit_images` first images that have objects.
 
-    def training_images(self) -> Dataset[Any]:
-        """Images of the model's size, of their own, or as the augmentation scales them.
+        Args:
+            has_all_matched: Returns True if a prior of the detector matches every object of an
+                image; other images are passed over. None for detectors that can match any object.
+        """
+
+        def is_usable(record: ImageRecord | MaskRecord) -> bool:
+            assert isinstance(record, ImageRecord)
+            return len(record.boxes) > 0 and (has_all_matched is None or has_all_matched(record))
+
+        prior = " of which a prior matches every one" if has_all_matched else ""
+        self.keep_first(is_usable, f"have objects{prior}")
+
+    def make_training_images(self) -> DetectionImages:
+        """Return images of the model's size, of their own, or as the augmentation scales them.
 
         Raises:
             DataError: If the model learns what the data was not read with, or the augmentation
                 does not fit it.
         """
-        target_types = tuple(getattr(self._model, "target_types", self.target_types))
-        missing = [what for what in target_types if what not in self.target_types]
+        target_types = self.known_input.target_types or tuple(self.target_types)
+        missing = [name for name in target_types if name not in self.target_types]
         if missing:
             raise DataError(
                 f"the detector learns {' and '.join(target_types)}, but data.target_types is "
                 f"{list(self.target_types)}; add {' and '.join(missing)}"
             )
-        augmentation = augmentation_for(
-            self._model,
+        augmentation = choose_augmentation(
+            self.known_input,
             self._training_preset,
             target_types,
             jitter_size=self.jitter_size,
@@ -182,21 +144,21 @@ class DetectionData(ImageData[DetectionSet]):
         copy_paste = self.copy_paste and self.overfit_images is None
         return DetectionImages(self.train_set, augmentation, self.seed, target_types, copy_paste)
 
-    def evaluated_images(self) -> Dataset[Any]:
-        """Images of their own size."""
-        return DetectionImages(self.val_set, target_types=self.target_types)
+    def make_evaluated_images(self) -> DetectionImages:
+        """Return images of their own size."""
+        return DetectionImages(self.val_set, target_types=tuple(self.target_types))
 
-    def groups(self) -> Sequence[int] | None:
-        """1 for each portrait, 0 for others, where batches are not to mix them."""
-        own_shapes = image_size_of(self._model) is None and self._training_preset != "lsj"
+    def group_images(self) -> Sequence[int] | None:
+        """Return 1 for each portrait, 0 for others, where batches are not to mix them."""
+        own_shapes = self.known_input.size is None and self._training_preset != "lsj"
         grouped = own_shapes if self.group_by_shape is None else self.group_by_shape
         return [int(r.height > r.width) for r in self.train_set.records] if grouped else None
 
     @property
-    def _model(self) -> Any:
-        assert self.trainer is not None
-        return self.trainer.lightning_module.model
+    def scales_training_images(self) -> bool:
+        """True if the augmentation scales images, so that the model must not in training."""
+        return scales_images(self.known_input, self._training_preset)
 
     @property
     def _training_preset(self) -> AnyPreset:
-        return "none" if self.overfit_images is not None else self.preset
+        return "none" if self.overfit_images is not None else self.augmentation

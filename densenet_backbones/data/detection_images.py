@@ -1,7 +1,6 @@
 """From the records of a detection set to samples."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from densenet_backbones.data.instances import Instances, read_instances
 from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Sample
 
 
-class DetectionImages(Dataset[Any]):
+class DetectionImages(Dataset[Sample]):
     """Reads, augments and hands out the images of a `DetectionSet`.
 
     Args:
@@ -62,7 +61,7 @@ class DetectionImages(Dataset[Any]):
         return len(self.detection_set)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """The sample of an index, or of an ``(epoch, index)`` pair as `EpochSampler` gives.
+        """Return the sample of an index, or of an ``(epoch, index)`` pair as `EpochSampler` gives.
 
         Raises:
             DataError: If the image or a mask cannot be read, or they differ in size.

@@ -1,4 +1,4 @@
-"""From records to batches: what the data modules of detection and segmentation share.
+"""Data modules: from records to batches, for detection and segmentation alike.
 
 Legend: a sample is one image as a model is given it; a batch is a list of samples, because images
 may differ in size.
@@ -7,68 +7,92 @@ may differ in size.
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 import cv2
 import lightning.pytorch as pl
 from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 
-from densenet_backbones.data.mask_samples import SegmentationSet
+from densenet_backbones.data.augment.presets import ModelInput
+from densenet_backbones.data.mask_samples import MaskRecord, MaskSample, SegmentationSet
 from densenet_backbones.data.readers.detection_sources import sample_subset
 from densenet_backbones.data.samplers import EpochSampler, GroupedSampler, ShardSampler
-from densenet_backbones.data.samples import DataError, DetectionSet
+from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Sample
 from densenet_backbones.data.scenes.generation import generate_scenes
 
-S = TypeVar("S", DetectionSet, SegmentationSet)
+SetT = TypeVar("SetT", DetectionSet, SegmentationSet)
+SampleT = TypeVar("SampleT", Sample, MaskSample)
+T = TypeVar("T")
+Root = str | list[tuple[str, str]]
+"""A folder, or the (folder, split) pairs of a training set that is made of several."""
 
 
-class ResumableLoader(DataLoader[list[Any]]):
+class LoaderOptions(TypedDict):
+    """Options that training and evaluation loaders share; see torch's `DataLoader`."""
+
+    batch_size: int
+    num_workers: int
+    collate_fn: Callable[[list[Any]], list[Any]]
+    worker_init_fn: Callable[[int], None]
+    persistent_workers: bool
+    pin_memory: bool
+
+
+class ResumableLoader(DataLoader[T]):
     """A training loader that goes on in the middle of an epoch.
 
     The order of an epoch is a function of (seed, epoch) alone, so all that resuming needs is how
     many batches of the epoch are done; `batches_done` says so when the first batch is asked for.
     It is asked that late because a trainer creates the iterator before it knows the epoch.
+    (torchdata's StatefulDataLoader saves the state of its workers instead, and goes on with the
+    same number of them only.)
 
     Args:
+        dataset: Samples by ``(epoch, index)``.
+        sampler: The order of the epoch.
         batches_done: Returns the number of batches of the current epoch already trained on.
         between_batches: Called when a batch is asked for, that is when the one before is done
             with; a run that is to stop raises there.
-        **kwargs: `DataLoader`'s own; `sampler` must be an `EpochSampler`.
+        drop_last: Leave out a last batch that is not full.
+        **options: `DataLoader`'s own.
     """
 
     def __init__(
         self,
-        *args: Any,
+        dataset: Dataset[T],
+        sampler: EpochSampler,
         batches_done: Callable[[], int],
         between_batches: Callable[[], None],
-        **kwargs: Any,
+        drop_last: bool = False,
+        **options: Unpack[LoaderOptions],
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(dataset, sampler=sampler, drop_last=drop_last, **options)
+        self.epoch_sampler = sampler
         self.batches_done, self.between_batches = batches_done, between_batches
 
-    def __iter__(self) -> Iterator[list[Any]]:  # type: ignore[override]
-        sampler = self.sampler
-        assert isinstance(sampler, EpochSampler)
-        sampler.start = min(self.batches_done() * (self.batch_size or 1), len(sampler))
+    def __iter__(self) -> Iterator[list[T]]:  # type: ignore[override]
+        """Yield the rest of the epoch."""
+        done = self.batches_done() * (self.batch_size or 1)
+        self.epoch_sampler.start = min(done, len(self.epoch_sampler))
         try:
             for batch in super().__iter__():
                 self.between_batches()
                 yield batch
         finally:
-            sampler.start = 0
+            self.epoch_sampler.start = 0
 
     def state_dict(self) -> dict[str, int]:
-        """Nothing: the trainer's counters say it all. Lightning asks whether a loader has one."""
+        """Return nothing: the trainer's counters say it all. Lightning asks if there is a state."""
         return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Inverse of `state_dict`."""
+        """Take what `state_dict` returned."""
 
 
-def _as_list(samples: list[Any]) -> list[Any]:
+def _keep_list(samples: list[Any]) -> list[Any]:
     return samples  # images differ in size: a batch is a list
 
 
@@ -103,176 +127,187 @@ class Scenes:
     seed: int = 0
 
 
-class ImageData(pl.LightningDataModule, Generic[S]):
+@dataclass(eq=False, repr=False)
+class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
     """Training and evaluated images in one or several folders, or the quick start's scenes.
 
-    A subclass reads sets (`read_set`), knows their classes (`class_names`) and makes data sets of
-    samples from them (`training_images`, `evaluated_images`).
+    The options of the command line (``--data.NAME``) are the fields of this class and of its
+    subclass. A subclass reads sets (`read_set`), knows their classes (`name_classes`) and makes
+    data sets of samples from them (`make_training_images`, `make_evaluated_images`).
 
     Args:
-        root: Folder of the data set; None draws `scenes`.
+        root: Folder of the data set, in one of the layouts. None draws `scenes`.
         train_split: Name of the training split under `root`.
         val_split: Name of the split that is evaluated.
-        train: Several (root, split) as the training set, instead of `root` and `train_split`.
-        classes: Class names in label order, or None.
+        train: Several (root, split) taken together as the training set, instead of `root` and
+            `train_split`; their classes are unified by name.
+        classes: Class names in label order; needed where sources differ, optional elsewhere.
         batch_size: Images a step and process, at least 1.
         num_workers: Loader processes; None takes half of the cores, at most 8.
         seed: At least 0; order and augmentation are functions of (seed, epoch, index).
         fraction: Share of the training images used, from above 0 to 1.
-        overfit_images: Number of images to train and evaluate on, or None.
+        overfit_images: Train on the first N images (by id) without augmentation, and evaluate on
+            the same N. A detector with priors takes images of which they match every object.
+        strict: Refuse data with faults instead of leaving the faulty annotations out.
+        check_images: Decode every image before training.
         scenes: What to draw when `root` is None.
+
+    Attributes:
+        model_input: What the model takes; the task says so before training images are made.
+        between_batches: Called before each batch of a training; a run that is to stop raises there.
 
     Raises:
         DataError: An option is out of its range.
     """
 
-    def __init__(
-        self,
-        *,
-        root: str | None,
-        train_split: str,
-        val_split: str,
-        train: list[Source] | None,
-        classes: list[str] | None,
-        batch_size: int,
-        num_workers: int | None,
-        seed: int,
-        fraction: float,
-        overfit_images: int | None,
-        scenes: Scenes,
-    ) -> None:
+    root: str | None = None
+    _: KW_ONLY
+    train_split: str = "train"
+    val_split: str = "val"
+    train: list[Source] | None = None
+    classes: list[str] | None = None
+    batch_size: int = 16
+    num_workers: int | None = None
+    seed: int = 0
+    fraction: float = 1.0
+    overfit_images: int | None = None
+    strict: bool = False
+    check_images: bool = False
+    scenes: Scenes = field(default_factory=Scenes)
+
+    def __post_init__(self) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise DataError(f"data.batch_size must be at least 1, got {batch_size}")
-        if not 0 < fraction <= 1:
-            raise DataError(f"data.fraction must lie in (0, 1], got {fraction}")
-        if overfit_images is not None and overfit_images < 1:
-            raise DataError(f"data.overfit_images must be at least 1, got {overfit_images}")
-        if num_workers is not None and num_workers < 0:
-            raise DataError(f"data.num_workers must be at least 0, got {num_workers}")
-        if seed < 0:
-            raise DataError(f"data.seed must be at least 0, got {seed}")
-        self.root, self.train_split, self.val_split = root, train_split, val_split
-        self.train_sources, self.classes = train, classes
-        self.batch_size, self.seed = batch_size, seed
-        self.num_workers = num_workers if num_workers is not None else default_workers()
-        self.fraction, self.overfit_images, self.scenes = fraction, overfit_images, scenes
-        self.between_batches: Callable[[], None] = lambda: None  # training may set it
-        self._sets: dict[str, S] = {}
+        if not 0 < self.fraction <= 1:
+            raise DataError(f"data.fraction must lie in (0, 1], got {self.fraction}")
+        smallest = {"batch_size": 1, "overfit_images": 1, "num_workers": 0, "seed": 0}
+        for name, least in smallest.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise DataError(f"data.{name} must be at least {least}, got {value}")
+        self.workers = choose_workers() if self.num_workers is None else self.num_workers
+        self.model_input: ModelInput | None = None
+        self.between_batches: Callable[[], None] = lambda: None
+        self._sets: dict[str, SetT] = {}
 
     @abstractmethod
-    def read_set(self, root: Any, split: str | None, classes: Sequence[str] | None) -> S:
-        """Read a split of a root, or a list of (root, split) when `split` is None."""
+    def read_set(self, root: Root, split: str | None, classes: Sequence[str] | None) -> SetT:
+        """Read a split of a folder, or (folder, split) pairs when `split` is None."""
 
     @abstractmethod
-    def class_names(self, data_set: S) -> tuple[str, ...]:
-        """Names of a set's classes, in label order."""
+    def name_classes(self, data_set: SetT) -> tuple[str, ...]:
+        """Return the names of a set's classes, in label order."""
 
     @abstractmethod
-    def training_images(self) -> Dataset[Any]:
-        """Samples of the training set, augmented, by ``(epoch, index)``."""
+    def make_training_images(self) -> Dataset[SampleT]:
+        """Return samples of the training set, augmented, by ``(epoch, index)``."""
 
     @abstractmethod
-    def evaluated_images(self) -> Dataset[Any]:
-        """Samples of the evaluated set as they are, by index."""
+    def make_evaluated_images(self) -> Dataset[SampleT]:
+        """Return samples of the evaluated set as they are, by index."""
 
-    def groups(self) -> Sequence[int] | None:
-        """The group of each training image, where batches are to be of one group."""
+    def group_images(self) -> Sequence[int] | None:
+        """Return the group of each training image, where batches are to be of one group."""
         return None
 
     @property
-    def train_set(self) -> S:
+    def known_input(self) -> ModelInput:
+        """What the model takes; an error before the task has said so."""
+        assert self.model_input is not None, "a task sets model_input before images are read"
+        return self.model_input
+
+    @property
+    def train_set(self) -> SetT:
         """The training images (read at first use)."""
         if "train" not in self._sets:
-            sources = [(s.root, s.split) for s in self.train_sources or ()]
+            sources = [(source.root, source.split) for source in self.train or ()]
             split = None if sources else self.train_split
-            full = self.read_set(sources or self._root(), split, self.classes)
+            full = self.read_set(sources or self._find_root(), split, self.classes)
             self._sets["train"] = sample_subset(full, self.fraction, seed=self.seed)
         return self._sets["train"]
 
     @property
-    def val_set(self) -> S:
+    def val_set(self) -> SetT:
         """The evaluated images (read at first use); its classes are the training set's."""
         if self.overfit_images is not None:
             return self.train_set
         if "val" not in self._sets:
-            root = self._root()
-            if root is None:
+            if self.root is None and self.train:
                 raise DataError("data.root is needed: it holds the split that is evaluated")
-            names = self.class_names(self.train_set)
+            root, names = self._find_root(), self.name_classes(self.train_set)
             self._sets["val"] = self.read_set(root, self.val_split, names)
         return self._sets["val"]
 
     def use_class_names(self, names: Sequence[str]) -> None:
         """Read the evaluated split with the classes that a trained model knows."""
         self.classes = list(names)
-        self._sets["val"] = self.read_set(self._root(), self.val_split, names)
+        self._sets["val"] = self.read_set(self._find_root(), self.val_split, names)
 
-    def _root(self) -> str | None:
-        if self.root is None and not self.train_sources:
-            s = self.scenes
-            folder = Path(s.folder)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.with_name(f"{folder.name}.lock")):  # several processes may ask
-                generate_scenes(folder, train=s.train, val=s.val, size=s.size, seed=s.seed)
-            return s.folder
-        return self.root
+    def _find_root(self) -> str:
+        """Return the folder of the data, which is drawn first where none is given."""
+        if self.root is not None:
+            return self.root
+        s = self.scenes
+        folder = Path(s.folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):  # several processes may ask
+            generate_scenes(folder, train=s.train, val=s.val, size=s.size, seed=s.seed)
+        return s.folder
 
-    def keep_first(self, usable: Callable[[Any], bool], complaint: str) -> None:
+    def keep_first(
+        self, is_usable: Callable[[ImageRecord | MaskRecord], bool], complaint: str
+    ) -> None:
         """Reduce the training set to its first `overfit_images` usable images, by id.
 
         Raises:
             DataError: If there are fewer; `complaint` says of those what they have.
         """
         assert self.overfit_images is not None
-        records = sorted(self.train_set.records, key=lambda r: r.image_id)
-        kept = [r for r in records if usable(r)][: self.overfit_images]
-        if len(kept) < self.overfit_images:
+        records = sorted(self.train_set.records, key=lambda record: record.image_id)
+        selected = [record for record in records if is_usable(record)][: self.overfit_images]
+        if len(selected) < self.overfit_images:
             raise DataError(
-                f"data.overfit_images is {self.overfit_images}, but only {len(kept)} training "
+                f"data.overfit_images is {self.overfit_images}, but only {len(selected)} training "
                 f"images {complaint}; ask for fewer"
             )
-        self._sets["train"] = replace(self.train_set, records=tuple(kept))
+        self._sets["train"] = replace(self.train_set, records=tuple(selected))
 
-    def train_dataloader(self) -> DataLoader[list[Any]]:
-        """Augmented batches; all processes take the same number of them."""
-        assert self.trainer is not None
-        dataset: Any = self.training_images()
-        place = self.trainer.world_size, self.trainer.global_rank
-        groups = self.groups()
+    def train_dataloader(self) -> ResumableLoader[SampleT]:
+        """Return augmented batches; all processes take the same number of them."""
+        trainer = self._its_trainer()
+        place = trainer.world_size, trainer.global_rank
+        groups = self.group_images()
         sampler = (
-            EpochSampler(dataset, *place, seed=self.seed)
+            EpochSampler(self.train_set, *place, seed=self.seed)
             if groups is None
             else GroupedSampler(groups, self.batch_size, *place, seed=self.seed)
         )
         return ResumableLoader(
-            dataset,
-            batches_done=self._batches_done,
+            self.make_training_images(),
+            sampler,
+            batches_done=self._count_batches_done,
             between_batches=lambda: self.between_batches(),
-            sampler=sampler,
-            # A last batch of one image would leave batch normalisation without a variance.
+            # A last batch of one image would leave batch normalization without a variance.
             drop_last=len(sampler) >= self.batch_size,
             **self._loader_options(),
         )
 
-    def val_dataloader(self) -> DataLoader[list[Any]]:
-        """Images as they are; every one goes to exactly one process."""
-        assert self.trainer is not None
-        dataset: Any = self.evaluated_images()
-        sampler = ShardSampler(dataset, self.trainer.world_size, self.trainer.global_rank)
-        return DataLoader(dataset, sampler=sampler, **self._loader_options())
+    def val_dataloader(self) -> DataLoader[SampleT]:
+        """Return images as they are; every one goes to exactly one process."""
+        trainer = self._its_trainer()
+        sampler = ShardSampler(self.val_set, trainer.world_size, trainer.global_rank)
+        return DataLoader(self.make_evaluated_images(), sampler=sampler, **self._loader_options())
 
     def state_dict(self) -> dict[str, int]:
-        """What the order of the epoch in progress depends on, for the checkpoint."""
-        assert self.trainer is not None
-        ended = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        """Return what the order of the epoch in progress depends on, for the checkpoint."""
+        trainer = self._its_trainer()
+        ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         return {
-            "batches_done": 0 if ended else self._batches_done(),
+            "batches_done": 0 if ended else self._count_batches_done(),
             "images": len(self.train_set),
             "batch_size": self.batch_size,
-            "processes": self.trainer.world_size,
+            "processes": trainer.world_size,
             "seed": self.seed,
-            "grouping": int(self.groups() is not None),
+            "grouping": int(self.group_images() is not None),
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -290,23 +325,25 @@ class ImageData(pl.LightningDataModule, Generic[S]):
                     "the weights alone with --init-from"
                 )
 
-    def _batches_done(self) -> int:
-        assert self.trainer is not None
-        return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+    def _its_trainer(self) -> pl.Trainer:
+        assert self.trainer is not None, "a trainer asks for loaders"
+        return self.trainer
 
-    def _loader_options(self) -> dict[str, Any]:
-        assert self.trainer is not None
+    def _count_batches_done(self) -> int:
+        return int(self._its_trainer().fit_loop.epoch_loop.batch_progress.current.ready)
+
+    def _loader_options(self) -> LoaderOptions:
         return {
             "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "collate_fn": _as_list,
+            "num_workers": self.workers,
+            "collate_fn": _keep_list,
             "worker_init_fn": _quiet_worker,
-            "persistent_workers": self.num_workers > 0,
+            "persistent_workers": self.workers > 0,
             # Lightning copies pinned batches to a GPU without waiting for them.
-            "pin_memory": self.trainer.strategy.root_device.type == "cuda",
+            "pin_memory": self._its_trainer().strategy.root_device.type == "cuda",
         }
 
 
-def default_workers() -> int:
-    """Half of the cores, at most 8: the other half is the model's."""
+def choose_workers() -> int:
+    """Return half of the cores, at most 8: the other half is the model's."""
     return min(8, max(1, (os.cpu_count() or 2) // 2))

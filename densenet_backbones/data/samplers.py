@@ -156,7 +156,7 @@ class GroupedSampler(EpochSampler):
         size, groups = self.batch_size, self.groups[indices]
         whole: list[tuple[int, torch.Tensor]] = []  # where a batch became full, and its places
         rest = [indices.new_empty(0)]
-        for group in groups.unique():
+        for group in sorted(set(groups.tolist())):
             places = (groups == group).nonzero()[:, 0]
             count = len(places) // size * size
             whole += [(int(batch[-1]), batch) for batch in places[:count].split(size) if count]

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from densenet_backbones.file_writing import save_bytes
 from densenet_backbones.metrics.coco_summary import CURVE_IOUS, RECALLS, CocoEvaluation
 from densenet_backbones.metrics.confusion import normalize_rows
+from densenet_backbones.metrics.undefined import mean_of_defined
 from densenet_backbones.metrics.voc import VocEvaluation
 
 _LEGEND_LIMIT = 24  # classes; more of them are drawn without names
@@ -75,7 +76,7 @@ def plot_pr_curves(evaluation: CocoEvaluation, path: str | Path) -> None:
                 alpha=1.0 if named else 0.25,
                 label=f"{_plain(one.name)}  {np.mean(curve):.3f}" if named else None,
             )
-        _mean_curve(axis, RECALLS, curves, f"all classes  {_mean(curves):.3f}")
+        _mean_curve(axis, RECALLS, curves, f"all classes  {mean_of_defined(curves):.3f}")
         _unit_axes(axis, "recall", "precision", f"IoU {iou:.2f}")
         _legend_beside(axis, "class  AP")
     _save(figure, path)
@@ -277,11 +278,6 @@ def _mean_curve(axis: Axes, x: np.ndarray, curves: np.ndarray, name: str) -> np.
     mean = np.nansum(curves, axis=0) / np.where(defined > 0, defined, np.nan)
     axis.plot(x, mean, color="black", linewidth=2.2, label=name)
     return mean
-
-
-def _mean(values: np.ndarray) -> float:
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else float("nan")
 
 
 def _unit_axes(axis: Axes, x: str, y: str, title: str) -> None:

@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, cast, runtime_checkable
 
@@ -15,9 +16,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchvision.models.detection import KeypointRCNN, MaskRCNN
 
+from densenet_backbones.data.augment.presets import ModelInput
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.instances import TargetType
 from densenet_backbones.data.samples import Categories, ImageRecord, Sample
+from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.inference.detection_views import DetectionViews, detect
 from densenet_backbones.inference.detector import Detector, DetectorSpec
 from densenet_backbones.inference.image_tensors import to_float
@@ -140,10 +143,18 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
         """Choose the images to overfit on: those of which the detector matches every object."""
         if data.overfit_images is None:
             return
-        if isinstance(self.model, PriorDetector):
-            data.keep_for_overfitting(lambda record: has_all_matched(self.model, record))
-        else:  # no matter what its anchors reach
-            data.keep_first(lambda record: len(record.boxes) > 0, "have objects")
+        matches = isinstance(self.model, PriorDetector)  # else no matter what its anchors reach
+        data.keep_for_overfitting(partial(has_all_matched, self.model) if matches else None)
+
+    def describe_input(self) -> ModelInput:
+        """Return the detector's size or scale, its mean color and its target types."""
+        return read_model_input(self.model)
+
+    def setup(self, stage: str) -> None:
+        """Leave the resizing in training to the augmentation where that scales images."""
+        super().setup(stage)
+        if stage == "fit" and self.datamodule.scales_training_images:
+            switch_training_resize_off(self.model)
 
     def tabulate_data(self, data: DetectionData) -> Table:
         """Return a table of the images and objects of each class."""
@@ -191,7 +202,7 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
 
     def training_size(self, data: DetectionData) -> tuple[int, int]:
         """Return the detector's own size, or that to which it brings the first image."""
-        size = getattr(self.model, "image_size", None)
+        size = read_model_input(self.model).size
         if size is None:
             first = data.train_set.records[0]
             device = next(self.model.parameters()).device
@@ -287,6 +298,33 @@ def has_all_matched(model: nn.Module, record: ImageRecord) -> bool:
     if not isinstance(model, PriorDetector):
         return True
     return not bool(find_unmatchable(model, [record])[0].any())
+
+
+# -- what a detector does with images --------------------------------------------------------------
+
+
+def read_model_input(model: nn.Module) -> ModelInput:
+    """Return what a detector takes: the facts of its image transform, ours or torchvision's."""
+    transform = getattr(model, "transform", None)
+    fixed_size = getattr(transform, "fixed_size", None)  # (W, H)
+    shortest = getattr(transform, "min_size", ModelInput.min_size)
+    return ModelInput(
+        size=None if fixed_size is None else (int(fixed_size[1]), int(fixed_size[0])),
+        # Of several sides the last one holds in evaluation.
+        min_size=int(shortest if isinstance(shortest, int) else shortest[-1]),
+        max_size=int(getattr(transform, "max_size", ModelInput.max_size)),
+        fill_color=getattr(transform, "fill_color", ModelInput.fill_color),
+        target_types=read_target_types(model) if hasattr(model, "target_types") else None,
+    )
+
+
+def switch_training_resize_off(model: nn.Module) -> None:
+    """Let a detector take training images at the size they have; evaluation goes on resizing."""
+    transform = model.transform
+    if isinstance(transform, DetectionTransform):
+        transform.resize_in_training = False
+    else:  # torchvision's own can only be told when it is built, or so
+        transform._skip_resize = True  # type: ignore[union-attr]
 
 
 # -- what a detector learns from -------------------------------------------------------------------

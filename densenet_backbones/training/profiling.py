@@ -249,7 +249,7 @@ def _time_updates(task: AnyTask, profiler: PartsProfiler, until_the_end: ExitSta
     """The same for the evaluation's own work on each batch; it is made when first needed."""
     make = task.make_metric
 
-    def make_timed(data: ImageData[Any]) -> Metric:
+    def make_timed(data: ImageData[Any, Any]) -> Metric:
         metric: Metric = make(data)
         _time_method(metric, "update", METRICS, profiler, until_the_end)
         return metric

@@ -22,7 +22,7 @@ FAULTS_SHOWN = 5
 
 def print_plan(
     task: AnyTask,
-    data: ImageData[Any],
+    data: ImageData[Any, Any],
     trainer: pl.Trainer,
     folder: RunFolder,
     resumed: Mapping[str, Any] | None,
@@ -59,7 +59,7 @@ def print_plan(
             say("The run has all its epochs already; --epochs N with a larger N goes on.")
 
 
-def describe_plan(task: AnyTask, data: ImageData[Any], trainer: pl.Trainer) -> Iterator[str]:
+def describe_plan(task: AnyTask, data: ImageData[Any, Any], trainer: pl.Trainer) -> Iterator[str]:
     """Yield sentences about the model's size, the steps and the learning rate."""
     model = task.model
     parameters = sum(p.numel() for p in model.parameters())
@@ -84,7 +84,7 @@ def describe_plan(task: AnyTask, data: ImageData[Any], trainer: pl.Trainer) -> I
 
 
 def report_results(
-    task: AnyTask, data: ImageData[Any], trainer: pl.Trainer, folder: RunFolder
+    task: AnyTask, data: ImageData[Any, Any], trainer: pl.Trainer, folder: RunFolder
 ) -> None:
     """Evaluate the best weights, write everything down, and say how to go on."""
     best = folder.checkpoints / "best.ckpt"

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from rich.table import Table
 from torch import Tensor, nn
 
+from densenet_backbones.data.augment.presets import ModelInput
 from densenet_backbones.data.mask_samples import (
     IGNORED,
     MaskClasses,
@@ -170,6 +171,10 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
         if self.loss_options.class_weights == "median_frequency":
             self.loss = self.loss_options.build(self.spec.task, data.train_set)
 
+    def describe_input(self) -> ModelInput:
+        """Return the mean color; images may have any size."""
+        return ModelInput(fill_color=self.model.normalization.fill_color)
+
     def tabulate_data(self, data: SegmentationData) -> Table:
         """Return a table of the images and pixels of each class."""
         return segmentation_report.tabulate_data(data.train_set, data.val_set)
@@ -191,7 +196,7 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
     def training_size(self, data: SegmentationData) -> tuple[int, int]:
         """Return the crop's size; the first image's where whole images are trained on."""
         first = data.train_set.records[0]
-        cropped = data.overfit_images is None and data.preset not in ("full_size", "none")
+        cropped = data.overfit_images is None and data.augmentation not in ("full_size", "none")
         height, width = data.crop if cropped else (first.height, first.width)
         return height, width
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from densenet_backbones.data.augment.presets import ModelInput
 from densenet_backbones.data.loading import ImageData
 from densenet_backbones.dense_block import Memory
 from densenet_backbones.inference.model_file import ModelSpec
@@ -34,7 +35,7 @@ class IndexedSample(Protocol):
     index: int
 
 
-DataT = TypeVar("DataT", bound=ImageData[Any])
+DataT = TypeVar("DataT", bound=ImageData[Any, Any])
 SampleT = TypeVar("SampleT", bound=IndexedSample)
 MetricT = TypeVar("MetricT", bound=Metric)
 Outputs = Mapping[str, Any]
@@ -72,7 +73,7 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
 
     form: ClassVar[ShortForm]
     tool: ClassVar[str]
-    data_type: ClassVar[type[ImageData[Any]]]
+    data_type: ClassVar[type[ImageData[Any, Any]]]
     spec_type: ClassVar[type[ModelSpec]]
     use: ClassVar[str]
     look_at: ClassVar[str]
@@ -115,6 +116,14 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
     def link_arguments(cls, parser: LightningArgumentParser) -> None:
         """Give model and data the options that follow from each other's."""
         parser.link_arguments("data.seed", "model.seed")
+
+    def describe_input(self) -> ModelInput:
+        """Return what the data must know of the model before it makes training images."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Tell the data what the model takes."""
+        self.datamodule.model_input = self.describe_input()
 
     def prepare(self, data: DataT) -> None:
         """Settle what task and data must agree on, before anything is written."""

@@ -11,15 +11,9 @@ from tiny_runs import DETECTOR_ARGS
 from torchvision.ops import box_iou
 
 from densenet_backbones.data.augment.detection import Augmentation
-from densenet_backbones.data.detection import (
-    DetectionData,
-    DetectionImages,
-    ResumableLoader,
-    Scenes,
-    Source,
-    default_workers,
-)
+from densenet_backbones.data.detection import DetectionData, DetectionImages
 from densenet_backbones.data.images import read_image, read_reduced_image
+from densenet_backbones.data.loading import ResumableLoader, Scenes, Source, choose_workers
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.samplers import EpochSampler
 from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
@@ -226,7 +220,7 @@ def test_overfitting_keeps_the_first_images_of_which_every_object_is_matched(tin
 
 def test_a_detector_without_priors_can_overfit_on_any_image(tiny_scenes):
     data = DetectionData(str(tiny_scenes), overfit_images=3)
-    data.keep_for_overfitting(partial(has_all_matched, torch.nn.Identity()))
+    data.keep_for_overfitting(None)
     assert [r.image_id for r in data.train_set.records] == [1, 2, 3]
 
 
@@ -284,4 +278,4 @@ def test_going_on_in_another_order_is_refused_in_the_middle_of_an_epoch_only(tin
 def test_the_loader_leaves_cores_to_the_model(monkeypatch):
     for cores, workers in ((1, 1), (2, 1), (8, 4), (64, 8), (None, 1)):
         monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
-        assert default_workers() == workers
+        assert choose_workers() == workers

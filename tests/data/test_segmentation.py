@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from attached_trainers import with_trainer
+from lightning.pytorch.cli import LightningArgumentParser
 from mask_sets import some_masks, write_camvid, write_coco, write_mask, write_voc
 
 from densenet_backbones.data import mask_statistics
 from densenet_backbones.data.augment.segmentation import SegmentationAugmentation
+from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.loading import ResumableLoader, Scenes, Source
 from densenet_backbones.data.mask_samples import MaskClasses
@@ -232,3 +234,26 @@ def test_real_data_makes_batches(shared_data):
     assert torch.stack([s.image for s in batch]).shape == (4, 3, 224, 224)
     values = torch.stack([s.mask for s in batch]).unique().tolist()
     assert set(values) <= {*range(11), 255} and len(values) > 4
+
+
+SHARED = {"root", "train_split", "val_split", "train", "layout", "classes", "batch_size"}
+SHARED |= {"num_workers", "augmentation", "seed", "fraction", "overfit_images", "strict"}
+SHARED |= {"check_images", "scenes"}
+
+
+@pytest.mark.parametrize(
+    ("data_type", "own"),
+    [
+        (SegmentationData, {"task", "crop", "check_masks"}),
+        (
+            DetectionData,
+            {"copy_paste", "jitter_size", "target_types", "group_by_shape"},
+        ),
+    ],
+)
+def test_every_option_has_a_sentence_in_the_help(data_type, own):
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(data_type, "data")
+    options = {a.dest: a.help for a in parser._actions if a.dest.startswith("data.")}
+    assert {name.split(".")[1] for name in options} == SHARED | own
+    assert [name for name, text in options.items() if not text or "." not in text] == []

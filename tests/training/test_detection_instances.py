@@ -12,12 +12,16 @@ from instance_sets import OTHER_SIDE, SIZES, change, write_instances
 
 from densenet_backbones.data.augment.detection import Augmentation
 from densenet_backbones.data.augment.instances import InstanceAugmentation
-from densenet_backbones.data.augment.presets import augmentation_for, image_size_of
+from densenet_backbones.data.augment.presets import ModelInput, choose_augmentation
 from densenet_backbones.data.boxes import masks_to_boxes
 from densenet_backbones.data.detection import DetectionData, DetectionImages
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.heads.detection.transform import DetectionTransform
+from densenet_backbones.training.detection_task import (
+    read_model_input,
+    switch_training_resize_off,
+)
 
 MASKS, POINTS = ["boxes", "masks"], ["boxes", "keypoints"]
 
@@ -31,14 +35,21 @@ def drawn(tmp_path_factory):
 
 def detector(target_types=("boxes",), **more):
     """As the data sees a detector that keeps images' shapes."""
-    known = {"min_size": (40, 50), "max_size": 70, "_skip_resize": False, "fill_color": (1, 2, 3)}
+    known = {"min_size": (40, 50), "max_size": 70, "fill_color": (1, 2, 3)}
     return SimpleNamespace(target_types=target_types, transform=SimpleNamespace(**known, **more))
+
+
+def of_one_size(**more):
+    """As the data sees a detector that brings all images to one size."""
+    transform = SimpleNamespace(
+        fixed_size=(32, 48), min_size=(32,), max_size=48, fill_color=(1, 2, 3)
+    )
+    return SimpleNamespace(transform=transform, **more)
 
 
 def data_for(root, model, batches=0, world=(1, 0), **options):
     made = DetectionData(str(root), **{"batch_size": 4, "num_workers": 0, **options})
-    with_trainer(made, *world, batches=batches).trainer.lightning_module.model = model
-    return made
+    return with_trainer(made, *world, batches=batches, model_input=read_model_input(model))
 
 
 def content(sample):
@@ -127,10 +138,10 @@ def test_images_keep_their_size_are_scaled_or_lie_on_one_canvas(drawn):
     model = detector()
     assert shapes(model, augmentation="flip") <= set(SIZES)
     assert shapes(model, augmentation="none") <= set(SIZES)
-    assert not model.transform._skip_resize  # the detector resizes
+    assert not data_for(drawn, model, augmentation="flip").scales_training_images
     scaled = shapes(model, augmentation="multiscale")
     assert all(39 <= min(s) <= 50 and max(s) <= 70 for s in scaled if max(s) < 70)
-    assert model.transform._skip_resize
+    assert data_for(drawn, model, augmentation="multiscale").scales_training_images
     assert shapes(detector(), augmentation="lsj") == {(64, 64)}  # 1024 / 800 * 50
     assert shapes(detector(), augmentation="lsj", jitter_size=48) == {(48, 48)}
 
@@ -139,7 +150,10 @@ def test_images_keep_their_size_are_scaled_or_lie_on_one_canvas(drawn):
 def test_a_detector_does_not_undo_the_scales(drawn, augmentation):
     transform = DetectionTransform(min_size=30, max_size=90, size_divisible=1)
     model = SimpleNamespace(target_types=("boxes", "masks"), transform=transform)
-    batch = batches_of(data_for(drawn, model, target_types=MASKS, augmentation=augmentation))[0]
+    data = data_for(drawn, model, target_types=MASKS, augmentation=augmentation)
+    batch = batches_of(data)[0]
+    if data.scales_training_images:
+        switch_training_resize_off(model)
     images = [sample.image / 255 for sample in batch]
     given = [tuple(image.shape[1:]) for image in images]
 
@@ -157,16 +171,18 @@ def test_a_detector_does_not_undo_the_scales(drawn, augmentation):
 
 
 def test_detectors_of_one_size_are_given_it_or_resize_themselves():
-    model = SimpleNamespace(image_size=(48, 32), transform=SimpleNamespace(fill_color=(1, 2, 3)))
+    fixed = read_model_input(of_one_size())
+    assert fixed == ModelInput((48, 32), 32, 48, (1, 2, 3))
     for preset in ("ssd", "light", "none"):
-        found = augmentation_for(model, preset, ("boxes",))
+        found = choose_augmentation(fixed, preset, ("boxes",))
         assert isinstance(found, Augmentation) and found.size == (48, 32)
-    assert augmentation_for(model, "lsj", ("boxes",)).size == (48, 32)
-    assert augmentation_for(model, "flip", ("boxes",)).preset == "flip"
-    assert augmentation_for(model, "none", ("boxes", "masks")) is None
-    fixed = SimpleNamespace(transform=SimpleNamespace(fixed_size=(32, 48), min_size=(32,)))
-    assert image_size_of(fixed) == (48, 32) and image_size_of(detector()) is None
-    assert augmentation_for(fixed, "ssd", ("boxes",)).size == (48, 32)
+    assert choose_augmentation(fixed, "lsj", ("boxes",)).size == (48, 32)
+    assert choose_augmentation(fixed, "flip", ("boxes",)).preset == "flip"
+    assert choose_augmentation(fixed, "none", ("boxes", "masks")) is None
+    model = SimpleNamespace(transform=SimpleNamespace(fixed_size=(32, 48), min_size=(32,)))
+    assert read_model_input(model).size == (48, 32)
+    assert read_model_input(detector()) == ModelInput(None, 50, 70, (1, 2, 3), ("boxes",))
+    assert choose_augmentation(read_model_input(model), "ssd", ("boxes",)).size == (48, 32)
 
 
 def test_the_border_has_the_colour_of_the_models_mean(drawn):
@@ -178,10 +194,10 @@ def test_the_border_has_the_colour_of_the_models_mean(drawn):
 
 
 def test_keypoints_change_sides_in_mirrored_images(drawn):
-    found = augmentation_for(detector(), "flip", POINTS, other_side=OTHER_SIDE)
+    found = choose_augmentation(read_model_input(detector()), "flip", POINTS, other_side=OTHER_SIDE)
     assert found.other_side == OTHER_SIDE
     data = data_for(drawn, detector(POINTS), target_types=POINTS, augmentation="flip")
-    assert data.training_images().augmentation.other_side == OTHER_SIDE
+    assert data.make_training_images().augmentation.other_side == OTHER_SIDE
 
 
 @pytest.mark.parametrize(
@@ -190,12 +206,12 @@ def test_keypoints_change_sides_in_mirrored_images(drawn):
         (detector(), {}, "'ssd' makes images of one size, but this detector takes them of any"),
         (detector(), {"augmentation": "light"}, "choose flip, multiscale, lsj or none"),
         (
-            SimpleNamespace(image_size=(48, 32)),
+            of_one_size(),
             {"augmentation": "multiscale"},
             r"takes them of 48x32 \(H x W\) only; choose ssd, light, flip, lsj or none",
         ),
         (
-            SimpleNamespace(image_size=(48, 32), target_types=MASKS),
+            of_one_size(target_types=MASKS),
             {"augmentation": "ssd", "target_types": MASKS},
             "'ssd' knows boxes only, but the detector learns boxes and masks; choose flip",
         ),
@@ -292,11 +308,14 @@ def test_batches_are_of_one_orientation_where_images_keep_their_shapes(drawn):
 
 
 def test_images_of_one_size_need_no_groups(drawn):
-    assert data_for(drawn, detector(), augmentation="lsj").groups() is None
-    assert data_for(drawn, SimpleNamespace(image_size=(48, 32))).groups() is None
-    groups = data_for(drawn, detector(), augmentation="multiscale").groups()
+    assert data_for(drawn, detector(), augmentation="lsj").group_images() is None
+    assert data_for(drawn, of_one_size()).group_images() is None
+    groups = data_for(drawn, detector(), augmentation="multiscale").group_images()
     assert groups == [int(height > width) for height, width in SIZES * 2]
-    assert data_for(drawn, detector(), augmentation="lsj", group_by_shape=True).groups() == groups
+    assert (
+        data_for(drawn, detector(), augmentation="lsj", group_by_shape=True).group_images()
+        == groups
+    )
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -330,7 +349,7 @@ def test_another_grouping_is_refused_in_the_middle_of_an_epoch(drawn):
     with pytest.raises(DataError, match="grouping was 1 when it began and is 0 now; give 1 again"):
         changed.load_state_dict(begun)
     del begun["grouping"]  # a checkpoint from before there was grouping
-    data_for(drawn, SimpleNamespace(image_size=(48, 32))).load_state_dict(begun)
+    data_for(drawn, of_one_size()).load_state_dict(begun)
 
 
 class Recorder(pl.LightningModule):
@@ -339,10 +358,6 @@ class Recorder(pl.LightningModule):
     def __init__(self, file, at):
         super().__init__()
         self.model = torch.nn.Linear(1, 1)
-        self.model.target_types, self.model.transform = (
-            ("boxes", "masks"),
-            detector().transform,
-        )
         self.file, self.at, self.seen = file, at, {}
 
     def training_step(self, batch, batch_idx):
@@ -369,6 +384,7 @@ def test_a_training_goes_on_in_a_grouped_epoch_where_it_was(drawn, tmp_path, pre
             target_types=MASKS,
             copy_paste=preset == "lsj",
         )
+        data.model_input = read_model_input(detector(("boxes", "masks")))
         trainer = pl.Trainer(
             max_epochs=3,
             accelerator="cpu",

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
-from tiny_runs import DETECTOR_ARGS
+from tiny_runs import DETECTOR_ARGS, PYRAMID_ARGS
 from torch import nn
 
+from densenet_backbones.data.augment.presets import ModelInput
+from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.samples import Categories
 from densenet_backbones.training.callbacks import EMA
 from densenet_backbones.training.detection_task import DetectionTask
@@ -204,3 +206,31 @@ def test_the_average_follows_tensorflows_rule(decay):
 def test_impossible_averages_are_refused(decay):
     with pytest.raises(ValueError, match=r"ema_decay must lie in \[0, 1\)"):
         EMA(decay)
+
+
+def test_the_task_tells_the_data_what_its_detector_takes():
+    task, data = tiny_task(), DetectionData("x")
+    task.trainer = SimpleNamespace(datamodule=data)
+    task.setup("fit")
+    assert data.model_input == ModelInput((64, 64), 64, 64, data.model_input.fill_color)
+    assert task.model.transform.resize_in_training
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "stage", "off"),
+    [
+        ("flip", "fit", False),
+        ("lsj", "fit", True),
+        ("multiscale", "fit", True),
+        ("lsj", "validate", False),
+    ],
+)
+def test_a_detector_leaves_scaling_to_the_augmentation_in_training(augmentation, stage, off):
+    args = {**PYRAMID_ARGS, "min_size": [48, 64]}
+    task = DetectionTask("fasterrcnn_fpn", args, categories=CATEGORIES)
+    data = DetectionData("x", augmentation=augmentation)
+    task.trainer = SimpleNamespace(datamodule=data)
+    task.setup(stage)
+    assert task.model.transform.resize_in_training != off
+    assert (data.model_input.size, data.model_input.min_size) == (None, 64)
+    assert data.model_input.target_types == ("boxes",)

@@ -1,11 +1,17 @@
-"""Which augmentation a detector is trained with: from a preset's name and what the model takes."""
+"""Choice of a detector's augmentation, from the name of a preset and what the model takes.
+
+Sources: the presets' own files; torchvision's ``references/detection/train.py`` for the canvas of
+"lsj", and for turning the model's resizing off where the augmentation scales (`_skip_resize`).
+"""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from densenet_backbones.data.augment.detection import Augmentation
 from densenet_backbones.data.augment.instances import InstanceAugmentation
 from densenet_backbones.data.augment.ssd import IMAGENET_MEAN
+from densenet_backbones.data.instances import TargetType
 from densenet_backbones.data.samples import DataError
 
 AnyPreset = Literal["ssd", "light", "flip", "multiscale", "lsj", "none"]
@@ -13,23 +19,37 @@ JITTERED = 1024 / 800  # of the model's shortest side: the canvas of "lsj" in to
 STEP = 32  # pixels: the coarsest level of a pyramid fits exactly
 
 
-def augmentation_for(
-    model: Any,
+@dataclass(frozen=True)
+class ModelInput:
+    """What a model takes, as far as its training images depend on it.
+
+    Attributes:
+        size: (H, W) that every image is resized to; None where images keep their shapes.
+        min_size: Where there is no size: pixels that evaluation scales the shorter side to.
+        max_size: Likewise, most pixels of the longer side.
+        fill_color: RGB in 0..255 for borders: the mean, which is 0 to the network.
+        target_types: Annotations that it learns from; None for all that were read.
+    """
+
+    size: tuple[int, int] | None = None
+    min_size: int = 800
+    max_size: int = 1333
+    fill_color: tuple[float, float, float] = IMAGENET_MEAN
+    target_types: tuple[TargetType, ...] | None = None
+
+
+def choose_augmentation(
+    model_input: ModelInput,
     preset: AnyPreset,
-    target_types: Sequence[str],
+    target_types: Sequence[TargetType],
     *,
     jitter_size: int | None = None,
     other_side: tuple[int, ...] = (),
 ) -> Augmentation | InstanceAugmentation | None:
-    """The augmentation of a detector's training images.
-
-    "multiscale" and "lsj" turn the model's own resizing in training off where it has no fixed image
-    size: it would undo the scales. In evaluation it goes on resizing. (torchvision's
-    references/detection/train.py sets the same, `_skip_resize`, for these two.)
+    """Return the augmentation of a detector's training images.
 
     Args:
-        model: With `image_size` where it takes images of one size; its `transform`
-            knows its scales and colours.
+        model_input: What the detector takes.
         preset: Of `Augmentation` or `InstanceAugmentation`.
         target_types: Annotations that it learns from: "boxes", and "masks" or "keypoints".
         jitter_size: Side of the square canvas of "lsj"; None takes the image size, or one that is
@@ -42,8 +62,7 @@ def augmentation_for(
     Raises:
         DataError: If the preset does not fit the model.
     """
-    transform, size = _preprocessing(model), image_size_of(model)
-    fill = getattr(transform, "fill_color", IMAGENET_MEAN)
+    size = model_input.size
     if preset == "none" and (size is None or tuple(target_types) != ("boxes",)):
         return None  # the model resizes
     if preset == "ssd" or preset == "light" or preset == "none":
@@ -52,42 +71,26 @@ def augmentation_for(
                 f"data.augmentation {preset!r} makes images of one size, but this detector takes "
                 "them of any; choose flip, multiscale, lsj or none"
             )
-        return Augmentation(preset, size, fill=fill)
+        return Augmentation(preset, size, fill=model_input.fill_color)
     if preset == "multiscale" and size is not None:
         raise DataError(
             "data.augmentation 'multiscale' scales images, but this detector takes them of "
             f"{size[0]}x{size[1]} (H x W) only; choose ssd, light, flip, lsj or none"
         )
-    shortest, longest = _scale(transform)
-    if preset != "flip" and size is None:
-        transform._skip_resize = True
-    side = jitter_size or STEP * max(1, round(JITTERED * shortest / STEP))
+    side = jitter_size or STEP * max(1, round(JITTERED * model_input.min_size / STEP))
     return InstanceAugmentation(
         preset,
-        shortest=shortest,
-        longest=longest,
+        shortest=model_input.min_size,
+        longest=model_input.max_size,
         size=(side, side) if jitter_size or size is None else size,
         other_side=other_side,
-        fill=fill,
+        fill=model_input.fill_color,
     )
 
 
-def image_size_of(model: Any) -> tuple[int, int] | None:
-    """(H, W) that a detector resizes every image to, or None where images keep their shapes."""
-    size = getattr(model, "image_size", None)
-    if size is None:
-        fixed = getattr(_preprocessing(model), "fixed_size", None)  # torchvision's (W, H)
-        size = fixed[::-1] if fixed else None
-    return None if size is None else (int(size[0]), int(size[1]))
+def scales_images(model_input: ModelInput, preset: AnyPreset) -> bool:
+    """Return True if a preset scales images in place of the model.
 
-
-def _preprocessing(model: Any) -> Any:
-    """The image transform, which all detectors have at the same place."""
-    return getattr(model, "transform", None)
-
-
-def _scale(transform: Any) -> tuple[int, int]:
-    """Shortest and longest side that a model scales images to in evaluation."""
-    shortest = getattr(transform, "min_size", 800)
-    shortest = shortest if isinstance(shortest, int) else shortest[-1]
-    return int(shortest), int(getattr(transform, "max_size", 1333))
+    The model must not resize in training then: it would undo the scales. In evaluation it goes on.
+    """
+    return model_input.size is None and preset in ("multiscale", "lsj")

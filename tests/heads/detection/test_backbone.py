@@ -16,7 +16,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.fpn import FPN, DensePrediction
 from densenet_backbones.heads import DetectionBackbone, densenet_fpn_backbone
-from densenet_backbones.heads.detection.body import levels_from, stages_of
+from densenet_backbones.heads.detection.body import levels_from
+from densenet_backbones.heads.freezing import stages_of
 
 TINY = {"growth_rate": 4, "block_config": [1, 2, 1, 1], "num_init_features": 8}
 
