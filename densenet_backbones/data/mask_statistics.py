@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from densenet_backbones.data.files import map_in_threads, refuse_faults
 from densenet_backbones.data.images import read_image_size
 from densenet_backbones.data.mask_samples import IGNORED, MaskRecord, SegmentationSet
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.file_writing import save_json
 
 CHECKED_UP_TO = 2000
 """Most masks of which all are read before training by default (ten seconds or so)."""
@@ -185,9 +185,6 @@ def _read_stored(file: Path, count: int) -> PixelCounts | None:
 def _store(file: Path, counts: PixelCounts) -> None:
     """Write a result in one step; where that is not possible, it is counted again next time."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=file.parent, delete=False) as draft:
-            json.dump(asdict(counts), draft)
-        os.replace(draft.name, file)
+        save_json(file, asdict(counts), indent=None)
     except OSError:
         return

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from albumentations.augmentations.crops.transforms import BaseCrop
 
+from densenet_backbones.data.augment.checks import check_fill, check_image, check_size
 from densenet_backbones.data.augment.seeding import reseed
 from densenet_backbones.data.augment.ssd import (
     IMAGENET_MEAN,
@@ -77,14 +78,11 @@ class Augmentation:
         min_side: float = 1.0,
     ) -> None:
         check_choice("augmentation", preset, get_args(Preset))
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"size must be (H, W), each at least 1, got {size}")
-        if len(fill) != 3 or not 0 <= min(fill) <= max(fill) <= 255:
-            raise ValueError(f"fill must be three numbers in 0..255 (RGB), got {fill}")
+        check_fill(fill)
         if not min_side >= 0:
             raise ValueError(f"min_side must be at least 0 pixels, got {min_side}")
         self.preset, self.min_side = preset, min_side
-        self.size = int(size[0]), int(size[1])
+        self.size = check_size(size)
         steps = _list_steps(preset, self.size, fill)
         crops = [step.least for step in steps if isinstance(step, WholeBoxCrop | SSDCrop)]
         height, width = (math.ceil(side / min(crops, default=1.0)) for side in self.size)
@@ -116,8 +114,7 @@ class Augmentation:
         """
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
         labels = np.asarray(labels, np.int64)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        check_image(image)
         if labels.shape != (len(boxes),):
             raise ValueError(f"{len(boxes)} boxes need as many labels, got {labels.shape}")
         # Boxes that are degenerate from the start never enter the pipeline.

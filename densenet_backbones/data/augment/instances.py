@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
+from densenet_backbones.data.augment.checks import check_image, check_size
 from densenet_backbones.data.augment.seeding import make_generator
 from densenet_backbones.data.augment.ssd import IMAGENET_MEAN
 from densenet_backbones.data.boxes import clip_boxes, masks_to_boxes
@@ -163,12 +164,10 @@ class InstanceAugmentation:
             raise ValueError(f"augmentation must be one of {known}, got {preset!r}")
         if min(shortest, longest) < 1:
             raise ValueError(f"sides must be at least 1 pixel, got {shortest} and {longest}")
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"size must be (H, W), each at least 1, got {size}")
         if not min_side >= 0:
             raise ValueError(f"min_side must be at least 0 pixels, got {min_side}")
         self.preset, self.shortest, self.longest = preset, shortest, longest
-        self.size, self.other_side = (int(size[0]), int(size[1])), other_side
+        self.size, self.other_side = check_size(size), other_side
         self.fill, self.min_side = fill, min_side
 
     def __call__(
@@ -188,8 +187,7 @@ class InstanceAugmentation:
         Raises:
             ValueError: If the image has another shape or type, or the key a negative number.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        check_image(image)
         placement = self.draw_placement((image.shape[0], image.shape[1]), make_generator(key))
         return placement.place_image(image, self.fill), self._place(objects, placement)
 

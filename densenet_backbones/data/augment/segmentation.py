@@ -13,6 +13,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from densenet_backbones.data.augment.checks import check_fill, check_image, check_size
 from densenet_backbones.data.augment.seeding import reseed
 from densenet_backbones.data.augment.ssd import IMAGENET_MEAN, Parameters, PhotometricDistort
 from densenet_backbones.data.mask_samples import IGNORED
@@ -56,11 +57,8 @@ class SegmentationAugmentation:
         fill: tuple[float, float, float] = IMAGENET_MEAN,
     ) -> None:
         check_choice("augmentation", preset, get_args(MaskPreset))
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"size must be (H, W), each at least 1, got {size}")
-        if len(fill) != 3 or not 0 <= min(fill) <= max(fill) <= 255:
-            raise ValueError(f"fill must be three numbers in 0..255 (RGB), got {fill}")
-        self.preset, self.size = preset, (int(size[0]), int(size[1]))
+        check_fill(fill)
+        self.preset, self.size = preset, check_size(size)
         self.pipeline = A.Compose(_list_steps(preset, self.size, fill))
 
     def __call__(
@@ -80,8 +78,7 @@ class SegmentationAugmentation:
         Raises:
             ValueError: If an argument has another shape or type, or the key a negative number.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        check_image(image)
         if mask.ndim not in (2, 3) or mask.dtype != np.uint8:
             raise ValueError(
                 f"mask must be (H, W) or (K, H, W) uint8, got {mask.shape} {mask.dtype}"

@@ -31,6 +31,7 @@ from rich.progress import track
 from densenet_backbones.data.samples import Annotation, DataError, ImageEntry
 from densenet_backbones.data.scenes import annotations as forms
 from densenet_backbones.data.scenes.drawing import MIN_SIDE, Scene, draw_scene
+from densenet_backbones.file_writing import save_json
 
 SPLITS = ("train", "val")
 MARKER = "scenes.json"
@@ -177,9 +178,7 @@ def _clear(root: Path) -> None:
 
 def _write_marker(root: Path, state: Marker) -> None:
     """Replace the marker in one step: an interruption leaves the old one or the new one."""
-    draft = root / f".{MARKER}.draft"
-    draft.write_text(json.dumps(state, indent=1) + "\n")
-    os.replace(draft, root / MARKER)
+    save_json(root / MARKER, state)
 
 
 def _write_split(root: Path, split: str, parameters: dict[str, int], progress: bool) -> None:

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-__all__ = ["usable", "why_unavailable"]
+__all__ = ["is_usable", "why_unavailable"]
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -36,7 +36,7 @@ def why_unavailable(device: torch.device, dtype: torch.dtype = torch.bfloat16) -
     return None
 
 
-def usable(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> bool:
+def is_usable(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> bool:
     """Whether the kernels can run there; if not, a warning says why, once for each reason."""
     reason = why_unavailable(device, dtype)
     if reason is not None:

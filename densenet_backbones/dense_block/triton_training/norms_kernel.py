@@ -76,7 +76,7 @@ def norm_gradients_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """What follows from a norm's two sums, of which there are R rows: see `NormForm.run_back`.
+    """What follows from a norm's two sums, of which there are R rows: see `NormForm.backward`.
 
     ``share`` is one over the count of values a channel, or 0 where statistics are constants.
     """

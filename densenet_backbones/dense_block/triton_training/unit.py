@@ -16,7 +16,7 @@ from densenet_backbones.dense_block.triton.launch import conv3x3, pointwise
 from densenet_backbones.dense_block.triton.layout import convolution_precision
 from densenet_backbones.dense_block.triton_training.gradients import input_gradient, weight_gradient
 
-__all__ = ["is_known", "run_unit", "run_unit_back"]
+__all__ = ["is_known", "run_unit", "run_unit_backward"]
 
 
 def is_known(conv: nn.Conv2d) -> bool:
@@ -60,7 +60,7 @@ def run_unit(
     return out
 
 
-def run_unit_back(
+def run_unit_backward(
     gradient: Tensor,
     x: Tensor,
     norm: tuple[Tensor, Tensor],
