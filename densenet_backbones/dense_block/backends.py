@@ -130,17 +130,17 @@ def fill_in_kernels(
     dilation: int,
     ceiling: float,
 ) -> bool:
-    """Runs a block in place, if there are kernels for it.
+    """Run a block in place, if there are kernels for it.
 
     Args:
         buffer: (N, C, H, W), channels last; its first ``channels`` are the block's input.
-        channels: Their number.
-        layers: Of each what `FoldedLayer.tensors` returns.
-        dilation: Of the 3x3 convolutions.
-        ceiling: What activations cut off at, beside 0.
+        channels: Number of input channels.
+        layers: What `FoldedLayer.tensors` returns, for each layer.
+        dilation: Dilation of the 3x3 convolutions.
+        ceiling: Value at which activations cut off, beside 0.
 
     Returns:
-        Whether it was run.
+        True if it was run.
     """
     if dilation == 1 and has_cpp(buffer):
         native.fill_block(buffer, channels, layers, ceiling)

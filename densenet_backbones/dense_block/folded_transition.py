@@ -38,7 +38,7 @@ class ScaleShift(nn.Module):
 
 
 class FoldedTransition(nn.Sequential):
-    """What is left of a transition: ``norm``, ``relu``, and where there are, ``pool`` and ``conv``.
+    """A folded transition: ``norm``, ``relu``, and where there are, ``pool`` and ``conv``.
 
     Its children compute what it does, so whatever looks behind one of them calls them in turn.
 
@@ -65,7 +65,7 @@ class FoldedTransition(nn.Sequential):
 
 
 def _halves(pool: nn.Module | None) -> bool:
-    """Whether it averages 2x2 cells that do not overlap, and leaves out an odd row or column."""
+    """Return True if it averages 2x2 cells without overlap, and drops an odd row or column."""
     if not isinstance(pool, nn.AvgPool2d):
         return False
     sizes = [pool.kernel_size, pool.stride, pool.padding]
