@@ -185,13 +185,7 @@ def read_model_file(path: str | Path, kinds: Sequence[type[S]]) -> tuple[S, dict
         CheckpointError: The file is missing, needs unpickling of code, or holds no such model.
     """
     path = Path(path)
-    content = read_checkpoint(path)
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
-    described = content
-    if path.suffix == ".safetensors":
-        with safetensors.safe_open(path, "pt") as file:
-            described = {key: _parse_json(text) for key, text in (file.metadata() or {}).items()}
+    described = _read_descriptions(path)
     for kind in kinds:
         if isinstance(state := described.get(kind.key), dict):
             try:
@@ -203,6 +197,27 @@ def read_model_file(path: str | Path, kinds: Sequence[type[S]]) -> tuple[S, dict
         "give a checkpoint written by the training tools, or start a training from these weights "
         "with --init-from"
     )
+
+
+def read_spec(path: str | Path, kind: type[S]) -> S | None:
+    """Read the description in a file; None where it holds none of this kind, only weights.
+
+    Raises:
+        CheckpointError: The file is missing, needs unpickling of code, or the description is
+            damaged.
+    """
+    state = _read_descriptions(Path(path)).get(kind.key)
+    return kind.from_dict(state) if isinstance(state, dict) else None
+
+
+def _read_descriptions(path: Path) -> JsonDict:
+    content = read_checkpoint(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
+    if path.suffix != ".safetensors":
+        return content
+    with safetensors.safe_open(path, "pt") as file:
+        return {key: _parse_json(text) for key, text in (file.metadata() or {}).items()}
 
 
 def _parse_json(text: str) -> object:
