@@ -195,7 +195,7 @@ def test_a_budget_without_auto_is_refused(tiny_scenes, monkeypatch, tmp_path, ca
 
 
 def test_the_default_budget_leaves_room_for_weights_and_optimiser(monkeypatch):
-    monkeypatch.setattr(memory_choice, "_free_ram", lambda: 10_000)
+    monkeypatch.setattr(memory_choice, "_measure_free_ram", lambda: 10_000)
     net = nn.Linear(9, 9)  # 90 values of 4 bytes
     cpu = torch.device("cpu")
     assert memory_choice.compute_budget(net, cpu) == (10_000 - 4 * 360) // 2
@@ -203,10 +203,10 @@ def test_the_default_budget_leaves_room_for_weights_and_optimiser(monkeypatch):
     assert memory_choice.compute_budget(net, cpu, processes=2) == (5_000 - 4 * 324) // 2
     on_meta = nn.Linear(9, 9, device="meta")  # still to be moved there
     assert memory_choice.compute_budget(on_meta, cpu) == (10_000 - 5 * 360) // 2
-    monkeypatch.setattr(memory_choice, "_free_ram", lambda: 100)
+    monkeypatch.setattr(memory_choice, "_measure_free_ram", lambda: 100)
     assert memory_choice.compute_budget(net, cpu) == 0
 
 
 def test_free_memory_is_within_the_machine():
-    free = memory_choice._free_ram()
+    free = memory_choice._measure_free_ram()
     assert 0 < free < 2**45
