@@ -1,4 +1,4 @@
-"""The DenseNet family: a network for every `DenseNetSpec`.
+"""DenseNet classifiers: builds the network that a `DenseNetSpec` describes.
 
 Huang et al., "Densely Connected Convolutional Networks" (1608.06993), and the DSOD bases (Shen et
 al., 1708.01241). Parameters are named as in torchvision/models/densenet.py without its
@@ -68,12 +68,13 @@ class DenseNet(DenseStages):
             self.add_module(name, module)
         self.set_memory(memory)
         self.feature_names = tuple(name for name, _ in self.named_children())
-        self.feature_info = _raw_taps(spec, self.feature_names)
+        self.feature_info = _describe_raw_taps(spec, self.feature_names)
         self.num_features: int = self.feature_info[-1]["num_chs"]
         self.global_pool: nn.Module
         self.head_drop: nn.Module
+        self.classifier: nn.Module
         self._set_head(num_classes, global_pool, drop_rate)
-        _initialise(self, spec)
+        _initialize(self, spec)
 
     def _set_head(self, num_classes: int, global_pool: str, drop_rate: float) -> None:
         pool, classifier = create_classifier(self.num_features, num_classes, pool_type=global_pool)
@@ -82,16 +83,16 @@ class DenseNet(DenseStages):
         self.global_pool, self.head_drop, self.classifier = pool, nn.Dropout(drop_rate), classifier
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Image (N, in_chans, H, W) to the last feature map, (N, num_features, H', W')."""
-        return self._points(x, (), stop_early=False)[0]
+        """Map an image (N, in_chans, H, W) to the last feature map, (N, num_features, H', W')."""
+        return self._run_to_points(x, (), stop_early=False)[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Last feature map to logits, (N, num_classes), or to what the classifier reads."""
+        """Map the last feature map to logits, (N, num_classes), or to the classifier's input."""
         x = self.head_drop(self.global_pool(x))
         return x if pre_logits else self.classifier(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image (N, in_chans, H, W) to logits (N, num_classes).
+        """Map an image (N, in_chans, H, W) to logits (N, num_classes).
 
         Raises:
             ValueError: The image is smaller than one cell of the last map, or has other channels.
@@ -99,7 +100,7 @@ class DenseNet(DenseStages):
         return self.forward_head(self.forward_features(x))
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` scripts: the same children, one after the other."""
+        """Return the same children in a row, for ``torch.jit.script``."""
         return nn.Sequential(OrderedDict(self.named_children())).train(self.training)
 
     def prune_intermediate_layers(
@@ -108,15 +109,15 @@ class DenseNet(DenseStages):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Drops the stages behind the last wanted tap, and the classifier; returns the indices.
+        """Drop the stages behind the last wanted tap, and the classifier; return the indices.
 
         Args:
             indices: Taps to keep, as in `forward_intermediates`.
             prune_norm: Without effect; the final norm is the last tap.
             prune_head: Also drop the classifier when nothing else is dropped.
         """
-        wanted = take_indices(len(self.feature_info), indices)
-        last = self.feature_info[wanted[-1]]
+        positions = take_indices(len(self.feature_info), indices)
+        last = self.feature_info[positions[-1]]
         end = self.feature_names.index(last["module"]) + 1
         for name in self.feature_names[end:]:
             delattr(self, name)
@@ -125,14 +126,14 @@ class DenseNet(DenseStages):
         self.num_features = last["num_chs"]
         if shorter or prune_head:
             self.reset_classifier(0, "")
-        return list(wanted)
+        return list(positions)
 
     def get_classifier(self) -> nn.Module:
-        """The linear layer that makes the logits."""
+        """Return the linear layer that makes the logits."""
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the classifier by a new one; ``global_pool=None`` keeps the pooling."""
+        """Replace the classifier by a new one; ``global_pool=None`` keeps the pooling."""
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         reference = next(self.parameters())
         self._set_head(num_classes, str(pool_type), float(getattr(self.head_drop, "p", 0.0)))
@@ -140,8 +141,8 @@ class DenseNet(DenseStages):
             module.to(reference.device, reference.dtype).train(self.training)
 
 
-def _raw_taps(spec: DenseNetSpec, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The stem's last activation, each block, and relu5 in the end, as timm's feature_info."""
+def _describe_raw_taps(spec: DenseNetSpec, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Describe the stem's last activation, each block and relu5, as timm's feature_info."""
     stem_end = names[names.index("denseblock1") - (1 if spec.stem == "cifar" else 2)]
     taps = [(spec.num_init_features, spec.stem_stride, stem_end)]
     taps += [
@@ -152,7 +153,7 @@ def _raw_taps(spec: DenseNetSpec, names: Sequence[str]) -> list[dict[str, Any]]:
     return [{"num_chs": c, "reduction": s, "module": module} for c, s, module in taps]
 
 
-def _initialise(net: nn.Module, spec: DenseNetSpec) -> None:
+def _initialize(net: nn.Module, spec: DenseNetSpec) -> None:
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             if spec.init == "he":

@@ -1,12 +1,12 @@
-"""One typed, checked value that describes any member of the DenseNet family."""
+"""`DenseNetSpec`: the architecture of any member of the DenseNet family, as one checked value."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, TypeVar, get_args
 
 from densenet_backbones.messages import check_choice
 
@@ -27,6 +27,7 @@ _CHOICES = {
     "norm": Norm,
     "init": Init,
 }
+_T = TypeVar("_T")
 _WHY_COMMON = "so that no group lies across the maps of two layers"
 # Wu & He, 1803.08494, table 3: 16 channels a group are as good as their 32 groups.
 _GROUP_SIZE = 16
@@ -201,7 +202,7 @@ class DenseNetSpec:
     def _widths(self) -> tuple[int, ...]:
         """Widths of everything a norm may read in one piece: stem, transitions, new maps."""
         half = (self.num_init_features // 2,) if self.stem in ("deep", "dsod") else ()
-        growth = _spread(self.growth_rate, len(self.block_config))
+        growth = _repeat(self.growth_rate, len(self.block_config))
         return (*half, *(plan.in_channels for plan in self.blocks), *growth)
 
     @property
@@ -223,17 +224,17 @@ class DenseNetSpec:
     @property
     def nominal_stride(self) -> int:
         """Input pixels per cell of the last map without ``output_stride``."""
-        pooled = _spread(self.transition_pool, len(self.block_config) - 1)
+        pooled = _repeat(self.transition_pool, len(self.block_config) - 1)
         return self._entry_stride * int(2 ** sum(pooled))
 
     @property
     def blocks(self) -> tuple[BlockPlan, ...]:
         """Channels, strides and dilations of all blocks, in order."""
         count = len(self.block_config)
-        growth = _spread(self.growth_rate, count)
-        theta = _spread(self.compression, count - 1)
-        pooled = _spread(self.transition_pool, count - 1)
-        fixed = _spread(self.transition_channels, count - 1)
+        growth = _repeat(self.growth_rate, count)
+        theta = _repeat(self.compression, count - 1)
+        pooled = _repeat(self.transition_pool, count - 1)
+        fixed: tuple[int | None, ...] = _repeat(self.transition_channels, count - 1)
         channels, stride, dilation = self.num_init_features, self._entry_stride, 1
         plans = []
         for i, layers in enumerate(self.block_config):
@@ -266,12 +267,12 @@ class DenseNetSpec:
         return tuple(self.drop_path_rate * layer / max(total - 1, 1) for layer in layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values, for JSON or a checkpoint."""
+        """Return all fields as plain values, for JSON or a checkpoint."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DenseNetSpec:
-        """Reads what `to_dict` wrote.
+        """Build a spec from the entries that `to_dict` wrote.
 
         Raises:
             ValueError: A key is unknown, or a value is outside its range.
@@ -283,19 +284,19 @@ class DenseNetSpec:
         return cls(**values)
 
 
-def _spread(value: Any, count: int) -> tuple[Any, ...]:
+def _repeat(value: _T | tuple[_T, ...], count: int) -> tuple[_T, ...]:
     return value if isinstance(value, tuple) else (value,) * count
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_positive(value: Any) -> bool:
+def _is_positive(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _is_share(value: Any) -> bool:
+def _is_share(value: object) -> bool:
     return _is_number(value) and 0 < value <= 1
 
 
@@ -304,7 +305,9 @@ def _require(fits: bool, spec: DenseNetSpec, name: str, legal: str) -> None:
         raise ValueError(f"DenseNetSpec: {name} must be {legal}, got {getattr(spec, name)!r}")
 
 
-def _check_each(spec: DenseNetSpec, name: str, count: int, fits: Any, legal: str) -> None:
+def _check_each(
+    spec: DenseNetSpec, name: str, count: int, fits: Callable[[object], bool], legal: str
+) -> None:
     value = getattr(spec, name)
     values = value if isinstance(value, tuple) else (value,)
     right = all(map(fits, values)) and (values is not value or len(values) == count)

@@ -1,4 +1,4 @@
-"""Multi-scale features of a DenseNet, and the value that describes a feature level.
+"""Feature nets: a DenseNet that returns multi-scale maps, and `FeatureLevel`, which describes one.
 
 Taps, for densenet121 (channels @ stride); ``c1`` is the stem's last ReLU and ``c5`` the final
 BN-ReLU in every row:
@@ -64,7 +64,7 @@ class FeatureLevel:
 
 
 class DenseFeatureNet(DenseStages):
-    """A DenseNet up to its last wanted tap; returns a list of maps (timm's ``feature_cls``).
+    """A DenseNet up to its last tap; returns a list of maps (timm's ``feature_cls``).
 
     It shares the modules of ``model`` under the same names, so parameters keep their names.
 
@@ -101,7 +101,7 @@ class DenseFeatureNet(DenseStages):
         super().__init__(model.spec, model.in_chans)
         check_choice("tap", tap, get_args(Tap))
         check_choice("output_fmt", output_fmt, ("NCHW",))
-        info = _tap_info(model, tap, layer_taps)
+        info = _describe_taps(model, tap, layer_taps)
         self.tap = tap
         self.output_fmt = output_fmt
         self.feature_info = FeatureInfo(info, take_indices(len(info), out_indices))
@@ -119,8 +119,8 @@ class DenseFeatureNet(DenseStages):
         # What stands behind the last tap would be parameters without a gradient.
         stage = getattr(model, end)
         if part == "relu":
-            kept = OrderedDict((name, getattr(stage, name)) for name in ("norm", "relu"))
-            self.add_module(end, nn.Sequential(kept))
+            norm_and_relu = OrderedDict((name, getattr(stage, name)) for name in ("norm", "relu"))
+            self.add_module(end, nn.Sequential(norm_and_relu))
         elif part:
             self.add_module(end, stage.first(list(stage).index(part) + 1))
 
@@ -142,15 +142,15 @@ class DenseFeatureNet(DenseStages):
         return int(self.feature_info[self.feature_info.out_indices[-1]]["nominal"])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Image (N, in_chans, H, W) to one (N, C, H / stride, W / stride) map per level.
+        """Map an image (N, in_chans, H, W) to one (N, C, H / stride, W / stride) map per level.
 
         Raises:
             ValueError: The image is smaller than one cell of the last map, or has other channels.
         """
-        return list(self._points(x, self.return_layers, stop_early=False)[1].values())
+        return list(self._run_to_points(x, self.return_layers, stop_early=False)[1].values())
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` scripts: the stages between one tap and the next.
+        """Return the stages between one tap and the next, for ``torch.jit.script``.
 
         Scripting a model that holds this net puts it in the net's place: script a deep copy of the
         model to go on with the model itself.
@@ -170,7 +170,7 @@ class _Segment(nn.Module):
         self.tapped = tapped
 
     def forward(self, x: Tensor, features: list[Tensor]) -> Tensor:
-        """The next map; adds to ``features`` its first ``widths`` channels, and itself."""
+        """Return the next map; append its first ``widths`` channels and itself to ``features``."""
         x = self.stages(x)
         for width in self.widths:
             features.append(x[:, :width].clone())
@@ -185,32 +185,32 @@ class _ScriptableStages(nn.Module):
     def __init__(self, net: DenseFeatureNet) -> None:
         super().__init__()
         self.segments = nn.ModuleList()
-        wanted = net.return_layers
+        tapped_names = net.return_layers
         waiting: list[nn.Module] = []
         for name in net.feature_names:
             stage = getattr(net, name)
             inner = stage.widths() if isinstance(stage, DenseBlock) else ()
-            widths = [width for layer, width in inner if f"{name}.{layer}" in wanted]
-            if f"{name}.relu" in wanted:
+            widths = [width for layer, width in inner if f"{name}.{layer}" in tapped_names]
+            if f"{name}.relu" in tapped_names:
                 norm, relu, *conv = stage.children()
                 self.segments.append(_Segment([*waiting, norm, relu], [], tapped=True))
                 waiting = conv
             else:
                 waiting.append(stage)
-            if widths or name in wanted:
-                self.segments.append(_Segment(waiting, widths, tapped=name in wanted))
+            if widths or name in tapped_names:
+                self.segments.append(_Segment(waiting, widths, tapped=name in tapped_names))
                 waiting = []
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Image (N, C, H, W) to the feature net's maps."""
+        """Map an image (N, C, H, W) to the feature net's maps."""
         features: list[Tensor] = []
         for segment in self.segments:
             x = segment(x, features)
         return features
 
 
-def _tap_info(net: DenseNet, tap: Tap, layer_taps: Sequence[str]) -> list[dict[str, Any]]:
-    """Timm's feature_info for a row of the tap table, with the taps inside blocks.
+def _describe_taps(net: DenseNet, tap: Tap, layer_taps: Sequence[str]) -> list[dict[str, Any]]:
+    """Describe a row of the tap table and the taps inside blocks, as timm's feature_info.
 
     Beside timm's entries: ``stage``, the level's name, and ``nominal``, the stride without
     ``output_stride``.
@@ -229,22 +229,22 @@ def _tap_info(net: DenseNet, tap: Tap, layer_taps: Sequence[str]) -> list[dict[s
         if tap == "pooled" and plan.pooled:
             nominal = plan.exit_stride * blocks[i].dilation
             info[i].update(reduction=plan.exit_stride, module=f"pool{i}", nominal=nominal)
-    inner = [_layer_info(net, name, info) for name in layer_taps]
+    inner = [_describe_layer_tap(net, name, info) for name in layer_taps]
     if len({level["module"] for level in inner}) < len(inner):
         raise ValueError(f"layer_taps must not repeat, got {tuple(layer_taps)}")
-    return sorted((*info, *inner), key=_place)
+    return sorted((*info, *inner), key=_order_taps)
 
 
-def _layer_info(net: DenseNet, name: str, info: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The feature_info of what a block holds after one of its layers."""
-    found = re.fullmatch(r"denseblock([1-9]\d*)\.denselayer([1-9]\d*)", str(name))
+def _describe_layer_tap(net: DenseNet, name: str, info: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Describe the concatenation after one layer of a block, as timm's feature_info."""
+    match = re.fullmatch(r"denseblock([1-9]\d*)\.denselayer([1-9]\d*)", str(name))
     blocks = net.spec.blocks
-    if not found or int(found[1]) > len(blocks) or int(found[2]) > blocks[int(found[1]) - 1].layers:
+    if not match or int(match[1]) > len(blocks) or int(match[2]) > blocks[int(match[1]) - 1].layers:
         raise ValueError(
             f"layer_taps: there is no {name!r}; write 'denseblock<i>.denselayer<l>', with as many "
             f"layers as block_config={net.spec.block_config} says"
         )
-    block, layer = int(found[1]), int(found[2])
+    block, layer = int(match[1]), int(match[2])
     plan = blocks[block - 1]
     return {
         "num_chs": plan.in_channels + layer * plan.growth_rate,
@@ -255,14 +255,14 @@ def _layer_info(net: DenseNet, name: str, info: Sequence[dict[str, Any]]) -> dic
     }
 
 
-def _place(level: Mapping[str, Any]) -> tuple[int, float]:
-    """Sorts taps as they come: a block's layers by number, then the block or what follows it."""
+def _order_taps(level: Mapping[str, Any]) -> tuple[int, float]:
+    """Sort key of taps as they come: a block's layers by number, then the block's own tap."""
     stage, _, layer = level["stage"].partition(".")
     return int(stage[1:]), float(layer or "inf")
 
 
 def feature_levels(net: nn.Module) -> tuple[FeatureLevel, ...]:
-    """Levels of a multi-scale network: ours, or any timm model made with ``features_only=True``.
+    """Return the levels of a multi-scale network: ours, or timm's with ``features_only=True``.
 
     timm's levels are named by stage: ``c<log2 of the stride>`` where every stride is another power
     of two (a ResNet's are c1..c5, a ConvNeXt's c2..c5), else ``c<position + 1>``.

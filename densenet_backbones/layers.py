@@ -1,4 +1,4 @@
-"""What a DenseNet is made of: norm, dense layer, dense block, transition, stem.
+"""Parts of a DenseNet: norm, dense layer, dense block, transition and stem.
 
 Huang et al., "Densely Connected Convolutional Networks" (1608.06993). Every norm is followed by an
 activation module of its own, so converters that swap the norm (SyncBN, frozen BN) keep it.
@@ -27,13 +27,13 @@ __all__ = [
     "FrozenBatchNorm2d",
     "Transition",
     "feature_modules",
+    "get_memory",
     "is_traced",
-    "memory_of",
     "set_memory",
 ]
 
 
-class FrozenBatchNorm2d(_FrozenBatchNorm2d):
+class FrozenBatchNorm2d(_FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no types
     """Batch norm whose statistics and affine map are buffers: nothing is learned or updated.
 
     torchvision's multiplies and adds by itself; this calls batch norm's own kernel, so that values
@@ -43,13 +43,13 @@ class FrozenBatchNorm2d(_FrozenBatchNorm2d):
     evaluates_as_batch_norm = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
+        """Normalize maps (N, C, H, W)."""
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
         )
 
 
-def _norm(channels: int, spec: DenseNetSpec) -> nn.Module:
+def _make_norm(channels: int, spec: DenseNetSpec) -> nn.Module:
     if spec.norm == "group":
         return nn.GroupNorm(channels // spec.group_size, channels, eps=spec.norm_eps)
     if spec.norm == "frozen":
@@ -58,12 +58,14 @@ def _norm(channels: int, spec: DenseNetSpec) -> nn.Module:
     return kind(channels, eps=spec.norm_eps, momentum=spec.norm_momentum)
 
 
-def _act(spec: DenseNetSpec, fresh_input: bool) -> nn.Module:
+def _make_act(spec: DenseNetSpec, fresh_input: bool) -> nn.Module:
     # In place only where nothing else reads the input: a tap on a norm would see changed values.
-    return create_act_layer(spec.act_layer, inplace=fresh_input and spec.act_layer == "relu")
+    in_place = fresh_input and spec.act_layer == "relu"
+    act: nn.Module = create_act_layer(spec.act_layer, inplace=in_place)
+    return act
 
 
-def _conv(
+def _make_conv(
     in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, dilation: int = 1
 ) -> nn.Conv2d:
     return nn.Conv2d(
@@ -78,8 +80,8 @@ def _conv(
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether ``torch.fx`` or ``torch.jit.trace`` runs a module to write down what it does."""
-    return isinstance(x, fx.Proxy) or is_tracing()
+    """Return True while ``torch.fx`` or ``torch.jit.trace`` records what a module does."""
+    return isinstance(x, fx.Proxy) or bool(is_tracing())  # type: ignore[no-untyped-call]
 
 
 class DenseLayer(nn.Module):
@@ -102,25 +104,26 @@ class DenseLayer(nn.Module):
         super().__init__()
         growth_rate, dilation = plan.growth_rate, plan.dilation
         self.bottleneck = spec.bn_size is not None
-        self.norm1 = _norm(in_channels, spec)
-        self.relu1 = _act(spec, fresh_input=True)
+        self.norm1 = _make_norm(in_channels, spec)
+        self.relu1 = _make_act(spec, fresh_input=True)
         if spec.bn_size is None:
-            self.conv1 = _conv(in_channels, growth_rate, kernel_size=3, dilation=dilation)
+            self.conv1 = _make_conv(in_channels, growth_rate, kernel_size=3, dilation=dilation)
         else:
             width = growth_rate * spec.bn_size
-            self.conv1 = _conv(in_channels, width, kernel_size=1)
-            self.norm2 = _norm(width, spec)
-            self.relu2 = _act(spec, fresh_input=True)
-            self.conv2 = _conv(width, growth_rate, kernel_size=3, dilation=dilation)
+            self.conv1 = _make_conv(in_channels, width, kernel_size=1)
+            self.norm2 = _make_norm(width, spec)
+            self.relu2 = _make_act(spec, fresh_input=True)
+            self.conv2 = _make_conv(width, growth_rate, kernel_size=3, dilation=dilation)
         self.drop_rate = float(spec.proj_drop_rate)
         self.drop_path_rate = float(drop_path_rate)
 
     def squeeze(self, x: Tensor) -> Tensor:
-        """The concatenation, (N, C, H, W), to the bottleneck; to the new maps if there is none."""
-        return self.conv1(self.relu1(self.norm1(x)))
+        """Map the concatenation, (N, C, H, W), to the bottleneck, or to the new maps without."""
+        maps: Tensor = self.conv1(self.relu1(self.norm1(x)))
+        return maps
 
     def expand(self, x: Tensor) -> Tensor:
-        """Bottleneck maps, (N, bn_size * k, H, W), to the new maps, (N, k, H, W)."""
+        """Map the bottleneck, (N, bn_size * k, H, W), to the new maps, (N, k, H, W)."""
         if self.bottleneck:
             x = self.conv2(self.relu2(self.norm2(x)))
         if self.drop_rate > 0:
@@ -130,7 +133,7 @@ class DenseLayer(nn.Module):
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """New maps, (N, k, H, W), from the concatenation of all earlier ones, (N, C, H, W)."""
+        """Map the concatenation of all earlier maps, (N, C, H, W), to new maps, (N, k, H, W)."""
         return self.expand(self.squeeze(x))
 
 
@@ -151,17 +154,17 @@ class DenseBlock(nn.ModuleDict):
 
     @classmethod
     def from_plan(cls, plan: BlockPlan, spec: DenseNetSpec) -> "DenseBlock":
-        """A new block of ``plan``."""
+        """Build a new block as ``plan`` says."""
         widths = range(plan.in_channels, plan.channels, plan.growth_rate)
         pairs = zip(widths, plan.drop_path, strict=True)
         return cls(DenseLayer(width, plan, spec, rate) for width, rate in pairs)
 
     def first(self, count: int) -> "DenseBlock":
-        """A block of the first ``count`` layers, which it shares."""
+        """Return a block of the first ``count`` layers, which it shares."""
         return DenseBlock(self._layers()[:count], self.memory)
 
     def widths(self) -> Iterator[tuple[str, int]]:
-        """Each layer's name, and channels of the concatenation with its maps."""
+        """Yield each layer's name, and the channels of the concatenation with its maps."""
         for name, layer in zip(self, self._layers(), strict=True):
             last = layer.conv2 if layer.bottleneck else layer.conv1
             yield name, layer.conv1.in_channels + last.out_channels
@@ -170,7 +173,7 @@ class DenseBlock(nn.ModuleDict):
         return cast("list[DenseLayer]", list(self.values()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Concatenation of the input and all new maps, (N, C + layers * k, H, W)."""
+        """Return the concatenation of the input and all new maps, (N, C + layers * k, H, W)."""
         if is_scripting():
             for layer in self.values():
                 x = torch.cat((x, layer(x)), dim=1)
@@ -198,31 +201,35 @@ class Transition(nn.Sequential):
     def __init__(self, plan: BlockPlan, spec: DenseNetSpec) -> None:
         super().__init__()
         assert plan.transition_channels is not None
-        self.norm = _norm(plan.channels, spec)
-        self.relu = _act(spec, fresh_input=True)
-        self.conv = _conv(plan.channels, plan.transition_channels, kernel_size=1)
+        self.norm = _make_norm(plan.channels, spec)
+        self.relu = _make_act(spec, fresh_input=True)
+        self.conv = _make_conv(plan.channels, plan.transition_channels, kernel_size=1)
 
 
-def _stem(spec: DenseNetSpec, in_chans: int) -> Iterator[tuple[str, nn.Module]]:
+def _build_stem(spec: DenseNetSpec, in_chans: int) -> Iterator[tuple[str, nn.Module]]:
     width = spec.num_init_features
     if spec.stem == "cifar":
-        yield "conv0", _conv(in_chans, width, kernel_size=3)
+        yield "conv0", _make_conv(in_chans, width, kernel_size=3)
         return
     if spec.stem == "imagenet":
-        convs = [_conv(in_chans, width, kernel_size=7, stride=2)]
+        convs = [_make_conv(in_chans, width, kernel_size=7, stride=2)]
     else:
         half = width // 2
-        convs = [_conv(in_chans, half, 3, stride=2), _conv(half, half, 3), _conv(half, width, 3)]
+        convs = [
+            _make_conv(in_chans, half, 3, stride=2),
+            _make_conv(half, half, 3),
+            _make_conv(half, width, 3),
+        ]
     for i, conv in enumerate(convs):
         yield f"conv{i}", conv
-        yield f"norm{i}", _norm(conv.out_channels, spec)
-        yield f"relu{i}", _act(spec, fresh_input=False)
+        yield f"norm{i}", _make_norm(conv.out_channels, spec)
+        yield f"relu{i}", _make_act(spec, fresh_input=False)
     yield "pool0", make_stem_pool(spec)
 
 
 def feature_modules(spec: DenseNetSpec, in_chans: int) -> Iterator[tuple[str, nn.Module]]:
-    """Everything before the classifier, by torchvision's names and in the order it runs."""
-    yield from _stem(spec, in_chans)
+    """Build everything before the classifier, by torchvision's names, in the order it runs."""
+    yield from _build_stem(spec, in_chans)
     for i, plan in enumerate(spec.blocks, start=1):
         yield f"denseblock{i}", DenseBlock.from_plan(plan, spec)
         if plan.transition_channels is None:
@@ -236,12 +243,12 @@ def feature_modules(spec: DenseNetSpec, in_chans: int) -> Iterator[tuple[str, nn
             )
     if spec.final_norm:
         # These names hold for any number of blocks, as in torchvision and timm.
-        yield "norm5", _norm(spec.blocks[-1].channels, spec)
-        yield "relu5", _act(spec, fresh_input=False)
+        yield "norm5", _make_norm(spec.blocks[-1].channels, spec)
+        yield "relu5", _make_act(spec, fresh_input=False)
 
 
 def set_memory(model: nn.Module, memory: Memory) -> None:
-    """Gives all dense blocks of a model a memory mode, whatever holds them; results stay the same.
+    """Give all dense blocks of a model a memory mode; results stay the same.
 
     Args:
         model: A net, or what holds one.
@@ -258,6 +265,6 @@ def set_memory(model: nn.Module, memory: Memory) -> None:
             module.memory = memory
 
 
-def memory_of(model: nn.Module) -> Memory | None:
-    """Memory mode of a model's first dense block; None for a model without any."""
+def get_memory(model: nn.Module) -> Memory | None:
+    """Return the memory mode of a model's first dense block; None for a model without any."""
     return next((m.memory for m in model.modules() if isinstance(m, DenseBlock)), None)

@@ -35,7 +35,7 @@ class DilatedPool2d(nn.Module):
         self.dilation = dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
+        """Pool maps (N, C, H, W), keeping their size."""
         down = torch.cat((x[:, :, self.dilation :], x[:, :, -self.dilation :]), dim=2)
         x = torch.maximum(x, down) if self.kind == "max" else (x + down) / 2
         # A cell without partner is pooled with itself, which leaves it as it is.
@@ -43,7 +43,7 @@ class DilatedPool2d(nn.Module):
         return torch.maximum(x, right) if self.kind == "max" else (x + right) / 2
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Return the settings that `print` shows."""
         return f"{self.kind}, dilation={self.dilation}"
 
 
@@ -63,13 +63,13 @@ class DilatedBlurPool2d(BlurPool2d):
         self.filt: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
+        """Pool maps (N, C, H, W), keeping their size."""
         x = F.pad(x, [self.dilation] * 4, mode="reflect")
         return F.conv2d(x, self.filt, dilation=self.dilation, groups=x.shape[1])
 
 
 def make_pool(spec: DenseNetSpec, channels: int, dilation: int | None) -> nn.Module:
-    """The pool behind a transition: of stride 2, or dilated.
+    """Make the pool behind a transition: of stride 2, or dilated.
 
     Args:
         spec: Kind and ceil mode.
@@ -85,7 +85,7 @@ def make_pool(spec: DenseNetSpec, channels: int, dilation: int | None) -> nn.Mod
 
 
 def make_stem_pool(spec: DenseNetSpec) -> nn.Module:
-    """The stem's pool; a CIFAR stem has none."""
+    """Make the stem's pool; a CIFAR stem has none."""
     if spec.stem_pool == "blur":
         channels = spec.num_init_features
         return nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), BlurPool2d(channels, stride=2))

@@ -25,7 +25,6 @@ Shapes: N images, K classes, H and W pixels.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from functools import wraps
 from typing import Any, Literal, get_args
 
@@ -59,7 +58,7 @@ _OUTPUT_STRIDES = (8, 16, 32)
 _TAPS = ("raw", "norm", "compressed")  # those with smp's strides
 
 
-class DenseFeatureEncoder(nn.Module, EncoderMixin):
+class DenseFeatureEncoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp has no types
     """A `DenseFeatureNet` as an encoder of smp.
 
     Args:
@@ -92,17 +91,17 @@ class DenseFeatureEncoder(nn.Module, EncoderMixin):
         self._depth = depth
         self._in_channels = 3
         self._tap: Tap = tap
-        self._output_stride = _legal_stride(output_stride)
-        self.model = self._feature_net(spec, memory)
+        self._output_stride = _check_stride(output_stride)
+        self.model = self._build_feature_net(spec, memory)
         self._out_channels = [self._in_channels, *self.model.out_channels]
 
-    def _feature_net(self, spec: DenseNetSpec, memory: Memory) -> DenseFeatureNet:
+    def _build_feature_net(self, spec: DenseNetSpec, memory: Memory) -> DenseFeatureNet:
         spec = dataclasses.replace(spec, output_stride=self._output_stride)
         net = DenseNet(spec, num_classes=0, in_chans=self._in_channels, memory=memory)
         return DenseFeatureNet(net, tuple(range(self._depth)), self._tap)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Image (N, in_channels, H, W) to itself and ``depth`` maps, each half as large or equal.
+        """Map an image (N, in_channels, H, W) to itself and ``depth`` maps.
 
         Raises:
             ValueError: As `DenseFeatureNet.forward`.
@@ -112,7 +111,7 @@ class DenseFeatureEncoder(nn.Module, EncoderMixin):
         return features
 
     def set_in_channels(self, in_channels: int, pretrained: bool = True) -> None:
-        """Replaces the weights of the first convolution by weights for other images.
+        """Replace the weights of the first convolution by weights for other images.
 
         Args:
             in_channels: Channels of the image.
@@ -133,7 +132,7 @@ class DenseFeatureEncoder(nn.Module, EncoderMixin):
         self.model.in_chans = in_channels
 
     def make_dilated(self, output_stride: int) -> None:
-        """Changes the output stride of a net that may be trained: see `DenseNetSpec.output_stride`.
+        """Change the output stride of a net that may be trained: see `DenseNetSpec.output_stride`.
 
         Every cell keeps its value; a finer map has new cells between them. Parameters stay the same
         objects. Hooks on the net are lost.
@@ -144,14 +143,14 @@ class DenseFeatureEncoder(nn.Module, EncoderMixin):
         Raises:
             ValueError: ``output_stride`` is none of these.
         """
-        if _legal_stride(output_stride) == self._output_stride:
+        if _check_stride(output_stride) == self._output_stride:
             return
         self._output_stride = output_stride
         old, weights = self.model, self.model.state_dict(keep_vars=True)
         trained = [weight.requires_grad for weight in weights.values()]
         modes = {name: module.training for name, module in old.named_modules()}
         # Blur filters are no weights, so the new net's own must move to the device and type too.
-        new = self._feature_net(old.spec, old.memory).to(next(old.parameters()))
+        new = self._build_feature_net(old.spec, old.memory).to(next(old.parameters()))
         new.load_state_dict(weights, assign=True)
         for weight, requires_grad in zip(weights.values(), trained, strict=True):
             weight.requires_grad_(requires_grad)
@@ -161,7 +160,7 @@ class DenseFeatureEncoder(nn.Module, EncoderMixin):
         self.model = new
 
     def train(self, mode: bool = True) -> "DenseFeatureEncoder":
-        """Sets the training mode; stages frozen by ``model.freeze`` are frozen again.
+        """Set the training mode; stages frozen by ``model.freeze`` are frozen again.
 
         smp's ``unfreeze_encoder`` sets all of the encoder free, those stages too.
         """
@@ -172,29 +171,29 @@ class DenseFeatureEncoder(nn.Module, EncoderMixin):
         return self
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Reads other libraries' names, such as those of smp's own densenet encoders."""
-        given = [key for key in state_dict if key.startswith(prefix)]
-        if any(not key.startswith(f"{prefix}model.") for key in given):
-            renamed = to_ours({key.removeprefix(prefix): state_dict.pop(key) for key in given})
+        """Read other libraries' names, such as those of smp's own densenet encoders."""
+        keys = [key for key in state_dict if key.startswith(prefix)]
+        if any(not key.startswith(f"{prefix}model.") for key in keys):
+            renamed = to_ours({key.removeprefix(prefix): state_dict.pop(key) for key in keys})
             state_dict.update({f"{prefix}model.{key}": renamed[key] for key in renamed})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _legal_stride(output_stride: int) -> int:
+def _check_stride(output_stride: int) -> int:
     check_choice("output_stride", output_stride, _OUTPUT_STRIDES)
     return output_stride
 
 
-def _strides(spec: DenseNetSpec) -> tuple[int, ...]:
+def _list_strides(spec: DenseNetSpec) -> tuple[int, ...]:
     return (spec.stem_stride, *(plan.stride for plan in spec.blocks))
 
 
 def _check_arguments(spec: DenseNetSpec, tap: str, memory: str) -> None:
-    if _strides(spec) != _STRIDES:
+    if _list_strides(spec) != _STRIDES:
         raise ValueError(
-            f"smp wants maps of strides {_STRIDES}, and this network's are {_strides(spec)}; "
+            f"smp wants maps of strides {_STRIDES}, and this network's are {_list_strides(spec)}; "
             "choose an ImageNet or deep stem and four blocks with a pool after each but the last"
         )
     check_choice("tap", tap, _TAPS)  # those with smp's strides
@@ -212,7 +211,7 @@ def register_encoder(
     memory: Memory = "none",
     **fields: Any,
 ) -> None:
-    """Adds an encoder to smp's native ones, for ``smp.Unet(name, encoder_weights=None)`` and so on.
+    """Add an encoder to smp's native ones, for ``smp.Unet(name, encoder_weights=None)`` and so on.
 
     Args:
         name: Its name in ``smp.encoders.encoders``.
@@ -250,8 +249,8 @@ def register_encoder(
     }
 
 
-def _pretrained_settings(variant: str) -> dict[str, dict[str, Any]]:
-    """Where smp finds published weights, by tag; those of timm with the input they expect."""
+def _pretrained_settings(variant: str) -> dict[str, dict[str, object]]:
+    """Return where smp finds published weights, by tag; timm's with the input they expect."""
     smps_own = smp_registry.encoders.get(variant, {}).get("pretrained_settings", {})
     settings = {tag: dict(setting) for tag, setting in smps_own.items()}
     for tag, cfg in default_cfgs[variant + SUFFIX].cfgs.items():
@@ -272,16 +271,17 @@ _smps_preprocessing_params = smp_registry.get_preprocessing_params
 
 
 @wraps(_smps_preprocessing_params)
-def _get_preprocessing_params(encoder_name: str, pretrained: str = "imagenet") -> dict[str, Any]:
-    entry: Mapping[str, Any] = smp_registry.encoders.get(encoder_name, {})
+def _get_preprocessing_params(encoder_name: str, pretrained: str = "imagenet") -> dict[str, object]:
+    entry = smp_registry.encoders.get(encoder_name, {})
     setting = entry.get("pretrained_settings", {}).get(pretrained, {})
     if entry.get("encoder") is not DenseFeatureEncoder or "mean" not in setting:
-        return _smps_preprocessing_params(encoder_name, pretrained)
+        smps_own: dict[str, object] = _smps_preprocessing_params(encoder_name, pretrained)
+        return smps_own
     return {key: setting[key] for key in ("input_space", "input_range", "mean", "std")}
 
 
 for _variant, _spec in VARIANTS.items():
-    if _strides(_spec) == _STRIDES:
+    if _list_strides(_spec) == _STRIDES:
         register_encoder(_variant + SUFFIX, _variant)
 smp_registry.get_preprocessing_params = _get_preprocessing_params
 
@@ -290,7 +290,7 @@ smp_registry.get_preprocessing_params = _get_preprocessing_params
 
 
 class PadToStride(nn.Module):
-    """A model of smp for images of any size: pads at the right and bottom, and crops the masks.
+    """Wrapper that lets a model of smp take any image size: pads right and bottom, crops masks.
 
     Masks equal those of the image padded by hand. Save the weights of ``model``, not of this.
     ``torch.export`` leaves the number of images open; for open sizes export ``model`` itself, with
@@ -301,15 +301,15 @@ class PadToStride(nn.Module):
             ``encoder.output_stride``.
         mode: What the border holds: ``constant``, or the image itself, mirrored (``reflect``: at
             most one pixel less than the image has) or its last row and column (``replicate``).
-        value: The constant, in units of the normalised image, where 0 is the mean colour.
+        value: The constant, in units of the normalized image, where 0 is the mean color.
 
     Attributes:
-        model: The model given.
-        stride: Both sides of what it sees are multiples of this.
+        model: The wrapped model.
+        stride: Pixels; both sides of the padded image are multiples of it.
 
     Raises:
         ValueError: ``model`` has no ``encoder.output_stride``, ``mode`` is unknown, or ``value`` is
-            given for another mode than ``constant``.
+            set for another mode than ``constant``.
     """
 
     __jit_unused_properties__ = ("encoder",)  # TorchScript returns no modules
@@ -336,7 +336,7 @@ class PadToStride(nn.Module):
         return self.model.get_submodule("encoder")
 
     def forward(self, x: Tensor) -> Any:
-        """Images (N, C, H, W) to masks (N, K, H, W), with labels if the model has that head.
+        """Map images (N, C, H, W) to masks (N, K, H, W), with labels if the model has that head.
 
         A model with less upsampling than smp's default returns masks of a part of that size,
         rounded up.
@@ -360,5 +360,5 @@ class PadToStride(nn.Module):
 
     @torch.inference_mode()
     def predict(self, x: Tensor) -> Any:
-        """What `forward` returns, in eval mode and without gradients, as smp's ``predict``."""
+        """Run `forward` in eval mode and without gradients, as smp's ``predict`` does."""
         return self.eval()(x)

@@ -1,4 +1,4 @@
-"""The stages of a DenseNet in the order they run: what the network and its feature net share.
+"""Base class of networks and feature nets: runs a DenseNet's stages, freezes and loads them.
 
 Shapes: N images, C channels, H and W pixels.
 """
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from densenet_backbones.checkpoints import CLASSIFIER, CheckpointError, recognize, to_ours
 from densenet_backbones.dense_block import Memory, has_shared_buffer, lean_steps, run_lean
 from densenet_backbones.densenet_spec import DenseNetSpec
-from densenet_backbones.layers import is_traced, memory_of, set_memory
+from densenet_backbones.layers import get_memory, is_traced, set_memory
 from densenet_backbones.messages import check_choice
 
 __all__ = ["DenseStages", "take_indices"]
 
 
 class DenseStages(nn.Module):
-    """What a DenseNet and its feature net share: the stages, flat and in the order they run.
+    """Stages of a DenseNet, flat and in the order they run; base of `DenseNet` and its feature net.
 
     Args:
         spec: Architecture.
@@ -65,48 +65,48 @@ class DenseStages(nn.Module):
                 f"coarsest map, got {x.shape[2]}x{x.shape[3]}; resize them, or take fewer taps"
             )
 
-    def _points(
-        self, x: Tensor, wanted: Collection[str], stop_early: bool
+    def _run_to_points(
+        self, x: Tensor, points: Collection[str], stop_early: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Runs the stages; the last map, and the wanted points by name in the order they come.
+        """Run the stages; return the last map, and the maps at ``points`` in the order they come.
 
         Points are children (``denseblock1``), a transition's activation (``transition1.relu``), and
         what a block holds after one of its layers (``denseblock1.denselayer2``).
         """
         self._check_image(x)
-        found: dict[str, Tensor] = {}
-        for name, step in self._steps(x, wanted):
+        maps: dict[str, Tensor] = {}
+        for name, step in self._choose_steps(x, points):
             stage = getattr(self, name)
-            if f"{name}.relu" in wanted:
+            if f"{name}.relu" in points:
                 norm, relu, *conv = stage.children()
                 x = relu(norm(x)) if step is stage else run_lean(x, (norm, relu))
-                found[f"{name}.relu"] = x
+                maps[f"{name}.relu"] = x
                 for module in conv:  # cut off behind a last tap
                     x = module(x)
             else:
                 x = step(x)
-            if any(point.startswith(f"{name}.denselayer") for point in wanted):
+            if any(point.startswith(f"{name}.denselayer") for point in points):
                 for layer, width in stage.widths():
-                    if f"{name}.{layer}" in wanted:
+                    if f"{name}.{layer}" in points:
                         # A block's maps are stacked in the order they are made. The clone is
                         # dense in memory, in the order of the block's own layout.
-                        found[f"{name}.{layer}"] = x[:, :width].clone()
-            if name in wanted:
-                found[name] = x
-            if stop_early and len(found) == len(wanted):
+                        maps[f"{name}.{layer}"] = x[:, :width].clone()
+            if name in points:
+                maps[name] = x
+            if stop_early and len(maps) == len(points):
                 break
-        return x, found
+        return x, maps
 
-    def _steps(
-        self, x: Tensor, wanted: Collection[str]
+    def _choose_steps(
+        self, x: Tensor, points: Collection[str]
     ) -> Iterable[tuple[str, Callable[[Tensor], Tensor]]]:
-        """What to run, by the name of the last stage of it: the stages, or steps that keep less."""
+        """Return the stages by name, or steps that keep less, by the name of their last stage."""
         stages = [(name, getattr(self, name)) for name in self.feature_names]
         keeps = has_shared_buffer(self.memory) and torch.is_grad_enabled() and self.training
         # Compilers decide by themselves what to keep of simple stages.
         if not keeps or torch.compiler.is_compiling() or is_traced(x):
             return stages
-        return lean_steps(stages, wanted)
+        return lean_steps(stages, points)
 
     def forward_intermediates(
         self,
@@ -117,13 +117,13 @@ class DenseStages(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The taps of `feature_info` beside the last feature map, as timm's models give them.
+        """Return the taps of `feature_info` and the last feature map, as timm's models do.
 
         Args:
             x: Image, (N, in_chans, H, W).
             indices: Taps to return: all when None, the last n for an int.
             norm: Without effect; the last tap is the normed one.
-            stop_early: End after the last wanted tap.
+            stop_early: End after the last of these taps.
             output_fmt: Only ``NCHW``.
             intermediates_only: Return the list of taps alone.
 
@@ -133,32 +133,32 @@ class DenseStages(nn.Module):
         check_choice("output_fmt", output_fmt, ("NCHW",))
         info = self.feature_info
         names = [info[i]["module"] for i in take_indices(len(info), indices)]
-        x, found = self._points(x, names, stop_early)
-        missing = [name for name in names if name not in found]
+        x, maps = self._run_to_points(x, names, stop_early)
+        missing = [name for name in names if name not in maps]
         if missing:
             raise ValueError(
                 f"this net ends before {missing[0]!r}; ask for earlier taps, or build it with "
                 "more out_indices"
             )
-        return list(found.values()) if intermediates_only else (x, list(found.values()))
+        return list(maps.values()) if intermediates_only else (x, list(maps.values()))
 
     # ------------------------------------------------------------------------ training
 
     def set_memory(self, memory: Memory) -> None:
-        """Chooses what training keeps for the backward pass: see `layers.set_memory`."""
+        """Choose what training keeps for the backward pass: see `layers.set_memory`."""
         set_memory(self, memory)
 
     @property
     def memory(self) -> Memory:
-        """What training keeps for the backward pass; `set_memory` changes it."""
-        return memory_of(self) or "none"  # without blocks: the stem alone
+        """Memory mode of training; `set_memory` changes it."""
+        return get_memory(self) or "none"  # without blocks: the stem alone
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Switches ``memory="layer"`` on or off, as timm's models name it."""
+        """Switch ``memory="layer"`` on or off, as timm's models name it."""
         self.set_memory("layer" if enable else "none")
 
     def freeze(self, stages: int) -> None:
-        """Freezes the first stages: no gradients, and norms and dropout stay in eval mode.
+        """Freeze the first stages: no gradients, and norms and dropout stay in eval mode.
 
         ``train()`` leaves frozen stages in eval mode. Stages frozen earlier and no longer among the
         first ones are trained again.
@@ -182,7 +182,7 @@ class DenseStages(nn.Module):
         self.frozen_stages = stages
 
     def stage_children(self) -> list[list[nn.Module]]:
-        """Children of the stem, then of each block up to the next one."""
+        """Return the children of the stem, then those of each block up to the next one."""
         stages: list[list[nn.Module]] = [[]]
         for name in self.feature_names:
             if name.startswith("denseblock"):
@@ -191,16 +191,16 @@ class DenseStages(nn.Module):
         return stages
 
     def train(self, mode: bool = True) -> "DenseStages":
-        """Sets the training mode of all but the frozen stages."""
+        """Set the training mode of all but the frozen stages."""
         super().train(mode)
         for modules in self.stage_children()[: self.frozen_stages]:
             for module in modules:
                 module.eval()
         return self
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns by which timm's optimisers give layers their own learning rate."""
-        layers: Any = [
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
+        """Return the patterns by which timm's optimizers give layers their own learning rate."""
+        layers: list[tuple[str, tuple[int, ...] | None]] = [
             (r"^denseblock(\d+)\.denselayer(\d+)", None),
             (r"^transition(\d+)", MATCH_PREV_GROUP),
         ]
@@ -210,9 +210,9 @@ class DenseStages(nn.Module):
     # ------------------------------------------------------------------------ weights
 
     def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+        self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Loads weights named as here, or as in torchvision, timm and others (see `checkpoints`).
+        """Load weights named as here, or as in torchvision, timm and others (see `checkpoints`).
 
         Weights of stages that are not here are left out.
 
@@ -223,20 +223,20 @@ class DenseStages(nn.Module):
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
             try:
-                found = recognize(state_dict).describe()
+                description = recognize(state_dict).describe()
             except CheckpointError as unknown:
-                found = str(unknown)
-            raise RuntimeError(f"{error}\n\tWhat these weights are: {found}.") from error
+                description = str(unknown)
+            raise RuntimeError(f"{error}\n\tWhat these weights are: {description}.") from error
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Renames other libraries' keys, and leaves out the weights of stages that are not here."""
-        given = {key: state_dict[key] for key in state_dict if key.startswith(prefix)}
+        """Rename other libraries' keys, and leave out the weights of stages that are not here."""
+        own_weights = {key: state_dict[key] for key in state_dict if key.startswith(prefix)}
         ours = self.state_dict().keys()
-        if any(key.removeprefix(prefix) not in ours for key in given):
-            renamed = to_ours({key.removeprefix(prefix): given[key] for key in given})
-            for key in given:
+        if any(key.removeprefix(prefix) not in ours for key in own_weights):
+            renamed = to_ours({key.removeprefix(prefix): own_weights[key] for key in own_weights})
+            for key in own_weights:
                 del state_dict[key]
             has_classifier = any(key.startswith(CLASSIFIER) for key in ours)
             for key, value in renamed.items():
@@ -247,7 +247,7 @@ class DenseStages(nn.Module):
 
 
 def take_indices(count: int, indices: int | Iterable[int] | None) -> tuple[int, ...]:
-    """Positions meant by timm's ``out_indices``.
+    """Resolve timm's ``out_indices`` to positions.
 
     Args:
         count: Number of taps there are.
@@ -271,16 +271,16 @@ def take_indices(count: int, indices: int | Iterable[int] | None) -> tuple[int, 
                 f"{count}, or a tuple such as ({indices},) for a single position"
             )
         return tuple(range(count - indices, count))
-    given = tuple(indices)
-    if not given:
+    positions = tuple(indices)
+    if not positions:
         raise ValueError(f"out_indices is empty; give positions from 0 to {count - 1}")
-    for index in given:
+    for index in positions:
         if not -count <= index < count:
             raise ValueError(
-                f"out_indices={given}: there is no tap {index}; give positions from 0 to "
+                f"out_indices={positions}: there is no tap {index}; give positions from 0 to "
                 f"{count - 1}, or -1 for the last"
             )
-    taken = tuple(index % count for index in given)
+    taken = tuple(index % count for index in positions)
     if any(later <= earlier for earlier, later in pairwise(taken)):
-        raise ValueError(f"out_indices={given} must ascend without repeats, as the taps come")
+        raise ValueError(f"out_indices={positions} must ascend without repeats, as the taps come")
     return taken

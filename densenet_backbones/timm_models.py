@@ -18,6 +18,7 @@ from typing import Any
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models._builder import build_model_with_cfg
+from timm.models._pretrained import PretrainedCfg
 from timm.models._registry import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ _CFG = {
     "classifier": "classifier",
     "license": "apache-2.0",
 }
-_STEM_CFG: dict[str, dict[str, Any]] = {
+_STEM_CFG: dict[str, dict[str, object]] = {
     # Mean and deviation: facebook/fb.resnet.torch, datasets/cifar10.lua, as the paper's code.
     "cifar": {
         "num_classes": 10,
@@ -68,19 +69,19 @@ _TAGS = {
 _TAG_CFG = {"ra_in1k": {"test_input_size": (3, 288, 288), "test_crop_pct": 0.95}}
 
 
-def _cfgs() -> dict[str, Any]:
-    cfgs: dict[str, Any] = {}
+def _build_cfgs() -> dict[str, dict[str, Any] | PretrainedCfg]:
+    cfgs: dict[str, dict[str, Any] | PretrainedCfg] = {}
     for name, spec in VARIANTS.items():
         cfg = {**_CFG, **_STEM_CFG.get(spec.stem, {})}
         for tag in _TAGS.get(name, ()):
-            published: dict[str, Any] = {"hf_hub_id": f"timm/{name}.{tag}", **_TAG_CFG.get(tag, {})}
+            published = {"hf_hub_id": f"timm/{name}.{tag}", **_TAG_CFG.get(tag, {})}
             cfgs[f"{name}{SUFFIX}.{tag}"] = cfg | published
         if name not in _TAGS:
             cfgs[f"{name}{SUFFIX}.untrained"] = cfg
     return cfgs
 
 
-default_cfgs = generate_default_cfgs(_cfgs())
+default_cfgs = generate_default_cfgs(_build_cfgs())
 
 
 def _create(name: str, spec: DenseNetSpec, pretrained: bool, **kwargs: Any) -> nn.Module:
@@ -90,7 +91,7 @@ def _create(name: str, spec: DenseNetSpec, pretrained: bool, **kwargs: Any) -> n
     )
     features = kwargs.setdefault("features_only", True)
     taps = {key: kwargs.pop(key) for key in ("tap", "layer_taps") if key in kwargs}
-    feature_cfg: dict[str, Any] = {"out_indices": None}
+    feature_cfg: dict[str, object] = {"out_indices": None}
     if features and "feature_cls" not in kwargs:
         feature_cfg.update(feature_cls=DenseFeatureNet, **taps)
     elif taps:
@@ -100,14 +101,14 @@ def _create(name: str, spec: DenseNetSpec, pretrained: bool, **kwargs: Any) -> n
         )
     else:
         feature_cfg.update(out_indices=tuple(range(len(spec.blocks) + 1)))
-    wanted: Any = {"out_indices": kwargs.get("out_indices"), **taps} if features else None
+    taps_to_fit: Any = {"out_indices": kwargs.get("out_indices"), **taps} if features else None
     try:
         return build_model_with_cfg(
             DenseNet,
             name,
             pretrained,
             feature_cfg=feature_cfg,
-            pretrained_filter_fn=partial(_fit_weights, wanted=wanted),
+            pretrained_filter_fn=partial(_fit_weights, taps_to_fit=taps_to_fit),
             # Stages behind the last tap and the classifier may be absent; the filter checks the
             # rest.
             pretrained_strict=not features,
@@ -122,9 +123,11 @@ def _create(name: str, spec: DenseNetSpec, pretrained: bool, **kwargs: Any) -> n
         ) from error
 
 
-def _fit_weights(weights: dict[str, Tensor], model: DenseNet, wanted: Any) -> dict[str, Tensor]:
-    """Our names for the weights, complete as far as the wanted taps reach."""
-    target = model if wanted is None else DenseFeatureNet(model, **wanted)
+def _fit_weights(
+    weights: dict[str, Tensor], model: DenseNet, taps_to_fit: Any
+) -> dict[str, Tensor]:
+    """Rename weights to our names and check that they reach as far as the taps."""
+    target = model if taps_to_fit is None else DenseFeatureNet(model, **taps_to_fit)
     return fit_to(weights, known=model.state_dict(), needed=target.state_dict())
 
 

@@ -1,4 +1,4 @@
-"""The published members of the family: name to architecture.
+"""Published members of the family: `VARIANTS`, from name to architecture.
 
 ImageNet nets: Huang et al. (1608.06993), table 1, and the authors' repository (161, 232, 264 with
 k=48); ``264d`` and ``blur121d`` are timm's. CIFAR nets: table 2 and the README of
@@ -13,7 +13,7 @@ __all__ = ["VARIANTS", "cifar_spec", "dsod_spec"]
 
 
 def cifar_spec(depth: int, growth_rate: int, kind: str = "") -> DenseNetSpec:
-    """A CIFAR net: a 3x3 stem and three blocks of (L - 4) / 3 layers, halved with 1x1s.
+    """Return a CIFAR net: a 3x3 stem and three blocks of (L - 4) / 3 layers, halved with 1x1s.
 
     Args:
         depth: L, convolutions and classifier counted.
@@ -39,7 +39,7 @@ def cifar_spec(depth: int, growth_rate: int, kind: str = "") -> DenseNetSpec:
 
 
 def dsod_spec(growth_rate: int = 48) -> DenseNetSpec:
-    """A DSOD base, DS/64-4k-k-1: 6-8-8-8 layers, no compression, the third transition unpooled.
+    """Return a DSOD base, DS/64-4k-k-1: 6-8-8-8 layers, no compression, third transition unpooled.
 
     Its pools round up, so a 300 pixel image gives maps of 150, 75, 38, 19 and 19 (1708.01241,
     table 1; szq0214/DSOD, ``model_libs.py``, ``DSOD300_V3_Body``). The 1x1 behind block 4 belongs

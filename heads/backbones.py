@@ -18,6 +18,7 @@ from torchvision.models import WeightsEnum
 
 from densenet_backbones.checkpoints import CheckpointError, read_state_dict
 from densenet_backbones.features import FeatureLevel, feature_levels
+from densenet_backbones.heads.options import Keywords
 from densenet_backbones.timm_models import SUFFIX
 from densenet_backbones.variants import VARIANTS
 
@@ -72,7 +73,7 @@ def create_features(
         return _create(name, kwargs)
     if weights_backbone == "timm":
         return _create(name, {**kwargs, "pretrained": True})
-    if (published := _published_weights(name, weights_backbone)) is not None:
+    if (published := _find_published_weights(name, weights_backbone)) is not None:
         origin, state = repr(published), _fetch(published, progress)
     else:
         origin, state = str(weights_backbone), read_state_dict(str(weights_backbone))
@@ -81,7 +82,7 @@ def create_features(
     return _create_checked(name, kwargs, state, origin)
 
 
-def _published_weights(name: str, weights: str | WeightsEnum) -> WeightsEnum | None:
+def _find_published_weights(name: str, weights: str | WeightsEnum) -> WeightsEnum | None:
     """Torchvision's weights that are meant; None where they are a file's name."""
     member = _MEMBER.fullmatch(weights) if isinstance(weights, str) else None
     if isinstance(weights, str) and (member is None or Path(weights).is_file()):
@@ -105,15 +106,16 @@ def _published_weights(name: str, weights: str | WeightsEnum) -> WeightsEnum | N
 
 def _fetch(published: WeightsEnum, progress: bool) -> dict[str, Tensor]:
     try:
-        return published.get_state_dict(progress=progress, check_hash=True)
+        state: dict[str, Tensor] = published.get_state_dict(progress=progress, check_hash=True)
     except OSError as error:
         raise RuntimeError(
             f"{published!r} are neither on this machine nor within its reach ({published.url}); "
             "give a file as weights_backbone, or leave it out"
         ) from error
+    return state
 
 
-def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
+def _create(name: str, arguments: Keywords) -> nn.Module:
     try:
         net = timm.create_model(name, **arguments)
     except (TypeError, AssertionError, NotImplementedError) as error:
@@ -130,7 +132,7 @@ def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _create_from(
-    name: str, arguments: dict[str, Any], state: dict[str, Tensor], origin: str
+    name: str, arguments: Keywords, state: dict[str, Tensor], origin: str
 ) -> nn.Module:
     """A network with given weights, as far as timm's loader or our own checks them."""
     loading = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
@@ -145,7 +147,7 @@ def _create_from(
 
 
 def _create_checked(
-    name: str, arguments: dict[str, Any], state: dict[str, Tensor], origin: str
+    name: str, arguments: Keywords, state: dict[str, Tensor], origin: str
 ) -> nn.Module:
     """A network of timm's with given weights, all of them.
 
@@ -170,13 +172,13 @@ def _create_checked(
     return net
 
 
-def base_network(
+def create_base_network(
     name: str, weights_backbone: str | WeightsEnum | None = None, **kwargs: Any
 ) -> nn.Module:
     """A timm feature network, ending after its last map of stride 16.
 
     Args:
-        name: any timm name; DSOD's own bases are tapped behind the transition's 1x1 unless ``tap``
+        name: Any timm name; DSOD's own bases are tapped behind the transition's 1x1 unless ``tap``
             says otherwise, so that the map of stride 8 is DSOD's "First".
         weights_backbone: As of `create_features`.
         **kwargs: As of `create_features`.
@@ -190,11 +192,11 @@ def base_network(
         whole = create_features(name, **kwargs)
         info: Any = whole.feature_info
         taken = sorted(index % len(info) for index in info.out_indices)
-        kwargs["out_indices"] = tuple(taken[i] for i in base_positions(feature_levels(whole)))
+        kwargs["out_indices"] = tuple(taken[i] for i in find_base_positions(feature_levels(whole)))
     return create_features(name, weights_backbone, **kwargs)
 
 
-def base_positions(levels: Sequence[FeatureLevel]) -> tuple[int, ...]:
+def find_base_positions(levels: Sequence[FeatureLevel]) -> tuple[int, ...]:
     """Positions of the two base maps among ``levels``: the last one of each base stride."""
     by_stride = {level.stride: position for position, level in enumerate(levels)}
     if not set(BASE_STRIDES) <= by_stride.keys():
@@ -205,7 +207,7 @@ def base_positions(levels: Sequence[FeatureLevel]) -> tuple[int, ...]:
     return tuple(by_stride[stride] for stride in BASE_STRIDES)
 
 
-def normalization_of(backbone: nn.Module, name: str | None) -> dict[str, Any]:
+def read_normalization(backbone: nn.Module, name: str | None) -> Keywords:
     """Return what `ImageNormalization` takes, as a backbone's weights expect it.
 
     DSOD's own for its own bases and for modules that say nothing; else that of timm's
@@ -223,11 +225,11 @@ def normalization_of(backbone: nn.Module, name: str | None) -> dict[str, Any]:
 
 
 def is_dsod_name(name: str) -> bool:
-    """Whether a timm name is one of DSOD's bases."""
+    """True if a timm name is one of DSOD's bases."""
     return name.startswith("dsod_")
 
 
-def without_data(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of shapes only, for `functional_call` on inputs without data."""
+def copy_to_meta(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers on the meta device, for `functional_call` without data."""
     state = dict(module.named_parameters()) | dict(module.named_buffers())
     return {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}

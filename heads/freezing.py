@@ -5,15 +5,16 @@ networks say in ``feature_info`` which module ends each stage.
 """
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import nn
 
 from densenet_backbones.heads.backbones import create_features
+from densenet_backbones.heads.options import Keywords
 from densenet_backbones.stages import DenseStages
 
-__all__ = ["FreezableModule", "count_frozen_stages", "freeze_layers", "stages_of"]
+__all__ = ["FreezableModule", "count_frozen_stages", "freeze_layers", "list_stages"]
 
 # Layers of a ResNet, which torchvision counts: stem and four stages.
 ALL_LAYERS = 5
@@ -36,7 +37,7 @@ class FreezableModule(nn.Module):
     @property
     def num_stages(self) -> int:
         """Number of stages that `freeze` can count: the stem and the blocks behind it."""
-        return len(stages_of(self.feature_net))
+        return len(list_stages(self.feature_net))
 
     def freeze(self, stages: int) -> None:
         """Freeze the first stages: no gradients, and norms and dropout in eval mode.
@@ -53,14 +54,14 @@ class FreezableModule(nn.Module):
         if isinstance(net, DenseStages):
             net.freeze(stages)
         elif stages or self.frozen_stages:
-            _freeze_first(stages_of(net), stages, self.frozen_stages, self.training)
+            _freeze_first(list_stages(net), stages, self.frozen_stages, self.training)
         self.frozen_stages = stages
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode of all but the frozen stages."""
         super().train(mode)
         if self.frozen_stages and not isinstance(self.feature_net, DenseStages):
-            for stage in stages_of(self.feature_net)[: self.frozen_stages]:
+            for stage in list_stages(self.feature_net)[: self.frozen_stages]:
                 for module in stage:
                     module.training = False
         return self
@@ -89,17 +90,15 @@ def count_frozen_stages(net: nn.Module, whole: nn.Module, layers: int) -> int:
     Raises:
         ValueError: ``layers`` is out of range.
     """
-    number = len(stages_of(whole))
+    number = len(list_stages(whole))
     if not 0 <= layers <= max(ALL_LAYERS, number):
         raise ValueError(
             f"trainable_backbone_layers must be 0 to {max(ALL_LAYERS, number)}, got {layers}"
         )
-    return min(max(number - layers, 0), len(stages_of(net)))
+    return min(max(number - layers, 0), len(list_stages(net)))
 
 
-def freeze_layers(
-    model: FreezableModule, name: str, kwargs: dict[str, Any], layers: int | None
-) -> None:
+def freeze_layers(model: FreezableModule, name: str, kwargs: Keywords, layers: int | None) -> None:
     """Freeze all but the last layers of a model's feature network.
 
     Args:
@@ -118,7 +117,7 @@ def freeze_layers(
     model.freeze(count_frozen_stages(model.feature_net, whole, layers))
 
 
-def stages_of(net: nn.Module) -> list[list[nn.Module]]:
+def list_stages(net: nn.Module) -> list[list[nn.Module]]:
     """Return the modules of a feature network by stage: the stem, then what leads to each tap.
 
     Those of networks not ours are taken in the order of their registration, which in timm is that
@@ -134,7 +133,7 @@ def stages_of(net: nn.Module) -> list[list[nn.Module]]:
     stages: list[list[nn.Module]] = []
     start = 0
     for level in net.feature_info.info:  # type: ignore[union-attr]
-        span = _span([name for name, _ in modules], level["module"])
+        span = _find_span([name for name, _ in modules], level["module"])
         if span is None:
             if stages:
                 break  # the network ends before this tap
@@ -154,7 +153,7 @@ def stages_of(net: nn.Module) -> list[list[nn.Module]]:
     return stages
 
 
-def _span(names: Sequence[str], tap: str) -> tuple[int, int] | None:
+def _find_span(names: Sequence[str], tap: str) -> tuple[int, int] | None:
     """First and last position of a module and all inside it, by timm's name or the flattened."""
     for name in (tap, tap.replace(".", "_")):
         inside = [i for i, n in enumerate(names) if n == name or n.startswith(f"{name}.")]

@@ -5,7 +5,6 @@ besides, for networks whose weights come from Caffe's kind of input (szq0214/DSO
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -66,7 +65,7 @@ class ImageNormalization(nn.Module):
         red, green, blue = scaled if self.channel_order == "rgb" else reversed(scaled)
         return red, green, blue
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, float | str | list[float]]:
         """Return the constructor's arguments as plain JSON types."""
         return {
             "image_mean": list(self.image_mean),

@@ -15,13 +15,22 @@ __all__ = [
     "BackboneWeights",
     "ChannelOrder",
     "ImageOptions",
+    "Keywords",
+    "Options",
     "SelectionOptions",
     "SizeOptions",
     "check_options",
+    "drop_none",
     "split_options",
 ]
 
 ChannelOrder = Literal["rgb", "bgr"]
+
+Keywords = dict[str, Any]
+"""Keyword arguments of a function that checks them itself: timm's, torchvision's or ours."""
+
+Options = Mapping[str, Any]
+"""Keyword arguments of a builder, or a description of some from a file."""
 
 # Options whose value must lie in 0..1, and those that count something, by the ends of their names.
 _FRACTIONS = ("_thresh", "_fraction")
@@ -41,7 +50,7 @@ class BackboneWeights(TypedDict, total=False):
         progress: Show a bar while torchvision's weights are fetched.
     """
 
-    backbone_kwargs: dict[str, Any] | None
+    backbone_kwargs: Keywords | None
     weights_backbone: str | WeightsEnum | None
     trainable_backbone_layers: int | None
     progress: bool
@@ -82,7 +91,7 @@ class SelectionOptions(TypedDict, total=False):
     detections_per_img: int
 
 
-def split_options(options: Mapping[str, Any], parts: Sequence[Any]) -> list[dict[str, Any]]:
+def split_options(options: Options, parts: Sequence[Any]) -> list[Keywords]:
     """Split options by the typed dictionaries they belong to.
 
     Args:
@@ -97,7 +106,12 @@ def split_options(options: Mapping[str, Any], parts: Sequence[Any]) -> list[dict
     return [*split, rest]
 
 
-def check_options(num_classes: int, options: Mapping[str, Any], known: frozenset[str]) -> None:
+def drop_none(options: Options) -> Keywords:
+    """Return the options whose value is not None: None stands for an option left out."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def check_options(num_classes: int, options: Options, known: frozenset[str]) -> None:
     """Refuse a detector's options that are unknown, and numbers outside their range.
 
     Args:

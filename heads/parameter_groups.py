@@ -1,13 +1,15 @@
 """A child's answers to timm's questions about parameters, under its parent's names."""
 
-from typing import Any
-
 from torch import nn
 
-__all__ = ["prefixed_groups", "prefixed_names"]
+__all__ = ["LayerGroups", "prefix_groups", "prefix_names"]
+
+LayerGroups = dict[str, str | list[tuple[str, tuple[int, ...] | None]]]
+"""What ``group_matcher`` returns: patterns of parameters' names by group (timm
+``models/_manipulate.py``, ``group_with_matcher``)."""
 
 
-def prefixed_names(child: nn.Module, prefix: str) -> set[str]:
+def prefix_names(child: nn.Module, prefix: str) -> set[str]:
     """A child's ``no_weight_decay()`` under its parent's names; empty where it has none.
 
     Args:
@@ -20,7 +22,7 @@ def prefixed_names(child: nn.Module, prefix: str) -> set[str]:
     return {f"{prefix}{name}" for name in names}
 
 
-def prefixed_groups(child: nn.Module, prefix: str, coarse: bool) -> dict[str, Any]:
+def prefix_groups(child: nn.Module, prefix: str, coarse: bool) -> LayerGroups:
     """A child's ``group_matcher()`` under its parent's names; one group where it has none.
 
     Args:
@@ -31,7 +33,7 @@ def prefixed_groups(child: nn.Module, prefix: str, coarse: bool) -> dict[str, An
     start = "^" + prefix.replace(".", r"\.")
     if not hasattr(child, "group_matcher"):
         return {"stem": start}
-    groups: dict[str, Any] = child.group_matcher(coarse=coarse)  # type: ignore[operator]
+    groups: LayerGroups = child.group_matcher(coarse=coarse)  # type: ignore[operator]
 
     def moved(pattern: str) -> str:
         # timm matches at the start of a name, with or without "^".

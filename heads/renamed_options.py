@@ -5,27 +5,29 @@ files. This table is the one place that knows the names before; readers of files
 what they read through `rename_options`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
+
+from densenet_backbones.heads.options import Keywords, Options
 
 __all__ = ["NESTED", "RENAMED", "rename_options", "rename_transform"]
 
 
-def _named(name: str) -> Callable[[Any], dict[str, Any]]:
+def _rename_to(name: str) -> Callable[[Any], Keywords]:
     return lambda value: {name: value}
 
 
-def _weights_backbone(pretrained: bool | None) -> dict[str, Any]:
+def _convert_pretrained(pretrained: bool | None) -> Keywords:
     return {"weights_backbone": "timm" if pretrained else None}
 
 
-RENAMED: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "backbone_args": _named("backbone_kwargs"),
-    "detections_per_image": _named("detections_per_img"),
-    "nms_threshold": _named("nms_thresh"),
-    "pretrained_backbone": _weights_backbone,
-    "score_threshold": _named("score_thresh"),
-    "trainable_layers": _named("trainable_backbone_layers"),
+RENAMED: dict[str, Callable[[Any], Keywords]] = {
+    "backbone_args": _rename_to("backbone_kwargs"),
+    "detections_per_image": _rename_to("detections_per_img"),
+    "nms_threshold": _rename_to("nms_thresh"),
+    "pretrained_backbone": _convert_pretrained,
+    "score_threshold": _rename_to("score_thresh"),
+    "trainable_layers": _rename_to("trainable_backbone_layers"),
 }
 """From an old name to what makes today's names and values of its value."""
 
@@ -37,7 +39,7 @@ RENAMED_IN_TRANSFORM = {"mean": "image_mean", "std": "image_std", "fixed_size": 
 """Names in those dictionaries, and in the transforms that model files describe."""
 
 
-def rename_options(options: Mapping[str, Any]) -> dict[str, Any]:
+def rename_options(options: Options) -> Keywords:
     """Return a builder's options under their names of today.
 
     Args:
@@ -57,7 +59,7 @@ def rename_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def rename_transform(described: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def rename_transform(described: Options | None) -> Keywords | None:
     """Return the description of a transform under the names of today.
 
     Args:

@@ -1,4 +1,8 @@
-"""Checks of what a caller gives a detector: one clear error instead of a loss that is NaN later."""
+"""Checks of what a caller gives a detector: one clear error instead of a loss that is NaN later.
+
+What is legal is said by torchvision's detectors (``models/detection/generalized_rcnn.py``), which
+check less of it.
+"""
 
 from collections.abc import Sequence
 
@@ -39,9 +43,9 @@ def check_targets(
     """Raises a ``ValueError`` that names the image and the box at fault.
 
     Args:
-        targets: one dict an image, ``boxes`` (B, 4) float xyxy in pixels with positive width and
+        targets: One dict an image, ``boxes`` (B, 4) float xyxy in pixels with positive width and
             height, ``labels`` (B,) int64 in 1..num_classes-1; B may be 0.
-        num_images: number of images they belong to.
+        num_images: Number of images they belong to.
         num_classes: K, with the background.
     """
     if targets is None:

@@ -1,4 +1,8 @@
-"""Weights of whole detectors, ours and torchvision's, as far as they fit a model."""
+"""Weights of whole models from a file, ours or torchvision's, as far as they fit.
+
+Names before torchvision 0.13 are those of its published files (torchvision
+``ops/feature_pyramid_network.py``, ``models/detection/retinanet.py``).
+"""
 
 import re
 import textwrap
@@ -11,7 +15,7 @@ from torch import Tensor, nn
 
 from densenet_backbones.checkpoints import CheckpointError, read_state_dict
 
-__all__ = ["load_detector_file", "load_matching", "load_weights", "our_name"]
+__all__ = ["load_detector_file", "load_matching", "load_weights", "translate_name"]
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -28,7 +32,7 @@ _OLD_MASK = re.compile(r"^(roi_heads\.mask_head)\.mask_fcn(\d+)\.(weight|bias)$"
 _OLD_RETINA = re.compile(r"^(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)$")
 
 
-def our_name(name: str, known: Mapping[str, Tensor]) -> str:
+def translate_name(name: str, known: Mapping[str, Tensor]) -> str:
     """Our name of a tensor in a detector's file.
 
     Args:
@@ -42,10 +46,10 @@ def our_name(name: str, known: Mapping[str, Tensor]) -> str:
         return name
     for pattern, replacement in _OLD:
         name = pattern.sub(replacement, name)
-    if found := _OLD_MASK.match(name):
-        return f"{found[1]}.{int(found[2]) - 1}.0.{found[3]}"
-    if (found := _OLD_RETINA.match(name)) and int(found[2]) % 2 == 0:
-        return f"{found[1]}.{int(found[2]) // 2}.0.{found[3]}"
+    if parts := _OLD_MASK.match(name):
+        return f"{parts[1]}.{int(parts[2]) - 1}.0.{parts[3]}"
+    if (parts := _OLD_RETINA.match(name)) and int(parts[2]) % 2 == 0:
+        return f"{parts[1]}.{int(parts[2]) // 2}.0.{parts[3]}"
     return name
 
 
@@ -63,13 +67,13 @@ def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[s
     known = model.state_dict()
     taken: dict[str, Tensor] = {}
     left: list[str] = []
-    for given, value in state.items():
-        name = our_name(given, known)
+    for saved, value in state.items():
+        name = translate_name(saved, known)
         if name not in known:
-            left.append(f"{given}: the model has none")
+            left.append(f"{saved}: the model has none")
         elif known[name].shape != value.shape:
             shapes = f"{tuple(value.shape)}, the model's is {tuple(known[name].shape)}"
-            left.append(f"{given}: {shapes}")
+            left.append(f"{saved}: {shapes}")
         else:
             taken[name] = value
     model.load_state_dict({**known, **taken})
@@ -94,16 +98,16 @@ def load_detector_file(model: nn.Module, path: str | Path) -> tuple[list[str], l
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     taken, left = load_matching(model, state)
-    kept = [name for name in model.state_dict().keys() - set(taken) if _matters(name)]
+    initial = [name for name in model.state_dict().keys() - set(taken) if _is_weight(name)]
     if not taken:
         raise CheckpointError(
-            f"{path}: none of its {len(state)} tensors fits this detector by name and shape "
-            f"({textwrap.shorten('; '.join(left), 300)}); give a detector's file, or a backbone's "
-            "as weights_backbone"
+            f"{path}: none of its {len(state)} tensors fits this model by name and shape "
+            f"({textwrap.shorten('; '.join(left), 300)}); give a file of such a model, or a "
+            "backbone's as weights_backbone"
         )
-    if left or kept:
+    if left or initial:
         warnings.warn(
-            f"{path}: {len(taken)} tensors taken, {len(left)} left out, and {len(kept)} of the "
+            f"{path}: {len(taken)} tensors taken, {len(left)} left out, and {len(initial)} of the "
             "model keep their initial values; model.weights_taken and model.weights_left have the "
             "names",
             stacklevel=2,
@@ -128,6 +132,6 @@ def load_weights(model: _Model, weights: str | None) -> _Model:
     return model
 
 
-def _matters(name: str) -> bool:
+def _is_weight(name: str) -> bool:
     """Counters of batches are missing in published files, which are older than they are."""
     return not name.endswith("num_batches_tracked")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the rows of the README's tables for CamVid. What is finished is left alone, and what was
-# interrupted goes on, so that the same call can be given again until all is done.
+# Make the rows of the tables of configs/README.md for CamVid. Finished rows are left alone and
+# interrupted ones go on, so that the same call can be repeated until all is done.
 #
 #   tools/camvid.sh [-n] CAMVID [ROW ...]
 #

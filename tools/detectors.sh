@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes the rows of the README's tables for torchvision's detectors. What is finished is left alone,
-# and what was interrupted goes on, so that the same call can be given again until all is done.
+# Make the rows of the tables of configs/README.md for torchvision's detectors. Finished rows are left
+# alone and interrupted ones go on, so that the same call can be repeated until all is done.
 #
 #   tools/detectors.sh [-n] COCO BCCD [ROW ...]
 #
 #   -n     print the commands, run nothing
-#   COCO   folder in COCO's layout with masks, of which eight images are learnt by heart
+#   COCO   folder in COCO's layout with masks, of which eight images are learned by heart
 #   BCCD   folder in VOC's layout
 #   ROW    which rows, all by default; see the end of this file
 #
@@ -55,7 +55,7 @@ row() {
         ;;
     overfit_fasterrcnn) overfit "$1" "$coco" fasterrcnn_densenet121_fpn "" ;;
     overfit_maskrcnn)
-        # 64 of the proposals of an image are learnt from in place of 512
+        # 64 of the proposals of an image are learned from in place of 512
         overfit "$1" "$coco" maskrcnn_densenet121_fpn ", box_batch_size_per_image: 64"
         ;;
     overfit_keypointrcnn)

@@ -93,14 +93,15 @@ def write_reference(folder: Path) -> None:
         text = f"{section(package, '=')}   :no-members:\n"
         if inside:
             text += "\n.. toctree::\n   :maxdepth: 1\n\n"
-            text += "".join(f"   {n.removeprefix(f'{PACKAGE}.')} <{n}>\n" for n in inside)
+            text += "".join(f"   {name}\n" for name in inside)
         text += "".join(f"\n{section(module, '-')}" for module in modules_in)
         (folder / f"{package}.rst").write_text(text, encoding="utf-8")
 
 
 def section(module: str, underline: str) -> str:
-    """A heading with a module's name, and the directive that documents the module."""
-    return f"{module}\n{underline * len(module)}\n\n.. automodule:: {module}\n"
+    """A heading with a module's name in the package, and the directive that documents it."""
+    title = module.removeprefix(f"{PACKAGE}.")
+    return f"{title}\n{underline * len(title)}\n\n.. automodule:: {module}\n"
 
 
 def modules() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What training keeps for its backward pass in each memory mode, without computing anything.
+"""Plan the memory that training saves for its backward pass in each mode, computing nothing.
 
 The forward pass itself runs on fake tensors, which have shapes, types and a device but no values,
 and autograd tells what it saves, as `benchmark.measuring` counts it. No formula has to follow the
@@ -18,59 +18,61 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from densenet_backbones.dense_block import MEMORY_MODES, Memory
-from densenet_backbones.layers import DenseBlock, memory_of, set_memory
+from densenet_backbones.layers import DenseBlock, get_memory, set_memory
 
 __all__ = [
     "MemoryPlan",
     "choose_memory",
+    "format_bytes",
     "largest_batch",
-    "memory_plan",
-    "readable",
+    "plan_memory",
 ]
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a model keeps between forward and backward pass, by memory mode.
+    """Bytes that a model saves between forward and backward pass, by memory mode.
 
     Attributes:
         model: Class of the model.
         inputs: Input shape in words.
-        kept: Bytes of each mode, as `benchmark.measuring` counts them; the fastest mode first.
+        saved_bytes: Bytes by mode, as `benchmark.measuring` counts them; the fastest mode first.
     """
 
     model: str
     inputs: str
-    kept: Mapping[Memory, int]
+    saved_bytes: Mapping[Memory, int]
 
     def fastest_within(self, budget: float) -> Memory:
-        """The fastest mode that keeps ``budget`` bytes at most; that which keeps least if none."""
-        within = (memory for memory, kept in self.kept.items() if kept <= budget)
-        return next(within, min(self.kept, key=lambda memory: self.kept[memory]))
+        """Return the fastest mode that saves at most ``budget`` bytes, or else the smallest."""
+        within = (memory for memory, saved in self.saved_bytes.items() if saved <= budget)
+        return next(within, min(self.saved_bytes, key=lambda memory: self.saved_bytes[memory]))
 
     def line(self) -> str:
-        """All modes in a line for people."""
-        return ", ".join(f"{memory} {readable(kept)}" for memory, kept in self.kept.items())
+        """Return all modes in a line for people."""
+        return ", ".join(
+            f"{memory} {format_bytes(saved)}" for memory, saved in self.saved_bytes.items()
+        )
 
     def table(self) -> str:
-        """A table for people, one line a mode, the fastest first."""
-        most = max(self.kept.values())
-        width = max(len(memory) for memory in self.kept)
+        """Return a table for people, one line a mode, the fastest first."""
+        most = max(self.saved_bytes.values())
+        width = max(len(memory) for memory in self.saved_bytes)
         lines = [f"{self.model} at {self.inputs}, fastest first"]
         lines.append(f"{'':{width}}  {'kept MiB':>9}  share")
         lines += [
-            f"{memory:{width}}  {kept / 2**20:9.1f}  {kept / max(most, 1):5.2f}"
-            for memory, kept in self.kept.items()
+            f"{memory:{width}}  {saved / 2**20:9.1f}  {saved / max(most, 1):5.2f}"
+            for memory, saved in self.saved_bytes.items()
         ]
         return "\n".join(lines)
 
 
-def readable(count: float) -> str:
-    """Bytes for people, in MiB or GiB."""
+def format_bytes(count: float) -> str:
+    """Write bytes for people, in MiB or GiB."""
     return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
 
 
-def memory_plan(
+def plan_memory(
     model: nn.Module,
     input_size: Sequence[int] = (1, 3, 224, 224),
     *,
@@ -79,7 +81,7 @@ def memory_plan(
     device: torch.device | str | None = None,
     modes: Sequence[Memory] = MEMORY_MODES,
 ) -> MemoryPlan:
-    """Plans what training a model keeps for its backward pass; nothing is computed or allocated.
+    """Plan what training a model saves for its backward pass; nothing is computed or allocated.
 
     Counted are the storages that autograd holds between forward and backward pass, each once,
     without parameters. Gradients and what a backward pass makes for a while come on top.
@@ -107,13 +109,13 @@ def memory_plan(
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     device = torch.device(device)
-    kept: dict[Memory, int] = {}
-    with _in_training(model), _modes_put_back(model), warnings.catch_warnings():
+    saved: dict[Memory, int] = {}
+    with _train_temporarily(model), _restore_modes(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training itself says which blocks fall back
         for memory in (known for known in MEMORY_MODES if known in modes):
             set_memory(model, memory)
-            kept[memory] = _kept_bytes(model, size, device, dtype, autocast)
-    return MemoryPlan(type(model).__name__, " x ".join(map(str, size)), kept)
+            saved[memory] = _count_saved_bytes(model, size, device, dtype, autocast)
+    return MemoryPlan(type(model).__name__, " x ".join(map(str, size)), saved)
 
 
 def choose_memory(
@@ -125,17 +127,17 @@ def choose_memory(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Memory:
-    """Gives a model the fastest memory mode whose plan fits a budget.
+    """Give a model the fastest memory mode whose plan fits a budget.
 
-    `memory_plan` and `MemoryPlan.fastest_within` tell it without setting it.
+    `plan_memory` and `MemoryPlan.fastest_within` tell it without setting it.
 
     Args:
-        model: As of `memory_plan`.
+        model: As of `plan_memory`.
         input_size: (N, C, H, W) of a training batch.
         budget: Bytes that may be kept between forward and backward pass.
-        autocast: As of `memory_plan`.
-        dtype: As of `memory_plan`.
-        device: As of `memory_plan`.
+        autocast: As of `plan_memory`.
+        dtype: As of `plan_memory`.
+        device: As of `plan_memory`.
 
     Returns:
         The mode, which all dense blocks of the model have now. If no mode fits it is the one that
@@ -143,18 +145,18 @@ def choose_memory(
 
     Raises:
         ValueError: The model has no dense blocks, ``budget`` is not above 0, or ``input_size`` is
-            refused by `memory_plan`.
+            refused by `plan_memory`.
     """
     if not budget > 0:
         raise ValueError(f"budget must be a number of bytes above 0, got {budget}")
-    if memory_of(model) is None:
+    if get_memory(model) is None:
         raise ValueError(f"{type(model).__name__} has no dense blocks, so it has no memory modes")
-    plan = memory_plan(model, input_size, autocast=autocast, dtype=dtype, device=device)
+    plan = plan_memory(model, input_size, autocast=autocast, dtype=dtype, device=device)
     memory = plan.fastest_within(budget)
-    if plan.kept[memory] > budget:
+    if plan.saved_bytes[memory] > budget:
         warnings.warn(
-            f"no memory mode fits {readable(budget)}; {memory!r} keeps least, "
-            f"{readable(plan.kept[memory])}: use smaller batches or images",
+            f"no memory mode fits {format_bytes(budget)}; {memory!r} keeps least, "
+            f"{format_bytes(plan.saved_bytes[memory])}: use smaller batches or images",
             stacklevel=2,
         )
     set_memory(model, memory)
@@ -170,29 +172,29 @@ def largest_batch(
     autocast: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> int:
-    """The most images of a training batch whose plan fits a budget; nothing is computed.
+    """Return the most images of a training batch whose plan fits a budget; nothing is computed.
 
     It follows from the plans of two and three images, as every further image adds the same maps.
     (Planning large batches takes long: over one buffer, statistics are taken image by image.)
 
     Args:
-        model: As of `memory_plan`; one without dense blocks keeps what it keeps in any mode.
+        model: As of `plan_memory`; one without dense blocks keeps what it keeps in any mode.
         image_size: (C, H, W).
         budget: Bytes that may be kept between forward and backward pass.
         memory: The mode.
-        autocast: As of `memory_plan`.
+        autocast: As of `plan_memory`.
         device: Likewise.
 
     Returns:
         Their number; 0 where not even two fit, which batch norm needs for a map of one cell.
     """
 
-    def kept(batch: int) -> int:
+    def count_saved_bytes(batch: int) -> int:
         size = (batch, *image_size)
-        plan = memory_plan(model, size, autocast=autocast, device=device, modes=(memory,))
-        return plan.kept[memory]
+        plan = plan_memory(model, size, autocast=autocast, device=device, modes=(memory,))
+        return plan.saved_bytes[memory]
 
-    two, three = kept(2), kept(3)
+    two, three = count_saved_bytes(2), count_saved_bytes(3)
     return 2 + int((budget - two) // (three - two)) if two <= budget else 0
 
 
@@ -201,7 +203,7 @@ def _blocks(model: nn.Module) -> Iterator[DenseBlock]:
 
 
 @contextmanager
-def _modes_put_back(model: nn.Module) -> Iterator[None]:
+def _restore_modes(model: nn.Module) -> Iterator[None]:
     before = [(block, block.memory) for block in _blocks(model)]
     try:
         yield
@@ -211,8 +213,8 @@ def _modes_put_back(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _in_training(model: nn.Module) -> Iterator[None]:
-    """Training mode for a while; a model that is in it stays as it is, parts in eval included."""
+def _train_temporarily(model: nn.Module) -> Iterator[None]:
+    """Set training mode for a while; a model in it stays as it is, parts in eval included."""
     before = {module: module.training for module in model.modules()}
     if not model.training:
         model.train()
@@ -223,15 +225,15 @@ def _in_training(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def _kept_bytes(
+def _count_saved_bytes(
     model: nn.Module,
     size: tuple[int, ...],
     device: torch.device,
     dtype: torch.dtype | None,
     autocast: torch.dtype | None,
 ) -> int:
-    """Bytes that autograd keeps of a forward pass on fake tensors."""
-    kept: dict[int, torch.UntypedStorage] = {}
+    """Count bytes that autograd keeps of a forward pass on fake tensors."""
+    storages: dict[int, torch.UntypedStorage] = {}
 
     def stand_in(tensor: Tensor) -> Tensor:
         of_type = dtype if tensor.is_floating_point() and dtype is not None else tensor.dtype
@@ -240,7 +242,7 @@ def _kept_bytes(
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage  # held, so that no other storage gets its address
+        storages[storage._cdata] = storage  # held, so that no other storage gets its address
         return tensor
 
     casts = torch.autocast(device.type, autocast) if autocast is not None else nullcontext()
@@ -252,6 +254,6 @@ def _kept_bytes(
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), casts:
             out = functional_call(model, {**parameters, **buffers}, (image,))
         own = {p.untyped_storage()._cdata for p in parameters.values()}
-        total = sum(s.nbytes() for address, s in kept.items() if address not in own)
+        total = sum(s.nbytes() for address, s in storages.items() if address not in own)
     del out  # held until here, as a training step holds it
     return total

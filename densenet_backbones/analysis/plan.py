@@ -1,9 +1,8 @@
-"""Parameters and multiply-adds of a model, stage by stage, without computing anything."""
+"""Count parameters and multiply-adds of a model, stage by stage, without computing anything."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ _REST = "(itself)"
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One top-level child.
+    """Costs of one top-level child.
 
     Attributes:
         name: Name of the child; ``(itself)`` for what belongs to no child.
@@ -33,7 +32,7 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a model costs at one input size.
+    """Costs of a model at one input size.
 
     Attributes:
         model: Class of the model.
@@ -56,7 +55,7 @@ class Plan:
         return sum(row.macs for row in self.rows)
 
     def table(self) -> str:
-        """A table for people, one line a row."""
+        """Return a table for people, one line a row."""
         total = PlanRow("total", self.parameters, self.macs)
         width = max(len(row.name) for row in (*self.rows, total))
         lines = [f"{self.model} at {self.inputs}", f"{'':{width}}  {'parameters':>12}  {'GMAC':>9}"]
@@ -68,7 +67,7 @@ class Plan:
 
 
 def plan(model: nn.Module, input_size: Sequence[int] = (1, 3, 224, 224)) -> Plan:
-    """Plans a model that takes one image tensor; nothing is computed or allocated.
+    """Plan a model that takes one image tensor; nothing is computed or allocated.
 
     Args:
         model: Any module whose forward runs on meta tensors; it is left as it is.
@@ -84,28 +83,28 @@ def plan(model: nn.Module, input_size: Sequence[int] = (1, 3, 224, 224)) -> Plan
     meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     image = torch.empty(size, device="meta", dtype=dtype)
-    with _evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with _evaluate_temporarily(model), FlopCounterMode(display=False) as counter, torch.no_grad():
         functional_call(model, meta, (image,))
     return _collect(model, counter, " x ".join(map(str, size)))
 
 
-def plan_inputs(model: nn.Module, *inputs: Any) -> Plan:
-    """Plans a model by running it once in eval mode, for models that meta tensors cannot pass.
+def plan_inputs(model: nn.Module, *inputs: object) -> Plan:
+    """Plan a model by running it once in eval mode, for models that meta tensors cannot pass.
 
     Detectors are such models: their number of boxes depends on the values.
 
     Args:
         model: Any module; its training flags are put back.
-        *inputs: What its forward takes, on its device.
+        *inputs: Arguments of its forward, on its device.
     """
-    with _evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with _evaluate_temporarily(model), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*inputs)
-    return _collect(model, counter, ", ".join(_shapes(inputs)))
+    return _collect(model, counter, ", ".join(_describe_shapes(inputs)))
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while, with every module's own flag put back after."""
+def _evaluate_temporarily(model: nn.Module) -> Iterator[None]:
+    """Set eval mode for a while; every module's own flag is restored."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -124,15 +123,15 @@ def _collect(model: nn.Module, counter: FlopCounterMode, inputs: str) -> Plan:
     }
     seen: set[int] = set()
     rows = [
-        PlanRow(child, _parameters(module.parameters(), seen), _macs_under(child, macs))
+        PlanRow(child, _count_parameters(module.parameters(), seen), _sum_macs(child, macs))
         for child, module in model.named_children()
     ]
     rest = counter.get_total_flops() // 2 - sum(row.macs for row in rows)
-    rows.append(PlanRow(_REST, _parameters(model.parameters(), seen), rest))
+    rows.append(PlanRow(_REST, _count_parameters(model.parameters(), seen), rest))
     return Plan(name, inputs, tuple(row for row in rows if row.parameters or row.macs))
 
 
-def _parameters(parameters: Iterator[nn.Parameter], seen: set[int]) -> int:
+def _count_parameters(parameters: Iterator[nn.Parameter], seen: set[int]) -> int:
     total = 0
     for parameter in parameters:
         if id(parameter) not in seen:
@@ -141,8 +140,8 @@ def _parameters(parameters: Iterator[nn.Parameter], seen: set[int]) -> int:
     return total
 
 
-def _macs_under(path: str, macs: dict[str, int]) -> int:
-    """Multiply-adds of a module, or of its outermost descendants where it was not itself called."""
+def _sum_macs(path: str, macs: dict[str, int]) -> int:
+    """Sum multiply-adds of a module, or of its outermost descendants if it was not called."""
     if path in macs:
         return macs[path]
     below = [name for name in macs if name.startswith(f"{path}.")]
@@ -150,9 +149,9 @@ def _macs_under(path: str, macs: dict[str, int]) -> int:
     return sum(macs[name] for name in outermost)
 
 
-def _shapes(value: Any) -> Iterator[str]:
+def _describe_shapes(value: object) -> Iterator[str]:
     if isinstance(value, Tensor):
         yield " x ".join(map(str, value.shape))
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for item in value:
-            yield from _shapes(item)
+            yield from _describe_shapes(item)

@@ -1,4 +1,4 @@
-"""Side-by-side measurements: ``tools/benchmark.py all``, or one of them by name.
+"""Command line of the side-by-side measurements: ``tools/benchmark.py all``, or one by name.
 
 A claim about speed is a ratio of two things measured in turns within one run, with outputs
 checked, under a head that says the machine's kind.
@@ -22,9 +22,13 @@ _ALL = "all"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: one sub-command a measurement, and ``all``; returns the exit status."""
+    """Run one measurement, or ``all``; return the exit status.
+
+    Args:
+        argv: Words of the command line; those of the process when None.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
+    parser = _make_parser()
     arguments = parser.parse_args(argv)
     try:
         if arguments.threads is not None:
@@ -47,20 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if report.failed else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     one = subparsers.add_parser(_ALL, help="every measurement below with its defaults, in turn")
-    _common_arguments(one, charts=True)
+    _add_common_arguments(one, charts=True)
     for command in SUBCOMMANDS:
         sub = subparsers.add_parser(command.name, help=command.help)
         command.add_arguments(sub)
         sub.add_argument("--device", help=f"cpu, cuda, ... ({command.devices[0]})")
-        _common_arguments(sub, command.charts)
+        _add_common_arguments(sub, command.charts)
     return parser
 
 
-def _common_arguments(parser: argparse.ArgumentParser, charts: bool) -> None:
+def _add_common_arguments(parser: argparse.ArgumentParser, charts: bool) -> None:
     parser.add_argument("--threads", type=parse_positive, help="CPU threads (default: torch's)")
     parser.add_argument("--quick", action="store_true", help="a trial run: tiny, one turn")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every single time there")
@@ -78,16 +82,16 @@ def _measure(
 ) -> None:
     quick = command.quick if report.quick else ()
     arguments = parser.parse_args([command.name, *quick, *options])
-    arguments.device = _device(arguments.device or device)
+    arguments.device = _read_device(arguments.device or device)
     for table in command.run(arguments):
         report.add(command.name, table)
 
 
-def _device(name: str) -> torch.device:
+def _read_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"--device must be like cpu or cuda:0, not {name!r}") from error
+        raise ValueError(f"--device must be like cpu or cuda:0, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise Unavailable("this needs a CUDA device, and PyTorch finds none")
     return device

@@ -1,11 +1,11 @@
-"""What makes the feature maps of one DenseNet: its libraries and ours, on one set of weights."""
+"""Build what makes the feature maps of one DenseNet: its libraries and ours, on equal weights."""
 
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import timm
 import torch
@@ -27,15 +27,16 @@ __all__ = [
 
 DEPLOYED = "ours deployed"
 _ON_GPU = ("timm", DEPLOYED)
+_T = TypeVar("_T")
 
-Run = Callable[[Tensor], Any]
-"""From images to a list of maps, or a tuple."""
+Run = Callable[[Tensor], Sequence[Tensor]]
+"""Function from images to maps."""
 
 
 def build_feature_nets(
     name: str, device: torch.device
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Nets by name, in evaluation mode on a device, and why others are missing.
+    """Build nets by name, in evaluation mode on a device; also return why others are missing.
 
     Args:
         name: A DenseNet that timm and torchvision have.
@@ -51,8 +52,8 @@ def build_feature_nets(
     ours = timm.create_model(f"{name}_features")
     ours.load_state_dict(to_ours(theirs.state_dict()))
     weights = to_torchvision(ours.state_dict())
-    nets: dict[str, nn.Module] = {"timm": theirs, "torchvision": _torchvision(name, weights)}
-    missing = add_if_installed("smp", partial(_smp, name, weights), nets)
+    nets: dict[str, nn.Module] = {"timm": theirs, "torchvision": _build_torchvision(name, weights)}
+    missing = add_if_installed("smp", partial(_build_smp, name, weights), nets)
     nets["ours"] = ours
     nets[DEPLOYED] = deploy(ours)
     if device.type == "cuda":
@@ -61,9 +62,9 @@ def build_feature_nets(
 
 
 def add_if_installed(
-    name: str, build: Callable[[], Any], contenders: dict[str, Any]
+    name: str, build: Callable[[], _T], contenders: dict[str, _T]
 ) -> dict[str, str]:
-    """Adds what another package makes; returns why not where it is not installed."""
+    """Add what another package makes; return why not if it is not installed."""
     try:
         contenders[name] = build()
     except ModuleNotFoundError as error:  # it is not among the package's own requirements
@@ -72,16 +73,15 @@ def add_if_installed(
     return {}
 
 
-def _torchvision(name: str, weights: dict[str, Tensor]) -> nn.Module:
-    build: Any = getattr(torchvision.models, name)
-    whole = build(weights=None)
+def _build_torchvision(name: str, weights: dict[str, Tensor]) -> nn.Module:
+    whole = torchvision.models.get_model(name, weights=None)
     whole.load_state_dict(weights, strict=False)  # but for the classifier
     taps = {"relu0": "0", **{f"denseblock{i}": str(i) for i in range(1, 5)}, "norm5": "5"}
     return _Listed(IntermediateLayerGetter(whole.features, taps))
 
 
 class _Listed(nn.Module):
-    """A net that returns its maps by name, as one that returns them in a list."""
+    """Wrapper that returns in a list the maps that a net returns by name."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class _Listed(nn.Module):
         return list(self.net(x).values())
 
 
-def _smp(name: str, weights: dict[str, Tensor]) -> nn.Module:
+def _build_smp(name: str, weights: dict[str, Tensor]) -> nn.Module:
     from segmentation_models_pytorch.encoders import get_encoder
 
     encoder: nn.Module = get_encoder(name, weights=None)
@@ -100,7 +100,7 @@ def _smp(name: str, weights: dict[str, Tensor]) -> nn.Module:
 
 
 def build_in_onnxruntime(net: nn.Module, image: Tensor) -> Run:
-    """A net, exported, for images of the one size.
+    """Export a net and run it in onnxruntime, for images of one size.
 
     Raises:
         ModuleNotFoundError: onnxruntime or onnxscript is not installed.
@@ -118,18 +118,18 @@ def build_in_onnxruntime(net: nn.Module, image: Tensor) -> Run:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    given = image.numpy()  # it knows one layout
-    return lambda _: [torch.from_numpy(found) for found in session.run(None, {name: given})]
+    pixels = image.numpy()  # it knows one layout
+    return lambda _: [torch.from_numpy(maps) for maps in session.run(None, {name: pixels})]
 
 
 def compile_nets(
-    nets: Mapping[str, nn.Module], device: torch.device, asked: bool
+    nets: Mapping[str, nn.Module], device: torch.device, requested: bool
 ) -> dict[str, Run]:
-    """The nets that are to be compiled; see `compare_inference`."""
+    """Compile the nets of `compare_inference` that are to be compiled."""
     torch.compiler.reset()
     on_gpu = device.type == "cuda"
-    modes = {"timm": "max-autotune" if on_gpu else "default"} if asked else {}
-    if asked or on_gpu:
+    modes = {"timm": "max-autotune" if on_gpu else "default"} if requested else {}
+    if requested or on_gpu:
         # After its eager run: that chooses kernels by measurement, which no graph can.
         modes[DEPLOYED] = "reduce-overhead" if on_gpu else "default"
     return {

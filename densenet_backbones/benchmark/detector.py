@@ -1,4 +1,4 @@
-"""What one detector costs on several backbones: training steps side by side."""
+"""Measure one detector on several backbones: training steps side by side."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -35,7 +35,7 @@ def compare_backbones(
     device: torch.device,
     bf16: bool = False,
 ) -> Table:
-    """Training steps of one detector on several backbones, from random weights on one batch.
+    """Measure training steps of one detector on several backbones, from random weights.
 
     Args:
         detector: A name of torchvision's registry whose builder takes ``backbone``:
@@ -52,7 +52,7 @@ def compare_backbones(
     """
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(3, size, size, generator=generator).to(device) for _ in range(batch)]
-    targets = [_objects(size, generator, device) for _ in range(batch)]
+    targets = [_draw_objects(size, generator, device) for _ in range(batch)]
     context = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
 
     def loss(model: nn.Module) -> Tensor:
@@ -62,10 +62,10 @@ def compare_backbones(
         return torch.stack(list(losses.values())).sum()
 
     def step(model: nn.Module) -> None:
-        loss(model).backward()
+        torch.autograd.backward(loss(model))
         model.zero_grad(set_to_none=True)  # at the end: gradients are part of what a step takes
 
-    models = {name: _built(detector, name, size).to(device).train() for name in backbones}
+    models = {name: _build_detector(detector, name, size).to(device).train() for name in backbones}
     costs: dict[str, tuple[Cell, ...]] = {}
     for name, model in models.items():
         saved, value = measure_saved_bytes(model, partial(loss, model))
@@ -94,7 +94,7 @@ def compare_backbones(
     return Table(title, columns, rows, _NOTE)
 
 
-def _built(detector: str, backbone: str, size: int) -> nn.Module:
+def _build_detector(detector: str, backbone: str, size: int) -> nn.Module:
     try:
         built: nn.Module = torchvision.models.get_model(
             detector, backbone=backbone, num_classes=21, min_size=size, max_size=size
@@ -104,7 +104,7 @@ def _built(detector: str, backbone: str, size: int) -> nn.Module:
     return built.to(memory_format=torch.channels_last)  # as the training tool does
 
 
-def _objects(size: int, generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
+def _draw_objects(size: int, generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
     corner = torch.rand(_OBJECTS, 2, generator=generator) * size * 0.7
     extent = (0.1 + 0.2 * torch.rand(_OBJECTS, 2, generator=generator)) * size
     labels = torch.randint(1, 21, (_OBJECTS,), generator=generator)

@@ -1,7 +1,7 @@
-"""Feature maps of one DenseNet, side by side: its libraries, onnxruntime, ours, ours deployed."""
+"""Time the feature maps of one DenseNet side by side: its libraries, onnxruntime and ours."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -22,6 +22,7 @@ from densenet_backbones.benchmark.gpu_costs import Card, net_cost
 from densenet_backbones.benchmark.measuring import Timing, get_synchronize, interleave
 from densenet_backbones.benchmark.report import Column, Table
 from densenet_backbones.dense_block.triton import usable
+from densenet_backbones.messages import check_choice
 from densenet_backbones.variants import VARIANTS
 
 __all__ = ["compare_inference", "parse_input"]
@@ -34,7 +35,7 @@ _NOTE = (
 
 @dataclass(frozen=True)
 class _Bounds:
-    """How far a last map may be from float32, for rounding alone.
+    """Largest deviation of a last map from float32 by rounding alone.
 
     Attributes:
         largest: Difference, as a share of the map's largest value.
@@ -53,15 +54,15 @@ class _Checked:
 
 
 def parse_input(text: str) -> tuple[int, int, int, int]:
-    """Batch, channels, height and width of what is typed as ``NxSIZE`` or ``NxHxW``.
+    """Read batch, channels, height and width from ``NxSIZE`` or ``NxHxW``.
 
     Raises:
-        ValueError: It is not typed so, or the images are too small.
+        ValueError: If the text has another form, or the images are too small.
     """
     batch, *sides = (int(part) if part.isdecimal() else 0 for part in text.split("x"))
     if len(sides) not in (1, 2) or batch < 1 or min(sides) < 32:
         raise ValueError(
-            f"--inputs must be like 1x224 or 2x800x1344, of 32 pixels or more, not {text!r}"
+            f"--inputs must be like 1x224 or 2x800x1344, of 32 pixels or more, got {text!r}"
         )
     return batch, 3, sides[0], sides[-1]
 
@@ -77,7 +78,7 @@ def compare_inference(
     compiled: bool = False,
     card: Card | None = None,
 ) -> Table:
-    """Times all that make the feature maps of ``net``, on the same weights and images.
+    """Time all that make the feature maps of ``net``, on the same weights and images.
 
     Args:
         net: A DenseNet that timm and torchvision have: ``densenet121``, ...
@@ -95,16 +96,14 @@ def compare_inference(
         ValueError: A library has no such net.
         RuntimeError: Two contenders do not compute the same.
     """
-    if net not in VARIANTS or not hasattr(torchvision.models, net):
-        known = [name for name in VARIANTS if hasattr(torchvision.models, name)]
-        raise ValueError(f"--net must be one of {known}, not {net!r}")
+    check_choice("--net", net, [name for name in VARIANTS if hasattr(torchvision.models, name)])
     image = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
-    given = image.to(dtype=dtype, memory_format=torch.channels_last)
+    images = image.to(dtype=dtype, memory_format=torch.channels_last)
     nets, missing = build_feature_nets(net, device)
     theirs = nets["timm"]
     synchronize = get_synchronize(device)
     with torch.inference_mode():
-        expected = _in_float32(theirs, image)
+        expected = _compute_in_float32(theirs, image)
         contenders: dict[str, Run] = {}
         if device.type == "cpu" and dtype == torch.float32:
             missing |= add_if_installed(
@@ -113,12 +112,12 @@ def compare_inference(
         for name, model in nets.items():
             contenders[name] = model.to(dtype).to(memory_format=torch.channels_last)
         contenders |= compile_nets(nets, device, compiled)
-        bounds = _bounds(dtype, device, _distance(theirs(given)[-1], expected))
+        bounds = _choose_bounds(dtype, device, _measure_error(theirs(images)[-1], expected))
         checked = {
-            name: _check(name, partial(run, given), expected, bounds, device)
+            name: _check(name, partial(run, images), expected, bounds, device)
             for name, run in contenders.items()
         }
-        steps = {name: partial(run, given) for name, run in contenders.items()}
+        steps = {name: partial(run, images) for name, run in contenders.items()}
         timings = interleave(steps, turns, synchronize, repeats)
     batch, _, height, width = size
     title = (
@@ -138,10 +137,10 @@ def compare_inference(
                 f"floor: a kernel for each layer, {card.bandwidth / 1e12:g} TB/s and "
                 f"{card.flops / 1e12:g} TFLOP/s (--bandwidth, --flops)"
             )
-    return _table(title, timings, checked, batch, floor, "\n".join(notes))
+    return _build_table(title, timings, checked, batch, floor, "\n".join(notes))
 
 
-def _table(
+def _build_table(
     title: str,
     timings: tuple[Timing, ...],
     checked: Mapping[str, _Checked],
@@ -158,17 +157,17 @@ def _table(
         columns.append(Column("time / floor", ".2f"))
     rows = []
     for timing in timings:
-        found = checked[timing.name]
+        check = checked[timing.name]
         microseconds = 1e6 * timing.median / batch
         ratios = timing.ratios(deployed)
-        row = (timing.name, timing.milliseconds, microseconds, ratios, found.largest, found.error)
+        row = (timing.name, timing.milliseconds, microseconds, ratios, check.largest, check.error)
         floors = () if floor is None else (timing.median / floor,)
-        rows.append((*row, found.first_call, *floors))
+        rows.append((*row, check.first_call, *floors))
     return Table(title, tuple(columns), tuple(rows), note, chart=(ratio,))
 
 
-def _in_float32(net: nn.Module, image: Tensor) -> Tensor:
-    """The last map, without TF32, whose products have hardly more bits than those of bfloat16."""
+def _compute_in_float32(net: nn.Module, image: Tensor) -> Tensor:
+    """Compute the last map without TF32, whose products have few more bits than bfloat16's."""
     conv: Any = torch.backends.cudnn
     before, conv.allow_tf32 = conv.allow_tf32, False
     try:
@@ -177,8 +176,8 @@ def _in_float32(net: nn.Module, image: Tensor) -> Tensor:
         conv.allow_tf32 = before
 
 
-def _bounds(dtype: torch.dtype, device: torch.device, timms: float) -> _Bounds:
-    """By the bits of products: 24 of float32, 11 of TF32, which GPUs take for it, 8 of bfloat16.
+def _choose_bounds(dtype: torch.dtype, device: torch.device, timms: float) -> _Bounds:
+    """Choose bounds by the bits of products: float32 24, TF32 11 (float32 on GPUs), bfloat16 8.
 
     With few bits there are over a hundred layers of rounding, so timm's own error is the measure:
     half as much again, plus one rounding.
@@ -191,7 +190,11 @@ def _bounds(dtype: torch.dtype, device: torch.device, timms: float) -> _Bounds:
 
 
 def _check(
-    name: str, step: Callable[[], Any], expected: Tensor, bounds: _Bounds, device: torch.device
+    name: str,
+    step: Callable[[], Sequence[Tensor]],
+    expected: Tensor,
+    bounds: _Bounds,
+    device: torch.device,
 ) -> _Checked:
     synchronize = get_synchronize(device)
     start = time.perf_counter()
@@ -201,18 +204,20 @@ def _check(
     if device.type == "cuda":  # a graph is captured in the second run
         step()
         maps = step()
-    return _Checked(*_differences(name, maps[-1], expected, bounds), first_call)
+    return _Checked(*_compare_maps(name, maps[-1], expected, bounds), first_call)
 
 
-def _differences(name: str, last: Tensor, expected: Tensor, bounds: _Bounds) -> tuple[float, float]:
-    """Largest difference and error.
+def _compare_maps(
+    name: str, last: Tensor, expected: Tensor, bounds: _Bounds
+) -> tuple[float, float]:
+    """Return the largest difference and the error.
 
     Raises:
         RuntimeError: One of them is beyond its bound.
     """
-    shown = last.float().relu()  # torchvision and smp leave the last ReLU out
-    largest = float((shown - expected).abs().max() / expected.abs().max())
-    error = _distance(last, expected)
+    activated = last.float().relu()  # torchvision and smp leave the last ReLU out
+    largest = float((activated - expected).abs().max() / expected.abs().max())
+    error = _measure_error(last, expected)
     if not (largest <= bounds.largest and error <= bounds.error):
         raise RuntimeError(
             f"{name} differs by {largest:.1e} at most and {error:.1e} of the norm, more than "
@@ -221,5 +226,5 @@ def _differences(name: str, last: Tensor, expected: Tensor, bounds: _Bounds) -> 
     return largest, error
 
 
-def _distance(last: Tensor, expected: Tensor) -> float:
+def _measure_error(last: Tensor, expected: Tensor) -> float:
     return float((last.float().relu() - expected).norm() / expected.norm())

@@ -1,4 +1,4 @@
-"""The detection input pipeline on one core, beside the training step that it feeds.
+"""Measure the detection input pipeline on one core, beside the training step that it feeds.
 
     python tools/benchmark.py input --data VOCdevkit/VOC2007 --split trainval
 
@@ -15,26 +15,36 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import cv2
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 import densenet_backbones.torchvision_models  # noqa: F401 - registers the detectors
 from densenet_backbones.benchmark.measuring import Timing, get_synchronize, interleave
 from densenet_backbones.benchmark.report import Cell, Column, Table
 from densenet_backbones.data.augment.detection import Augmentation, Preset
-from densenet_backbones.data.detection import DetectionImages
+from densenet_backbones.data.detection_images import DetectionImages
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.readers.detection_sources import read_detection, sample_subset
 from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.scenes.generation import generate_scenes
+from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.messages import nearest
 
 Precision = Literal["32-true", "bf16-mixed"]
 STEP = "training step"
+
+
+class _FixedSizeDetector(nn.Module):
+    """Type of a detector that resizes every image to one size."""
+
+    image_size: tuple[int, int]
+    transform: DetectionTransform
+
+
 DRAWN_SIZE = (480, 640)  # (H, W): a common size of photographs in COCO and VOC
 
 
@@ -49,7 +59,7 @@ def measure(
     precision: Precision,
     device: torch.device,
 ) -> Table:
-    """Measure and report.
+    """Time decoding and augmentation on one core beside a training step.
 
     Args:
         root: Folder in COCO or VOC layout; None draws scenes of `DRAWN_SIZE`.
@@ -62,33 +72,35 @@ def measure(
         device: Of the step.
 
     Returns:
-        `input_table`.
+        `build_input_table`.
 
     Raises:
         ValueError: A number is out of its range, the detector is not ours, or the data is wrong.
         RuntimeError: The training step's loss is not finite.
     """
     if images < 1 or batch < 2:
-        raise ValueError(f"--images must be >= 1 and --batch >= 2, not {images} and {batch}")
+        raise ValueError(f"--images must be >= 1 and --batch >= 2, got {images} and {batch}")
     with TemporaryDirectory() as folder:
-        found = read_detection(root or _drawn(Path(folder), images), split if root else "train")
-        found = sample_subset(found, number=min(images, len(found)))
-        model = _detector(detector, found.categories.num_classes).to(device)
-        train = training_step(model, found, batch, precision)
+        dataset = read_detection(
+            root or _draw_scenes(Path(folder), images), split if root else "train"
+        )
+        dataset = sample_subset(dataset, number=min(images, len(dataset)))
+        model = _build_detector(detector, dataset.categories.num_classes).to(device)
+        train = build_training_step(model, dataset, batch, precision)
         train()  # starts its threads before this one is pinned to a core
-        contenders = {**pipelines(found, model), STEP: train}
+        contenders = {**build_pipelines(dataset, model), STEP: train}
         timings = interleave(contenders, turns, get_synchronize(device))
-    pinned = "one core" if _affinity() else "one thread (this system pins no process to a core)"
+    pinned = "one core" if _get_cores() else "one thread (this system pins no process to a core)"
     height, width = model.image_size
     title = (
-        f"{len(found)} images a turn of {found.name}, at {width}x{height} on {pinned}; {STEP}: "
+        f"{len(dataset)} images a turn of {dataset.name}, at {width}x{height} on {pinned}; {STEP}: "
         f"{detector}, batch {batch}, {precision}, {device}; {turns} turns"
     )
-    return input_table(title, timings, len(found), batch)
+    return build_input_table(title, timings, len(dataset), batch)
 
 
-def input_table(title: str, timings: Sequence[Timing], images: int, batch: int) -> Table:
-    """Images a second of each pipeline, and what that means for the training step.
+def build_input_table(title: str, timings: Sequence[Timing], images: int, batch: int) -> Table:
+    """Build the table: images a second of each pipeline, and workers that keep up with a step.
 
     Args:
         title: What was measured.
@@ -116,51 +128,53 @@ def input_table(title: str, timings: Sequence[Timing], images: int, batch: int) 
     return Table(title, columns, tuple(rows), "ms: of all images of a turn, or of a step")
 
 
-def _drawn(folder: Path, images: int) -> Path:
+def _draw_scenes(folder: Path, images: int) -> Path:
     return generate_scenes(folder / "scenes", train=images, val=1, size=DRAWN_SIZE, progress=False)
 
 
-def _detector(name: str, num_classes: int) -> Any:
-    """A fresh detector in training mode, its maps laid out as the training lays them out."""
+def _build_detector(name: str, num_classes: int) -> _FixedSizeDetector:
+    """Build a detector in training mode, its maps laid out as in training."""
     known = torchvision.models.list_models()
     if name not in known:
         raise ValueError(f"no detector is called {name!r}{nearest(name, known)}")
-    model = torchvision.models.get_model(name, num_classes=num_classes)
+    model: _FixedSizeDetector = torchvision.models.get_model(name, num_classes=num_classes)
     if not hasattr(model, "image_size") or not hasattr(model, "transform"):
         raise ValueError(f"{name} has no one size of its input; give dsod300 or another of ours")
     return model.train().to(memory_format=torch.channels_last)
 
 
-def pipelines(found: DetectionSet, model: Any) -> dict[str, Callable[[], None]]:
-    """Decoding alone, then with each augmentation up to the sample that a worker hands over."""
+def build_pipelines(
+    dataset: DetectionSet, model: _FixedSizeDetector
+) -> dict[str, Callable[[], None]]:
+    """Build steps that decode alone, and with each augmentation up to a worker's sample."""
 
     def decode() -> None:
-        for record in found.records:
+        for record in dataset.records:
             read_image(record.path)
 
     def augmented(preset: Preset) -> Callable[[], None]:
         fill = model.transform.fill_color
-        dataset = DetectionImages(found, Augmentation(preset, model.image_size, fill=fill))
+        samples = DetectionImages(dataset, Augmentation(preset, model.image_size, fill=fill))
         epochs = count()  # each turn draws anew
 
         def step() -> None:
             epoch = next(epochs)
-            for index in range(len(dataset)):
-                dataset[epoch, index]
+            for index in range(len(samples)):
+                samples[epoch, index]
 
         return step
 
     named = {f"decode + {preset}": augmented(preset) for preset in get_args(Preset)}
-    return {name: _on_one_core(step) for name, step in {"decode": decode, **named}.items()}
+    return {name: _run_on_one_core(step) for name, step in {"decode": decode, **named}.items()}
 
 
-def training_step(
-    model: Any, found: DetectionSet, batch: int, precision: Precision
+def build_training_step(
+    model: _FixedSizeDetector, dataset: DetectionSet, batch: int, precision: Precision
 ) -> Callable[[], None]:
-    """Forward, backward and update on a batch that lies on the model's device already."""
+    """Build a step (forward, backward, update) on a batch already on the model's device."""
     device = next(model.parameters()).device
-    dataset = DetectionImages(found, Augmentation("none", model.image_size))
-    samples = [dataset[index % len(dataset)] for index in range(batch)]
+    source = DetectionImages(dataset, Augmentation("none", model.image_size))
+    samples = [source[index % len(source)] for index in range(batch)]
     images = [sample.image.to(device).float() / 255 for sample in samples]
     targets = [
         {"boxes": sample.boxes.to(device), "labels": sample.labels.to(device)} for sample in samples
@@ -175,21 +189,21 @@ def training_step(
         if not loss.isfinite():
             raise RuntimeError(f"the training step's loss is {loss.item()}; its time says nothing")
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
 
     return step
 
 
-def _affinity() -> set[int]:
-    """Cores that this thread may use; empty where the system does not say (macOS, Windows)."""
+def _get_cores() -> set[int]:
+    """Return the cores that this thread may use; none if the system does not say."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 @contextmanager
-def _one_core() -> Iterator[None]:
+def _pin_to_one_core() -> Iterator[None]:
     """Keep this thread on one core, and OpenCV without threads, as in a loader worker."""
-    cores, threads = _affinity(), cv2.getNumThreads()
+    cores, threads = _get_cores(), cv2.getNumThreads()
     if cores:
         os.sched_setaffinity(0, {max(cores)})  # the first core serves most interrupts
     cv2.setNumThreads(0)
@@ -201,9 +215,9 @@ def _one_core() -> Iterator[None]:
             os.sched_setaffinity(0, cores)
 
 
-def _on_one_core(step: Callable[[], None]) -> Callable[[], None]:
+def _run_on_one_core(step: Callable[[], None]) -> Callable[[], None]:
     def pinned() -> None:
-        with _one_core():
+        with _pin_to_one_core():
             step()
 
     return pinned

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from densenet_backbones.messages import check_whole
 
 __all__ = [
     "Timing",
@@ -30,25 +31,25 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Seconds of a turn."""
+        """Median seconds of a turn."""
         return statistics.median(self.seconds)
 
     @property
     def milliseconds(self) -> tuple[float, ...]:
-        """Of each turn."""
+        """Milliseconds of each turn."""
         return tuple(1e3 * value for value in self.seconds)
 
     def ratios(self, first: "Timing") -> tuple[float, ...]:
-        """Times in units of another contender's, turn by turn."""
+        """Return times in units of another contender's, turn by turn."""
         return tuple(a / b for a, b in zip(self.seconds, first.seconds, strict=True))
 
 
 def take_turns(
     contenders: Mapping[str, Callable[[], float]], turns: int, uncounted: int = 1
 ) -> tuple[Timing, ...]:
-    """Lets contenders time themselves in turns, so that a busy moment meets all of them.
+    """Let contenders time themselves in turns, so that a busy moment meets all of them.
 
-    The order is turned round in every other round.
+    The order is reversed in every other round.
 
     Args:
         contenders: Name to what does the work and returns its seconds.
@@ -59,7 +60,7 @@ def take_turns(
         ValueError: There is no contender, or ``turns`` is below 1.
     """
     if not contenders or turns < 1:
-        raise ValueError(f"give one or more contenders and turns >= 1, not {turns}")
+        raise ValueError(f"give one or more contenders and turns >= 1, got {turns}")
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     for turn in range(1 - uncounted, turns + 1):
@@ -76,7 +77,7 @@ def interleave(
     synchronize: Callable[[], None] = lambda: None,
     repeats: int = 1,
 ) -> tuple[Timing, ...]:
-    """Times contenders in turns (see `take_turns`), after one round that is not counted.
+    """Time contenders in turns (see `take_turns`), after one round that is not counted.
 
     Args:
         contenders: Name to a step.
@@ -88,8 +89,7 @@ def interleave(
     Raises:
         ValueError: There is no contender, or ``turns`` or ``repeats`` is below 1.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be >= 1, not {repeats}")
+    check_whole("repeats", repeats)
     timed = {n: partial(_seconds, step, synchronize, repeats) for n, step in contenders.items()}
     return take_turns(timed, turns)
 
@@ -104,58 +104,59 @@ def _seconds(step: Callable[[], object], synchronize: Callable[[], None], repeat
 
 
 def get_synchronize(device: torch.device) -> Callable[[], None]:
-    """What waits until a device has done its work."""
+    """Return the function that waits until a device has done its work."""
     return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
 
 def measure_saved_bytes(net: nn.Module, step: Callable[[], Tensor]) -> tuple[int, Tensor]:
-    """Bytes of all storages that autograd keeps for the backward pass of ``step()``.
+    """Count the bytes of all storages that autograd keeps for the backward pass of ``step()``.
 
     A storage that several tensors share counts once, and parameters do not count. It is what is
     held between the passes: the peak within a pass is higher.
 
     Args:
-        net: Whose parameters are left out.
+        net: Network; its parameters are left out.
         step: A forward pass.
 
     Returns:
-        Bytes, and what ``step`` returned.
+        Number of bytes, and the result of ``step``.
     """
     own = {p.untyped_storage().data_ptr() for p in net.parameters()}
-    kept: dict[int, Tensor] = {}
+    storages: dict[int, Tensor] = {}
 
     def note(tensor: Tensor) -> Tensor:
         address = tensor.untyped_storage().data_ptr()
         if address not in own:
-            kept[address] = tensor  # held, so that no other storage gets its address
+            storages[address] = tensor  # held, so that no other storage gets its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         result = step()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), result
+    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values()), result
 
 
 def measure_peak_bytes(step: Callable[[], None], device: torch.device) -> int:
-    """Bytes of tensors that there are at most during ``step()``, beyond those there before it.
+    """Measure the most bytes of tensors during ``step()``, beyond those there before it.
 
     On a CPU the allocations of PyTorch's profiler are added up; what libraries take for themselves
     (oneDNN's scratch memory) is not among them.
 
     Args:
-        step: Is called twice, since a first step also chooses algorithms.
-        device: Whose memory.
+        step: Training step; called twice, since the first one also chooses algorithms.
+        device: Device whose memory is measured.
     """
     step()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         step()
-        return torch.cuda.max_memory_allocated(device) - before
+        return int(torch.cuda.max_memory_allocated(device) - before)
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profiler:
         step()
-    results: Any = profiler.profiler
-    changes = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = profiler.profiler.kineto_results.events()
+    changes = [event for event in events if event.name() == "[memory]"]
     changes.sort(key=lambda event: event.start_ns())
-    return max(accumulate((event.nbytes() for event in changes), initial=0))
+    return int(max(accumulate((event.nbytes() for event in changes), initial=0)))

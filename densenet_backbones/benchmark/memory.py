@@ -1,10 +1,9 @@
-"""What training a network keeps for its backward pass, and what keeping less costs in time."""
+"""Measure what each memory mode saves for the backward pass, and its price in time."""
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import timm
 import torch
@@ -38,7 +37,7 @@ _NOTE = (
 
 @dataclass(frozen=True)
 class _Contender:
-    """A network to train.
+    """Network to train.
 
     Attributes:
         net: Maps one image tensor to one tensor.
@@ -60,7 +59,7 @@ def compare_memory_modes(
     budget: float = 8.0,
     modes: Sequence[Memory] = MEMORY_MODES,
 ) -> Table:
-    """Training steps of torchvision's two modes, timm's net and ours, on the same weights.
+    """Measure training steps of torchvision's two modes, timm's net and ours, on the same weights.
 
     Maps lie channels last, as in the training tools: all of them are faster so.
 
@@ -80,7 +79,7 @@ def compare_memory_modes(
         RuntimeError: Two contenders do not compute the same, so their costs cannot be compared.
     """
     size = size or (300 if variant == "dsod300" else 224)
-    contenders = _contenders(variant, modes)
+    contenders = _build_contenders(variant, modes)
     last = torch.channels_last
     image = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=last)
     nets = {
@@ -88,14 +87,14 @@ def compare_memory_modes(
         for name, contender in contenders.items()
     }
     autocast = torch.bfloat16 if bf16 else None
-    losses = {name: partial(_loss, net, image, autocast) for name, net in nets.items()}
-    costs = {name: _cost(net, losses[name], device) for name, net in nets.items()}
+    losses = {name: partial(_compute_loss, net, image, autocast) for name, net in nets.items()}
+    costs = {name: _measure_cost(net, losses[name], device) for name, net in nets.items()}
     values = [value for *_, value in costs.values()]
     difference = max(abs(value - values[0]) / abs(values[0]) for value in values)
     # On a GPU convolutions round their inputs even in float32, by the default of PyTorch.
     if not difference <= (1e-4 if device.type == "cpu" and not bf16 else 1e-2):
         raise RuntimeError(f"losses differ by {difference:.1e} of their value")
-    steps = {name: partial(_step, net, losses[name]) for name, net in nets.items()}
+    steps = {name: partial(_run_step, net, losses[name]) for name, net in nets.items()}
     timings = interleave(steps, turns, get_synchronize(device))
     first, images = timings[0], f"images in {budget:g} GiB"
     ratio = f"step time / {first.name}"
@@ -108,8 +107,14 @@ def compare_memory_modes(
     for timing in timings:
         saved, peak, updates, _ = costs[timing.name]
         contender = contenders[timing.name]
-        options: Any = {"memory": contender.memory, "autocast": autocast, "device": device}
-        most = largest_batch(contender.net, image.shape[1:], budget * 2**30, **options)
+        most = largest_batch(
+            contender.net,
+            image.shape[1:],
+            budget * 2**30,
+            memory=contender.memory,
+            autocast=autocast,
+            device=device,
+        )
         cells = (saved / 2**20, saved / costs[first.name][0], peak / 2**20, most, updates)
         rows.append((timing.name, *cells, timing.milliseconds, timing.ratios(first)))
     title = (
@@ -120,18 +125,18 @@ def compare_memory_modes(
     return Table(title, columns, tuple(rows), note, chart=(ratio, "saved MiB"))
 
 
-def _cost(
+def _measure_cost(
     net: nn.Module, loss: Callable[[], Tensor], device: torch.device
 ) -> tuple[int, int, str, float]:
-    """Bytes saved, bytes at most, how often norms counted the batch, loss."""
+    """Measure bytes saved, bytes at most, how often norms counted the batch, and the loss."""
     saved, result = measure_saved_bytes(net, loss)
     value = result.item()
     del result  # and with it what was saved
-    step = partial(_step, net, loss)
-    return saved, measure_peak_bytes(step, device), _updates_of_a_step(net, step), value
+    step = partial(_run_step, net, loss)
+    return saved, measure_peak_bytes(step, device), _count_updates(net, step), value
 
 
-def _loss(net: nn.Module, image: Tensor, autocast: torch.dtype | None) -> Tensor:
+def _compute_loss(net: nn.Module, image: Tensor, autocast: torch.dtype | None) -> Tensor:
     torch.manual_seed(0)  # of dropout
     with torch.autocast(image.device.type, autocast, enabled=autocast is not None):
         maps = net(image)
@@ -139,12 +144,12 @@ def _loss(net: nn.Module, image: Tensor, autocast: torch.dtype | None) -> Tensor
     return loss
 
 
-def _step(net: nn.Module, loss: Callable[[], Tensor]) -> None:
-    loss().backward()
+def _run_step(net: nn.Module, loss: Callable[[], Tensor]) -> None:
+    torch.autograd.backward(loss())
     net.zero_grad(set_to_none=True)  # at the end: gradients are part of what a step takes
 
 
-def _updates_of_a_step(net: nn.Module, step: Callable[[], None]) -> str:
+def _count_updates(net: nn.Module, step: Callable[[], None]) -> str:
     def counts() -> list[int]:
         norms = (m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
         return [int(m.num_batches_tracked) for m in norms if m.num_batches_tracked is not None]
@@ -159,7 +164,7 @@ def _updates_of_a_step(net: nn.Module, step: Callable[[], None]) -> str:
 
 
 class _Predictions(nn.Module):
-    """A detector from the network's input to its predictions, without boxes to learn."""
+    """Detector from the network's input to its predictions, without boxes to learn."""
 
     def __init__(self, detector: DSOD) -> None:
         super().__init__()
@@ -176,12 +181,12 @@ _OTHERS: dict[str, Callable[[], nn.Module]] = {
 """Ours without a peer, with the classes of CamVid and VOC."""
 
 
-def _contenders(variant: str, modes: Sequence[Memory]) -> dict[str, _Contender]:
+def _build_contenders(variant: str, modes: Sequence[Memory]) -> dict[str, _Contender]:
     peers: dict[str, _Contender] = {}
     if variant in _OTHERS:
         ours = _OTHERS[variant]()
     elif variant in VARIANTS and hasattr(torchvision.models, variant):
-        peers, weights = _peers(variant)
+        peers, weights = _build_peers(variant)
         ours = DenseNet(VARIANTS[variant])
         ours.load_state_dict(to_ours(weights))
     else:
@@ -196,9 +201,9 @@ def _contenders(variant: str, modes: Sequence[Memory]) -> dict[str, _Contender]:
     return peers
 
 
-def _peers(variant: str) -> tuple[dict[str, _Contender], dict[str, Tensor]]:
-    """Torchvision's net, in both of its modes, and timm's; and the weights of all."""
-    build: Any = getattr(torchvision.models, variant)
+def _build_peers(variant: str) -> tuple[dict[str, _Contender], dict[str, Tensor]]:
+    """Build torchvision's net in both of its modes, and timm's; return the weights of all too."""
+    build = partial(torchvision.models.get_model, variant)
     plain = build(weights=None)
     weights = plain.state_dict()
     efficient = build(weights=None, memory_efficient=True)

@@ -1,6 +1,5 @@
-"""What a measurement found: tables as data, as text and as JSON, under a head that says where."""
+"""Report of measurements: tables as data, text and JSON, under a head that names the machine."""
 
-import json
 import os
 import platform
 import shlex
@@ -9,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
-__all__ = ["Cell", "Column", "Report", "Table", "Unavailable", "machine"]
+from densenet_backbones.file_writing import save_json
+
+__all__ = ["Cell", "Column", "Report", "Table", "Unavailable", "describe_machine"]
 
 Cell = str | int | float | tuple[float, ...] | None
 """A tuple holds what each turn gave; None is what there is not."""
@@ -22,12 +22,12 @@ _PACKAGES = ("torch", "timm", "torchvision", "segmentation-models-pytorch", "onn
 
 
 class Unavailable(ValueError):  # noqa: N818 - nothing went wrong
-    """What a measurement needs is not there: a device, an optional package."""
+    """Error for a measurement that needs a device or an optional package that is missing."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
+    """Column of a table.
 
     Attributes:
         name: Its head, with the unit.
@@ -40,11 +40,11 @@ class Column:
     spread: bool = False
 
     def head(self) -> str:
-        """What stands above it."""
+        """Return the text above the column."""
         return f"{self.name} (min .. max)" if self.spread else self.name
 
     def write(self, cell: Cell) -> str:
-        """A cell in words; of several turns the median."""
+        """Write a cell in words; of several turns the median."""
         if cell is None or isinstance(cell, str):
             return "-" if cell is None else cell
         if not isinstance(cell, tuple):
@@ -55,7 +55,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """What was measured under one condition.
+    """Figures measured under one condition.
 
     Attributes:
         title: The condition.
@@ -72,7 +72,7 @@ class Table:
     chart: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """For people: names to the left, numbers to the right."""
+        """Return text for people: names to the left, numbers to the right."""
         lines = [[column.head() for column in self.columns]]
         lines += [[c.write(v) for c, v in zip(self.columns, row, strict=True)] for row in self.rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -82,20 +82,20 @@ class Table:
         ]
         return "\n".join(line for line in (self.title, *body, self.note) if line)
 
-    def values(self) -> dict[str, Any]:
-        """For JSON: each row by the names of its columns, with the values of every turn."""
+    def values(self) -> dict[str, object]:
+        """Return values for JSON: rows by the names of columns, with every turn's value."""
         names = [column.name for column in self.columns]
         rows = [dict(zip(names, row, strict=True)) for row in self.rows]
         return {"title": self.title, "rows": rows, "note": self.note}
 
     def column(self, name: str) -> list[Cell]:
-        """The cells under a name."""
+        """Return the cells under a name."""
         index = [column.name for column in self.columns].index(name)
         return [row[index] for row in self.rows]
 
 
 class Report:
-    """Tables as they come in, printed at once, and kept in a file that is complete at any time.
+    """Tables printed as they come in, and written to a file that is complete at any time.
 
     Args:
         command: The command line.
@@ -105,7 +105,7 @@ class Report:
 
     def __init__(self, command: Sequence[str], quick: bool = False, file: Path | None = None):
         self.command, self.quick, self.file = shlex.join(command), quick, file
-        self.machine = machine()
+        self.machine = describe_machine()
         self.tables: list[tuple[str, Table]] = []
         self.missing: dict[str, str] = {}
         self.failed: dict[str, str] = {}
@@ -114,19 +114,19 @@ class Report:
         print(f"$ {self.command}\n{facts}{warning if quick else ''}\n", flush=True)
 
     def add(self, measurement: str, table: Table) -> None:
-        """Shows a table."""
+        """Print a table, and write it to the file."""
         self.tables.append((measurement, table))
         print(f"{measurement}: {table.text()}\n", flush=True)
         self._write()
 
     def miss(self, measurement: str, reason: str) -> None:
-        """Says that something cannot be measured here."""
+        """Report that something cannot be measured here."""
         self.missing[measurement] = reason
         print(f"{measurement}: not measured, {reason}\n", flush=True)
         self._write()
 
     def fail(self, measurement: str, error: Exception) -> None:
-        """Says that a measurement ended with an error."""
+        """Report that a measurement ended with an error."""
         reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         self.failed[measurement] = reason
         print(f"{measurement}: FAILED, {reason}\n", flush=True)
@@ -143,25 +143,25 @@ class Report:
             "not_measured": self.missing,
             "failed": self.failed,
         }
-        self.file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        save_json(self.file, values)
 
 
-def machine() -> dict[str, str]:
-    """The kind of machine, how busy it is, and the versions of what is compared."""
+def describe_machine() -> dict[str, str]:
+    """Describe the kind of machine, how busy it is, and the versions of what is compared."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {
-        "CPU": f"{_processor()}, {affinity} cores, {torch.get_num_threads()} threads used",
-        "memory": _memory(),
+        "CPU": f"{_read_processor()}, {affinity} cores, {torch.get_num_threads()} threads used",
+        "memory": _read_memory(),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "packages": ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
+        "packages": ", ".join(f"{name} {_read_version(name)}" for name in _PACKAGES),
     }
     if hasattr(os, "getloadavg"):
         facts["load"] = f"{os.getloadavg()[0]:.1f} processes in the minute before"
     return facts
 
 
-def _processor() -> str:
+def _read_processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
@@ -170,14 +170,14 @@ def _processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def _memory() -> str:
+def _read_memory() -> str:
     try:
         return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
     except (AttributeError, OSError, ValueError):  # Windows
         return "unknown"
 
 
-def _version(package: str) -> str:
+def _read_version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

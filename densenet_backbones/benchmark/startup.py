@@ -1,4 +1,4 @@
-"""What a program waits for before its first feature maps: imports, and compiling.
+"""Measure what a program waits for before its first feature maps: imports, and compiling.
 
 Each time is of a process of its own, which measures it after Python itself has started.
 """
@@ -10,10 +10,10 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
+from torch import Tensor
 
 import densenet_backbones.timm_models  # noqa: F401 - registers our nets
 from densenet_backbones.benchmark.contenders import DEPLOYED
@@ -21,65 +21,67 @@ from densenet_backbones.benchmark.measuring import Timing, take_turns
 from densenet_backbones.benchmark.report import Column, Table
 from densenet_backbones.deploy import deploy
 
-__all__ = ["compare_compilation", "compare_imports", "first_call"]
+__all__ = ["compare_compilation", "compare_imports", "time_first_call"]
 
 _PACKAGES = ("timm", "densenet_backbones")
 
 
 def compare_imports(turns: int) -> Table:
-    """Seconds of ``import timm`` and ``import densenet_backbones`` in fresh processes.
+    """Measure seconds of ``import timm`` and ``import densenet_backbones`` in fresh processes.
 
     Args:
         turns: Rounds, at least 1; this process has had the system read the files before.
     """
     programs = {
         f"import {package}": partial(
-            _seconds_of,
+            _time_program,
             f"import time; t = time.perf_counter(); import {package}; "
             "print(time.perf_counter() - t)",
         )
         for package in _PACKAGES
     }
     title = f"import in a fresh process, {turns} turns"
-    return _table(title, take_turns(programs, turns, uncounted=0), "")
+    return _build_table(title, take_turns(programs, turns, uncounted=0), "")
 
 
 def compare_compilation(
     net: str, size: tuple[int, int, int, int], *, turns: int, device: torch.device
 ) -> Table:
-    """Seconds of the first call of timm's net and the deployed one after ``torch.compile``.
+    """Measure seconds of the first call of timm's net and the deployed one after ``torch.compile``.
 
     Args:
         net: A DenseNet that timm has: ``densenet121``, ...
         size: (N, 3, H, W).
         turns: Rounds, at least 1; each takes a minute or more.
-        device: Where.
+        device: Device to run on.
 
     Raises:
         RuntimeError: A process failed; it needs a C++ compiler on a CPU.
     """
     programs = {
-        name: partial(_cold, f"{(name, net, size, str(device), torch.get_num_threads())}")
+        name: partial(_time_cold_call, f"{(name, net, size, str(device), torch.get_num_threads())}")
         for name in ("timm", DEPLOYED)
     }
     title = (
         f"first call of torch.compile, feature maps of {net}, {size[0]} x {size[2]}x{size[3]} "
         f"pixels, float32, {device}, fresh process, empty cache, {turns} turns"
     )
-    return _table(title, take_turns(programs, turns, uncounted=0), "building the net excluded")
+    return _build_table(
+        title, take_turns(programs, turns, uncounted=0), "building the net excluded"
+    )
 
 
-def first_call(
+def time_first_call(
     name: str, net: str, size: tuple[int, int, int, int], device: str, threads: int
 ) -> float:
-    """Seconds until a compiled net has made its first feature maps.
+    """Time a compiled net until it has made its first feature maps.
 
     Args:
         name: ``timm`` or ``ours deployed``.
         net: A DenseNet that timm has.
         size: (N, 3, H, W).
-        device: Where.
-        threads: Of the CPU.
+        device: Device to run on.
+        threads: Threads of the CPU.
     """
     torch.set_num_threads(threads)
     if name == DEPLOYED:
@@ -90,16 +92,16 @@ def first_call(
     image = torch.randn(size, device=device).to(memory_format=torch.channels_last)
     start = time.perf_counter()
     with torch.inference_mode():
-        last: Any = torch.compile(model)(image)[-1]
+        last: Tensor = torch.compile(model)(image)[-1]
         last.sum().item()  # waits for the device
     return time.perf_counter() - start
 
 
-def _cold(arguments: str) -> float:
-    """`first_call` with no cache that an earlier one has filled."""
-    program = f"from {__name__} import first_call; print(first_call(*{arguments}))"
+def _time_cold_call(arguments: str) -> float:
+    """Run `time_first_call` with no cache that an earlier one has filled."""
+    program = f"from {__name__} import time_first_call; print(time_first_call(*{arguments}))"
     with tempfile.TemporaryDirectory() as folder:
-        return _seconds_of(
+        return _time_program(
             program,
             TORCHINDUCTOR_CACHE_DIR=folder,
             TORCHINDUCTOR_FORCE_DISABLE_CACHES="1",
@@ -107,8 +109,8 @@ def _cold(arguments: str) -> float:
         )
 
 
-def _seconds_of(program: str, **environment: str) -> float:
-    """The number that a program prints last.
+def _time_program(program: str, **environment: str) -> float:
+    """Run a program and return the number that it prints last.
 
     Raises:
         RuntimeError: It fails.
@@ -127,7 +129,7 @@ def _seconds_of(program: str, **environment: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def _table(title: str, timings: tuple[Timing, ...], note: str) -> Table:
+def _build_table(title: str, timings: tuple[Timing, ...], note: str) -> Table:
     columns = (
         *(Column(""), Column("s", ".2f", spread=True)),
         Column(f"time / {timings[0].name}", ".3f", spread=True),

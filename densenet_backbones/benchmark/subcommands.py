@@ -1,4 +1,4 @@
-"""The sub-commands of ``tools/benchmark.py``: their options, and what they measure.
+"""Subcommands of ``tools/benchmark.py``: their options, and what they measure.
 
 To add a measurement, write a `Subcommand` and list it in ``SUBCOMMANDS``.
 """
@@ -28,10 +28,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Subcommand:
-    """A sub-command.
+    """Subcommand that measures something.
 
     Attributes:
-        name: What is typed.
+        name: Its word on the command line.
         help: One line for ``--help``.
         add_arguments: Declares its own options.
         run: Measures; each table is yielded when it is there. Finds ``device``, a `torch.device`,
@@ -54,37 +54,37 @@ class Subcommand:
 
 
 def parse_positive(text: str) -> int:
-    """An option that counts something.
+    """Read an option that counts something.
 
     Raises:
-        argparse.ArgumentTypeError: It is no whole number, or below 1.
+        argparse.ArgumentTypeError: If it is no whole number, or below 1.
     """
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
     return int(text)
 
 
 def add_turns(parser: argparse.ArgumentParser, default: int) -> None:
-    """Declares ``--turns``."""
+    """Declare ``--turns``."""
     parser.add_argument(
         "--turns", type=parse_positive, default=default, help="counted rounds (%(default)s)"
     )
 
 
 def add_batch(parser: argparse.ArgumentParser) -> None:
-    """Declares ``--batch`` of a training step; see `settle_batch`."""
+    """Declare ``--batch`` of a training step; see `settle_batch`."""
     parser.add_argument("--batch", type=parse_positive, help="images a step (2; on a GPU 16)")
 
 
 def settle_batch(arguments: argparse.Namespace) -> int:
-    """Images of a step, of a size that was checked.
+    """Return the number of images of a step, after a check of their size.
 
     Raises:
         ValueError: ``--size`` is below 64.
     """
     # At 32 pixels the last map is one cell, of which a batch of one has no statistics.
     if arguments.size is not None and arguments.size < 64:
-        raise ValueError(f"--size must be >= 64, not {arguments.size}")
+        raise ValueError(f"--size must be >= 64, got {arguments.size}")
     batch: int = arguments.batch or choose_by_device(arguments, 2, 16)
     return batch
 
@@ -95,7 +95,7 @@ def choose_by_device(arguments: argparse.Namespace, cpu: _T, gpu: _T) -> _T:
 
 
 def add_card(parser: argparse.ArgumentParser) -> None:
-    """Declares what a `Card` is made of."""
+    """Declare the options that make a `Card`."""
     card = Card()
     parser.add_argument(
         "--bandwidth", type=float, default=card.bandwidth, help="of the GPU, bytes/s (%(default)s)"
@@ -129,7 +129,7 @@ def _inference_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _inference(arguments: argparse.Namespace) -> Iterator[Table]:
-    """Feature maps of one net as its libraries make them and as it is deployed, same weights."""
+    """Time feature maps of one net by its libraries and as it is deployed, on equal weights."""
     cpu, gpu = ("1x224", "1x512", "4x300"), ("1x224", "8x224", "2x800x1344")
     sizes = [
         parse_input(text) for text in arguments.inputs or choose_by_device(arguments, cpu, gpu)
@@ -169,10 +169,10 @@ def _memory_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _memory(arguments: argparse.Namespace) -> Iterator[Table]:
-    """Training steps of each memory mode, beside torchvision's and timm's where there are such."""
+    """Measure training steps of each memory mode, beside torchvision's and timm's."""
     batch = settle_batch(arguments)
     if not arguments.budget > 0:
-        raise ValueError(f"--budget must be above 0, not {arguments.budget}")
+        raise ValueError(f"--budget must be above 0, got {arguments.budget}")
     precision = arguments.precision or choose_by_device(arguments, "32-true", "bf16-mixed")
     for net in arguments.nets:
         yield compare_memory_modes(
@@ -198,7 +198,7 @@ def _detector_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _detector(arguments: argparse.Namespace) -> Iterator[Table]:
-    """Training steps of one detector on several backbones, from random weights."""
+    """Measure training steps of one detector on several backbones, from random weights."""
     yield compare_backbones(
         arguments.detector,
         arguments.backbones,
@@ -224,7 +224,7 @@ def _input_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _input(arguments: argparse.Namespace) -> Iterator[Table]:
-    """Images a second of the input pipeline beside the training step that it feeds."""
+    """Measure images a second of the input pipeline beside the training step that it feeds."""
     try:
         # Only here: the other measurements run without the training tools.
         from densenet_backbones.benchmark.input_pipeline import measure
@@ -255,7 +255,7 @@ def _startup_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _startup(arguments: argparse.Namespace) -> Iterator[Table]:
-    """Seconds until the package is imported, and until a compiled net has its first maps."""
+    """Measure seconds until the package is imported, and until a compiled net has first maps."""
     size = parse_input(arguments.inputs)
     yield compare_imports(arguments.turns)
     if arguments.compile_turns:
@@ -273,7 +273,7 @@ def _gpu_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _gpu(arguments: argparse.Namespace) -> Iterator[Table]:
-    """The Triton kernels of folded dense layers beside PyTorch's convolutions."""
+    """Time the Triton kernels of folded dense layers beside PyTorch's convolutions."""
     return measure_kernels(
         arguments.net,
         arguments.batch,

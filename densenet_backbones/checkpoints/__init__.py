@@ -1,4 +1,4 @@
-"""Reading weights safely, mapping their names between libraries, and telling what they are.
+"""Read weights safely, rename them between libraries, and recognize the network they belong to.
 
 ``python -m densenet_backbones.checkpoints FILE`` prints what a file of weights holds.
 """

@@ -1,6 +1,6 @@
-"""``python -m densenet_backbones.checkpoints FILE``: what a file of weights holds.
+"""Print what a file of weights holds: ``python -m densenet_backbones.checkpoints FILE``.
 
-Exit status: 0 when the file was read, whatever was found in it; 2 when it was not.
+Exit status: 0 when the file was read, whatever it holds; 2 when it was not.
 """
 
 import argparse
@@ -26,7 +26,7 @@ exit status        0 when the file was read, 2 when it was not
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m densenet_backbones.checkpoints",
         description="Print what a file of DenseNet weights holds: where the weights are, whose\n"
@@ -50,12 +50,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status.
+    """Run the command; return the exit status.
 
     Args:
         arguments: Words of the command line; those of the process when None.
     """
-    options = _parser().parse_args(arguments)
+    options = _make_parser().parse_args(arguments)
     try:
         report = inspect_file(options.file, options.prefix, options.entry)
     except CheckpointError as error:

@@ -1,4 +1,4 @@
-"""The error of everything that reads or fits weights."""
+"""Error raised wherever weights are read or fitted."""
 
 __all__ = ["CheckpointError"]
 

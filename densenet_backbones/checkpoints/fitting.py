@@ -1,4 +1,4 @@
-"""Whether weights belong to a network: everything that is wrong, in one error."""
+"""Check that weights belong to a network; one error lists everything that is wrong."""
 
 from collections.abc import Iterable, Mapping
 
@@ -21,7 +21,7 @@ def fit_to(
     needed: Iterable[str],
     prefix: str | None = None,
 ) -> dict[str, Tensor]:
-    """Renames weights to our names and checks that they belong to a network.
+    """Rename weights to our names and check that they belong to a network.
 
     A loader that is not strict, such as timm's for feature nets, leaves random what it cannot
     match, without a word; this check speaks. Left to the loader are the classifier and the number
@@ -43,19 +43,20 @@ def fit_to(
     """
     ours = to_ours(weights, prefix)
     fitting = {key: value for key, value in ours.items() if not _is_surplus_counter(key, known)}
-    problems = _problems(fitting, known, needed)
+    problems = _list_problems(fitting, known, needed)
     if problems:
         raise CheckpointError(
             f"the weights do not fit the network; {'; '.join(problems)}; the file "
-            f"looks like {_look(ours)}; choose the network it belongs to, or another file"
+            f"looks like {_describe_weights(ours)}; choose the network it belongs to, or another "
+            "file"
         )
     return fitting
 
 
-def _problems(
+def _list_problems(
     fitting: Mapping[str, Tensor], known: Mapping[str, Tensor], needed: Iterable[str]
 ) -> list[str]:
-    """What is wrong, one part of a sentence for each kind."""
+    """List what is wrong, one part of a sentence for each kind."""
     body = [key for key in fitting if not key.startswith(CLASSIFIER)]
     missing = [
         key
@@ -66,13 +67,13 @@ def _problems(
     shapes = [
         f"{key} {tuple(fitting[key].shape)} for {tuple(known[key].shape)}"
         for key in body
-        if key in known and _shape(key, fitting[key]) != _shape(key, known[key])
+        if key in known and _read_shape(key, fitting[key]) != _read_shape(key, known[key])
     ]
     problems = (
-        _listed(missing, "missing"),
-        _listed(unexpected, "unexpected"),
-        _listed(shapes, "of another shape, the file's for the network's"),
-        _about_norms(missing, unexpected, known),
+        _describe_entries(missing, "missing"),
+        _describe_entries(unexpected, "unexpected"),
+        _describe_entries(shapes, "of another shape, the file's for the network's"),
+        _explain_norms(missing, unexpected, known),
     )
     return list(filter(None, problems))
 
@@ -82,12 +83,12 @@ def _is_surplus_counter(key: str, known: Mapping[str, Tensor]) -> bool:
     return norm != key and key not in known and f"{norm}.weight" in known
 
 
-def _shape(key: str, value: Tensor) -> tuple[int, ...]:
+def _read_shape(key: str, value: Tensor) -> tuple[int, ...]:
     shape = tuple(value.shape)
     return (shape[0], *shape[2:]) if key == "conv0.weight" and len(shape) == 4 else shape
 
 
-def _listed(items: list[str], what: str) -> str:
+def _describe_entries(items: list[str], what: str) -> str:
     if not items:
         return ""
     more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
@@ -95,9 +96,11 @@ def _listed(items: list[str], what: str) -> str:
     return f"{len(items)} {entries} {what}: {', '.join(items[:_SHOWN])}{more}"
 
 
-def _about_norms(missing: list[str], unexpected: list[str], known: Mapping[str, Tensor]) -> str:
-    """The one cause that lists of names hide: batch norm in the one, group norm in the other."""
-    if any(key.endswith(_STATISTICS) and f"{_norm(key)}.weight" in known for key in unexpected):
+def _explain_norms(missing: list[str], unexpected: list[str], known: Mapping[str, Tensor]) -> str:
+    """Name the cause that lists of names hide: batch norm in the one, group norm in the other."""
+    if any(
+        key.endswith(_STATISTICS) and f"{_name_norm(key)}.weight" in known for key in unexpected
+    ):
         return (
             "the network's norms keep no running statistics (group norm) and the file's do "
             "(batch norm)"
@@ -107,14 +110,14 @@ def _about_norms(missing: list[str], unexpected: list[str], known: Mapping[str, 
     return ""
 
 
-def _norm(key: str) -> str:
+def _name_norm(key: str) -> str:
     return key.rpartition(".")[0]
 
 
-def _look(ours: Mapping[str, Tensor]) -> str:
+def _describe_weights(ours: Mapping[str, Tensor]) -> str:
     try:
-        found = recognize(ours)
+        network = recognize(ours)
     except CheckpointError as error:
         return f"no known DenseNet ({error})"
-    end = f", complete up to {found.complete_to}" if found.complete_to else ""
-    return found.describe() + end
+    end = f", complete up to {network.complete_to}" if network.complete_to else ""
+    return network.describe() + end

@@ -1,11 +1,10 @@
-"""Everything that can be said about a file of weights without building its network."""
+"""Inspect a file of weights: its network, whose names it uses, and values that look wrong."""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +16,9 @@ from densenet_backbones.checkpoints.recognition import ROWS, Recognized, recogni
 from densenet_backbones.checkpoints.statistics import (
     TOLERANCE,
     BlockStatistics,
-    batch_counts,
-    block_statistics,
-    updated_twice,
+    compare_block_statistics,
+    count_batches,
+    find_layers_updated_twice,
 )
 
 __all__ = ["Inspection", "inspect_file"]
@@ -30,7 +29,7 @@ _SHOWN = 6
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What a file of weights holds.
+    """Contents of a file of weights.
 
     Attributes:
         path: File.
@@ -72,19 +71,19 @@ class Inspection:
     negative_variances: dict[str, int]
 
     def lines(self) -> list[str]:
-        """A report for people, line by line."""
+        """Return a report for people, line by line."""
         types = ", ".join(f"{name} ({count})" for name, count in self.dtypes.items())
         return [
-            *_row("file", f"{self.path} ({self.size:,} bytes, {self.format})"),
-            *_row("weights", self._place()),
-            *_row("names", self.naming or "of no DenseNet"),
+            *_write_row("file", f"{self.path} ({self.size:,} bytes, {self.format})"),
+            *_write_row("weights", self._place()),
+            *_write_row("names", self.naming or "of no DenseNet"),
             *self._architecture(),
-            *_row("parameters", f"{self.parameters:,}"),
-            *_row("tensors", f"{self.entries}: {types}"),
-            *_row("statistics", *self._statistics()),
-            *_row("batches", *self._batches()),
-            *_row("not finite", *_counted(self.non_finite, "NaN or infinite")),
-            *_row("variances", *_counted(self.negative_variances, "below zero")),
+            *_write_row("parameters", f"{self.parameters:,}"),
+            *_write_row("tensors", f"{self.entries}: {types}"),
+            *_write_row("statistics", *self._statistics()),
+            *_write_row("batches", *self._batches()),
+            *_write_row("not finite", *_describe_counts(self.non_finite, "NaN or infinite")),
+            *_write_row("variances", *_describe_counts(self.negative_variances, "below zero")),
         ]
 
     def _place(self) -> str:
@@ -93,21 +92,21 @@ class Inspection:
         if self.prefix is None:
             return entry + others
         prefix = f"prefix {self.prefix!r}" if self.prefix else "no prefix"
-        outside = f", {_number(self.outside, 'tensor')} outside it" if self.outside else ""
+        outside = f", {_count_in_words(self.outside, 'tensor')} outside it" if self.outside else ""
         return f"{entry}, {prefix}{outside}{others}"
 
     def _architecture(self) -> Iterator[str]:
-        found = self.recognized
-        if found is None:
-            yield from _row("network", f"not recognized: {self.reason}")
+        network = self.recognized
+        if network is None:
+            yield from _write_row("network", f"not recognized: {self.reason}")
             return
-        classes = "no classifier" if found.classes is None else f"{found.classes} classes"
-        chans = "no stem" if found.in_chans is None else f"{found.in_chans} image channels"
-        yield from _row("network", f"{found.describe()}, {classes}, {chans}")
-        levels = (f"{row:<11}{' '.join(found.levels[row]) or 'none'}" for row in ROWS)
-        yield from _row("levels", *levels)
-        yield from _row("missing", *_named(found.missing))
-        yield from _row("unexpected", *_named(found.unexpected))
+        classes = "no classifier" if network.classes is None else f"{network.classes} classes"
+        chans = "no stem" if network.in_chans is None else f"{network.in_chans} image channels"
+        yield from _write_row("network", f"{network.describe()}, {classes}, {chans}")
+        levels = (f"{row:<11}{' '.join(network.levels[row]) or 'none'}" for row in ROWS)
+        yield from _write_row("levels", *levels)
+        yield from _write_row("missing", *_shorten(network.missing))
+        yield from _write_row("unexpected", *_shorten(network.unexpected))
 
     def _statistics(self) -> Iterator[str]:
         for block in self.blocks:
@@ -120,7 +119,7 @@ class Inspection:
                 f"{block.variance_difference:.2g} (variance), relative; tolerance {TOLERANCE:g}"
             )
             yield from (
-                f"  {first} and {second}: {_number(channels, 'channel')}"
+                f"  {first} and {second}: {_count_in_words(channels, 'channel')}"
                 for first, second, channels in block.differing
             )
         if self.recognized is not None and not self.blocks:
@@ -134,14 +133,15 @@ class Inspection:
                 yield f"{count} counted by {len(norms)} norms: {', '.join(norms[:3])}" + (
                     ", ..." if len(norms) > 3 else ""
                 )
-        if layers := updated_twice(self.batch_counts):
+        if layers := find_layers_updated_twice(self.batch_counts):
             yield (
-                f"norm1 counted twice the batches of norm2 in {_number(len(layers), 'layer')}: it "
-                "was updated twice a batch, as under activation checkpointing"
+                "norm1 counted twice the batches of norm2 in "
+                f"{_count_in_words(len(layers), 'layer')}: it was updated twice a batch, as under "
+                "activation checkpointing"
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values, for JSON; ``recognized.spec`` as `DenseNetSpec.to_dict`."""
+    def to_dict(self) -> dict[str, object]:
+        """Return all fields as plain values, for JSON; ``recognized.spec`` is a dictionary too."""
         values = dataclasses.asdict(self)
         values["batch_counts"] = {
             str(count): list(norms) for count, norms in self.batch_counts.items()
@@ -154,7 +154,7 @@ class Inspection:
 def inspect_file(
     path: str | Path, prefix: str | None = None, entry: str | None = None
 ) -> Inspection:
-    """Reads a file of weights and looks at all of it.
+    """Read a file of weights and inspect all of it.
 
     Args:
         path: File.
@@ -171,7 +171,7 @@ def inspect_file(
         ours = to_ours(file.weights, prefix)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    found, reason = _recognized(ours)
+    network, reason = _try_to_recognize(ours)
     learned = (value for key, value in ours.items() if not key.endswith(_BUFFERS))
     dtypes = Counter(str(v.dtype).removeprefix("torch.") for v in file.weights.values())
     return Inspection(
@@ -184,30 +184,32 @@ def inspect_file(
         naming=place.naming if place else None,
         entries=len(file.weights),
         outside=len(file.weights) - len(ours),
-        recognized=found,
+        recognized=network,
         reason=reason,
         parameters=sum(value.numel() for value in learned),
         dtypes=dict(dtypes.most_common()),
-        blocks=() if found is None else block_statistics(ours, found),
-        batch_counts=batch_counts(ours),
-        non_finite=_count(file.weights, _not_finite),
-        negative_variances=_count(file.weights, _negative_variances),
+        blocks=() if network is None else compare_block_statistics(ours, network),
+        batch_counts=count_batches(ours),
+        non_finite=_count_values(file.weights, _count_non_finite),
+        negative_variances=_count_values(file.weights, _count_negative_variances),
     )
 
 
-def _recognized(ours: Mapping[str, Tensor]) -> tuple[Recognized | None, str | None]:
+def _try_to_recognize(ours: Mapping[str, Tensor]) -> tuple[Recognized | None, str | None]:
     try:
         return recognize(ours), None
     except CheckpointError as error:
         return None, str(error)
 
 
-def _count(weights: Mapping[str, Tensor], find: Any) -> dict[str, int]:
-    counts = {key: int(find(key, value)) for key, value in weights.items()}
+def _count_values(
+    weights: Mapping[str, Tensor], find: Callable[[str, Tensor], int]
+) -> dict[str, int]:
+    counts = {key: find(key, value) for key, value in weights.items()}
     return {key: count for key, count in counts.items() if count}
 
 
-def _not_finite(_: str, value: Tensor) -> int:
+def _count_non_finite(_: str, value: Tensor) -> int:
     if not (value.is_floating_point() or value.is_complex()):
         return 0
     if value.is_floating_point() and value.element_size() < 4:  # torch's checks lack 8-bit types
@@ -215,27 +217,29 @@ def _not_finite(_: str, value: Tensor) -> int:
     return int((~torch.isfinite(value)).sum())
 
 
-def _negative_variances(key: str, value: Tensor) -> int:
+def _count_negative_variances(key: str, value: Tensor) -> int:
     return int((value < 0).sum()) if key.endswith(".running_var") else 0
 
 
 # ------------------------------------------------------------------------------ text
 
 
-def _row(title: str, *values: str) -> Iterator[str]:
+def _write_row(title: str, *values: str) -> Iterator[str]:
     for i, value in enumerate(values):
         yield f"{title if i == 0 else '':<12}{value}"
 
 
-def _number(count: int, thing: str) -> str:
+def _count_in_words(count: int, thing: str) -> str:
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
-def _named(names: Iterable[str]) -> list[str]:
+def _shorten(names: Iterable[str]) -> list[str]:
     names = list(names)
     shown = names[:_SHOWN]
     return shown if len(names) == len(shown) else [*shown, f"and {len(names) - len(shown)} more"]
 
 
-def _counted(counts: Mapping[str, int], what: str) -> list[str]:
-    return _named(f"{name}: {_number(count, 'value')} {what}" for name, count in counts.items())
+def _describe_counts(counts: Mapping[str, int], what: str) -> list[str]:
+    return _shorten(
+        f"{name}: {_count_in_words(count, 'value')} {what}" for name, count in counts.items()
+    )

@@ -1,4 +1,4 @@
-"""Names of DenseNet weights in other libraries, and here.
+"""Rename DenseNet weights between libraries: other libraries' names, and ours.
 
 Ours are torchvision's without ``features.``. What else is read (``P`` is any prefix):
 
@@ -62,12 +62,12 @@ class Place:
 
     @property
     def beside(self) -> str:
-        """The prefix without ``features``: a classifier has it."""
+        """Prefix without ``features``, as a classifier beside them has it."""
         return _FEATURES.sub("", self.prefix)
 
     def our_name(self, key: str) -> str | None:
-        """Our name of an entry, or None if it belongs to the rest of a bigger model."""
-        key = _plain(key)
+        """Return our name of an entry, or None if it belongs to the rest of a bigger model."""
+        key = _strip_wrappers(key)
         if key.startswith(self.prefix):
             name = key.removeprefix(self.prefix)
             return f"norm5.{name[len(_NORM_FINAL) :]}" if name.startswith(_NORM_FINAL) else name
@@ -76,44 +76,46 @@ class Place:
         return name if beside else None
 
 
-def _plain(key: str) -> str:
-    """A name without wrappers' names, and with torchvision's present spelling."""
+def _strip_wrappers(key: str) -> str:
+    """Return a name without wrappers' names, and with torchvision's present spelling."""
     return _DOTTED.sub(r"\1\2", _WRAPPED.sub("", key))
 
 
-def _prefixes(names: Iterable[str], pattern: re.Pattern[str]) -> list[str]:
+def _find_prefixes(names: Iterable[str], pattern: re.Pattern[str]) -> list[str]:
     matches = (pattern.match(name) for name in names)
     return list(dict.fromkeys(match[1] for match in matches if match))
 
 
-def _candidates(names: Iterable[str]) -> list[str]:
-    layers, stems = _prefixes(names, _LAYER), _prefixes(names, _STEM)
+def _find_candidates(names: Iterable[str]) -> list[str]:
+    layers, stems = _find_prefixes(names, _LAYER), _find_prefixes(names, _STEM)
     whole = [prefix for prefix in layers if prefix in stems]
     # A dense decoder has dense layers too, but no stem.
-    return whole or layers or stems or _prefixes(names, _ANY)
+    return whole or layers or stems or _find_prefixes(names, _ANY)
 
 
-def _chosen(names: Iterable[str], wanted: str) -> str:
-    found = [prefix for pattern in (_LAYER, _STEM, _ANY) for prefix in _prefixes(names, pattern)]
-    wanted = _plain(wanted if not wanted or wanted.endswith((".", "_")) else f"{wanted}.")
+def _choose_prefix(names: Iterable[str], wanted: str) -> str:
+    prefixes = [
+        prefix for pattern in (_LAYER, _STEM, _ANY) for prefix in _find_prefixes(names, pattern)
+    ]
+    wanted = _strip_wrappers(wanted if not wanted or wanted.endswith((".", "_")) else f"{wanted}.")
     # The prefix itself first: "" is also what stands beside "features.".
-    fitting = [prefix for prefix in found if prefix == wanted]
-    fitting += [prefix for prefix in found if _FEATURES.sub("", prefix) == wanted]
+    fitting = [prefix for prefix in prefixes if prefix == wanted]
+    fitting += [prefix for prefix in prefixes if _FEATURES.sub("", prefix) == wanted]
     if not fitting:
-        known = list(dict.fromkeys(found))
+        known = list(dict.fromkeys(prefixes))
         raise CheckpointError(
             f"the weights hold no DenseNet under the prefix {wanted!r}; "
-            + (f"there is one under {_listed(known)}" if known else "there is none at all")
+            + (f"there is one under {_join_names(known)}" if known else "there is none at all")
         )
     return fitting[0]
 
 
-def _listed(prefixes: Iterable[str]) -> str:
+def _join_names(prefixes: Iterable[str]) -> str:
     return " and ".join(map(repr, prefixes))
 
 
 def find_place(keys: Iterable[str], prefix: str | None = None) -> Place | None:
-    """Finds the DenseNet among the names of a file's weights.
+    """Find the DenseNet among the names of a file's weights.
 
     Args:
         keys: Names as saved.
@@ -127,21 +129,21 @@ def find_place(keys: Iterable[str], prefix: str | None = None) -> Place | None:
         CheckpointError: There are several networks and no ``prefix``, or none under ``prefix``.
     """
     keys = list(keys)
-    names = [_plain(key) for key in keys]
+    names = [_strip_wrappers(key) for key in keys]
     if prefix is not None:
-        return _place(_chosen(names, prefix), keys)
-    found = _candidates(names)
-    if len(found) > 1:
+        return _describe_place(_choose_prefix(names, prefix), keys)
+    prefixes = _find_candidates(names)
+    if len(prefixes) > 1:
         raise CheckpointError(
-            f"the weights hold {len(found)} DenseNets, under the prefixes {_listed(found)}; "
-            "choose one of them with prefix"
+            f"the weights hold {len(prefixes)} DenseNets, under the prefixes "
+            f"{_join_names(prefixes)}; choose one of them with prefix"
         )
-    return _place(found[0], keys) if found else None
+    return _describe_place(prefixes[0], keys) if prefixes else None
 
 
-def _place(prefix: str, keys: Iterable[str]) -> Place:
-    own = [key for key in keys if _plain(key).startswith(prefix)]
-    if any(_plain(key).startswith(f"{prefix}{_NORM_FINAL}") for key in own):
+def _describe_place(prefix: str, keys: Iterable[str]) -> Place:
+    own = [key for key in keys if _strip_wrappers(key).startswith(prefix)]
+    if any(_strip_wrappers(key).startswith(f"{prefix}{_NORM_FINAL}") for key in own):
         naming = "efficient_densenet_pytorch's (gpleiss)"
     elif prefix.endswith("features_"):
         naming = "timm's features_only"
@@ -155,7 +157,7 @@ def _place(prefix: str, keys: Iterable[str]) -> Place:
 
 
 def to_ours(weights: Mapping[str, _T], prefix: str | None = None) -> dict[str, _T]:
-    """Renames a DenseNet's weights to our names, and leaves out the rest of a bigger model.
+    """Rename a DenseNet's weights to our names, and leaves out the rest of a bigger model.
 
     Our own names stay as they are, and so do all names where no DenseNet is found. A classifier
     that is a sequence with weights in one layer only (CheXNet's ``classifier.0.weight``) becomes
@@ -188,7 +190,7 @@ def to_ours(weights: Mapping[str, _T], prefix: str | None = None) -> dict[str, _
 
 
 def to_torchvision(weights: Mapping[str, _T]) -> dict[str, _T]:
-    """Renames our keys to those of torchvision's and timm's classifiers; `to_ours` is its inverse.
+    """Rename our keys to those of torchvision's and timm's classifiers; `to_ours` is its inverse.
 
     Args:
         weights: Our names to anything.
@@ -200,7 +202,7 @@ def to_torchvision(weights: Mapping[str, _T]) -> dict[str, _T]:
 
 
 def to_timm_features(weights: Mapping[str, _T]) -> dict[str, _T]:
-    """Renames our keys to those of timm's ``features_only`` nets, which have no classifier.
+    """Rename our keys to those of timm's ``features_only`` nets, which have no classifier.
 
     `to_ours` is its inverse but for the classifier, which is left out.
 

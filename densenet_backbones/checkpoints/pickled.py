@@ -10,7 +10,7 @@ code that believes the bytes it is given, so its numbers are read by the functio
 import argparse
 import pickle
 import struct
-from typing import Any
+from collections.abc import Callable
 
 __all__ = ["ALLOWED"]
 
@@ -20,32 +20,33 @@ _FORMATS = dict(zip(_KINDS, "?efdbhiqBHIQ", strict=True))
 
 
 class _NumberType:
-    """What a pickled `numpy.dtype` says: the kind and size of a number, and its byte order."""
+    """Stand-in for a pickled `numpy.dtype`: kind and size of a number, and its byte order."""
 
-    def __init__(self, code: str, *_: Any) -> None:
+    def __init__(self, code: str, *_: object) -> None:
         self.code = code
         self.order = "<"
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __setstate__(self, state: tuple[object, ...]) -> None:
         self.order = ">" if state[1] == ">" else "<"
 
 
-def _number(kind: _NumberType, data: bytes | str) -> float | int | bool:
-    """The Python number that a pickled NumPy scalar holds."""
+def _read_number(kind: _NumberType, data: bytes | str) -> float | int | bool:
+    """Return the Python number that a pickled NumPy scalar holds."""
     if not isinstance(kind, _NumberType) or kind.code not in _FORMATS:
         raise pickle.UnpicklingError("a NumPy value that is no number")
     # Python 2 pickled bytes as text.
     raw = data.encode("latin1") if isinstance(data, str) else data
     try:
-        return struct.unpack(kind.order + _FORMATS[kind.code], raw)[0]
+        value: float | int | bool = struct.unpack(kind.order + _FORMATS[kind.code], raw)[0]
+        return value
     except struct.error as error:
         raise pickle.UnpicklingError(f"a damaged NumPy number ({error})") from error
 
 
 # With their names: without them, leaving torch's context would also take away a user's own entry.
-ALLOWED: list[Any] = [
+ALLOWED: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
     (argparse.Namespace, "argparse.Namespace"),
     (_NumberType, "numpy.dtype"),
-    (_number, "numpy.core.multiarray.scalar"),
-    (_number, "numpy._core.multiarray.scalar"),  # its name since NumPy 2
+    (_read_number, "numpy.core.multiarray.scalar"),
+    (_read_number, "numpy._core.multiarray.scalar"),  # its name since NumPy 2
 ]

@@ -1,4 +1,4 @@
-"""Reading checkpoint files without running code from them."""
+"""Read checkpoint files without running code from them."""
 
 import pickle
 import re
@@ -42,7 +42,7 @@ _PICKLED_NAME = re.compile(r"GLOBAL ([\w.]+)")  # as torch's restricted unpickle
 
 @dataclass(frozen=True, eq=False)
 class WeightsFile:
-    """The weights in a file, and where they were.
+    """Weights of a file, and where they were in it.
 
     Attributes:
         format: ``safetensors``, ``torch (zip)`` or ``torch (legacy)``.
@@ -58,7 +58,7 @@ class WeightsFile:
     weights: dict[str, Tensor]
 
 
-def _format(path: Path) -> str:
+def _read_format(path: Path) -> str:
     if path.suffix == ".safetensors":
         return "safetensors"
     with path.open("rb") as file:
@@ -87,7 +87,7 @@ def _load_torch(path: Path, map_location: str | torch.device) -> Any:
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> Any:
-    """Reads a safetensors file, or a torch file that holds tensors and plain values only.
+    """Read a safetensors file, or a torch file that holds tensors and plain values only.
 
     torch files are read with ``weights_only=True``, always. An `argparse.Namespace` is read
     besides, and a NumPy number becomes a Python number; the module ``pickled`` says why.
@@ -107,7 +107,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     try:
-        kind = _format(path)
+        kind = _read_format(path)
         if kind == "safetensors":
             return safetensors.torch.load_file(path, device=str(map_location))
         if kind == "torch (zip)" and _is_torchscript(path):
@@ -120,15 +120,17 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     except CheckpointError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
-        raise CheckpointError(f"{path}: {_reason(error)}") from error
+        raise CheckpointError(f"{path}: {_explain(error)}") from error
 
 
-def _reason(error: Exception) -> str:
-    """What is wrong with a file that could not be read, and the fix."""
-    found = _PICKLED_NAME.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
-    if found:
+def _explain(error: Exception) -> str:
+    """Explain what is wrong with a file that could not be read, and the fix."""
+    pickled = (
+        _PICKLED_NAME.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    )
+    if pickled:
         return (
-            f"it holds a pickled {found[1]}, and unpickling it can run any program, so it is "
+            f"it holds a pickled {pickled[1]}, and unpickling it can run any program, so it is "
             "refused; in a place that trusts the file, save the weights alone with "
             "torch.save(model.state_dict(), ...) and give that file"
         )
@@ -148,7 +150,7 @@ def read_weights_file(
     *,
     entry: str | None = None,
 ) -> WeightsFile:
-    """Reads weights: a bare state dict, or one under the entry of a training checkpoint.
+    """Read weights: a bare state dict, or one under the entry of a training checkpoint.
 
     Args:
         path: File.
@@ -166,22 +168,24 @@ def read_weights_file(
     weights = content
     if entry is None:
         # Bounded: a pickled dictionary can hold itself.
-        while len(taken) < _DEEPEST and (names := _mappings(weights)):
+        while len(taken) < _DEEPEST and (names := _find_weight_entries(weights)):
             taken.append(names[0])
             weights = weights[names[0]]
     else:
         taken = entry.split(".") if entry else []
         for name in taken:
-            weights = _entry_of(weights, name, path)
+            weights = _read_entry(weights, name, path)
     _check_weights(weights, path, bool(taken))
-    others = [name for name in _mappings(content) if name not in taken[:1]] if taken else []
-    return WeightsFile(_format(path), ".".join(taken), tuple(others), dict(weights))
+    others = (
+        [name for name in _find_weight_entries(content) if name not in taken[:1]] if taken else []
+    )
+    return WeightsFile(_read_format(path), ".".join(taken), tuple(others), dict(weights))
 
 
 def read_state_dict(
     path: str | Path, map_location: str | torch.device = "cpu", *, entry: str | None = None
 ) -> dict[str, Tensor]:
-    """Reads weights: a bare state dict, or one under the entry of a training checkpoint.
+    """Read weights: a bare state dict, or one under the entry of a training checkpoint.
 
     Args:
         path: File.
@@ -197,14 +201,14 @@ def read_state_dict(
     return read_weights_file(path, map_location, entry=entry).weights
 
 
-def _mappings(content: Any) -> list[str]:
-    """Usual entries of weights that the content has."""
+def _find_weight_entries(content: object) -> list[str]:
+    """Return the usual entries of weights that the content has."""
     if not isinstance(content, Mapping):
         return []
     return [name for name in _WEIGHT_ENTRIES if isinstance(content.get(name), Mapping)]
 
 
-def _entry_of(content: Any, name: str, path: Path) -> Any:
+def _read_entry(content: object, name: str, path: Path) -> object:
     if not isinstance(content, Mapping) or name not in content:
         known = list(content) if isinstance(content, Mapping) else []
         has = ", ".join(map(repr, known[:8])) or "none"
@@ -212,7 +216,7 @@ def _entry_of(content: Any, name: str, path: Path) -> Any:
     return content[name]
 
 
-def _check_weights(weights: Any, path: Path, wrapped: bool) -> None:
+def _check_weights(weights: object, path: Path, wrapped: bool) -> None:
     if not isinstance(weights, Mapping) or not weights:
         what = "no weights" if not wrapped else "no weights in that entry"
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Which DenseNet a set of weights belongs to, from names and shapes alone.
+"""Recognize the DenseNet that weights belong to, from their names and shapes alone.
 
 Values are not looked at, so tensors on the meta device do. What weights cannot show (kind, ceil
 mode and strides of the pools, output stride, activation, dropout, the norm's settings, whether
@@ -36,7 +36,7 @@ _SHARES = (0.5, 1.0, 0.25, 0.75, *(i / 10 for i in range(1, 10)))
 
 @dataclass(frozen=True)
 class Recognized:
-    """What the names and shapes of weights say.
+    """Network that the names and shapes of weights describe.
 
     Attributes:
         spec: Architecture of the stages that are there.
@@ -88,7 +88,7 @@ class _Block:
 
 
 def recognize(weights: Mapping[str, Tensor], prefix: str | None = None) -> Recognized:
-    """Infers the architecture of a DenseNet's weights.
+    """Infer the architecture of a DenseNet's weights.
 
     Args:
         weights: Weights under any name that `to_ours` reads.
@@ -99,23 +99,25 @@ def recognize(weights: Mapping[str, Tensor], prefix: str | None = None) -> Recog
             other so that no `DenseNetSpec` describes them.
     """
     shapes = {key: tuple(value.shape) for key, value in to_ours(weights, prefix).items()}
-    blocks = _blocks(shapes)
+    blocks = _read_blocks(shapes)
     conv0 = shapes.get("conv0.weight", ())
     in_chans = conv0[1] if len(conv0) == 4 else None
     statistics = any(key.endswith(".running_mean") for key in shapes)
-    variants = _variants(shapes, blocks)
-    spec = _spec(shapes, blocks, variants, "bn" if statistics else "group")
-    expected = _expected_shapes(spec, in_chans or 3, shapes)
-    missing, unexpected = _differences(shapes, expected)
-    at_end = _rows_at_end(spec, variants)
+    variants = _find_variants(shapes, blocks)
+    spec = _infer_spec(shapes, blocks, variants, "bn" if statistics else "group")
+    expected = _build_expected_shapes(spec, in_chans or 3, shapes)
+    missing, unexpected = _compare_shapes(shapes, expected)
+    at_end = _find_rows_at_end(spec, variants)
     classifier = shapes.get(f"{CLASSIFIER}weight", ())
     return Recognized(
         spec=spec,
         variants=variants,
         classes=classifier[0] if classifier else None,
         in_chans=in_chans,
-        stages=_stages(shapes, expected),
-        levels=_levels(shapes, expected, {*missing, *unexpected}, len(blocks), at_end),
+        stages=_list_stages(shapes, expected),
+        levels=_find_complete_levels(
+            shapes, expected, {*missing, *unexpected}, len(blocks), at_end
+        ),
         statistics=statistics,
         missing=missing,
         unexpected=unexpected,
@@ -125,7 +127,7 @@ def recognize(weights: Mapping[str, Tensor], prefix: str | None = None) -> Recog
 # ------------------------------------------------------------------------------ blocks
 
 
-def _blocks(shapes: Shapes) -> tuple[_Block, ...]:
+def _read_blocks(shapes: Shapes) -> tuple[_Block, ...]:
     layers: dict[int, int] = {}
     for key in shapes:
         if match := _LAYER.match(key):
@@ -136,11 +138,11 @@ def _blocks(shapes: Shapes) -> tuple[_Block, ...]:
     if max(layers.values()) > len(shapes):
         raise CheckpointError(f"they name a layer {max(layers.values())}, more than they hold")
     last = next(i for i in range(1, len(layers) + 2) if i + 1 not in layers)
-    return tuple(_block(shapes, i, layers[i]) for i in range(1, last + 1))
+    return tuple(_read_block(shapes, i, layers[i]) for i in range(1, last + 1))
 
 
-def _block(shapes: Shapes, block: int, layers: int) -> _Block:
-    """Reads a block off the first of its layers whose convolutions are there."""
+def _read_block(shapes: Shapes, block: int, layers: int) -> _Block:
+    """Read a block off the first of its layers whose convolutions are there."""
     bottleneck = any(".conv2.weight" in key for key in shapes if key.startswith("denseblock"))
     for layer in range(1, layers + 1):
         name = f"denseblock{block}.denselayer{layer}"
@@ -154,7 +156,7 @@ def _block(shapes: Shapes, block: int, layers: int) -> _Block:
     )
 
 
-def _bn_size(blocks: tuple[_Block, ...]) -> int | None:
+def _read_bn_size(blocks: tuple[_Block, ...]) -> int | None:
     sizes = {None if b.width is None else b.width / b.growth_rate for b in blocks}
     size = sizes.pop()
     if sizes or (size is not None and not (size >= 1 and size.is_integer())):
@@ -168,13 +170,13 @@ def _bn_size(blocks: tuple[_Block, ...]) -> int | None:
 # ------------------------------------------------------------------------------ architecture
 
 
-def _stem(shapes: Shapes) -> Stem:
+def _read_stem(shapes: Shapes) -> Stem:
     if "conv1.weight" in shapes:
         return "deep"
     return "cifar" if shapes.get("conv0.weight", ())[2:] == (3, 3) else "imagenet"
 
 
-def _spec(
+def _infer_spec(
     shapes: Shapes, blocks: tuple[_Block, ...], variants: tuple[str, ...], norm: Norm
 ) -> DenseNetSpec:
     final_norm = any(key.startswith("norm5.") for key in shapes)
@@ -184,37 +186,37 @@ def _spec(
         "growth_rate": rates.pop() if len(rates) == 1 else tuple(b.growth_rate for b in blocks),
         "block_config": tuple(block.layers for block in blocks),
         "num_init_features": blocks[0].in_channels,
-        "bn_size": _bn_size(blocks),
-        "stem": _stem(shapes),
+        "bn_size": _read_bn_size(blocks),
+        "stem": _read_stem(shapes),
         "final_norm": final_norm,
-        **_compression(blocks),
+        **_infer_compression(blocks),
     }
     try:
-        found = DenseNetSpec(**fields) if len(whole) != 1 else VARIANTS[whole[0]]
+        spec = DenseNetSpec(**fields) if len(whole) != 1 else VARIANTS[whole[0]]
     except ValueError as error:
         raise CheckpointError(f"the weights fit no network of this package: {error}") from error
     try:
-        return dataclasses.replace(found, norm=norm)
+        return dataclasses.replace(spec, norm=norm)
     except ValueError:  # groups of channels that no group norm of ours has
-        return dataclasses.replace(found, norm="group", norm_group_size=1)
+        return dataclasses.replace(spec, norm="group", norm_group_size=1)
 
 
-def _compression(blocks: tuple[_Block, ...]) -> dict[str, Any]:
-    """The common share of channels that transitions keep, or else the widths they lead to."""
+def _infer_compression(blocks: tuple[_Block, ...]) -> dict[str, float | tuple[int, ...]]:
+    """Infer the common share of channels that transitions keep, or else their widths."""
     widths = [(b.channels, after.in_channels) for b, after in pairwise(blocks)]
     for share in _SHARES:
-        if all(int(channels * share + 1e-6) == kept for channels, kept in widths):
+        if all(int(channels * share + 1e-6) == width for channels, width in widths):
             return {"compression": share}
-    return {"transition_channels": tuple(kept for _, kept in widths)}
+    return {"transition_channels": tuple(width for _, width in widths)}
 
 
 def _is_whole(spec: DenseNetSpec, blocks: int, final_norm: bool) -> bool:
     return len(spec.block_config) == blocks and spec.final_norm == final_norm
 
 
-def _variants(shapes: Shapes, blocks: tuple[_Block, ...]) -> tuple[str, ...]:
-    """Published networks that fit the weights as a whole, or else those that begin so."""
-    fitting = {name: spec for name, spec in VARIANTS.items() if _begins(spec, shapes, blocks)}
+def _find_variants(shapes: Shapes, blocks: tuple[_Block, ...]) -> tuple[str, ...]:
+    """Find published networks that fit the weights as a whole, or else those that begin so."""
+    fitting = {name: spec for name, spec in VARIANTS.items() if _can_begin(spec, shapes, blocks)}
     final_norm = any(key.startswith("norm5.") for key in shapes)
     whole = [name for name, spec in fitting.items() if _is_whole(spec, len(blocks), final_norm)]
     if f"transition{len(blocks)}.norm.weight" in shapes:
@@ -222,7 +224,7 @@ def _variants(shapes: Shapes, blocks: tuple[_Block, ...]) -> tuple[str, ...]:
     return tuple(whole) if whole or final_norm else tuple(fitting)
 
 
-def _begins(spec: DenseNetSpec, shapes: Shapes, blocks: tuple[_Block, ...]) -> bool:
+def _can_begin(spec: DenseNetSpec, shapes: Shapes, blocks: tuple[_Block, ...]) -> bool:
     own = tuple(
         _Block(p.layers, p.growth_rate, p.in_channels, p.growth_rate * spec.bn_size)
         if spec.bn_size is not None
@@ -230,7 +232,7 @@ def _begins(spec: DenseNetSpec, shapes: Shapes, blocks: tuple[_Block, ...]) -> b
         for p in spec.blocks
     )
     stem = "deep" if spec.stem == "dsod" else spec.stem
-    stems_fit = "conv0.weight" not in shapes or stem == _stem(shapes)
+    stems_fit = "conv0.weight" not in shapes or stem == _read_stem(shapes)
     trailing = shapes.get(f"transition{len(blocks)}.conv.weight", ())
     if trailing and len(blocks) < len(own) and own[len(blocks)].in_channels != trailing[0]:
         return False
@@ -240,8 +242,8 @@ def _begins(spec: DenseNetSpec, shapes: Shapes, blocks: tuple[_Block, ...]) -> b
 # ------------------------------------------------------------------------------ completeness
 
 
-def _expected_shapes(spec: DenseNetSpec, in_chans: int, shapes: Shapes) -> Shapes:
-    """Entries of the network that ``spec`` describes, without its classifier, in their order.
+def _build_expected_shapes(spec: DenseNetSpec, in_chans: int, shapes: Shapes) -> Shapes:
+    """Build the network of ``spec`` without values; return its entries but the classifier's.
 
     Those of a transition behind the last block belong to it where the weights have some: a
     features net may end in it.
@@ -249,11 +251,11 @@ def _expected_shapes(spec: DenseNetSpec, in_chans: int, shapes: Shapes) -> Shape
     with torch.device("meta"):  # shapes without values: nothing is allocated
         net = nn.Sequential(OrderedDict(feature_modules(spec, in_chans)))
         expected = {key: tuple(value.shape) for key, value in net.state_dict().items()}
-        expected.update(_trailing_shapes(spec, shapes))
+        expected.update(_build_trailing_shapes(spec, shapes))
     return expected
 
 
-def _trailing_shapes(spec: DenseNetSpec, shapes: Shapes) -> Shapes:
+def _build_trailing_shapes(spec: DenseNetSpec, shapes: Shapes) -> Shapes:
     name = f"transition{len(spec.block_config)}."
     conv = shapes.get(f"{name}conv.weight", ())
     width = conv[0] if len(conv) == 4 else 1
@@ -269,7 +271,7 @@ def _trailing_shapes(spec: DenseNetSpec, shapes: Shapes) -> Shapes:
     }
 
 
-def _differences(shapes: Shapes, expected: Shapes) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _compare_shapes(shapes: Shapes, expected: Shapes) -> tuple[tuple[str, ...], tuple[str, ...]]:
     missing = (key for key in expected if key not in shapes)
     own = (key for key in shapes if not key.startswith(CLASSIFIER))
     return (
@@ -278,20 +280,20 @@ def _differences(shapes: Shapes, expected: Shapes) -> tuple[tuple[str, ...], tup
     )
 
 
-def _stage_of(name: str) -> str:
-    """``stem``, ``denseblock1``, ``transition1``, ..., ``norm5`` or ``classifier``."""
+def _name_stage(name: str) -> str:
+    """Name an entry's stage: ``stem``, ``denseblock1``, ..., ``norm5`` or ``classifier``."""
     first = name.partition(".")[0]
     return "stem" if first in _STEM else first
 
 
-def _stages(shapes: Shapes, expected: Shapes) -> tuple[str, ...]:
-    present = {_stage_of(key) for key in shapes}
-    order = dict.fromkeys(map(_stage_of, expected))
+def _list_stages(shapes: Shapes, expected: Shapes) -> tuple[str, ...]:
+    present = {_name_stage(key) for key in shapes}
+    order = dict.fromkeys(map(_name_stage, expected))
     return tuple(stage for stage in (*order, "classifier") if stage in present)
 
 
-def _rows_at_end(spec: DenseNetSpec, variants: tuple[str, ...]) -> tuple[str, ...]:
-    """Rows of taps that the last block ends when no transition follows it.
+def _find_rows_at_end(spec: DenseNetSpec, variants: tuple[str, ...]) -> tuple[str, ...]:
+    """Find the rows of taps that the last block ends when no transition follows it.
 
     Without a final norm its concatenation is the last level of every row, unless the networks that
     fit have more behind it: a transition, then it is a raw tap only, or the norm.
@@ -303,10 +305,10 @@ def _rows_at_end(spec: DenseNetSpec, variants: tuple[str, ...]) -> tuple[str, ..
     return ROWS[:1] if any(len(variant.block_config) > blocks for variant in known) else ()
 
 
-def _levels(
+def _find_complete_levels(
     shapes: Shapes, expected: Shapes, wrong: set[str], blocks: int, at_end: tuple[str, ...]
 ) -> dict[str, tuple[str, ...]]:
-    broken = {_stage_of(key) for key in wrong}
+    broken = {_name_stage(key) for key in wrong}
     levels: dict[str, tuple[str, ...]] = dict.fromkeys(ROWS, ())
     if "stem" in broken:
         return levels
@@ -315,7 +317,7 @@ def _levels(
         name, transition = f"c{i + 1}", f"transition{i}"
         if f"denseblock{i}" in broken:
             break
-        if i == blocks and transition not in map(_stage_of, expected):
+        if i == blocks and transition not in map(_name_stage, expected):
             for row in at_end if "norm5" not in broken else ():
                 levels[row] += (name,)
             break

@@ -1,4 +1,4 @@
-"""What the running statistics of a DenseNet's norms tell about its training.
+"""Compare the running statistics of a DenseNet's norms, which show how it was trained.
 
 In train mode every norm that reads a channel of a block's concatenation sees the same batches of
 it: layers l + 1, l + 2, ... and the transition's (or final) norm keep one and the same running
@@ -18,7 +18,13 @@ from torch import Tensor
 
 from densenet_backbones.checkpoints.recognition import Recognized
 
-__all__ = ["TOLERANCE", "BlockStatistics", "batch_counts", "block_statistics", "updated_twice"]
+__all__ = [
+    "TOLERANCE",
+    "BlockStatistics",
+    "compare_block_statistics",
+    "count_batches",
+    "find_layers_updated_twice",
+]
 
 # Another order of summation in float32 changes statistics by about 1e-6; a second update of every
 # batch by about a tenth of what one batch differs from the average.
@@ -32,10 +38,10 @@ class BlockStatistics:
 
     Attributes:
         block: Number of the block, from 1.
-        mean_difference: Largest difference of running means between neighbouring norms, as a share
+        mean_difference: Largest difference of running means between neighboring norms, as a share
             of the channel's standard deviation.
         variance_difference: Largest difference of running variances, as a share of the variance.
-        differing: Pairs of neighbouring norms that differ by more than `TOLERANCE`, with their
+        differing: Pairs of neighboring norms that differ by more than `TOLERANCE`, with their
             number of channels that do.
     """
 
@@ -45,23 +51,23 @@ class BlockStatistics:
     differing: tuple[tuple[str, str, int], ...]
 
 
-def block_statistics(
-    weights: Mapping[str, Tensor], found: Recognized
+def compare_block_statistics(
+    weights: Mapping[str, Tensor], network: Recognized
 ) -> tuple[BlockStatistics, ...]:
-    """Compares the statistics of neighbouring norms over the channels that both read.
+    """Compare the statistics of neighboring norms over the channels that both read.
 
     Args:
         weights: Weights under our names.
-        found: Their architecture.
+        network: Architecture of the weights.
 
     Returns:
         One value for each block with running statistics. Channels that are not finite are left
         out.
     """
     reports = []
-    for block, layers in enumerate(found.spec.block_config, start=1):
+    for block, layers in enumerate(network.spec.block_config, start=1):
         names = [f"denseblock{block}.denselayer{i}.norm1" for i in range(1, layers + 1)]
-        last = block == len(found.spec.block_config) and found.spec.final_norm
+        last = block == len(network.spec.block_config) and network.spec.final_norm
         names.append("norm5" if last else f"transition{block}.norm")
         names = [name for name in names if _has_statistics(weights, name)]
         if len(names) > 1:
@@ -78,7 +84,7 @@ def _compare(weights: Mapping[str, Tensor], block: int, names: list[str]) -> Blo
     means, variances = [], []
     differing = []
     for first, second in pairwise(names):
-        mean, var = _differences(weights, first, second)
+        mean, var = _compare_channels(weights, first, second)
         means.append(mean.max().item())
         variances.append(var.max().item())
         channels = int(((mean > TOLERANCE) | (var > TOLERANCE)).sum())
@@ -87,8 +93,10 @@ def _compare(weights: Mapping[str, Tensor], block: int, names: list[str]) -> Blo
     return BlockStatistics(block, max(means), max(variances), tuple(differing))
 
 
-def _differences(weights: Mapping[str, Tensor], first: str, second: str) -> tuple[Tensor, Tensor]:
-    """Relative differences of mean and variance in the channels that both norms read, (C,)."""
+def _compare_channels(
+    weights: Mapping[str, Tensor], first: str, second: str
+) -> tuple[Tensor, Tensor]:
+    """Return relative differences of mean and variance in the channels both norms read, (C,)."""
     means, variances = (
         [weights[f"{norm}.running_{kind}"].detach().cpu().double() for norm in (first, second)]
         for kind in ("mean", "var")
@@ -101,8 +109,8 @@ def _differences(weights: Mapping[str, Tensor], first: str, second: str) -> tupl
     return mean, var
 
 
-def batch_counts(weights: Mapping[str, Tensor]) -> dict[int, tuple[str, ...]]:
-    """Norms by the number of batches they counted, the largest number first.
+def count_batches(weights: Mapping[str, Tensor]) -> dict[int, tuple[str, ...]]:
+    """Group norms by the number of batches they counted, the largest number first.
 
     Args:
         weights: Weights under our names.
@@ -115,8 +123,8 @@ def batch_counts(weights: Mapping[str, Tensor]) -> dict[int, tuple[str, ...]]:
     return {count: tuple(counts[count]) for count in sorted(counts, reverse=True)}
 
 
-def updated_twice(counts: Mapping[int, tuple[str, ...]]) -> tuple[str, ...]:
-    """Dense layers whose first norm counted twice the batches of their second.
+def find_layers_updated_twice(counts: Mapping[int, tuple[str, ...]]) -> tuple[str, ...]:
+    """Find dense layers whose first norm counted twice the batches of their second.
 
     Args:
         counts: From `batch_counts`.

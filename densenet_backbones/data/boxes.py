@@ -58,6 +58,7 @@ def describe_box_fault(box: np.ndarray, size: tuple[int, int]) -> tuple[str, str
     Returns:
         Two clauses, for `Problem.what` and `Problem.action`.
     """
+    # From the most to the least certain fault.
     x1, y1, x2, y2 = (float(value) for value in box)
     width, height = size
     image = f"the image of {width}x{height} pixels"

@@ -132,6 +132,7 @@ def _list_own_annotations(record: ImageRecord) -> list[Annotation]:
 def _draw_masks(record: ImageRecord) -> np.ndarray:
     size = record.height, record.width
     masks = (len(record.boxes), *size)
+    # Refused before any memory is taken.
     if math.prod(masks) > MAX_MASKS:
         raise DataError(
             f"{record.path}: the masks of its {masks[0]} objects of {size[1]}x{size[0]} pixels "
@@ -139,7 +140,9 @@ def _draw_masks(record: ImageRecord) -> np.ndarray:
         )
     pixels = np.zeros(masks, np.uint8)
     for mask, annotation in zip(pixels, _list_own_annotations(record), strict=True):
-        mask[:] = draw_outline(annotation["segmentation"], size, _locate(record, annotation))
+        outline = annotation["segmentation"]
+        assert outline is not None, "`keep_learnable_objects` leaves such objects out"
+        mask[:] = draw_outline(outline, size, _locate(record, annotation))
     return pixels
 
 
@@ -166,6 +169,7 @@ def _keep_outlined(detection_set: DetectionSet, strict: bool) -> DetectionSet:
     _refuse_where(detection_set, _describe_outline_fault, "masks")
     records, problems = [], []
     for record in detection_set.records:
+        # Boxes whose objects have a mask stay.
         own = _list_own_annotations(record)
         outlined = np.array([bool(a.get("segmentation")) for a in own], dtype=bool)
         problems += [
@@ -199,6 +203,7 @@ def _select_boxes(record: ImageRecord, rows: np.ndarray) -> ImageRecord:
 
 def _check_keypoints(detection_set: DetectionSet) -> None:
     categories, name = detection_set.categories, detection_set.name
+    # All objects, those of evaluation included.
     annotations = [a for record in detection_set.records for a in record.annotations]
     if annotations and not any(a.get("keypoints") for a in annotations):
         raise DataError(
@@ -249,6 +254,7 @@ def _describe_keypoint_fault(
     values, count = annotation.get("keypoints"), len(categories.keypoints)
     if not values:
         return None
+    # Three finite numbers a keypoint, of which the third is the visibility.
     numbers = [v for v in values if type(v) in (int, float) and abs(v) <= FARTHEST]
     if len(numbers) == len(values) == 3 * count and set(numbers[2::3]) <= {0, 1, 2}:
         return None

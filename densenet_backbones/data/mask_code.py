@@ -1,6 +1,7 @@
-"""Mask pictures to labels: palette and gray pictures hold ids, RGB pictures colors.
+"""Decodes mask pictures to labels: palette and gray pictures hold ids, RGB pictures colors.
 
-A color is one number here, ``R + 256 G + 65536 B``, as in COCO's panoptic pictures.
+A color is one number here, ``R + 256 G + 65536 B``, as in COCO's panoptic pictures
+(cocodataset/panopticapi, ``utils.py``, `rgb2id`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,12 +23,12 @@ _SPREAD = {"L;2": 85, "L;4": 17}
 
 @dataclass(frozen=True)
 class ValueMap:
-    """What the values in a mask picture stand for.
+    """Labels that the values in a mask picture stand for.
 
     Attributes:
-        values: Unique, each at least 0.
-        labels: One a value, ``0 .. K - 1`` or `IGNORED`.
-        are_colors: Whether values are colors (for messages).
+        values: Values, unique, each at least 0.
+        labels: Labels, one a value, ``0 .. K - 1`` or `IGNORED`.
+        are_colors: True if values are colors (for messages).
     """
 
     values: tuple[int, ...]
@@ -41,7 +42,7 @@ class ValueMap:
 
     @cached_property
     def _table(self) -> np.ndarray:
-        """(256,) uint16: label of each value of 8 bits."""
+        """Label of each value of 8 bits, (256,) uint16."""
         table = np.full(256, _UNKNOWN, np.uint16)
         for value, label in zip(self.values, self.labels, strict=True):
             if value < 256:
@@ -49,74 +50,76 @@ class ValueMap:
         return table
 
     def to_labels(self, raw: np.ndarray, where: str, fix: str) -> np.ndarray:
-        """(H, W) integers to (H, W) uint8 labels.
+        """Look up the labels of (H, W) integers, as (H, W) uint8.
 
         Args:
-            raw: The picture's values.
-            where: The file, for the message.
-            fix: What to do about unknown values.
+            raw: Values of the picture.
+            where: Name of the file, for the message.
+            fix: Advice about unknown values, for the message.
 
         Raises:
             DataError: If there are unknown values; lists them with their counts.
         """
         if raw.dtype == np.uint8:
-            found = self._table[raw]
+            labels = self._table[raw]
         else:
-            values, labels = self._sorted
+            # 16 bits and more: a search instead of a table.
+            values, sorted_labels = self._sorted
             place = np.minimum(np.searchsorted(values, raw), len(values) - 1)
-            found = np.where(values[place] == raw, labels[place], np.uint16(_UNKNOWN))
-        unknown = found == _UNKNOWN
+            labels = np.where(values[place] == raw, sorted_labels[place], np.uint16(_UNKNOWN))
+        unknown = labels == _UNKNOWN
         if unknown.any():
-            raise DataError(self._message(raw[unknown], where, fix))
-        return found.astype(np.uint8)
+            raise DataError(self._describe_unknown(raw[unknown], where, fix))
+        return np.asarray(labels.astype(np.uint8))
 
-    def _message(self, unknown: np.ndarray, where: str, fix: str) -> str:
+    def _describe_unknown(self, unknown: np.ndarray, where: str, fix: str) -> str:
         values, counts = np.unique(unknown, return_counts=True)
+        # The most frequent unknown values first.
         order = np.argsort(-counts, kind="stable")[:8]
-        listed = ", ".join(f"{self._shown(int(values[i]))} ({counts[i]} pixels)" for i in order)
+        listed = ", ".join(f"{self._format(int(values[i]))} ({counts[i]} pixels)" for i in order)
         more = f" and {len(values) - 8} more" if len(values) > 8 else ""
         kind = "colors" if self.are_colors else "ids"
         return (
             f"{where}: has {len(values)} {kind} that no class has: {listed}{more}; known are "
-            f"{self._known(False)} and, ignored, {self._known(True) or 'none'}; {fix}"
+            f"{self._list_known(False)} and, ignored, {self._list_known(True) or 'none'}; {fix}"
         )
 
-    def _shown(self, value: int) -> str:
+    def _format(self, value: int) -> str:
         return f"rgb{unpack_color(value)}" if self.are_colors else str(value)
 
-    def _known(self, ignored: bool) -> str:
+    def _list_known(self, ignored: bool) -> str:
         pairs = zip(self.values, self.labels, strict=True)
         values = sorted(v for v, label in pairs if (label == IGNORED) == ignored)
         if len(values) > 2 and values == list(range(values[0], values[-1] + 1)):
-            return f"{self._shown(values[0])} to {self._shown(values[-1])}"
+            return f"{self._format(values[0])} to {self._format(values[-1])}"
         more = f" and {len(values) - 12} more" if len(values) > 12 else ""
-        return ", ".join(self._shown(v) for v in values[:12]) + more
+        return ", ".join(self._format(v) for v in values[:12]) + more
 
 
 def pack_color(color: Sequence[int]) -> int:
-    """A color as one number."""
+    """Pack a color into one number."""
     return int(color[0]) + 256 * int(color[1]) + 65536 * int(color[2])
 
 
 def unpack_color(value: int) -> Color:
-    """Inverse of `pack_color`."""
+    """Invert `pack_color`."""
     return value & 255, value >> 8 & 255, value >> 16 & 255
 
 
 def pack_colors(rgb: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 to (H, W) int32 numbers."""
+    """Pack (H, W, 3) uint8 colors into (H, W) int32 numbers."""
     channels = rgb.astype(np.int32)
-    return channels[..., 0] + (channels[..., 1] << 8) + (channels[..., 2] << 16)
+    return np.asarray(channels[..., 0] + (channels[..., 1] << 8) + (channels[..., 2] << 16))
 
 
 @dataclass(frozen=True)
 class MaskCode:
-    """How the mask pictures of a data set are to be read.
+    """Code in which the mask pictures of a data set are written.
 
     Attributes:
-        ids: Of palette and gray pictures; None where pictures must hold colors.
-        colors: Of RGB pictures; None where pictures must hold ids.
-        fix: What to do about unknown values, for the message.
+        ids: Meaning of palette and gray pictures; None where pictures must hold colors.
+        colors: Meaning of RGB pictures; None where pictures must hold ids.
+        fix: Advice about unknown values, for the message.
     """
 
     ids: ValueMap | None
@@ -124,7 +127,7 @@ class MaskCode:
     fix: str = "correct the mask, or name them among the classes or as ignored"
 
     @classmethod
-    def of_classes(
+    def from_classes(
         cls,
         classes: MaskClasses,
         *,
@@ -134,15 +137,17 @@ class MaskCode:
         ignored_colors: Iterable[Color] = (),
         **options: str,
     ) -> "MaskCode":
-        """The code in which classes have their ids, their colors or either.
+        """Make the code in which classes have their ids, their colors or either.
 
         Raises:
             DataError: If a value stands for two things, or an id is below 0.
         """
         labels = range(classes.num_classes)
         return cls(
-            _value_map("id", zip(classes.ids, labels, strict=True), ignored_ids) if ids else None,
-            _value_map(
+            _make_value_map("id", zip(classes.ids, labels, strict=True), ignored_ids)
+            if ids
+            else None,
+            _make_value_map(
                 "color",
                 zip(map(pack_color, classes.colors), labels, strict=True),
                 map(pack_color, ignored_colors),
@@ -154,11 +159,11 @@ class MaskCode:
 
     @cached_property
     def rule(self) -> str:
-        """A text that changes when values stand for other labels."""
+        """Text that changes when values stand for other labels."""
         return repr([(m.values, m.labels) if m else None for m in (self.ids, self.colors)])
 
     def read(self, path: Path) -> np.ndarray:
-        """Labels of a picture, (H, W) uint8.
+        """Read the labels of a picture, (H, W) uint8.
 
         Raises:
             DataError: If the file is missing, damaged or truncated, is JPEG, holds colors where
@@ -167,18 +172,20 @@ class MaskCode:
         with open_image(path) as picture:
             if picture.format == "JPEG":
                 raise DataError(f"{path}: JPEG changes the values of a mask; save it as PNG")
-            spread = _SPREAD.get(_raw_mode(picture), 1)
+            spread = _SPREAD.get(_read_raw_mode(picture), 1)
             picture.load()
             raw, values = self._values(picture, path)
         return values.to_labels(raw // spread if spread > 1 else raw, str(path), self.fix)
 
     def _values(self, picture: Image.Image, path: Path) -> tuple[np.ndarray, ValueMap]:
         mode = picture.mode
+        # A palette stands for colors where those are expected.
         if mode == "P" and self.ids is None:
             picture, mode = picture.convert("RGB"), "RGB"
         if mode == "RGBA" and picture.getchannel("A").getextrema() == (255, 255):
             picture, mode = picture.convert("RGB"), "RGB"
         if mode == "RGB":
+            # Three channels of color.
             rgb = np.asarray(picture)
             if self.colors is None:
                 gray = (rgb == rgb[..., :1]).all()
@@ -189,6 +196,7 @@ class MaskCode:
                     "`values: colors`"
                 )
             return pack_colors(rgb), self.colors
+        # One channel of numbers.
         if mode in ("P", "L", "1") or mode.startswith("I"):
             if self.ids is None:
                 raise DataError(
@@ -203,23 +211,25 @@ class MaskCode:
         )
 
 
-def _value_map(kind: str, pairs: Iterable[tuple[int, int]], ignored: Iterable[int]) -> ValueMap:
-    found: dict[int, int] = {}
+def _make_value_map(
+    kind: str, pairs: Iterable[tuple[int, int]], ignored: Iterable[int]
+) -> ValueMap:
+    labels: dict[int, int] = {}
     for value, label in (*pairs, *((value, IGNORED) for value in ignored)):
-        shown = f"rgb{unpack_color(value)}" if kind == "color" else value
-        if value in found and found[value] != label:
+        text = f"rgb{unpack_color(value)}" if kind == "color" else value
+        if value in labels and labels[value] != label:
             raise DataError(
-                f"the {kind} {shown} stands for two things (two classes, or a class and what is "
+                f"the {kind} {text} stands for two things (two classes, or a class and what is "
                 "ignored); each needs its own"
             )
         if value < 0:
-            raise DataError(f"the {kind} {shown} of a class cannot be in a mask; ids start at 0")
-        found[value] = label
-    return ValueMap(tuple(found), tuple(found.values()), are_colors=kind == "color")
+            raise DataError(f"the {kind} {text} of a class cannot be in a mask; ids start at 0")
+        labels[value] = label
+    return ValueMap(tuple(labels), tuple(labels.values()), are_colors=kind == "color")
 
 
-def _raw_mode(picture: Image.Image) -> str:
-    """Pillow's name of the pixel layout in the file."""
+def _read_raw_mode(picture: Image.Image) -> str:
+    """Return Pillow's name of the pixel layout in the file."""
     tiles = getattr(picture, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     return arguments if isinstance(arguments, str) else ""

@@ -63,6 +63,7 @@ class MaskClasses:
     ids: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        # Three lists of one length, within the labels of 8 bits.
         counts = len(self.names), len(self.colors), len(self.ids)
         if len(set(counts)) > 1:
             raise DataError("classes: {} names, {} colors and {} ids".format(*counts))

@@ -87,6 +87,7 @@ def encode_predicted_masks(model: object) -> Iterator[None]:
     if not (hasattr(heads, "has_mask") and hasattr(transform, "postprocess") and heads.has_mask()):
         yield
         return
+    # The instance's own attribute hides the class's method until the end.
     original = transform.postprocess
 
     def postprocess_in_pieces(
@@ -116,6 +117,7 @@ def _postprocess_image(
         resized: (H, W) of that image.
         original: (H, W) of the image as it was given.
     """
+    # Masks are pasted into the image a few at a time, and coded at once.
     rows = max(1, PIECE // (4 * original[0] * original[1]))
     parts = [
         encode_detections(postprocess([piece], [resized], [original])[0])

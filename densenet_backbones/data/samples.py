@@ -168,6 +168,7 @@ class Categories:
         Sides are read from the names: "left_eye" and "right_eye", "L Hip" and "R Hip", "wrist-l"
         and "wrist-r". A keypoint whose other side has no name stays itself.
         """
+        # Names as words, and as words with the sides swapped.
         words = [tuple(_WORDS.findall(name)) for name in self.keypoints]
         sides = [tuple(_swap_side(word.lower()) for word in name) for name in words]
         plain = [tuple(word.lower() for word in name) for name in words]
@@ -282,6 +283,7 @@ class DetectionSet:
         annotations: list[Annotation] = []
         for record in self.records:
             for annotation in record.annotations:
+                # Crowds and difficult objects are ignored in the same way.
                 crowd = annotation.get("iscrowd", 0) or annotation.get("difficult", 0)
                 annotations.append(
                     {

@@ -1,10 +1,10 @@
-"""One-stage detectors as one graph: from an image to a fixed number of detections.
+"""Rewrite one-stage detectors as one graph, from an image to a fixed number of detections.
 
 torchvision's post-processing, and DSOD's, keeps as many boxes as there are above a threshold and
 asks how many that are: `torch.export` stops there. The forms of this module compute the same with
 shapes that depend on the image's size alone, see `padded_detections`.
 
-A graph takes one image (1, C, H, W), RGB floats 0..1, as it is: normalisation, resizing and padding
+A graph takes one image (1, C, H, W), RGB floats 0..1, as it is: normalization, resizing and padding
 are inside, and the boxes that come out are in the frame of the image that went in. H and W may be
 dynamic. They are resized to the network's fixed size (DSOD, SSD), or by ``min_size`` and
 ``max_size`` (RetinaNet, FCOS), which takes an operator of its own, see `resize_to_limits`.
@@ -13,12 +13,13 @@ Legend: D detections that an image can have at most, P anchors, K classes includ
 (class 0), L levels, C channels, H and W pixels. Boxes are xyxy in pixels.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet
@@ -28,7 +29,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from densenet_backbones.export.padded_detections import (
     Candidates,
     PaddedDetections,
-    only,
+    keep_marked,
     run_padded_nms,
     select_by_class,
 )
@@ -42,12 +43,12 @@ __all__ = ["DetectorForm", "TorchvisionForm", "limit_size", "make_export_form", 
 
 
 def limit_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """(H, W) after resizing by torchvision's rule, computed as torchvision does, in float64.
+    """Return (H, W) after resizing by torchvision's rule, computed as there, in float64.
 
     Args:
-        height: Of the image, a number or a symbol.
-        width: Likewise.
-        min_size: What the shorter side becomes,
+        height: Height of the image, a number or a symbol.
+        width: Width of the image, likewise.
+        min_size: Pixels of the shorter side after resizing,
         max_size: unless the longer would exceed this.
     """
     shorter, longer = torch.sym_min(height, width), torch.sym_max(height, width)
@@ -57,15 +58,15 @@ def limit_size(height: int, width: int, min_size: int, max_size: int) -> tuple[i
 
 @torch.library.custom_op("densenet_backbones::resize_to_limits", mutates_args=())
 def resize_to_limits(image: Tensor, min_size: int, max_size: int) -> Tensor:
-    """Bilinear resizing to `limit_size`: (1, C, H, W) to (1, C, H', W').
+    """Resize (1, C, H, W) to (1, C, H', W') of `limit_size`, bilinearly.
 
     An operator, because ONNX's translation of symbolic sizes divides in float32, which is off by a
     pixel for some sizes; an exporter gives this operator a translation in float64.
 
     Args:
         image: (1, C, H, W).
-        min_size: As of `limit_size`.
-        max_size: Likewise.
+        min_size: Argument of `limit_size`.
+        max_size: Argument of `limit_size`.
     """
     height, width = image.shape[-2:]
     size = limit_size(height, width, min_size, max_size)
@@ -80,19 +81,19 @@ def _(image: Tensor, min_size: int, max_size: int) -> Tensor:
 
 
 class DetectorForm(nn.Module):
-    """A detector from one image to padded detections, without a branch on data.
+    """Detector from one image to padded detections, without a branch on data.
 
     ``form(image)`` is ``form.detect(*form.prepare(image))``. With ``min_size`` and ``max_size`` the
     sizes of all maps would be functions of H and W too long for `torch.export`, so that an exporter
     takes the two one by one, the second with sizes that are multiples of ``size_divisible``.
 
     Args:
-        model: In evaluation mode; it is used, not copied.
+        model: The detector in evaluation mode; it is used, not copied.
         transform: Its pre-processing.
-        selection: Which scored boxes become detections.
+        selection: Limits of scored boxes that become detections.
 
     Attributes:
-        channels: C.
+        channels: Number of channels of an image, C.
     """
 
     def __init__(
@@ -107,22 +108,22 @@ class DetectorForm(nn.Module):
 
     @property
     def fixed_size(self) -> tuple[int, int] | None:
-        """(H, W) that every image is resized to; None where ``min_size`` and ``max_size`` hold."""
+        """(H, W) that every image is resized to; None if ``min_size`` and ``max_size`` hold."""
         fixed = self.transform.fixed_size
         return (fixed[1], fixed[0]) if fixed is not None else None
 
     def forward(self, image: Tensor) -> PaddedDetections:
-        """(1, C, H, W), RGB floats 0..1, to detections in its own frame."""
+        """Turn an image (1, C, H, W), RGB floats 0..1, into detections in its own frame."""
         return self.detect(*self.prepare(image))
 
     def prepare(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the network is given.
+        """Normalize, resize and pad an image for the network.
 
         Args:
             image: (1, C, H, W), RGB floats 0..1.
 
         Returns:
-            (1, C, H', W'), normalised, resized and padded; (2,) float32 height and width before the
+            (1, C, H', W'), normalized, resized and padded; (2,) float32 height and width before the
             padding; and those of the image.
         """
         x = self.transform.normalize(image)
@@ -130,23 +131,24 @@ class DetectorForm(nn.Module):
             x = F.interpolate(x, size=self.fixed_size, mode="bilinear", align_corners=False)
         else:
             x = resize_to_limits(x, self.transform.min_size[-1], self.transform.max_size)
-        return _padded(x, self.transform.size_divisible), _size_of(x), _size_of(image)
+        return _pad(x, self.transform.size_divisible), _measure(x), _measure(image)
 
     def detect(self, x: Tensor, seen: Tensor, given: Tensor) -> PaddedDetections:
-        """Detections in the frame of the image, from what `prepare` returns."""
-        found = run_padded_nms(self.candidates(x, seen), self.selection)
-        boxes = found.boxes * (given / seen).flip(0).repeat(2)
+        """Return detections in the frame of the image, from what `prepare` returns."""
+        detections = run_padded_nms(self.find_candidates(x, seen), self.selection)
+        boxes = detections.boxes * (given / seen).flip(0).repeat(2)
         if not isinstance(self.transform, DetectionTransform):  # torchvision's own
-            return found._replace(boxes=boxes)
+            return detections._replace(boxes=boxes)
         # As `DetectionTransform.postprocess` treats boxes at the borders.
-        boxes = _clipped(boxes, given)
-        return only(found._replace(boxes=boxes), (boxes[:, 2:] > boxes[:, :2]).all(dim=1))
+        boxes = _clip(boxes, given)
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        return keep_marked(detections._replace(boxes=boxes), has_area)
 
-    def candidates(self, x: Tensor, size: Tensor) -> Candidates:
-        """Scored boxes of a pre-processed image.
+    def find_candidates(self, x: Tensor, size: Tensor) -> Candidates:
+        """Return the scored boxes of a pre-processed image.
 
         Args:
-            x: (1, C, H', W'), normalised, resized and padded.
+            x: (1, C, H', W'), normalized, resized and padded.
             size: (2,) height and width before the padding.
         """
         raise NotImplementedError
@@ -159,40 +161,54 @@ class DSODForm(DetectorForm):
         super().__init__(model, model.transform, model.selection)
         self.register_buffer("priors", model.priors(), persistent=False)
 
-    def candidates(self, x: Tensor, size: Tensor) -> Candidates:
-        """As `select_detections` takes them: boxes without area have score 0."""
+    def find_candidates(self, x: Tensor, size: Tensor) -> Candidates:
+        """Return them as `select_detections` takes them: boxes without area have score 0."""
         codes, logits = self.model.predict(x)  # type: ignore[operator]
-        boxes = _clipped(decode(codes[0], self.get_buffer("priors")), size)
+        boxes = _clip(decode(codes[0], self.get_buffer("priors")), size)
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         scores = logits[0].float().softmax(dim=-1).where(has_area[:, None], 0.0)
         return select_by_class(scores, boxes, self.selection.topk_candidates)
 
 
+class _OneStage(Protocol):
+    """Parts that torchvision's one-stage detectors share."""
+
+    score_thresh: float
+    nms_thresh: float
+    topk_candidates: int
+    detections_per_img: int
+    transform: GeneralizedRCNNTransform
+    backbone: Callable[[Tensor], Tensor | dict[str, Tensor]]
+    head: Callable[[list[Tensor]], dict[str, Tensor]]
+    anchor_generator: AnchorGenerator
+    box_coder: Any  # BoxCoder, or FCOS's of other methods
+
+
 class TorchvisionForm(DetectorForm):
     """`DetectorForm` of a one-stage detector of torchvision."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: _OneStage) -> None:
         selection = Selection(
             model.score_thresh, model.nms_thresh, model.topk_candidates, model.detections_per_img
         )
-        super().__init__(model, model.transform, selection)
+        super().__init__(cast(nn.Module, model), model.transform, selection)
 
     @torch.no_grad()
-    def coarsest_stride(self) -> int:
-        """Pixels of the network's input for each cell of its coarsest map."""
+    def measure_coarsest_stride(self) -> int:
+        """Return the pixels of the network's input a cell of its coarsest map."""
         side = 256
-        maps = self.maps(torch.zeros(1, self.channels, side, side))
+        maps = self.compute_maps(torch.zeros(1, self.channels, side, side))
         return max(side // min(x.shape[-2:]) for x in maps)
 
-    def maps(self, x: Tensor) -> list[Tensor]:
-        """What the head reads of (1, C, H', W'), L maps."""
-        found: Any = self.model.backbone(x)  # type: ignore[operator]
-        return [found] if isinstance(found, Tensor) else list(found.values())
+    def compute_maps(self, x: Tensor) -> list[Tensor]:
+        """Return the L maps of (1, C, H', W') that the head reads."""
+        maps = cast(_OneStage, self.model).backbone(x)
+        return [maps] if isinstance(maps, Tensor) else list(maps.values())
 
-    def outputs(self, x: Tensor) -> tuple[list[Tensor], dict[str, Tensor], Tensor]:
-        """L maps, what the head makes of them, and (P, 4) anchors."""
-        model: Any = self.model
-        maps = self.maps(x)
+    def compute_outputs(self, x: Tensor) -> tuple[list[Tensor], dict[str, Tensor], Tensor]:
+        """Return L maps, the head's outputs by name, and (P, 4) anchors."""
+        model = cast(_OneStage, self.model)
+        maps = self.compute_maps(x)
         height, width = x.shape[-2:]
         anchors = model.anchor_generator(ImageList(x, [(height, width)]), maps)[0]
         return maps, model.head(maps), anchors
@@ -201,12 +217,12 @@ class TorchvisionForm(DetectorForm):
 class SSDForm(TorchvisionForm):
     """`DetectorForm` of `torchvision.models.detection.ssd.SSD`."""
 
-    def candidates(self, x: Tensor, size: Tensor) -> Candidates:
-        """The best boxes of each class."""
-        model: Any = self.model
-        _, head, anchors = self.outputs(x)
+    def find_candidates(self, x: Tensor, size: Tensor) -> Candidates:
+        """Return the best boxes of each class."""
+        model = cast(SSD, self.model)
+        _, head, anchors = self.compute_outputs(x)
         boxes = model.box_coder.decode_single(head["bbox_regression"][0], anchors)
-        boxes = _clipped(boxes, size)
+        boxes = _clip(boxes, size)
         scores = head["cls_logits"][0].softmax(dim=-1)
         return select_by_class(scores, boxes, self.selection.topk_candidates)
 
@@ -221,10 +237,10 @@ class PyramidForm(TorchvisionForm):
         super().__init__(model)
         self.first_label = 1 if isinstance(model, TorchvisionDetector) else 0
 
-    def candidates(self, x: Tensor, size: Tensor) -> Candidates:
-        """The best pairs of box and class of each level."""
-        model: Any = self.model
-        maps, head, anchors = self.outputs(x)
+    def find_candidates(self, x: Tensor, size: Tensor) -> Candidates:
+        """Return the best pairs of box and class of each level."""
+        model = cast(_OneStage, self.model)
+        maps, head, anchors = self.compute_outputs(x)
         scores = head["cls_logits"][0, :, self.first_label :].sigmoid()  # (P, classes)
         if "bbox_ctrness" in head:
             scores = (scores * head["bbox_ctrness"][0].sigmoid()).sqrt()
@@ -232,24 +248,26 @@ class PyramidForm(TorchvisionForm):
         cells = [level.shape[-2] * level.shape[-1] for level in maps]
         sizes = [number * each for number, each in zip(cells, per_cell, strict=True)]
         parts = (head["bbox_regression"][0], anchors, scores)
-        levels = zip(*(part.split(sizes) for part in parts), strict=True)
-        return _joined([self._best(*level, size=size) for level in levels])
+        levels = zip(*(torch.split(part, sizes) for part in parts), strict=True)
+        return _join([self._select_best(*level, size=size) for level in levels])
 
-    def _best(self, codes: Tensor, anchors: Tensor, scores: Tensor, *, size: Tensor) -> Candidates:
+    def _select_best(
+        self, codes: Tensor, anchors: Tensor, scores: Tensor, *, size: Tensor
+    ) -> Candidates:
         classes = scores.shape[-1]
         number = self.selection.topk_candidates
         # Filled up, so that there are so many on a small level too.
         best, index = F.pad(scores.flatten(), (0, number), value=-1.0).topk(number)
         index = index.clamp(max=scores.shape[0] * classes - 1)
         anchor = index.div(classes, rounding_mode="floor")
-        coder: Any = self.model.box_coder
-        decoded = coder.decode if isinstance(self.model, FCOS) else coder.decode_single
-        boxes = _clipped(decoded(codes[anchor], anchors[anchor]), size)
+        coder = cast(_OneStage, self.model).box_coder
+        decode_codes = coder.decode if isinstance(self.model, FCOS) else coder.decode_single
+        boxes = _clip(decode_codes(codes[anchor], anchors[anchor]), size)
         return Candidates(boxes, best, index % classes + self.first_label)
 
 
 def make_export_form(model: nn.Module) -> DetectorForm:
-    """The form of a detector that `torch.export` can follow.
+    """Make the form of a detector that `torch.export` can follow.
 
     Its detections are those of ``model([image])``, in the same order, save for candidates of equal
     scores, whose order torch leaves open.
@@ -275,8 +293,8 @@ def make_export_form(model: nn.Module) -> DetectorForm:
     )
 
 
-def _padded(x: Tensor, divisor: int) -> Tensor:
-    """Zeros at the right and the bottom, up to multiples of a number."""
+def _pad(x: Tensor, divisor: int) -> Tensor:
+    """Add zeros at the right and the bottom, up to multiples of a number."""
     if divisor == 1:
         return x
     height, width = x.shape[-2:]
@@ -285,16 +303,17 @@ def _padded(x: Tensor, divisor: int) -> Tensor:
     return F.pad(x, (0, more[0], 0, more[1]))
 
 
-def _size_of(image: Tensor) -> Tensor:
-    """(2,) float32 height and width of (1, C, H, W)."""
+def _measure(image: Tensor) -> Tensor:
+    """Return (2,) float32 height and width of (1, C, H, W)."""
     sides = [torch.scalar_tensor(side, device=image.device) for side in image.shape[-2:]]
     return torch.stack(sides)
 
 
-def _clipped(boxes: Tensor, size: Tensor) -> Tensor:
-    """(..., 4) boxes inside an image whose (2,) height and width are a tensor."""
+def _clip(boxes: Tensor, size: Tensor) -> Tensor:
+    """Clip (..., 4) boxes to an image whose (2,) height and width are a tensor."""
     return boxes.clamp(min=0).minimum(size.flip(0).repeat(2))
 
 
-def _joined(levels: Sequence[Candidates]) -> Candidates:
+def _join(levels: Sequence[Candidates]) -> Candidates:
+    """Concatenate the candidates of all levels."""
     return Candidates(*(torch.cat(part) for part in zip(*levels, strict=True)))

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.export.checks import Agreement
 from densenet_backbones.export.onnx_file import (
     ExportError,
     OnnxSession,
     check_installed,
     write_onnx,
 )
-from densenet_backbones.export.plan import LARGEST, SMALLEST, Agreement, Plan, plan
+from densenet_backbones.export.plan import LARGEST, SMALLEST, Plan, make_plan
 from densenet_backbones.file_writing import replace_file
 from densenet_backbones.inference.image_tensors import to_image_tensor
 from densenet_backbones.inference.loading import load
@@ -33,12 +34,12 @@ _CHECKED = ((256, 320), (353, 217))
 _OLDEST_OPSET = 18  # of torch.onnx's translations
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description="Write a trained detector (DSOD, SSD, RetinaNet, FCOS) or segmenter as an ONNX "
         "file, and compare what onnxruntime computes from it with the model itself. A detector's "
-        "graph takes one image (1, 3, H, W), RGB floats 0..1, of any size; it normalises and "
+        "graph takes one image (1, 3, H, W), RGB floats 0..1, of any size; it normalizes and "
         "resizes it and returns boxes (in pixels of that image), scores and labels of a fixed "
         "number of detections, best first, filled up with zeros, and their number. A segmenter's "
         "takes images (N, 3, H, W) and returns labels and their probabilities, or logits. The "
@@ -74,13 +75,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``tools/export.py`` and ``densenet-export``.
+    """Run ``tools/export.py`` and ``densenet-export``.
 
     Raises:
         SystemExit: 1 with one line on standard error for wrong input, or where the export fails.
     """
     quiet_libraries()
-    options = parse(argv)
+    options = parse_arguments(argv)
     try:
         export(options)
     except (CheckpointError, DataError, ExportError, ValueError, OSError) as error:
@@ -90,21 +91,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 def export(options: argparse.Namespace) -> None:
     """Write the file that the command line asks for, if it computes what the model computes."""
     check_installed()
-    _check(options)
+    _check_options(options)
     model = load(options.checkpoint)
-    planned = plan(model, options.output)
+    plan = make_plan(model, options.output)
     out = options.out or options.checkpoint.with_suffix(".onnx")
     with replace_file(out) as draft:
-        opset = _written(planned, draft, options.image_size, options.opset)
+        opset = _write(plan, draft, options.image_size, options.opset)
         say(f"{out}: {draft.stat().st_size / 1e6:.1f} MB, operators of version {opset}")
-        for name, agreement in _compared(planned, draft, options):
+        for name, agreement in _compare(plan, draft, options):
             say(f"{name}: {agreement}")
             if not agreement.holds:
                 raise ExportError(f"on {name}, onnxruntime computes something else: {agreement}")
-    say(f"written to {out}; input {planned.input_name}, outputs {', '.join(planned.outputs)}")
+    say(f"written to {out}; input {plan.input_name}, outputs {', '.join(plan.outputs)}")
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check_options(options: argparse.Namespace) -> None:
     if options.out is not None and options.out.suffix != ".onnx":
         raise ValueError(f"--out must end in .onnx, got {options.out}")
     if options.image_size and not all(SMALLEST <= side <= LARGEST for side in options.image_size):
@@ -116,43 +117,45 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--opset must be {_OLDEST_OPSET} or more, got {options.opset}")
 
 
-def _written(planned: Plan, path: Path, image_size: Sequence[int] | None, opset: int | None) -> int:
-    """Writes the file and returns its operators' version."""
-    sides = (1 if not planned.batch else "N", planned.channels, *(image_size or ("H", "W")))
+def _write(plan: Plan, path: Path, image_size: Sequence[int] | None, opset: int | None) -> int:
+    """Write the file and return the version of its operators."""
+    sides = (1 if not plan.batch else "N", plan.channels, *(image_size or ("H", "W")))
     facts = {
-        "input": f"{planned.input_name} ({', '.join(map(str, sides))}) float32, RGB, values 0..1, "
-        "not normalised",
-        "outputs": dict(planned.outputs),
-        **planned.facts,
+        "input": f"{plan.input_name} ({', '.join(map(str, sides))}) float32, RGB, values 0..1, "
+        "not normalized",
+        "outputs": dict(plan.outputs),
+        **plan.facts,
     }
     try:
-        found = write_onnx(planned.stages(image_size), path, facts, opset=opset)
+        written = write_onnx(plan.stages(image_size), path, facts, opset=opset)
     except ExportError as error:
-        help = "" if image_size else "; fixing the sizes with --image-size H W may help"
-        raise ExportError(f"torch could not export the model: {str(error)[:600]}{help}") from error
-    if opset is not None and found != opset:
+        advice = "" if image_size else "; fixing the sizes with --image-size H W may help"
+        raise ExportError(
+            f"torch could not export the model: {str(error)[:600]}{advice}"
+        ) from error
+    if opset is not None and written != opset:
         raise ExportError(
             f"onnxscript has no way to operators of version {opset} for this model, it wrote "
-            f"{found}: leave --opset out, or give {found}"
+            f"{written}: leave --opset out, or give {written}"
         )
-    return found
+    return written
 
 
-def _compared(
-    planned: Plan, path: Path, options: argparse.Namespace
+def _compare(
+    plan: Plan, path: Path, options: argparse.Namespace
 ) -> Iterator[tuple[str, Agreement]]:
-    """What each image is called, and how far file and model agree on it."""
+    """Yield the name of each image, and the agreement of file and model on it."""
     session = OnnxSession(path)
-    for name, image in _images(planned, options.check_image, options.image_size):
-        yield name, planned.compare(session(image), planned.expected(image))
+    for name, image in _make_images(plan, options.check_image, options.image_size):
+        yield name, plan.compare(session(image), plan.expected(image))
 
 
-def _images(
-    planned: Plan, files: Sequence[Path], image_size: Sequence[int] | None
+def _make_images(
+    plan: Plan, files: Sequence[Path], image_size: Sequence[int] | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Images (1, C, H, W) to compare on."""
-    if files and planned.channels != 3:
-        raise ValueError(f"--check-image reads RGB, the model takes {planned.channels} channels")
+    """Yield a name and (1, C, H, W) of each image to compare on."""
+    if files and plan.channels != 3:
+        raise ValueError(f"--check-image reads RGB, the model takes {plan.channels} channels")
     for file in files:
         image = to_image_tensor(file, torch.device("cpu"))[None]
         if image_size:
@@ -160,5 +163,5 @@ def _images(
         yield str(file), image
     generator = torch.Generator().manual_seed(0)
     for height, width in [] if files else [tuple(image_size)] * 2 if image_size else _CHECKED:
-        image = torch.rand(1, planned.channels, height, width, generator=generator)
+        image = torch.rand(1, plan.channels, height, width, generator=generator)
         yield f"a random image of {height} x {width}", image

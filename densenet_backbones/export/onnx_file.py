@@ -1,4 +1,4 @@
-"""ONNX files: written from modules, and computed by onnxruntime.
+"""Write modules as ONNX files, and run such files in onnxruntime.
 
 onnx, onnxscript and onnxruntime are imported where they are used: they belong to the extra
 ``export``.
@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from densenet_backbones.export.detector_form import resize_to_limits
 from densenet_backbones.export.segmenter_form import crop_to
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["NEEDED", "ExportError", "OnnxSession", "Side", "Stage", "check_installed", "write_onnx"]
 
@@ -30,7 +33,7 @@ class ExportError(RuntimeError):
 
 @dataclass(frozen=True)
 class Side:
-    """A dimension that may vary: ``factor * least`` to ``factor * most`` in steps of ``factor``."""
+    """Dimension that may vary: ``factor * least`` to ``factor * most`` in steps of ``factor``."""
 
     name: str
     least: int
@@ -40,17 +43,17 @@ class Side:
 
 @dataclass(frozen=True)
 class Stage:
-    """A computation to write.
+    """Computation to write.
 
     Attributes:
-        compute: From the inputs to the outputs.
-        inputs: An example of each by its name; sizes that do not vary are fixed to its own.
-        outputs: Names.
-        varying: The dimensions that vary, of the first input.
-        weights: Holds the parameters that it reads; None where it reads none.
+        compute: Computes the outputs from the inputs.
+        inputs: Example of each input by its name; sizes that do not vary are fixed to its own.
+        outputs: Names of the outputs.
+        varying: Dimensions of the first input that vary.
+        weights: Module with the parameters that it reads, if any.
     """
 
-    compute: Callable[..., Any]
+    compute: Callable[..., tuple[Tensor, ...]]
     inputs: Mapping[str, Tensor]
     outputs: Sequence[str]
     varying: Mapping[int, Side] = field(default_factory=dict)
@@ -58,7 +61,7 @@ class Stage:
 
 
 def check_installed() -> None:
-    """Raises an `ExportError` unless all that an export needs is installed."""
+    """Raise an `ExportError` unless all that an export needs is installed."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(
@@ -69,7 +72,7 @@ def check_installed() -> None:
 def write_onnx(
     stages: Sequence[Stage],
     path: Path,
-    facts: Mapping[str, Any],
+    facts: Mapping[str, object],
     *,
     opset: int | None = None,
     optimize: bool = True,
@@ -78,14 +81,14 @@ def write_onnx(
 
     Args:
         stages: One, or more whose outputs are the inputs of the next, by name.
-        path: The file, replaced where there is one.
-        facts: What the file says of itself: strings, and other JSON types, which are written as
-            JSON; `OnnxSession.facts` reads it.
+        path: The file, replaced if there is one.
+        facts: Metadata of the file: strings, and other JSON types, which are written as JSON;
+            `OnnxSession.facts` reads it.
         opset: Version of ONNX's operators; None for torch's default.
         optimize: Fold constants and fuse nodes in the file, which onnxruntime does anyhow.
 
     Returns:
-        The version of the operators.
+        Version of the operators.
 
     Raises:
         ExportError: torch could not follow a stage or translate it.
@@ -96,10 +99,11 @@ def write_onnx(
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # onnxscript warns of what torch deprecates within
         try:
-            written = [_written(stage, opset, optimize) for stage in stages]
+            models = [_translate(stage, opset, optimize) for stage in stages]
         except Exception as error:  # torch raises many kinds, of private classes
-            raise ExportError(_reason(error)) from error
-    model, *others = written
+            raise ExportError(_find_cause(error)) from error
+    model, *others = models
+    # Stages are joined by the names of what passes between them; prefixes keep inner names apart.
     for number, (other, stage) in enumerate(zip(others, stages[1:], strict=True)):
         joints = [(name, name) for name in stage.inputs]
         own = onnx.compose.add_prefix(
@@ -113,7 +117,7 @@ def write_onnx(
 
 
 class _Computation(nn.Module):
-    """A stage as a module."""
+    """Stage as a module, which `torch.export` asks for."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
@@ -121,14 +125,14 @@ class _Computation(nn.Module):
         self.weights = stage.weights
         self.eval()
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return self.compute(*inputs)
 
 
-def _written(stage: Stage, opset: int | None, optimize: bool) -> Any:
-    """ONNX's ModelProto of a stage."""
-    shapes: list[Any] = [None] * len(stage.inputs)
-    shapes[0] = {axis: _dimension(side) for axis, side in stage.varying.items()}
+def _translate(stage: Stage, opset: int | None, optimize: bool) -> "onnx.ModelProto":
+    """Translate a stage to ONNX."""
+    shapes: list[dict[int, object] | None] = [None] * len(stage.inputs)
+    shapes[0] = {axis: _make_dimension(side) for axis, side in stage.varying.items()}
     exported = torch.export.export(
         _Computation(stage),
         tuple(stage.inputs.values()),
@@ -136,7 +140,7 @@ def _written(stage: Stage, opset: int | None, optimize: bool) -> Any:
         # Such as that a map brought to twice its size is no smaller than the one it is cropped to.
         prefer_deferred_runtime_asserts_over_guards=True,
     )
-    program: Any = torch.onnx.export(
+    program = torch.onnx.export(
         exported,
         dynamo=True,
         verbose=False,
@@ -145,27 +149,28 @@ def _written(stage: Stage, opset: int | None, optimize: bool) -> Any:
         opset_version=opset,
         optimize=optimize,
         custom_translation_table={
-            resize_to_limits._opoverload: _resize_translation(),
-            crop_to._opoverload: _crop_translation(),
+            resize_to_limits._opoverload: _translate_resizing(),
+            crop_to._opoverload: _translate_crop(),
         },
     )
+    assert program is not None
     return program.model_proto
 
 
-def _dimension(side: Side) -> Any:
+def _make_dimension(side: Side) -> object:
     dimension = torch.export.Dim(side.name, min=side.least, max=side.most)
     return dimension if side.factor == 1 else side.factor * dimension
 
 
-def _reason(error: BaseException) -> str:
-    """The first cause, in one line: torch wraps it in pages of advice."""
+def _find_cause(error: BaseException) -> str:
+    """Return the first cause in one line: torch wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _resize_translation() -> Any:
-    """ONNX for `resize_to_limits`, sizes in float64 as torchvision computes them."""
+def _translate_resizing() -> Callable[..., object]:
+    """Return ONNX for `resize_to_limits`, sizes in float64 as torchvision computes them."""
     from onnxscript import FLOAT, opset18
 
     op: Any = opset18
@@ -180,32 +185,30 @@ def _resize_translation() -> Any:
         scale = op.ReduceMin(op.Div(limits, sides))
         size = op.Cast(op.Mul(size, scale), to=whole)
         size = op.Concat(op.Shape(image, start=0, end=2), size, axis=0)
-        return op.Resize(
+        resized: FLOAT = op.Resize(
             image, None, None, size, mode="linear", coordinate_transformation_mode="half_pixel"
         )
+        return resized
 
     return resize
 
 
-def _crop_translation() -> Any:
-    """ONNX for `crop_to`."""
+def _translate_crop() -> Callable[..., object]:
+    """Return ONNX for `crop_to`."""
     from onnxscript import FLOAT, INT64, opset18
 
     op: Any = opset18
 
     def crop(x: FLOAT, size: INT64) -> FLOAT:
-        return op.Slice(
-            x,
-            op.Constant(value_ints=[0, 0]),
-            size,
-            op.Constant(value_ints=[-2, -1]),
-        )
+        start, axes = op.Constant(value_ints=[0, 0]), op.Constant(value_ints=[-2, -1])
+        cropped: FLOAT = op.Slice(x, start, size, axes)
+        return cropped
 
     return crop
 
 
 class OnnxSession:
-    """An ONNX file in onnxruntime, on the CPU."""
+    """ONNX file in onnxruntime, on the CPU."""
 
     def __init__(self, path: str | Path) -> None:
         import onnxruntime
@@ -219,21 +222,24 @@ class OnnxSession:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What `write_onnx` noted in the file."""
+        """Metadata that `write_onnx` put into the file."""
         return dict(self.session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, image: Tensor) -> dict[str, np.ndarray]:
-        """The outputs by name.
+        """Compute the outputs of an image, by name.
+
+        Args:
+            image: The input, of the shape that the file asks for.
 
         Raises:
             ExportError: The file cannot be computed on the image.
         """
         names = [output.name for output in self.session.get_outputs()]
         try:
-            found = self.session.run(names, {self.input.name: image.numpy()})
+            outputs = self.session.run(names, {self.input.name: image.numpy()})
         except Exception as error:  # onnxruntime's own kinds have no common base
             raise ExportError(
                 f"onnxruntime cannot compute the file on an image of {image.shape[-2]} x "
-                f"{image.shape[-1]}: {_reason(error)}"
+                f"{image.shape[-1]}: {_find_cause(error)}"
             ) from error
-        return dict(zip(names, found, strict=True))
+        return dict(zip(names, outputs, strict=True))

@@ -1,4 +1,4 @@
-"""Non-maximum suppression whose shapes no value changes: what exported detectors end with.
+"""Non-maximum suppression with fixed shapes, the last step of exported detectors.
 
 Legend: D detections that an image can have at most, M candidates, P priors, K classes including the
 background (class 0). Boxes are xyxy in pixels.
@@ -15,7 +15,7 @@ from densenet_backbones.heads.multibox.selection import Selection
 __all__ = [
     "Candidates",
     "PaddedDetections",
-    "only",
+    "keep_marked",
     "run_padded_nms",
     "select_by_class",
 ]
@@ -42,7 +42,7 @@ class PaddedDetections(NamedTuple):
         boxes: (D, 4) float32.
         scores: (D,) float32.
         labels: (D,) int64.
-        num_detections: () int64, how many there are.
+        num_detections: () int64, the number of detections before the empty slots.
     """
 
     boxes: Tensor
@@ -52,7 +52,7 @@ class PaddedDetections(NamedTuple):
 
 
 def run_padded_nms(candidates: Candidates, selection: Selection) -> PaddedDetections:
-    """Non-maximum suppression of each class, then the D best, by shapes that no value changes.
+    """Suppress overlapped boxes of each class, and keep the D best in tensors of fixed shapes.
 
     The result is that of `torchvision.ops.batched_nms` on the candidates above the threshold, and
     of equal scores the candidate that comes first goes first. Classes are kept apart as that
@@ -62,7 +62,7 @@ def run_padded_nms(candidates: Candidates, selection: Selection) -> PaddedDetect
     may fare differently here.
 
     Args:
-        candidates: Of one image.
+        candidates: Candidates of one image.
         selection: ``score_thresh`` (exclusive), ``nms_thresh`` and ``detections_per_img``,
             which is D; ``topk_candidates`` belongs to the making of candidates.
     """
@@ -79,47 +79,47 @@ def run_padded_nms(candidates: Candidates, selection: Selection) -> PaddedDetect
     beyond = boxes.new_tensor([[-2.0, -2.0, -1.0, -1.0], [-4.0, -4.0, -3.0, -3.0]])
     moved = (boxes + apart[:, None]).where(valid[:, None], beyond[0])
     moved = torch.cat((beyond, moved[2:]))
-    kept = nms(moved, scores.where(valid, -1.0), selection.nms_thresh)
+    selected = nms(moved, scores.where(valid, -1.0), selection.nms_thresh)
 
     size = selection.detections_per_img
-    kept = torch.cat((kept, kept.new_zeros(size)))[:size]
-    found = valid[kept]
+    selected = torch.cat((selected, selected.new_zeros(size)))[:size]
+    filled = valid[selected]
     return PaddedDetections(
-        boxes[kept].where(found[:, None], 0.0),
-        scores[kept].where(found, 0.0),
-        labels[kept].where(found, 0),
-        found.sum(),
+        boxes[selected].where(filled[:, None], 0.0),
+        scores[selected].where(filled, 0.0),
+        labels[selected].where(filled, 0),
+        filled.sum(),
     )
 
 
-def only(detections: PaddedDetections, kept: Tensor) -> PaddedDetections:
-    """The detections that are marked, in their order, the gaps closed.
+def keep_marked(detections: PaddedDetections, marked: Tensor) -> PaddedDetections:
+    """Keep the marked detections in their order, and close the gaps.
 
     Args:
-        detections: Of one image.
-        kept: (D,) bool; what it says of empty slots does not matter.
+        detections: Detections of one image.
+        marked: (D,) bool; marks of empty slots do not count.
     """
-    size = len(kept)
-    place = torch.arange(size, device=kept.device)
-    kept = kept & (place < detections.num_detections)
+    size = len(marked)
+    place = torch.arange(size, device=marked.device)
+    marked = marked & (place < detections.num_detections)
     # Distinct numbers: the order does not hang on how ties are broken.
-    order = (place + size * (~kept).long()).topk(size, largest=False).indices
-    found = kept[order]
+    order = (place + size * (~marked).long()).topk(size, largest=False).indices
+    filled = marked[order]
     return PaddedDetections(
-        detections.boxes[order].where(found[:, None], 0.0),
-        detections.scores[order].where(found, 0.0),
-        detections.labels[order].where(found, 0),
-        found.sum(),
+        detections.boxes[order].where(filled[:, None], 0.0),
+        detections.scores[order].where(filled, 0.0),
+        detections.labels[order].where(filled, 0),
+        filled.sum(),
     )
 
 
 def select_by_class(scores: Tensor, boxes: Tensor, number: int) -> Candidates:
-    """The best boxes of each class but the background, as SSD and DSOD take them.
+    """Select the best boxes of each class but the background, as SSD and DSOD do.
 
     Args:
         scores: (P, K) probabilities.
         boxes: (P, 4).
-        number: Of the boxes of each class, or all P where these are fewer.
+        number: Boxes to select of each class, or all P if these are fewer.
     """
     best, prior = scores[:, 1:].topk(min(number, len(boxes)), dim=0)  # (number, K - 1)
     labels = torch.arange(1, scores.shape[1], device=scores.device).expand_as(prior)

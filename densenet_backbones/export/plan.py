@@ -1,28 +1,34 @@
-"""What an exported detector or segmenter takes and gives, and whether it computes the same.
+"""Plan an export: the stages of a detector or segmenter to write, its inputs, outputs and facts.
 
 Legend: N images, C channels, D detections that an image can have at most, H and W pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from densenet_backbones.deploy import deploy, is_deployable
+from densenet_backbones.export.checks import (
+    Agreement,
+    Results,
+    compare_detections,
+    compare_pixels,
+)
 from densenet_backbones.export.detector_form import DetectorForm, TorchvisionForm, make_export_form
 from densenet_backbones.export.onnx_file import Side, Stage
 from densenet_backbones.export.segmenter_form import SegmenterForm
 from densenet_backbones.inference.detector import Detector
+from densenet_backbones.inference.model_file import JsonDict
 from densenet_backbones.inference.segmenter import (
     SegmentationModel,
     compute_probabilities,
     pick_labels,
 )
 
-__all__ = ["Agreement", "Output", "Plan", "compare_detections", "plan"]
+__all__ = ["Output", "Plan", "make_plan"]
 
 Output = Literal["labels", "logits"]
 
@@ -31,57 +37,20 @@ SMALLEST, LARGEST = 32, 8192
 _HEIGHT, _WIDTH = Side("height", SMALLEST, LARGEST), Side("width", SMALLEST, LARGEST)
 _EXAMPLE = (256, 320)  # H and W that differ from each other, and whose halves do
 
-# Two computations of one detection differ by less: float32 sums in another order.
-_SCORE, _BOX = 1e-3, 0.5
-# The part that may differ by more: two boxes whose overlap is the threshold of non-maximum
-# suppression to the last digit, a pixel between two classes.
-_LEFT_OVER = 0.01
-_FEW = 10
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far a file's results are those of the model.
-
-    Attributes:
-        what: That which was compared, in the plural.
-        total: How many there were.
-        agreed: How many of them agree.
-        largest: The largest difference among those that agree, by what it is a difference of.
-    """
-
-    what: str
-    total: int
-    agreed: int
-    largest: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def holds(self) -> bool:
-        """Whether all agree, but for what rounding can change."""
-        one = self.total >= _FEW  # of a few, one is no rounding
-        return self.total - self.agreed <= max(one, _LEFT_OVER * self.total)
-
-    def __str__(self) -> str:
-        if not self.total:
-            return f"there were no {self.what} to compare"
-        rows = ", ".join(f"{value:.2g} {unit}" for unit, value in self.largest.items())
-        differ = f"; largest difference {rows}" if self.agreed else ""
-        return f"{self.agreed} of {self.total} {self.what} agree{differ}"
-
 
 @dataclass(frozen=True)
 class Plan:
-    """A model as it is exported.
+    """Model as it is exported.
 
     Attributes:
-        stages: What is computed, for images of the given (H, W), or None for any.
-        channels: C.
-        input_name: Of the images, (N, C, H, W).
-        outputs: Names, and what each holds.
-        batch: Whether N may be other than 1.
-        facts: What the file says of itself besides inputs and outputs.
-        expected: The model's own results on images (N, C, H, W), by the outputs' names.
-        compare: From the file's results and the model's.
+        stages: Makes the stages to write, for images of the given (H, W), or None for any.
+        channels: Number of channels of an image, C.
+        input_name: Name of the input, (N, C, H, W).
+        outputs: Name and description of each output.
+        batch: True if N may be other than 1.
+        facts: Metadata of the file besides inputs and outputs.
+        expected: Computes the model's own results on images (N, C, H, W).
+        compare: Compares the file's results with the model's.
     """
 
     stages: Callable[[Sequence[int] | None], list[Stage]]
@@ -89,44 +58,44 @@ class Plan:
     input_name: str
     outputs: Mapping[str, str]
     batch: bool
-    facts: Mapping[str, Any]
-    expected: Callable[[Tensor], Mapping[str, np.ndarray]]
-    compare: Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], Agreement]
+    facts: JsonDict
+    expected: Callable[[Tensor], Results]
+    compare: Callable[[Results, Results], Agreement]
 
 
-def plan(model: Detector | SegmentationModel, output: Output | None = None) -> Plan:
-    """How a model is exported.
+def make_plan(model: Detector | SegmentationModel, output: Output | None = None) -> Plan:
+    """Plan the export of a model.
 
     Args:
-        model: As `load` returns it, on the CPU.
-        output: Of a segmenter: "labels" (the default) or "logits".
+        model: Model as `load` returns it, on the CPU.
+        output: Output of a segmenter: "labels" (the default) or "logits".
 
     Raises:
         ValueError: The model has no form for export, or ``output`` is given for a detector.
     """
     if isinstance(model, SegmentationModel):
-        return _segmenter_plan(model, output or "labels")
+        return _plan_segmenter(model, output or "labels")
     if output is not None:
         raise ValueError(f"--output {output} is for segmenters; this file holds a detector")
-    return _detector_plan(model)
+    return _plan_detector(model)
 
 
-def _folded(model: nn.Module) -> nn.Module:
-    """What is written: fewer operations than the model, which the file is compared with."""
+def _fold(model: nn.Module) -> nn.Module:
+    """Return the deployed form, whose graph has fewer operations."""
     return deploy(model) if is_deployable(model) else model
 
 
 # ------------------------------------------------------------------------------ detectors
 
 
-def _detector_plan(detector: Detector) -> Plan:
-    form = make_export_form(_folded(detector.model))
+def _plan_detector(detector: Detector) -> Plan:
+    form = make_export_form(_fold(detector.model))
     size = form.selection.detections_per_img
 
     @torch.inference_mode()
-    def expected(images: Tensor) -> Mapping[str, np.ndarray]:
-        (found,) = detector.model(list(images))
-        return {name: found[name].numpy() for name in ("boxes", "scores", "labels")}
+    def compute_expected(images: Tensor) -> Results:
+        (detections,) = detector.model(list(images))
+        return {name: detections[name].numpy() for name in ("boxes", "scores", "labels")}
 
     outputs = {
         "boxes": f"({size}, 4) float32, xyxy in pixels of the image; best first, then zeros",
@@ -135,7 +104,7 @@ def _detector_plan(detector: Detector) -> Plan:
         "num_detections": "() int64, how many detections there are before the zeros",
     }
     return Plan(
-        stages=lambda image_size: detector_stages(form, tuple(outputs), image_size),
+        stages=lambda image_size: split_detector(form, tuple(outputs), image_size),
         channels=form.channels,
         input_name="image",
         outputs=outputs,
@@ -144,24 +113,24 @@ def _detector_plan(detector: Detector) -> Plan:
             "kind": "detector",
             "model": detector.spec.name,
             "names": ["background", *detector.categories.names],
-            "resized": _resizing(form),
-            "preprocessing": _described(form),
+            "resized": _describe_resizing(form),
+            "preprocessing": _describe_preprocessing(form),
             "score_thresh": form.selection.score_thresh,
             "nms_thresh": form.selection.nms_thresh,
         },
-        expected=expected,
+        expected=compute_expected,
         compare=compare_detections,
     )
 
 
-def detector_stages(
+def split_detector(
     form: DetectorForm, outputs: Sequence[str], image_size: Sequence[int] | None
 ) -> list[Stage]:
-    """What is written of a detector: all at once where the network's input has one size.
+    """Split a detector into stages; one is enough if the network's input has one size.
 
     Args:
-        form: Of the detector.
-        outputs: Names of what it returns.
+        form: Form of the detector.
+        outputs: Names of its outputs.
         image_size: (H, W) of the images, or None for any.
     """
     image = torch.rand(1, form.channels, *(image_size or _EXAMPLE))
@@ -172,7 +141,7 @@ def detector_stages(
     between = ("network_input", "seen_size", "given_size")
     divisor = form.transform.size_divisible
     # Maps of a single cell would be a case of their own to torch, not to ONNX; so would a factor 1.
-    least = max(2, form.coarsest_stride() // divisor + 1)
+    least = max(2, form.measure_coarsest_stride() // divisor + 1)
     most = max(least + 1, -(-form.transform.max_size // divisor))
     sides = {2: Side("rows", least, most, divisor), 3: Side("columns", least, most, divisor)}
     x = torch.rand(1, form.channels, least * divisor, (least + 1) * divisor)
@@ -183,7 +152,7 @@ def detector_stages(
     ]
 
 
-def _resizing(form: DetectorForm) -> str:
+def _describe_resizing(form: DetectorForm) -> str:
     if form.fixed_size is not None:
         height, width = form.fixed_size
         return f"inside, to {height} x {width}"
@@ -191,47 +160,18 @@ def _resizing(form: DetectorForm) -> str:
     return f"inside: the shorter side to {shorter}, the longer to {longer} at most"
 
 
-def _described(form: DetectorForm) -> dict[str, Any]:
-    """The pre-processing, all of which is in the graph."""
+def _describe_preprocessing(form: DetectorForm) -> JsonDict:
+    """Return the pre-processing, all of which is in the graph."""
     if hasattr(form.transform, "to_dict"):
-        described: dict[str, Any] = form.transform.to_dict()
+        described: JsonDict = form.transform.to_dict()
         return described
     return {"mean": list(form.transform.image_mean), "std": list(form.transform.image_std)}
-
-
-def compare_detections(
-    found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
-) -> Agreement:
-    """Pairs detections of two computations of one image, best first, and compares each pair.
-
-    Args:
-        found: ``boxes`` (D, 4), ``scores`` (D,), ``labels`` (D,) and ``num_detections``.
-        expected: The first three, of any number of detections.
-    """
-    count = int(found["num_detections"])
-    boxes, scores, labels = (found[name][:count] for name in ("boxes", "scores", "labels"))
-    free = np.ones(count, bool)
-    score_difference = box_difference = 0.0
-    pairs = 0
-    wanted = (expected[name] for name in ("boxes", "scores", "labels"))
-    for box, score, label in zip(*wanted, strict=True):
-        off = np.abs(boxes - box).max(axis=1, initial=0)
-        close = free & (labels == label) & (off <= _BOX) & (np.abs(scores - score) <= _SCORE)
-        if close.any():
-            best = int(np.where(close, off, np.inf).argmin())
-            free[best] = False
-            pairs += 1
-            box_difference = max(box_difference, float(off[best]))
-            score_difference = max(score_difference, float(abs(scores[best] - score)))
-    total = max(count, len(expected["boxes"]))
-    largest = {"in scores": score_difference, "pixels in boxes": box_difference}
-    return Agreement("detections", total, pairs, largest)
 
 
 # ------------------------------------------------------------------------------ segmenters
 
 
-def _segmenter_plan(model: SegmentationModel, output: Output) -> Plan:
+def _plan_segmenter(model: SegmentationModel, output: Output) -> Plan:
     task = model.spec.task
 
     def finish(logits: Tensor) -> tuple[Tensor, ...]:
@@ -241,24 +181,24 @@ def _segmenter_plan(model: SegmentationModel, output: Output) -> Plan:
 
     segmenter: Any = model.model
     as_trained = SegmenterForm(segmenter, finish)
-    segmenter = _folded(segmenter)
+    segmenter = _fold(segmenter)
     form = SegmenterForm(segmenter, finish)
     layers = model.classes.num_classes if task == "multilabel" else 0
     shape = f"(N, {layers}, H, W)" if layers else "(N, H, W)"
     outputs = {"logits": f"(N, {model.spec.num_logits}, H, W) float32"}
     if output == "labels":
-        what = f"0 or 1 for each of the {layers} names" if layers else "places in names"
+        meaning = f"0 or 1 for each of the {layers} names" if layers else "places in names"
         outputs = {
-            "labels": f"{shape} uint8, {what}",
-            "scores": f"{shape} float32 in 0..1, the probability of what labels says",
+            "labels": f"{shape} uint8, {meaning}",
+            "scores": f"{shape} float32 in 0..1, the probability of labels",
         }
 
     @torch.inference_mode()
-    def expected(images: Tensor) -> Mapping[str, np.ndarray]:
+    def compute_expected(images: Tensor) -> Results:
         return dict(zip(outputs, (x.numpy() for x in as_trained(images)), strict=True))
 
     return Plan(
-        stages=lambda image_size: segmenter_stages(form, tuple(outputs), image_size),
+        stages=lambda image_size: split_segmenter(form, tuple(outputs), image_size),
         channels=3,
         input_name="images",
         outputs=outputs,
@@ -271,19 +211,19 @@ def _segmenter_plan(model: SegmentationModel, output: Output) -> Plan:
             "resized": "never: results have the images' size",
             "preprocessing": segmenter.normalization.to_dict(),
         },
-        expected=expected,
+        expected=compute_expected,
         compare=compare_pixels,
     )
 
 
-def segmenter_stages(
+def split_segmenter(
     form: SegmenterForm, outputs: Sequence[str], image_size: Sequence[int] | None
 ) -> list[Stage]:
-    """What is written of a segmenter: all at once where the images have one size.
+    """Split a segmenter into stages; one is enough if the images have one size.
 
     Args:
-        form: Of the segmenter.
-        outputs: Names of what it returns.
+        form: Form of the segmenter.
+        outputs: Names of its outputs.
         image_size: (H, W) of the images, or None for any.
     """
     batch = {0: Side("batch", 1, LARGEST)}
@@ -302,17 +242,3 @@ def segmenter_stages(
         Stage(form.prepare, {"images": images}, between, batch | {2: _HEIGHT, 3: _WIDTH}),
         Stage(form.segment, examples, outputs, batch | sides, form),
     ]
-
-
-def compare_pixels(
-    found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
-) -> Agreement:
-    values = "logits" if "logits" in expected else "scores"
-    difference = np.abs(found[values] - expected[values])
-    scale = max(1.0, float(np.abs(expected[values]).max())) if values == "logits" else 1.0
-    agreed = difference <= _SCORE * scale
-    if "labels" in expected:
-        agreed &= found["labels"] == expected["labels"]
-    largest = float(difference[agreed].max()) if agreed.any() else 0.0
-    what = "logits" if values == "logits" else "pixels"
-    return Agreement(what, agreed.size, int(agreed.sum()), {f"in {values}": largest})

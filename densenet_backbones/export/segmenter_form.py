@@ -15,13 +15,13 @@ __all__ = ["SegmenterForm", "crop_to"]
 
 @torch.library.custom_op("densenet_backbones::crop_to", mutates_args=())
 def crop_to(x: Tensor, size: Tensor) -> Tensor:
-    """(..., H', W') to its first (..., H, W).
+    """Crop (..., H', W') to its first (..., H, W).
 
     An operator, because sizes that are values have no name in what `torch.export` can follow; an
     exporter gives this operator a translation.
 
     Args:
-        x: What to crop.
+        x: Tensor to crop.
         size: (2,) int64 H and W.
     """
     height, width = size.tolist()
@@ -35,19 +35,19 @@ def _(x: Tensor, size: Tensor) -> Tensor:
 
 
 class SegmenterForm(nn.Module):
-    """A segmenter from images to what is made of its logits.
+    """Segmenter from images to results that are made of its logits.
 
     ``form(images)`` is ``form.segment(*form.prepare(images))``. The sizes of all maps would be
     functions of H and W that `torch.export` cannot solve, so that an exporter takes the two one by
     one, the second with sizes that are multiples of ``stride``.
 
     Args:
-        model: It is used, not copied, and set to evaluation mode.
-        finish: From logits (N, K, H, W) to the results, (N, ..., H, W) each, pixel by pixel.
+        model: The segmenter; it is used, not copied, and set to evaluation mode.
+        finish: Turns logits (N, K, H, W) into the results, (N, ..., H, W) each, pixel by pixel.
 
     Attributes:
-        stride: What H' and W' are multiples of.
-        smallest: Which neither is below.
+        stride: Number that H' and W' are multiples of.
+        smallest: Least H' and W'.
     """
 
     def __init__(self, model: Segmenter, finish: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
@@ -59,16 +59,16 @@ class SegmenterForm(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(N, 3, H, W), RGB floats 0..1, to the results."""
+        """Turn images (N, 3, H, W), RGB floats 0..1, into the results."""
         logits = self.model(images)
         return self.finish(logits)
 
     def prepare(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, H, W) to (N, 3, H', W') that the network sees, and (2,) int64 H and W."""
+        """Return what the network reads, (N, 3, H', W'), and (2,) int64 H and W."""
         height, width = images.shape[-2:]
         sides = [torch.scalar_tensor(side, dtype=torch.int64) for side in (height, width)]
         return self.model.padded(self.model.normalization(images)), torch.stack(sides)
 
     def segment(self, x: Tensor, size: Tensor) -> tuple[Tensor, ...]:
-        """The results, from what `prepare` returns."""
+        """Compute the results from what `prepare` returns."""
         return tuple(crop_to(part, size) for part in self.finish(self.model.net(x)))

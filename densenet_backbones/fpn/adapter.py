@@ -1,4 +1,4 @@
-"""What all adapters share: their base class, and the levels they read and give."""
+"""`Adapter`, the base class of adapters, and the levels that pyramids read and return."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,34 +16,35 @@ EXTRA_LEVELS = {None: 0, "pool": 1, "p6p7": 2}
 
 
 class Adapter(nn.Module):
-    """Maps of ``levels_in`` to maps of ``levels``.
+    """Module from maps of ``levels_in`` to maps of ``levels``.
 
     Attributes:
-        levels_in: what `forward` takes, in this order.
-        levels: what `forward` returns, in this order, fine to coarse.
+        levels_in: Levels that `forward` takes, in this order.
+        levels: Levels that `forward` returns, in this order, fine to coarse.
     """
 
     levels_in: tuple[FeatureLevel, ...]
     levels: tuple[FeatureLevel, ...]
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Maps (N, C, H, W) of ``levels_in`` to maps of ``levels``."""
+        """Turn maps (N, C, H, W) of ``levels_in`` into maps of ``levels``."""
         raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters to train without weight decay (timm's name for the question)."""
+        """Return the parameters to train without weight decay (timm's method name)."""
         return set()
 
     def _check_number(self, features: Sequence[Tensor]) -> None:
         if len(features) != len(self.levels_in):
             raise ValueError(
-                f"the adapter reads {len(self.levels_in)} maps ({describe(self.levels_in)}), got "
-                f"{len(features)}: choose the backbone's maps by the adapter's levels_in"
+                f"the adapter reads {len(self.levels_in)} maps "
+                f"({describe_levels(self.levels_in)}), got {len(features)}: choose the backbone's "
+                "maps by the adapter's levels_in"
             )
 
 
 def match_size(x: Tensor, other: Tensor) -> Tensor:
-    """``x`` (N, C, h, w) in the height and width of ``other``, by nearest neighbours.
+    """Resize ``x`` (N, C, h, w) to the height and width of ``other``, by nearest neighbors.
 
     Where ``x`` is one row or column too large, as after halving upwards beside a backbone that
     halves downwards, this drops the last one. No question is asked about the sizes, so that
@@ -52,10 +53,10 @@ def match_size(x: Tensor, other: Tensor) -> Tensor:
     return F.interpolate(x, size=other.shape[-2:], mode="nearest")
 
 
-def pyramid_levels(
+def build_pyramid_levels(
     levels_in: Sequence[FeatureLevel], out_channels: int, extra: str | None
 ) -> tuple[FeatureLevel, ...]:
-    """Levels of a pyramid on ``levels_in``: their strides, then doubled ones for ``extra``.
+    """Return a pyramid's levels: the strides of ``levels_in``, then doubled ones for ``extra``.
 
     Raises:
         ValueError: ``out_channels`` or ``extra`` is not legal, or strides do not double.
@@ -63,10 +64,10 @@ def pyramid_levels(
     check_doubling(levels_in)
     check_choice("extra", extra, EXTRA_LEVELS)
     check_whole("out_channels", out_channels)
-    names = [pyramid_name(level, index) for index, level in enumerate(levels_in)]
+    names = [name_pyramid_level(level, index) for index, level in enumerate(levels_in)]
     strides = [level.stride for level in levels_in]
     for _ in range(EXTRA_LEVELS[extra]):
-        names.append(next_name(names[-1]))
+        names.append(name_next_level(names[-1]))
         strides.append(2 * strides[-1])
     return tuple(
         FeatureLevel(name, out_channels, stride)
@@ -75,28 +76,29 @@ def pyramid_levels(
 
 
 def check_doubling(levels: Sequence[FeatureLevel]) -> None:
-    """Raises ValueError unless there are levels, each of twice the stride of the one before."""
+    """Raise ValueError unless there are levels, each of twice the stride of the one before."""
     if not levels:
         raise ValueError("an adapter needs one or more levels of a backbone, got none")
     for finer, coarser in pairwise(levels):
         if coarser.stride != 2 * finer.stride:
             raise ValueError(
                 "strides must double from level to level, as the paths between them do; got "
-                f"{describe(levels)}: choose other out_indices or output_stride of the backbone"
+                f"{describe_levels(levels)}: choose other out_indices or output_stride of the "
+                "backbone"
             )
 
 
-def describe(levels: Sequence[FeatureLevel]) -> str:
-    """Names and strides of levels for an error's sentence."""
+def describe_levels(levels: Sequence[FeatureLevel]) -> str:
+    """Return names and strides of levels, for an error's sentence."""
     return ", ".join(f"{level.name} of stride {level.stride}" for level in levels) or "none"
 
 
-def pyramid_name(level: FeatureLevel, index: int) -> str:
-    """``p3`` of ``c3``; by position where a level is not named by its stage."""
+def name_pyramid_level(level: FeatureLevel, index: int) -> str:
+    """Return ``p3`` for ``c3``; by position where a level is not named by its stage."""
     stage = level.name[1:]
     return f"p{stage}" if level.name[:1] == "c" and stage.isdigit() else f"p{index + 2}"
 
 
-def next_name(name: str) -> str:
-    """``p4`` of ``p3``."""
+def name_next_level(name: str) -> str:
+    """Return ``p4`` for ``p3``."""
     return f"p{int(name[1:]) + 1}"

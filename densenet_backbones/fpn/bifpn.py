@@ -1,4 +1,4 @@
-"""BiFPN: cells that fuse all levels downwards and upwards, each input by a learnt weight."""
+"""BiFPN: cells that fuse all levels downwards and upwards, each input by a learned weight."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from densenet_backbones.features import FeatureLevel
 from densenet_backbones.fpn.adapter import (
     EXTRA_LEVELS,
     Adapter,
-    describe,
+    build_pyramid_levels,
+    describe_levels,
     match_size,
-    pyramid_levels,
 )
 from densenet_backbones.messages import check_whole
 
@@ -35,14 +35,15 @@ class BiFPN(Adapter):
     more than one cell.
 
     Args:
-        levels_in: one or more levels, fine to coarse, each of twice the stride of the one before.
-        out_channels: of every output level.
-        repeats: number of cells (EfficientDet-D0 has 3, of 64 channels).
-        extra: coarser levels, which all cells fuse as well: ``"pool"`` for one, ``"p6p7"`` for two,
+        levels_in: One or more levels, fine to coarse, each of twice the stride of the one before.
+        out_channels: Channels of every output level.
+        repeats: Number of cells (EfficientDet-D0 has 3, of 64 channels).
+        extra: Coarser levels, which all cells fuse as well: ``"pool"`` for one, ``"p6p7"`` for two,
             or None.
 
     Raises:
-        ValueError: for arguments that are not as said, or a single level altogether.
+        ValueError: If an argument is out of range, strides do not double, or there is one level
+                in all.
     """
 
     def __init__(
@@ -54,11 +55,12 @@ class BiFPN(Adapter):
     ) -> None:
         super().__init__()
         check_whole("repeats", repeats)
-        self.levels = pyramid_levels(levels_in, out_channels, extra)
+        self.levels = build_pyramid_levels(levels_in, out_channels, extra)
         self.levels_in = tuple(levels_in)
         if len(self.levels) < 2:
             raise ValueError(
-                f"BiFPN fuses two or more levels, got {describe(levels_in)} and extra={extra!r}"
+                f"BiFPN fuses two or more levels, got {describe_levels(levels_in)} and "
+                f"extra={extra!r}"
             )
         sources = [*self.levels_in, *[self.levels_in[-1]] * bool(EXTRA_LEVELS[extra])]
         self.laterals = nn.ModuleList(_conv_norm(s.channels, out_channels) for s in sources)
@@ -67,20 +69,20 @@ class BiFPN(Adapter):
         )
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Maps of ``levels_in`` to maps of ``levels``."""
+        """Turn maps of ``levels_in`` into maps of ``levels``."""
         self._check_number(features)
         sources = [*features, features[-1]][: len(self.laterals)]
         maps = [lateral(x) for lateral, x in zip(self.laterals, sources, strict=True)]
         if len(maps) > len(features):
-            maps[-1] = _halved(maps[-1])
+            maps[-1] = _halve(maps[-1])
         while len(maps) < len(self.levels):
-            maps.append(_halved(maps[-1]))
+            maps.append(_halve(maps[-1]))
         for cell in self.cells:
             maps = cell(maps)
         return maps
 
     def no_weight_decay(self) -> set[str]:
-        """The fusion weights: they are relative to each other, and zero switches an input off."""
+        """Return the fusion weights: relative to each other; zero switches an input off."""
         return {name for name, _ in self.named_parameters() if name.endswith(".fusion_weights")}
 
 
@@ -93,8 +95,8 @@ class BiFPNCell(nn.Module):
     section 3.3).
 
     Args:
-        num_levels: 2 or more.
-        channels: of every map.
+        num_levels: Number of levels, at least 2.
+        channels: Channels of every map.
     """
 
     def __init__(self, num_levels: int, channels: int) -> None:
@@ -106,28 +108,28 @@ class BiFPNCell(nn.Module):
         self.coarsest = FastFusion(2, channels)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Maps (N, C, H, W), fine to coarse, to fused maps of the same shapes."""
+        """Fuse maps (N, C, H, W), fine to coarse, to maps of the same shapes."""
         finest, *inner, coarsest = maps
         intermediate = [coarsest]  # coarse to fine
         for fuse, x in zip(self.down, reversed(inner), strict=True):
             intermediate.append(fuse(x, match_size(intermediate[-1], x)))
         fused = [self.finest(finest, match_size(intermediate[-1], finest))]
         for fuse, x, td in zip(self.up, inner, reversed(intermediate[1:]), strict=True):
-            fused.append(fuse(x, td, match_size(_halved(fused[-1]), x)))
-        last = match_size(_halved(fused[-1]), coarsest)
+            fused.append(fuse(x, td, match_size(_halve(fused[-1]), x)))
+        last = match_size(_halve(fused[-1]), coarsest)
         fused.append(self.coarsest(coarsest, last))
         return fused
 
 
 class FastFusion(nn.Module):
-    """Fast normalised fusion of maps, then SiLU and a depthwise-separable 3x3 with batch norm.
+    """Fast normalized fusion of maps, then SiLU and a depthwise-separable 3x3 with batch norm.
 
     sum_i w_i x_i / (eps + sum_j w_j), where ReLU keeps every w >= 0 (section 3.3; eps = 1e-4). The
     activation stands before the convolution, as in google/automl (``OpAfterCombine``).
 
     Args:
-        num_inputs: number of maps.
-        channels: of every map.
+        num_inputs: Number of maps to fuse.
+        channels: Channels of every map.
     """
 
     eps = 1e-4
@@ -140,12 +142,13 @@ class FastFusion(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, *maps: Tensor) -> Tensor:
-        """Maps of one shape (N, C, H, W) to one."""
+        """Fuse maps of one shape (N, C, H, W) to one."""
         weights = F.relu(self.fusion_weights)
         weights = weights / (weights.sum() + self.eps)
         weighted = (w * x for w, x in zip(weights.unbind(), maps, strict=True))
         x = F.silu(reduce(torch.add, weighted))
-        return self.norm(self.pointwise(self.depthwise(x)))
+        fused: Tensor = self.norm(self.pointwise(self.depthwise(x)))
+        return fused
 
 
 def _conv_norm(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -153,6 +156,6 @@ def _conv_norm(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels)))
 
 
-def _halved(x: Tensor) -> Tensor:
-    """Max pool of stride 2: (N, C, H, W) to (N, C, ceil(H / 2), ceil(W / 2))."""
+def _halve(x: Tensor) -> Tensor:
+    """Max-pool by stride 2: (N, C, H, W) to (N, C, ceil(H / 2), ceil(W / 2))."""
     return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)

@@ -1,4 +1,4 @@
-"""Adapters by name, all with the same levels for the same arguments."""
+"""Build adapters by name, all with the same levels for the same arguments."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from densenet_backbones.fpn.adapter import (
     EXTRA_LEVELS,
     Adapter,
     check_doubling,
-    describe,
+    describe_levels,
 )
 from densenet_backbones.fpn.bifpn import BiFPN
 from densenet_backbones.fpn.dense_prediction import DensePrediction
@@ -35,7 +35,7 @@ def build_adapter(
     extra: str | None = "pool",
     **kwargs: Any,
 ) -> Adapter:
-    """An adapter whose levels all have ``out_channels`` and whose strides do not depend on it.
+    """Build an adapter by name, with ``out_channels`` and the same strides whatever its name.
 
     Strides are those of ``levels_in``, then one more (``extra="pool"``) or two more (``"p6p7"``),
     each doubled. Give the adapter the maps of its own ``levels_in``: ``"dense_prediction"`` reads
@@ -43,14 +43,15 @@ def build_adapter(
 
     Args:
         name: ``"fpn"``, ``"pan"``, ``"bifpn"`` or ``"dense_prediction"``.
-        levels_in: levels of a backbone, fine to coarse, each of twice the stride of the one before;
+        levels_in: Levels of a backbone, fine to coarse, each of twice the stride of the one before;
             two or more for ``"dense_prediction"``.
-        out_channels: of every output level; even for ``"dense_prediction"``, which joins halves.
+        out_channels: Channels of every output level; even for ``"dense_prediction"``, which joins
+            halves.
         extra: ``"pool"``, ``"p6p7"`` or None; how each adapter makes these levels says its class.
         **kwargs: ``p6p7_input`` of `FPN` and `PAN`, ``norm`` of `FPN`, ``repeats`` of `BiFPN`.
 
     Raises:
-        ValueError: for arguments that are not as said.
+        ValueError: If an argument is out of range, or strides do not double.
     """
     check_choice("adapter", name, _OPTIONS)
     unknown = sorted(set(kwargs) - set(_OPTIONS[name]))
@@ -59,10 +60,10 @@ def build_adapter(
         raise ValueError(f"adapter {name!r} takes {known}, not {', '.join(unknown)}")
     if name in _PYRAMIDS:
         return _PYRAMIDS[name](levels_in, out_channels=out_channels, extra=extra, **kwargs)
-    return _dense_prediction(levels_in, out_channels, extra)
+    return _build_dense_prediction(levels_in, out_channels, extra)
 
 
-def _dense_prediction(
+def _build_dense_prediction(
     levels_in: Sequence[FeatureLevel], out_channels: int, extra: str | None
 ) -> DensePrediction:
     check_choice("extra", extra, EXTRA_LEVELS)
@@ -72,7 +73,9 @@ def _dense_prediction(
             f"out_channels of 'dense_prediction' must be even, two halves, got {out_channels}"
         )
     if len(levels_in) < 2:
-        raise ValueError(f"'dense_prediction' needs two or more levels, got {describe(levels_in)}")
+        raise ValueError(
+            f"'dense_prediction' needs two or more levels, got {describe_levels(levels_in)}"
+        )
     check_doubling(levels_in)
     made = len(levels_in) - 1 + EXTRA_LEVELS[extra]
     return DensePrediction(levels_in[:2], [out_channels // 2] * made, first_channels=out_channels)

@@ -11,9 +11,9 @@ from densenet_backbones.features import FeatureLevel
 from densenet_backbones.fpn.adapter import (
     Adapter,
     check_doubling,
-    describe,
-    next_name,
-    pyramid_name,
+    describe_levels,
+    name_next_level,
+    name_pyramid_level,
 )
 from densenet_backbones.messages import check_whole
 
@@ -34,12 +34,12 @@ class DensePrediction(Adapter):
     ``DSOD300_V3_Body`` (and ``DSOD512_V3_Body``, which ends with one more stage of 128).
 
     Args:
-        levels_in: two levels, the second of twice the first's stride.
-        half_channels: for the second and each further output, the channels of either half.
-        first_channels: of the first output; None for First as it is.
+        levels_in: Two levels, the second of twice the first's stride.
+        half_channels: For the second and each further output, the channels of either half.
+        first_channels: Channels of the first output; None for First as it is.
 
     Raises:
-        ValueError: for arguments that are not as said.
+        ValueError: If an argument is out of range, or strides do not double.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class DensePrediction(Adapter):
     ) -> None:
         super().__init__()
         if len(levels_in) != 2:
-            raise ValueError(f"DensePrediction needs two levels, got {describe(levels_in)}")
+            raise ValueError(f"DensePrediction needs two levels, got {describe_levels(levels_in)}")
         if not half_channels or min(half_channels) < 1:
             raise ValueError(f"half_channels must be positive numbers, got {half_channels!r}")
         check_doubling(levels_in)
@@ -63,18 +63,20 @@ class DensePrediction(Adapter):
             check_whole("first_channels", first_channels)
             self.first = _bn_relu_conv(first.channels, first_channels, kernel_size=1)
         width = first.channels if first_channels is None else first_channels
-        levels = [FeatureLevel(pyramid_name(first, 1), width, first.stride)]
-        levels.append(FeatureLevel(next_name(levels[0].name), 2 * half, last.stride))
+        levels = [FeatureLevel(name_pyramid_level(first, 1), width, first.stride)]
+        levels.append(FeatureLevel(name_next_level(levels[0].name), 2 * half, last.stride))
         self.stages = nn.ModuleList()
         for half in further:
             previous = levels[-1]
             self.stages.append(_ReuseAndLearn(previous.channels, half))
-            levels.append(FeatureLevel(next_name(previous.name), 2 * half, 2 * previous.stride))
+            levels.append(
+                FeatureLevel(name_next_level(previous.name), 2 * half, 2 * previous.stride)
+            )
         self.levels = tuple(levels)
         self.apply(caffe_xavier_)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """The two base maps to maps of ``levels``."""
+        """Turn the two base maps into maps of ``levels``."""
         self._check_number(features)
         first, last = features
         learned = self.trans(last)
@@ -104,7 +106,7 @@ class _ReuseAndLearn(nn.Module):
 
 
 def caffe_xavier_(module: nn.Module) -> None:
-    """Caffe's "xavier" for a convolution: uniform within sqrt(3 / fan_in).
+    """Initialize a convolution by Caffe's "xavier": uniform within sqrt(3 / fan_in).
 
     Not torch's ``xavier_uniform_``, which averages fan-in and fan-out (Caffe, ``filler.hpp``).
     """
@@ -124,7 +126,7 @@ def _bn_relu_conv(
 
 
 def _halve_to(x: Tensor, other: Tensor) -> Tensor:
-    """Max-pooled ``x``, in the size of ``other``.
+    """Max-pool ``x`` to the size of ``other``.
 
     Cutting the last row or column off a ceil-mode pool gives the floor-mode pool, so that backbones
     which round sizes down fit as well as DSOD's own, which rounds them up.

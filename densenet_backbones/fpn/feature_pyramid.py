@@ -1,4 +1,4 @@
-"""The feature pyramid network, and the coarser levels that pyramids put on top."""
+"""Feature pyramid network, and the coarser levels that pyramids put on top."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torchvision.ops.feature_pyramid_network import (
 )
 
 from densenet_backbones.features import FeatureLevel
-from densenet_backbones.fpn.adapter import Adapter, pyramid_levels
+from densenet_backbones.fpn.adapter import Adapter, build_pyramid_levels
 from densenet_backbones.messages import check_choice
 
 __all__ = ["FPN"]
@@ -22,17 +22,17 @@ class FPN(Adapter):
     """Feature pyramid (Lin et al., arXiv:1612.03144), by torchvision's implementation.
 
     Args:
-        levels_in: one or more levels, fine to coarse, each of twice the stride of the one before.
-        out_channels: of every output level.
-        extra: coarser levels on top: ``"pool"``, one level by sub-sampling the last output (Faster
+        levels_in: One or more levels, fine to coarse, each of twice the stride of the one before.
+        out_channels: Channels of every output level.
+        extra: Coarser levels on top: ``"pool"``, one level by sub-sampling the last output (Faster
             R-CNN); ``"p6p7"``, two levels by 3x3 convolutions of stride 2 (RetinaNet); None.
-        p6p7_input: what ``"p6p7"`` convolves: ``"c5"``, the last input level (RetinaNet), or
+        p6p7_input: Map that ``"p6p7"`` convolves: ``"c5"``, the last input level (RetinaNet), or
             ``"p5"``, the last output level (FCOS).
         norm: ``"bn"`` for batch norm behind every convolution of the pyramid, as in torchvision's
             ``fasterrcnn_resnet50_fpn_v2``; None for biases.
 
     Raises:
-        ValueError: for arguments that are not as said.
+        ValueError: If an argument is out of range, or strides do not double.
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class FPN(Adapter):
     ) -> None:
         super().__init__()
         check_choice("norm", norm, ("bn", None))
-        self.levels = pyramid_levels(levels_in, out_channels, extra)
+        self.levels = build_pyramid_levels(levels_in, out_channels, extra)
         self.levels_in = tuple(levels_in)
         self.pyramid = FeaturePyramidNetwork(
             [level.channels for level in levels_in],
             out_channels,
-            extra_blocks(extra, self.levels_in[-1].channels, out_channels, p6p7_input),
+            build_extra_blocks(extra, self.levels_in[-1].channels, out_channels, p6p7_input),
             norm_layer=nn.BatchNorm2d if norm == "bn" else None,
         )
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Maps of ``levels_in`` to maps of ``levels``."""
+        """Turn maps of ``levels_in`` into maps of ``levels``."""
         self._check_number(features)
         return run_pyramid(self.pyramid, features)
 
@@ -66,10 +66,10 @@ def run_pyramid(pyramid: FeaturePyramidNetwork, features: list[Tensor]) -> list[
     return list(pyramid(named).values())
 
 
-def extra_blocks(
+def build_extra_blocks(
     extra: str | None, c5_channels: int, out_channels: int, p6p7_input: str
 ) -> ExtraFPNBlock | None:
-    """The module of torchvision for the levels of ``extra``; arguments as of `FPN`."""
+    """Build torchvision's module for the levels of ``extra``; arguments as in `FPN`."""
     check_choice("p6p7_input", p6p7_input, ("c5", "p5"))
     if extra is None:
         return None

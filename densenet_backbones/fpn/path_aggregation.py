@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork
 
 from densenet_backbones.features import FeatureLevel
-from densenet_backbones.fpn.adapter import Adapter, match_size, pyramid_levels
-from densenet_backbones.fpn.feature_pyramid import extra_blocks, run_pyramid
+from densenet_backbones.fpn.adapter import Adapter, build_pyramid_levels, match_size
+from densenet_backbones.fpn.feature_pyramid import build_extra_blocks, run_pyramid
 
 __all__ = ["PAN"]
 
@@ -24,17 +24,17 @@ class PAN(Adapter):
     trains without group norm; this follows the paper.
 
     Args:
-        levels_in: one or more levels, fine to coarse, each of twice the stride of the one before.
-        out_channels: of every output level.
-        extra: coarser levels on top, as of `FPN`.
-        p6p7_input: what ``"p6p7"`` convolves: ``"c5"``, the last input level, or ``"p5"``, the last
-            output level.
+        levels_in: One or more levels, fine to coarse, each of twice the stride of the one before.
+        out_channels: Channels of every output level.
+        extra: Coarser levels on top, as of `FPN`.
+        p6p7_input: Map that ``"p6p7"`` convolves: ``"c5"``, the last input level, or ``"p5"``, the
+            last output level.
 
     Attributes:
-        pyramid: names and shapes of its parameters are those of `FPN`'s.
+        pyramid: Names and shapes of its parameters are those of `FPN`'s.
 
     Raises:
-        ValueError: for arguments that are not as said.
+        ValueError: If an argument is out of range, or strides do not double.
     """
 
     def __init__(
@@ -45,14 +45,16 @@ class PAN(Adapter):
         p6p7_input: str = "c5",
     ) -> None:
         super().__init__()
-        self.levels = pyramid_levels(levels_in, out_channels, extra)
+        self.levels = build_pyramid_levels(levels_in, out_channels, extra)
         self.levels_in = tuple(levels_in)
         self.pyramid = FeaturePyramidNetwork([level.channels for level in levels_in], out_channels)
         self.steps = nn.ModuleList(_Step(out_channels) for _ in levels_in[1:])
-        self.extra = extra_blocks(extra, self.levels_in[-1].channels, out_channels, p6p7_input)
+        self.extra = build_extra_blocks(
+            extra, self.levels_in[-1].channels, out_channels, p6p7_input
+        )
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Maps of ``levels_in`` to maps of ``levels``."""
+        """Turn maps of ``levels_in`` into maps of ``levels``."""
         self._check_number(features)
         finest, *coarser = run_pyramid(self.pyramid, features)
         maps = [finest]

@@ -1,14 +1,14 @@
-"""Test-time augmentation and Soft-NMS: the detections of several views of an image, as one list.
+"""Test-time augmentation and Soft-NMS: run a detector on views of an image, merge the detections.
 
 Legend: D detections of an image of H x W pixels, Kp keypoints. Boxes are xyxy in pixels of the
 image as it was given.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ CANDIDATES = 1000
 
 @dataclass(frozen=True)
 class DetectionViews:
-    """How a detector is asked, and how its answers are brought together.
+    """Views of an image that a detector is run on, and how their detections are merged.
 
     Every view (each of `scales`, with `flip` also mirrored) is detected on its own, mapped back to
     the image, and all go through the detector's own NMS once more, which keeps as many detections
@@ -37,9 +37,9 @@ class DetectionViews:
     the views are not suppressed on their own: their candidates go through Soft-NMS together.
 
     Attributes:
-        flip: Look at the mirrored image too.
-        scales: Factors on the size that the detector brings images to, each above 0.
-        soft_nms: In the place of the detector's NMS.
+        flip: Run the detector on the mirrored image too.
+        scales: Factors on the size that the detector resizes images to, each in (0, 8].
+        soft_nms: Takes the place of the detector's NMS.
         mirrored_keypoints: Position of the keypoint that each becomes in the mirror (left and right
             swapped); empty where they stay.
     """
@@ -57,87 +57,90 @@ class DetectionViews:
         """Refuse what a detector cannot do.
 
         Raises:
-            ValueError: It sees images of one size only, and scales are asked for; or nothing is
-                known of its NMS.
+            ValueError: It resizes images to one fixed size, and scales are given; or its NMS is of
+                an unknown kind.
         """
-        _limits(model)
+        _find_limits(model)
         if set(self.scales) != {1.0}:
-            _sizes(model)
+            _find_resizing(model)
 
     def __call__(self, model: nn.Module, images: Sequence[Tensor]) -> list[Detections]:
-        """Detections of each image, best first; called by `detect`."""
-        nms, number = _limits(model)
+        """Return the detections of each image, best first; `detect` calls it."""
+        limits = _find_limits(model)
+        nms_thresh, number = limits.nms_thresh, limits.detections_per_img
         views: list[list[Detections]] = []
-        with _candidates(model, self.soft_nms) if self.soft_nms else _as_it_is():
+        with _give_candidates(model, self.soft_nms) if self.soft_nms else nullcontext():
             for scale in self.scales:
-                with _scaled(model, scale):
-                    views.append([encode_detections(f) for f in model(list(images))])
+                with _resize_by(model, scale):
+                    views.append([encode_detections(d) for d in model(list(images))])
                     if self.flip:
-                        views.append(self._mirrored(model, images))
-        return [self._merged(found, nms, number) for found in zip(*views, strict=True)]
+                        views.append(self._detect_mirrored(model, images))
+        return [self._merge(parts, nms_thresh, number) for parts in zip(*views, strict=True)]
 
-    def _mirrored(self, model: nn.Module, images: Sequence[Tensor]) -> list[Detections]:
-        found = model([image.flip(-1) for image in images])
+    def _detect_mirrored(self, model: nn.Module, images: Sequence[Tensor]) -> list[Detections]:
+        detections = model([image.flip(-1) for image in images])
         return [
-            self._turned_back(encode_detections(f), image.shape[-1])
-            for f, image in zip(found, images, strict=True)
+            self._turn_back(encode_detections(d), image.shape[-1])
+            for d, image in zip(detections, images, strict=True)
         ]
 
-    def _turned_back(self, found: Detections, width: int) -> Detections:
-        x1, y1, x2, y2 = found["boxes"].unbind(1)
-        found = {**found, "boxes": torch.stack([width - x2, y1, width - x1, y2], 1)}
-        if "masks" in found:
-            found["masks"] = [mirror_code(code) for code in found["masks"]]
-        if "keypoints" in found:
-            points = found["keypoints"].clone()
+    def _turn_back(self, detections: Detections, width: int) -> Detections:
+        """Map the detections of a mirrored image to the image itself."""
+        x1, y1, x2, y2 = detections["boxes"].unbind(1)
+        turned = {**detections, "boxes": torch.stack([width - x2, y1, width - x1, y2], 1)}
+        if "masks" in turned:
+            turned["masks"] = [mirror_code(code) for code in turned["masks"]]
+        if "keypoints" in turned:
+            points = turned["keypoints"].clone()
             points[..., 0] = width - points[..., 0]
             order = list(self.mirrored_keypoints) or list(range(points.shape[1]))
-            found["keypoints"] = points[:, order]
-            if "keypoints_scores" in found:
-                found["keypoints_scores"] = found["keypoints_scores"][:, order]
-        return found
+            turned["keypoints"] = points[:, order]
+            if "keypoints_scores" in turned:
+                turned["keypoints_scores"] = turned["keypoints_scores"][:, order]
+        return turned
 
-    def _merged(self, views: Sequence[Detections], nms: float, number: int) -> Detections:
-        together: Detections = {
+    def _merge(self, views: Sequence[Detections], nms_thresh: float, number: int) -> Detections:
+        """Suppress the detections of all views of one image together, and keep the best."""
+        joined: Detections = {
             name: [mask for view in views for mask in view[name]]
             if name == "masks"
             else torch.cat([view[name] for view in views])
             for name in views[0]
         }
-        boxes, scores, labels = (together[name] for name in ("boxes", "scores", "labels"))
+        boxes, scores, labels = (joined[name] for name in ("boxes", "scores", "labels"))
         if self.soft_nms is None:
-            keep = batched_nms(boxes.float(), scores.float(), labels, nms)[:number]
-            return select_rows(together, keep)
+            keep = batched_nms(boxes.float(), scores.float(), labels, nms_thresh)[:number]
+            return select_rows(joined, keep)
         keep, scores = batched_soft_nms(boxes, scores, labels, self.soft_nms, number)
-        return {**select_rows(together, keep), "scores": scores}
+        return {**select_rows(joined, keep), "scores": scores}
 
 
 def detect(
-    model: nn.Module, images: Sequence[Tensor], merged: DetectionViews | None = None
+    model: nn.Module, images: Sequence[Tensor], views: DetectionViews | None = None
 ) -> list[Detections]:
-    """Detections of each image, masks as run-length codes as soon as they are predicted.
+    """Return the detections of each image, masks as run-length codes as soon as predicted.
 
     Args:
         model: A detector in evaluation mode.
         images: (3, H, W) float each, as the detector takes them.
-        merged: How images are looked at; None: as the detector does.
+        views: Views to run it on; None runs it on the images as they are.
     """
     with encode_predicted_masks(model):
-        found = merged(model, images) if merged else model(list(images))
-    return [encode_detections(one) for one in found]
+        detections = views(model, images) if views else model(list(images))
+    return [encode_detections(d) for d in detections]
 
 
-def select_rows(found: Detections, keep: Tensor) -> Detections:
-    """Some detections of one image, in the given order of positions."""
+def select_rows(detections: Detections, keep: Tensor) -> Detections:
+    """Return some detections of one image, in the given order of positions."""
     positions = keep.tolist()
     return {
         name: [values[i] for i in positions] if isinstance(values, list) else values[keep]
-        for name, values in found.items()
+        for name, values in detections.items()
     }
 
 
 def add_view_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `evaluate` and `predict` that `parse_views` reads."""
+    """Add the options of `evaluate` and `predict` that `parse_views` reads."""
     parser.add_argument(
         "--tta", choices=("flip",), help="detector: look at every image mirrored, too"
     )
@@ -154,9 +157,9 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_views(
-    options: argparse.Namespace, model: Any, mirrored_keypoints: Sequence[int] = ()
+    options: argparse.Namespace, model: nn.Module | None, mirrored_keypoints: Sequence[int] = ()
 ) -> DetectionViews | None:
-    """What the command line asks for; None where that is the detector as it is.
+    """Return the views that the command line asks for; None for the images as they are.
 
     Args:
         options: Of a parser with `add_view_options`.
@@ -177,67 +180,74 @@ def parse_views(
             f"--tta-scales must be numbers with commas between, such as 0.75,1,1.25, got "
             f"{options.tta_scales}"
         ) from None
-    merged = DetectionViews(
+    views = DetectionViews(
         flip=options.tta == "flip",
         scales=scales,
         soft_nms=SoftNMS(options.soft_nms) if options.soft_nms else None,
         mirrored_keypoints=tuple(mirrored_keypoints),
     )
-    merged.check(model)
-    return merged
-
-
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
+    views.check(model)
+    return views
 
 
 # -- what is changed of a detector for a while -----------------------------------------------------
 
 
-def _holder(model: nn.Module) -> Any:
-    """The module with torchvision's `nms_thresh` and `detections_per_img`."""
-    for holder in (getattr(model, "roi_heads", None), model):
+class _Limits(Protocol):
+    """torchvision's names of the last step of a detector."""
+
+    nms_thresh: float
+    detections_per_img: int
+
+
+class _Selecting(Protocol):
+    """Our own detectors keep their limits in one frozen value."""
+
+    selection: Selection
+
+
+class _Resizing(Protocol):
+    """torchvision's names of the sizes that a detector resizes images to."""
+
+    min_size: tuple[int, ...]
+    max_size: int
+
+
+def _find_limits(model: nn.Module) -> _Limits:
+    """Return the part of a detector with its NMS threshold and its number of detections."""
+    for holder in (getattr(model, "selection", None), getattr(model, "roi_heads", None), model):
         if hasattr(holder, "nms_thresh") and hasattr(holder, "detections_per_img"):
-            return holder
+            return cast(_Limits, holder)
     raise ValueError(
         f"--tta and --soft-nms: nothing is known of how {type(model).__name__} selects its "
         "detections; leave them out"
     )
 
 
-def _limits(model: nn.Module) -> tuple[float, int]:
-    """A detector's NMS threshold, and how many detections of an image it keeps."""
-    selection = getattr(model, "selection", None)
-    if isinstance(selection, Selection):
-        return selection.nms_thresh, selection.detections_per_img
-    holder = _holder(model)
-    return holder.nms_thresh, holder.detections_per_img
-
-
 @contextmanager
-def _candidates(model: Any, soft: SoftNMS) -> Iterator[None]:
-    """A detector that drops no box for another's sake."""
-    if isinstance(selection := getattr(model, "selection", None), Selection):
-        model.selection = replace(selection, nms_thresh=1.0, detections_per_img=CANDIDATES)
+def _give_candidates(model: nn.Module, soft: SoftNMS) -> Iterator[None]:
+    """Make a detector return its candidates, of which none was dropped for another's sake."""
+    limits = _find_limits(model)
+    if isinstance(limits, Selection):
+        detector = cast(_Selecting, model)
+        detector.selection = replace(limits, nms_thresh=1.0, detections_per_img=CANDIDATES)
         try:
             yield
         finally:
-            model.selection = selection
+            detector.selection = limits
         return
-    holder = _holder(model)
-    before = holder.nms_thresh, holder.detections_per_img
-    holder.nms_thresh, holder.detections_per_img = 1.0, CANDIDATES
+    before = limits.nms_thresh, limits.detections_per_img
+    limits.nms_thresh, limits.detections_per_img = 1.0, CANDIDATES
     try:
-        with _few_for_the_heads(model, soft, before[1]):
+        with _spare_heads(model, soft, before[1]):
             yield
     finally:
-        holder.nms_thresh, holder.detections_per_img = before
+        limits.nms_thresh, limits.detections_per_img = before
 
 
 @contextmanager
-def _few_for_the_heads(model: Any, soft: SoftNMS, number: int) -> Iterator[None]:
-    """Only boxes that Soft-NMS would keep of this view get a mask and keypoints.
+def _spare_heads(model: nn.Module, soft: SoftNMS, number: int) -> Iterator[None]:
+    """Give masks and keypoints only to boxes that Soft-NMS would keep of this view.
 
     Their scores stay what they were: among the first boxes of Soft-NMS, it keeps the same ones
     again with the same losses.
@@ -246,9 +256,9 @@ def _few_for_the_heads(model: Any, soft: SoftNMS, number: int) -> Iterator[None]
     if heads is None:
         yield
         return
-    original = heads.postprocess_detections
+    original: Callable[..., tuple[list[Tensor], ...]] = heads.postprocess_detections
 
-    def fewer(*args: Any) -> tuple[list[Tensor], ...]:
+    def select_fewer(*args: object) -> tuple[list[Tensor], ...]:
         rows = [
             (boxes[keep], scores[keep], labels[keep])
             for boxes, scores, labels in zip(*original(*args), strict=True)
@@ -256,31 +266,31 @@ def _few_for_the_heads(model: Any, soft: SoftNMS, number: int) -> Iterator[None]
         ]
         return tuple(list(column) for column in zip(*rows, strict=True))
 
-    heads.postprocess_detections = fewer
+    heads.postprocess_detections = select_fewer
     try:
         yield
     finally:
         del heads.postprocess_detections
 
 
-def _sizes(model: Any) -> Any:
-    """The part of a detector that brings images to its size, where it is not one fixed size."""
+def _find_resizing(model: nn.Module) -> _Resizing:
+    """Return the part of a detector that resizes images, unless to one fixed size."""
     transform = getattr(model, "transform", None)
     if not hasattr(transform, "min_size") or getattr(transform, "fixed_size", None) is not None:
         raise ValueError(
             f"--tta-scales: {type(model).__name__} sees every image at one size, which it was "
             "built for; leave the scales out (--tta flip works)"
         )
-    return transform
+    return cast(_Resizing, transform)
 
 
 @contextmanager
-def _scaled(model: Any, scale: float) -> Iterator[None]:
-    """A detector that brings images to a multiple of its usual size."""
+def _resize_by(model: nn.Module, scale: float) -> Iterator[None]:
+    """Make a detector resize images to a multiple of its usual size."""
     if scale == 1:
         yield
         return
-    transform = _sizes(model)
+    transform = _find_resizing(model)
     before = transform.min_size, transform.max_size
     sides = before[0] if isinstance(before[0], tuple | list) else (before[0],)
     transform.min_size = tuple(max(1, round(side * scale)) for side in sides)

@@ -1,56 +1,53 @@
-"""A trained detector: what its file says of it, and predicting with it."""
+"""Predict with a trained detector, and describe it for its file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from densenet_backbones.data.run_lengths import Detections as RawDetections
 from densenet_backbones.data.run_lengths import decode_mask
 from densenet_backbones.data.samples import Categories, RunLengths
 from densenet_backbones.heads.renamed_options import rename_options, rename_transform
 from densenet_backbones.inference.detection_views import DetectionViews, detect, select_rows
 from densenet_backbones.inference.image_tensors import to_image_tensor
-from densenet_backbones.inference.model_file import ModelSpec, build_registered
+from densenet_backbones.inference.model_file import JsonDict, ModelSpec, build_registered
 from densenet_backbones.messages import check_interval
-
-KEY = "densenet_backbones.detector"
-"""Under this key a detector's file keeps the dictionary of `DetectorSpec.to_dict`."""
 
 
 @dataclass(frozen=True)
 class DetectorSpec(ModelSpec):
-    """All that turns weights back into a detector.
+    """Description that turns weights back into a detector.
 
     Attributes:
-        name: A detector of torchvision's registry, ours (`dsod300`, …) or its own.
+        name: Name in torchvision's registry of one of our detectors (`dsod300`, …) or of its own.
         args: JSON-able keyword arguments of its builder, without `num_classes`.
-        categories: The classes it knows.
+        categories: Classes it was trained on.
         preprocessing: `DetectionTransform.to_dict()`, or None where the builder's own holds.
     """
 
-    key = KEY
+    key = "densenet_backbones.detector"
     kind = "detector"
 
     name: str
-    args: dict[str, Any]
+    args: JsonDict
     categories: Categories
-    preprocessing: dict[str, Any] | None = None
+    preprocessing: JsonDict | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", rename_options(self.args))
         object.__setattr__(self, "preprocessing", rename_transform(self.preprocessing))
 
-    def classes_to_dict(self) -> dict[str, Any]:
-        """The categories."""
+    def classes_to_dict(self) -> JsonDict:
+        """Return the entry of the categories."""
         return {"categories": self.categories.to_dict()}
 
     @classmethod
-    def from_entries(cls, state: dict[str, Any]) -> "DetectorSpec":
-        """`from_dict` without its checks."""
+    def from_entries(cls, state: JsonDict) -> "DetectorSpec":
+        """Make a spec from the entries of `to_dict`, unchecked; `from_dict` calls it."""
         return cls(
             state["name"],
             dict(state["args"]),
@@ -58,8 +55,8 @@ class DetectorSpec(ModelSpec):
             state["preprocessing"],
         )
 
-    def build(self, **overrides: Any) -> nn.Module:
-        """The model with fresh weights; `overrides` replace single arguments of the builder."""
+    def build(self, **overrides: object) -> nn.Module:
+        """Build the model with fresh weights; `overrides` replace single arguments."""
         args = {**self.args, **overrides}
         model = build_registered(self.kind, self.name, self.categories.num_classes, args)
         if self.preprocessing is not None:
@@ -69,16 +66,16 @@ class DetectorSpec(ModelSpec):
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, best first.
+    """Detections of one image, best first.
 
     Attributes:
         boxes: (D, 4) float32 xyxy, absolute pixels of the image as shown.
         labels: (D,) int64 in ``1 .. K - 1``.
         scores: (D,) float32 in [0, 1].
-        names: The class name of each.
-        masks: The D masks as COCO's run-length codes, or None: a detector of boxes.
+        names: Class name of each.
+        masks: D masks as COCO's run-length codes, or None for a detector of boxes alone.
         keypoints: (D, Kp, 3) float32 of x, y and 1, in pixels of the image as shown, or None.
-        keypoint_scores: (D, Kp) float32, the higher the surer; no probabilities. Or None.
+        keypoint_scores: (D, Kp) float32, the higher the surer (no probabilities), or None.
     """
 
     boxes: Tensor
@@ -92,8 +89,8 @@ class Detections:
     def __len__(self) -> int:
         return len(self.names)
 
-    def pixels(self, index: int) -> np.ndarray:
-        """The mask of one detection, (H, W) bool.
+    def decode_mask(self, index: int) -> np.ndarray:
+        """Return the mask of one detection, (H, W) bool.
 
         Raises:
             ValueError: The detector gives no masks.
@@ -107,8 +104,8 @@ class Detector:
     """A model with its classes, ready to predict; made by `load`.
 
     Attributes:
-        views: How images are looked at where not as the detector itself does: test-time
-            augmentation, Soft-NMS. May be set.
+        views: Views of an image to run the model on (test-time augmentation, Soft-NMS), or None
+            for the image as it is. May be set.
     """
 
     def __init__(self, spec: DetectorSpec, model: nn.Module, device: torch.device | str) -> None:
@@ -138,21 +135,22 @@ class Detector:
         """Detect objects in several images at once; see `predict`."""
         check_interval("score_thresh", score_thresh, "[0, 1]")
         pixels = [to_image_tensor(image, self.device) for image in images]
-        found = detect(self.model, pixels, self.views)
-        return [self._keep(one, score_thresh) for one in found]
+        detections = detect(self.model, pixels, self.views)
+        return [self._select(rows, score_thresh) for rows in detections]
 
-    def _keep(self, found: dict[str, Any], threshold: float) -> Detections:
-        order = found["scores"].argsort(descending=True, stable=True)
-        order = order[found["scores"][order] >= threshold]
-        kept = select_rows(found, order)
-        labels = kept["labels"].cpu()
-        points, sure = (kept.get(name) for name in ("keypoints", "keypoints_scores"))
+    def _select(self, detections: RawDetections, score_thresh: float) -> Detections:
+        """Return the detections from a score on, best first, on the CPU."""
+        order = detections["scores"].argsort(descending=True, stable=True)
+        order = order[detections["scores"][order] >= score_thresh]
+        rows = select_rows(detections, order)
+        labels = rows["labels"].cpu()
+        points, point_scores = (rows.get(name) for name in ("keypoints", "keypoints_scores"))
         return Detections(
-            boxes=kept["boxes"].float().cpu(),
+            boxes=rows["boxes"].float().cpu(),
             labels=labels,
-            scores=kept["scores"].float().cpu(),
+            scores=rows["scores"].float().cpu(),
             names=[self.categories.name_of_label(int(label)) for label in labels],
-            masks=kept.get("masks"),
+            masks=rows.get("masks"),
             keypoints=None if points is None else points.float().cpu(),
-            keypoint_scores=None if sure is None else sure.float().cpu(),
+            keypoint_scores=None if point_scores is None else point_scores.float().cpu(),
         )

@@ -1,4 +1,4 @@
-"""From pixels of 8 bits to what models are given."""
+"""Turn images of 8-bit pixels into the float tensors that models are given."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ from densenet_backbones.data.images import read_image
 
 
 def to_float(image: Tensor) -> Tensor:
-    """Uint8 pixels in [0, 255] to float32 in [0, 1], as our models and torchvision's take them."""
+    """Turn uint8 pixels in [0, 255] into float32 in [0, 1], as torchvision's models take them."""
     return image.float() / 255
 
 
 def to_image_tensor(image: str | Path | np.ndarray, device: torch.device) -> Tensor:
-    """(3, H, W) float32 in [0, 1] of an image.
+    """Return an image as (3, H, W) float32 in [0, 1].
 
     Args:
         image: A file, or (H, W, 3) uint8 RGB pixels.
-        device: Where the result lies.
+        device: Device of the result.
 
     Raises:
         DataError: The file is missing or cannot be decoded.

@@ -1,25 +1,30 @@
-"""Parts of an image, without the rest of it in memory where its format allows that."""
+"""Read windows of an image, without the rest of it in memory where its format allows that.
+
+The prediction of large images by tiles reads through this file: an uncompressed TIFF of gigabytes
+is never in memory as a whole.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
+from tifffile import TiffFile, TiffPage
 
 from densenet_backbones.data.images import MAX_PIXELS, read_image
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.inference.tiling import Window
 
-_BANDS = {"RGB": 3, "L": 1}
-_ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4, tag "Orientation"
+# TIFF 6.0, tags of a page whose strips or tiles are rows of plain 8-bit bytes from the top down.
+_UNCOMPRESSED, _BY_PIXEL, _UPRIGHT, _ORIENTATION_TAG = 1, 1, 1, 274
+_BANDS = {1: 1, 2: 3}  # photometric interpretation (dark is 0; RGB) -> samples a pixel
 
 
 class ImageWindows:
-    """An image of which parts are read.
+    """An image of which windows are read.
 
-    Uncompressed RGB and grey files are read from the disk window by window: TIFF (in strips or
-    tiles, also of more than 4 GB) and PPM. Any other format has to be decoded at once, which
+    Uncompressed RGB and gray files are read from the disk window by window: TIFF (in strips or
+    tiles, also of more than 4 GB) and PPM. Any other file has to be decoded at once, which
     `read_image` allows up to `MAX_PIXELS`.
 
     Args:
@@ -27,7 +32,7 @@ class ImageWindows:
 
     Attributes:
         size: (H, W).
-        in_parts: Whether the file is read window by window.
+        in_parts: True if the file is read window by window.
 
     Raises:
         DataError: The file is missing, damaged, or too large for its format.
@@ -45,7 +50,7 @@ class ImageWindows:
             self.size: tuple[int, int] = self._pixels.shape[:2]
 
     def _open(self, path: Path) -> None:
-        size, self._pieces = _pieces(path)
+        size, self._pieces = _find_pieces(path)
         if self._pieces:
             self.size = size
             return
@@ -57,7 +62,7 @@ class ImageWindows:
         self._pixels = read_image(path)
 
     def read(self, window: Window) -> np.ndarray:
-        """Pixels of a window inside the image, (h, w, 3) uint8 RGB."""
+        """Read the pixels of a window inside the image, (h, w, 3) uint8 RGB."""
         top, left, bottom, right = window
         if self._pixels is not None:
             return np.ascontiguousarray(self._pixels[top:bottom, left:right])
@@ -66,11 +71,12 @@ class ImageWindows:
             y1, x1 = max(top, piece.window[0]), max(left, piece.window[1])
             y2, x2 = min(bottom, piece.window[2]), min(right, piece.window[3])
             if y1 < y2 and x1 < x2:
+                # Gray pieces have one band, which fills all three.
                 pixels[y1 - top : y2 - top, x1 - left : x2 - left] = piece.read((y1, x1, y2, x2))
         return pixels
 
-    def thinned(self, step: int) -> np.ndarray:
-        """Every `step`-th pixel of every `step`-th row, read some rows at a time."""
+    def subsample(self, step: int) -> np.ndarray:
+        """Read every `step`-th pixel of every `step`-th row, some rows at a time."""
         height, width = self.size
         rows = step * max(1, 1024 // step)
         parts = [
@@ -82,7 +88,15 @@ class ImageWindows:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A strip or tile of a file: rows of plain bytes."""
+    """A strip or tile of a file: rows of plain bytes.
+
+    Attributes:
+        path: The file.
+        window: Pixels of the image that the piece holds.
+        offset: Bytes of the file before the piece.
+        row_bytes: Bytes of a row, padding included.
+        bands: Bytes of a pixel, 1 or 3.
+    """
 
     path: Path
     window: Window
@@ -91,7 +105,7 @@ class _Piece:
     bands: int
 
     def read(self, window: Window) -> np.ndarray:
-        """A part of the piece, (h, w, bands)."""
+        """Read a part of the piece, (h, w, bands); the window is in pixels of the image."""
         top, left, bottom, right = (
             edge - self.window[number % 2] for number, edge in enumerate(window)
         )
@@ -103,17 +117,17 @@ class _Piece:
         return np.array(part).reshape(bottom - top, right - left, self.bands)
 
 
-def _pieces(path: Path) -> tuple[tuple[int, int], list[_Piece]]:
-    """(H, W) of a file as stored, and its pieces; none where it must be decoded as a whole."""
+def _find_pieces(path: Path) -> tuple[tuple[int, int], list[_Piece]]:
+    """Return (H, W) of a file as stored, and its pieces; none if it must be decoded as a whole."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # only the header is read
     try:
         with Image.open(path) as image:
             size = (image.height, image.width)
-            bands = _BANDS.get(image.mode, 0)
-            plain = bands and image.format in ("TIFF", "PPM")
-            if not plain or dict(image.getexif()).get(_ORIENTATION, 1) != 1:
-                return size, []
-            found = [_piece(path, entry, image.mode, bands) for entry in image.tile]
+            form = image.format
+            pieces = _ppm_pieces(path, image) if form == "PPM" else []
+        if form == "TIFF":
+            with TiffFile(path) as file:
+                pieces = _tiff_pieces(path, file.pages.first)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such image file; check the path") from None
     except Exception as error:  # Pillow's plug-ins raise almost any type on damaged files
@@ -123,23 +137,47 @@ def _pieces(path: Path) -> tuple[tuple[int, int], list[_Piece]]:
         ) from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
-    pieces = [piece for piece in found if piece is not None]
-    if len(pieces) < len(found):
-        return size, []
-    bytes_there = path.stat().st_size
+    file_bytes = path.stat().st_size
     for piece in pieces:
         top, _, bottom, _ = piece.window
-        if piece.offset + (bottom - top) * piece.row_bytes > bytes_there:
+        if piece.offset + (bottom - top) * piece.row_bytes > file_bytes:
             raise DataError(f"{path}: is truncated; fetch or export the file again")
     return size, pieces
 
 
-def _piece(path: Path, entry: Any, mode: str, bands: int) -> _Piece | None:
-    """One of Pillow's tile entries, if it is rows of bytes from the top down."""
-    decoder, extents, offset, arguments = entry
-    raw_mode, stride, orientation = arguments if isinstance(arguments, tuple) else (arguments, 0, 1)
-    if decoder != "raw" or raw_mode != mode or orientation != 1:
-        return None
-    left, top, right, bottom = extents
-    row_bytes = int(stride) or (right - left) * bands
-    return _Piece(path, (top, left, bottom, right), int(offset), row_bytes, bands)
+def _tiff_pieces(path: Path, page: TiffPage) -> list[_Piece]:
+    """Return the strips or tiles of a page; none if they are not rows of plain bytes."""
+    bands = _BANDS.get(page.photometric)
+    orientation = page.tags.valueof(_ORIENTATION_TAG, _UPRIGHT)
+    plain = (page.compression, page.planarconfig, page.fillorder, orientation) == (
+        *(_UNCOMPRESSED, _BY_PIXEL, 1, _UPRIGHT),
+    )
+    if not plain or page.dtype != np.uint8 or page.samplesperpixel != bands:
+        return []
+    height, width = page.imagelength, page.imagewidth
+    rows, columns = (
+        (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
+    )
+    pieces = []
+    # Pieces are stored row by row; those at the right and the bottom may reach over the edge.
+    for number, offset in enumerate(page.dataoffsets):
+        y, x = divmod(number, -(-width // columns))
+        top, left = y * rows, x * columns
+        window = (top, left, min(top + rows, height), min(left + columns, width))
+        pieces.append(_Piece(path, window, offset, columns * bands, bands))
+    return pieces if all(page.dataoffsets) else []  # an offset of 0 is a piece left out
+
+
+def _ppm_pieces(path: Path, image: ImageFile.ImageFile) -> list[_Piece]:
+    """Return the pixels of a binary PPM or PGM file as one piece; none if it is of another kind.
+
+    The place of the pixels is in `ImageFile.tile`, which Pillow documents for its file formats;
+    tifffile does not read these files.
+    """
+    bands = {"RGB": 3, "L": 1}.get(image.mode)
+    ((decoder, _, offset, arguments),) = image.tile
+    raw_mode = arguments[0] if isinstance(arguments, tuple) else arguments
+    if bands is None or decoder != "raw" or raw_mode != image.mode:
+        return []
+    window = (0, 0, image.height, image.width)
+    return [_Piece(path, window, int(offset), image.width * bands, bands)]

@@ -1,6 +1,6 @@
-"""A trained model as one file that says all that is needed to predict.
+"""Write and read a trained model as one file, which holds all that is needed to predict.
 
-Such a file is a training checkpoint (`*.ckpt`) or the slim form without optimiser state
+Such a file is a training checkpoint (`*.ckpt`) or the slim form without optimizer state
 (`*.safetensors`). Both carry the architecture, its arguments, the classes and the pre-processing.
 Neither needs unpickling of code.
 """
@@ -30,16 +30,19 @@ from densenet_backbones.torchvision_models import MODELS
 FORMAT = 2
 """Format 1 had other names of some options, see `rename_options`."""
 
+JsonDict = dict[str, Any]
+"""Nested plain JSON types."""
+
 S = TypeVar("S", bound="ModelSpec")
 
 
 class ModelSpec:
-    """All that turns weights back into a model; each kind of model has a frozen dataclass of it.
+    """Description that turns weights back into a model; each kind has a frozen dataclass of it.
 
     Attributes:
-        key: Under this key both kinds of file keep the dictionary of `to_dict`.
-        kind: What such a model is called.
-        name: Its architecture.
+        key: Entry of both kinds of file that holds the dictionary of `to_dict`.
+        kind: Name of such models in messages, "detector" or "segmenter".
+        name: Name of the architecture.
         args: JSON-able keyword arguments of the architecture's builder, without `num_classes`.
         preprocessing: The model's own, as a dictionary, or None where the builder's holds.
     """
@@ -47,24 +50,24 @@ class ModelSpec:
     key: ClassVar[str]
     kind: ClassVar[str]
     name: str
-    args: dict[str, Any]
-    preprocessing: dict[str, Any] | None
+    args: JsonDict
+    preprocessing: JsonDict | None
 
-    def classes_to_dict(self) -> dict[str, Any]:
-        """The entries of `to_dict` that say what the model knows."""
+    def classes_to_dict(self) -> JsonDict:
+        """Return the entries of `to_dict` about the model's classes."""
         raise NotImplementedError
 
     @classmethod
-    def from_entries(cls, state: dict[str, Any]) -> Self:
-        """`from_dict` without its checks."""
+    def from_entries(cls, state: JsonDict) -> Self:
+        """Make a spec from the entries of `to_dict`, unchecked; `from_dict` calls it."""
         raise NotImplementedError
 
-    def build(self, **overrides: Any) -> nn.Module:
-        """The model with fresh weights; `overrides` replace single arguments of the builder."""
+    def build(self, **overrides: object) -> nn.Module:
+        """Build the model with fresh weights; `overrides` replace single arguments."""
         raise NotImplementedError
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+    def to_dict(self) -> JsonDict:
+        """Return the description as plain JSON types."""
         return {
             "format": FORMAT,
             "name": self.name,
@@ -74,8 +77,8 @@ class ModelSpec:
         }
 
     @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`.
+    def from_dict(cls, state: JsonDict) -> Self:
+        """Make a spec of what `to_dict` returned.
 
         Raises:
             CheckpointError: The file was written by a newer release, or an entry is missing.
@@ -92,7 +95,7 @@ class ModelSpec:
                 f"the description of the {cls.kind} is damaged: {type(error).__name__}: {error}"
             ) from error
 
-    def with_preprocessing(self, described: dict[str, Any]) -> Self:
+    def with_preprocessing(self, described: JsonDict) -> Self:
         """Return a copy with another description of the pre-processing."""
         return dataclasses.replace(self, preprocessing=described)  # type: ignore[type-var]
 
@@ -107,8 +110,8 @@ class ModelSpec:
                 return self.with_preprocessing(part.to_dict())
         return self
 
-    def without_downloads(self) -> dict[str, Any]:
-        """Overrides for `build` where all weights are at hand: none must be fetched again.
+    def without_downloads(self) -> JsonDict:
+        """Return overrides for `build` when all weights are at hand, so that none is downloaded.
 
         torchvision's own models are built as they were: their norms depend on the weights.
         """
@@ -118,7 +121,11 @@ class ModelSpec:
         return {name: value for name, value in overrides.items() if self.args.get(name)}
 
     def restore(self, weights: Mapping[str, Tensor], path: str | Path) -> nn.Module:
-        """The model with the weights of a file.
+        """Build the model with the weights of a file.
+
+        Args:
+            weights: Parameters and buffers by name.
+            path: The file they come from, for errors.
 
         Raises:
             CheckpointError: They are not weights of this model.
@@ -134,13 +141,13 @@ class ModelSpec:
         return model
 
 
-def build_registered(kind: str, name: str, num_classes: int, args: dict[str, Any]) -> nn.Module:
+def build_registered(kind: str, name: str, num_classes: int, args: JsonDict) -> nn.Module:
     """Build a model of torchvision's registry, its arguments checked against the signature.
 
     Args:
-        kind: What it is called in errors, "detector" or "segmenter".
+        kind: Name of such models in errors, "detector" or "segmenter".
         name: Registered name, e.g. "dsod300".
-        num_classes: As the builder counts them.
+        num_classes: Number of classes as the builder counts them.
         args: Keyword arguments of the builder.
 
     Raises:
@@ -161,17 +168,18 @@ def build_registered(kind: str, name: str, num_classes: int, args: dict[str, Any
     except argparse.ArgumentError as error:
         raise ValueError(f"{name}: {one_sentence(str(error))}") from error
     try:
-        return torchvision.models.get_model(name, num_classes=num_classes, **args)
+        model: nn.Module = torchvision.models.get_model(name, num_classes=num_classes, **args)
     except RuntimeError as error:  # timm's word for a backbone that it does not know
         raise ValueError(f"{name}: {' '.join(str(error).split())[:300]}") from error
+    return model
 
 
 def read_model_file(path: str | Path, kinds: Sequence[type[S]]) -> tuple[S, dict[str, Tensor]]:
-    """The description and the weights in a model's file.
+    """Read the description and the weights in a model's file.
 
     Args:
         path: `*.ckpt` or `*.safetensors` written by the training tools.
-        kinds: The kinds of model it may hold.
+        kinds: Kinds of model that it may hold.
 
     Raises:
         CheckpointError: The file is missing, needs unpickling of code, or holds no such model.
@@ -183,7 +191,7 @@ def read_model_file(path: str | Path, kinds: Sequence[type[S]]) -> tuple[S, dict
     described = content
     if path.suffix == ".safetensors":
         with safetensors.safe_open(path, "pt") as file:
-            described = {key: _parsed(text) for key, text in (file.metadata() or {}).items()}
+            described = {key: _parse_json(text) for key, text in (file.metadata() or {}).items()}
     for kind in kinds:
         if isinstance(state := described.get(kind.key), dict):
             try:
@@ -197,16 +205,17 @@ def read_model_file(path: str | Path, kinds: Sequence[type[S]]) -> tuple[S, dict
     )
 
 
-def _parsed(text: str) -> Any:
-    """JSON, or None where it is none."""
+def _parse_json(text: str) -> object:
+    """Return what a text of JSON holds, or None if it is no JSON."""
     try:
-        return json.loads(text)
+        parsed: object = json.loads(text)
     except ValueError:
         return None
+    return parsed
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Weights of a file, a training task's prefix taken off.
+    """Read the weights of a file; the prefix of a training task is taken off their names.
 
     Raises:
         CheckpointError: The file is missing, or needs unpickling of code.
@@ -218,7 +227,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def save_model(path: Path, spec: ModelSpec, model: nn.Module) -> None:
-    """Write the slim file: weights and description, nothing else; replaced in one step."""
+    """Write the slim file: weights and description, nothing else; see `replace_file`."""
     weights = {n: w.detach().cpu().contiguous() for n, w in model.state_dict().items()}
     with replace_file(path) as draft:
         safetensors.torch.save_file(weights, draft, {spec.key: json.dumps(spec.to_dict())})
@@ -233,14 +242,16 @@ def select_fitting_weights(
         The weights whose name and shape fit, and sentences about the others.
     """
     own = model.state_dict()
-    kept: dict[str, Tensor] = {}
-    left: list[str] = []
+    fitting: dict[str, Tensor] = {}
+    problems: list[str] = []
     for name, value in weights.items():
         if name not in own:
-            left.append(f"{name}: the model has none")
+            problems.append(f"{name}: the model has none")
         elif own[name].shape != value.shape:
-            left.append(f"{name}: {tuple(value.shape)}, the model's is {tuple(own[name].shape)}")
+            problems.append(
+                f"{name}: {tuple(value.shape)}, the model's is {tuple(own[name].shape)}"
+            )
         else:
-            kept[name] = value
-    left += [f"{name}: not in the file" for name in own if name not in weights]
-    return kept, left
+            fitting[name] = value
+    problems += [f"{name}: not in the file" for name in own if name not in weights]
+    return fitting, problems

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import track
@@ -17,6 +16,7 @@ from densenet_backbones.file_writing import save_json
 from densenet_backbones.inference.detection_views import add_view_options, parse_views
 from densenet_backbones.inference.detector import Detections, Detector
 from densenet_backbones.inference.loading import load
+from densenet_backbones.inference.model_file import JsonDict
 from densenet_backbones.inference.predict_masks import ENDINGS, predict_mask
 from densenet_backbones.inference.segmenter import SegmentationModel
 from densenet_backbones.messages import check_interval, check_whole
@@ -32,8 +32,8 @@ _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.fl
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description="Draw what a trained detector or segmenter finds in pictures. A detector's "
         "objects go to predictions.json, with masks as COCO's run-length codes and keypoints where "
@@ -88,13 +88,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``tools/predict.py`` and ``densenet-predict``.
+    """Run ``tools/predict.py`` and ``densenet-predict``.
 
     Raises:
         SystemExit: 1 with one line on standard error for wrong input.
     """
     quiet_libraries()
-    options = parse(argv)
+    options = parse_arguments(argv)
     try:
         predict(options)
     except (CheckpointError, DataError, ValueError, OSError) as error:
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Run the prediction that the command line asks for."""
+    """Predict as the command line says, and write the results."""
     check_whole("--batch-size", options.batch_size)
     check_interval("--score", options.score, "[0, 1]")
     files = list(find_images(options.images))
@@ -116,15 +116,15 @@ def predict(options: argparse.Namespace) -> None:
         parse_views(options, None)  # refuses what is for detectors
         with autocast:
             rows = segment(model, files, stems, options)
-        said = f"{len(files)} images segmented"
+        summary = f"{len(files)} images segmented"
     else:
         mirrored = model.categories.mirrored_keypoints
         model.views = parse_views(options, model.model, mirrored)
         with autocast:
             rows = detect(model, files, stems, options)
-        said = f"{sum(len(row['detections']) for row in rows)} objects in {len(files)} images"
+        summary = f"{sum(len(row['detections']) for row in rows)} objects in {len(files)} images"
     save_json(options.out / "predictions.json", rows)
-    say(f"{said}; written to {options.out}/")
+    say(f"{summary}; written to {options.out}/")
 
 
 def detect(
@@ -132,19 +132,19 @@ def detect(
     files: Sequence[Path],
     stems: Mapping[Path, Path],
     options: argparse.Namespace,
-) -> list[dict[str, Any]]:
-    """Find objects in every file, draw them, and return the entries of the JSON file."""
+) -> list[JsonDict]:
+    """Detect objects in every file, draw them, and return the entries of the JSON file."""
     rows = []
     for first in track(range(0, len(files), options.batch_size), "Detecting", transient=True):
         batch = files[first : first + options.batch_size]
         images = [read_image(file) for file in batch]
-        found_in_batch = detector.predict_batch(images, options.score)
-        for file, image, found in zip(batch, images, found_in_batch, strict=True):
+        predictions = detector.predict_batch(images, options.score)
+        for file, image, detections in zip(batch, images, predictions, strict=True):
             picture = None if options.no_pictures else Path(f"{stems[file]}.png")
-            rows.append(to_json(file, picture, image.shape[1], image.shape[0], found))
+            rows.append(to_json(file, picture, image.shape[1], image.shape[0], detections))
             if picture:
                 names, skeleton = detector.categories.names, detector.categories.skeleton
-                drawn = draw_instances(image, shown(found), names, skeleton)
+                drawn = draw_instances(image, to_instances(detections), names, skeleton)
                 save_picture(picture, drawn)
     return rows
 
@@ -154,7 +154,7 @@ def segment(
     files: Sequence[Path],
     stems: Mapping[Path, Path],
     options: argparse.Namespace,
-) -> list[dict[str, Any]]:
+) -> list[JsonDict]:
     """Segment every file, write masks and overlays, and return the entries of the JSON file."""
     return [
         predict_mask(
@@ -170,7 +170,7 @@ def segment(
 
 
 def find_images(arguments: Sequence[str]) -> Iterator[Path]:
-    """The image files that are named, and those in the folders that are named.
+    """Yield the image files that are named, and those in the folders that are named.
 
     Raises:
         DataError: A path does not exist, or a folder holds no image.
@@ -180,18 +180,18 @@ def find_images(arguments: Sequence[str]) -> Iterator[Path]:
         if path.is_file():
             yield path
         elif path.is_dir():
-            found = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
+            files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+            if not files:
                 raise DataError(
                     f"{path}: no images here (known: {' '.join(sorted(IMAGE_SUFFIXES))})"
                 )
-            yield from found
+            yield from files
         else:
             raise DataError(f"{path}: there is no such file or folder")
 
 
 def check_device(name: str) -> torch.device:
-    """A device by name.
+    """Return a device by its name.
 
     Raises:
         ValueError: There is no such device here.
@@ -204,7 +204,7 @@ def check_device(name: str) -> torch.device:
 
 
 def choose_stems(out: Path, files: Sequence[Path]) -> dict[Path, Path]:
-    """Where each file's results go: ``OUT/NAME``, with a number where a name is taken.
+    """Choose where each file's results go: ``OUT/NAME``, numbered where a name is taken.
 
     Raises:
         DataError: A result would replace one of the images.
@@ -226,42 +226,47 @@ def choose_stems(out: Path, files: Sequence[Path]) -> dict[Path, Path]:
     return paths
 
 
-def shown(found: Detections) -> DrawnInstances:
-    """What to draw of an image's detections."""
-    points = None if found.keypoints is None else mark_visible(found.keypoints.numpy())
-    arrays = (found.boxes.numpy(), found.labels.numpy(), found.scores.numpy())
-    return DrawnInstances(*arrays, masks=found.masks, keypoints=points)
+def to_instances(detections: Detections) -> DrawnInstances:
+    """Return what to draw of the detections of an image."""
+    points = detections.keypoints
+    return DrawnInstances(
+        detections.boxes.numpy(),
+        detections.labels.numpy(),
+        detections.scores.numpy(),
+        detections.masks,
+        None if points is None else mark_visible(points.numpy()),
+    )
 
 
 def to_json(
-    file: Path, picture: Path | None, width: int, height: int, found: Detections
-) -> dict[str, Any]:
-    """One image's detections, in pixels of the image as shown.
+    file: Path, picture: Path | None, width: int, height: int, detections: Detections
+) -> JsonDict:
+    """Return the detections of an image as an entry of the JSON file.
 
-    Boxes are xyxy, masks COCO's run-length codes, keypoints lists of x, y and score (the higher
-    the surer; no probabilities) in the order of the training data's.
+    Boxes are xyxy in pixels of the image as shown, masks COCO's run-length codes, keypoints lists
+    of x, y and score (the higher the surer; no probabilities) in the order of the training data.
     """
     return {
         "file": str(file),
         "picture": str(picture) if picture else None,
         "width": width,
         "height": height,
-        "detections": [_entry(found, number) for number in range(len(found))],
+        "detections": [_describe(detections, number) for number in range(len(detections))],
     }
 
 
-def _entry(found: Detections, number: int) -> dict[str, Any]:
-    entry = {
-        "name": found.names[number],
-        "score": round(float(found.scores[number]), 4),
-        "box": [round(v, 2) for v in found.boxes[number].tolist()],
+def _describe(detections: Detections, number: int) -> JsonDict:
+    entry: JsonDict = {
+        "name": detections.names[number],
+        "score": round(float(detections.scores[number]), 4),
+        "box": [round(v, 2) for v in detections.boxes[number].tolist()],
     }
-    if found.masks is not None:
-        entry["mask"] = found.masks[number]
-    if found.keypoints is not None:
-        sure = found.keypoint_scores
-        scores = found.keypoints[number, :, 2] if sure is None else sure[number]
-        places = found.keypoints[number, :, :2].tolist()
+    if detections.masks is not None:
+        entry["mask"] = detections.masks[number]
+    if detections.keypoints is not None:
+        points, point_scores = detections.keypoints[number], detections.keypoint_scores
+        scores = points[:, 2] if point_scores is None else point_scores[number]
+        places = points[:, :2].tolist()
         entry["keypoints"] = [
             [round(x, 2), round(y, 2), round(score, 4)]
             for (x, y), score in zip(places, scores.tolist(), strict=True)

@@ -1,20 +1,20 @@
-"""Segmenting pictures from the command line: masks, overlays and a summary; see `predict`."""
+"""Segment pictures from the command line: masks, overlays and a summary; see `predict`."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from densenet_backbones.inference.image_windows import ImageWindows
+from densenet_backbones.inference.model_file import JsonDict
 from densenet_backbones.inference.segmenter import Segmentation, SegmentationModel
 from densenet_backbones.reporting.mask_pictures import draw_mask, save_index_mask
 from densenet_backbones.reporting.pictures import save_picture
 
 LARGEST_PICTURE = 4096
-"""Pixels of the longer side of an overlay; masks have the image's own size."""
+"""Most pixels of the longer side of an overlay; masks have the image's own size."""
 
 ENDINGS = (".png", "_mask.png")
-"""Of an overlay and of a mask."""
+"""Endings of an overlay and of a mask."""
 
 
 def predict_mask(
@@ -25,58 +25,60 @@ def predict_mask(
     tile: int,
     overlap: int | None,
     picture: bool,
-) -> dict[str, Any]:
-    """Segment one file and write what was found.
+) -> JsonDict:
+    """Segment one file, and write its mask and perhaps an overlay.
 
     Args:
-        model: The model.
+        model: The segmenter.
         file: The image.
-        stem: Where results go: ``STEM_mask.png`` holds the labels as indices of a palette (one file
-            a class for a multilabel model, ``STEM_mask_CLASSNUMBER.png``), ``STEM.png`` the mask
-            over the image.
+        stem: Path of the results without endings. ``STEM_mask.png`` holds the labels as indices of
+            a palette (one file a class for a multilabel model, ``STEM_mask_CLASSNUMBER.png``),
+            ``STEM.png`` the mask over the image.
         tile: Images with a longer side than this are predicted in tiles of it.
-        overlap: Of the tiles, in pixels; None takes a quarter.
-        picture: Whether to draw the overlay.
+        overlap: Pixels that tiles share; None takes a quarter of a tile.
+        picture: Draw the overlay.
 
     Returns:
-        The image's entry of the summary.
+        Entry of the image in the summary.
 
     Raises:
         DataError: The file cannot be read.
         ValueError: Tiles are impossible.
     """
     source = ImageWindows(file)
-    found = model.predict_windows(source, tile, overlap)
+    segmentation = model.predict_windows(source, tile, overlap)
     if picture:
         step = -(-max(source.size) // LARGEST_PICTURE)
-        labels = np.ascontiguousarray(found.labels[..., ::step, ::step])
-        drawn = draw_mask(source.thinned(step), labels, found.colors)
+        labels = np.ascontiguousarray(segmentation.labels[..., ::step, ::step])
+        drawn = draw_mask(source.subsample(step), labels, segmentation.colors)
         save_picture(f"{stem}.png", drawn)
     return {
         "file": str(file),
         "picture": f"{stem}.png" if picture else None,
         "width": source.size[1],
         "height": source.size[0],
-        "masks": _save_masks(found, stem),
+        "masks": _save_masks(segmentation, stem),
         "classes": [
             {
                 "name": name,
                 "label": label,
                 "pixels": pixels,
-                "share": round(found.share(label), 6),
-                "score": round(found.score(label), 4),
+                "share": round(segmentation.measure_share(label), 6),
+                "score": round(segmentation.mean_score(label), 4),
             }
-            for label, name in enumerate(found.names)
-            if (pixels := found.pixels(label))
+            for label, name in enumerate(segmentation.names)
+            if (pixels := segmentation.count_pixels(label))
         ],
     }
 
 
-def _save_masks(found: Segmentation, stem: Path) -> list[str]:
-    if found.labels.ndim == 2:
-        save_index_mask(f"{stem}_mask.png", found.labels, found.colors)
+def _save_masks(segmentation: Segmentation, stem: Path) -> list[str]:
+    """Write the labels as one file, or one a class where classes overlap; return the names."""
+    labels, colors = segmentation.labels, segmentation.colors
+    if labels.ndim == 2:
+        save_index_mask(f"{stem}_mask.png", labels, colors)
         return [f"{stem}_mask.png"]
-    files = [f"{stem}_mask_{number}.png" for number in range(len(found.names))]
-    for path, labels, color in zip(files, found.labels, found.colors, strict=True):
-        save_index_mask(path, labels, [(0, 0, 0), color])
+    files = [f"{stem}_mask_{number}.png" for number in range(len(segmentation.names))]
+    for path, layer, color in zip(files, labels, colors, strict=True):
+        save_index_mask(path, layer, [(0, 0, 0), color])
     return files

@@ -1,13 +1,12 @@
-"""A trained segmentation model, ready to predict.
+"""Predict with a trained segmenter, and describe it for its file.
 
 Legend: H x W pixels, K classes, C channels of logits: K, or 1 for a binary task.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.renamed_options import rename_options, rename_transform
 from densenet_backbones.inference.image_tensors import to_image_tensor
 from densenet_backbones.inference.image_windows import ImageWindows
-from densenet_backbones.inference.model_file import ModelSpec, build_registered
+from densenet_backbones.inference.model_file import JsonDict, ModelSpec, build_registered
 from densenet_backbones.inference.tiling import Tiling, blend_tiles
 from densenet_backbones.messages import check_choice
 
@@ -30,14 +29,14 @@ _TASKS = ("multiclass", "binary", "multilabel")
 
 @dataclass(frozen=True)
 class SegmenterSpec(ModelSpec):
-    """All that turns weights back into a segmentation model.
+    """Description that turns weights back into a segmenter.
 
     Attributes:
-        name: A segmenter of torchvision's registry (`unet`, `fcdensenet103`, …), or ``smp:`` and a
-            class of segmentation_models.pytorch.
+        name: Name in torchvision's registry (`unet`, `fcdensenet103`, …), or ``smp:`` and a class
+            of segmentation_models.pytorch.
         args: JSON-able keyword arguments of its builder, without the number of classes.
-        classes: The classes it knows, two for a binary task.
-        task: "multiclass", "binary" or "multilabel".
+        classes: Classes it was trained on, two for a binary task.
+        task: "multiclass", "binary" or "multilabel": how classes share pixels.
         preprocessing: `ImageNormalization.to_dict()`, or None where the builder's own holds.
     """
 
@@ -45,10 +44,10 @@ class SegmenterSpec(ModelSpec):
     kind = "segmenter"
 
     name: str
-    args: dict[str, Any]
+    args: JsonDict
     classes: MaskClasses
     task: MaskTask = "multiclass"
-    preprocessing: dict[str, Any] | None = None
+    preprocessing: JsonDict | None = None
 
     def __post_init__(self) -> None:
         if not self.name.startswith(SMP):
@@ -57,30 +56,30 @@ class SegmenterSpec(ModelSpec):
 
     @property
     def num_logits(self) -> int:
-        """C."""
+        """Number of channels of the logits, C."""
         return 1 if self.task == "binary" else self.classes.num_classes
 
-    def classes_to_dict(self) -> dict[str, Any]:
-        """The classes and how they share pixels."""
+    def classes_to_dict(self) -> JsonDict:
+        """Return the entries of the classes and the task."""
         return {"classes": self.classes.to_dict(), "task": self.task}
 
     @classmethod
-    def from_entries(cls, state: dict[str, Any]) -> "SegmenterSpec":
-        """`from_dict` without its checks."""
+    def from_entries(cls, state: JsonDict) -> "SegmenterSpec":
+        """Make a spec from the entries of `to_dict`, unchecked; `from_dict` calls it."""
         check_choice("task", state["task"], _TASKS)
         classes = MaskClasses.from_dict(state["classes"])
         return cls(
             state["name"], dict(state["args"]), classes, state["task"], state["preprocessing"]
         )
 
-    def without_downloads(self) -> dict[str, Any]:
-        """Overrides for `build` where all weights are at hand: none must be fetched again."""
+    def without_downloads(self) -> JsonDict:
+        """Return overrides for `build` when all weights are at hand: none is downloaded."""
         if self.name.startswith(SMP):
             return {"encoder_weights": None}
         return super().without_downloads()
 
-    def build(self, **overrides: Any) -> nn.Module:
-        """The model with fresh weights; `overrides` replace single arguments of the builder."""
+    def build(self, **overrides: object) -> nn.Module:
+        """Build the model with fresh weights; `overrides` replace single arguments."""
         args = {**self.args, **overrides}
         if self.name.startswith(SMP):
             # Imported where it is used: it takes seconds.
@@ -96,12 +95,12 @@ class SegmenterSpec(ModelSpec):
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The classes of an image's pixels.
+    """Classes of the pixels of an image.
 
     Attributes:
         labels: (H, W) uint8 in ``0 .. K - 1``; (K, H, W) of 0 and 1 for a multilabel model.
-        scores: Float32 of the same shape: the model's probability of what `labels` says.
-        names: The K class names.
+        scores: Float32 of the same shape: the model's probability of each label.
+        names: K class names.
         colors: RGB of each class.
     """
 
@@ -110,21 +109,21 @@ class Segmentation:
     names: tuple[str, ...]
     colors: tuple[Color, ...]
 
-    def pixels(self, label: int) -> int:
-        """How many pixels have a class."""
-        return int(self._of(label).sum())
+    def count_pixels(self, label: int) -> int:
+        """Return the number of pixels of a class."""
+        return int(self._find(label).sum())
 
-    def share(self, label: int) -> float:
-        """The part of the image that a class covers, in [0, 1]."""
-        return float(self._of(label).mean())
+    def measure_share(self, label: int) -> float:
+        """Return the part of the image that a class covers, in [0, 1]."""
+        return float(self._find(label).mean())
 
-    def score(self, label: int) -> float:
-        """Mean probability where the image has a class; NaN where it has none."""
-        there = self._of(label)
+    def mean_score(self, label: int) -> float:
+        """Return the mean probability of the pixels of a class; NaN if there are none."""
+        area = self._find(label)
         scores = self.scores if self.scores.ndim == 2 else self.scores[label]
-        return float(scores[there].mean()) if there.any() else float("nan")
+        return float(scores[area].mean()) if area.any() else float("nan")
 
-    def _of(self, label: int) -> np.ndarray:
+    def _find(self, label: int) -> np.ndarray:
         if self.labels.ndim == 2:
             return np.asarray(self.labels == label)
         return np.asarray(self.labels[label] == 1)
@@ -148,7 +147,7 @@ class SegmentationModel:
             image: A file, or (H, W, 3) uint8 RGB pixels.
             tile: Side of the tiles that a larger image is cut into, in pixels; None takes any
                 image as a whole. Uncompressed TIFF and PPM files are read tile by tile.
-            overlap: Pixels that neighbouring tiles share; see `Tiling`.
+            overlap: Pixels that neighboring tiles share; see `Tiling`.
 
         Raises:
             DataError: The file is missing or cannot be decoded.
@@ -157,7 +156,7 @@ class SegmentationModel:
         if tile is None:
             pixels = to_image_tensor(image, self.device)
             height, width = pixels.shape[-2:]
-            return self._merged([(0, self._scores(pixels).cpu())], (height, width))
+            return self._join([(0, self._predict_scores(pixels).cpu())], (height, width))
         return self.predict_windows(ImageWindows(image), tile, overlap)
 
     def predict_windows(
@@ -178,47 +177,48 @@ class SegmentationModel:
         rows = blend_tiles(
             source.read,
             source.size,
-            lambda window: self._scores(to_image_tensor(window, self.device)),
+            lambda window: self._predict_scores(to_image_tensor(window, self.device)),
             tiling,
         )
-        return self._merged(rows, source.size)
+        return self._join(rows, source.size)
 
     @torch.inference_mode()
-    def _scores(self, image: Tensor) -> Tensor:
-        """(C, H, W) probabilities of an image (3, H, W)."""
+    def _predict_scores(self, image: Tensor) -> Tensor:
+        """Return (C, H, W) probabilities of an image (3, H, W)."""
         return compute_probabilities(self.model(image[None]), self.spec.task)[0]
 
-    def _merged(self, rows: Any, size: tuple[int, int]) -> Segmentation:
-        """Labels and scores from probabilities that come a few rows at a time."""
+    def _join(self, parts: Iterable[tuple[int, Tensor]], size: tuple[int, int]) -> Segmentation:
+        """Join probabilities (C, rows, W) that come with their first row; `size` is (H, W)."""
         k = self.classes.num_classes
         shape = (k, *size) if self.spec.task == "multilabel" else size
         labels, scores = np.empty(shape, np.uint8), np.empty(shape, np.float32)
-        for top, found in rows:
-            chosen, score = pick_labels(found[None], self.spec.task)
-            place = (..., slice(top, top + found.shape[1]), slice(None))
-            labels[place], scores[place] = chosen[0].numpy(), score[0].numpy()
+        for top, part in parts:
+            part_labels, part_scores = pick_labels(part[None], self.spec.task)
+            place = (..., slice(top, top + part.shape[1]), slice(None))
+            labels[place], scores[place] = part_labels[0].numpy(), part_scores[0].numpy()
         return Segmentation(labels, scores, self.classes.names, self.classes.colors)
 
 
-def compute_probabilities(output: Tensor | Mapping[str, Any], task: MaskTask) -> Tensor:
-    """(N, C, H, W) float32 probabilities of a segmenter's output."""
+def compute_probabilities(output: Tensor | Mapping[str, Tensor], task: MaskTask) -> Tensor:
+    """Turn a segmenter's output into (N, C, H, W) float32 probabilities."""
     logits = output if isinstance(output, Tensor) else output["logits"]
     return logits.float().softmax(1) if task == "multiclass" else logits.float().sigmoid()
 
 
 def pick_labels(scores: Tensor, task: MaskTask) -> tuple[Tensor, Tensor]:
-    """Labels, and the probability of each.
+    """Pick the most probable label of each pixel.
 
     Args:
-        scores: (N, C, H, W) as `probabilities` returns them.
-        task: What the channels are.
+        scores: (N, C, H, W) as `compute_probabilities` returns them.
+        task: How classes share pixels.
 
     Returns:
-        uint8 labels and float32 probabilities, (N, H, W), or (N, K, H, W) for "multilabel".
+        uint8 labels and the float32 probability of each, (N, H, W), or (N, K, H, W) for
+        "multilabel".
     """
     if task == "multiclass":
         best = scores.max(1)
         return best.indices.to(torch.uint8), best.values
-    there = scores > 0.5
-    labels, sure = there.to(torch.uint8), torch.where(there, scores, 1 - scores)
-    return (labels[:, 0], sure[:, 0]) if task == "binary" else (labels, sure)
+    positive = scores > 0.5
+    labels, probable = positive.to(torch.uint8), torch.where(positive, scores, 1 - scores)
+    return (labels[:, 0], probable[:, 0]) if task == "binary" else (labels, probable)

@@ -1,4 +1,4 @@
-"""Decoders of segmentation_models.pytorch (smp) as segmenters: ``smp:DeepLabV3Plus``."""
+"""Build decoders of segmentation_models.pytorch (smp) as segmenters: ``smp:DeepLabV3Plus``."""
 
 import inspect
 from typing import Any
@@ -8,34 +8,35 @@ from torch import nn
 
 import densenet_backbones.smp_encoders  # noqa: F401 - registers our encoders with smp
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.parameter_groups import prefixed_groups
+from densenet_backbones.heads.parameter_groups import prefix_groups
 from densenet_backbones.heads.segmentation.segmenter import Segmenter
+from densenet_backbones.inference.model_file import JsonDict
 from densenet_backbones.messages import nearest
 
 _OURS = {"self", "classes", "in_channels", "activation", "aux_params", "kwargs"}
 
 
 class SmpSegmenter(Segmenter):
-    """A model of smp behind the interface of our segmenters; parameters keep smp's names."""
+    """Model of smp behind the interface of our segmenters; parameters keep smp's names."""
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Timm's layer groups of the encoder, else all of it as one; the decoder is the last."""
+        """Return timm's layer groups of the encoder, else one of all of it; the decoder is last."""
         encoder: nn.Module = self.net.get_submodule("encoder")
         inner = getattr(encoder, "model", None)
         if isinstance(inner, nn.Module) and hasattr(inner, "group_matcher"):
-            return prefixed_groups(inner, "net.encoder.model.", coarse)
+            return prefix_groups(inner, "net.encoder.model.", coarse)
         return {"stem": r"^net\.encoder\."}
 
 
-def build_smp(name: str, num_classes: int, args: dict[str, Any]) -> SmpSegmenter:
+def build_smp(name: str, num_classes: int, args: JsonDict) -> SmpSegmenter:
     """Build a model of smp.
 
     Args:
-        name: Of its class, e.g. ``DeepLabV3Plus``.
-        num_classes: Channels of the logits.
-        args: Its keyword arguments; `encoder_name` may be one of smp's, ours
-            (``densenet121_features``) or ``tu-`` and a timm name. `encoder_weights` is None where
-            it is left out: weights are only downloaded when asked for.
+        name: Name of its class, e.g. ``DeepLabV3Plus``.
+        num_classes: Number of channels of the logits.
+        args: Keyword arguments of the class; `encoder_name` may be one of smp's, ours
+            (``densenet121_features``) or ``tu-`` and a timm name. `encoder_weights` is None if it
+            is left out: weights are only downloaded when asked for.
 
     Raises:
         ValueError: Unknown name or argument, or a value that smp refuses.
@@ -50,22 +51,22 @@ def build_smp(name: str, num_classes: int, args: dict[str, Any]) -> SmpSegmenter
     for key in args:
         if key not in allowed:
             raise ValueError(f"smp:{name} has no argument {key!r}{nearest(key, allowed)}")
-    given = {"encoder_weights": None, **args}
+    options = {"encoder_weights": None, **args}
     try:
-        net = known[name](classes=num_classes, **given)
-        facts = _normalization(net, given)
+        net = known[name](classes=num_classes, **options)
+        normalization = _find_normalization(net, options)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"smp:{name}: {reason}") from error
-    return SmpSegmenter(net, stride=net.encoder.output_stride, normalization=facts)
+    return SmpSegmenter(net, stride=net.encoder.output_stride, normalization=normalization)
 
 
-def _normalization(net: Any, args: dict[str, Any]) -> ImageNormalization:
-    """What the encoder's weights were made for; ImageNet's where it has none."""
+def _find_normalization(net: nn.Module, args: JsonDict) -> ImageNormalization:
+    """Return the one that the encoder's weights were trained with; ImageNet's if it has none."""
     if args["encoder_weights"] is None:
         return ImageNormalization()
     default = inspect.signature(type(net)).parameters["encoder_name"].default
     name = args.get("encoder_name", default)
-    found = smp.encoders.get_preprocessing_params(name, args["encoder_weights"])
-    order = found["input_space"].lower()
-    return ImageNormalization(found["mean"], found["std"], order, found["input_range"][-1])
+    known = smp.encoders.get_preprocessing_params(name, args["encoder_weights"])
+    order = known["input_space"].lower()
+    return ImageNormalization(known["mean"], known["std"], order, known["input_range"][-1])

@@ -16,13 +16,13 @@ from densenet_backbones.messages import check_choice, check_interval
 
 @dataclass(frozen=True)
 class SoftNMS:
-    """How much a box loses to a better one of its class that it overlaps.
+    """Rule by which a box loses score to a better one of its class that it overlaps.
 
     Attributes:
         method: ``"linear"`` multiplies the score by ``1 - IoU`` from ``iou_threshold`` on (equation
             2 of the paper), ``"gaussian"`` by ``exp(-IoU^2 / sigma)`` at any overlap (equation 3).
-        iou_threshold: of ``"linear"``, in 0..1; the paper's 0.3.
-        sigma: of ``"gaussian"``, above 0; the paper's 0.5.
+        iou_threshold: lowest overlap that counts for ``"linear"``, in 0..1; the paper's 0.3.
+        sigma: width of ``"gaussian"``, above 0; the paper's 0.5.
         min_score: boxes whose score falls below are dropped, in 0..1; 0.001 as the paper's code.
     """
 
@@ -37,8 +37,8 @@ class SoftNMS:
         check_interval("min_score", self.min_score, "[0, 1]")
         check_interval("sigma", self.sigma, "(0, inf)")
 
-    def weights(self, iou: Tensor) -> Tensor:
-        """What scores are multiplied by at each overlap."""
+    def compute_decay(self, iou: Tensor) -> Tensor:
+        """Return the factors on the scores of boxes at each overlap."""
         if self.method == "gaussian":
             return torch.exp(-(iou**2) / self.sigma)
         return torch.where(iou >= self.iou_threshold, 1 - iou, torch.ones_like(iou))
@@ -52,7 +52,7 @@ def batched_soft_nms(
     soft: SoftNMS | None = None,
     max_detections: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Soft-NMS within each class.
+    """Run Soft-NMS within each class.
 
     One box after the other is taken, always the one with the highest score left, so that the first
     ``max_detections`` are the same whether more are asked for or not. The loop runs on the CPU: on
@@ -79,19 +79,22 @@ def batched_soft_nms(
             f"{tuple(boxes.shape)}, {tuple(scores.shape)} and {tuple(labels.shape)}"
         )
     soft = soft or SoftNMS()
-    left, shown = scores.detach().float().cpu().clone(), labels.cpu()
+    remaining, classes = scores.detach().float().cpu().clone(), labels.cpu()
     corners = boxes.detach().float().cpu()
-    kept: list[int] = []
-    new: list[float] = []
-    while number and len(kept) < (number if max_detections is None else max_detections):
-        best = int(left.argmax())
-        score = float(left[best])
+    selected: list[int] = []
+    new_scores: list[float] = []
+    while number and len(selected) < (number if max_detections is None else max_detections):
+        best = int(remaining.argmax())
+        score = float(remaining[best])
         if score < soft.min_score or score <= 0:
             break
-        kept.append(best)
-        new.append(score)
+        selected.append(best)
+        new_scores.append(score)
+        # The other boxes of its class lose; those of other classes keep their score.
         iou = box_iou(corners[best : best + 1], corners)[0]
-        left *= torch.where(shown == shown[best], soft.weights(iou), torch.ones_like(iou))
-        left[best] = -1.0
-    positions = torch.tensor(kept, dtype=torch.int64, device=boxes.device)
-    return positions, torch.tensor(new, dtype=scores.dtype, device=boxes.device)
+        remaining *= torch.where(
+            classes == classes[best], soft.compute_decay(iou), torch.ones_like(iou)
+        )
+        remaining[best] = -1.0  # it is taken
+    positions = torch.tensor(selected, dtype=torch.int64, device=boxes.device)
+    return positions, torch.tensor(new_scores, dtype=scores.dtype, device=boxes.device)

@@ -1,4 +1,4 @@
-"""What cutting images into tiles changes in a segmenter's results.
+"""Measure what cutting images into tiles changes in a segmenter's results.
 
     python -m densenet_backbones.inference.tile_comparison runs/mine/model.safetensors photo.jpg
 
@@ -26,14 +26,14 @@ DISTANCES = (0, 16, 32, 64, 96)
 
 @dataclass(frozen=True)
 class TileRow:
-    """The pixels that lie so far from every edge of a tile inside their image.
+    """Agreement of the pixels that lie so far from every edge of a tile inside their image.
 
     Attributes:
-        distance: In pixels, at least.
-        share: Of all pixels, 0..1.
+        distance: Least distance in pixels.
+        share: Part of all pixels that lie so far, 0..1.
         same: Part of these whose labels are those of the whole image, 0..1.
         largest: Largest difference of the labels' probabilities.
-        typical: What 99 % of the differences do not exceed.
+        typical: 99th percentile of the differences.
     """
 
     distance: int
@@ -46,14 +46,14 @@ class TileRow:
 def compare_tiles(
     checkpoint: str, sources: Sequence[str], *, tile: int, overlap: int | None, images: int
 ) -> tuple[TileRow, ...]:
-    """Segments images as a whole and by tiles.
+    """Segment images as a whole and by tiles, and compare the two.
 
     Args:
-        checkpoint: Of a segmenter.
+        checkpoint: File of a segmenter.
         sources: Images and folders of images.
         tile: Side of a tile in pixels.
-        overlap: As of `Tiling`.
-        images: How many of them at most, spread over the list.
+        overlap: Pixels that tiles share; see `Tiling`.
+        images: Most images to take, spread over the list.
 
     Returns:
         A row for each of `DISTANCES` at which there are pixels.
@@ -67,7 +67,7 @@ def compare_tiles(
     tiling = Tiling(tile, overlap, stride=getattr(model.model, "stride", 1))
     files = list(find_images(sources))
     files = files[:: max(-(-len(files) // max(images, 1)), 1)]
-    parts = [part for file in files if (part := _compared(model, file, tiling)) is not None]
+    parts = [part for file in files if (part := _compare(model, file, tiling)) is not None]
     if not parts:
         raise ValueError(f"no image is larger than a tile of {tiling.tile} pixels: give --tile")
     distance, same, difference = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -81,31 +81,31 @@ def compare_tiles(
     return tuple(rows)
 
 
-def _compared(
+def _compare(
     model: SegmentationModel, file: Path, tiling: Tiling
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Of each pixel: its distance to an edge, whether labels agree, difference of scores."""
+    """Return each pixel's distance to an edge, if labels agree, and the scores' difference."""
     whole = model.predict(file)
     size = whole.scores.shape[-2:]
     if max(size) <= tiling.tile:
         return None
     tiled: Segmentation = model.predict(file, tile=tiling.tile, overlap=tiling.overlap)
-    distance = np.minimum(*np.ix_(*(_from_edges(tiling, length) for length in size)))
+    distance = np.minimum(*np.ix_(*(_measure_distance(tiling, length) for length in size)))
     distance = np.broadcast_to(distance, whole.scores.shape)
     same, difference = whole.labels == tiled.labels, np.abs(whole.scores - tiled.scores)
     return distance.ravel(), same.ravel(), difference.ravel()
 
 
-def _from_edges(tiling: Tiling, length: int) -> np.ndarray:
-    """(length,) pixels to the nearest edge of a tile that is not one of the image."""
-    edges = {edge for span in tiling.spans(length) for edge in span} - {0, length}
+def _measure_distance(tiling: Tiling, length: int) -> np.ndarray:
+    """Return (length,) pixels to the nearest edge of a tile that is not one of the image."""
+    edges = {edge for span in tiling.split(length) for edge in span} - {0, length}
     position = np.arange(length) + 0.5
     away = [np.abs(position - edge) for edge in edges]
     return np.min(away, axis=0) if away else np.full(length, np.inf)
 
 
 def format_rows(rows: Sequence[TileRow]) -> str:
-    """One line a row."""
+    """Format a table, one line a row."""
     lines = ["pixels from edges of tiles  share  labels equal  probability: largest, 99 % below"]
     for row in rows:
         lines.append(
@@ -116,7 +116,7 @@ def format_rows(rows: Sequence[TileRow]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line.
+    """Run the command line.
 
     Raises:
         SystemExit: 1 with one line on standard error for wrong input.
@@ -128,14 +128,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tile", type=int, default=512, help="side in pixels (%(default)s)")
     parser.add_argument("--overlap", type=int, help="pixels (a quarter of the tile)")
     parser.add_argument("--limit", type=int, default=10, metavar="N", help="images (%(default)s)")
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     try:
         rows = compare_tiles(
-            given.checkpoint,
-            given.images,
-            tile=given.tile,
-            overlap=given.overlap,
-            images=given.limit,
+            options.checkpoint,
+            options.images,
+            tile=options.tile,
+            overlap=options.overlap,
+            images=options.limit,
         )
     except (ValueError, OSError) as error:
         fail(str(error), 1)

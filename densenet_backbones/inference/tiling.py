@@ -1,4 +1,4 @@
-"""Predicting images that are larger than a model or a memory can take at once: by blended tiles.
+"""Predict images that are larger than a model or a memory can take at once: by blended tiles.
 
 Legend: H x W pixels of the image, C channels of scores.
 """
@@ -16,11 +16,11 @@ Window = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Tiling:
-    """How an image is cut into tiles.
+    """Sizes of the tiles that an image is cut into.
 
-    Neighbouring tiles share `overlap` pixels. Of these a tile's outer `margin` does not count, as
+    Neighboring tiles share `overlap` pixels. Of these a tile's outer `margin` does not count, as
     the model lacks what lies beyond the tile there; between the margins the weight rises in a line
-    from 0 to 1 while the neighbour's falls. Where the margin covers the model's receptive field,
+    from 0 to 1 while the neighbor's falls. Where the margin covers the model's receptive field,
     the result is that of the whole image.
 
     Tiles begin at multiples of the model's stride, so that its maps lie on one grid.
@@ -29,7 +29,7 @@ class Tiling:
         tile: Side of a tile in pixels; rounded up to a multiple of `stride`.
         overlap: Pixels; rounded up likewise; None takes a quarter of the tile.
         margin: Pixels, at most half of the overlap; None takes a quarter of the overlap.
-        stride: The model's.
+        stride: Pixels that one cell of the model's coarsest map stands for.
 
     Raises:
         ValueError: A number is out of range, or the overlap is more than half of a tile.
@@ -45,9 +45,9 @@ class Tiling:
             raise ValueError(
                 f"tile must be at least 2 and stride at least 1, got {self.tile} and {self.stride}"
             )
-        tile = _up_to(self.tile, self.stride)
+        tile = _round_up(self.tile, self.stride)
         overlap = tile // 4 if self.overlap is None else self.overlap
-        overlap = max(_up_to(overlap, self.stride), 0)
+        overlap = max(_round_up(overlap, self.stride), 0)
         if (self.overlap or 0) < 0 or 2 * overlap > tile:
             raise ValueError(
                 f"overlap must lie in [0, {tile // 2}], half of the tile of {tile} pixels, in "
@@ -61,8 +61,8 @@ class Tiling:
         for name, value in (("tile", tile), ("overlap", overlap), ("margin", margin)):
             object.__setattr__(self, name, value)
 
-    def spans(self, length: int) -> list[tuple[int, int]]:
-        """Where the tiles of one axis begin and end; only the last one may be shorter."""
+    def split(self, length: int) -> list[tuple[int, int]]:
+        """Return begin and end of the tiles along one axis; only the last may be shorter."""
         assert self.overlap is not None
         step = self.tile - self.overlap
         spans: list[tuple[int, int]] = []
@@ -71,8 +71,8 @@ class Tiling:
             spans.append((start, min(start + self.tile, length)))
         return spans
 
-    def weights(self, span: tuple[int, int], length: int) -> Tensor:
-        """Weight of each pixel of a tile along one axis: those of all tiles add up to 1."""
+    def compute_weights(self, span: tuple[int, int], length: int) -> Tensor:
+        """Return the weight of each pixel of a tile along one axis; all tiles add up to 1."""
         assert self.overlap is not None and self.margin is not None
         start, end = span
         position = torch.arange(start, end) + 0.5
@@ -88,42 +88,44 @@ class Tiling:
 def blend_tiles(
     read: Callable[[Window], np.ndarray],
     size: tuple[int, int],
-    scores_of: Callable[[np.ndarray], Tensor],
+    predict: Callable[[np.ndarray], Tensor],
     tiling: Tiling,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Scores of an image, from its top to its bottom.
+    """Yield the scores of an image, from its top to its bottom.
 
     At any time one row of tiles is in memory: C x tile x W numbers of 4 bytes.
 
     Args:
-        read: Gives the pixels of a window, (h, w, 3) uint8.
+        read: Returns the pixels of a window, (h, w, 3) uint8.
         size: (H, W).
-        scores_of: The model: pixels of a window to (C, h, w) scores.
-        tiling: How to cut.
+        predict: The model: takes the pixels of a window and returns (C, h, w) scores.
+        tiling: Sizes of the tiles.
 
     Yields:
         The first row and its scores, (C, rows, W) float32 on the CPU; rows follow each other
         without gaps.
     """
     height, width = size
-    rows, columns = tiling.spans(height), tiling.spans(width)
-    carried: Tensor | None = None  # what the tiles above said of the next row's first pixels
+    rows, columns = tiling.split(height), tiling.split(width)
+    carried: Tensor | None = None  # share of the tiles above in the next row's first pixels
     for number, (top, bottom) in enumerate(rows):
         band: Tensor | None = None
-        down = tiling.weights((top, bottom), height)[:, None]
+        down = tiling.compute_weights((top, bottom), height)[:, None]
+        # One row of tiles, each weighted in both directions, is summed up in `band`.
         for left, right in columns:
-            scores = scores_of(read((top, left, bottom, right))).float().cpu()
+            scores = predict(read((top, left, bottom, right))).float().cpu()
             if band is None:
                 band = torch.zeros(len(scores), bottom - top, width)
-            across = tiling.weights((left, right), width)
+            across = tiling.compute_weights((left, right), width)
             band[:, :, left:right] += scores * (down * across)
         assert band is not None
         if carried is not None:
             band[:, : carried.shape[1]] += carried
+        # Pixels that no tile of the next row reaches are ready; the others are carried on.
         ready = (rows[number + 1][0] if number + 1 < len(rows) else bottom) - top
         yield top, band[:, :ready]
         carried = band[:, ready:]
 
 
-def _up_to(value: int, stride: int) -> int:
+def _round_up(value: int, stride: int) -> int:
     return -(-value // stride) * stride

@@ -50,6 +50,7 @@ def boundary_scores(
     known = target != IGNORED
     counted = np.ones(target.shape, bool)
     limit = tolerance_in_pixels(target.shape[0], target.shape[1], tolerance)
+    # Pixels that nobody labeled.
     if not known.all():
         target, counted = _fill_ignored(target, known, limit)
     scores = np.full(classes, np.nan)
@@ -70,6 +71,7 @@ def _fill_ignored(
     distance, nearest = cv2.distanceTransformWithLabels(
         unknown, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
+    # OpenCV numbers the known pixels; each unknown one gets the number of its nearest.
     labels = np.zeros(int(nearest.max()) + 1, target.dtype)
     labels[nearest[known]] = target[known]
     return labels[nearest], distance <= limit
@@ -83,6 +85,7 @@ def _f_score(prediction: np.ndarray, target: np.ndarray, counted: np.ndarray, li
         return float("nan")
     if not counted_predicted.any() or not counted_true.any():
         return 0.0
+    # Border pixels within the tolerance of the other border.
     precision = (_distance_to(true)[counted_predicted] <= limit).mean()
     recall = (_distance_to(predicted)[counted_true] <= limit).mean()
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0

@@ -66,6 +66,7 @@ def pair_predictions(
     """
     known = {record.image_id for record in part.records}
     selected = known if image_ids is None else {int(i) for i in image_ids}
+    # Ids of another set show up here.
     unknown = (selected | set(predictions)) - known
     if unknown:
         raise ValueError(

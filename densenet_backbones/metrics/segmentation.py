@@ -155,6 +155,7 @@ class SegmentationMetric(Metric):
                 f"{tuple(predictions.shape)} and {tuple(targets.shape)}"
             )
         classes = 2 if self.task == "multilabel" else len(self.names)
+        # Labels out of range would be counted in another class's cell.
         valid = targets != IGNORED
         for what, labels in (("predictions", predictions), ("targets", targets[valid])):
             if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
@@ -182,6 +183,7 @@ class SegmentationMetric(Metric):
         else:
             hits, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
             correct = hits.sum()
+        # Scores of each class, and their means.
         iou, accuracy = divide_counts(hits, true + predicted - hits), divide_counts(hits, true)
         precision = divide_counts(hits, predicted)
         boundary = divide_counts(

@@ -1,1 +1,1 @@
-"""Reports people read: console lines, tables, plots and pictures."""
+"""Reports that people read: console lines, tables, plots and pictures."""

@@ -1,52 +1,52 @@
-"""What a run tells its user: on the terminal, and kept in the run's log file."""
+"""Print what a run tells its user, on the terminal and into the run's log file."""
 
 import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 _terminal = Console(highlight=False, soft_wrap=True)
 _log_files: list[Path] = []
 
 
 def log_to(path: Path | None) -> None:
-    """Keep a copy of all that is said from now on in this file (appended), or in none."""
+    """Append a copy of all that is said from now on to this file, or to none."""
     _log_files[:] = [path] if path else []
 
 
 def get_process_number() -> int:
-    """This process among those that train together, from 0."""
+    """Return the number of this process among those that train together, from 0."""
     return int(getattr(rank_zero_only, "rank", 0))
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that prints and writes, of the one or many that run."""
+    """Return True in the process that prints and writes, of the one or many that run."""
     return get_process_number() == 0
 
 
 @rank_zero_only
-def say(*what: Any, style: str | None = None) -> None:
+def say(*texts: RenderableType, style: str | None = None) -> None:
     """Print text or rich tables, once however many processes run."""
-    _terminal.print(*what, style=style)
+    _terminal.print(*texts, style=style)
     for path in _log_files:
         with path.open("a") as file:
-            Console(file=file, width=120, highlight=False, soft_wrap=True).print(*what)
+            Console(file=file, width=120, highlight=False, soft_wrap=True).print(*texts)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print one error and leave; every process does, since each has its own images."""
+    """Print one error and exit; every process does, since each has its own images."""
     rank = "" if is_first_process() else f"process {get_process_number()}: "
     print(f"error: {rank}{message}", file=sys.stderr)
     sys.exit(code)
 
 
 def quiet_libraries() -> None:
-    """Silence what concerns nobody: adverts and deprecations inside the libraries."""
+    """Silence adverts and deprecations inside the libraries, which users can do nothing about."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*litlogger.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

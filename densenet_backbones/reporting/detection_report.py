@@ -1,6 +1,5 @@
 """Report on a detection data set and on a finished evaluation: tables, curves, pictures, files."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from densenet_backbones.data.images import read_image
 from densenet_backbones.data.instances import TargetType, read_instances
 from densenet_backbones.data.readers.detection_sources import count_classes
 from densenet_backbones.data.samples import Categories, DetectionSet
+from densenet_backbones.file_writing import save_json, save_text
 from densenet_backbones.metrics.coco import PREFIXES, CocoMetric
 from densenet_backbones.metrics.coco_truth import IOU_TYPES
 from densenet_backbones.metrics.confusion import confusion_matrix
@@ -106,9 +106,9 @@ def write_evaluation(
     text += "\n" + format_voc_table(voc)
     summary["voc"] = voc.to_dict()
     say(text)
-    (folder / "table.txt").write_text(text)
-    (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
-    (folder / "results.json").write_text(json.dumps(metric.results))
+    save_text(folder / "table.txt", text)
+    save_json(folder / "metrics.json", summary, indent=2)
+    save_json(folder / "results.json", metric.results, indent=None)
     # Pictures last: the numbers are safe if drawing fails.
     plot_pr_curves(metric.evaluation, folder / "pr_curves.png")
     plot_confidence_curves(voc, folder / "confidence_curves.png")

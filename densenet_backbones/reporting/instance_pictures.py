@@ -1,13 +1,16 @@
-"""Pictures of instances: boxes with their masks and keypoints, annotated beside predicted ones.
+"""Draw instances: boxes with their masks and keypoints, annotated beside predicted ones.
 
 Images are uint8 arrays (H, W, 3), RGB; boxes and keypoints are in pixels of their image. Boxes and
-names have the colour of the class; masks and keypoints one of the instance, so that neighbours of
+names have the color of the class; masks and keypoints one of the instance, so that neighbors of
 one class can be told apart.
+
+OpenCV draws masks and keypoints: torchvision's `draw_segmentation_masks` blackens what two masks
+share, and its `draw_keypoints` joins them by white lines alone and knows no hidden ones.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -15,27 +18,48 @@ from torch import Tensor
 
 from densenet_backbones.data.run_lengths import decode_mask
 from densenet_backbones.data.samples import RunLengths
+from densenet_backbones.reporting.colors import RGB, get_instance_color
 from densenet_backbones.reporting.pictures import (
+    INK,
     LARGEST_CELL,
+    PAPER,
     SMALLEST_CELL,
     draw_detections,
     make_sheet,
-    scaled,
+    scale_image,
 )
-from densenet_backbones.reporting.plots import get_class_color
 
-_TINT = 0.45  # share of the instance's colour inside its mask
-_DARK = (24, 26, 32)
+_TINT = 0.45  # share of the instance's color inside its mask
 
-SHOWN_SCORE = 0.5
+DRAWN_SCORE = 0.5
 """Detections below this score are left out of pictures."""
 
 Skeleton = Sequence[tuple[int, int]]
 """Pairs of keypoints, counted from 0, that are joined by lines."""
 
 
+class Annotations(Protocol):
+    """Annotated objects of an image: a `Sample`, or those that `read_instances` returns."""
+
+    @property
+    def boxes(self) -> Tensor | np.ndarray:
+        """(n, 4) xyxy."""
+
+    @property
+    def labels(self) -> Tensor | np.ndarray:
+        """(n,) in ``1 .. K - 1``."""
+
+    @property
+    def masks(self) -> Tensor | np.ndarray | None:
+        """(n, H, W) of 0 and 1, if any."""
+
+    @property
+    def keypoints(self) -> Tensor | np.ndarray | None:
+        """(n, Kp, 3) of x, y and COCO's visibility, if any."""
+
+
 class DrawnInstances(NamedTuple):
-    """What is drawn on one image; a plain tuple of boxes, labels and scores does as well.
+    """Instances to draw on one image; a plain tuple of boxes, labels and scores does as well.
 
     Attributes:
         boxes: (n, 4) xyxy.
@@ -51,48 +75,55 @@ class DrawnInstances(NamedTuple):
     masks: Sequence[np.ndarray | RunLengths] | None = None
     keypoints: np.ndarray | None = None
 
-    def at(self, scale: float) -> "DrawnInstances":
-        """The same on the image scaled by a factor; masks are scaled when they are drawn."""
+    def scale(self, factor: float) -> "DrawnInstances":
+        """Return the same on a resized image; masks are resized when they are drawn."""
         points = self.keypoints
         if points is not None:
-            points = np.asarray(points, float) * [scale, scale, 1]
-        return self._replace(boxes=np.asarray(self.boxes) * scale, keypoints=points)
+            points = np.asarray(points, float) * [factor, factor, 1]
+        return self._replace(boxes=np.asarray(self.boxes) * factor, keypoints=points)
 
 
-def collect_annotations(objects: Any) -> DrawnInstances:
-    """What to draw of a sample's objects, or of those that `read_instances` gives."""
-    found: dict[str, Any] = {
-        name: np.asarray(values.cpu() if isinstance(values, Tensor) else values)
-        for name in ("boxes", "labels", "masks", "keypoints")
-        if (values := getattr(objects, name)) is not None
-    }
-    return DrawnInstances(**found)
+def collect_annotations(objects: Annotations) -> DrawnInstances:
+    """Return what to draw of the annotated objects of an image."""
+    masks, keypoints = objects.masks, objects.keypoints
+    return DrawnInstances(
+        _to_array(objects.boxes),
+        _to_array(objects.labels),
+        masks=None if masks is None else list(_to_array(masks)),
+        keypoints=None if keypoints is None else _to_array(keypoints),
+    )
 
 
-def select_confident(prediction: dict[str, Any], score: float = SHOWN_SCORE) -> DrawnInstances:
-    """The detections of an image that are worth drawing."""
-    arrays = {
-        k: v.detach().cpu().numpy() if isinstance(v, Tensor) else np.asarray(v)
-        for k, v in prediction.items()
-        if k in ("boxes", "labels", "scores", "keypoints")
-    }
-    keep = arrays["scores"] >= score
-    shown = DrawnInstances(arrays["boxes"][keep], arrays["labels"][keep], arrays["scores"][keep])
-    if "masks" in prediction:
-        masks = [prediction["masks"][i] for i in np.flatnonzero(keep)]
-        shown = shown._replace(masks=masks)
-    if "keypoints" in arrays:
-        shown = shown._replace(keypoints=mark_visible(arrays["keypoints"][keep]))
-    return shown
+def select_confident(
+    prediction: Mapping[str, object], min_score: float = DRAWN_SCORE
+) -> DrawnInstances:
+    """Return the detections of an image that are worth drawing.
+
+    Args:
+        prediction: ``boxes``, ``labels`` and ``scores``, perhaps ``masks`` and ``keypoints``, as
+            detectors of torchvision return them; tensors or arrays.
+        min_score: Detections below it are left out, in [0, 1].
+    """
+    boxes, labels, scores = (_to_array(prediction[k]) for k in ("boxes", "labels", "scores"))
+    selected = scores >= min_score
+    drawn = DrawnInstances(boxes[selected], labels[selected], scores[selected])
+    if isinstance(masks := prediction.get("masks"), Sequence):
+        drawn = drawn._replace(masks=[masks[i] for i in np.flatnonzero(selected).tolist()])
+    elif masks is not None:
+        drawn = drawn._replace(masks=list(_to_array(masks)[selected]))
+    if "keypoints" in prediction:
+        points = _to_array(prediction["keypoints"])[selected]
+        drawn = drawn._replace(keypoints=mark_visible(points))
+    return drawn
 
 
 def mark_visible(points: np.ndarray) -> np.ndarray:
-    """Predicted keypoints (n, Kp, 3): detectors give each a place, hidden or not."""
+    """Give predicted keypoints (n, Kp, 3) the visibility 2: detectors place hidden ones too."""
     return np.concatenate([points[..., :2], np.full_like(points[..., :1], 2)], axis=-1)
 
 
 def draw_instances(
-    image: np.ndarray, shown: DrawnInstances, names: Sequence[str], skeleton: Skeleton = ()
+    image: np.ndarray, instances: DrawnInstances, names: Sequence[str], skeleton: Skeleton = ()
 ) -> np.ndarray:
     """Draw masks, then boxes with their class, then keypoints, on a copy of an image.
 
@@ -100,9 +131,9 @@ def draw_instances(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        shown: What to draw; masks of another size are scaled to the image.
+        instances: What to draw; masks of another size are resized to the image.
         names: Class names in label order.
-        skeleton: Which keypoints belong together.
+        skeleton: Pairs of keypoints to join.
 
     Returns:
         (H, W, 3) uint8, a new array.
@@ -110,30 +141,32 @@ def draw_instances(
     Raises:
         ValueError: As `draw_detections`.
     """
-    number = len(shown.labels)
+    number = len(instances.labels)
     strongest_last = list(range(number))[::-1]
-    if shown.scores is not None:
-        order = np.argsort(np.asarray(shown.scores, float), kind="stable")
+    if instances.scores is not None:
+        order = np.argsort(np.asarray(instances.scores, float), kind="stable")
         strongest_last = order.tolist()
     picture = image
-    if shown.masks is not None and number:
-        picture = _tinted(image, shown.masks, strongest_last)
-    picture = draw_detections(picture, shown.boxes, shown.labels, names, shown.scores)
-    if shown.keypoints is not None:
+    if instances.masks is not None and number:
+        picture = _draw_masks(image, instances.masks, strongest_last)
+    boxes, labels, scores = instances[:3]
+    picture = draw_detections(picture, boxes, labels, names, scores)
+    if instances.keypoints is not None:
         for i in strongest_last:
-            _draw_keypoints(picture, np.asarray(shown.keypoints[i]), skeleton, _colour(i))
+            points = np.asarray(instances.keypoints[i])
+            _draw_keypoints(picture, points, skeleton, get_instance_color(i))
     return picture
 
 
 def draw_beside_ground_truth(
     images: Sequence[np.ndarray],
-    ground_truth: Sequence[tuple[Any, ...]],
-    predictions: Sequence[tuple[Any, ...]],
+    ground_truth: Sequence[tuple[object, ...]],
+    predictions: Sequence[tuple[object, ...]],
     names: Sequence[str],
     pairs: int | None = None,
     skeleton: Skeleton = (),
 ) -> np.ndarray:
-    """A sheet of pairs: what is annotated on the left, what was detected on the right.
+    """Draw a sheet of pairs: the annotated objects on the left, the detected ones on the right.
 
     Args:
         images: (H, W, 3) uint8 each.
@@ -142,7 +175,7 @@ def draw_beside_ground_truth(
             labels and scores.
         names: Class names in label order.
         pairs: Pairs in a row; None makes the sheet about as wide as it is high.
-        skeleton: Which keypoints belong together.
+        skeleton: Pairs of keypoints to join.
 
     Returns:
         (H, W, 3) uint8.
@@ -157,14 +190,14 @@ def draw_beside_ground_truth(
         )
     drawn, titles = [], []
     for image, *both in zip(images, ground_truth, predictions, strict=True):
-        # Scaled before drawing, so that lines and letters are sharp at the size shown.
+        # Resized before drawing, so that lines and letters are sharp at the size shown.
         longer = max(image.shape[:2])
-        scale = min(max(longer, SMALLEST_CELL), LARGEST_CELL) / longer
-        canvas = scaled(image, scale)
-        for what, given in zip(("annotated", "detected"), both, strict=True):
-            shown = DrawnInstances(*given)
-            drawn.append(draw_instances(canvas, shown.at(scale), names, skeleton))
-            titles.append(f"{what}: {len(shown.labels)}")
+        factor = min(max(longer, SMALLEST_CELL), LARGEST_CELL) / longer
+        canvas = scale_image(image, factor)
+        for source, fields in zip(("annotated", "detected"), both, strict=True):
+            instances = DrawnInstances._make((*fields, None, None, None)[:5])
+            drawn.append(draw_instances(canvas, instances.scale(factor), names, skeleton))
+            titles.append(f"{source}: {len(instances.labels)}")
     if pairs is None and images:
         height = max(image.shape[0] for image in drawn)
         width = max(image.shape[1] for image in drawn)
@@ -172,53 +205,54 @@ def draw_beside_ground_truth(
     return make_sheet(drawn, 2 * (pairs or 1), titles)
 
 
-def _colour(instance: int) -> tuple[int, int, int]:
-    return get_class_color(instance + 1)
+def _to_array(values: object) -> np.ndarray:
+    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
 
 
-def _tinted(
+def _draw_masks(
     image: np.ndarray, masks: Sequence[np.ndarray | RunLengths], order: Sequence[int]
 ) -> np.ndarray:
-    """Masks over an image, the last of the order on top."""
+    """Return an image with masks over it, the last of the order on top."""
     picture = image.copy()
     thickness = max(1, round(math.sqrt(image.shape[0] * image.shape[1]) / 300))
     for i in order:
-        inside = _fitting(masks[i], image.shape[:2])
+        inside = _fit_mask(masks[i], image.shape[:2])
         if not inside.any():
             continue
-        colour = np.array(_colour(i))
-        picture[inside] = np.round(picture[inside] * (1 - _TINT) + colour * _TINT).astype(np.uint8)
+        color = np.array(get_instance_color(i))
+        picture[inside] = np.round(picture[inside] * (1 - _TINT) + color * _TINT).astype(np.uint8)
         outline, _ = cv2.findContours(inside.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, outline, -1, colour.tolist(), thickness)
+        cv2.drawContours(picture, outline, -1, color.tolist(), thickness)
     return picture
 
 
-def _fitting(mask: np.ndarray | RunLengths, size: tuple[int, ...]) -> np.ndarray:
-    """A mask as (H, W) bool of the picture's size."""
+def _fit_mask(mask: np.ndarray | RunLengths, size: tuple[int, ...]) -> np.ndarray:
+    """Return a mask as (H, W) bool of the picture's size."""
     pixels = decode_mask(mask) if isinstance(mask, dict) else np.asarray(mask) > 0
     if pixels.shape == size:
         return np.ascontiguousarray(pixels)
     height, width = size
-    grown = cv2.resize(pixels.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(grown > 0.5)
+    resized = cv2.resize(pixels.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized > 0.5)
 
 
 def _draw_keypoints(
-    picture: np.ndarray, points: np.ndarray, skeleton: Skeleton, colour: tuple[int, int, int]
+    picture: np.ndarray, points: np.ndarray, skeleton: Skeleton, color: RGB
 ) -> None:
-    """One instance's keypoints (Kp, 3), drawn on the picture itself."""
+    """Draw the keypoints (Kp, 3) of one instance on the picture itself."""
     side = math.sqrt(picture.shape[0] * picture.shape[1])
     line, radius = max(1, round(side / 250)), max(2, round(side / 130))
-    there = points[:, 2] > 0
+    labeled = points[:, 2] > 0
     # OpenCV fails on coordinates beyond 16 bits; far outside nothing is to be seen anyway.
     places = np.clip(np.round(points[:, :2]), -16000, 16000).astype(int).tolist()
-    for thickness, shade in ((line + 2, _DARK), (line, colour)):
+    # Dark lines under the colored ones keep both readable on any ground.
+    for thickness, shade in ((line + 2, INK), (line, color)):
         for a, b in skeleton:
-            if there[a] and there[b]:
+            if labeled[a] and labeled[b]:
                 cv2.line(picture, places[a], places[b], shade, thickness, cv2.LINE_AA)
-    for place, seen in zip(places, points[:, 2].tolist(), strict=True):
-        if seen > 0:
-            fill = colour if seen >= 2 else (255, 255, 255)
-            cv2.circle(picture, place, radius + 1, _DARK, -1, cv2.LINE_AA)
-            cv2.circle(picture, place, radius, colour, -1, cv2.LINE_AA)
+    for place, visibility in zip(places, points[:, 2].tolist(), strict=True):
+        if visibility > 0:
+            fill = color if visibility >= 2 else PAPER
+            cv2.circle(picture, place, radius + 1, INK, -1, cv2.LINE_AA)
+            cv2.circle(picture, place, radius, color, -1, cv2.LINE_AA)
             cv2.circle(picture, place, max(1, radius - line), fill, -1, cv2.LINE_AA)

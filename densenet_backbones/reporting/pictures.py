@@ -1,4 +1,4 @@
-"""Pictures of what goes into a detector and what comes out of it.
+"""Draw what goes into a detector and what comes out of it, and lay images out on sheets.
 
 Images are uint8 arrays (H, W, 3), RGB; boxes are xyxy in pixels of their image. Curves and
 matrices are drawn in `plots`, masks and keypoints in `instance_pictures`.
@@ -6,26 +6,29 @@ matrices are drawn in `plots`, masks and keypoints in `instance_pictures`.
 
 import functools
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import matplotlib
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, make_grid
 
 from densenet_backbones.file_writing import save_bytes
-from densenet_backbones.reporting.plots import get_class_color
+from densenet_backbones.reporting.colors import RGB, get_class_color
 
-_PAPER, _INK, _SHADE = (255, 255, 255), (32, 36, 44), (0, 0, 0, 110)
-_GAP = 8  # pixels between the images of a sheet
-_TITLE_FONT = 14
+PAPER, INK = (255, 255, 255), (24, 26, 32)
 LARGEST_CELL, SMALLEST_CELL = 480, 320
 """Pixels of the longer side of an image in a sheet."""
+
+_GAP = 8  # pixels between the images of a sheet
+_TITLE_FONT = 14
 
 Rectangle = tuple[float, float, float, float]
 
@@ -41,7 +44,7 @@ def draw_detections(
 
     Line and letters grow with the image, so that it can be read at 160 and at 2000 pixels. Labels
     stay inside the image and avoid each other; in a crowd, where a label would be half hidden under
-    those of higher scores, the box is drawn without it (its colour still tells the class).
+    those of higher scores, the box is drawn without it (its color still tells the class).
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -68,10 +71,12 @@ def draw_detections(
             f"{labels.max()}"
         )
     side = math.sqrt(image.shape[0] * image.shape[1])
-    font = _font(max(9, round(0.018 * side + 5)))
+    font = _load_font(max(9, round(0.018 * side + 5)))
     falling = np.arange(len(boxes))
     if scores is not None:
         falling = np.argsort(-np.asarray(scores, float), kind="stable")
+
+    # The surest detections choose the place of their label first, and are drawn last, on top.
     tags: dict[int, _Tag] = {}
     for i in falling.tolist():
         score = "" if scores is None else f" {float(scores[i]):.2f}"
@@ -80,13 +85,14 @@ def draw_detections(
         )
         if tag is not None:
             tags[i] = tag
-    picture = Image.fromarray(image)
+    rising = falling[::-1]
+    colors = [get_class_color(int(label)) for label in labels]
+    picture = Image.fromarray(
+        _draw_boxes(image, boxes[rising], [colors[i] for i in rising], max(1, round(side / 240)))
+    )
     overlay = ImageDraw.Draw(picture, "RGBA")
-    thickness = max(1, round(side / 240))
-    for i in falling[::-1].tolist():
-        _draw_box(overlay, boxes[i], get_class_color(int(labels[i])), thickness)
     for i, tag in reversed(tags.items()):
-        _draw_tag(overlay, tag, get_class_color(int(labels[i])), font)
+        _draw_tag(overlay, tag, colors[i], font)
     return np.array(picture)
 
 
@@ -95,7 +101,7 @@ def make_sheet(
     columns: int | None = None,
     titles: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Images of any sizes on one sheet, row by row.
+    """Lay images of any sizes out on one sheet, row by row.
 
     Each image is scaled, with its proportions kept, to fit into the largest width and height among
     them, at most 480 pixels each.
@@ -116,43 +122,43 @@ def make_sheet(
     if titles is not None and len(titles) != len(images):
         raise ValueError(f"{len(images)} images but {len(titles)} titles; give one an image")
     if not images:
-        return np.full((2 * _GAP, 2 * _GAP, 3), _PAPER, np.uint8)
+        return np.full((2 * _GAP, 2 * _GAP, 3), PAPER, np.uint8)
     width = min(LARGEST_CELL, max(image.shape[1] for image in images))
     height = min(LARGEST_CELL, max(image.shape[0] for image in images))
-    fitted = [scaled(i, min(height / i.shape[0], width / i.shape[1])) for i in images]
+    fitted = [scale_image(i, min(height / i.shape[0], width / i.shape[1])) for i in images]
     columns = min(len(images), columns or max(1, round(math.sqrt(len(images) * height / width))))
-    return np.concatenate(
-        [
-            np.full((_GAP, columns * (width + _GAP) + _GAP, 3), _PAPER, np.uint8),
-            *(
-                _row(fitted[i : i + columns], titles and titles[i : i + columns], columns, width)
-                for i in range(0, len(images), columns)
-            ),
-        ]
-    )
+    size = (max(image.shape[0] for image in fitted), width)
+    cells = [
+        _make_cell(image, None if titles is None else titles[i], size)
+        for i, image in enumerate(fitted)
+    ]
+    # Each cell has its gap at the left and the top: `make_grid` gives a single image no padding.
+    grid = to_pixels(make_grid([to_tensor(cell) for cell in cells], columns, 0, pad_value=255))
+    return np.pad(grid, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
 
 
-def _row(
-    images: Sequence[np.ndarray], titles: Sequence[str] | None, columns: int, width: int
-) -> np.ndarray:
-    """One row of a sheet with room for `columns` images of `width`, and the gap below it."""
-    head = _TITLE_FONT + 8 if titles else 0
-    height = max(image.shape[0] for image in images)
-    row = np.full((head + height + _GAP, columns * (width + _GAP) + _GAP, 3), _PAPER, np.uint8)
-    for i, image in enumerate(images):
-        x = _GAP + i * (width + _GAP)
-        if titles:
-            row[:head, x : x + width] = _title(titles[i], width, head)
-        # Right under its title if it has one.
-        top = head if titles else (height - image.shape[0]) // 2
-        left = x + (width - image.shape[1]) // 2
-        row[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return row
+def _make_cell(image: np.ndarray, title: str | None, size: tuple[int, int]) -> np.ndarray:
+    """Return an image of a sheet with its gap and title, in a cell for images of `size` (H, W)."""
+    height, width = size
+    head = 0 if title is None else _TITLE_FONT + 8
+    cell = np.full((_GAP + head + height, _GAP + width, 3), PAPER, np.uint8)
+    # Right under its title if it has one.
+    top = _GAP + head if title is not None else _GAP + (height - image.shape[0]) // 2
+    left = _GAP + (width - image.shape[1]) // 2
+    cell[top : top + image.shape[0], left : left + image.shape[1]] = image
+    if title is not None:
+        cell[_GAP : _GAP + head, _GAP:] = _draw_title(title, width, head)
+    return cell
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
-    """(3, H, W) uint8 as the data gives it to (H, W, 3) as pictures want it."""
+    """Turn a (3, H, W) uint8 tensor, as models are given it, into the array of a picture."""
     return image.permute(1, 2, 0).cpu().numpy()
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """Turn the array of a picture into a (3, H, W) uint8 tensor."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
 def save_picture(path: str | Path, image: np.ndarray) -> None:
@@ -176,7 +182,7 @@ class _Tag:
 
 
 @functools.lru_cache(maxsize=32)
-def _font(size: int) -> Any:
+def _load_font(size: int) -> ImageFont.FreeTypeFont:
     # DejaVu comes with matplotlib and knows Latin, Greek, Cyrillic, Arabic and more.
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
     return ImageFont.truetype(str(file), size)
@@ -186,14 +192,14 @@ def _place_tag(
     name: str,
     score: str,
     box: np.ndarray,
-    font: Any,
+    font: ImageFont.FreeTypeFont,
     size: tuple[int, int],
     taken: Sequence[_Tag],
 ) -> "_Tag | None":
     """Find room for a label at its box, inside an image of `size` (H, W); None if there is none."""
     height, width = size
     pad = max(1, font.size // 5)
-    text = _shortened(name, score, font, width - 2 * pad)
+    text = _shorten(name, score, font, width - 2 * pad)
     w = font.getlength(text) + 2 * pad
     h = sum(font.getmetrics()) + max(0, pad - 1)
     x1, y1, x2, y2 = (float(v) for v in box)
@@ -201,7 +207,7 @@ def _place_tag(
     corners = np.array([(x, y) for x in (x1, x2 - w) for y in (y1 - h, y1, y2, y2 - h)])
     inside = corners.clip(0, (max(0.0, width - w), max(0.0, height - h)))
     places = np.hstack((inside, inside + np.array((w, h))))  # (8, 4)
-    covered = _covered(places, np.array([tag.place for tag in taken]).reshape(-1, 4))
+    covered = _measure_covered(places, np.array([tag.place for tag in taken]).reshape(-1, 4))
     moved = abs(corners - inside).sum(1)  # by the edge of the image, away from the box
     best = np.lexsort((moved, covered))[0]
     if covered[best] >= 0.5 * w * h:
@@ -210,7 +216,7 @@ def _place_tag(
     return _Tag(text, (left, top, right, bottom))
 
 
-def _covered(places: np.ndarray, taken: np.ndarray) -> np.ndarray:
+def _measure_covered(places: np.ndarray, taken: np.ndarray) -> np.ndarray:
     """Return the area of each rectangle of `places` (P, 4) that those of `taken` (T, 4) cover."""
     ends = np.minimum(places[:, 2:], taken[:, None, 2:])  # (T, P, 2)
     begins = np.maximum(places[:, :2], taken[:, None, :2])
@@ -218,8 +224,8 @@ def _covered(places: np.ndarray, taken: np.ndarray) -> np.ndarray:
     return area
 
 
-def _shortened(name: str, score: str, font: Any, room: float) -> str:
-    """Name and score in at most `room` pixels; the name gives way first."""
+def _shorten(name: str, score: str, font: ImageFont.FreeTypeFont, room: float) -> str:
+    """Fit name and score into `room` pixels; the name gives way first."""
     name = " ".join(name.split())  # a line break would spoil the measure
     text = name + score
     while name and font.getlength(text) > room:
@@ -228,44 +234,53 @@ def _shortened(name: str, score: str, font: Any, room: float) -> str:
     return text
 
 
-def _draw_box(
-    overlay: ImageDraw.ImageDraw, box: np.ndarray, colour: tuple[int, int, int], thickness: int
-) -> None:
-    x1, y1, x2, y2 = (float(v) for v in np.round(box))
-    # The last pixel is x2 - 1; a box thinner than its line still shows.
-    x2, y2 = max(x1, x2 - 1), max(y1, y2 - 1)
-    thickness = max(1, min(thickness, int(min(x2 - x1, y2 - y1)) // 5))
-    overlay.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_SHADE)
-    if min(x2 - x1, y2 - y1) > 4 * thickness:
-        inner = (x1 + thickness, y1 + thickness, x2 - thickness, y2 - thickness)
-        overlay.rectangle(inner, outline=_SHADE)
-    overlay.rectangle((x1, y1, x2, y2), outline=colour, width=thickness)
+def _draw_boxes(
+    image: np.ndarray, boxes: np.ndarray, colors: Sequence[RGB], thickness: int
+) -> np.ndarray:
+    """Return an image with boxes in their colors between dark edges, the last one on top."""
+    if not len(boxes):
+        return image
+    corners = np.round(boxes).astype(np.int64)
+    corners[:, 2:] = np.maximum(corners[:, :2], corners[:, 2:] - 1)  # the last pixel is x2 - 1
+    sides = (corners[:, 2:] - corners[:, :2]).min(axis=1)
+    widths = np.clip(sides // 5, 1, thickness)  # a box thinner than its line still shows
+    rims = np.where(sides > 4 * widths, 2, 1)  # small boxes have a dark edge outside only
+    picture = to_tensor(image)
+    lines = list(zip(widths.tolist(), rims.tolist(), strict=True))
+    for (width, rim), group in itertools.groupby(range(len(boxes)), key=lines.__getitem__):
+        rows = list(group)
+        places = torch.from_numpy(corners[rows])
+        around = places + torch.tensor([-1, -1, 1, 1])
+        picture = draw_bounding_boxes(picture, around, colors=INK, width=width + rim)
+        inks = [colors[i] for i in rows]
+        picture = draw_bounding_boxes(picture, places, colors=inks, width=width)
+    return to_pixels(picture)
 
 
 def _draw_tag(
-    overlay: ImageDraw.ImageDraw, tag: _Tag, colour: tuple[int, int, int], font: Any
+    overlay: ImageDraw.ImageDraw, tag: _Tag, color: RGB, font: ImageFont.FreeTypeFont
 ) -> None:
     left, top, right, bottom = (round(v) for v in tag.place)
     pad = max(1, font.size // 5)
     overlay.rounded_rectangle(
-        (left, top, right - 1, bottom - 1), radius=font.size // 5, fill=(*colour, 235)
+        (left, top, right - 1, bottom - 1), radius=font.size // 5, fill=(*color, 235)
     )
-    # Relative luminance of ITU-R BT.601: dark letters on light colours.
-    light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
-    ink = _INK if light else _PAPER
+    # Relative luminance of ITU-R BT.601: dark letters on light colors.
+    light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+    ink = INK if light else PAPER
     overlay.text((left + pad, (top + bottom) / 2), tag.text, fill=ink, font=font, anchor="lm")
 
 
-def _title(text: str, width: int, height: int) -> np.ndarray:
-    strip = Image.new("RGB", (width, height), _PAPER)
-    font = _font(_TITLE_FONT)
-    text = _shortened(text, "", font, width)
-    ImageDraw.Draw(strip).text((0, height / 2), text, fill=_INK, font=font, anchor="lm")
+def _draw_title(text: str, width: int, height: int) -> np.ndarray:
+    strip = Image.new("RGB", (width, height), PAPER)
+    font = _load_font(_TITLE_FONT)
+    text = _shorten(text, "", font, width)
+    ImageDraw.Draw(strip).text((0, height / 2), text, fill=INK, font=font, anchor="lm")
     return np.array(strip)
 
 
-def scaled(image: np.ndarray, scale: float) -> np.ndarray:
-    """An (H, W, 3) uint8 image at a multiple of its size; itself where that is the same."""
+def scale_image(image: np.ndarray, scale: float) -> np.ndarray:
+    """Resize an (H, W, 3) uint8 image to a multiple of its size; itself where that is the same."""
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     if (height, width) == image.shape[:2]:
         return image

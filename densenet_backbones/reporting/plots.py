@@ -1,9 +1,12 @@
-"""Curves and matrices as PNG files (matplotlib's Agg canvas: no display, no global state)."""
+"""Plot curves and matrices to PNG files.
+
+Figures are made without pyplot: that needs no display and leaves no global state behind.
+"""
 
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,115 +17,94 @@ from matplotlib.ticker import MaxNLocator
 from densenet_backbones.file_writing import save_bytes
 from densenet_backbones.metrics.coco_summary import CURVE_IOUS, RECALLS, CocoEvaluation
 from densenet_backbones.metrics.confusion import normalize_rows
-from densenet_backbones.metrics.voc import VocEvaluation
+from densenet_backbones.metrics.undefined import mean_of_defined
+from densenet_backbones.metrics.voc import VocClass, VocEvaluation
+from densenet_backbones.reporting.colors import RGB, get_class_color
 
 _LEGEND_LIMIT = 24  # classes; more of them are drawn without names
-_GREY = "#5b6068"
+_GRAY = "#5b6068"
 _SCORES = {"AP", "AP50", "AP75", "APs", "APm", "APl"}
 _SCORES |= {f"{what}_{name}" for what in ("mask", "keypoint") for name in ("AP", "AP50", "AP75")}
 _SCORES |= {"mIoU", "pixel_accuracy", "class_accuracy", "boundary_F"}
 
 
-def get_class_color(label: int) -> tuple[int, int, int]:
-    """The colour of a class in every picture: RGB in 0..255.
-
-    Hues go round by the golden angle, so that neighbouring labels differ most; the OKLCH space
-    (B. Ottosson, "A perceptual color space for image processing", 2020) keeps them equally strong.
-
-    Args:
-        label: 1 .. K - 1 (any integer will do).
-    """
-    lightness = (0.72, 0.62, 0.82)[label % 3]
-    hue = math.radians(25 + 137.508 * (label - 1))
-    a, b = 0.17 * math.cos(hue), 0.17 * math.sin(hue)
-    lms = np.array(
-        [
-            lightness + 0.3963377774 * a + 0.2158037573 * b,
-            lightness - 0.1055613458 * a - 0.0638541728 * b,
-            lightness - 0.0894841775 * a - 1.2914855480 * b,
-        ]
-    )
-    to_rgb = np.array(
-        [
-            [4.0767416621, -3.3077115913, 0.2309699292],
-            [-1.2684380046, 2.6097574011, -0.3413193965],
-            [-0.0041960863, -0.7034186147, 1.7076147010],
-        ]
-    )
-    linear = np.clip(to_rgb @ lms**3, 0, 1)
-    curved = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    red, green, blue = (int(v) for v in np.round(255 * curved))
-    return red, green, blue
-
-
 def plot_pr_curves(evaluation: CocoEvaluation, path: str | Path) -> None:
-    """Precision against recall at IoU .50 and .75: each class, and their mean in black.
+    """Plot precision against recall at IoU .50 and .75: each class, and their mean in black.
 
     Args:
-        evaluation: What `evaluate_coco` returned.
+        evaluation: Result of `evaluate_coco`.
         path: The PNG file.
     """
-    figure, axes = _figure(1, 2, width=11.5, height=4.6)
+    figure, axes = _make_figure(1, 2, width=11.5, height=4.6)
     named = len(evaluation.classes) <= _LEGEND_LIMIT
     for axis, iou, curves in zip(axes, CURVE_IOUS, evaluation.precision, strict=True):
-        for label, (one, curve) in enumerate(zip(evaluation.classes, curves, strict=True), start=1):
+        for label, (result, curve) in enumerate(
+            zip(evaluation.classes, curves, strict=True), start=1
+        ):
             if np.isnan(curve).all():
                 continue
             axis.plot(
                 *(RECALLS, curve),
-                color=_unit(get_class_color(label)),
+                color=_to_floats(get_class_color(label)),
                 linewidth=1.4 if named else 0.7,
                 alpha=1.0 if named else 0.25,
-                label=f"{_plain(one.name)}  {np.mean(curve):.3f}" if named else None,
+                label=f"{_escape(result.name)}  {np.mean(curve):.3f}" if named else None,
             )
-        _mean_curve(axis, RECALLS, curves, f"all classes  {_mean(curves):.3f}")
-        _unit_axes(axis, "recall", "precision", f"IoU {iou:.2f}")
-        _legend_beside(axis, "class  AP")
+        _plot_mean(axis, RECALLS, curves, f"all classes  {mean_of_defined(curves):.3f}")
+        _scale_to_unit(axis, "recall", "precision", f"IoU {iou:.2f}")
+        _put_legend_beside(axis, "class  AP")
     _save(figure, path)
 
 
 def plot_confidence_curves(evaluation: VocEvaluation, path: str | Path) -> None:
-    """Precision, recall and F1 of the detections from a score on, against that score.
+    """Plot precision, recall and F1 of the detections from a score on, against that score.
 
     The mean over the classes is drawn in black, and the score at which its F1 is highest marked:
     a good threshold for use.
 
     Args:
-        evaluation: What `evaluate_voc` returned; classes without objects are left out.
+        evaluation: Result of `evaluate_voc`; classes without objects are left out.
         path: The PNG file.
     """
-    figure, axes = _figure(1, 3, width=14.5, height=4.4)
+    figure, axes = _make_figure(1, 3, width=14.5, height=4.4)
     scores = np.linspace(0, 1, 501)
     classes = [(i, c) for i, c in enumerate(evaluation.classes, start=1) if c.objects]
     named = len(classes) <= _LEGEND_LIMIT
     curves = np.full((3, len(classes), len(scores)), np.nan)
-    for row, (_, one) in enumerate(classes):
-        # Detections whose score is at least s; the curves' scores fall.
-        number = np.searchsorted(-one.scores, -scores, side="right")
-        some = number > 0
-        curves[0, row, some] = one.precision[number[some] - 1]
-        curves[1, row] = np.where(some, np.append(one.recall, 0.0)[number - 1], 0.0)
-        precision, recall = np.nan_to_num(curves[0, row]), curves[1, row]
-        curves[2, row] = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    for row, (_, result) in enumerate(classes):
+        curves[:, row] = _compute_confidence_curves(result, scores)
     for axis, title, panel in zip(axes, ("precision", "recall", "F1"), curves, strict=True):
-        for (label, one), curve in zip(classes, panel, strict=True):
+        for (label, result), curve in zip(classes, panel, strict=True):
             axis.plot(
                 *(scores, curve),
-                color=_unit(get_class_color(label)),
+                color=_to_floats(get_class_color(label)),
                 linewidth=1.2 if named else 0.7,
                 alpha=1.0 if named else 0.25,
-                label=_plain(one.name) if named else None,
+                label=_escape(result.name) if named else None,
             )
-        mean = _mean_curve(axis, scores, panel, "all classes")
-        _unit_axes(axis, "score", title, title)
+        mean = _plot_mean(axis, scores, panel, "all classes")
+        _scale_to_unit(axis, "score", title, title)
         if title == "F1" and mean is not None:
             best = int(np.argmax(mean))
-            axis.axvline(scores[best], color=_GREY, linestyle=":", linewidth=1)
+            axis.axvline(scores[best], color=_GRAY, linestyle=":", linewidth=1)
             axis.set_title(
                 f"F1, at best {mean[best]:.2f} from score {scores[best]:.2f} on", loc="left"
             )
-    _legend_beside(axes[-1], f"IoU {evaluation.iou_threshold:g}")
+    _put_legend_beside(axes[-1], f"IoU {evaluation.iou_threshold:g}")
     _save(figure, path)
+
+
+def _compute_confidence_curves(result: VocClass, scores: np.ndarray) -> np.ndarray:
+    """Return (3, S): precision, recall and F1 of a class's detections from each score on."""
+    curves = np.full((3, len(scores)), np.nan)
+    # Number of detections whose score is at least s; the class's scores fall.
+    number = np.searchsorted(-result.scores, -scores, side="right")
+    some = number > 0
+    curves[0, some] = result.precision[number[some] - 1]
+    curves[1] = np.where(some, np.append(result.recall, 0.0)[number - 1], 0.0)
+    precision, recall = np.nan_to_num(curves[0]), curves[1]
+    curves[2] = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    return curves
 
 
 def plot_confusion(
@@ -131,19 +113,18 @@ def plot_confusion(
     path: str | Path,
     background: str | None = "background",
 ) -> None:
-    """A confusion matrix as counts and as shares of each true class.
+    """Plot a confusion matrix as counts and as shares of each true class.
 
     Args:
         matrix: (C + 1, C + 1) as `confusion_matrix` returns it, the background last.
-        names: The C class names.
+        names: C class names.
         path: The PNG file.
-        background: Name of the last row and column; None where there is none, and the matrix is
-            (C, C).
+        background: Name of the last row and column; None for a matrix (C, C) without them.
 
     Raises:
         ValueError: If names and matrix do not fit.
     """
-    labels = [*map(_plain, names), *([background] if background else [])]
+    labels = [*map(_escape, names), *([background] if background else [])]
     size = len(labels)
     if matrix.shape != (size, size):
         raise ValueError(
@@ -153,7 +134,7 @@ def plot_confusion(
         )
     written = size <= _LEGEND_LIMIT + 1  # the numbers would not fit into smaller cells
     side = max(3.4, 0.42 * size + 1.2) if written else 0.15 * size + 2
-    figure, axes = _figure(1, 2, width=2 * side + 1.4, height=side + 0.5)
+    figure, axes = _make_figure(1, 2, width=2 * side + 1.4, height=side + 0.5)
     figure.set_layout_engine("compressed")  # for axes of a fixed shape
     shares = normalize_rows(matrix)
     # A few large counts (the background's) would leave all the rest white: the root spreads them.
@@ -182,7 +163,7 @@ def plot_confusion(
 
 
 def plot_training_curves(metrics: str | Path, path: str | Path) -> None:
-    """Losses, the evaluation's scores and learning rate against the epoch.
+    """Plot losses, the evaluation's scores and learning rate against the epoch.
 
     Args:
         metrics: ``metrics.csv`` of Lightning's CSVLogger: columns `epoch`, `step`, ``train/...`` or
@@ -198,57 +179,66 @@ def plot_training_curves(metrics: str | Path, path: str | Path) -> None:
         raise ValueError(
             f"{metrics}: has no columns 'epoch' and 'step'; give the metrics.csv of a CSVLogger"
         )
-    epochs = (columns["step"] + 1) / _steps_per_epoch(columns["epoch"], columns["step"])
-    figure, axes = _figure(1, 3, width=14.5, height=4.2)
+    epochs = (columns["step"] + 1) / _find_steps_per_epoch(columns["epoch"], columns["step"])
     segmented = any(name.endswith("/mIoU") for name in columns)
     scores = "scores" if segmented else "average precision"
-    chosen: dict[str, list[str]] = {"loss": [], scores: [], "learning rate": []}
-    for name in columns:
-        last = name.rsplit("/", 1)[-1]
+
+    # Each column goes to the panel that its name asks for.
+    panels: dict[str, dict[str, np.ndarray]] = {"loss": {}, scores: {}, "learning rate": {}}
+    for name, values in sorted(columns.items()):
+        if np.isnan(values).all():
+            continue
         if name.startswith("lr"):
-            chosen["learning rate"].append(name)
+            panels["learning rate"][name] = values
         elif "loss" in name or name.startswith("train/"):
-            chosen["loss"].append(name)
-        elif last in _SCORES:
-            chosen[scores].append(name)
-    for axis, (title, names) in zip(axes, chosen.items(), strict=True):
-        drawn = [(name, ~np.isnan(columns[name])) for name in sorted(names)]
-        drawn = [(name, there) for name, there in drawn if there.any()]
-        for number, (name, there) in enumerate(drawn, start=1):
-            few = there.sum() <= 40
-            total = name.rsplit("/", 1)[-1] in ("loss", "AP", "mIoU") or title == "learning rate"
-            axis.plot(
-                *(epochs[there], columns[name][there]),
-                color="black" if total else _unit(get_class_color(number)),
-                linewidth=1.8 if total else 1.1,
-                marker="o" if few else None,
-                markersize=3,
-                label=_plain(name),
-            )
+            panels["loss"][name] = values
+        elif name.rsplit("/", 1)[-1] in _SCORES:
+            panels[scores][name] = values
+
+    figure, axes = _make_figure(1, 3, width=14.5, height=4.2)
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         axis.set(xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_title(title, loc="left")
-        if not drawn:
+        if not curves:
             axis.text(
-                0.5, 0.5, "nothing logged", transform=axis.transAxes, ha="center", color=_GREY
+                0.5, 0.5, "nothing logged", transform=axis.transAxes, ha="center", color=_GRAY
             )
             continue
+        _plot_logged(axis, epochs, curves, all_bold=title == "learning rate")
         if title == scores:
             axis.set_ylim(bottom=0)
         else:
-            _logarithmic_if_wide(axis, np.concatenate([columns[n][t] for n, t in drawn]))
+            _make_logarithmic_if_wide(axis, np.concatenate(list(curves.values())))
         axis.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """An empty figure in the house style; sizes in inches of 110 pixels."""
+def _plot_logged(
+    axis: Axes, epochs: np.ndarray, curves: Mapping[str, np.ndarray], all_bold: bool
+) -> None:
+    """Plot the logged values of one panel; totals and headline scores are black and bold."""
+    for number, (name, values) in enumerate(curves.items(), start=1):
+        logged = ~np.isnan(values)
+        bold = all_bold or name.rsplit("/", 1)[-1] in ("loss", "AP", "mIoU")
+        axis.plot(
+            *(epochs[logged], values[logged]),
+            color="black" if bold else _to_floats(get_class_color(number)),
+            linewidth=1.8 if bold else 1.1,
+            marker="o" if logged.sum() <= 40 else None,
+            markersize=3,
+            label=_escape(name),
+        )
+
+
+def _make_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Make an empty figure in the house style; sizes in inches of 110 pixels."""
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     axes = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.spines[["left", "bottom"]].set_color("#b8bcc4")
-        axis.tick_params(colors=_GREY, labelsize=8.5)
+        axis.tick_params(colors=_GRAY, labelsize=8.5)
         axis.grid(color="#e8eaee", linewidth=0.8)
         axis.set_axisbelow(True)
     return figure, axes
@@ -260,36 +250,31 @@ def _save(figure: Figure, path: str | Path) -> None:
     save_bytes(path, buffer.getvalue())
 
 
-def _unit(colour: tuple[int, int, int]) -> tuple[float, float, float]:
-    return colour[0] / 255, colour[1] / 255, colour[2] / 255
+def _to_floats(color: RGB) -> tuple[float, float, float]:
+    return color[0] / 255, color[1] / 255, color[2] / 255
 
 
-def _plain(name: str) -> str:
-    """A name that matplotlib takes as it is: $ begins a formula, and a leading _ hides a label."""
+def _escape(name: str) -> str:
+    """Make matplotlib take a name as it is: $ begins a formula, a leading _ hides a label."""
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
-def _mean_curve(axis: Axes, x: np.ndarray, curves: np.ndarray, name: str) -> np.ndarray | None:
+def _plot_mean(axis: Axes, x: np.ndarray, curves: np.ndarray, name: str) -> np.ndarray | None:
     """Draw the mean of the (C, points) curves that are defined, and return it."""
     defined = (~np.isnan(curves)).sum(axis=0)
     if not len(curves) or not defined.any():
         return None
-    mean = np.nansum(curves, axis=0) / np.where(defined > 0, defined, np.nan)
+    mean: np.ndarray = np.nansum(curves, axis=0) / np.where(defined > 0, defined, np.nan)
     axis.plot(x, mean, color="black", linewidth=2.2, label=name)
     return mean
 
 
-def _mean(values: np.ndarray) -> float:
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else float("nan")
-
-
-def _unit_axes(axis: Axes, x: str, y: str, title: str) -> None:
+def _scale_to_unit(axis: Axes, x: str, y: str, title: str) -> None:
     axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=x, ylabel=y)
     axis.set_title(title, loc="left")
 
 
-def _legend_beside(axis: Axes, title: str) -> None:
+def _put_legend_beside(axis: Axes, title: str) -> None:
     handles, labels = axis.get_legend_handles_labels()
     if handles:
         axis.legend(
@@ -309,7 +294,7 @@ def _write_cells(axis: Axes, values: np.ndarray, shade: np.ndarray) -> None:
     for row, column in np.argwhere(np.nan_to_num(values) > 0):
         value = values[row, column]
         axis.text(
-            *(column, row, _short(int(value)) if counts else f"{value:.2f}"),
+            *(column, row, _shorten_count(int(value)) if counts else f"{value:.2f}"),
             ha="center",
             va="center",
             fontsize=7.5,
@@ -317,28 +302,28 @@ def _write_cells(axis: Axes, values: np.ndarray, shade: np.ndarray) -> None:
         )
 
 
-def _short(count: int) -> str:
+def _shorten_count(count: int) -> str:
     # Pixels are counted in millions.
     return str(count) if count < 100_000 else f"{count:.1e}".replace("e+0", "e")
 
 
 def _read_columns(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a CSV file as floats, NaN where a cell is empty or no number."""
+    """Read columns of a CSV file as floats, NaN for a cell that is empty or no number."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows, names = list(reader), reader.fieldnames or ()
 
-    def number(text: str | None) -> float:
+    def parse_number(text: str | None) -> float:
         try:
             return float(text or "nan")
         except ValueError:
             return math.nan
 
-    return {name: np.array([number(row[name]) for row in rows], float) for name in names}
+    return {name: np.array([parse_number(row[name]) for row in rows], float) for name in names}
 
 
-def _steps_per_epoch(epochs: np.ndarray, steps: np.ndarray) -> float:
-    """The smallest number of steps an epoch for which every row's step lies in its epoch."""
+def _find_steps_per_epoch(epochs: np.ndarray, steps: np.ndarray) -> float:
+    """Return the smallest number of steps an epoch that puts every row's step in its epoch."""
     known = ~np.isnan(epochs) & ~np.isnan(steps)
     if not known.any():
         return 1.0
@@ -346,7 +331,7 @@ def _steps_per_epoch(epochs: np.ndarray, steps: np.ndarray) -> float:
     return float(np.max(np.floor(steps[known] / (epochs[known] + 1)) + 1))
 
 
-def _logarithmic_if_wide(axis: Axes, values: np.ndarray) -> None:
+def _make_logarithmic_if_wide(axis: Axes, values: np.ndarray) -> None:
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() / values.min() > 30:
         axis.set_yscale("log")

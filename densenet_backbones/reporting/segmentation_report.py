@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from densenet_backbones.data.mask_statistics import (
     PixelCounts,
     count_class_pixels,
 )
-from densenet_backbones.file_writing import save_bytes
+from densenet_backbones.file_writing import save_bytes, save_json, save_text
 from densenet_backbones.metrics.segmentation import SegmentationEvaluation
 from densenet_backbones.reporting.console import say
 from densenet_backbones.reporting.mask_pictures import draw_masks_side_by_side
@@ -74,8 +73,8 @@ def write_evaluation(
     folder.mkdir(parents=True, exist_ok=True)
     text = format_segmentation_table(evaluation)
     say(text)
-    (folder / "table.txt").write_text(text)
-    (folder / "metrics.json").write_text(json.dumps(evaluation.to_dict(), indent=2) + "\n")
+    save_text(folder / "table.txt", text)
+    save_json(folder / "metrics.json", evaluation.to_dict(), indent=2)
     rows: list[list[object]] = [list(vars(evaluation.classes[0]))]
     rows += [list(vars(score).values()) for score in evaluation.classes]
     _write_csv(folder / "iou.csv", rows)

@@ -1,8 +1,7 @@
-"""Evaluations as plain text, for the terminal and for files."""
+"""Format evaluations as tables of plain text, for the terminal and for files."""
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from rich import box
@@ -14,12 +13,12 @@ from densenet_backbones.metrics.voc import VocEvaluation
 
 
 def format_table(evaluation: CocoEvaluation, classes: bool = True, width: int = 100) -> str:
-    """The summary, and one row a class, as text.
+    """Format the summary, and one row a class, as text.
 
     Args:
-        evaluation: What `evaluate_coco` returned.
-        classes: Whether to list the classes.
-        width: Columns of the terminal or file it is for.
+        evaluation: Result of `evaluate_coco`.
+        classes: List the classes.
+        width: Columns of the terminal or file.
 
     Returns:
         Lines of plain text; "-" stands for a number that is not defined.
@@ -39,7 +38,7 @@ def format_table(evaluation: CocoEvaluation, classes: bool = True, width: int = 
 
 
 def make_numbers_table(title: str, numbers: Mapping[str, float]) -> Table:
-    """One row of named numbers."""
+    """Make a table with one row of named numbers."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
@@ -48,27 +47,28 @@ def make_numbers_table(title: str, numbers: Mapping[str, float]) -> Table:
 
 
 def render(tables: Sequence[Table], width: int = 100) -> str:
-    """Rich tables as plain text, without trailing blanks."""
+    """Render rich tables as plain text, without trailing blanks."""
     # Names of classes are text: no markup such as [bold], no codes such as :cat:.
-    plain: dict[str, Any] = {"color_system": None, "highlight": False, "markup": False}
-    console = Console(file=io.StringIO(), width=width, emoji=False, **plain)
+    text = io.StringIO()
+    console = Console(
+        file=text, width=width, color_system=None, emoji=False, highlight=False, markup=False
+    )
     for table in tables:
         console.print(table)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n") + "\n"
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n") + "\n"
 
 
 def format_number(value: float) -> str:
-    """Three digits after the point, "-" for what is not defined."""
+    """Format a number with three digits after the point; "-" if it is not defined."""
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 
 def format_voc_table(evaluation: VocEvaluation, width: int = 100) -> str:
-    """VOC's average precisions, a row a class and their mean, as text.
+    """Format VOC's average precisions, a row a class and their mean, as text.
 
     Args:
-        evaluation: What `evaluate_voc` returned.
-        width: Columns of the terminal or file it is for.
+        evaluation: Result of `evaluate_voc`.
+        width: Columns of the terminal or file.
 
     Returns:
         Lines of plain text; "-" stands for a number that is not defined.

@@ -52,7 +52,7 @@ IMAGES_MATCHED = 2000
 class PriorDetector(Protocol):
     """A detector that can say which objects none of its priors matches."""
 
-    def unmatchable(
+    def find_unmatchable(
         self, boxes_per_image: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[Tensor]:
         """Return (B,) bool for each image, from boxes (B, 4) and (H, W) of the image."""
@@ -290,7 +290,7 @@ def convert_to_float32(detections: Mapping[str, Any]) -> dict[str, Any]:
 def find_unmatchable(model: PriorDetector, records: Sequence[ImageRecord]) -> list[Tensor]:
     """Return for each image (B,) bool: its objects that no prior matches."""
     boxes = [torch.from_numpy(record.boxes) for record in records]
-    return model.unmatchable(boxes, [(record.height, record.width) for record in records])
+    return model.find_unmatchable(boxes, [(record.height, record.width) for record in records])
 
 
 def has_all_matched(model: nn.Module, record: ImageRecord) -> bool:

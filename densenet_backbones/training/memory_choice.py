@@ -8,10 +8,10 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from densenet_backbones.analysis.memory_plan import MemoryPlan, memory_plan, readable
+from densenet_backbones.analysis.memory_plan import MemoryPlan, format_bytes, plan_memory
 from densenet_backbones.data.loading import AnyData
 from densenet_backbones.dense_block import MEMORY_MODES, Memory
-from densenet_backbones.layers import memory_of, set_memory
+from densenet_backbones.layers import get_memory, set_memory
 from densenet_backbones.training.task import AnyTask
 
 __all__ = ["compute_budget", "settle_memory"]
@@ -43,7 +43,7 @@ def settle_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> list[str
             model cannot be planned.
     """
     part, (height, width) = task.planned_part(task.training_size(data))
-    built = memory_of(part)
+    built = get_memory(part)
     if built is None:
         if task.memory is not None:
             raise ValueError(
@@ -77,7 +77,7 @@ def _plan(
     part: nn.Module, size: tuple[int, ...], trainer: pl.Trainer, modes: tuple[Memory, ...]
 ) -> MemoryPlan:
     precision = str(trainer.precision)
-    return memory_plan(
+    return plan_memory(
         part,
         size,
         autocast=MIXED.get(precision),
@@ -96,15 +96,15 @@ def _take_first_line(error: Exception) -> str:
 
 def _describe_kept(task: AnyTask, plan: MemoryPlan, memory: Memory) -> Iterator[str]:
     yield (
-        f"Memory mode {memory}: {plan.model} alone keeps {readable(plan.kept[memory])} for the "
-        f"backward pass of {plan.inputs}; what else the model, the gradients and the optimizer "
-        "take comes on top."
+        f"Memory mode {memory}: {plan.model} alone keeps "
+        f"{format_bytes(plan.saved_bytes[memory])} for the backward pass of {plan.inputs}; what "
+        "else the model, the gradients and the optimizer take comes on top."
     )
 
 
 def _describe_choice(plan: MemoryPlan, budget: int, source: str) -> Iterator[str]:
-    yield f"Fastest first: {plan.line()}; the budget is {readable(budget)}, {source}."
-    if min(plan.kept.values()) > budget:
+    yield f"Fastest first: {plan.line()}; the budget is {format_bytes(budget)}, {source}."
+    if min(plan.saved_bytes.values()) > budget:
         yield "No memory mode fits the budget: lower --batch-size or the images' size."
 
 

@@ -6,7 +6,6 @@ moment to the innermost part that is open, so that the shares add up to the whol
 """
 
 import functools
-import json
 import re
 import time
 from collections import defaultdict
@@ -24,6 +23,7 @@ from rich.table import Table
 from torchmetrics import Metric
 
 from densenet_backbones.data.loading import AnyData
+from densenet_backbones.file_writing import save_json
 from densenet_backbones.reporting.console import is_first_process, say
 from densenet_backbones.training.task import AnyTask
 
@@ -267,7 +267,7 @@ def _report(profiler: PartsProfiler, trainer: pl.Trainer, file: Path) -> None:
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
+    save_json(file.with_suffix(".json"), results, indent=2)
     with file.with_suffix(".txt").open("w") as text:
         Console(file=text, width=80).print(table)
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
+from densenet_backbones.file_writing import save_json
 from densenet_backbones.reporting.console import is_first_process
 
 _INHERITED = "DENSENET_BACKBONES_RUN_DIR"
@@ -169,7 +170,7 @@ def write_environment(folder: RunFolder) -> None:
             "packages": {name: _version(name) for name in packages},
         }
     )
-    path.write_text(json.dumps(starts, indent=2) + "\n")
+    save_json(path, starts, indent=2)
 
 
 def _version(package: str) -> str | None:

@@ -21,7 +21,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from densenet_backbones.features import FeatureLevel
 
-__all__ = ["PyramidAnchors", "check_anchors", "roi_pool"]
+__all__ = ["PyramidAnchors", "build_roi_pool", "check_anchors"]
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 
@@ -57,7 +57,7 @@ class PyramidAnchors(AnchorGenerator):
         self.strides = tuple(level.stride for level in levels)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """For each image (P, 4) float32 anchors, by level, row, column and shape.
+        """Return (P, 4) float32 anchors for each image, by level, row, column and shape.
 
         float32 whatever the maps hold: bfloat16 has 8 bits, so that its pixels above 256 are even.
         """
@@ -102,7 +102,7 @@ def check_anchors(
             )
 
 
-def roi_pool(
+def build_roi_pool(
     levels: Sequence[FeatureLevel], output_size: int, sampling_ratio: int = 2
 ) -> MultiScaleRoIAlign:
     """RoI pooling from levels by their strides: a box of 224 pixels is read at stride 16.

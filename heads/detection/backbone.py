@@ -15,18 +15,19 @@ from densenet_backbones.fpn import Adapter, build_adapter
 from densenet_backbones.heads.detection.body import (
     Body,
     BodyOptions,
-    body_and_adapter,
+    build_body,
 )
 from densenet_backbones.heads.freezing import FreezableModule, count_frozen_stages
-from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
+from densenet_backbones.heads.options import Keywords
+from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups, prefix_names
 
 __all__ = [
     "AdapterName",
     "BackboneOptions",
     "DetectionBackbone",
     "Extra",
+    "count_stages_to_freeze",
     "densenet_fpn_backbone",
-    "stages_to_freeze",
 ]
 
 AdapterName = Literal["fpn", "pan", "bifpn", "dense_prediction"]
@@ -36,7 +37,7 @@ PRETRAINED_LAYERS = 3  # torchvision trains all five of a ResNet, or three of a 
 
 
 class DetectionBackbone(FreezableModule):
-    """What torchvision's detectors call a backbone: a dictionary of maps of one width.
+    """Backbone of torchvision's detectors: a dictionary of maps of one width.
 
     Args:
         body: Gives a list of maps that `feature_levels` describes.
@@ -59,19 +60,19 @@ class DetectionBackbone(FreezableModule):
 
     def __init__(self, body: nn.Module, adapter: Adapter, extra_levels: int = 0) -> None:
         super().__init__()
-        given = feature_levels(body)
-        missing = [level for level in adapter.levels_in if level not in given]
+        published = feature_levels(body)
+        missing = [level for level in adapter.levels_in if level not in published]
         if missing:
-            raise ValueError(f"the adapter reads {missing}, the body gives {list(given)}")
+            raise ValueError(f"the adapter reads {missing}, the body gives {list(published)}")
         self.body = body
         self.adapter = adapter
         self.levels = adapter.levels
         self.extra_levels = extra_levels
-        self.out_channels = self._widths()
-        self.in_chans = _in_chans(body)
-        self._positions = tuple(given.index(level) for level in adapter.levels_in)
+        self.out_channels = self._take_widths()
+        self.in_chans = _read_in_chans(body)
+        self._positions = tuple(published.index(level) for level in adapter.levels_in)
 
-    def _widths(self) -> int | list[int]:
+    def _take_widths(self) -> int | list[int]:
         widths = {level.channels for level in self.levels}
         if len(widths) != 1:
             raise ValueError(
@@ -100,15 +101,15 @@ class DetectionBackbone(FreezableModule):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters to train without weight decay, where body or adapter name some."""
-        body = prefixed_names(self.body, "body.")
-        return body | prefixed_names(self.adapter, "adapter.")
+        body = prefix_names(self.body, "body.")
+        return body | prefix_names(self.adapter, "adapter.")
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
         """Timm's layer groups of the body; the adapter belongs to the last group of all."""
-        return prefixed_groups(self.body, "body.", coarse)
+        return prefix_groups(self.body, "body.", coarse)
 
 
-def _in_chans(body: nn.Module) -> int:
+def _read_in_chans(body: nn.Module) -> int:
     known = getattr(body, "in_chans", None)
     if isinstance(known, int):
         return known
@@ -120,7 +121,7 @@ class BackboneOptions(BodyOptions, total=False):
 
     trainable_backbone_layers: int | None
     adapter: AdapterName
-    adapter_kwargs: dict[str, Any] | None
+    adapter_kwargs: Keywords | None
     out_channels: int
     extra: Extra | None
 
@@ -130,7 +131,7 @@ def densenet_fpn_backbone(
     *,
     trainable_backbone_layers: int | None = None,
     adapter: AdapterName = "fpn",
-    adapter_kwargs: dict[str, Any] | None = None,
+    adapter_kwargs: Keywords | None = None,
     out_channels: int = 256,
     extra: Extra | None = "pool",
     **options: Unpack[BodyOptions],
@@ -159,15 +160,17 @@ def densenet_fpn_backbone(
     make = partial(
         build_adapter, adapter, out_channels=out_channels, extra=extra, **(adapter_kwargs or {})
     )
-    body = body_and_adapter(name, make, **options)
+    body = build_body(name, make, **options)
     backbone = DetectionBackbone(body.net, body.adapter, body.extra_levels)
     backbone.freeze(
-        stages_to_freeze(body, trainable_backbone_layers, options.get("weights_backbone"))
+        count_stages_to_freeze(body, trainable_backbone_layers, options.get("weights_backbone"))
     )
     return backbone
 
 
-def stages_to_freeze(body: Body, layers: int | None, weights: str | WeightsEnum | None) -> int:
+def count_stages_to_freeze(
+    body: Body, layers: int | None, weights: str | WeightsEnum | None
+) -> int:
     """Return how many of a body's first stages are not trained; see `densenet_fpn_backbone`.
 
     Raises:

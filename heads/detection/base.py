@@ -1,14 +1,16 @@
-"""What all of torchvision's detectors get here: checks, pre-processing as data, freezing, builders.
+"""Base of torchvision's detectors on our backbones: checks, the transform, freezing, building.
+
+Source: torchvision ``models/detection/generalized_rcnn.py``, whose interface it keeps.
 
 Legend: N images, B objects, D detections, K classes including the background (class 0), C channels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from densenet_backbones.heads.backbones import normalization_of
+from densenet_backbones.heads.backbones import read_normalization
 from densenet_backbones.heads.detection.backbone import (
     BackboneOptions,
     DetectionBackbone,
@@ -17,11 +19,13 @@ from densenet_backbones.heads.detection.backbone import (
 from densenet_backbones.heads.detection.transform import DetectionTransform, build_transform
 from densenet_backbones.heads.options import (
     ImageOptions,
+    Options,
     SizeOptions,
     check_options,
+    drop_none,
     split_options,
 )
-from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
+from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups, prefix_names
 from densenet_backbones.heads.validation import (
     check_images,
     check_keypoints,
@@ -85,7 +89,7 @@ class TorchvisionDetector(nn.Module):
             floats 0..1, or ``keypoints`` (D, number, 3) with ``keypoints_scores``.
 
         Raises:
-            ValueError: Images or targets are not as said.
+            ValueError: An image or target has another shape, type or range.
         """
         check_images(images, self.backbone.in_chans)
         if self.training:
@@ -96,7 +100,9 @@ class TorchvisionDetector(nn.Module):
             if self.num_keypoints is not None:
                 check_keypoints(targets, self.num_keypoints)
         try:
-            found: Any = super().forward(images, targets if self.training else None)
+            result: dict[str, Tensor] | list[dict[str, Tensor]] = super().forward(
+                images, targets if self.training else None
+            )
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -104,9 +110,9 @@ class TorchvisionDetector(nn.Module):
                 "a norm cannot take its statistics from a single value, one image whose coarsest "
                 "map has one cell: use 2 images or more, larger ones, or norm='frozen'"
             ) from error
-        return found
+        return result
 
-    def set_transform(self, described: Mapping[str, Any]) -> None:
+    def set_transform(self, described: Options) -> None:
         """Take the transform that ``transform.to_dict()`` of a like detector describes.
 
         Raises:
@@ -120,11 +126,11 @@ class TorchvisionDetector(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters to train without weight decay, where the backbone names some."""
-        return prefixed_names(self.backbone, "backbone.")
+        return prefix_names(self.backbone, "backbone.")
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
         """Timm's layer groups of the backbone; adapter and heads are the last group of all."""
-        return prefixed_groups(self.backbone, "backbone.", coarse)
+        return prefix_groups(self.backbone, "backbone.", coarse)
 
 
 def keep_float32(*modules: Any) -> None:
@@ -159,7 +165,7 @@ class DetectorOptions(ImageOptions, SizeOptions, BackboneOptions, total=False):
 def build(
     kind: type[_Detector],
     num_classes: int,
-    options: Mapping[str, Any],
+    options: Options,
     **fixed: Any,
 ) -> _Detector:
     """Build a detector on `densenet_fpn_backbone` from the keyword arguments of its builder.
@@ -192,7 +198,7 @@ def build(
 
 
 def make_transform(
-    backbone: DetectionBackbone, name: str, images: Mapping[str, Any], sizes: Mapping[str, Any]
+    backbone: DetectionBackbone, name: str, images: Options, sizes: Options
 ) -> DetectionTransform:
     """Build the transform that a backbone's weights expect.
 
@@ -205,7 +211,7 @@ def make_transform(
     Raises:
         ValueError: An argument is unknown or out of range.
     """
-    facts = normalization_of(backbone.body, name)
+    facts = read_normalization(backbone.body, name)
     if backbone.in_chans != 3:
         for key in ("image_mean", "image_std"):
             facts[key] = [sum(facts[key]) / len(facts[key])] * backbone.in_chans
@@ -213,5 +219,4 @@ def make_transform(
     coarsest = max(level.stride for level in backbone.adapter.levels_in)
     sizes = {"size_divisible": max(32, coarsest), **sizes}
     sizes["resize_in_training"] = not sizes.pop("_skip_resize", False)
-    given = {key: value for key, value in images.items() if value is not None}
-    return build_transform({**facts, **sizes, **given}, backbone.in_chans)
+    return build_transform({**facts, **sizes, **drop_none(images)}, backbone.in_chans)

@@ -14,13 +14,14 @@ from torchvision.models import WeightsEnum
 from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.fpn import Adapter
 from densenet_backbones.heads.backbones import create_features, is_ours
+from densenet_backbones.heads.options import Keywords
 
 __all__ = [
     "Body",
     "BodyOptions",
     "Norm",
-    "body_and_adapter",
-    "levels_from",
+    "build_body",
+    "select_levels",
 ]
 
 Norm = Literal["bn", "frozen", "sync", "group"]
@@ -51,10 +52,10 @@ class BodyOptions(TypedDict, total=False):
     min_stride: int
     output_stride: int
     in_chans: int
-    backbone_kwargs: dict[str, Any] | None
+    backbone_kwargs: Keywords | None
 
 
-def body_and_adapter(
+def build_body(
     name: str,
     make_adapter: Callable[[Sequence[FeatureLevel]], Adapter],
     **options: Unpack[BodyOptions],
@@ -63,7 +64,7 @@ def body_and_adapter(
 
     Args:
         name: timm's, ours or any other that has ``features_only``.
-        make_adapter: From the network's levels, see `levels_from`, to the adapter.
+        make_adapter: From the network's levels, see `select_levels`, to the adapter.
         **options: As of `densenet_fpn_backbone`.
 
     Raises:
@@ -71,7 +72,7 @@ def body_and_adapter(
     """
     weights = options.get("weights_backbone")
     norm = options.get("norm") or ("frozen" if weights else "bn")
-    arguments = _arguments(name, norm, options)
+    arguments = _collect_arguments(name, norm, options)
     with torch.device("meta"):
         whole = create_features(name, **arguments)
     coarsest, limit = feature_levels(whole)[-1].stride, options.get("output_stride", 32)
@@ -80,7 +81,7 @@ def body_and_adapter(
             f"backbone {name!r} has no output_stride: its last map has a stride of {coarsest}, not "
             f"{limit}; leave output_stride out"
         )
-    positions = levels_from(feature_levels(whole), options.get("min_stride", 4))
+    positions = select_levels(feature_levels(whole), options.get("min_stride", 4))
     levels = [feature_levels(whole)[position] for position in positions]
     adapter = make_adapter(levels)
     if arguments.get("out_indices") is None:
@@ -90,11 +91,11 @@ def body_and_adapter(
         arguments["out_indices"] = tuple(taken[position] for position in read)
     net = create_features(name, weights, progress=options.get("progress", True), **arguments)
     if not is_ours(name):
-        net = _with_norm(net, norm, name)
+        net = _convert_norm(net, norm, name)
     return Body(net, adapter, len(adapter.levels) - len(levels), whole)
 
 
-def levels_from(levels: Sequence[FeatureLevel], min_stride: int) -> tuple[int, ...]:
+def select_levels(levels: Sequence[FeatureLevel], min_stride: int) -> tuple[int, ...]:
     """Positions of the deepest level of every stride from ``min_stride`` on.
 
     Strides repeat where a network stops halving its maps (``output_stride``).
@@ -110,9 +111,9 @@ def levels_from(levels: Sequence[FeatureLevel], min_stride: int) -> tuple[int, .
     return tuple(deepest[stride] for stride in sorted(deepest) if stride >= min_stride)
 
 
-def _arguments(name: str, norm: Norm, options: BodyOptions) -> dict[str, Any]:
-    """For ``timm.create_model``."""
-    arguments: dict[str, Any] = {"in_chans": options.get("in_chans", 3)}
+def _collect_arguments(name: str, norm: Norm, options: BodyOptions) -> Keywords:
+    """Return the keyword arguments for ``timm.create_model``."""
+    arguments: Keywords = {"in_chans": options.get("in_chans", 3)}
     output_stride = options.get("output_stride", 32)
     if arguments["in_chans"] < 1 or output_stride < 1:
         raise ValueError(
@@ -126,7 +127,7 @@ def _arguments(name: str, norm: Norm, options: BodyOptions) -> dict[str, Any]:
     return {**arguments, **(options.get("backbone_kwargs") or {})}
 
 
-def _with_norm(net: nn.Module, norm: Norm, name: str) -> nn.Module:
+def _convert_norm(net: nn.Module, norm: Norm, name: str) -> nn.Module:
     if norm == "group":
         raise ValueError(
             f"norm 'group' is for our own backbones; {name!r} has the norms timm built it with: "
@@ -134,7 +135,7 @@ def _with_norm(net: nn.Module, norm: Norm, name: str) -> nn.Module:
         )
     if norm == "bn":
         return net
-    converted: nn.Module = (
-        freeze_batch_norm_2d(net) if norm == "frozen" else convert_sync_batchnorm(net)
+    convert: Callable[[nn.Module], nn.Module] = (
+        freeze_batch_norm_2d if norm == "frozen" else convert_sync_batchnorm
     )
-    return converted
+    return convert(net)

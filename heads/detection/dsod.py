@@ -5,8 +5,8 @@ Boxes are xyxy in pixels; the frame is said at each place. Architecture and numb
 szq0214/DSOD (``model_libs.py``, ``DSOD300_pascal.py``, ``DSOD300_coco.py``).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,10 @@ from torchvision.models.detection.transform import resize_boxes
 from densenet_backbones.features import feature_levels
 from densenet_backbones.fpn import DensePrediction
 from densenet_backbones.heads.backbones import (
-    base_network,
-    base_positions,
-    normalization_of,
-    without_data,
+    copy_to_meta,
+    create_base_network,
+    find_base_positions,
+    read_normalization,
 )
 from densenet_backbones.heads.detection.transform import DetectionTransform, build_transform
 from densenet_backbones.heads.freezing import FreezableModule, freeze_layers
@@ -32,8 +32,10 @@ from densenet_backbones.heads.multibox.selection import Selection, select_detect
 from densenet_backbones.heads.options import (
     BackboneWeights,
     ImageOptions,
+    Options,
     SelectionOptions,
     check_options,
+    drop_none,
     split_options,
 )
 from densenet_backbones.heads.validation import check_images, check_targets
@@ -49,17 +51,17 @@ class DSOD(FreezableModule):
     the losses, in evaluation mode the detections.
 
     Args:
-        backbone: gives the maps of ``adapter.levels_in``, among others.
-        adapter: from base maps to prediction maps.
-        priors: prior boxes of the prediction maps.
-        transform: from images to the network's input, of one size.
+        backbone: Gives the maps of ``adapter.levels_in``, among others.
+        adapter: From base maps to prediction maps.
+        priors: Prior boxes of the prediction maps.
+        transform: From images to the network's input, of one size.
         num_classes: K, with the background.
-        selection: which boxes become detections.
+        selection: Which boxes become detections.
 
     Attributes:
         grid_sizes: (rows, columns) of each prediction map.
-        match_threshold: lowest IoU between a prior and the object it learns.
-        negatives_per_positive: background priors in the loss for each matched prior.
+        match_threshold: Lowest IoU between a prior and the object it learns.
+        negatives_per_positive: Background priors in the loss for each matched prior.
     """
 
     match_threshold = 0.5
@@ -88,7 +90,7 @@ class DSOD(FreezableModule):
         self.head = MultiBoxHead(adapter.levels, priors.priors_per_cell, num_classes)
         levels = feature_levels(backbone)
         self._base_positions = tuple(levels.index(level) for level in adapter.levels_in)
-        self.grid_sizes = self._grid_sizes()
+        self.grid_sizes = self._measure_grids()
         self._priors: dict[torch.device, Tensor] = {}
 
     @property
@@ -102,7 +104,7 @@ class DSOD(FreezableModule):
         """The backbone."""
         return self.backbone
 
-    def set_transform(self, described: Mapping[str, Any]) -> None:
+    def set_transform(self, described: Options) -> None:
         """Take the transform that ``transform.to_dict()`` of a like detector describes.
 
         Raises:
@@ -118,7 +120,7 @@ class DSOD(FreezableModule):
 
         Args:
             images: N tensors (3, H, W), RGB floats 0..1, of any sizes.
-            targets: for training, N dicts with ``boxes`` (B, 4) float32 in the frame of the given
+            targets: For training, N dicts with ``boxes`` (B, 4) float32 in the frame of the given
                 image and ``labels`` (B,) int64 in 1..K-1; B may be 0.
 
         Returns:
@@ -126,7 +128,7 @@ class DSOD(FreezableModule):
             image ``boxes`` (D, 4) in its own frame, ``scores`` (D,) falling, ``labels`` (D,).
 
         Raises:
-            ValueError: for images or targets that are not as said.
+            ValueError: An image or target has another shape, type or range.
         """
         check_images(images)
         if not self.training:
@@ -144,7 +146,8 @@ class DSOD(FreezableModule):
                 "batch norm cannot train on one image whose last map has a single cell: use a "
                 f"batch of 2 or more, or an image size above {self.image_size}"
             )
-        return self.head(self.adapter(self._base_maps(batch)))
+        predictions: tuple[Tensor, Tensor] = self.head(self.adapter(self._select_base_maps(batch)))
+        return predictions
 
     def losses(self, codes: Tensor, logits: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Match priors to objects, then the multibox loss; boxes in the network's frame."""
@@ -152,7 +155,7 @@ class DSOD(FreezableModule):
         return multibox_loss(logits, codes, assigned, self.negatives_per_positive)
 
     def assign(self, targets: Sequence[Target], device: torch.device) -> PriorTargets:
-        """What each prior learns of the targets, which are in the network's frame."""
+        """Match priors to the targets, which are in the network's frame."""
         return assign_targets(targets, self.priors(device), self.match_threshold)
 
     @torch.no_grad()
@@ -173,7 +176,7 @@ class DSOD(FreezableModule):
         """(P, 4) prior boxes, xyxy in the network's frame, float32.
 
         Args:
-            device: where to; None for the model's own.
+            device: Where to; None for the model's own.
         """
         device = torch.device(device) if device else next(self.parameters()).device
         if device not in self._priors:
@@ -182,7 +185,7 @@ class DSOD(FreezableModule):
                 self._priors[device] = self.prior_spec.boxes(self.grid_sizes).to(device)
         return self._priors[device]
 
-    def unmatchable(
+    def find_unmatchable(
         self,
         boxes_per_image: Sequence[Tensor],
         sizes: Sequence[tuple[int, int]] | None = None,
@@ -208,17 +211,17 @@ class DSOD(FreezableModule):
         """Parameters that DSOD trains without weight decay (timm's name for the question)."""
         return {f"head.{name}" for name in self.head.list_undecayed()}
 
-    def _base_maps(self, batch: Tensor) -> list[Tensor]:
+    def _select_base_maps(self, batch: Tensor) -> list[Tensor]:
         features = self.backbone(batch)
         return [features[position] for position in self._base_positions]
 
-    def _grid_sizes(self) -> tuple[tuple[int, int], ...]:
+    def _measure_grids(self) -> tuple[tuple[int, int], ...]:
         """Sizes of the prediction maps, by running the network on shapes without data."""
         batch = torch.empty(2, 3, *self.image_size, device="meta")
         with torch.no_grad():
-            features = functional_call(self.backbone, without_data(self.backbone), (batch,))
+            features = functional_call(self.backbone, copy_to_meta(self.backbone), (batch,))
             base = [features[position] for position in self._base_positions]
-            maps = functional_call(self.adapter, without_data(self.adapter), (base,))
+            maps = functional_call(self.adapter, copy_to_meta(self.adapter), (base,))
         return tuple((x.shape[-2], x.shape[-1]) for x in maps)
 
 
@@ -287,7 +290,7 @@ def dsod300(
     layers = weighted.pop("trainable_backbone_layers", None)
     kwargs = weighted.pop("backbone_kwargs", None) or {}
     if isinstance(name, str):
-        net = base_network(name, **weighted, **kwargs)
+        net = create_base_network(name, **weighted, **kwargs)
     elif kwargs or weighted.get("weights_backbone") or layers is not None:
         raise ValueError(
             "backbone_kwargs, weights_backbone and trainable_backbone_layers need a backbone given "
@@ -295,17 +298,16 @@ def dsod300(
         )
     else:
         net = name
-    size = _height_and_width(image_size)
+    size = _parse_size(image_size)
     levels = feature_levels(net)
-    adapter = DensePrediction([levels[i] for i in base_positions(levels)], adapter_channels)
+    adapter = DensePrediction([levels[i] for i in find_base_positions(levels)], adapter_channels)
     strides = [level.stride for level in adapter.levels]
-    facts = normalization_of(net, name if isinstance(name, str) else None)
-    given = {key: value for key, value in images.items() if value is not None}
+    facts = read_normalization(net, name if isinstance(name, str) else None)
     model = DSOD(
         net,
         adapter,
         dsod_priors(size, strides, prior_sizes, faithful=faithful_priors),
-        DetectionTransform(**{**facts, **given, "image_size": size}),
+        DetectionTransform(**{**facts, **drop_none(images), "image_size": size}),
         num_classes,
         Selection(**limits),
     )
@@ -321,7 +323,7 @@ def dsod300_smallest(**options: Unpack[DSODOptions]) -> DSOD:
     """DSOD300_smallest, DS/64-64-16-1: 5.83 M parameters, 5.29 GMAC, published with 73.6 mAP.
 
     Args:
-        **options: as of `dsod300`; the backbone is ``dsod_smallest_features``.
+        **options: As of `dsod300`; the backbone is ``dsod_smallest_features``.
     """
     options.setdefault("backbone", "dsod_smallest_features")
     return dsod300(**options)
@@ -334,7 +336,7 @@ def dsod512(**options: Unpack[DSODOptions]) -> DSOD:
     numbers; the prior sizes are SSD512's.
 
     Args:
-        **options: as of `dsod300`; other defaults are ``image_size=512``, six ``adapter_channels``
+        **options: As of `dsod300`; other defaults are ``image_size=512``, six ``adapter_channels``
             and ``prior_sizes="voc512"`` (``"coco512"`` for COCO).
     """
     options.setdefault("image_size", 512)
@@ -350,7 +352,7 @@ def dsod_tiny(**options: Unpack[DSODOptions]) -> DSOD:
     five maps; about 0.25 GMAC.
 
     Args:
-        **options: as of `dsod300`; other defaults are ``image_size=160``, small
+        **options: As of `dsod300`; other defaults are ``image_size=160``, small
             ``adapter_channels`` and a small base given by ``backbone_kwargs``.
     """
     options.setdefault("image_size", 160)
@@ -368,7 +370,7 @@ def dsod_tiny(**options: Unpack[DSODOptions]) -> DSOD:
     return dsod300(**options)
 
 
-def _height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+def _parse_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     if isinstance(image_size, int):
         return image_size, image_size
     if len(image_size) != 2:

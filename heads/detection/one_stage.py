@@ -24,7 +24,7 @@ from densenet_backbones.heads.detection.base import (
     keep_float32,
 )
 from densenet_backbones.heads.detection.transform import DetectionTransform
-from densenet_backbones.heads.options import SelectionOptions
+from densenet_backbones.heads.options import Keywords, Options, SelectionOptions
 
 __all__ = ["FCOS", "RetinaNet", "fcos_fpn", "retinanet_fpn", "retinanet_fpn_v2"]
 
@@ -57,17 +57,17 @@ class _OneStage(TorchvisionDetector):
     """Never predicts the background, which torchvision's sigmoid heads have a class for."""
 
     def postprocess_detections(
-        self, head_outputs: dict[str, Any], anchors: Any, image_shapes: Any
+        self, head_outputs: Keywords, anchors: Any, image_shapes: Any
     ) -> list[dict[str, Tensor]]:
         """Detections from the outputs of all levels, by torchvision's class."""
-        logits = [_without_background(level) for level in head_outputs["cls_logits"]]
-        found: list[dict[str, Tensor]] = super().postprocess_detections(  # type: ignore[misc]
+        logits = [_mask_background(level) for level in head_outputs["cls_logits"]]
+        detections: list[dict[str, Tensor]] = super().postprocess_detections(  # type: ignore[misc]
             {**head_outputs, "cls_logits": logits}, anchors, image_shapes
         )
-        return found
+        return detections
 
 
-def _without_background(logits: Tensor) -> Tensor:
+def _mask_background(logits: Tensor) -> Tensor:
     background = torch.zeros(1, dtype=torch.int64, device=logits.device)
     return logits.index_fill(-1, background, float("-inf"))
 
@@ -185,7 +185,7 @@ def retinanet_fpn(*, num_classes: int = 91, **options: Unpack[RetinaNetOptions])
     return build(
         RetinaNet,
         num_classes,
-        _from_stride_8(options, p6p7_input="p5"),
+        _start_at_stride_8(options, p6p7_input="p5"),
     )
 
 
@@ -197,8 +197,8 @@ def retinanet_fpn_v2(*, num_classes: int = 91, **options: Unpack[RetinaNetOption
         **options: As of `retinanet_fpn`, but the levels of ``p6p7`` are made from the backbone's
             last, and its ``norm`` is ``bn`` unless given.
     """
-    given = {**_from_stride_8(options, p6p7_input="c5"), "norm": options.get("norm") or "bn"}
-    return build(RetinaNet, num_classes, given, v2=True)
+    changed = {**_start_at_stride_8(options, p6p7_input="c5"), "norm": options.get("norm") or "bn"}
+    return build(RetinaNet, num_classes, changed, v2=True)
 
 
 def fcos_fpn(*, num_classes: int = 91, **options: Unpack[FCOSOptions]) -> FCOS:
@@ -208,12 +208,15 @@ def fcos_fpn(*, num_classes: int = 91, **options: Unpack[FCOSOptions]) -> FCOS:
         num_classes: K, with the background.
         **options: As of `retinanet_fpn` without those of anchors, and ``center_sampling_radius``.
     """
-    return build(FCOS, num_classes, _from_stride_8(options, p6p7_input="p5"))
+    return build(FCOS, num_classes, _start_at_stride_8(options, p6p7_input="p5"))
 
 
-def _from_stride_8(options: Any, p6p7_input: str) -> dict[str, Any]:
+def _start_at_stride_8(options: Options, p6p7_input: str) -> Keywords:
     """Levels P3 to P7 unless others are given: P2 would have most of all anchors."""
-    given = {"min_stride": 8, "extra": "p6p7", **options}
-    if given.get("adapter", "fpn") in ("fpn", "pan"):
-        given["adapter_kwargs"] = {"p6p7_input": p6p7_input, **(given.get("adapter_kwargs") or {})}
-    return given
+    changed: Keywords = {"min_stride": 8, "extra": "p6p7", **options}
+    if changed.get("adapter", "fpn") in ("fpn", "pan"):
+        changed["adapter_kwargs"] = {
+            "p6p7_input": p6p7_input,
+            **(changed.get("adapter_kwargs") or {}),
+        }
+    return changed

@@ -18,8 +18,8 @@ from torchvision.models.detection.rpn import RPNHead
 from densenet_backbones.heads.detection.anchors import (
     ASPECT_RATIOS,
     PyramidAnchors,
+    build_roi_pool,
     check_anchors,
-    roi_pool,
 )
 from densenet_backbones.heads.detection.backbone import DetectionBackbone
 from densenet_backbones.heads.detection.base import (
@@ -119,7 +119,7 @@ class _PyramidRCNN(TorchvisionDetector):
             layers = [256] * 4, [1024]
             head = FastRCNNConvFCHead((width, 7, 7), *layers, norm_layer=nn.BatchNorm2d)
             settings.setdefault("box_head", head)
-        settings.setdefault("box_roi_pool", roi_pool(backbone.roi_levels, 7))
+        settings.setdefault("box_roi_pool", build_roi_pool(backbone.roi_levels, 7))
         super().__init__(backbone, num_classes, rpn_anchor_generator=anchors, **settings)
         self.num_classes = num_classes
         self.transform = transform
@@ -150,7 +150,7 @@ class MaskRCNN(_PyramidRCNN, tv.MaskRCNN):
         if v2:
             heads = MaskRCNNHeads(backbone.out_channels, [256] * 4, 1, norm_layer=nn.BatchNorm2d)
             settings.setdefault("mask_head", heads)
-        settings.setdefault("mask_roi_pool", roi_pool(backbone.roi_levels, 14))
+        settings.setdefault("mask_roi_pool", build_roi_pool(backbone.roi_levels, 14))
         super().__init__(backbone, num_classes, transform, v2=v2, **settings)
         keep_float32(self.roi_heads.mask_predictor)
 
@@ -179,7 +179,7 @@ class KeypointRCNN(_PyramidRCNN, tv.KeypointRCNN):
         **settings: Any,
     ) -> None:
         check_whole("num_keypoints", num_keypoints)
-        settings.setdefault("keypoint_roi_pool", roi_pool(backbone.roi_levels, 14))
+        settings.setdefault("keypoint_roi_pool", build_roi_pool(backbone.roi_levels, 14))
         super().__init__(backbone, num_classes, transform, num_keypoints=num_keypoints, **settings)
         self.num_keypoints = num_keypoints
         keep_float32(self.roi_heads.keypoint_predictor)
@@ -215,7 +215,7 @@ def fasterrcnn_fpn_v2(*, num_classes: int = 91, **options: Unpack[FasterRCNNOpti
     return build(
         FasterRCNN,
         num_classes,
-        _v2_options(options),
+        _set_v2_defaults(options),
         v2=True,
     )
 
@@ -241,7 +241,7 @@ def maskrcnn_fpn_v2(*, num_classes: int = 91, **options: Unpack[FasterRCNNOption
     return build(
         MaskRCNN,
         num_classes,
-        _v2_options(options),
+        _set_v2_defaults(options),
         v2=True,
     )
 
@@ -260,9 +260,9 @@ def keypointrcnn_fpn(
     return build(KeypointRCNN, num_classes, options)
 
 
-def _v2_options(options: FasterRCNNOptions) -> FasterRCNNOptions:
+def _set_v2_defaults(options: FasterRCNNOptions) -> FasterRCNNOptions:
     """Batch norm unless another is given, also where the backbone has weights, and in the FPN."""
-    given: FasterRCNNOptions = {**options, "norm": options.get("norm") or "bn"}
-    if given.get("adapter", "fpn") == "fpn":
-        given["adapter_kwargs"] = {"norm": "bn", **(options.get("adapter_kwargs") or {})}
-    return given
+    changed: FasterRCNNOptions = {**options, "norm": options.get("norm") or "bn"}
+    if changed.get("adapter", "fpn") == "fpn":
+        changed["adapter_kwargs"] = {"norm": "bn", **(options.get("adapter_kwargs") or {})}
+    return changed

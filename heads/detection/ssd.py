@@ -5,7 +5,7 @@ Legend: K classes including the background (class 0), L levels. Sources: SSD (Li
 ``ssd_pascal_512.py``); torchvision ``models/detection/ssd.py``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, Unpack
 
@@ -17,11 +17,11 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
 from densenet_backbones.features import FeatureLevel
 from densenet_backbones.fpn import Adapter, build_adapter
-from densenet_backbones.heads.backbones import is_ours, without_data
+from densenet_backbones.heads.backbones import copy_to_meta, is_ours
 from densenet_backbones.heads.detection.backbone import (
     AdapterName,
     DetectionBackbone,
-    stages_to_freeze,
+    count_stages_to_freeze,
 )
 from densenet_backbones.heads.detection.base import (
     DEFAULT_BACKBONE,
@@ -29,12 +29,14 @@ from densenet_backbones.heads.detection.base import (
     keep_float32,
     make_transform,
 )
-from densenet_backbones.heads.detection.body import BodyOptions, body_and_adapter
+from densenet_backbones.heads.detection.body import BodyOptions, build_body
 from densenet_backbones.heads.detection.transform import DetectionTransform, build_transform
 from densenet_backbones.heads.multibox.head import ChannelL2Norm
-from densenet_backbones.heads.multibox.priors import ratio_rule_sizes
+from densenet_backbones.heads.multibox.priors import compute_ratio_sizes
 from densenet_backbones.heads.options import (
     ImageOptions,
+    Keywords,
+    Options,
     SelectionOptions,
     check_options,
     split_options,
@@ -95,7 +97,7 @@ class ExtraLevels(Adapter):
             last = levels[-1]
             width = _WIDTH if self.extra else _FIRST_WIDTH
             to_one = sides[-1] == 3
-            self.extra.append(_extra(last.channels, width, to_one))
+            self.extra.append(_build_extra(last.channels, width, to_one))
             stride = image_size if to_one else 2 * last.stride
             levels.append(FeatureLevel(f"{last.name[0]}{int(last.name[1:]) + 1}", width, stride))
             sides.append(1 if to_one else (sides[-1] + 1) // 2)
@@ -113,7 +115,7 @@ class ExtraLevels(Adapter):
         return {f"base.{name}" for name in self.base.no_weight_decay()}
 
 
-def _extra(in_channels: int, out_channels: int, to_one: bool) -> nn.Sequential:
+def _build_extra(in_channels: int, out_channels: int, to_one: bool) -> nn.Sequential:
     stride, padding = (1, 0) if to_one else (2, 1)
     block = nn.Sequential(
         nn.Conv2d(in_channels, out_channels // 2, kernel_size=1),
@@ -121,10 +123,10 @@ def _extra(in_channels: int, out_channels: int, to_one: bool) -> nn.Sequential:
         nn.Conv2d(out_channels // 2, out_channels, kernel_size=3, stride=stride, padding=padding),
         nn.ReLU(inplace=True),
     )
-    return block.apply(_xavier_)
+    return block.apply(_init_xavier)
 
 
-def _xavier_(module: nn.Module) -> None:
+def _init_xavier(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d) and module.bias is not None:
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
@@ -135,17 +137,18 @@ class SSDBackbone(DetectionBackbone):
 
     adapter: Any
 
-    def _widths(self) -> list[int]:
+    def _take_widths(self) -> list[int]:
         return [level.channels for level in self.levels]
 
 
-class DefaultBoxes(DefaultBoxGenerator):
-    """SSD's default boxes in float32, whatever the maps hold: bfloat16 would move them."""
+class SSDPriors(DefaultBoxGenerator):
+    """SSD's priors in float32, whatever the maps hold: bfloat16 would move them."""
 
     def _grid_default_boxes(
         self, grid_sizes: list[list[int]], image_size: list[int], dtype: torch.dtype
     ) -> Tensor:
-        return super()._grid_default_boxes(grid_sizes, image_size, torch.float32)
+        boxes: Tensor = super()._grid_default_boxes(grid_sizes, image_size, torch.float32)
+        return boxes
 
 
 class SSDOptions(ImageOptions, SelectionOptions, BodyOptions, total=False):
@@ -157,7 +160,7 @@ class SSDOptions(ImageOptions, SelectionOptions, BodyOptions, total=False):
     prior_sizes: Literal["coco", "voc"]
     trainable_backbone_layers: int | None
     adapter: AdapterName | None
-    adapter_kwargs: dict[str, Any] | None
+    adapter_kwargs: Keywords | None
     out_channels: int
     iou_thresh: float
     positive_fraction: float
@@ -171,8 +174,8 @@ class SSD(TorchvisionDetector, tv.SSD):
         backbone: Gives L maps of a square image; its adapter is `ExtraLevels`.
         num_classes: K.
         transform: From images to the network's batch, of a fixed square size.
-        prior_sizes: Sizes of the default boxes by SSD's rule for ``coco`` or ``voc``.
-        anchor_generator: In place of default boxes by the levels.
+        prior_sizes: Sizes of the priors by SSD's rule for ``coco`` or ``voc``.
+        anchor_generator: In place of priors by the levels.
         **settings: torchvision's own of the class, and its head.
 
     Raises:
@@ -195,8 +198,8 @@ class SSD(TorchvisionDetector, tv.SSD):
         assert transform.image_size is not None
         size = transform.image_size
         cells = backbone.adapter.cells
-        generator = anchor_generator or default_boxes(size[0], cells, prior_sizes)
-        _check_default_boxes(generator, size[0], cells)
+        generator = anchor_generator or build_ssd_priors(size[0], cells, prior_sizes)
+        _check_priors(generator, size[0], cells)
         super().__init__(backbone, generator, size, num_classes, **settings)
         self.num_classes = num_classes
         self.transform = transform
@@ -208,7 +211,7 @@ class SSD(TorchvisionDetector, tv.SSD):
         assert self.transform.image_size is not None
         return self.transform.image_size
 
-    def set_transform(self, described: Mapping[str, Any]) -> None:
+    def set_transform(self, described: Options) -> None:
         """As of all detectors, with the same size of images.
 
         Raises:
@@ -218,8 +221,8 @@ class SSD(TorchvisionDetector, tv.SSD):
         self.transform = transform.train(self.training)
 
 
-def default_boxes(image_size: int, cells: Sequence[int], prior_sizes: str) -> DefaultBoxes:
-    """Default boxes of SSD: four a cell on the first and the last two maps, six on the others.
+def build_ssd_priors(image_size: int, cells: Sequence[int], prior_sizes: str) -> SSDPriors:
+    """Priors of SSD: four a cell on the first and the last two maps, six on the others.
 
     At 300 pixels and SSD's own maps they are SSD300's; elsewhere centers spread evenly, which at
     512 are SSD512's as well.
@@ -230,27 +233,25 @@ def default_boxes(image_size: int, cells: Sequence[int], prior_sizes: str) -> De
         prior_sizes: ``coco`` or ``voc``; from 512 pixels on the rule is SSD512's.
     """
     rule = f"{prior_sizes}512" if image_size >= 512 else prior_sizes
-    sizes = ratio_rule_sizes(image_size, len(cells), rule)
+    sizes = compute_ratio_sizes(image_size, len(cells), rule)
     published = image_size == 300 and tuple(cells) == SSD300_CELLS
-    return DefaultBoxes(
+    return SSDPriors(
         [[2, 3] if 0 < index < len(cells) - 2 else [2] for index in range(len(cells))],
         scales=[size / image_size for size in sizes],
         steps=list(SSD300_STEPS) if published else [image_size / side for side in cells],
     )
 
 
-def _check_default_boxes(
-    generator: DefaultBoxGenerator, image_size: int, cells: Sequence[int]
-) -> None:
+def _check_priors(generator: DefaultBoxGenerator, image_size: int, cells: Sequence[int]) -> None:
     if len(generator.aspect_ratios) != len(cells):
         raise ValueError(
-            f"the default boxes are for {len(generator.aspect_ratios)} levels and the backbone has "
+            f"the priors are for {len(generator.aspect_ratios)} levels and the backbone has "
             f"{len(cells)}, of {list(cells)} cells: give one entry a level, or leave them out"
         )
     for index, (step, side) in enumerate(zip(generator.steps or (), cells, strict=False)):
         if not 0.5 < step * side / image_size < 2:
             raise ValueError(
-                f"default boxes of level {index} have a step of {step} pixels, where its {side} "
+                f"priors of level {index} have a step of {step} pixels, where its {side} "
                 f"cells are {image_size / side:g} apart: give steps by the levels, or None"
             )
 
@@ -260,7 +261,7 @@ def ssd300(*, num_classes: int = 91, **options: Unpack[SSDOptions]) -> SSD:
 
     Args:
         num_classes: K, with the background.
-        **options: ``image_size``, pixels on each side (300); ``prior_sizes`` of the default boxes,
+        **options: ``image_size``, pixels on each side (300); ``prior_sizes`` of the priors,
             SSD's for ``coco`` or ``voc``; ``backbone``, a timm name (``densenet121_features``,
             whose pools then round up); ``adapter``, of which ``adapter_kwargs`` and
             ``out_channels`` are, or None for the backbone's own maps; the further arguments of
@@ -286,7 +287,7 @@ def ssd512(*, num_classes: int = 91, **options: Unpack[SSDOptions]) -> SSD:
     return _build(num_classes, {"image_size": 512, **options})
 
 
-def _build(num_classes: int, options: Mapping[str, Any]) -> SSD:
+def _build(num_classes: int, options: Options) -> SSD:
     check_options(num_classes, options, SSD.option_names)
     images, body, rest = split_options(options, (ImageOptions, BodyOptions))
     name, image_size = rest.pop("backbone", DEFAULT_BACKBONE), rest.pop("image_size")
@@ -296,10 +297,10 @@ def _build(num_classes: int, options: Mapping[str, Any]) -> SSD:
     body = {"min_stride": 8, **body}
     if is_ours(name):  # as SSD's third pool: 300 pixels give 38 cells
         body["backbone_kwargs"] = {"ceil_mode": True, **(body.get("backbone_kwargs") or {})}
-    base = body_and_adapter(name, partial(_base_adapter, own), **body)
-    cells = _cells(SSDBackbone(base.net, base.adapter), image_size)
+    base = build_body(name, partial(_build_base_adapter, own), **body)
+    cells = _count_cells(SSDBackbone(base.net, base.adapter), image_size)
     backbone = SSDBackbone(base.net, ExtraLevels(base.adapter, cells, image_size))
-    backbone.freeze(stages_to_freeze(base, layers, body.get("weights_backbone")))
+    backbone.freeze(count_stages_to_freeze(base, layers, body.get("weights_backbone")))
     sizes = {"image_size": (image_size, image_size), "size_divisible": 1}
     transform = make_transform(backbone, name, images, sizes)
     return load_weights(SSD(backbone, num_classes, transform, **rest), weights)
@@ -308,7 +309,7 @@ def _build(num_classes: int, options: Mapping[str, Any]) -> SSD:
 _ADAPTER_OPTIONS = ("adapter", "adapter_kwargs", "out_channels")
 
 
-def _base_adapter(options: Mapping[str, Any], levels: Sequence[FeatureLevel]) -> Adapter:
+def _build_base_adapter(options: Options, levels: Sequence[FeatureLevel]) -> Adapter:
     name = options.get("adapter")
     if name is None:
         return ScaledLevels(levels)
@@ -316,9 +317,9 @@ def _base_adapter(options: Mapping[str, Any], levels: Sequence[FeatureLevel]) ->
     return build_adapter(name, levels, width, extra=None, **further)
 
 
-def _cells(backbone: DetectionBackbone, image_size: int) -> list[int]:
+def _count_cells(backbone: DetectionBackbone, image_size: int) -> list[int]:
     """Cells on each side of the maps, by running the network on shapes without data."""
     batch = torch.empty(2, backbone.in_chans, image_size, image_size, device="meta")
     with torch.no_grad():
-        maps = functional_call(backbone, without_data(backbone), (batch,))
+        maps = functional_call(backbone, copy_to_meta(backbone), (batch,))
     return [x.shape[-1] for x in maps.values()]

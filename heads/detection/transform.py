@@ -6,14 +6,14 @@ One class for all detectors, at ``model.transform`` as in torchvision
 Legend: H and W pixels, D detections, C channels.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import clip_boxes_to_image
 
 from densenet_backbones.heads.normalization import ImageNormalization
+from densenet_backbones.heads.options import Keywords, Options, drop_none
 from densenet_backbones.messages import check_whole
 
 __all__ = ["DetectionTransform", "build_transform"]
@@ -90,7 +90,7 @@ class DetectionTransform(GeneralizedRCNNTransform):
 
     @property
     def resize_in_training(self) -> bool:
-        """Whether training images are resized; may be set."""
+        """True if training images are resized; may be set."""
         return not self._skip_resize
 
     @resize_in_training.setter
@@ -102,7 +102,7 @@ class DetectionTransform(GeneralizedRCNNTransform):
         """Mean as an RGB color in 0..255, for borders that should mean nothing."""
         return self.normalization.fill_color
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Keywords:
         """Return the constructor's arguments as plain JSON types, for `build_transform`."""
         sides = list(self.min_size)
         return {
@@ -115,7 +115,8 @@ class DetectionTransform(GeneralizedRCNNTransform):
 
     def normalize(self, image: Tensor) -> Tensor:
         """(C, H, W) 0..1 to the network's channel order, range, mean and deviation."""
-        return self.normalization(image)
+        normalized: Tensor = self.normalization(image)
+        return normalized
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
@@ -165,7 +166,7 @@ class DetectionTransform(GeneralizedRCNNTransform):
 
 
 def build_transform(
-    described: Mapping[str, Any], in_chans: int, image_size: tuple[int, int] | None = None
+    described: Options, in_chans: int, image_size: tuple[int, int] | None = None
 ) -> DetectionTransform:
     """Build a transform for a network from arguments that may come from a file.
 
@@ -181,7 +182,7 @@ def build_transform(
     known = DetectionTransform().to_dict()
     if unknown := sorted(described.keys() - known.keys() - {"resize_in_training"}):
         raise ValueError(f"the transform takes {', '.join(known)}, not {', '.join(unknown)}")
-    transform = DetectionTransform(**{k: v for k, v in described.items() if v is not None})
+    transform = DetectionTransform(**drop_none(described))
     if len(transform.image_mean) != in_chans:
         raise ValueError(
             f"the transform has {len(transform.image_mean)} numbers in image_mean and image_std, "

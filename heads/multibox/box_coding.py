@@ -23,7 +23,8 @@ def encode(boxes: Tensor, priors: Tensor) -> Tensor:
     Returns:
         (P, 4) codes, of the boxes' type.
     """
-    return _CODER.encode_single(boxes, priors)
+    codes: Tensor = _CODER.encode_single(boxes, priors)
+    return codes
 
 
 def decode(codes: Tensor, priors: Tensor) -> Tensor:
@@ -38,4 +39,5 @@ def decode(codes: Tensor, priors: Tensor) -> Tensor:
     """
     flat = codes.float().reshape(-1, 4)
     repeated = priors.expand(codes.shape).reshape(-1, 4)
-    return _CODER.decode_single(flat, repeated).reshape(codes.shape)
+    boxes: Tensor = _CODER.decode_single(flat, repeated)
+    return boxes.reshape(codes.shape)

@@ -17,7 +17,7 @@ class ChannelL2Norm(nn.Module):
 
     Args:
         channels: C.
-        scale: initial value of the C factors.
+        scale: Initial value of the C factors.
     """
 
     # Caffe adds it below the root; without it, a map that ReLUs have silenced would divide by
@@ -45,10 +45,10 @@ class MultiBoxHead(nn.Module):
         levels: L maps to predict from.
         priors_per_cell: A of each map.
         num_classes: K, with the background.
-        norm_scale: initial scale of the channel norms (DSOD's 20, on all maps).
+        norm_scale: Initial scale of the channel norms (DSOD's 20, on all maps).
 
     Attributes:
-        feature_norms, box_convs, box_norms, class_convs, class_norms: modules of each map.
+        feature_norms, box_convs, box_norms, class_convs, class_norms: Modules of each map.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class MultiBoxHead(nn.Module):
         self.class_convs, self.class_norms = nn.ModuleList(), nn.ModuleList()
         for level, priors in zip(levels, priors_per_cell, strict=True):
             self.feature_norms.append(ChannelL2Norm(level.channels, norm_scale))
-            self.box_convs.append(_conv3x3(level.channels, 4 * priors))
+            self.box_convs.append(_build_conv3x3(level.channels, 4 * priors))
             self.box_norms.append(nn.BatchNorm2d(4 * priors, eps=1e-3))
-            self.class_convs.append(_conv3x3(level.channels, num_classes * priors))
+            self.class_convs.append(_build_conv3x3(level.channels, num_classes * priors))
             self.class_norms.append(nn.BatchNorm2d(num_classes * priors, eps=1e-3))
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,7 @@ def permute_to_N_HWA_C(x: Tensor, width: int) -> Tensor:  # noqa: N802 - names t
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, width)
 
 
-def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+def _build_conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
     conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
     nn.init.normal_(conv.weight, std=0.01)
     return conv

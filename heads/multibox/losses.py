@@ -18,7 +18,7 @@ def hardest_negatives(class_loss: Tensor, positive: Tensor, per_positive: float 
     Args:
         class_loss: (N, P) classification loss of each prior, of the background where not positive.
         positive: (N, P) bool, priors that are matched to an object.
-        per_positive: number of negatives for each positive of the same image.
+        per_positive: Number of negatives for each positive of the same image.
 
     Returns:
         (N, P) bool: the priors with the highest loss among the negatives, ``per_positive`` times
@@ -51,7 +51,7 @@ def multibox_loss(
     Args:
         class_logits: (N, P, K).
         box_codes: (N, P, 4).
-        targets: labels (N, P) in 0..K-1 and codes (N, P, 4).
+        targets: Labels (N, P) in 0..K-1 and codes (N, P, 4).
         negatives_per_positive: SSD's 3.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which object each prior learns: SSD's bipartite and per-prior matching.
+"""Matching of priors and objects: SSD's bipartite and per-prior matching.
 
 Legend: B boxes (objects), P priors, N images. Source: SSD (arXiv:1512.02325) section 2.2 and
 ``MatchBBox`` of its Caffe code (``bbox_util.cpp``, match type PER_PREDICTION).
@@ -17,7 +17,7 @@ UNMATCHED = -1
 
 
 class PriorTargets(NamedTuple):
-    """What every prior of a batch should predict.
+    """Targets of every prior of a batch.
 
     Attributes:
         labels: (N, P) int64, 0 for the background.
@@ -28,7 +28,7 @@ class PriorTargets(NamedTuple):
     codes: Tensor
 
 
-def best_prior_of_each_box(iou: Tensor) -> Tensor:
+def match_best_priors(iou: Tensor) -> Tensor:
     """The bipartite step: every box gets a prior of its own.
 
     The same pairs as picking, again and again, the highest overlap between a box and a prior that
@@ -64,12 +64,12 @@ def match_priors(boxes: Tensor, priors: Tensor, threshold: float = 0.5) -> Tenso
     """The object of each prior.
 
     A prior learns the box it overlaps most if their IoU is at least ``threshold``; besides, every
-    box keeps the prior of `best_prior_of_each_box`, however small the overlap.
+    box keeps the prior of `match_best_priors`, however small the overlap.
 
     Args:
         boxes: (B, 4) xyxy, B may be 0.
         priors: (P, 4) xyxy in the same frame.
-        threshold: lowest IoU, in 0..1.
+        threshold: Lowest IoU, in 0..1.
 
     Returns:
         (P,) int64 index into ``boxes``, `UNMATCHED` for priors that learn the background.
@@ -79,9 +79,9 @@ def match_priors(boxes: Tensor, priors: Tensor, threshold: float = 0.5) -> Tenso
     iou = box_iou(boxes, priors)  # (B, P)
     overlap, best_box = iou.max(dim=0)
     matches = torch.where(overlap >= threshold, best_box, UNMATCHED)
-    own_prior = best_prior_of_each_box(iou)
-    found = own_prior != UNMATCHED
-    matches[own_prior[found]] = torch.arange(len(boxes), device=boxes.device)[found]
+    own_prior = match_best_priors(iou)
+    overlaps = own_prior != UNMATCHED
+    matches[own_prior[overlaps]] = torch.arange(len(boxes), device=boxes.device)[overlaps]
     return matches
 
 
@@ -101,7 +101,8 @@ def out_of_reach(boxes: Tensor, priors: Tensor, threshold: float = 0.5) -> Tenso
     """
     if len(boxes) == 0:
         return torch.zeros(0, dtype=torch.bool, device=boxes.device)
-    return box_iou(boxes, priors).amax(dim=1) < threshold
+    overlap: Tensor = box_iou(boxes, priors)
+    return overlap.amax(dim=1) < threshold
 
 
 @torch.no_grad()
@@ -114,7 +115,7 @@ def assign_targets(
         targets: N dicts with ``boxes`` (B, 4) xyxy in the priors' frame and ``labels`` (B,) int64
             from 1.
         priors: (P, 4) xyxy float32.
-        threshold: lowest IoU of a match, in 0..1.
+        threshold: Lowest IoU of a match, in 0..1.
     """
     labels, codes = [], []
     for target in targets:

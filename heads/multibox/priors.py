@@ -1,4 +1,4 @@
-"""Prior boxes ("default boxes") of SSD and DSOD.
+"""Prior boxes of SSD and DSOD, which the paper calls default boxes.
 
 Legend: L levels, A priors a cell, P priors of all levels. Boxes are xyxy in pixels of the network's
 input; a prior may reach beyond the image, as in SSD without clipping.
@@ -97,9 +97,9 @@ class PriorSpec:
         """
         if len(grid_sizes) != len(self.min_sizes):
             raise ValueError(f"{len(self.min_sizes)} levels of priors, {len(grid_sizes)} maps")
-        return torch.cat([self._level_boxes(i, *grid) for i, grid in enumerate(grid_sizes)])
+        return torch.cat([self._build_level_boxes(i, *grid) for i, grid in enumerate(grid_sizes)])
 
-    def _level_boxes(self, level: int, rows: int, columns: int) -> Tensor:
+    def _build_level_boxes(self, level: int, rows: int, columns: int) -> Tensor:
         height, width = self.image_size
         if self.steps is None:
             step_y, step_x = height / rows, width / columns
@@ -115,7 +115,7 @@ class PriorSpec:
         return (centers + corners).reshape(-1, 4).float()
 
 
-def ratio_rule_sizes(shorter_side: int, num_levels: int, sizes: str) -> tuple[float, ...]:
+def compute_ratio_sizes(shorter_side: int, num_levels: int, sizes: str) -> tuple[float, ...]:
     """Prior sizes by SSD's rule, in percent of the image's shorter side.
 
     The first level has a size of its own; the others rise from the second level's in equal steps
@@ -125,9 +125,9 @@ def ratio_rule_sizes(shorter_side: int, num_levels: int, sizes: str) -> tuple[fl
     542.72 for ``"coco512"``.
 
     Args:
-        shorter_side: of the network's input, in pixels.
+        shorter_side: Of the network's input, in pixels.
         num_levels: L, at least 3.
-        sizes: a key of `SIZE_RATIOS`.
+        sizes: A key of `SIZE_RATIOS`.
 
     Returns:
         L + 1 sizes in pixels: the min size of each level, then the last level's max size (the max
@@ -157,17 +157,17 @@ def dsod_priors(
 
     Args:
         image_size: (H, W) of the network's input in pixels.
-        strides: of the L prediction maps, in pixels.
-        sizes: ``"voc"`` or ``"coco"`` (SSD's rule, see `ratio_rule_sizes`), or L + 1 rising sizes
-            in pixels: the min size of each level, then the last level's max size.
-        faithful: keep the published step of 300 on the last map (only for 300x300 and six maps).
+        strides: Of the L prediction maps, in pixels.
+        sizes: ``"voc"`` or ``"coco"`` (SSD's rule, see `compute_ratio_sizes`), or L + 1 rising
+            sizes in pixels: the min size of each level, then the last level's max size.
+        faithful: Keep the published step of 300 on the last map (only for 300x300 and six maps).
 
     Returns:
         The specification; 4 priors a cell on the first and the last two maps, 6 on the others.
     """
     levels = len(strides)
     if isinstance(sizes, str):
-        sizes = ratio_rule_sizes(min(image_size), levels, sizes)
+        sizes = compute_ratio_sizes(min(image_size), levels, sizes)
     elif len(sizes) != levels + 1:
         raise ValueError(
             f"prior_sizes needs {levels + 1} sizes in pixels for {levels} maps, got {len(sizes)}"

@@ -1,4 +1,4 @@
-"""From class scores and boxes of all priors to the detections of an image.
+"""Selection of detections: from class scores and boxes of all priors to the detections of an image.
 
 Legend: P priors, K classes including the background (class 0), D detections. Source: SSD
 (arXiv:1512.02325) section 2.2 and ``detection_output_layer.cpp``; numbers of szq0214/DSOD.
@@ -15,13 +15,13 @@ from densenet_backbones.messages import check_interval, check_whole
 
 @dataclass(frozen=True)
 class Selection:
-    """Which scored boxes become detections.
+    """Limits by which scored boxes become detections.
 
     Attributes:
-        score_thresh: lowest score, exclusive, in 0..1.
-        nms_thresh: within a class, a box that overlaps a better one by more is dropped, in 0..1.
-        topk_candidates: boxes of each class that enter non-maximum suppression.
-        detections_per_img: most detections of an image, of all classes together.
+        score_thresh: Lowest score, exclusive, in 0..1.
+        nms_thresh: Within a class, a box that overlaps a better one by more is dropped, in 0..1.
+        topk_candidates: Boxes of each class that enter non-maximum suppression.
+        detections_per_img: Most detections of an image, of all classes together.
     """
 
     score_thresh: float = 0.01
@@ -48,7 +48,7 @@ def select_detections(
         scores: (P, K) probabilities.
         boxes: (P, 4) xyxy in pixels of the image.
         image_size: (H, W) in pixels.
-        selection: thresholds and numbers.
+        selection: Thresholds and numbers.
 
     Returns:
         ``boxes`` (D, 4) float32 xyxy inside the image, ``scores`` (D,) falling, ``labels`` (D,)

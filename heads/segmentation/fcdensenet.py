@@ -8,8 +8,8 @@ Legend: N images, K classes, C channels, H and W pixels, k growth rate.
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,14 @@ from densenet_backbones.densenet import DenseNet
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.options import BackboneWeights, ImageOptions, split_options
-from densenet_backbones.heads.parameter_groups import prefixed_groups
+from densenet_backbones.heads.options import (
+    BackboneWeights,
+    ImageOptions,
+    Options,
+    drop_none,
+    split_options,
+)
+from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups
 from densenet_backbones.heads.segmentation.segmenter import Segmenter
 from densenet_backbones.heads.weights import load_weights
 from densenet_backbones.layers import DenseBlock, set_memory
@@ -88,7 +94,7 @@ class FCDenseNet(nn.Module):
 
     Args:
         num_classes: K.
-        growth_rate: k.
+        growth_rate: K.
         block_config: Layers of each block on the way down, the bottleneck last; the way up mirrors
             the others.
         num_init_features: Channels of the first convolution.
@@ -116,10 +122,10 @@ class FCDenseNet(nn.Module):
     ) -> None:
         super().__init__()
         check_whole("num_classes", num_classes)
-        spec = _way_down(growth_rate, block_config, num_init_features, drop_rate)
+        spec = _plan_way_down(growth_rate, block_config, num_init_features, drop_rate)
         self.num_classes = num_classes
         self.batch_statistics_in_eval = batch_statistics_in_eval
-        self.encoder = _encoder(spec)
+        self.encoder = _build_encoder(spec)
         self.transitions_up = nn.ModuleList()
         self.blocks_up = nn.ModuleList()
         *plans, below = spec.blocks
@@ -134,7 +140,7 @@ class FCDenseNet(nn.Module):
         self.apply(_add_bias)
         if batch_statistics_in_eval:
             _replace_norms(self)
-        self.apply(_initialize)
+        self.apply(_init_weights)
         self.set_memory(memory)
 
     @property
@@ -151,9 +157,9 @@ class FCDenseNet(nn.Module):
         """Chooses what training keeps for the backward pass: see `layers.set_memory`."""
         set_memory(self, memory)
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
         """Timm's layer groups of the way down; the way up is the last group of all."""
-        return prefixed_groups(self.encoder, "encoder.", coarse)
+        return prefix_groups(self.encoder, "encoder.", coarse)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalized images (N, 3, H, W) to logits (N, K, H, W).
@@ -168,7 +174,8 @@ class FCDenseNet(nn.Module):
             self.transitions_up, self.blocks_up, reversed(skips), strict=True
         ):
             x = block(up(x, skip))
-        return self.classifier(x)
+        logits: Tensor = self.classifier(x)
+        return logits
 
     def _check_norms(self) -> None:
         if self.training or not self.batch_statistics_in_eval:
@@ -182,7 +189,7 @@ class FCDenseNet(nn.Module):
             )
 
 
-def _way_down(
+def _plan_way_down(
     growth_rate: int, block_config: Sequence[int], num_init_features: int, drop_rate: float
 ) -> DenseNetSpec:
     return DenseNetSpec(
@@ -200,7 +207,7 @@ def _way_down(
     )
 
 
-def _encoder(spec: DenseNetSpec) -> DenseFeatureNet:
+def _build_encoder(spec: DenseNetSpec) -> DenseFeatureNet:
     blocks = range(1, len(spec.blocks) + 1)
     encoder = DenseFeatureNet(DenseNet(spec, num_classes=0), out_indices=blocks)
     for name, pool in list(encoder.named_children()):
@@ -224,7 +231,7 @@ def _replace_norms(net: nn.Module) -> None:
                 setattr(parent, name, own)
 
 
-def _initialize(module: nn.Module) -> None:
+def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
         assert module.bias is not None
@@ -287,7 +294,7 @@ def fcdensenet56(*, num_classes: int, **options: Unpack[FCDenseNetOptions]) -> S
     return _build(num_classes, {"block_config": (4,) * 6, "growth_rate": 12, **options})
 
 
-def _build(num_classes: int, options: Mapping[str, Any]) -> Segmenter:
+def _build(num_classes: int, options: Options) -> Segmenter:
     images, loading, network = split_options(options, (ImageOptions, BackboneWeights))
     weights = network.pop("weights", None)
     if loading.get("weights_backbone"):
@@ -297,8 +304,7 @@ def _build(num_classes: int, options: Mapping[str, Any]) -> Segmenter:
             "weights"
         )
     net = FCDenseNet(num_classes, **network)
-    given = {key: value for key, value in images.items() if value is not None}
     model = Segmenter(
-        net, stride=1, smallest=net.smallest, normalization=ImageNormalization(**given)
+        net, stride=1, smallest=net.smallest, normalization=ImageNormalization(**drop_none(images))
     )
     return load_weights(model, weights)

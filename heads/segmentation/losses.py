@@ -1,6 +1,7 @@
 """The loss of a segmentation model: weighted terms, summed over its main and auxiliary logits.
 
-Legend: N images, K classes, H and W pixels.
+Legend: N images, K classes, H and W pixels. Sources: of each term in `pixel_losses`; the weight of
+auxiliary logits is that of PSPNet (Zhao et al., 1612.01105, section 4).
 """
 
 import math
@@ -111,14 +112,14 @@ class SegmentationLoss(nn.Module):
             ValueError: Shapes, types or, where it costs no waiting for a GPU, labels are not as
                 said.
         """
-        logits, aux = (output, []) if isinstance(output, Tensor) else _parts(output)
-        losses = self._losses(logits, target)
+        logits, aux = (output, []) if isinstance(output, Tensor) else _split_output(output)
+        losses = self._compute_losses(logits, target)
         if aux:
-            total = sum(sum(self._losses(a, target).values()) for a in aux)
+            total = sum(sum(self._compute_losses(a, target).values()) for a in aux)
             losses["aux"] = torch.as_tensor(total * self.aux_weight / len(aux))
         return losses
 
-    def _losses(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def _compute_losses(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         self._check(logits, target)
         pixels = Pixels.of(logits, target, self.mode)  # float32, which autocast then leaves alone
         compute: dict[str, Callable[[], Tensor]] = {
@@ -158,7 +159,7 @@ class SegmentationLoss(nn.Module):
             _check_labels(target, classes if self.mode == "multiclass" else 2)
 
 
-def _parts(output: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:
+def _split_output(output: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:
     return output["logits"], list(output.get("aux", []))
 
 

@@ -167,7 +167,7 @@ def dice(pixels: Pixels, smooth: float = 0.0) -> Tensor:
     both = probabilities.where(pixels.truth, 0.0).sum(dim=1)  # (K,)
     size = pixels.truth.sum(dim=1)
     score = (2 * both + smooth) / (probabilities.sum(dim=1) + size + smooth).clamp(min=1e-7)
-    return _mean_of_present(1 - score, size)
+    return _average_present(1 - score, size)
 
 
 def lovasz(pixels: Pixels) -> Tensor:
@@ -187,10 +187,10 @@ def lovasz(pixels: Pixels) -> Tensor:
         errors = 1 - pixels.by_class(pixels.logits) * signs
     # Ignored pixels come last, where they change no weight before them, and cost nothing.
     errors, order = errors.where(pixels.counted, -1.0).sort(dim=1, descending=True)
-    weights = _jaccard_steps(truth.gather(1, order), errors.dtype)
+    weights = _compute_jaccard_steps(truth.gather(1, order), errors.dtype)
     losses = (errors.clamp(min=0) * weights).sum(dim=1)  # (K,)
     if pixels.mode == "multiclass":
-        return _mean_of_present(losses, truth.sum(dim=1))
+        return _average_present(losses, truth.sum(dim=1))
     return losses.mean()
 
 
@@ -209,12 +209,12 @@ def ohem(pixels: Pixels, threshold: float = 0.7, share: float = 1 / 16) -> Tenso
     loss, _ = loss.sort(descending=True)  # ignored pixels last
     rank = torch.arange(len(loss), device=loss.device)
     counted = pixels.valid.sum()
-    kept = ((-loss).exp() < threshold) | (rank < (counted * share).ceil())
-    kept = kept & (rank < counted)  # the share is rounded in float32
-    return loss.where(kept, 0.0).sum() / kept.sum().clamp(min=1)
+    hard = ((-loss).exp() < threshold) | (rank < (counted * share).ceil())
+    hard = hard & (rank < counted)  # the share is rounded in float32
+    return loss.where(hard, 0.0).sum() / hard.sum().clamp(min=1)
 
 
-def _jaccard_steps(truth: Tensor, dtype: torch.dtype) -> Tensor:
+def _compute_jaccard_steps(truth: Tensor, dtype: torch.dtype) -> Tensor:
     """By how much the Jaccard loss grows with each further pixel that is wrong (algorithm 1).
 
     With I pixels of the class still right and a union of U, one more of the class adds 1 / U, and
@@ -239,7 +239,7 @@ def _jaccard_steps(truth: Tensor, dtype: torch.dtype) -> Tensor:
     return steps
 
 
-def _mean_of_present(losses: Tensor, size: Tensor) -> Tensor:
+def _average_present(losses: Tensor, size: Tensor) -> Tensor:
     """Mean of (K,) losses over the classes with ``size`` (K,) above 0; 0 where there is none."""
     present = size > 0
     return losses.where(present, 0.0).sum() / present.sum().clamp(min=1)

@@ -4,20 +4,33 @@ Legend: N images, K classes, H and W pixels.
 """
 
 from collections import OrderedDict
-from typing import Any
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
+from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups, prefix_names
 from densenet_backbones.heads.validation import check_images
 from densenet_backbones.layers import is_traced
 
-__all__ = ["Segmenter", "SegmenterOutput", "TorchvisionSegmenter"]
+__all__ = ["Segmenter", "SegmenterOutput", "SupervisedLogits", "TorchvisionSegmenter"]
 
-SegmenterOutput = Tensor | dict[str, Any]
+
+class SupervisedLogits(TypedDict):
+    """Logits of a network with deep supervision, in training.
+
+    Attributes:
+        logits: (N, K, H, W).
+        aux: Logits of the coarser maps.
+    """
+
+    logits: Tensor
+    aux: list[Tensor]
+
+
+SegmenterOutput = Tensor | SupervisedLogits
 
 
 class Segmenter(nn.Module):
@@ -94,18 +107,22 @@ class Segmenter(nn.Module):
         if images.dim() != 4:
             raise ValueError(f"images must be a (N, 3, H, W) tensor, got {tuple(images.shape)}")
         side = 2 * max(self.stride, self.smallest)
-        if len(images) == 1 and max(self._sides(images)) < side and self._sees_the_batch():
+        if (
+            len(images) == 1
+            and max(self._compute_sides(images)) < side
+            and self._uses_batch_statistics()
+        ):
             raise ValueError(
                 "batch norm cannot take its statistics from one image whose coarsest map has a "
                 f"single cell: use a batch of 2 or more, or images of {side} pixels or more, not "
                 f"{images.shape[-2]}x{images.shape[-1]}"
             )
 
-    def _sees_the_batch(self) -> bool:
+    def _uses_batch_statistics(self) -> bool:
         norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         return any(n.training or getattr(n, "batch_statistics_in_eval", False) for n in norms)
 
-    def _sides(self, x: Tensor) -> tuple[int, int]:
+    def _compute_sides(self, x: Tensor) -> tuple[int, int]:
         """Height and width that the network is to see."""
         height, width = (
             max(side + -side % self.stride, self.smallest) for side in tuple(x.shape[-2:])
@@ -114,16 +131,16 @@ class Segmenter(nn.Module):
 
     def padded(self, x: Tensor) -> Tensor:
         """Normalized images (N, 3, H, W) at the size that the network sees."""
-        height, width = self._sides(x)
+        height, width = self._compute_sides(x)
         return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
 
     def no_weight_decay(self) -> set[str]:
         """Parameters to train without weight decay, where the network names some."""
-        return prefixed_names(self.net, "net.")
+        return prefix_names(self.net, "net.")
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
         """Patterns by which timm's optimizers give layers their own learning rate."""
-        return prefixed_groups(self.net, "net.", coarse)
+        return prefix_groups(self.net, "net.", coarse)
 
 
 class TorchvisionSegmenter(Segmenter):

@@ -9,18 +9,18 @@ Legend: N images, K classes, C channels, H and W pixels, h and w cells of a coar
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Literal, Unpack, get_args
+from typing import Literal, Unpack, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densenet_backbones.features import FeatureLevel, feature_levels
-from densenet_backbones.heads.backbones import create_features, normalization_of
+from densenet_backbones.heads.backbones import create_features, read_normalization
 from densenet_backbones.heads.freezing import FreezableModule, freeze_layers
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.options import BackboneWeights, ImageOptions, split_options
-from densenet_backbones.heads.parameter_groups import prefixed_groups, prefixed_names
+from densenet_backbones.heads.options import BackboneWeights, ImageOptions, drop_none, split_options
+from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups, prefix_names
 from densenet_backbones.heads.segmentation.segmenter import Segmenter, SegmenterOutput
 from densenet_backbones.heads.weights import load_weights
 from densenet_backbones.messages import check_choice, check_whole
@@ -90,8 +90,8 @@ class DecoderStage(nn.Module):
         self.gate = AttentionGate(skip.channels, in_channels) if skip and gated else None
         joined = up_channels + (skip.channels if skip else 0)
         self.convs = nn.Sequential(
-            _conv_norm_relu(joined, out_channels, norm),
-            _conv_norm_relu(out_channels, out_channels, norm),
+            _build_conv_norm_relu(joined, out_channels, norm),
+            _build_conv_norm_relu(out_channels, out_channels, norm),
         )
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
@@ -100,7 +100,8 @@ class DecoderStage(nn.Module):
         if skip is not None:
             skip = skip if self.gate is None else self.gate(skip, x)
             up = torch.cat((up, skip), dim=1)
-        return self.convs(up)
+        convolved: Tensor = self.convs(up)
+        return convolved
 
 
 class UNet(FreezableModule):
@@ -139,10 +140,10 @@ class UNet(FreezableModule):
         ):
             check_choice(name, value, legal)
         levels = feature_levels(backbone)
-        self.stride = _stride(levels)
+        self.stride = _read_stride(levels)
         self.num_classes = num_classes
         self.backbone = backbone
-        widths = _widths(decoder_channels, stages=int(math.log2(self.stride)))
+        widths = _take_widths(decoder_channels, stages=int(math.log2(self.stride)))
         skips: list[FeatureLevel | None] = [*levels[-2::-1]]
         skips += [None] * (len(widths) - len(skips))
         self.stages = nn.ModuleList()
@@ -153,7 +154,7 @@ class UNet(FreezableModule):
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
         coarser = widths[:-1] if deep_supervision else []
         self.aux_classifiers = nn.ModuleList(nn.Conv2d(c, num_classes, 1) for c in coarser)
-        self.stages.apply(_initialize)
+        self.stages.apply(_init_weights)
 
     @property
     def feature_net(self) -> nn.Module:
@@ -171,7 +172,7 @@ class UNet(FreezableModule):
         for stage in self.stages:
             x = stage(x, skips.pop() if skips else None)
             maps.append(x)
-        logits = self.classifier(x)
+        logits: Tensor = self.classifier(x)
         if not self.training or not self.aux_classifiers:
             return logits
         pairs = zip(self.aux_classifiers, maps, strict=False)  # the last map has the classifier
@@ -179,11 +180,11 @@ class UNet(FreezableModule):
 
     def no_weight_decay(self) -> set[str]:
         """The backbone's parameters to train without weight decay, where it names some."""
-        return prefixed_names(self.backbone, "backbone.")
+        return prefix_names(self.backbone, "backbone.")
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> LayerGroups:
         """Timm's layer groups of the backbone; the decoder is the last group of all."""
-        return prefixed_groups(self.backbone, "backbone.", coarse)
+        return prefix_groups(self.backbone, "backbone.", coarse)
 
 
 class UNetOptions(ImageOptions, BackboneWeights, total=False):
@@ -238,12 +239,13 @@ def unet(
         norm=norm,
     )
     freeze_layers(net, backbone, kwargs, layers)
-    given = {key: value for key, value in images.items() if value is not None}
-    normalization = ImageNormalization(**{**normalization_of(features, backbone), **given})
+    normalization = ImageNormalization(
+        **{**read_normalization(features, backbone), **drop_none(images)}
+    )
     return load_weights(Segmenter(net, stride=net.stride, normalization=normalization), weights)
 
 
-def _stride(levels: Sequence[FeatureLevel]) -> int:
+def _read_stride(levels: Sequence[FeatureLevel]) -> int:
     """Stride of the coarsest level, where every step from 1 to it is a factor of 2."""
     strides = [level.stride for level in levels]
     first = strides[0] if strides else 0
@@ -256,7 +258,7 @@ def _stride(levels: Sequence[FeatureLevel]) -> int:
     return strides[-1]
 
 
-def _widths(decoder_channels: Sequence[int], stages: int) -> list[int]:
+def _take_widths(decoder_channels: Sequence[int], stages: int) -> list[int]:
     if len(decoder_channels) < stages or min(decoder_channels) < 1:
         raise ValueError(
             f"decoder_channels must be {stages} or more numbers of 1 or more, one for each factor "
@@ -265,7 +267,7 @@ def _widths(decoder_channels: Sequence[int], stages: int) -> list[int]:
     return list(decoder_channels[-stages:])
 
 
-def _conv_norm_relu(in_channels: int, out_channels: int, norm: DecoderNorm) -> nn.Sequential:
+def _build_conv_norm_relu(in_channels: int, out_channels: int, norm: DecoderNorm) -> nn.Sequential:
     size = math.gcd(out_channels, 16)  # channels a group: Wu & He, 1803.08494, table 3
     return nn.Sequential(
         OrderedDict(
@@ -278,7 +280,7 @@ def _conv_norm_relu(in_channels: int, out_channels: int, norm: DecoderNorm) -> n
     )
 
 
-def _initialize(module: nn.Module) -> None:
+def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:

@@ -15,13 +15,13 @@ from torch import nn
 from densenet_backbones.analysis.memory_plan import (
     choose_memory,
     largest_batch,
-    memory_plan,
+    plan_memory,
 )
 from densenet_backbones.benchmark.measuring import measure_saved_bytes
 from densenet_backbones.dense_block import MEMORY_MODES
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.heads.segmentation.fcdensenet import FCDenseNet
-from densenet_backbones.layers import memory_of, set_memory
+from densenet_backbones.layers import get_memory, set_memory
 from densenet_backbones.training import cli, memory_choice
 from densenet_backbones.training.cli import train_det, train_seg
 
@@ -49,10 +49,10 @@ def kept_by(net, memory, size, autocast=None):
 def test_a_plan_is_what_autograd_keeps(name, autocast):
     build, side = MODELS[name]
     net, size = build().train(), (2, 3, side, side)
-    plan = memory_plan(net, size, autocast=autocast)
+    plan = plan_memory(net, size, autocast=autocast)
     measured = {memory: kept_by(net, memory, size, autocast) for memory in MEMORY_MODES}
-    assert plan.kept == pytest.approx(measured, rel=0.03 if autocast else 0)
-    assert plan.kept["none"] > plan.kept["layer"] > plan.kept["shared_lean"]
+    assert plan.saved_bytes == pytest.approx(measured, rel=0.03 if autocast else 0)
+    assert plan.saved_bytes["none"] > plan.saved_bytes["layer"] > plan.saved_bytes["shared_lean"]
 
 
 @pytest.mark.filterwarnings("ignore:memory='shared' is off")  # what falls back: group norm
@@ -62,9 +62,9 @@ def test_what_is_frozen_or_falls_back_is_planned_as_it_runs():
     frozen.freeze(3)
     grouped = DenseNet(DenseNetSpec(**TINY, norm="group", norm_group_size=1)).train()
     for net in (frozen, grouped):
-        plan = memory_plan(net, size)
+        plan = plan_memory(net, size)
         for memory in ("none", "layer", "shared"):
-            assert plan.kept[memory] == kept_by(net, memory, size)
+            assert plan.saved_bytes[memory] == kept_by(net, memory, size)
 
 
 def test_planning_leaves_the_model_and_the_random_stream_alone():
@@ -73,10 +73,10 @@ def test_planning_leaves_the_model_and_the_random_stream_alone():
     before = {name: value.clone() for name, value in net.state_dict().items()}
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    plan = memory_plan(net, (2, 3, 64, 64), dtype=torch.float64, modes=("none", "block"))
-    assert list(plan.kept) == ["none", "block"]
-    single = memory_plan(net, (2, 3, 64, 64), modes=("block",)).kept["block"]
-    assert single < plan.kept["block"] < 2 * single  # but for the indices of pools
+    plan = plan_memory(net, (2, 3, 64, 64), dtype=torch.float64, modes=("none", "block"))
+    assert list(plan.saved_bytes) == ["none", "block"]
+    single = plan_memory(net, (2, 3, 64, 64), modes=("block",)).saved_bytes["block"]
+    assert single < plan.saved_bytes["block"] < 2 * single  # but for the indices of pools
     assert torch.equal(state, torch.get_rng_state())
     assert not any(module.training for module in net.modules())
     assert (net.denseblock1.memory, net.denseblock2.memory) == ("block", "layer")
@@ -85,23 +85,25 @@ def test_planning_leaves_the_model_and_the_random_stream_alone():
 
 def test_the_fastest_mode_within_a_budget_is_chosen():
     net, size = DenseNet(DenseNetSpec(**TINY)), (2, 3, 64, 64)
-    plan = memory_plan(net, size)
-    assert choose_memory(net, size, plan.kept["none"]) == memory_of(net) == "none"
-    assert choose_memory(net, size, plan.kept["none"] - 1) == memory_of(net) == "shared"
-    assert choose_memory(net, size, plan.kept["shared"] - 1) == memory_of(net) == "shared_lean"
+    plan = plan_memory(net, size)
+    assert choose_memory(net, size, plan.saved_bytes["none"]) == get_memory(net) == "none"
+    assert choose_memory(net, size, plan.saved_bytes["none"] - 1) == get_memory(net) == "shared"
+    assert (
+        choose_memory(net, size, plan.saved_bytes["shared"] - 1) == get_memory(net) == "shared_lean"
+    )
     with pytest.warns(UserWarning, match="no memory mode fits 0.0 MiB; 'shared_lean' keeps least"):
         assert choose_memory(net, size, 1) == "shared_lean"
     lines = plan.table().splitlines()
     assert lines[0] == "DenseNet at 2 x 3 x 64 x 64, fastest first"
     assert [line.split()[0] for line in lines[2:]] == list(MEMORY_MODES)
-    assert lines[2].split()[1:] == [f"{plan.kept['none'] / 2**20:.1f}", "1.00"]
+    assert lines[2].split()[1:] == [f"{plan.saved_bytes['none'] / 2**20:.1f}", "1.00"]
 
 
 @pytest.mark.parametrize("name", ["features", "fcdensenet"])
 def test_the_largest_batch_within_a_budget(name):
     build, side = MODELS[name]
     net, image = build(), (3, side, side)
-    seven, eight = (memory_plan(net, (batch, *image)).kept for batch in (7, 8))
+    seven, eight = (plan_memory(net, (batch, *image)).saved_bytes for batch in (7, 8))
     for memory in MEMORY_MODES:
         most = eight[memory] - 1
         assert seven[memory] <= most
@@ -113,8 +115,8 @@ def test_the_largest_batch_within_a_budget(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda net: memory_plan(net, (2, 3, 0, 64)), "input_size must hold integers >= 1"),
-        (lambda net: memory_plan(net, modes=("all",)), "modes must be some of"),
+        (lambda net: plan_memory(net, (2, 3, 0, 64)), "input_size must hold integers >= 1"),
+        (lambda net: plan_memory(net, modes=("all",)), "modes must be some of"),
         (lambda net: choose_memory(net, (1, 3, 64, 64), 0), "a number of bytes above 0, got 0"),
         (lambda net: choose_memory(nn.ReLU(), (1, 3, 8, 8), 9), "ReLU has no dense blocks"),
         (lambda net: set_memory(net, "auto"), "memory must be one of .* got 'auto'"),
@@ -146,7 +148,7 @@ def prepared(monkeypatch, tmp_path, capsys):
 
 def test_the_summary_tells_what_the_mode_keeps(prepared, tiny_scenes):
     task, out = prepared(train_det, training_arguments(tiny_scenes, "--memory", "layer"))
-    assert memory_of(task.model) == "layer"
+    assert get_memory(task.model) == "layer"
     assert "Memory mode layer: DenseFeatureNet alone keeps" in out
     assert "for the backward pass of 4 x 3 x 64 x 64;" in out and "Fastest first" not in out
 
@@ -154,10 +156,10 @@ def test_the_summary_tells_what_the_mode_keeps(prepared, tiny_scenes):
 def test_auto_takes_what_fits_the_budget_of_a_detector(prepared, tiny_scenes):
     budget = ("--memory", "auto", "--model.memory_budget")
     task, out = prepared(train_det, training_arguments(tiny_scenes, *budget, "1"))
-    assert task.chosen == memory_of(task.model) == "none" and "Memory mode none: Dense" in out
+    assert task.chosen == get_memory(task.model) == "none" and "Memory mode none: Dense" in out
     assert "the budget is 1.00 GiB, as model.memory_budget says." in out
     task, out = prepared(train_det, training_arguments(tiny_scenes, *budget, "0.00001"))
-    assert task.chosen == memory_of(task.model) == "shared_lean"
+    assert task.chosen == get_memory(task.model) == "shared_lean"
     assert "No memory mode fits the budget: lower --batch-size" in out
 
 
@@ -172,7 +174,7 @@ def test_auto_counts_the_whole_segmenter_against_the_free_memory(prepared, tiny_
     task, out = prepared(train_seg, [*arguments, *named])
     assert sizes == [(torch.device("cpu"), 1)]
     assert {block.memory for block in task.model.net.blocks_up} == {task.chosen}
-    plan = memory_plan(task.model.net, (4, 3, 64, 64))
+    plan = plan_memory(task.model.net, (4, 3, 64, 64))
     assert task.chosen == plan.fastest_within(2**20) != "none"
     assert f"Fastest first: {plan.line()}; the budget is 1.0 MiB, 50% of what is free." in out
 
@@ -183,7 +185,7 @@ def test_processes_run_the_mode_of_the_first_one(prepared, tiny_scenes):
     strategy = SimpleNamespace(broadcast=lambda mode: "layer")
     task._trainer = SimpleNamespace(strategy=strategy)
     task.on_fit_start()
-    assert memory_of(task.model) == "layer"
+    assert get_memory(task.model) == "layer"
 
 
 def test_a_budget_without_auto_is_refused(tiny_scenes, monkeypatch, tmp_path, capsys):

@@ -11,10 +11,10 @@ from densenet_backbones.benchmark import startup as startup_benchmark
 from densenet_backbones.benchmark.command import main
 from densenet_backbones.benchmark.input_pipeline import (
     STEP,
-    input_table,
+    build_input_table,
+    build_pipelines,
+    build_training_step,
     measure,
-    pipelines,
-    training_step,
 )
 from densenet_backbones.benchmark.measuring import Timing, interleave
 from densenet_backbones.benchmark.startup import compare_compilation, compare_imports
@@ -61,7 +61,7 @@ def test_a_turn_of_several_steps_is_their_mean(monkeypatch):
         clock[0] += 2.0
 
     assert interleave({"a": step}, turns=2, repeats=5)[0].seconds == (2.0, 2.0)
-    with pytest.raises(ValueError, match="repeats must be >= 1, not 0"):
+    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
         interleave({"a": step}, turns=2, repeats=0)
 
 
@@ -99,7 +99,7 @@ def test_table_of_the_input():
         Timing("decode + ssd", (4.0, 4.0, 4.0)),
         Timing(STEP, (0.5, 0.5, 2.0)),  # 4 images: 8, 8 and 2 a second
     ]
-    table = input_table("", timings, 10, 4)
+    table = build_input_table("", timings, 10, 4)
     assert table.column("images/s")[0] == pytest.approx((100, 50, 25))
     assert table.column("images/s")[2] == pytest.approx((8, 8, 2))
     shares = table.column("batch on one core / step")
@@ -149,7 +149,7 @@ def test_each_turn_augments_anew_on_one_core_and_gives_the_cores_back(scenes, mo
         return image, boxes, labels
 
     monkeypatch.setattr(augment, watched)
-    steps = pipelines(found, dsod_tiny(num_classes=4))
+    steps = build_pipelines(found, dsod_tiny(num_classes=4))
     assert tuple(steps) == PIPELINES
     for _ in range(2):
         steps["decode + ssd"]()
@@ -162,7 +162,7 @@ def test_the_training_step_trains(scenes):
     found = read_detection(scenes, "train")
     model = dsod_tiny(num_classes=found.categories.num_classes).train()
     before = [p.detach().clone() for p in model.parameters()]
-    step = training_step(model, found, 4, "32-true")  # more than there are images
+    step = build_training_step(model, found, 4, "32-true")  # more than there are images
     step()
     after = list(model.parameters())
     assert all(p.grad is not None for p in after)
@@ -200,7 +200,7 @@ def test_compiling_starts_with_empty_caches(monkeypatch):
         exec(program, {"print": printed.append})
         return printed[0]
 
-    monkeypatch.setattr(startup_benchmark, "_seconds_of", run)
+    monkeypatch.setattr(startup_benchmark, "_time_program", run)
     size, device = (1, 3, 32, 32), torch.device("cpu")
     table = compare_compilation("densenet121", size, turns=1, device=device)
     assert table.column("") == ["timm", "ours deployed"]
@@ -214,26 +214,26 @@ def test_compiling_starts_with_empty_caches(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["inference", "--threads", "0"], "--threads: must be a whole number >= 1, not '0'"),
-        (["inference", "--device", "abacus"], "--device must be like cpu or cuda:0, not 'abacus'"),
-        (["inference", "--repeats", "few"], "--repeats: must be a whole number >= 1, not 'few'"),
+        (["inference", "--threads", "0"], "--threads: must be a whole number >= 1, got '0'"),
+        (["inference", "--device", "abacus"], "--device must be like cpu or cuda:0, got 'abacus'"),
+        (["inference", "--repeats", "few"], "--repeats: must be a whole number >= 1, got 'few'"),
         (["inference", "--json", "no/such/times.json"], "there is no folder"),
-        (["all", "--plot", "picture.gif"], "--plot must end in .png or .svg, not 'picture.gif'"),
-        (["memory", "--budget", "0"], "--budget must be above 0, not 0.0"),
+        (["all", "--plot", "picture.gif"], "--plot must end in .png or .svg, got 'picture.gif'"),
+        (["memory", "--budget", "0"], "--budget must be above 0, got 0.0"),
         (["memory", "--modes", "all"], "invalid choice: 'all'"),
         (["startup", "--inputs", "224"], "must be like 1x224"),
         (["startup", "--net", "resnet18"], "--net: invalid choice: 'resnet18'"),
         (["inference", "--net", "resnet18"], "--net must be one of"),
-        (["inference", "--turns", "0"], "--turns: must be a whole number >= 1, not '0'"),
-        (["detector", "--size", "32"], "--size must be >= 64, not 32"),
+        (["inference", "--turns", "0"], "--turns: must be a whole number >= 1, got '0'"),
+        (["detector", "--size", "32"], "--size must be >= 64, got 32"),
         (["detector", "--detector", "retinanetfpn"], "retinanetfpn"),
         (["detector", "--backbones", "resnet"], "cannot be built on resnet: Unknown model"),
         (
             ["detector", "--detector", "resnet18"],
             "resnet18 cannot be built on densenet121_features",
         ),
-        (["input", "--images", "0"], "--images must be >= 1 and --batch >= 2, not 0 and 8"),
-        (["input", "--batch", "1"], "--images must be >= 1 and --batch >= 2, not 32 and 1"),
+        (["input", "--images", "0"], "--images must be >= 1 and --batch >= 2, got 0 and 8"),
+        (["input", "--batch", "1"], "--images must be >= 1 and --batch >= 2, got 32 and 1"),
         (["input", "--data", "no/such/folder"], "no/such/folder: is not a folder"),
         (["input", "--images", "1", "--detector", "dsod30"], "no detector is called 'dsod30'"),
         (["input", "--images", "1", "--detector", "resnet18"], "resnet18 has no one size"),

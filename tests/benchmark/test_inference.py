@@ -10,10 +10,10 @@ from densenet_backbones.benchmark.command import main
 from densenet_backbones.benchmark.contenders import compile_nets
 from densenet_backbones.benchmark.inference import (
     _Bounds,
-    _bounds,
+    _build_table,
     _Checked,
-    _differences,
-    _table,
+    _choose_bounds,
+    _compare_maps,
     compare_inference,
     parse_input,
 )
@@ -54,13 +54,13 @@ def test_inference_in_bfloat16_without_what_is_not_installed(capsys, monkeypatch
 def test_contenders_that_disagree_are_not_timed(last, shown):
     bounds = _Bounds(largest=5e-3, error=1e-3 if "norm" in shown else 1.0)
     with pytest.raises(RuntimeError, match=shown):
-        _differences("timm", last, torch.ones(3), bounds)
+        _compare_maps("timm", last, torch.ones(3), bounds)
 
 
 def test_bounds_follow_the_bits_of_products():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    exact, tf32 = _bounds(torch.float32, cpu, 1e-2), _bounds(torch.float32, gpu, 1e-3)
-    bf16 = _bounds(torch.bfloat16, cpu, 1e-2)
+    exact, tf32 = _choose_bounds(torch.float32, cpu, 1e-2), _choose_bounds(torch.float32, gpu, 1e-3)
+    bf16 = _choose_bounds(torch.bfloat16, cpu, 1e-2)
     assert exact == _Bounds(1e-4, 1e-4)  # whatever timm's own
     assert tf32.error == pytest.approx(1.5e-3 + 2**-12)
     assert bf16.error == pytest.approx(1.5e-2 + 2**-9)
@@ -84,7 +84,7 @@ def test_a_net_that_computes_something_else_is_not_timed(monkeypatch):
 def test_times_beside_the_floor_of_a_gpu():
     timings = (Timing("timm", (4e-3, 2e-3, 2e-3)), Timing("ours deployed", (1e-3, 2e-3, 1e-3)))
     checked = dict.fromkeys(("timm", "ours deployed"), _Checked(1e-2, 2e-2, 3.0))
-    table = _table("", timings, checked, batch=4, floor=5e-4, note="")
+    table = _build_table("", timings, checked, batch=4, floor=5e-4, note="")
     assert table.column("us an image") == pytest.approx([500, 250])
     assert table.column("time / floor") == pytest.approx([4, 2])
     assert table.column("time / ours deployed")[0] == pytest.approx((4, 1, 2))

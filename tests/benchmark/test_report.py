@@ -122,7 +122,7 @@ def test_quick_options_are_known(command):
 
 def test_packages_that_are_not_there_have_no_version(monkeypatch):
     monkeypatch.setattr(report, "_PACKAGES", ("torch", "no-such-package"))
-    assert report.machine()["packages"].endswith(", no-such-package (none)")
+    assert report.describe_machine()["packages"].endswith(", no-such-package (none)")
 
 
 # -- pictures -----------------------------------------------------------------------------------

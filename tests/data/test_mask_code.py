@@ -21,9 +21,9 @@ from densenet_backbones.data.mask_samples import IGNORED, MaskClasses
 from densenet_backbones.data.samples import DataError
 
 CLASSES = MaskClasses.from_names(NAMES, colors=COLORS)
-IDS = MaskCode.of_classes(CLASSES)
-BY_COLOR = MaskCode.of_classes(CLASSES, ids=False, colors=True, ignored_colors=[VOID])
-EITHER = MaskCode.of_classes(CLASSES, colors=True, ignored_colors=[VOID])
+IDS = MaskCode.from_classes(CLASSES)
+BY_COLOR = MaskCode.from_classes(CLASSES, ids=False, colors=True, ignored_colors=[VOID])
+EITHER = MaskCode.from_classes(CLASSES, colors=True, ignored_colors=[VOID])
 
 
 @given(st.integers(0, (1 << 24) - 1))
@@ -173,15 +173,15 @@ def test_damaged_pictures_are_named(tmp_path, damage):
 
 def test_one_value_means_one_thing():
     with pytest.raises(DataError, match="the id 1 stands for two things"):
-        MaskCode.of_classes(CLASSES, ignored_ids=[1])
+        MaskCode.from_classes(CLASSES, ignored_ids=[1])
     same = MaskClasses.from_names(["a", "b"], colors=[(1, 1, 1), (1, 1, 1)])
     with pytest.raises(DataError, match=r"the color rgb\(1, 1, 1\) stands for two things"):
-        MaskCode.of_classes(same, ids=False, colors=True)
+        MaskCode.from_classes(same, ids=False, colors=True)
     with pytest.raises(DataError, match="the id -1 of a class cannot be in a mask"):
-        MaskCode.of_classes(MaskClasses.from_names(["a"], [-1]))
+        MaskCode.from_classes(MaskClasses.from_names(["a"], [-1]))
 
 
 def test_the_rule_changes_with_the_meaning_only():
-    assert IDS.rule == MaskCode.of_classes(CLASSES, fix="other words").rule
-    assert IDS.rule != MaskCode.of_classes(CLASSES, ignored_ids=[9]).rule
+    assert IDS.rule == MaskCode.from_classes(CLASSES, fix="other words").rule
+    assert IDS.rule != MaskCode.from_classes(CLASSES, ignored_ids=[9]).rule
     assert len({IDS.rule, BY_COLOR.rule, EITHER.rule}) == 3

@@ -61,7 +61,7 @@ def test_boxes_that_lose_their_area_at_the_border_are_left_out() -> None:
     model.detections_per_img = 300
     image = noise_images([(150, 170)])[0]
     form = make_export_form(model)
-    candidates = form.candidates
+    candidates = form.find_candidates
 
     def squeezed(x: Tensor, size: Tensor) -> Any:
         found = candidates(x, size)
@@ -69,7 +69,7 @@ def test_boxes_that_lose_their_area_at_the_border_are_left_out() -> None:
         boxes[::3, 2] = boxes[::3, 0]
         return found._replace(boxes=boxes)
 
-    form.candidates = squeezed  # type: ignore[method-assign]
+    form.find_candidates = squeezed  # type: ignore[method-assign]
     with torch.no_grad():
         found, whole = form(image[None]), make_export_form(model)(image[None])
     count = int(found.num_detections)
@@ -105,7 +105,7 @@ def test_images_of_any_number_of_channels() -> None:
 
 @pytest.mark.parametrize(("kind", "stride"), [("retinanet", 32), ("torchvision's fcos", 16)])
 def test_coarsest_stride(kind: str, stride: int) -> None:
-    assert make_export_form(lively(kind)).coarsest_stride() == stride
+    assert make_export_form(lively(kind)).measure_coarsest_stride() == stride
 
 
 def test_what_has_no_form_gets_a_sentence() -> None:

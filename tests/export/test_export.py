@@ -17,15 +17,10 @@ from tiny_nets import randomise_norms
 from tiny_segmenters import UNET_ARGS
 
 from densenet_backbones.export import export, onnx_file
-from densenet_backbones.export import plan as export_plan
+from densenet_backbones.export.checks import Agreement, compare_detections
 from densenet_backbones.export.detector_form import make_export_form
 from densenet_backbones.export.onnx_file import ExportError, OnnxSession, write_onnx
-from densenet_backbones.export.plan import (
-    Agreement,
-    compare_detections,
-    detector_stages,
-    segmenter_stages,
-)
+from densenet_backbones.export.plan import make_plan, split_detector, split_segmenter
 from densenet_backbones.export.segmenter_form import SegmenterForm
 from densenet_backbones.heads import fcdensenet56
 from densenet_backbones.heads.segmentation.unet import unet
@@ -42,7 +37,7 @@ OUTPUTS = ("boxes", "scores", "labels", "num_detections")
 def test_detectors_give_the_same_on_images_of_several_sizes(kind, tmp_path):
     model = lively(kind)
     path = tmp_path / "model.onnx"
-    write_onnx(detector_stages(make_export_form(model), OUTPUTS, None), path, {}, optimize=False)
+    write_onnx(split_detector(make_export_form(model), OUTPUTS, None), path, {}, optimize=False)
     session = OnnxSession(path)
     numbers = []
     images = noise_images([(150, 170), (64, 64), (301, 111)])
@@ -92,7 +87,7 @@ def test_segmenters_give_the_same_on_images_of_several_sizes(name, tmp_path):
     model = randomise_norms(SEGMENTERS[name]()).eval()
     path = tmp_path / "model.onnx"
     form = SegmenterForm(model, lambda logits: (logits,))
-    write_onnx(segmenter_stages(form, ("logits",), None), path, {}, optimize=False)
+    write_onnx(split_segmenter(form, ("logits",), None), path, {}, optimize=False)
     session = OnnxSession(path)
     for shape in ((1, 3, 96, 150), (2, 3, 71, 97), (1, 3, 64, 64)):
         images = torch.rand(*shape)
@@ -135,7 +130,7 @@ def test_a_trained_detector(detector, tiny_scenes, tmp_path, capsys):
     assert json.loads(facts["names"]) == ["background", *names]
     assert facts["kind"] == "detector"
     assert set(json.loads(facts["outputs"])) == set(OUTPUTS)
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".model.onnx*"))
 
 
 @pytest.mark.long
@@ -170,20 +165,19 @@ def test_a_trained_segmenter(output, segmenter, tmp_path, capsys):
 @pytest.mark.long
 def test_a_file_that_computes_something_else_is_not_kept(detector, tmp_path, monkeypatch, capsys):
     (tmp_path / "model.onnx").write_text("the former one")
-    planned = export_plan.plan
 
     def wrong(model, output):
         return dataclasses.replace(
-            planned(model, output), compare=lambda *_: Agreement("detections", 9, 7)
+            make_plan(model, output), compare=lambda *_: Agreement("detections", 9, 7)
         )
 
-    monkeypatch.setattr(export, "plan", wrong)
+    monkeypatch.setattr(export, "make_plan", wrong)
     with pytest.raises(SystemExit) as end:
         export.main([str(detector)])
     assert end.value.code == 1
     assert "7 of 9 detections agree" in capsys.readouterr().err
     assert (tmp_path / "model.onnx").read_text() == "the former one"
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".model.onnx*"))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +193,7 @@ def test_a_file_that_computes_something_else_is_not_kept(detector, tmp_path, mon
 def test_wrong_input_gets_one_sentence(options, said, detector, refused_command, tmp_path):
     code, line = refused_command(export.main, detector, *options)
     assert code == 1 and said in line
-    assert not list(tmp_path.glob("*.onnx")) and not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob("*.onnx")) and not list(tmp_path.glob(".model.onnx*"))
 
 
 def test_what_is_missing_is_named(detector, refused_command, monkeypatch):

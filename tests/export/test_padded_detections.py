@@ -8,7 +8,7 @@ from torchvision.ops import batched_nms
 from densenet_backbones.export.padded_detections import (
     Candidates,
     PaddedDetections,
-    only,
+    keep_marked,
     run_padded_nms,
     select_by_class,
 )
@@ -101,11 +101,11 @@ def test_only_closes_gaps() -> None:
     assert 4 < count <= 12
     wanted = torch.arange(12) % 3 != 1
     kept = [index for index in range(count) if wanted[index]]
-    assert_padded(only(found, wanted), Candidates(*(part[kept] for part in found[:3])), 12)
+    assert_padded(keep_marked(found, wanted), Candidates(*(part[kept] for part in found[:3])), 12)
     none = Candidates(*(part[:0] for part in found[:3]))
-    assert_padded(only(found, torch.zeros(12, dtype=torch.bool)), none, 12)
+    assert_padded(keep_marked(found, torch.zeros(12, dtype=torch.bool)), none, 12)
     everything = Candidates(*(part[:count] for part in found[:3]))
-    assert_padded(only(found, torch.ones(12, dtype=torch.bool)), everything, 12)
+    assert_padded(keep_marked(found, torch.ones(12, dtype=torch.bool)), everything, 12)
 
 
 @pytest.mark.parametrize(("priors", "number"), [(60, 10), (12, 400)])
@@ -126,7 +126,7 @@ def test_shapes_can_be_followed_by_torch_export() -> None:
     class Ending(torch.nn.Module):
         def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> PaddedDetections:
             found = run_padded_nms(Candidates(boxes, scores, labels), Selection(0.5, 0.5, 9, 20))
-            return only(found, found.boxes[:, 2] > 30)
+            return keep_marked(found, found.boxes[:, 2] > 30)
 
     number = torch.export.Dim("number", min=2, max=5000)
     shapes = ({0: number}, {0: number}, {0: number})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from densenet_backbones.heads import fasterrcnn_fpn, load_matching, retinanet_fpn
-from densenet_backbones.heads.weights import our_name
+from densenet_backbones.heads.weights import translate_name
 
 BODY = {"growth_rate": 4, "block_config": [1, 1, 1, 1], "num_init_features": 8}
 SMALL = {"min_size": 64, "max_size": 96, "score_thresh": 0.0}
@@ -72,7 +72,7 @@ def test_a_model_on_the_same_network_takes_every_tensor(name: str) -> None:
 def test_names_of_torchvisions_published_files(name: str) -> None:
     known = ours(THEIRS[name], backbone="resnet50").state_dict()
     for given in theirs(name).state_dict():
-        assert our_name(old_name(given), known) == our_name(given, known)
+        assert translate_name(old_name(given), known) == translate_name(given, known)
 
 
 def old_name(name: str) -> str:

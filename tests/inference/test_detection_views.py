@@ -78,7 +78,7 @@ def test_a_mirrored_view_comes_back_to_its_place():
     model, image = Finder(), painted()
     (plain,) = model([image])
     turned = DetectionViews(flip=True, mirrored_keypoints=(1, 0))
-    back = turned._mirrored(model, [image])[0]
+    back = turned._detect_mirrored(model, [image])[0]
     for name in ("boxes", "scores", "labels", "keypoints"):
         assert torch.equal(back[name], plain[name]), name
     for mask, code in zip(plain["masks"], back["masks"], strict=True):
@@ -88,7 +88,7 @@ def test_a_mirrored_view_comes_back_to_its_place():
 def test_keypoints_keep_their_sides_only_if_these_are_known():
     model, image = Finder(), painted()
     (plain,) = model([image])
-    (unknown,) = DetectionViews(flip=True)._mirrored(model, [image])
+    (unknown,) = DetectionViews(flip=True)._detect_mirrored(model, [image])
     assert torch.equal(unknown["keypoints"], plain["keypoints"].flip(1))
 
 

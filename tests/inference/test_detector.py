@@ -15,7 +15,7 @@ from densenet_backbones.checkpoints import CheckpointError, read_checkpoint
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.samples import Categories, DataError
-from densenet_backbones.inference.detector import KEY, DetectorSpec
+from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.model_file import (
     build_registered,
@@ -209,8 +209,10 @@ def described_as(slim, tmp_path, **changes):
     """The slim file with a changed description, in both kinds of file."""
     weights = read_checkpoint(slim)
     described = {**SPEC.to_dict(), **changes}
-    safetensors.torch.save_file(weights, tmp_path / "b.safetensors", {KEY: json.dumps(described)})
-    torch.save({KEY: described, "state_dict": weights}, tmp_path / "b.ckpt")
+    safetensors.torch.save_file(
+        weights, tmp_path / "b.safetensors", {DetectorSpec.key: json.dumps(described)}
+    )
+    torch.save({DetectorSpec.key: described, "state_dict": weights}, tmp_path / "b.ckpt")
     return tmp_path / "b.safetensors", tmp_path / "b.ckpt"
 
 
@@ -234,7 +236,9 @@ def test_wrong_descriptions_are_refused(changes, message, slim, tmp_path):
 
 
 def test_a_description_that_is_no_json_is_refused(slim, tmp_path):
-    safetensors.torch.save_file(read_checkpoint(slim), tmp_path / "c.safetensors", {KEY: "{"})
+    safetensors.torch.save_file(
+        read_checkpoint(slim), tmp_path / "c.safetensors", {DetectorSpec.key: "{"}
+    )
     assert "no description of a detector" in refusal(tmp_path / "c.safetensors")
 
 

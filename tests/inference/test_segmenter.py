@@ -57,16 +57,16 @@ def test_both_files_predict_what_the_evaluation_found(tiny_segmentation, tiny_ma
     assert matrix.tolist() == found["confusion_matrix"]
 
 
-def test_a_prediction_has_labels_scores_names_and_colours(slim, image):
+def test_a_prediction_has_labels_scores_names_and_colors(slim, image):
     found = load(slim).predict(image)
     assert found.labels.shape == found.scores.shape == (50, 70)
     assert found.labels.dtype == np.uint8 and found.scores.dtype == np.float32
     assert set(np.unique(found.labels)) <= {0, 1}
     assert (found.scores >= 0.5).all() and (found.scores <= 1).all()
     assert (found.names, found.colors) == (CLASSES.names, CLASSES.colors)
-    assert found.pixels(0) + found.pixels(1) == 50 * 70
-    assert found.share(1) == pytest.approx((found.labels == 1).mean())
-    assert found.score(1) == pytest.approx(found.scores[found.labels == 1].mean())
+    assert found.count_pixels(0) + found.count_pixels(1) == 50 * 70
+    assert found.measure_share(1) == pytest.approx((found.labels == 1).mean())
+    assert found.mean_score(1) == pytest.approx(found.scores[found.labels == 1].mean())
 
 
 @pytest.mark.parametrize("task", ["binary", "multilabel"])
@@ -84,7 +84,7 @@ def test_other_tasks(task, image, tmp_path):
     assert (found.scores >= 0.5).all()
     with_tiles = model.predict(image, tile=32, overlap=0)
     assert with_tiles.labels.shape == found.labels.shape
-    assert 0 <= found.share(1) <= 1
+    assert 0 <= found.measure_share(1) <= 1
 
 
 def test_the_most_probable_label_and_its_probability():

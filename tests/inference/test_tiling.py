@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,16 +39,16 @@ def test_weights_of_all_tiles_add_up_to_one(length, tile, overlap, margin):
         return
     tiling = Tiling(tile, overlap, margin)
     total = torch.zeros(length)
-    for span in tiling.spans(length):
+    for span in tiling.split(length):
         assert span[1] - span[0] <= tile
-        total[span[0] : span[1]] += tiling.weights(span, length)
+        total[span[0] : span[1]] += tiling.compute_weights(span, length)
     torch.testing.assert_close(total, torch.ones(length))
 
 
 def test_tiles_begin_at_multiples_of_the_stride():
     tiling = Tiling(100, 20, stride=32)
     assert (tiling.tile, tiling.overlap) == (128, 32)
-    assert tiling.spans(300) == [(0, 128), (96, 224), (192, 300)]
+    assert tiling.split(300) == [(0, 128), (96, 224), (192, 300)]
     assert Tiling(256, stride=32).overlap == 64
 
 
@@ -105,7 +106,25 @@ def test_windows_are_parts_of_the_image(name, options, in_parts, mode, tmp_path)
     for window in ((0, 0, 70, 53), (3, 5, 21, 40), (69, 52, 70, 53), (0, 10, 70, 11)):
         top, left, bottom, right = window
         assert np.array_equal(source.read(window), image[top:bottom, left:right])
-    assert np.array_equal(source.thinned(4), image[::4, ::4])
+    assert np.array_equal(source.subsample(4), image[::4, ::4])
+
+
+@pytest.mark.parametrize("bands", ["RGB", "gray", "inverted", "RGB and alpha"])
+@pytest.mark.parametrize("layout", [{"tile": (64, 48)}, {"rowsperstrip": 7}])
+def test_tiles_and_strips_of_tiff_files(layout, bands, tmp_path):
+    """Files of tens of megabytes and more are often written in tiles, and past 4 GB as BigTIFF."""
+    pixels = np.concatenate([noise(150, 203), noise(150, 203, seed=1)[..., :1]], axis=2)
+    pixels, options = {
+        "RGB": (pixels[..., :3], {"photometric": "rgb", "bigtiff": True}),
+        "gray": (pixels[..., 0], {"photometric": "minisblack", "byteorder": ">"}),
+        "inverted": (pixels[..., 0], {"photometric": "miniswhite"}),
+        "RGB and alpha": (pixels, {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+    }[bands]
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **layout, **options)
+    source = ImageWindows(tmp_path / "a.tif")
+    assert source.in_parts == (bands in ("RGB", "gray"))
+    whole = read_image(tmp_path / "a.tif")
+    assert np.array_equal(source.read((3, 5, 140, 200)), whole[3:140, 5:200])
 
 
 def test_images_too_large_to_decode_are_read_in_parts_or_refused(tmp_path, monkeypatch):

@@ -14,11 +14,11 @@ from densenet_backbones.metrics.coco import format_coco_results
 from densenet_backbones.metrics.coco_evaluation import evaluate_coco
 from densenet_backbones.metrics.voc import VocClass, VocEvaluation
 from densenet_backbones.reporting import pictures
+from densenet_backbones.reporting.colors import get_class_color
 from densenet_backbones.reporting.instance_pictures import draw_beside_ground_truth
 from densenet_backbones.reporting.pictures import draw_detections, make_sheet, save_picture
 from densenet_backbones.reporting.plots import (
-    _steps_per_epoch,
-    get_class_color,
+    _find_steps_per_epoch,
     plot_confidence_curves,
     plot_confusion,
     plot_pr_curves,
@@ -28,7 +28,7 @@ from densenet_backbones.reporting.plots import (
 NAMES = ("ant", "bee", "a very long name of a class that no small image has room for")
 
 
-def grey(height, width, value=128):
+def gray(height, width, value=128):
     return np.full((height, width, 3), value, np.uint8)
 
 
@@ -39,14 +39,14 @@ def drawn_on(image, *rows, scores=True):
 
 
 @pytest.mark.parametrize("side", [160, 640, 2000])
-def test_a_box_is_where_it_belongs_in_its_class_colour(side):
-    image = grey(side, side)
+def test_a_box_is_where_it_belongs_in_its_class_color(side):
+    image = gray(side, side)
     box = np.array([0.3, 0.4, 0.8, 0.9]) * side
     result = drawn_on(image, (*box, 2, 0.5))
     assert (image == 128).all()  # the image given is left alone
-    coloured = (result == get_class_color(2)).all(axis=2)
+    colored = (result == get_class_color(2)).all(axis=2)
     y, x = int(0.65 * side), int(0.55 * side)
-    columns, rows = np.flatnonzero(coloured[y]), np.flatnonzero(coloured[:, int(0.75 * side)])
+    columns, rows = np.flatnonzero(colored[y]), np.flatnonzero(colored[:, int(0.75 * side)])
     thickness = max(1, round(side / 240))
     assert columns.min() == round(box[0])
     assert columns.max() == round(box[2]) - 1
@@ -60,10 +60,10 @@ def test_a_box_is_where_it_belongs_in_its_class_colour(side):
 def test_the_label_is_readable_and_grows_with_the_image(side):
     box = np.array([0.3, 0.4, 0.8, 0.9]) * side
     above = int(box[1]) - max(1, side // 240)
-    changed = (drawn_on(grey(side, side), (*box, 1, 0.5))[:above] != 128).any(axis=2)
+    changed = (drawn_on(gray(side, side), (*box, 1, 0.5))[:above] != 128).any(axis=2)
     height = np.flatnonzero(changed.any(axis=1))
     assert height.max() - height.min() + 1 >= max(9, side // 50)
-    unscored = drawn_on(grey(side, side), (*box, 1, 0.5), scores=False)[:above]
+    unscored = drawn_on(gray(side, side), (*box, 1, 0.5), scores=False)[:above]
     assert (unscored != 128).any(axis=2).sum() < changed.sum()  # the score takes room
 
 
@@ -77,7 +77,7 @@ found = st.lists(
 @given(found, st.integers(1, 120), st.integers(1, 120), st.booleans())
 def test_anything_can_be_drawn(rows, height, width, scores):
     rows = [(min(a, c), min(b, d), max(a, c), max(b, d), k, s) for a, b, c, d, k, s in rows]
-    result = drawn_on(grey(height, width), *rows, scores=scores)
+    result = drawn_on(gray(height, width), *rows, scores=scores)
     assert result.shape == (height, width, 3)
     assert result.dtype == np.uint8
 
@@ -91,7 +91,7 @@ def test_labels_stay_inside_the_image(label, place, monkeypatch):
         pictures, "_draw_tag", lambda o, tag, c, f: (tags.append(tag), original(o, tag, c, f))
     )
     x, y = place
-    drawn_on(grey(160, 160), (x, y, x + 10, y + 10, label, 0.5))
+    drawn_on(gray(160, 160), (x, y, x + 10, y + 10, label, 0.5))
     (tag,) = tags
     left, top, right, bottom = tag.place
     assert left >= 0
@@ -102,16 +102,16 @@ def test_labels_stay_inside_the_image(label, place, monkeypatch):
     assert tag.text.startswith("a very long…" if label == 3 else "ant") or "…" in tag.text
 
 
-def test_labels_of_neighbours_do_not_cover_each_other(monkeypatch):
+def test_labels_of_neighbors_do_not_cover_each_other(monkeypatch):
     tags = []
     monkeypatch.setattr(pictures, "_draw_tag", lambda o, tag, c, f: tags.append(tag))
-    drawn_on(grey(300, 300), *[(50, 100 + 2 * i, 150, 200, 1, 0.9 - i / 10) for i in range(4)])
+    drawn_on(gray(300, 300), *[(50, 100 + 2 * i, 150, 200, 1, 0.9 - i / 10) for i in range(4)])
     assert len(tags) == 4
     for i, a in enumerate(tags):
         for b in tags[:i]:
-            assert pictures._covered(np.array([a.place]), np.array([b.place])) == 0
+            assert pictures._measure_covered(np.array([a.place]), np.array([b.place])) == 0
     tags.clear()
-    drawn_on(grey(300, 300), *[(50, 100, 150, 200, 1, 0.9)] * 40)
+    drawn_on(gray(300, 300), *[(50, 100, 150, 200, 1, 0.9)] * 40)
     assert 4 <= len(tags) < 40  # a crowd: boxes without names instead of names upon names
 
 
@@ -121,14 +121,14 @@ def test_the_image_and_the_labels_are_checked():
             draw_detections(image, np.zeros((0, 4)), np.zeros(0), NAMES)
     for label in (0, 4):
         with pytest.raises(ValueError, match=r"labels must lie in \[1, 3\]"):
-            drawn_on(grey(9, 9), (0, 0, 5, 5, label, 1))
+            drawn_on(gray(9, 9), (0, 0, 5, 5, label, 1))
 
 
-def test_class_colours_differ():
-    colours = np.array([get_class_color(label) for label in range(1, 21)], float)
-    distances = np.linalg.norm(colours[:, None] - colours[None], axis=2)
+def test_class_colors_differ():
+    colors = np.array([get_class_color(label) for label in range(1, 21)], float)
+    distances = np.linalg.norm(colors[:, None] - colors[None], axis=2)
     assert distances[~np.eye(20, dtype=bool)].min() > 20
-    assert np.diagonal(distances, 1).min() > 100  # neighbouring labels differ most
+    assert np.diagonal(distances, 1).min() > 100  # neighboring labels differ most
 
 
 @given(
@@ -138,7 +138,7 @@ def test_class_colours_differ():
 )
 @settings(max_examples=40, deadline=None)
 def test_a_montage_holds_every_image(sizes, columns, titled):
-    images = [grey(h, w, 10 * i) for i, (h, w) in enumerate(sizes, start=1)]
+    images = [gray(h, w, 10 * i) for i, (h, w) in enumerate(sizes, start=1)]
     sheet = make_sheet(images, columns, ["title"] * len(images) if titled else None)
     for i in range(1, len(images) + 1):
         assert (sheet == 10 * i).all(axis=2).any()
@@ -166,7 +166,7 @@ def test_a_montage_keeps_images_of_one_size_as_they_are():
 def test_ground_truth_stands_beside_predictions():
     boxes, labels = np.array([[20.0, 20, 60, 60]]), np.array([1])
     sheet = draw_beside_ground_truth(
-        [grey(80, 80)] * 2, [(boxes, labels)] * 2, [(boxes, labels + 1, np.array([0.9]))] * 2, NAMES
+        [gray(80, 80)] * 2, [(boxes, labels)] * 2, [(boxes, labels + 1, np.array([0.9]))] * 2, NAMES
     )
     half = sheet.shape[1] // 2
     left, right = sheet[:, :half], sheet[:, half:]
@@ -175,7 +175,7 @@ def test_ground_truth_stands_beside_predictions():
     assert (right == get_class_color(2)).all(axis=2).any()
     assert sheet.shape[1] == 2 * (320 + 8) + 8  # small images are shown enlarged
     with pytest.raises(ValueError, match="2 images, 1 ground truths and 0 predictions"):
-        draw_beside_ground_truth([grey(8, 8)] * 2, [(boxes, labels)], [], NAMES)
+        draw_beside_ground_truth([gray(8, 8)] * 2, [(boxes, labels)], [], NAMES)
     assert draw_beside_ground_truth([], [], [], NAMES).size
 
 
@@ -203,8 +203,8 @@ def pixels(path):
     return np.array(Image.open(path).convert("RGB"))
 
 
-def has_colour(path, colour):
-    return (np.abs(pixels(path).astype(int) - colour).max(axis=2) < 3).any()
+def has_color(path, color):
+    return (np.abs(pixels(path).astype(int) - color).max(axis=2) < 3).any()
 
 
 def test_pr_curves_show_each_class_with_objects(tmp_path):
@@ -225,8 +225,8 @@ def test_pr_curves_show_each_class_with_objects(tmp_path):
     }
     results = format_coco_results([{"image_id": 1, **prediction}], categories)
     plot_pr_curves(evaluate_coco(truth, results), tmp_path / "pr.png")
-    assert has_colour(tmp_path / "pr.png", get_class_color(2))
-    assert not has_colour(tmp_path / "pr.png", get_class_color(3))  # it has no object
+    assert has_color(tmp_path / "pr.png", get_class_color(2))
+    assert not has_color(tmp_path / "pr.png", get_class_color(3))  # it has no object
     plot_pr_curves(evaluate_coco(truth, [], image_ids=[]), tmp_path / "empty.png")
     assert pixels(tmp_path / "empty.png").size
 
@@ -241,8 +241,8 @@ def voc_class(name, right, objects):
 def test_confidence_curves(tmp_path):
     classes = (voc_class("ant", [1, 1, 0, 1], 4), voc_class("bee", [], 2), voc_class("cat", [0], 0))
     plot_confidence_curves(VocEvaluation(classes, 0.5, 3), tmp_path / "curves.png")
-    assert has_colour(tmp_path / "curves.png", get_class_color(1))
-    assert not has_colour(tmp_path / "curves.png", get_class_color(3))
+    assert has_color(tmp_path / "curves.png", get_class_color(1))
+    assert not has_color(tmp_path / "curves.png", get_class_color(3))
     plot_confidence_curves(VocEvaluation(classes[2:], 0.5, 3), tmp_path / "none.png")
     many = tuple(voc_class(f"class {i}", [1, 0], 2) for i in range(90))
     plot_confidence_curves(VocEvaluation(many, 0.5, 3), tmp_path / "many.png")
@@ -271,11 +271,11 @@ def test_training_curves_from_a_csv_logger(tmp_path):
             if step % 10 == 9:
                 writer.writerow(row | {"val/AP": step / 100, "val/AP50": "nan"})
     plot_training_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
-    assert has_colour(tmp_path / "curves.png", (0, 0, 0))
-    assert has_colour(tmp_path / "curves.png", get_class_color(1))
+    assert has_color(tmp_path / "curves.png", (0, 0, 0))
+    assert has_color(tmp_path / "curves.png", get_class_color(1))
     (tmp_path / "metrics.csv").write_text("epoch,step,lr\n")
     plot_training_curves(tmp_path / "metrics.csv", tmp_path / "nothing.png")
-    assert not has_colour(tmp_path / "nothing.png", get_class_color(1))
+    assert not has_color(tmp_path / "nothing.png", get_class_color(1))
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"other\.csv: has no columns 'epoch' and 'step'"):
         plot_training_curves(tmp_path / "other.csv", tmp_path / "x.png")
@@ -287,4 +287,4 @@ def test_the_steps_of_an_epoch_are_found_from_the_log(steps, epochs, every):
         {*range(every - 1, steps * epochs, every), *range(steps - 1, steps * epochs, steps)}
     )
     rows = np.array(logged, float)
-    assert _steps_per_epoch(rows // steps, rows) == steps
+    assert _find_steps_per_epoch(rows // steps, rows) == steps

@@ -16,6 +16,7 @@ from training_blocks import block_of, step
 from triton.runtime import interpreter
 
 from densenet_backbones.dense_block import backends
+from densenet_backbones.dense_block.interfaces import is_in_rows
 from densenet_backbones.dense_block.triton_training import norms, passes, unit
 from densenet_backbones.dense_block.triton_training.gradients import input_gradient, weight_gradient
 from densenet_backbones.dense_block.triton_training.unit import run_unit, run_unit_back
@@ -153,7 +154,7 @@ def test_units_and_their_gradients(sizes, side, dilation, types):
     norm = vectors(2, channels)
     expected, *exact = exact_unit(x, norm, weight, bias, dilation)
     out = run_unit(x, norm, weight, bias, dilation)
-    assert out.dtype == computed and backends.in_rows(out, dense=True)
+    assert out.dtype == computed and is_in_rows(out, dense=True)
     assert_close(out, expected.detach(), computed)
     without = run_unit(x, norm, weight, None, dilation)
     assert_close(without, (expected - bias.double()[:, None, None]).detach(), computed)

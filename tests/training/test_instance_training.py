@@ -215,7 +215,7 @@ def test_a_detector_gives_masks_as_codes_and_as_pixels(mask_run, tiny_scenes):
         (plain,) = detector.model([image.permute(2, 0, 1) / 255])
     order = plain["scores"].argsort(descending=True, stable=True)
     for number, row in enumerate(order.tolist()):
-        assert (found.pixels(number) == (plain["masks"][row, 0] > 0.5).numpy()).all()
+        assert (found.decode_mask(number) == (plain["masks"][row, 0] > 0.5).numpy()).all()
     first = detector.predict(record.path, float(found.scores[1]))
     assert len(first) == len(first.masks) < 5
 
@@ -232,7 +232,7 @@ def test_predict_writes_masks(mask_run, tiny_scenes, tmp_path):
     row = predicted(mask_run, tmp_path / "out", record.path)
     expected = load(mask_run / "model.safetensors").predict(record.path, 0)
     assert [d["mask"] for d in row["detections"]] == expected.masks
-    assert coco_mask.area(row["detections"][0]["mask"]) == expected.pixels(0).sum()
+    assert coco_mask.area(row["detections"][0]["mask"]) == expected.decode_mask(0).sum()
     assert "keypoints" not in row["detections"][0]
     with Image.open(row["picture"]) as picture:
         assert picture.size == (64, 64)
@@ -258,7 +258,7 @@ def test_boxes_have_no_pixels(tiny_run, tiny_scenes):
     )
     assert found.masks is None is found.keypoints
     with pytest.raises(ValueError, match="gives boxes without masks; use a Mask R-CNN"):
-        found.pixels(0)
+        found.decode_mask(0)
 
 
 def test_what_is_for_detectors_is_refused_for_segmenters(

@@ -1,4 +1,4 @@
-"""Objects of one image pasted on another.
+"""Copy-paste augmentation: pastes objects of one image on another.
 
 Source: Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance
 Segmentation", CVPR 2021 (arXiv 2012.07177), section 3. Edges are not blended, which the paper
@@ -29,15 +29,16 @@ def paste_objects(
 
     Args:
         image: (H, W, 3) uint8 RGB; not changed.
-        objects: Its objects, with masks; not changed.
-        other_image: Of the same shape.
-        other_objects: Likewise.
-        rng: Chooses the objects.
-        min_side: Pixels; objects are left out of which less than that can still be seen.
+        objects: Objects of `image`, with masks; not changed.
+        other_image: Image to paste from, of the same shape.
+        other_objects: Objects of `other_image`, with masks.
+        rng: Random numbers that choose the objects.
+        min_side: Smallest side of a box, in pixels; objects of which less can still be seen are
+            left out.
 
     Returns:
-        The image; its objects without what is covered now, their boxes tight around what is left,
-        and then the pasted ones. A covered keypoint is a hidden one.
+        The new image, and its objects: first those of `image` without what is covered, their boxes
+        tight around what is left, then the pasted ones. A covered keypoint is a hidden one.
 
     Raises:
         ValueError: If the images differ in shape.
@@ -49,33 +50,34 @@ def paste_objects(
     if not len(pasted):
         return image, objects
     cover = np.asarray(pasted.masks.any(0))  # (H, W)
-    left = Instances(
+    # What the pasted objects do not cover.
+    uncovered = Instances(
         objects.boxes,
         objects.labels,
         objects.masks * ~cover,
-        None if objects.keypoints is None else _covered(objects.keypoints, cover),
+        None if objects.keypoints is None else _hide_covered(objects.keypoints, cover),
     )
-    left = keep_visible(left, min_side)
-    return np.where(cover[..., None], other_image, image), _together(left, pasted)
+    visible = keep_visible(uncovered, min_side)
+    return np.where(cover[..., None], other_image, image), _concatenate(visible, pasted)
 
 
-def _covered(keypoints: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """(B, Kp, 3) keypoints, those hidden that lie under the cover (H, W)."""
-    found = keypoints.copy()
+def _hide_covered(keypoints: np.ndarray, cover: np.ndarray) -> np.ndarray:
+    """Mark those of (B, Kp, 3) keypoints as hidden that lie under the cover, (H, W) bool."""
+    hidden = keypoints.copy()
     # A keypoint may lie on the end of the last pixel.
-    x = np.minimum(found[..., 0].astype(np.int64), cover.shape[1] - 1)
-    y = np.minimum(found[..., 1].astype(np.int64), cover.shape[0] - 1)
-    found[..., 2][cover[y, x] & (found[..., 2] == VISIBLE)] = HIDDEN
-    return found
+    x = np.minimum(hidden[..., 0].astype(np.int64), cover.shape[1] - 1)
+    y = np.minimum(hidden[..., 1].astype(np.int64), cover.shape[0] - 1)
+    hidden[..., 2][cover[y, x] & (hidden[..., 2] == VISIBLE)] = HIDDEN
+    return hidden
 
 
-def _together(first: Instances, second: Instances) -> Instances:
-    def joined(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+def _concatenate(first: Instances, second: Instances) -> Instances:
+    def join(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
         return None if a is None or b is None else np.concatenate((a, b))
 
     return Instances(
         np.concatenate((first.boxes, second.boxes)),
         np.concatenate((first.labels, second.labels)),
-        joined(first.masks, second.masks),
-        joined(first.keypoints, second.keypoints),
+        join(first.masks, second.masks),
+        join(first.keypoints, second.keypoints),
     )

@@ -9,20 +9,18 @@ Legend: B boxes, H x W pixels; boxes are xyxy in absolute pixels.
 """
 
 import math
-import os
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+import albumentations as A
 import cv2
 import numpy as np
-
-# Read when albumentations is imported: without it the import asks the package index for updates.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-import albumentations as A
 from albumentations.augmentations.crops.transforms import BaseCrop
 
+from densenet_backbones.data.augment.checks import check_fill, check_image, check_size
 from densenet_backbones.data.augment.seeding import reseed
 from densenet_backbones.data.augment.ssd import (
     IMAGENET_MEAN,
+    Parameters,
     Patch,
     PhotometricDistort,
     SSDCrop,
@@ -44,7 +42,7 @@ INTERPOLATIONS = (
 
 
 class Augmentation:
-    """Augments one image and its boxes, and resizes it to the model's size.
+    """Augmentation of one image and its boxes, which resizes it to the model's size.
 
     Presets:
 
@@ -62,13 +60,13 @@ class Augmentation:
         source_size: (H, W) of an image from which no result is enlarged, so that more is no use.
 
     Args:
-        preset: One of the above.
+        preset: Name of a preset above.
         size: (H, W) of the result, each at least 1.
-        fill: RGB in 0..255 of the zoom-out's border, the mean that the model subtracts.
-        min_side: Pixels of the result, at least 0.
+        fill: RGB of the zoom-out's border in 0..255, the mean that the model subtracts.
+        min_side: Smallest side of a box in the result, pixels, at least 0.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: If an argument is out of its range.
     """
 
     def __init__(
@@ -80,15 +78,12 @@ class Augmentation:
         min_side: float = 1.0,
     ) -> None:
         check_choice("augmentation", preset, get_args(Preset))
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"size must be (H, W), each at least 1, got {size}")
-        if len(fill) != 3 or not 0 <= min(fill) <= max(fill) <= 255:
-            raise ValueError(f"fill must be three numbers in 0..255 (RGB), got {fill}")
+        check_fill(fill)
         if not min_side >= 0:
             raise ValueError(f"min_side must be at least 0 pixels, got {min_side}")
         self.preset, self.min_side = preset, min_side
-        self.size = int(size[0]), int(size[1])
-        steps = _steps(preset, self.size, fill)
+        self.size = check_size(size)
+        steps = _list_steps(preset, self.size, fill)
         crops = [step.least for step in steps if isinstance(step, WholeBoxCrop | SSDCrop)]
         height, width = (math.ceil(side / min(crops, default=1.0)) for side in self.size)
         self.source_size = height, width
@@ -115,39 +110,40 @@ class Augmentation:
             the given order; (B',) int64 labels.
 
         Raises:
-            ValueError: An argument has another shape or type, or the key a negative number.
+            ValueError: If an argument has another shape or type, or the key a negative number.
         """
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
         labels = np.asarray(labels, np.int64)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        check_image(image)
         if labels.shape != (len(boxes),):
             raise ValueError(f"{len(boxes)} boxes need as many labels, got {labels.shape}")
+        # Boxes that are degenerate from the start never enter the pipeline.
         finite = np.asarray(np.isfinite(boxes).all(1))
-        boxes, valid = clip_boxes(np.where(finite[:, None], boxes, 0), _width_height(image))
+        boxes, valid = clip_boxes(np.where(finite[:, None], boxes, 0), _get_width_height(image))
         rows = np.flatnonzero(valid & finite)
+        # The pipeline, with the row number in the place of a label.
         reseed(self.pipeline, key)
         result = self.pipeline(image=image, bboxes=boxes[rows], rows=rows)
         image = np.ascontiguousarray(result["image"])
-        kept = np.asarray(result["rows"], np.int64).reshape(-1)
+        rows = np.asarray(result["rows"], np.int64).reshape(-1)
         boxes = np.asarray(result["bboxes"], np.float32).reshape(-1, 4)
-        boxes, valid = clip_boxes(boxes, _width_height(image))
+        boxes, valid = clip_boxes(boxes, _get_width_height(image))
         sides: np.ndarray = (boxes[:, 2:] - boxes[:, :2]).min(1)
         valid &= sides >= self.min_side
-        return image, boxes[valid], labels[kept[valid]]
+        return image, boxes[valid], labels[rows[valid]]
 
     def __repr__(self) -> str:
         return f"Augmentation({self.preset!r}, size={self.size}, min_side={self.min_side})"
 
 
-class WholeBoxCrop(BaseCrop):
-    """A random crop that cuts no box.
+class WholeBoxCrop(BaseCrop):  # type: ignore[misc]  # shipped without types
+    """Random crop that cuts no box.
 
     (albumentations' RandomSizedBBoxSafeCrop rounds its coordinates down, which cuts boxes and
     fails on very small images, and leaves images without boxes as they are.)
 
     Args:
-        least: Share of each of the image's sides that stays at least, in ``(0, 1]``.
+        least: Smallest share of each of the image's sides that stays, in ``(0, 1]``.
         p: Probability.
     """
 
@@ -156,19 +152,21 @@ class WholeBoxCrop(BaseCrop):
         check_interval("least", least, "(0, 1]")
         self.least = least
 
-    def get_params_dependent_on_data(
-        self, params: dict[str, Any], data: dict[str, Any]
-    ) -> dict[str, Any]:
+    def get_params_dependent_on_data(self, params: Parameters, data: Parameters) -> Parameters:
         """Choose the patch, each of its axes by itself."""
         height, width = params["shape"][:2]
         boxes = np.asarray(data["bboxes"], np.float64)[:, :4] * [width, height, width, height]
-        x1, x2 = self._range(width, boxes[:, 0].min(initial=width), boxes[:, 2].max(initial=0))
-        y1, y2 = self._range(height, boxes[:, 1].min(initial=height), boxes[:, 3].max(initial=0))
+        x1, x2 = self._choose_range(
+            width, boxes[:, 0].min(initial=width), boxes[:, 2].max(initial=0)
+        )
+        y1, y2 = self._choose_range(
+            height, boxes[:, 1].min(initial=height), boxes[:, 3].max(initial=0)
+        )
         patch: Patch = (x1, y1, x2, y2)
         return {"crop_coords": patch}
 
-    def _range(self, length: int, low: float, high: float) -> tuple[int, int]:
-        """Whole numbers start <= low and end >= high, far enough apart."""
+    def _choose_range(self, length: int, low: float, high: float) -> tuple[int, int]:
+        """Choose whole numbers start <= low and end >= high, far enough apart."""
         least = math.ceil(self.least * length)
         start = self.py_random.randint(0, min(math.floor(low), length - least))
         # float32 may put an end of a box just outside of the image.
@@ -176,7 +174,7 @@ class WholeBoxCrop(BaseCrop):
         return start, end
 
 
-def _steps(
+def _list_steps(
     preset: Preset, size: tuple[int, int], fill: tuple[float, float, float]
 ) -> list[A.BasicTransform]:
     height, width = size
@@ -196,5 +194,5 @@ def _steps(
     ]
 
 
-def _width_height(image: np.ndarray) -> np.ndarray:
+def _get_width_height(image: np.ndarray) -> np.ndarray:
     return np.array((image.shape[1], image.shape[0]))

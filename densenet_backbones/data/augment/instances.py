@@ -1,5 +1,9 @@
 """Training augmentation of boxes, masks and keypoints: flips, scales, large-scale jitter.
 
+Sources: Ghiasi et al., "Simple Copy-Paste", CVPR 2021 (arXiv 2012.07177), section 3, for jitter;
+pytorch/vision, references/detection/presets.py and transforms.py (`ScaleJitter`,
+`FixedSizeCrop`), for its steps; detectron2, configs/Base-RCNN-FPN.yaml, for the scales.
+
 Everything here is one `Placement` of the image's pixels on a canvas, so that boxes, masks and
 keypoints go where the pixels go. `InstanceAugmentation` is a function of (image, objects, key).
 
@@ -13,6 +17,7 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
+from densenet_backbones.data.augment.checks import check_image, check_size
 from densenet_backbones.data.augment.seeding import make_generator
 from densenet_backbones.data.augment.ssd import IMAGENET_MEAN
 from densenet_backbones.data.boxes import clip_boxes, masks_to_boxes
@@ -28,7 +33,7 @@ JITTER = (0.1, 2.0)  # Ghiasi et al., "Simple Copy-Paste", CVPR 2021, section 3:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the pixels of an image come to lie.
+    """Place of an image's pixels on a canvas.
 
     The image is scaled; a window as large as the canvas is laid on it; what the window shows
     beyond the image, at the right and at the bottom, is border; the whole is mirrored at last.
@@ -38,7 +43,7 @@ class Placement:
         scaled: (H, W) of the image after scaling.
         corner: (top, left) of the window in the scaled image.
         canvas: (H, W) of the window.
-        mirrored: Whether left and right are swapped.
+        mirrored: True if left and right are swapped.
     """
 
     source: Size
@@ -49,12 +54,12 @@ class Placement:
 
     @property
     def shown(self) -> Size:
-        """(H, W) of the part of the canvas that the image covers."""
+        """Part of the canvas that the image covers, (H, W)."""
         (top, left), (height, width) = self.corner, self.scaled
         return min(self.canvas[0], height - top), min(self.canvas[1], width - left)
 
-    def image(self, image: np.ndarray, fill: tuple[float, float, float]) -> np.ndarray:
-        """(H, W, 3) uint8 on the canvas, surrounded by the RGB color `fill`."""
+    def place_image(self, image: np.ndarray, fill: tuple[float, float, float]) -> np.ndarray:
+        """Place (H, W, 3) uint8 on the canvas, surrounded by the RGB color `fill`."""
         if self.scaled != self.source:
             # Linear interpolation is what detectors use in evaluation; below a half it would skip
             # pixels.
@@ -68,43 +73,43 @@ class Placement:
             image = cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=fill)
         return np.ascontiguousarray(image[:, ::-1] if self.mirrored else image)
 
-    def masks(self, masks: np.ndarray) -> np.ndarray:
-        """(B, H, W) uint8 on the canvas, to the nearest pixel; 0 around them."""
+    def place_masks(self, masks: np.ndarray) -> np.ndarray:
+        """Place (B, H, W) uint8 on the canvas, to the nearest pixel; 0 around them."""
         placed = np.zeros((len(masks), *self.canvas), np.uint8)
         height, width = self.shown
-        for mask, there in zip(masks, placed, strict=True):
+        for mask, target in zip(masks, placed, strict=True):
             if self.scaled != self.source:
                 # INTER_NEAREST of OpenCV takes pixel corners and would shift masks.
                 mask = cv2.resize(mask, self.scaled[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-            there[:height, :width] = self._window(mask)
+            target[:height, :width] = self._window(mask)
         return np.ascontiguousarray(placed[:, :, ::-1]) if self.mirrored else placed
 
-    def points(self, points: np.ndarray) -> np.ndarray:
-        """(..., 2) float64 of x and y on the canvas; not clipped to it."""
+    def place_points(self, points: np.ndarray) -> np.ndarray:
+        """Place (..., 2) float64 of x and y on the canvas; not clipped to it."""
         scale = np.divide(self.scaled[::-1], self.source[::-1])
         placed = points * scale - self.corner[::-1]
         if self.mirrored:
             placed[..., 0] = self.canvas[1] - placed[..., 0]
-        return placed
+        return np.asarray(placed)
 
-    def boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """(B, 4) float64 xyxy, clipped to what the canvas shows of the image."""
-        corners = self.points(boxes.astype(np.float64).reshape(-1, 2, 2))
+    def place_boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Place (B, 4) float64 xyxy, clipped to what the canvas shows of the image."""
+        corners = self.place_points(boxes.astype(np.float64).reshape(-1, 2, 2))
         low, high = corners.min(1), corners.max(1)
         height, width = self.shown
         start = self.canvas[1] - width if self.mirrored else 0
         limits = np.array([(start, 0), (start + width, height)], np.float64)
         return np.concatenate((np.clip(low, *limits), np.clip(high, *limits)), 1)
 
-    def keypoints(self, keypoints: np.ndarray, other_side: tuple[int, ...]) -> np.ndarray:
-        """(B, Kp, 3) float32; those outside of the canvas are not labeled any more.
+    def place_keypoints(self, keypoints: np.ndarray, other_side: tuple[int, ...]) -> np.ndarray:
+        """Place (B, Kp, 3) float32; those outside of the canvas are not labeled any more.
 
         Args:
             keypoints: (B, Kp, 3): x, y and visibility.
-            other_side: Kp positions: what each keypoint is in a mirror.
+            other_side: Kp positions, those that keypoints have in a mirror.
         """
         placed = keypoints.astype(np.float64)
-        placed[..., :2] = self.points(placed[..., :2])
+        placed[..., :2] = self.place_points(placed[..., :2])
         if self.mirrored:
             placed = placed[:, list(other_side)]
         return unlabel_outside(placed.astype(np.float32), self.canvas)
@@ -115,7 +120,7 @@ class Placement:
 
 
 class InstanceAugmentation:
-    """Augments one image and its objects.
+    """Augmentation of one image and its objects.
 
     Presets:
 
@@ -130,16 +135,17 @@ class InstanceAugmentation:
     The object is picklable (workers may be started by spawn).
 
     Args:
-        preset: One of the above.
-        shortest: Pixels, at least 1: of the model's own scaling.
-        longest: Pixels, at least 1.
+        preset: Name of a preset above.
+        shortest: Shortest side that the model scales images to, pixels, at least 1.
+        longest: Limit of the longest side, pixels, at least 1.
         size: (H, W) of the result of "lsj", each at least 1.
-        other_side: Kp positions, for keypoints; see `Categories.mirrored_keypoints`.
-        fill: RGB in 0..255 of the border, the mean that the model subtracts.
-        min_side: Pixels, at least 0.
+        other_side: Kp positions, those that keypoints have in a mirror; see
+            `Categories.mirrored_keypoints`.
+        fill: RGB of the border in 0..255, the mean that the model subtracts.
+        min_side: Smallest side of a box in the result of "lsj", pixels, at least 0.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: If an argument is out of its range.
     """
 
     def __init__(
@@ -158,12 +164,10 @@ class InstanceAugmentation:
             raise ValueError(f"augmentation must be one of {known}, got {preset!r}")
         if min(shortest, longest) < 1:
             raise ValueError(f"sides must be at least 1 pixel, got {shortest} and {longest}")
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"size must be (H, W), each at least 1, got {size}")
         if not min_side >= 0:
             raise ValueError(f"min_side must be at least 0 pixels, got {min_side}")
         self.preset, self.shortest, self.longest = preset, shortest, longest
-        self.size, self.other_side = (int(size[0]), int(size[1])), other_side
+        self.size, self.other_side = check_size(size), other_side
         self.fill, self.min_side = fill, min_side
 
     def __call__(
@@ -173,7 +177,7 @@ class InstanceAugmentation:
 
         Args:
             image: (H, W, 3) uint8 RGB; not changed.
-            objects: Of the image; not changed.
+            objects: Objects of the image; not changed.
             key: Whole numbers of at least 0, e.g. (seed, epoch, index): all that decides the
                 random choices.
 
@@ -181,36 +185,37 @@ class InstanceAugmentation:
             (H', W', 3) uint8 image, and the objects that remain, in the given order.
 
         Raises:
-            ValueError: The image has another shape or type, or the key a negative number.
+            ValueError: If the image has another shape or type, or the key a negative number.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
-        placement = self.placement((image.shape[0], image.shape[1]), make_generator(key))
-        return placement.image(image, self.fill), self._place(objects, placement)
+        check_image(image)
+        placement = self.draw_placement((image.shape[0], image.shape[1]), make_generator(key))
+        return placement.place_image(image, self.fill), self._place(objects, placement)
 
-    def placement(self, source: Size, rng: np.random.Generator) -> Placement:
+    def draw_placement(self, source: Size, rng: np.random.Generator) -> Placement:
         """Draw where an image of `source` (H, W) pixels comes to lie."""
         mirrored = bool(rng.random() < 0.5)
         if self.preset == "flip":
             return Placement(source, source, (0, 0), source, mirrored)
         if self.preset == "multiscale":
             side = self.shortest * SCALES[rng.integers(len(SCALES))]
-            scaled = _times(source, min(side / min(source), self.longest / max(source)))
+            scaled = _scale_size(source, min(side / min(source), self.longest / max(source)))
             return Placement(source, scaled, (0, 0), scaled, mirrored)
         height, width = self.size
         fitting = min(height / source[0], width / source[1])
-        scaled = _times(source, fitting * rng.uniform(*JITTER))
+        scaled = _scale_size(source, fitting * rng.uniform(*JITTER))
         top = int(rng.integers(max(scaled[0] - height, 0), endpoint=True))
         left = int(rng.integers(max(scaled[1] - width, 0), endpoint=True))
         return Placement(source, scaled, (top, left), self.size, mirrored)
 
     def _place(self, objects: Instances, placement: Placement) -> Instances:
-        boxes, _ = clip_boxes(placement.boxes(objects.boxes), np.array(placement.canvas[::-1]))
+        boxes, _ = clip_boxes(
+            placement.place_boxes(objects.boxes), np.array(placement.canvas[::-1])
+        )
         placed = Instances(boxes, objects.labels)
         if objects.masks is not None:
-            placed.masks = placement.masks(objects.masks)
+            placed.masks = placement.place_masks(objects.masks)
         if objects.keypoints is not None:
-            placed.keypoints = placement.keypoints(objects.keypoints, self.other_side)
+            placed.keypoints = placement.place_keypoints(objects.keypoints, self.other_side)
         return keep_visible(placed, self.min_side) if self.preset == "lsj" else placed
 
     def __repr__(self) -> str:
@@ -218,17 +223,17 @@ class InstanceAugmentation:
 
 
 def keep_visible(objects: Instances, min_side: float) -> Instances:
-    """The objects whose boxes, tight around the masks where there are masks, are large enough.
+    """Keep the objects whose boxes, tight around the masks if there are any, are large enough.
 
     Args:
-        objects: Of one image; not changed.
-        min_side: Pixels that each side of a box needs; boxes without area never remain.
+        objects: Objects of one image; not changed.
+        min_side: Smallest side of a box, pixels; boxes without area never stay.
     """
     boxes = objects.boxes if objects.masks is None else masks_to_boxes(objects.masks)
     sides: np.ndarray = (boxes[:, 2:] - boxes[:, :2]).min(1, initial=np.inf)
-    found = Instances(boxes, objects.labels, objects.masks, objects.keypoints)
-    return found.select((sides > 0) & (sides >= min_side))
+    tight = Instances(boxes, objects.labels, objects.masks, objects.keypoints)
+    return tight.select((sides > 0) & (sides >= min_side))
 
 
-def _times(size: Size, factor: float) -> Size:
+def _scale_size(size: Size, factor: float) -> Size:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))

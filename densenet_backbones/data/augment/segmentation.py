@@ -7,27 +7,25 @@ what lies outside the image becomes `IGNORED`.
 Legend: H x W pixels, K channels of a multilabel mask.
 """
 
-import os
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+import albumentations as A
 import cv2
 import numpy as np
 
-# Read when albumentations is imported: without it the import asks the package index for updates.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-import albumentations as A
-
+from densenet_backbones.data.augment.checks import check_fill, check_image, check_size
 from densenet_backbones.data.augment.seeding import reseed
-from densenet_backbones.data.augment.ssd import IMAGENET_MEAN, PhotometricDistort
+from densenet_backbones.data.augment.ssd import IMAGENET_MEAN, Parameters, PhotometricDistort
 from densenet_backbones.data.mask_samples import IGNORED
 from densenet_backbones.messages import check_choice
 
 MaskPreset = Literal["light", "scale_crop", "fcdensenet_crop", "full_size", "none"]
+Axis = tuple[int, int, int, int]  # start, pixels taken, pixels after scaling, border
 CROPPING = ("light", "scale_crop", "fcdensenet_crop")  # presets whose images have one size
 
 
 class SegmentationAugmentation:
-    """Augments one image and its mask.
+    """Augmentation of one image and its mask.
 
     Presets:
 
@@ -43,12 +41,12 @@ class SegmentationAugmentation:
     picklable (workers may be started by spawn); it is not thread-safe.
 
     Args:
-        preset: One of the above.
+        preset: Name of a preset above.
         size: (H, W) of crops, each at least 1.
         fill: RGB in 0..255 around images smaller than the crop, the mean that the model subtracts.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: If an argument is out of its range.
     """
 
     def __init__(
@@ -59,12 +57,9 @@ class SegmentationAugmentation:
         fill: tuple[float, float, float] = IMAGENET_MEAN,
     ) -> None:
         check_choice("augmentation", preset, get_args(MaskPreset))
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"size must be (H, W), each at least 1, got {size}")
-        if len(fill) != 3 or not 0 <= min(fill) <= max(fill) <= 255:
-            raise ValueError(f"fill must be three numbers in 0..255 (RGB), got {fill}")
-        self.preset, self.size = preset, (int(size[0]), int(size[1]))
-        self.pipeline = A.Compose(_steps(preset, self.size, fill))
+        check_fill(fill)
+        self.preset, self.size = preset, check_size(size)
+        self.pipeline = A.Compose(_list_steps(preset, self.size, fill))
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray, key: tuple[int, ...]
@@ -81,10 +76,9 @@ class SegmentationAugmentation:
             The image and the mask, of `size` where the preset crops.
 
         Raises:
-            ValueError: An argument has another shape or type, or the key a negative number.
+            ValueError: If an argument has another shape or type, or the key a negative number.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        check_image(image)
         if mask.ndim not in (2, 3) or mask.dtype != np.uint8:
             raise ValueError(
                 f"mask must be (H, W) or (K, H, W) uint8, got {mask.shape} {mask.dtype}"
@@ -102,15 +96,15 @@ class SegmentationAugmentation:
         return f"SegmentationAugmentation({self.preset!r}, size={self.size})"
 
 
-class ScaleCrop(A.DualTransform):
-    """A random scale, then a random crop of one size, in one step.
+class ScaleCrop(A.DualTransform):  # type: ignore[misc]  # shipped without types
+    """Random scale, then a random crop of one size, in one step.
 
     Only what the crop shows is resized. Images that are smaller than the crop after scaling lie in
     the middle of a border.
 
     Args:
         size: (H, W) of the crop.
-        scale: Bounds above 0; (1, 1) crops only.
+        scale: Bounds of the scale, above 0; (1, 1) crops only.
         fill: RGB of the border; it is `IGNORED` in masks.
         p: Probability.
     """
@@ -129,36 +123,34 @@ class ScaleCrop(A.DualTransform):
             raise ValueError(f"scale must be rising bounds above 0, got {scale}")
         self.size, self.scale, self.fill = size, scale, fill
 
-    def get_params_dependent_on_data(
-        self, params: dict[str, Any], data: dict[str, Any]
-    ) -> dict[str, Any]:
+    def get_params_dependent_on_data(self, params: Parameters, data: Parameters) -> Parameters:
         """Choose the scale and the part of the image, and the border around it."""
         scale = self.py_random.uniform(*self.scale)
         axes = [
-            self._axis(side, length, scale)
+            self._choose_axis(side, length, scale)
             for side, length in zip(params["shape"][:2], self.size, strict=True)
         ]
         return {"axes": axes}
 
-    def _axis(self, side: int, length: int, scale: float) -> tuple[int, int, int, int]:
-        """Of one axis: start and number of the pixels taken, their length after scaling, border."""
+    def _choose_axis(self, side: int, length: int, scale: float) -> Axis:
+        """Choose start and number of the pixels of one axis, their scaled length, the border."""
         scaled = max(1, round(side * scale))
         shown = min(scaled, length)
         taken = side if shown == scaled else min(side, max(1, round(shown / scale)))
         start = self.py_random.randint(0, side - taken)
         return start, taken, shown, (length - shown) // 2
 
-    def apply(self, img: np.ndarray, axes: list[Any], **params: Any) -> np.ndarray:
+    def apply(self, img: np.ndarray, axes: list[Axis], **params: object) -> np.ndarray:
         """Cut, resize and frame (H, W, 3) uint8."""
         return self._apply(img, axes, cv2.INTER_LINEAR, self.fill)
 
-    def apply_to_mask(self, mask: np.ndarray, axes: list[Any], **params: Any) -> np.ndarray:
-        """Likewise (H, W) uint8, to the nearest pixel."""
+    def apply_to_mask(self, mask: np.ndarray, axes: list[Axis], **params: object) -> np.ndarray:
+        """Cut, resize and frame (H, W) uint8, to the nearest pixel."""
         # INTER_NEAREST of OpenCV takes pixel corners and would shift masks by half a pixel.
         return self._apply(mask, axes, cv2.INTER_NEAREST_EXACT, (IGNORED,) * 3)
 
     def _apply(
-        self, values: np.ndarray, axes: list[Any], interpolation: int, fill: tuple[float, ...]
+        self, values: np.ndarray, axes: list[Axis], interpolation: int, fill: tuple[float, ...]
     ) -> np.ndarray:
         (y, rows, height, top), (x, columns, width, left) = axes
         part = values[y : y + rows, x : x + columns]
@@ -171,7 +163,7 @@ class ScaleCrop(A.DualTransform):
         return cv2.copyMakeBorder(part, *border, cv2.BORDER_CONSTANT, value=fill)
 
 
-def _steps(
+def _list_steps(
     preset: MaskPreset, size: tuple[int, int], fill: tuple[float, float, float]
 ) -> list[A.BasicTransform]:
     flip = A.HorizontalFlip(p=0.5)

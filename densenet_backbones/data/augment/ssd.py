@@ -1,28 +1,26 @@
-"""SSD's random choices as albumentations transforms: zoom-out, seven-sampler crop, colors.
+"""SSD's augmentation as albumentations transforms: zoom-out, seven-sampler crop, color distortion.
 
-Sources: Liu et al., "SSD", ECCV 2016, sections 2.2 and 3.6; weiliu89/caffe,
-src/caffe/util/sampler.cpp and im_transforms.cpp; numbers of szq0214/DSOD, DSOD300_pascal.py.
+Sources: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016, sections 2.2 and 3.6;
+weiliu89/caffe, src/caffe/layers/annotated_data_layer.cpp, src/caffe/util/sampler.cpp and
+im_transforms.cpp; numbers of szq0214/DSOD, DSOD300_pascal.py.
 
 Legend: B boxes, P patches, H x W pixels; boxes and patches are xyxy in absolute pixels where
 nothing else is said. Inside a pipeline albumentations hands boxes over in shares of the image's
 sides, (B, 4 + fields), and the fields (labels) follow the rows.
 """
 
-import os
 from typing import Any
 
+import albumentations as A
 import cv2
 import numpy as np
-
-# Read when albumentations is imported: without it the import asks the package index for updates.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-import albumentations as A
 from albumentations.augmentations.crops import functional as crops
 from albumentations.augmentations.crops.transforms import BaseCrop
 
 from densenet_backbones.messages import check_interval, check_whole
 
 Patch = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels
+Parameters = dict[str, Any]  # of a transform, by the names that albumentations gives or we do
 
 IMAGENET_MEAN = (123.0, 117.0, 104.0)  # RGB; DSOD's mean_value, in BGR there
 # Least overlap (IoU) of the patch with some object, one a sampler; None: the whole image. The
@@ -30,15 +28,15 @@ IMAGENET_MEAN = (123.0, 117.0, 104.0)  # RGB; DSOD's mean_value, in BGR there
 SAMPLERS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 
 
-class ZoomOut(A.DualTransform):
+class ZoomOut(A.DualTransform):  # type: ignore[misc]  # shipped without types
     """Puts the image at a random place of a larger canvas of one color.
 
     SSD's "expansion" (section 3.6), which makes objects smaller: the canvas is `ratio` times as
     high and wide, `ratio` uniform in 1 to `max_ratio`.
 
     Args:
-        max_ratio: At least 1.
-        fill: RGB in 0..255.
+        max_ratio: Largest ratio of the canvas's sides to the image's, at least 1.
+        fill: RGB of the canvas, in 0..255.
         p: Probability.
     """
 
@@ -54,9 +52,7 @@ class ZoomOut(A.DualTransform):
         check_interval("max_ratio", max_ratio, "[1, inf)")
         self.max_ratio, self.fill = max_ratio, fill
 
-    def get_params_dependent_on_data(
-        self, params: dict[str, Any], data: dict[str, Any]
-    ) -> dict[str, Any]:
+    def get_params_dependent_on_data(self, params: Parameters, data: Parameters) -> Parameters:
         """Draw the border's widths: (top, bottom, left, right) pixels."""
         height, width = params["shape"][:2]
         ratio = self.py_random.uniform(1.0, self.max_ratio)
@@ -65,14 +61,16 @@ class ZoomOut(A.DualTransform):
         left = self.py_random.randint(0, more_columns)
         return {"border": (top, more_rows - top, left, more_columns - left)}
 
-    def apply(self, img: np.ndarray, border: Patch, **params: Any) -> np.ndarray:
+    def apply(self, img: np.ndarray, border: Patch, **params: object) -> np.ndarray:
         """Draw the canvas around (H, W, 3) uint8."""
         # Twice as fast as filling an array and copying into it.
         return cv2.copyMakeBorder(img, *border, cv2.BORDER_CONSTANT, value=self.fill)
 
-    def apply_to_bboxes(self, bboxes: np.ndarray, border: Patch, **params: Any) -> np.ndarray:
+    def apply_to_bboxes(
+        self, bboxes: np.ndarray, border: Patch, shape: tuple[int, ...], **params: object
+    ) -> np.ndarray:
         """Move (B, 4 + fields) boxes; here and below they are in shares of the image's sides."""
-        height, width = params["shape"][:2]
+        height, width = shape[:2]
         top, bottom, left, right = border
         sides = np.array([width, height] * 2, np.float64)
         larger = sides + np.array([left + right, top + bottom] * 2)
@@ -81,7 +79,7 @@ class ZoomOut(A.DualTransform):
         return moved
 
 
-class SSDCrop(BaseCrop):
+class SSDCrop(BaseCrop):  # type: ignore[misc]
     """SSD's crop: one of seven samplers proposes a patch.
 
     The first sampler is the whole image. Each other one tries up to `trials` random patches until
@@ -95,9 +93,9 @@ class SSDCrop(BaseCrop):
     DSOD's, uses 0.3. The rules are those of src/caffe/util/sampler.cpp.)
 
     Args:
-        scale: Bounds in ``(0, 1]``.
-        ratio: Bounds above 0.
-        trials: At least 1.
+        scale: Bounds of a patch's scale, in ``(0, 1]``.
+        ratio: Bounds of its aspect ratio, above 0.
+        trials: Number of random patches that a sampler tries, at least 1.
         p: Probability; 1 as in SSD, where the first sampler leaves the image whole.
     """
 
@@ -118,12 +116,10 @@ class SSDCrop(BaseCrop):
 
     @property
     def least(self) -> float:
-        """The smallest share of an image's side that a patch has."""
-        return self.scale[0] * min(self.ratio[0], 1 / self.ratio[1]) ** 0.5
+        """Smallest share of an image's side that a patch has."""
+        return float(self.scale[0] * min(self.ratio[0], 1 / self.ratio[1]) ** 0.5)
 
-    def get_params_dependent_on_data(
-        self, params: dict[str, Any], data: dict[str, Any]
-    ) -> dict[str, Any]:
+    def get_params_dependent_on_data(self, params: Parameters, data: Parameters) -> Parameters:
         """Choose the patch."""
         height, width = params["shape"][:2]
         boxes = np.asarray(data["bboxes"], np.float64)[:, :4] * [width, height, width, height]
@@ -140,8 +136,8 @@ class SSDCrop(BaseCrop):
         Args:
             sampler: Position in `SAMPLERS`.
             boxes: (B, 4) xyxy pixels.
-            height: Of the image, pixels.
-            width: Of the image, pixels.
+            height: Height of the image, pixels.
+            width: Width of the image, pixels.
 
         Returns:
             The patch, or None where no trial met the demand (never for sampler 0).
@@ -151,15 +147,15 @@ class SSDCrop(BaseCrop):
             return (0, 0, width, height)
         if not len(boxes):
             return None
-        patches = self._random_patches(height, width)
-        found = np.flatnonzero((compute_iou(patches, boxes) >= least).any(1))
-        if not found.size:
+        patches = self._draw_patches(height, width)
+        meeting = np.flatnonzero((compute_iou(patches, boxes) >= least).any(1))
+        if not meeting.size:
             return None
-        x1, y1, x2, y2 = patches[found[0]].tolist()
+        x1, y1, x2, y2 = patches[meeting[0]].tolist()
         return x1, y1, x2, y2
 
-    def _random_patches(self, height: int, width: int) -> np.ndarray:
-        """(trials, 4) int64 xyxy, all trials of one sampler at once."""
+    def _draw_patches(self, height: int, width: int) -> np.ndarray:
+        """Draw (trials, 4) int64 xyxy patches, all trials of one sampler at once."""
         rng, n = self.random_generator, self.trials
         scale = rng.uniform(*self.scale, n)
         ratio = np.clip(rng.uniform(*self.ratio, n), scale**2, scale**-2)
@@ -169,19 +165,19 @@ class SSDCrop(BaseCrop):
         corner = rng.integers(0, image - sides, endpoint=True)
         return np.concatenate((corner, corner + sides), 1)
 
-    def apply_to_bboxes(self, bboxes: np.ndarray, crop_coords: Patch, **params: Any) -> np.ndarray:
-        """Keep the boxes that `has_center_inside` the patch, cut at its border."""
-        height, width = params["shape"][:2]
+    def apply_to_bboxes(
+        self, bboxes: np.ndarray, crop_coords: Patch, shape: tuple[int, ...], **params: object
+    ) -> np.ndarray:
+        """Keep the boxes whose center lies in the patch, cut at its border."""
+        height, width = shape[:2]
         boxes = bboxes[:, :4].astype(np.float64) * [width, height, width, height]
-        kept = bboxes[has_center_inside(boxes, crop_coords)]
-        return np.clip(
-            crops.crop_bboxes_by_coords(kept, crop_coords, (height, width)),
-            0,
-            [1, 1, 1, 1] + [np.inf] * (bboxes.shape[1] - 4),
-        )
+        inside = bboxes[has_center_inside(boxes, crop_coords)]
+        cut = crops.crop_bboxes_by_coords(inside, crop_coords, (height, width))
+        highest = [1, 1, 1, 1] + [np.inf] * (bboxes.shape[1] - 4)
+        return np.asarray(np.clip(cut, 0, highest))
 
 
-class PhotometricDistort(A.ImageOnlyTransform):
+class PhotometricDistort(A.ImageOnlyTransform):  # type: ignore[misc]
     """SSD's distortion of colors: each part with probability 0.5, in one of two orders.
 
     Brightness, contrast, saturation, hue, or contrast last. Numbers are `distort_param` of
@@ -210,7 +206,7 @@ class PhotometricDistort(A.ImageOnlyTransform):
         self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
         self.hue, self.shuffle = hue, shuffle
 
-    def get_params(self) -> dict[str, Any]:
+    def get_params(self) -> Parameters:
         """Draw the amounts; 0 or 1 where a part is left out."""
         rng = self.random_generator
         on = rng.random(5) < (0.5, 0.5, 0.5, 0.5, self.shuffle)
@@ -229,9 +225,10 @@ class PhotometricDistort(A.ImageOnlyTransform):
         amounts: dict[str, float],
         contrast_last: bool,
         order: np.ndarray,
-        **params: Any,
+        **params: object,
     ) -> np.ndarray:
         """Distort (H, W, 3) uint8 RGB through tables of 256 values."""
+        # Brightness, and contrast before or after what follows.
         level = np.arange(256, dtype=np.float64)
         first = _to_uint8(level + amounts["brightness"])
         contrast = _to_uint8(level * amounts["contrast"])
@@ -247,19 +244,22 @@ class PhotometricDistort(A.ImageOnlyTransform):
 
 
 def has_center_inside(boxes: np.ndarray, patch: Patch) -> np.ndarray:
-    """(B,) bool: whose centers lie in the patch, its border included (SSD's `emit_constraint`)."""
+    """(B,) bool, True if a box's center lies in the patch, border included (`emit_constraint`)."""
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    return ((centers >= patch[:2]) & (centers <= patch[2:])).all(1)
+    return np.asarray(((centers >= patch[:2]) & (centers <= patch[2:])).all(1))
 
 
 def compute_iou(patches: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """(P, B) intersection over union of (P, 4) with (B, 4) xyxy boxes of positive area."""
+    """Compute the (P, B) IoU of (P, 4) with (B, 4) xyxy boxes of positive area.
+
+    (In numpy like all of a pipeline; torchvision's `box_iou` takes tensors of one type.)
+    """
     low = np.maximum(patches[:, None, :2], boxes[None, :, :2])
     high = np.minimum(patches[:, None, 2:], boxes[None, :, 2:])
     shared = np.clip(high - low, 0, None).prod(2)
     areas = [(b[:, 2:] - b[:, :2]).prod(1) for b in (patches, boxes)]
-    return shared / (areas[0][:, None] + areas[1] - shared)
+    return np.asarray(shared / (areas[0][:, None] + areas[1] - shared))
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))

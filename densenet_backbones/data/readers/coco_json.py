@@ -287,7 +287,9 @@ def _check_outline(mask: object, where: str) -> None:
     size, counts = mask.get("size"), mask.get("counts")
     valid = isinstance(size, list) and len(size) == 2 and all(_is_length(n) for n in size)
     if isinstance(counts, list):
-        valid = valid and all(_is_length(n) for n in counts) and sum(counts) == math.prod(size)
+        valid = (
+            valid and all(_is_length(n) for n in counts) and sum(counts) == math.prod(size or ())
+        )
     else:
         valid = valid and isinstance(counts, str)
     if not valid:

@@ -134,6 +134,7 @@ def read_coco_masks(
         DataError: As `read_coco`; and if no object has an outline.
     """
     path = Path(root) / annotation_file if annotation_file else None
+    # The detection reader checks the file; its records keep every annotation.
     data = read_coco(root, split, annotation_file=annotation_file, image_folder=image_folder)
     path = path or find_annotation_file(Path(root), split)[0]
     mask_classes, label_of, channel_of = _make_classes(data.categories, multilabel)
@@ -143,6 +144,7 @@ def read_coco_masks(
     records = []
     for record in data.records:
         _refuse_huge(record, path)
+        # Outlines only: pixels are drawn when a mask is read.
         objects = tuple(_make_outline(a, label_of, channel_of) for a in record.annotations)
         problems += [
             _report_missing_outline(path, a) for a in record.annotations if not _has_outline(a)
@@ -164,14 +166,14 @@ def read_coco_masks(
 def _make_outline(
     annotation: Annotation, label_of: dict[int, int], channel_of: dict[int, int]
 ) -> ObjectOutline:
-    outlined = _has_outline(annotation)
+    outline = annotation.get("segmentation")
     category = annotation["category_id"]
-    ignored = annotation["iscrowd"] or not outlined
+    ignored = annotation["iscrowd"] or not outline
     return ObjectOutline(
         annotation["id"],
         IGNORED if ignored else label_of[category],
         channel_of[category],
-        annotation["segmentation"] if outlined else make_box_outline(annotation["bbox"]),
+        outline or make_box_outline(annotation["bbox"]),
     )
 
 
@@ -183,6 +185,7 @@ def _make_classes(
     categories: Categories, multilabel: bool
 ) -> tuple[MaskClasses, dict[int, int], dict[int, int]]:
     """Return the classes, and label and channel of each category id."""
+    # Every category has a channel of its own.
     if multilabel:
         classes = MaskClasses.from_names(categories.names, categories.ids)
         labels = {i: label for label, i in enumerate(categories.ids)}
@@ -191,6 +194,7 @@ def _make_classes(
     # A file may itself have a background category, or use the id 0.
     free = 0 if 0 not in own.values() else min(own.values()) - 1
     background = dict(zip(categories.names, categories.ids, strict=True)).get(BACKGROUND, free)
+    # Label 0 is the background, then the categories.
     classes = MaskClasses.from_names((BACKGROUND, *own), (background, *own.values()))
     labels = {i: label for label, i in enumerate(classes.ids)}
     return classes, labels, dict.fromkeys(labels, 0)

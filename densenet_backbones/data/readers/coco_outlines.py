@@ -39,8 +39,10 @@ def draw_outline(outline: Outline, size: tuple[int, int], where: str) -> np.ndar
     """
     runs = check_outline(outline, size, where)
     if runs is not None:
+        # Runs alternate, the first outside; columns are stored one after the other.
         inside = np.arange(len(runs)) % 2 == 1
         return np.repeat(inside, runs).reshape(size[::-1]).T
+    # A code a polygon; together they are the object.
     codes = coco_mask.frPyObjects(outline, *size)
     return np.asarray(coco_mask.decode(coco_mask.merge(codes)), bool)
 
@@ -108,10 +110,12 @@ def parse_run_lengths(counts: str | bytes) -> list[int] | None:
     for code in codes:
         if not 48 <= code < 48 + 64 or shift > 40:
             return None
+        # Five bits of the number, the lowest first.
         value |= (code - 48 & 31) << shift
         shift += 5
         if code - 48 & 32:
             continue
+        # The last group carries the sign.
         if code - 48 & 16:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))

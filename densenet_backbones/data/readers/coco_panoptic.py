@@ -86,6 +86,7 @@ def read_coco_panoptic(
         path, split = known[full], full
     else:
         path = root / annotation_file
+    # The JSON file: classes, images, and the meaning of the ids in each picture.
     content = _load_panoptic(path)
     mask_classes = _read_classes(content, path)
     images = read_images(read_entries(content, "images", path), path)
@@ -96,6 +97,7 @@ def read_coco_panoptic(
             f"{path}: {len(unpaired)} images have no annotation ({quote(unpaired)}); add them, or "
             "take the images out"
         )
+    # Images and pictures on disk; every name of the file must be there.
     folders = [root / image_folder] if image_folder else list_image_folders(root, split, path)
     folder = find_folder_with(folders, [i.file_name for i in images], path)
     name = f"{_PREFIX}{split}"
@@ -147,6 +149,7 @@ def _read_segments(
     content: JsonObject, classes: MaskClasses, image_ids: set[int], path: Path
 ) -> tuple[dict[int, str], dict[int, MaskCode]]:
     """Return, by image id, the name of the picture and the meaning of its ids."""
+    # One code a picture: its ids are its own.
     label_of = {i: label for label, i in enumerate(classes.ids)}
     pictures: dict[int, str] = {}
     codes: dict[int, MaskCode] = {}
@@ -161,6 +164,7 @@ def _read_segments(
         if not isinstance(name, str):
             raise DataError(f"{where}: 'file_name' must be a text, not {abbreviate(name)}")
         pictures[image_id] = str(check_relative_path(name, where))
+        # The id 0 is void in every picture.
         values = {_VOID: IGNORED}
         segments = entry.get("segments_info")
         if not isinstance(segments, list) or not all(isinstance(s, dict) for s in segments):
@@ -182,6 +186,7 @@ def _read_segment(segment: JsonObject, label_of: dict[int, int], where: str) -> 
         read_integer(segment, "id", where),
         read_integer(segment, "category_id", where),
     )
+    # Three channels of 8 bits hold an id.
     if not 0 <= value < 1 << 24:
         raise DataError(f"{where}: 'id' must be a number of 24 bits, not {value}")
     if category not in label_of:
@@ -203,6 +208,7 @@ def _make_records(
         file, reader = folder / image.file_name, readers[image.image_id]
         width, height = image.size or read_image_size(file)
         record = MaskRecord(image.image_id, file, width, height, reader, file.stem)
+        # The header is enough to compare sizes before training.
         with open_image(reader.path) as picture:
             size = picture.size
         if size != (width, height):

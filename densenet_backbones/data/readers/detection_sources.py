@@ -54,7 +54,7 @@ def read_detection(
         DataError: If a source is wrong (see `read_coco` and `read_voc`), or classes differ.
     """
     options: dict[str, Any] = {"classes": classes, "strict": strict}
-    coco_options = {"masks": masks, "keypoints": keypoints}
+    coco_options: dict[str, Any] = {"masks": masks, "keypoints": keypoints}
     sources = list_sources(root, split, layout)
     sets = [_read_one(source, options, coco_options) for source in sources]
     return sets[0] if len(sets) == 1 else _merge_sets(sets)
@@ -104,11 +104,12 @@ def _parse_source(entry: Source, layout: str, keys: Collection[str]) -> dict[str
 
 
 def _read_one(
-    source: Mapping[str, Any], options: Mapping[str, Any], coco_options: Mapping[str, bool]
+    source: Mapping[str, Any], options: Mapping[str, Any], coco_options: Mapping[str, Any]
 ) -> DetectionSet:
     """Read one source, with the options of all readers and those of COCO's alone."""
     root, split, layout = Path(source["root"]), source["split"], source["layout"]
     files = {key: source[key] for key in ("annotation_file", "image_folder") if key in source}
+    # Names of files only make sense in COCO's layout.
     if layout == "auto":
         layout = "coco" if files else _find_layout(root)
     if layout == "coco":
@@ -136,6 +137,7 @@ def _merge_sets(sets: Sequence[DetectionSet]) -> DetectionSet:
     """Merge several sets: classes are matched by name, labels and ids those of the first."""
     first = sets[0].categories
     refuse_differing_classes([(part.name, part.categories.names) for part in sets])
+    # Keypoints that differ between the sets cannot be learned together.
     if any(part.categories.keypoints != first.keypoints for part in sets):
         first = replace(first, keypoints=(), skeleton=())
     records: list[ImageRecord] = []
@@ -164,6 +166,7 @@ def refuse_differing_classes(sets: Sequence[tuple[str, Sequence[str]]]) -> None:
 def _relabel(part: DetectionSet, new: Categories, offset: int) -> list[ImageRecord]:
     """Copy records with the labels and ids of other categories, image ids from `offset` + 1."""
     old = part.categories
+    # Old label -> new label, and old id -> new id.
     label_of = np.array([0, *(new.label_of_name(name) for name in old.names)], dtype=np.int64)
     id_of = {i: new.id_of_label(int(label_of[n])) for n, i in enumerate(old.ids, start=1)}
     return [
@@ -242,6 +245,7 @@ class ClassCount:
 def count_classes(detection_set: DetectionSet) -> tuple[ClassCount, ...]:
     """Count the objects and images of every class, in label order."""
     categories, size = detection_set.categories, detection_set.categories.num_classes
+    # One row of counts each, indexed by label; row 0 (background) is dropped at the end.
     objects, images, difficult, crowd, single = np.zeros((5, size), dtype=np.int64)
     label_of = {i: label for label, i in enumerate(categories.ids, start=1)}
     for record in detection_set.records:
@@ -287,6 +291,7 @@ def sample_subset(
     assert number is not None
     if not 1 <= number <= total:
         raise DataError(f"number must lie in 1 .. {total}, the images there are; got {number}")
+    # A permutation's first entries: smaller parts are inside larger ones.
     selected = np.sort(np.random.default_rng(seed).permutation(total)[:number])
     return replace(data_set, records=tuple(data_set.records[i] for i in selected))
 
@@ -305,6 +310,7 @@ def keep_classes(detection_set: DetectionSet, names: Sequence[str]) -> Detection
             )
     ids = tuple(old.ids[old.names.index(name)] for name in names)
     new = replace(old, names=tuple(names), ids=ids)
+    # Old label -> new label, 0 for classes that are left out.
     label_of = np.zeros(old.num_classes, dtype=np.int64)
     for label, name in enumerate(names, start=1):
         label_of[old.label_of_name(name)] = label
@@ -312,6 +318,7 @@ def keep_classes(detection_set: DetectionSet, names: Sequence[str]) -> Detection
     for record in detection_set.records:
         labels = label_of[record.labels]
         selected = labels > 0
+        # Annotations of the kept classes, and the new position of each box's own.
         stays = np.array([a["category_id"] in new.ids for a in record.annotations], dtype=bool)
         own = record.annotation_of
         records.append(

@@ -86,6 +86,7 @@ def read_file_records(
     for number, (image, mask) in enumerate(track_progress(pairs, f"Reading {name}"), start=1):
         width, height = read_image_size(image)
         record = MaskRecord(number, image, width, height, MaskFile(mask, code), image.stem)
+        # Sizes are compared from the headers, before training.
         with open_image(mask) as picture:
             size = picture.size
         if size != (width, height):
@@ -123,10 +124,12 @@ class RelabeledMask:
     def read(self) -> np.ndarray:
         """Read the mask with its new labels."""
         mask = self.reader.read()
+        # Multilabel: channels move; new classes get empty ones.
         if self.new_count is not None:
             channels = np.zeros((self.new_count, *mask.shape[1:]), np.uint8)
             channels[list(self.table)] = mask
             return channels
+        # Labels: a table for all values of 8 bits, in which unknown ones stay ignored.
         table = np.full(256, IGNORED, np.uint8)
         table[: len(self.table)] = self.table
         return np.asarray(table[mask])
@@ -151,6 +154,7 @@ def reorder_classes(data: SegmentationSet, names: Sequence[str]) -> Segmentation
         )
     if old.names == tuple(names):
         return data
+    # New classes get ids above the set's own.
     free = iter(range(max(old.ids) + 1, max(old.ids) + 1 + len(names)))
     new = MaskClasses.from_names(
         names,
@@ -160,6 +164,7 @@ def reorder_classes(data: SegmentationSet, names: Sequence[str]) -> Segmentation
             for i, n in enumerate(names)
         ],
     )
+    # New label of each old one.
     table = tuple(new.names.index(name) for name in old.names)
     count = len(names) if data.task == "multilabel" else None
     records = tuple(replace(r, mask=RelabeledMask(r.mask, table, count)) for r in data.records)

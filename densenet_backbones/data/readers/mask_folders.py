@@ -107,6 +107,7 @@ def read_mask_folders(
         raise DataError(f"{root}: there is no such folder; give the folder of the data set")
     layout = _choose_layout(root, classes)
     check_relative_path(split, f"{root}: split")
+    # Files of the two folders by the name that partners share.
     folder, mask_folder = _find_folders(root, layout, split)
     images = _list_images(folder)
     suffix = layout.mask_suffix
@@ -118,6 +119,7 @@ def read_mask_folders(
     if folder == mask_folder and suffix:
         images = {stem: path for stem, path in images.items() if not stem.endswith(suffix)}
     names = sorted(images.keys() | masks.keys())
+    # A list chooses among them, and must not name others.
     if layout.lists is not None:
         path = root / layout.lists.format(split=split)
         names = read_split(path.parent, path.stem, names)
@@ -147,15 +149,17 @@ def _choose_layout(root: Path, names: Sequence[str] | None) -> FolderLayout:
     if has_classes_file(root):
         return read_classes_file(root / CLASSES_FILE)
     fix = f"correct the mask, or name classes and ignored ids in {root / CLASSES_FILE}"
+    # CamVid's own classes, unless others are named; then these are the ids 0, 1, 2, ....
     if names is None or set(CAMVID_CLASSES.names) <= set(names):
-        code = MaskCode.of_classes(CAMVID_CLASSES, ignored_ids=(_CAMVID_VOID, IGNORED), fix=fix)
+        code = MaskCode.from_classes(CAMVID_CLASSES, ignored_ids=(_CAMVID_VOID, IGNORED), fix=fix)
         return FolderLayout(CAMVID_CLASSES, code)
     classes = MaskClasses.from_names(names)
-    return FolderLayout(classes, MaskCode.of_classes(classes, fix=fix))
+    return FolderLayout(classes, MaskCode.from_classes(classes, fix=fix))
 
 
 def _find_folders(root: Path, layout: FolderLayout, split: str) -> tuple[Path, Path]:
     """Find the folders of images and masks of a split."""
+    # Folders without {split} in their names would give every split the same images.
     if layout.lists is None and len(layout.folders) == 1:
         for pattern in layout.folders[0]:
             if "{split}" not in pattern and split != "all":
@@ -169,6 +173,7 @@ def _find_folders(root: Path, layout: FolderLayout, split: str) -> tuple[Path, P
     for pair in pairs:
         if pair[0].is_dir() and pair[1].is_dir():
             return pair
+    # Splits that there are, for the message.
     known = {name[: -len("annot")] for name in list_folders(root) if name.endswith("annot")}
     known |= set(list_folders(root / "images")) | set(list_folders(root / "masks"))
     tried = " or ".join(f"{a.relative_to(root)} and {b.relative_to(root)}" for a, b in pairs)
@@ -249,6 +254,7 @@ def read_classes_file(path: Path) -> FolderLayout:
 
 def _read_layout(content: Mapping[str, object], path: Path) -> FolderLayout:
     """Check the content of a file."""
+    # What masks hold, and the classes in that form.
     values = content.get("values", "ids")
     if values not in ("ids", "colors"):
         raise DataError(f'{path}: values must be "ids" or "colors", not {values!r}')
@@ -257,7 +263,7 @@ def _read_layout(content: Mapping[str, object], path: Path) -> FolderLayout:
     ignored_colors = _read_ignored_colors(content, path) if values == "colors" else []
     fix = f"correct the mask, or name them in {path}"
     try:
-        code = MaskCode.of_classes(
+        code = MaskCode.from_classes(
             classes,
             ids=values == "ids",
             colors=values == "colors",
@@ -267,6 +273,7 @@ def _read_layout(content: Mapping[str, object], path: Path) -> FolderLayout:
         )
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+    # Where images and masks are.
     suffix = content.get("mask_suffix") or ""
     if not isinstance(suffix, str):
         raise DataError(f"{path}: mask_suffix must be a text, not {suffix!r}")
@@ -341,8 +348,8 @@ def _read_ignored_ids(content: Mapping[str, object], classes: MaskClasses, path:
     if "ignored" not in content:  # the default makes room for a class that has the id
         return [] if IGNORED in classes.ids else [IGNORED]
     value = content["ignored"]
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    for value in ids:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for value in values:
         if type(value) is not int or not 0 <= value < 1 << 16:
             raise DataError(f"{path}: ignored: must be ids in 0 .. 65535, not {value!r}")
-    return ids
+    return [int(value) for value in values]

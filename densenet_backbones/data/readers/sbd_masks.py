@@ -27,7 +27,7 @@ _HEADER = 128  # bytes before the first element (MAT-File Format, section "Level
 _COMPRESSED = 15  # miCOMPRESSED
 _MAX_FILE = 1 << 20  # bytes; the data set's own have some thousands
 _MAX_UNPACKED = 1 << 26  # bytes
-_CODE = MaskCode.of_classes(
+_CODE = MaskCode.from_classes(
     VOC_MASK_CLASSES, ignored_ids=(), fix="SBD has VOC's classes only; fetch the file again"
 )
 

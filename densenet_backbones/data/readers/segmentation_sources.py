@@ -84,6 +84,7 @@ def _read_one(
         layout = _find_layout(root, split, task, files)
     if layout not in get_args(MaskLayout):
         raise DataError(f"layout must be one of {get_args(MaskLayout)}, not {layout!r}")
+    # Options that the layout does not have.
     if set(files) - set(_FILES.get(layout, ())):
         raise DataError(f"{root}: {quote(list(files))} do not belong to the layout {layout!r}")
     if task == "multilabel" and layout != "coco_instances":
@@ -91,6 +92,7 @@ def _read_one(
             f"{root}: a multilabel task needs COCO's instances, where objects may overlap; the "
             f"layout {layout!r} has one class a pixel"
         )
+    # The reader of the layout.
     if layout == "coco_instances":
         many = task == "multilabel"
         data = read_coco_masks(
@@ -109,6 +111,7 @@ def _find_layout(root: Path, split: str, task: MaskTask, files: Mapping[str, Any
         return "coco_instances"
     if files:
         return "coco_panoptic" if "mask_folder" in files else "coco_instances"
+    # From the most to the least explicit.
     if has_classes_file(root) or has_camvid_layout(root):
         return "folders"
     if has_voc_masks(root):

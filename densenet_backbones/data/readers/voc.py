@@ -69,10 +69,12 @@ def read_voc(
         DataError: If the layout, the list, a file or a value is wrong; names it and the fix.
     """
     folder = find_voc_folder(root)
+    # Annotation files of the split, in the order of its list.
     annotated = sorted(n[:-4] for n in list_files(folder / "Annotations") if n.endswith(".xml"))
     ids = read_split(folder / "ImageSets" / "Main", split, annotated)
     paths = _find_annotations(folder, ids, split)
     read: dict[Path, VocAnnotation] = {}
+    # Files that are read to find the classes are not read again.
     names = _list_classes(folder, read) if classes is None else classes
     categories = Categories.from_names(names)
     images = find_images(folder, ids, split)
@@ -143,6 +145,7 @@ def read_split(lists: Path, split: str, annotated: list[str]) -> list[str]:
     Raises:
         DataError: If there is no such list, it is empty or faulty, or repeats an id.
     """
+    # The list, or all annotated images for "all".
     known = sorted(name[:-4] for name in list_files(lists) if name.endswith(".txt"))
     if split not in known:
         if split == "all" and annotated:

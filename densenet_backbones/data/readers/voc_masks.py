@@ -65,7 +65,9 @@ def read_voc_masks(
     """
     expected = "JPEGImages/, SegmentationClass/ and ImageSets/Segmentation/*.txt"
     folder = find_voc_folder(root, _FOLDERS, expected)
+    # Classes, and the meaning of the masks' values.
     mask_classes, code = _read_classes(folder, classes)
+    # Pairs of images and masks, in the order of the list.
     masks = list_masks(folder / "SegmentationClass")
     ids = read_split(folder / "ImageSets" / "Segmentation", split, sorted(masks))
     refuse_missing(folder / "SegmentationClass", [i for i in ids if i not in masks], split)
@@ -86,19 +88,22 @@ def _read_classes(folder: Path, names: Sequence[str] | None) -> tuple[MaskClasse
     are_matched = path.is_file() or (
         names is not None and set(VOC_MASK_CLASSES.names) <= set(names)
     )
+    # Names alone: the ids are 0, 1, 2, ....
     if names is not None and not are_matched:
         classes = MaskClasses.from_names(names)
-        return classes, MaskCode.of_classes(classes, ignored_ids=_default_ignored(classes))
+        return classes, MaskCode.from_classes(classes, ignored_ids=_default_ignored(classes))
+    # VOC's own classes.
     if not path.is_file():
         fix = f"correct the mask, or name the classes in `classes` or in {path}"
-        return VOC_MASK_CLASSES, MaskCode.of_classes(VOC_MASK_CLASSES, fix=fix)
+        return VOC_MASK_CLASSES, MaskCode.from_classes(VOC_MASK_CLASSES, fix=fix)
+    # CVAT's file; a line for what is ignored is no class.
     lines = read_label_map(path)
     named = {n: v for n, v in lines.items() if n != "ignored" and v[0] != IGNORED}
     classes = MaskClasses.from_names(
         list(named), [i for i, _ in named.values()], [color for _, color in named.values()]
     )
     ignored = [v for n, v in lines.items() if n not in named]
-    code = MaskCode.of_classes(
+    code = MaskCode.from_classes(
         classes,
         colors=True,
         ignored_ids={IGNORED, *(i for i, _ in ignored)},
@@ -128,6 +133,7 @@ def read_label_map(path: Path) -> dict[str, tuple[int, Color]]:
             continue
         name, _, rest = line.partition(":")
         parts = rest.split(":")[0].split(",")
+        # A line is name:r,g,b:parts:actions, of which the last two say nothing here.
         values = [int(p) for p in parts if p.strip().isascii() and p.strip().isdigit()]
         if len(values) != 3 or len(parts) != 3 or max(values) > 255 or not name.strip():
             raise DataError(

@@ -1,1 +1,1 @@
-"""A data set of drawn scenes for first trainings and tests, in COCO and VOC layout."""
+"""Data set of drawn scenes for first trainings and tests, in COCO's and VOC's layouts."""

@@ -1,6 +1,6 @@
 """Command line of the quick-start data set.
 
-python -m densenet_backbones.data.scenes ROOT --train 400 --val 100 --size 160
+Run ``python -m densenet_backbones.data.scenes ROOT --train 400 --val 100 --size 160``.
 """
 
 import argparse

@@ -68,14 +68,14 @@ CROWD_SHARE = 0.06
 
 @dataclass(frozen=True, eq=False)
 class SceneObject:
-    """One object, or one crowd of small ones, as far as it can be seen.
+    """Object, or crowd of small ones, as far as it can be seen.
 
     Attributes:
-        label: ``1 .. len(CLASSES)``.
+        label: Label of the class in ``1 .. len(CLASSES)``.
         mask: (H, W) bool, the visible pixels.
         shown: Visible share of the whole object, in ``(0, 1]``; what lies outside counts as hidden.
-        truncated: Whether a part lies outside the image.
-        crowd: Whether this is a group that COCO marks with `iscrowd`.
+        truncated: True if a part lies outside the image.
+        crowd: True for a group that COCO marks with `iscrowd`.
         keypoints: (13, 3) float64 of x, y in pixels and COCO's visibility (0 outside the image,
             1 hidden, 2 visible) for a figure, else None.
     """
@@ -90,11 +90,11 @@ class SceneObject:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A drawn scene.
+    """Drawn scene: picture, objects and regions.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        objects: Back to front.
+        objects: Objects, back to front.
         ids: (H, W) uint8, ``k`` where ``objects[k - 1]`` is visible, 0 where none is.
         stuff: (H, W) uint8, ``s`` where the background is ``STUFF[s - 1]`` (below objects too).
     """
@@ -107,7 +107,7 @@ class Scene:
 
 @dataclass(eq=False)
 class _Stamp:
-    """An object's own mask before it meets the canvas; (x, y) is its top left canvas pixel."""
+    """Mask of an object before it meets the canvas; (x, y) is its top left canvas pixel."""
 
     label: int
     mask: np.ndarray  # (h, w) uint8, 0 or 1
@@ -122,7 +122,7 @@ class _Stamp:
         self.area = int(self.mask.sum())
 
     def inside(self, height: int, width: int) -> tuple[slice, slice, slice, slice]:
-        """Rows and columns of the canvas, then of the stamp, where the two overlap."""
+        """Return rows and columns of the canvas, then of the stamp, where the two overlap."""
         h, w = self.mask.shape
         top, bottom = max(self.y, 0), max(min(self.y + h, height), 0)
         left, right = max(self.x, 0), max(min(self.x + w, width), 0)
@@ -139,7 +139,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     """Draw one scene; everything about it is taken from `rng`.
 
     Args:
-        rng: Its state decides the scene.
+        rng: Random numbers that decide the scene.
         size: (H, W) pixels, each at least `MIN_SIDE`.
     """
     height, width = size[0] * SCALE, size[1] * SCALE
@@ -148,26 +148,28 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     paint_clutter(rng, canvas, unit)
     ids = np.zeros((height, width), np.uint8)
     stamps: list[_Stamp] = []
-    wanted = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, MAX_OBJECTS + 1))
-    crowds = int(wanted > 0 and rng.random() < CROWD_SHARE)
-    for number in range(wanted + crowds):
+    count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, MAX_OBJECTS + 1))
+    crowds = int(count > 0 and rng.random() < CROWD_SHARE)
+    for number in range(count + crowds):
         tolerance = rng.choice((0.1, 0.4, MAX_HIDDEN), p=(0.6, 0.3, 0.1))
         inside = 1.0 if rng.random() < WHOLE_SHARE else MIN_INSIDE
+        # A few tries to find a place where nothing is hidden too much.
         for _ in range(12):
             below = stamps[-1] if stamps and tolerance > 0.1 and rng.random() < 0.7 else None
-            center = _place(rng, height, width, below)
-            stamp = _random_stamp(rng, center, unit, crowd=number < crowds)
+            center = _choose_center(rng, height, width, below)
+            stamp = _draw_stamp(rng, center, unit, crowd=number < crowds)
             if _fits(stamp, ids, stamps, inside, tolerance, MIN_VISIBLE * unit + 1):
                 stamps.append(stamp)
                 rows, columns, *own = stamp.inside(height, width)
                 mask = stamp.mask[*own]
                 accent = None if stamp.accent is None else stamp.accent[*own]
-                hue = None if rng.random() > TYPICAL_HUE_SHARE else _hue(stamp.label)
+                hue = None if rng.random() > TYPICAL_HUE_SHARE else _choose_hue(stamp.label)
                 paint_object(rng, canvas[rows, columns], mask, unit, accent, hue)
                 ids[rows, columns][mask > 0] = len(stamps)
                 break
+    # The finished size: masks by the middle pixel of each cell, the picture by averaging.
     small_ids = np.ascontiguousarray(ids[1::SCALE, 1::SCALE])
-    objects = tuple(_seen(stamp, k + 1, ids, small_ids) for k, stamp in enumerate(stamps))
+    objects = tuple(_make_object(stamp, k + 1, ids, small_ids) for k, stamp in enumerate(stamps))
     image = cv2.resize(canvas, (size[1], size[0]), interpolation=cv2.INTER_AREA)
     return Scene(
         simulate_camera(rng, image),
@@ -177,32 +179,34 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     )
 
 
-def _hue(label: int) -> float:
-    """The hue in degrees that objects of a class tend to, as classes of real things do."""
+def _choose_hue(label: int) -> float:
+    """Return the hue in degrees that objects of a class tend to, as classes of real things do."""
     return 360 / len(CLASSES) * (label - 1)
 
 
-def _place(rng: np.random.Generator, height: int, width: int, below: _Stamp | None) -> Point:
-    """Somewhere on the canvas, or over the stamp that is to be partly hidden."""
+def _choose_center(
+    rng: np.random.Generator, height: int, width: int, below: _Stamp | None
+) -> Point:
+    """Choose a place on the canvas, or over the stamp that is to be partly hidden."""
     if below is None:
         return rng.uniform(0, width), rng.uniform(0, height)
     h, w = below.mask.shape
     return below.x + w * rng.uniform(-0.2, 1.2), below.y + h * rng.uniform(-0.2, 1.2)
 
 
-def _random_stamp(rng: np.random.Generator, center: Point, unit: float, *, crowd: bool) -> _Stamp:
+def _draw_stamp(rng: np.random.Generator, center: Point, unit: float, *, crowd: bool) -> _Stamp:
     if crowd:
-        return _crowd_stamp(rng, center, CROWD_RADIUS * unit)
+        return _draw_crowd(rng, center, CROWD_RADIUS * unit)
     label = int(rng.integers(1, len(CLASSES) + 1))
     low, high = FIGURE_RADII if label == FIGURE else RADII
     radius = float(np.exp(rng.uniform(np.log(low), np.log(high)))) * unit
     if label == FIGURE:
-        return _figure_stamp(rng, center, radius)
-    return _shape_stamp(label, _outline(rng, CLASSES[label - 1], radius), center)
+        return _draw_figure(rng, center, radius)
+    return _fill_stamp(label, _draw_outline(rng, CLASSES[label - 1], radius), center)
 
 
-def _outline(rng: np.random.Generator, name: str, radius: float) -> list[np.ndarray]:
-    """Closed (n, 2) curves around the origin, filled by the even-odd rule."""
+def _draw_outline(rng: np.random.Generator, name: str, radius: float) -> list[np.ndarray]:
+    """Draw closed (n, 2) curves around the origin, to be filled by the even-odd rule."""
     angle = rng.uniform(0, 2 * np.pi)
     if name == "rectangle":
         corner = np.arctan(rng.uniform(0.5, 1.0))
@@ -221,7 +225,7 @@ def _outline(rng: np.random.Generator, name: str, radius: float) -> list[np.ndar
     return [curve, curve * rng.uniform(0.48, 0.62)] if name == "ring" else [curve]
 
 
-def _shape_stamp(
+def _fill_stamp(
     label: int, curves: list[np.ndarray], center: Point, *, crowd: bool = False
 ) -> _Stamp:
     points = np.concatenate(curves) + center
@@ -234,21 +238,21 @@ def _shape_stamp(
     return _Stamp(label, mask, int(origin[0]), int(origin[1]), crowd=crowd)
 
 
-def _crowd_stamp(rng: np.random.Generator, center: Point, radius: float) -> _Stamp:
-    """A patch of small shapes of one class, too many to be annotated one by one."""
+def _draw_crowd(rng: np.random.Generator, center: Point, radius: float) -> _Stamp:
+    """Draw a patch of small shapes of one class, too many to be annotated one by one."""
     label = int(rng.choice([k for k in range(1, len(CLASSES) + 1) if k != FIGURE]))
     rows, columns = int(rng.integers(2, 4)), int(rng.integers(3, 5))
     curves = []
     for row in range(rows):
         for column in range(columns):
             place = np.array((column - columns / 2, row - rows / 2)) + rng.uniform(-0.15, 0.15, 2)
-            shape = _outline(rng, CLASSES[label - 1], radius * rng.uniform(0.8, 1.0))
+            shape = _draw_outline(rng, CLASSES[label - 1], radius * rng.uniform(0.8, 1.0))
             curves += [curve + place * 2.3 * radius for curve in shape]
-    return _shape_stamp(label, curves, center, crowd=True)
+    return _fill_stamp(label, curves, center, crowd=True)
 
 
-def _figure_stamp(rng: np.random.Generator, center: Point, radius: float) -> _Stamp:
-    joints = _pose(rng)
+def _draw_figure(rng: np.random.Generator, center: Point, radius: float) -> _Stamp:
+    joints = _draw_pose(rng)
     tilt = rng.uniform(-0.35, 0.35)
     turn = np.array(((np.cos(tilt), np.sin(tilt)), (-np.sin(tilt), np.cos(tilt))))
     places = {name: radius * (np.asarray(point) @ turn) for name, point in joints.items()}
@@ -276,8 +280,8 @@ def _figure_stamp(rng: np.random.Generator, center: Point, radius: float) -> _St
     )
 
 
-def _pose(rng: np.random.Generator) -> dict[str, Point]:
-    """Joints of a figure two units tall around the origin, y pointing down."""
+def _draw_pose(rng: np.random.Generator) -> dict[str, Point]:
+    """Draw the joints of a figure two units tall around the origin, y pointing down."""
     joints: dict[str, Point] = {"head": (0.0, -0.78)}
 
     def limb(
@@ -308,10 +312,10 @@ def _fits(
     tolerance: float,
     min_extent: float,
 ) -> bool:
-    """Whether the stamp is inside enough and leaves enough of every object below it."""
+    """Return True if the stamp is inside enough and leaves enough of every object below it."""
     rows, columns, own_rows, own_columns = stamp.inside(*ids.shape)
     mask = stamp.mask[own_rows, own_columns]
-    if cv2.countNonZero(mask) < inside * stamp.area or not _extends(mask, min_extent):
+    if cv2.countNonZero(mask) < inside * stamp.area or not _has_extent(mask, min_extent):
         return False
     below = ids[rows, columns]
     for k in np.unique(below[mask > 0]):
@@ -322,17 +326,17 @@ def _fits(
         allowed = 0.05 if stamps[k - 1].crowd else tolerance
         if np.count_nonzero(visible) < (1 - allowed) * stamps[k - 1].area:
             return False
-        if not _extends(visible.view(np.uint8), min_extent):
+        if not _has_extent(visible.view(np.uint8), min_extent):
             return False
     return True
 
 
-def _extends(mask: np.ndarray, extent: float) -> bool:
+def _has_extent(mask: np.ndarray, extent: float) -> bool:
     _, _, width, height = cv2.boundingRect(mask)
     return bool(min(width, height) >= extent)
 
 
-def _seen(stamp: _Stamp, k: int, ids: np.ndarray, small_ids: np.ndarray) -> SceneObject:
+def _make_object(stamp: _Stamp, k: int, ids: np.ndarray, small_ids: np.ndarray) -> SceneObject:
     rows, columns, own_rows, own_columns = stamp.inside(*ids.shape)
     truncated = cv2.countNonZero(stamp.mask[own_rows, own_columns]) < stamp.area
     shown = np.count_nonzero(ids[rows, columns] == k) / stamp.area

@@ -28,9 +28,10 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.samples import Annotation, DataError, ImageEntry
 from densenet_backbones.data.scenes import annotations as forms
 from densenet_backbones.data.scenes.drawing import MIN_SIDE, Scene, draw_scene
+from densenet_backbones.file_writing import save_json
 
 SPLITS = ("train", "val")
 MARKER = "scenes.json"
@@ -40,6 +41,10 @@ VERSION = 1  # to be raised when the same parameters draw other scenes
 JPEG_QUALITY = 95
 # The first image id of a split minus 1: ids stay unique when splits are merged.
 _ID_OFFSET = {"train": 0, "val": 1_000_000}
+
+
+Marker = dict[str, Any]
+"""State of a folder: `made_by`, `version`, `parameters` and `complete`."""
 
 
 def generate_scenes(
@@ -81,14 +86,14 @@ def generate_scenes(
         if value < lowest[name]:
             raise DataError(f"{root}: {name} must be at least {lowest[name]}, got {value}")
     marker = {"made_by": MADE_BY, "version": VERSION, "parameters": parameters}
-    state = _state(root)
+    state = _read_marker(root)
     if state == {**marker, "complete": True} and _is_whole(root, parameters):
         if not (root / LABEL_MAP).is_file():
             _say(f"{root}: adding {LABEL_MAP}, the names of the masks' classes")
             (root / LABEL_MAP).write_text(forms.make_label_map())
         return root
     if state is not None:
-        _say(f"{root}: drawing the scenes again: {_why(state, marker)}")
+        _say(f"{root}: drawing the scenes again: {_explain_redrawing(state, marker)}")
     _clear(root)
     _write_marker(root, {**marker, "complete": False})
     for split in SPLITS:
@@ -99,13 +104,13 @@ def generate_scenes(
 
 
 def draw_numbered_scene(seed: int, split: str, index: int, size: tuple[int, int]) -> Scene:
-    """The scene of one image: `index` counts from 0 within `split`; `size` is (H, W) pixels."""
+    """Draw the scene of one image: `index` counts from 0 in `split`; `size` is (H, W) pixels."""
     rng = np.random.Generator(np.random.PCG64([seed, SPLITS.index(split), index]))
     return draw_scene(rng, size)
 
 
-def _state(root: Path) -> dict[str, Any] | None:
-    """What the marker says, or None where there is no marker of ours."""
+def _read_marker(root: Path) -> Marker | None:
+    """Read the marker; None where there is no marker of ours."""
     try:
         state = json.loads((root / MARKER).read_text())
     except (OSError, ValueError):
@@ -113,12 +118,16 @@ def _state(root: Path) -> dict[str, Any] | None:
     return state if isinstance(state, dict) and state.get("made_by") == MADE_BY else None
 
 
-def _why(state: dict[str, Any], marker: dict[str, Any]) -> str:
-    """What keeps a folder of ours from being taken as it is."""
+def _explain_redrawing(state: Marker, marker: Marker) -> str:
+    """Say what keeps a folder of ours from being taken as it is."""
     if not state.get("complete"):
         return "they were not finished"
-    same = all(state.get(key) == value for key, value in marker.items())
-    return "images, masks or annotations are missing" if same else "other parameters were asked for"
+    are_equal = all(state.get(key) == value for key, value in marker.items())
+    return (
+        "images, masks or annotations are missing"
+        if are_equal
+        else "other parameters were asked for"
+    )
 
 
 def _say(line: str) -> None:
@@ -126,7 +135,7 @@ def _say(line: str) -> None:
 
 
 def _is_whole(root: Path, parameters: dict[str, int]) -> bool:
-    """Whether nothing was deleted since: counts files, reads none."""
+    """Return True if nothing was deleted since; counts files, reads none."""
     counted = (
         "{split}/*.jpg",
         "annotations/panoptic_{split}/*.png",
@@ -136,10 +145,10 @@ def _is_whole(root: Path, parameters: dict[str, int]) -> bool:
         sum(1 for _ in root.glob(pattern.format(split=split))) == parameters[split]
         for split in SPLITS
         for pattern in counted
-    ) and all(path.is_file() for path in _index_files(root))
+    ) and all(path.is_file() for path in _list_index_files(root))
 
 
-def _index_files(root: Path) -> Iterator[Path]:
+def _list_index_files(root: Path) -> Iterator[Path]:
     for split in SPLITS:
         for form in ("instances", "keypoints", "panoptic"):
             yield root / "annotations" / f"{form}_{split}.json"
@@ -149,7 +158,7 @@ def _index_files(root: Path) -> Iterator[Path]:
 
 def _clear(root: Path) -> None:
     """Make an empty folder, or empty one of ours; refuse any other."""
-    if root.is_dir() and any(root.iterdir()) and _state(root) is None:
+    if root.is_dir() and any(root.iterdir()) and _read_marker(root) is None:
         raise DataError(
             f"{root}: is not empty and holds no {MARKER} of this generator; give a new folder, "
             "nothing was changed"
@@ -157,7 +166,7 @@ def _clear(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise DataError(f"{root}: is a file; give a folder, nothing was changed")
     root.mkdir(parents=True, exist_ok=True)
-    if _state(root) is not None:  # incomplete from here on, also when deleting is interrupted
+    if _read_marker(root) is not None:  # incomplete from here on, also when deleting is interrupted
         _write_marker(root, {"made_by": MADE_BY, "complete": False})
     for name in (*SPLITS, "annotations", "VOC"):
         path = root / name
@@ -167,11 +176,9 @@ def _clear(root: Path) -> None:
             shutil.rmtree(path)
 
 
-def _write_marker(root: Path, state: dict[str, Any]) -> None:
+def _write_marker(root: Path, state: Marker) -> None:
     """Replace the marker in one step: an interruption leaves the old one or the new one."""
-    draft = root / f".{MARKER}.draft"
-    draft.write_text(json.dumps(state, indent=1) + "\n")
-    os.replace(draft, root / MARKER)
+    save_json(root / MARKER, state)
 
 
 def _write_split(root: Path, split: str, parameters: dict[str, int], progress: bool) -> None:
@@ -181,10 +188,10 @@ def _write_split(root: Path, split: str, parameters: dict[str, int], progress: b
         folder.mkdir(parents=True)
     for name in ("Annotations", "JPEGImages", "SegmentationClass"):
         (voc / name).mkdir(parents=True, exist_ok=True)
-    images: list[dict[str, Any]] = []
-    instances: list[dict[str, Any]] = []
-    keypoints: list[dict[str, Any]] = []
-    panoptic: list[dict[str, Any]] = []
+    images: list[ImageEntry] = []
+    instances: list[Annotation] = []
+    keypoints: list[Annotation] = []
+    panoptic: list[forms.PanopticAnnotation] = []
     size = parameters["height"], parameters["width"]
     palette = forms.make_voc_palette()
     for index in track(range(parameters[split]), f"Drawing {split} scenes", disable=not progress):
@@ -195,12 +202,14 @@ def _write_split(root: Path, split: str, parameters: dict[str, int], progress: b
         _write_image(jpeg, scene.image)
         _link(jpeg, voc / "JPEGImages" / jpeg.name)
         images.append({"id": image_id, "file_name": jpeg.name, "height": size[0], "width": size[1]})
-        found = forms.make_instance_annotations(scene, image_id)
-        instances += found
-        keypoints += forms.make_keypoint_annotations(scene, found)
+        # COCO's annotations.
+        annotations = forms.make_instance_annotations(scene, image_id)
+        instances += annotations
+        keypoints += forms.make_keypoint_annotations(scene, annotations)
         segments, picture = forms.make_panoptic_annotation(scene, image_id, f"{stem}.png")
         panoptic.append(segments)
         _write_image(pictures / f"{stem}.png", picture)
+        # VOC's annotation and mask.
         (voc / "Annotations" / f"{stem}.xml").write_bytes(forms.make_voc_xml(scene, jpeg.name))
         mask = Image.fromarray(forms.make_class_mask(scene))
         mask.putpalette(palette)
@@ -213,8 +222,8 @@ def _write_indices(
     root: Path,
     split: str,
     stems: str,
-    images: list[dict[str, Any]],
-    annotations: tuple[list[dict[str, Any]], ...],
+    images: list[ImageEntry],
+    annotations: tuple[list[Annotation] | list[forms.PanopticAnnotation], ...],
 ) -> None:
     categories = (
         forms.make_instance_categories(),
@@ -244,7 +253,7 @@ def _write_image(path: Path, image: np.ndarray) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system knows no hard links."""
+    """Give a file a second name, or a copy where the file system knows no hard links."""
     try:
         os.link(source, target)
     except OSError:

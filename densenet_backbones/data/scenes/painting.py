@@ -1,4 +1,4 @@
-"""Colors, textures, backgrounds, clutter and the camera of the generated scenes.
+"""Paints the drawn scenes: backgrounds, clutter, textures of objects, and a camera's faults.
 
 Canvases are (H, W, 3) uint8 RGB; `unit` is the number of canvas pixels that stand for one pixel
 of a 160-pixel image, so that patterns keep their look at every image size.
@@ -21,10 +21,10 @@ def pick_color(
     value: tuple[float, float] = (0.25, 1.0),
     hue: tuple[float, float] = (0.0, 360.0),
 ) -> np.ndarray:
-    """(3,) float32 RGB in 0..255, uniform in the given ranges (of 0..1, and of 360 degrees)."""
+    """Pick (3,) float32 RGB in 0..255, uniform in the ranges (of 0..1, and of 360 degrees)."""
     degrees = np.float32(rng.uniform(*hue) % 360)
     hsv = np.array([[[degrees, rng.uniform(*saturation), rng.uniform(*value)]]], np.float32)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0] * 255
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0] * 255)
 
 
 def paint_background(
@@ -97,16 +97,16 @@ def paint_object(
     """Fill a mask with a random texture in colors that stand out, in place.
 
     Args:
-        rng: Decides colors and texture.
-        canvas: The part of the canvas that the mask covers, (h, w, 3).
+        rng: Random numbers that decide colors and texture.
+        canvas: Part of the canvas that the mask covers, (h, w, 3).
         mask: (h, w) uint8, not 0 inside the object.
-        unit: See the module.
-        accent: Like `mask`; these pixels get the plain second color.
-        hue: Degrees around which the first color lies; None for any.
+        unit: Canvas pixels that stand for one pixel of a 160-pixel image.
+        accent: Mask of the pixels that get the plain second color, or None.
+        hue: Hue in degrees around which the first color lies; None for any.
     """
     below = canvas.reshape(-1, 3).mean(0)
-    first = _color_apart(rng, below, hue)
-    second = _color_apart(rng, below)
+    first = _pick_contrasting(rng, below, hue)
+    second = _pick_contrasting(rng, below)
     if rng.random() < 0.5:  # a shade of the first color
         shade = first * rng.choice((0.6, 1.5))
         if np.linalg.norm(shade - below) > CONTRAST / 2:
@@ -132,10 +132,10 @@ def simulate_camera(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     noisy = image.astype(np.float32) * gain + offset
     noise = rng.standard_normal(image.shape, dtype=np.float32)
     noisy += noise * rng.choice((0.0, 2.5, 6.0, 10.0))
-    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
 
 
-def _color_apart(
+def _pick_contrasting(
     rng: np.random.Generator, below: np.ndarray, hue: float | None = None
 ) -> np.ndarray:
     hues = (0.0, 360.0) if hue is None else (hue - HUE_SPREAD, hue + HUE_SPREAD)
@@ -157,7 +157,7 @@ def _along(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     angle = rng.uniform(0, 2 * np.pi)
     x = np.arange(width, dtype=np.float32) * np.float32(np.cos(angle))
     y = np.arange(height, dtype=np.float32) * np.float32(np.sin(angle))
-    return y[:, None] + x[None]
+    return np.asarray(y[:, None] + x[None])
 
 
 def _cloud(rng: np.random.Generator, height: int, width: int, grain: int) -> np.ndarray:
@@ -171,7 +171,7 @@ def _ramp(rng: np.random.Generator, height: int, width: int, unit: float = 1) ->
     """(h, w) float32 from 0 to 1 along a random direction, whatever the unit."""
     along = _along(rng, height, width)
     low, high = along.min(), along.max()
-    return (along - low) / max(high - low, 1.0)
+    return np.asarray((along - low) / max(high - low, 1.0))
 
 
 def _flat(rng: np.random.Generator, height: int, width: int, unit: float) -> np.ndarray:
@@ -189,7 +189,7 @@ def _dots(rng: np.random.Generator, height: int, width: int, unit: float) -> np.
     y, x = np.mgrid[:height, :width].astype(np.float32)
     u = (x * np.cos(angle) + y * np.sin(angle)) % period - period / 2
     v = (y * np.cos(angle) - x * np.sin(angle)) % period - period / 2
-    return (u * u + v * v < (0.32 * period) ** 2).astype(np.float32)
+    return np.asarray(u * u + v * v < (0.32 * period) ** 2, np.float32)
 
 
 def _speckle(rng: np.random.Generator, height: int, width: int, unit: float) -> np.ndarray:

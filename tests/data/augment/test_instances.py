@@ -45,11 +45,15 @@ def equal(first, second):
 def test_mirroring_twice_changes_nothing(case):
     image, objects = case
     there = mirror(*image.shape[:2])
-    np.testing.assert_array_equal(there.image(there.image(image, FILL), FILL), image)
-    np.testing.assert_array_equal(there.masks(there.masks(objects.masks)), objects.masks)
-    np.testing.assert_array_equal(there.boxes(there.boxes(objects.boxes)), objects.boxes)
-    once = there.keypoints(objects.keypoints, OTHER_SIDE)
-    np.testing.assert_array_equal(there.keypoints(once, OTHER_SIDE), objects.keypoints)
+    np.testing.assert_array_equal(there.place_image(there.place_image(image, FILL), FILL), image)
+    np.testing.assert_array_equal(
+        there.place_masks(there.place_masks(objects.masks)), objects.masks
+    )
+    np.testing.assert_array_equal(
+        there.place_boxes(there.place_boxes(objects.boxes)), objects.boxes
+    )
+    once = there.place_keypoints(objects.keypoints, OTHER_SIDE)
+    np.testing.assert_array_equal(there.place_keypoints(once, OTHER_SIDE), objects.keypoints)
 
 
 @settings(max_examples=60, deadline=None)
@@ -57,11 +61,11 @@ def test_mirroring_twice_changes_nothing(case):
 def test_masks_and_boxes_are_mirrored_with_their_pixels(case):
     image, objects = case
     there = mirror(*image.shape[:2])
-    pixels, masks = there.image(image, FILL), there.masks(objects.masks)
+    pixels, masks = there.place_image(image, FILL), there.place_masks(objects.masks)
     for before, after in zip(objects.masks, masks, strict=True):
         found = np.sort(pixels[after > 0].astype(int) @ [1, 256, 0])
         np.testing.assert_array_equal(found, np.flatnonzero(before))
-    np.testing.assert_array_equal(there.boxes(objects.boxes), masks_to_boxes(masks))
+    np.testing.assert_array_equal(there.place_boxes(objects.boxes), masks_to_boxes(masks))
 
 
 @settings(max_examples=60, deadline=None)
@@ -70,7 +74,10 @@ def test_keypoints_follow_their_pixels_into_a_window(case, data):
     image, objects = case
     height, width = image.shape[:2]
     window = data.draw(windows((height, width)))
-    pixels, placed = window.image(image, FILL), window.keypoints(objects.keypoints, OTHER_SIDE)
+    pixels, placed = (
+        window.place_image(image, FILL),
+        window.place_keypoints(objects.keypoints, OTHER_SIDE),
+    )
     assert pixels.shape == (*window.canvas, 3)
     (top, left), (rows, columns) = window.corner, window.shown
     for before, after in zip(objects.keypoints, placed, strict=True):
@@ -92,7 +99,7 @@ def test_keypoints_follow_their_pixels_into_a_window(case, data):
 def test_a_window_cuts_masks_and_boxes_as_it_cuts_the_image(case, data):
     image, objects = case
     window = data.draw(windows(image.shape[:2]))
-    pixels, masks = window.image(image, FILL), window.masks(objects.masks)
+    pixels, masks = window.place_image(image, FILL), window.place_masks(objects.masks)
     (top, left), (rows, columns) = window.corner, window.shown
     part = slice(top, top + rows), slice(left, left + columns)
     border = np.ones(window.canvas, bool)
@@ -104,7 +111,7 @@ def test_a_window_cuts_masks_and_boxes_as_it_cuts_the_image(case, data):
         np.testing.assert_array_equal(after[:, ::step][:rows, :columns], before[part])
         assert not after[:, ::step][border].any()
     # A box that is cut may be larger than what remains of the mask, never smaller.
-    cut, tight = window.boxes(objects.boxes), masks_to_boxes(masks)
+    cut, tight = window.place_boxes(objects.boxes), masks_to_boxes(masks)
     there = (tight[:, 2:] > tight[:, :2]).all(1)
     assert (cut[there, :2] <= tight[there, :2]).all() and (cut[there, 2:] >= tight[there, 2:]).all()
     start = window.canvas[1] - columns if window.mirrored else 0
@@ -117,7 +124,10 @@ def test_a_window_cuts_masks_and_boxes_as_it_cuts_the_image(case, data):
 def test_scaled_masks_stay_in_their_scaled_boxes(case, height, width, mirrored):
     image, objects = case
     there = Placement(image.shape[:2], (height, width), (0, 0), (height, width), mirrored)
-    boxes, tight = there.boxes(objects.boxes), masks_to_boxes(there.masks(objects.masks))
+    boxes, tight = (
+        there.place_boxes(objects.boxes),
+        masks_to_boxes(there.place_masks(objects.masks)),
+    )
     found = (tight[:, 2:] > tight[:, :2]).all(1)  # thin ones may vanish
     # Half a pixel, and OpenCV's 16 bits of a factor of up to 40.
     assert (tight[found, :2] > boxes[found, :2] - 0.55).all()
@@ -129,18 +139,18 @@ def test_doubling_doubles_everything():
     masks[0, 1:3, 2:4] = 1
     there = Placement((3, 5), (6, 10), (0, 0), (6, 10), False)
     expected = masks.repeat(2, 1).repeat(2, 2)
-    np.testing.assert_array_equal(there.masks(masks), expected)
-    np.testing.assert_array_equal(there.boxes(masks_to_boxes(masks)), [[4, 2, 8, 6]])
+    np.testing.assert_array_equal(there.place_masks(masks), expected)
+    np.testing.assert_array_equal(there.place_boxes(masks_to_boxes(masks)), [[4, 2, 8, 6]])
     keypoints = np.array([[[2.5, 1.5, 2], [0, 0, 0]]], np.float32)
-    np.testing.assert_array_equal(there.keypoints(keypoints, (0, 1)), keypoints * [2, 2, 1])
-    assert there.image(image, FILL).shape == (6, 10, 3)
+    np.testing.assert_array_equal(there.place_keypoints(keypoints, (0, 1)), keypoints * [2, 2, 1])
+    assert there.place_image(image, FILL).shape == (6, 10, 3)
 
 
 def test_small_images_are_averages():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 200
     there = Placement((64, 64), (16, 16), (0, 0), (16, 16), False)
-    assert (there.image(stripes, FILL) == 100).all()
+    assert (there.place_image(stripes, FILL) == 100).all()
 
 
 # The presets.
@@ -171,7 +181,7 @@ def test_jitter_gives_one_size_and_boxes_tight_around_the_masks(case, key, with_
 
 
 def drawn(augmentation, source, count=400):
-    return [augmentation.placement(source, np.random.default_rng(n)) for n in range(count)]
+    return [augmentation.draw_placement(source, np.random.default_rng(n)) for n in range(count)]
 
 
 def test_jitter_scales_from_a_tenth_to_twice_the_size_that_fits():

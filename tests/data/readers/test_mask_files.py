@@ -18,7 +18,7 @@ from densenet_backbones.data.readers.mask_files import (
 from densenet_backbones.data.samples import DataError
 
 CLASSES = MaskClasses.from_names(NAMES, colors=COLORS)
-IDS = MaskCode.of_classes(CLASSES)
+IDS = MaskCode.from_classes(CLASSES)
 
 
 class Fixed:

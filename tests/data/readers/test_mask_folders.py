@@ -192,7 +192,7 @@ def test_a_split_cannot_leave_the_folder(tmp_path, found):
         ("classes: {a: 1}", "classes must be a list, not"),
         ("classes: [a, a]", r"names must be unique; given twice: \['a'\]"),
         ("classes: [a, 3]", r"classes\[1\]: must be a name, or name with id and color, not '3'"),
-        ("classes: [{name: a, color: [0, 0, 0]}]", r"classes\[0\]: must be a name, or name with"),
+        ("classes: [{name: a, colour: [0, 0, 0]}]", r"classes\[0\]: must be a name, or name with"),
         ("classes: [{id: 3}]", r"classes\[0\]: name must be a text, not None"),
         (
             "classes: [{name: a, id: 65536}]",

@@ -14,7 +14,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from densenet_backbones.features import FeatureLevel
 from densenet_backbones.heads import FCOS, FasterRCNN, RetinaNet, densenet_fpn_backbone
-from densenet_backbones.heads.detection.anchors import PyramidAnchors, check_anchors, roi_pool
+from densenet_backbones.heads.detection.anchors import PyramidAnchors, build_roi_pool, check_anchors
 from densenet_backbones.heads.detection.one_stage import RETINANET_STRIDES
 from densenet_backbones.heads.detection.transform import DetectionTransform
 
@@ -139,7 +139,7 @@ def test_boxes_are_pooled_as_torchvision_pools_them() -> None:
         for level in levels(*strides)
     )
     boxes = [torch.tensor([[3.0, 5, 40, 60], [0, 0, 250, 250], [20, 20, 140, 130]])]
-    ours = roi_pool(levels(*strides), 7)
+    ours = build_roi_pool(levels(*strides), 7)
     theirs = MultiScaleRoIAlign(list(features), 7, 2)
     assert torch.equal(ours(features, boxes, [(256, 256)]), theirs(features, boxes, [(256, 256)]))
 
@@ -149,8 +149,8 @@ def test_pooling_of_a_small_image_reads_the_right_place() -> None:
     ramp = torch.arange(16.0).repeat(16, 1)[None, None] * 4
     features = OrderedDict(p2=ramp, p3=ramp[..., ::2, ::2])
     inputs = (features, [torch.tensor([[8.0, 8, 24, 24]])], [(33, 33)])
-    assert roi_pool(levels(4, 8), 1)(*inputs).item() == pytest.approx(16.0)
+    assert build_roi_pool(levels(4, 8), 1)(*inputs).item() == pytest.approx(16.0)
     assert MultiScaleRoIAlign(["p2", "p3"], 1, 2)(*inputs).item() > 24
-    assert roi_pool(levels(32), 7).scales == [1 / 32]
+    assert build_roi_pool(levels(32), 7).scales == [1 / 32]
     with pytest.raises(ValueError, match=r"levels whose strides double, got \[4, 16\]"):
-        roi_pool(levels(4, 16), 7)
+        build_roi_pool(levels(4, 16), 7)

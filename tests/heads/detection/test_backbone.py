@@ -16,8 +16,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.fpn import FPN, DensePrediction
 from densenet_backbones.heads import DetectionBackbone, densenet_fpn_backbone
-from densenet_backbones.heads.detection.body import levels_from
-from densenet_backbones.heads.freezing import stages_of
+from densenet_backbones.heads.detection.body import select_levels
+from densenet_backbones.heads.freezing import list_stages
 
 TINY = {"growth_rate": 4, "block_config": [1, 2, 1, 1], "num_init_features": 8}
 
@@ -72,10 +72,10 @@ def test_one_level_will_do() -> None:
 def test_of_levels_with_one_stride_the_deepest_is_read() -> None:
     strides = (2, 4, 8, 16, 16)
     levels = [FeatureLevel(f"c{i + 1}", 8, stride) for i, stride in enumerate(strides)]
-    assert levels_from(levels, 4) == (1, 2, 4)
-    assert levels_from(levels, 16) == (4,)
+    assert select_levels(levels, 4) == (1, 2, 4)
+    assert select_levels(levels, 16) == (4,)
     with pytest.raises(ValueError, match=r"one of the backbone's strides \[2, 4, 8, 16\], got 5"):
-        levels_from(levels, 5)
+        select_levels(levels, 5)
     backbone = tiny(output_stride=16)
     assert [level.name for level in backbone.adapter.levels_in] == ["c2", "c3", "c5"]
 
@@ -228,7 +228,7 @@ def test_frozen_stages_stay_in_eval_mode_and_can_thaw(name: str) -> None:
     backbone = tiny(name)
     backbone.freeze(2)
     backbone.train()
-    stages = stages_of(backbone.body)
+    stages = list_stages(backbone.body)
     before = {key: value.clone() for key, value in backbone.body.state_dict().items()}
     sum(x.sum() for x in backbone(image()).values()).backward()
     changed = {k for k, v in backbone.body.state_dict().items() if not torch.equal(v, before[k])}
@@ -274,7 +274,11 @@ def test_a_network_without_named_stages_is_not_frozen() -> None:
         ("densenet121_features", {"min_stride": 3}, "min_stride must be one of the backbone's"),
         ("densenet121_features", {"output_stride": 7}, "output_stride"),
         ("densenet121_features", {"adapter": "nas"}, "adapter must be one of"),
-        ("densenet121_features", {"extra": "p8"}, "extra must be 'pool', 'p6p7' or None"),
+        (
+            "densenet121_features",
+            {"extra": "p8"},
+            "extra must be one of None, 'pool', 'p6p7', got 'p8'",
+        ),
         ("densenet121_features", {"adapter_kwargs": {"repeats": 2}}, "'fpn' takes .*not repeats"),
         (
             "resnet18",

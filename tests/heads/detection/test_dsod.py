@@ -263,9 +263,9 @@ def test_objects_out_of_reach_are_told_in_either_frame() -> None:
     model = dsod_tiny()
     good, small = [40.0, 40.0, 72.0, 72.0], [80.0, 80.0, 84.0, 83.0]
     boxes = torch.tensor([good, small])
-    assert [m.tolist() for m in model.unmatchable([boxes, boxes[:0]])] == [[False, True], []]
+    assert [m.tolist() for m in model.find_unmatchable([boxes, boxes[:0]])] == [[False, True], []]
     in_larger_image = boxes * torch.tensor([2.0, 4.0, 2.0, 4.0])
-    masks = model.unmatchable([in_larger_image], [(640, 320)])
+    masks = model.find_unmatchable([in_larger_image], [(640, 320)])
     assert masks[0].tolist() == [False, True]
 
 

@@ -1,4 +1,4 @@
-"""SSD on our backbones: its maps, default boxes and scales."""
+"""SSD on our backbones: its maps, priors and scales."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from densenet_backbones.heads import SSD, ssd300, ssd512
-from densenet_backbones.heads.detection.ssd import default_boxes
+from densenet_backbones.heads.detection.ssd import build_ssd_priors
 
 BODY = {"growth_rate": 4, "block_config": [1, 1, 1, 1], "num_init_features": 8}
 CELLS_300, CELLS_512 = (38, 19, 10, 5, 3, 1), (64, 32, 16, 8, 4, 2, 1)
@@ -52,10 +52,10 @@ def test_maps_are_ssd_s(builder: Any, options: dict[str, Any], cells: tuple[int,
         assert priors == 24564
 
 
-def test_default_boxes_at_300_are_torchvisions() -> None:
+def test_priors_at_300_are_torchvisions() -> None:
     with torch.device("meta"):
         expected = ssd300_vgg16(weights=None, weights_backbone=None).anchor_generator
-    ours = default_boxes(300, CELLS_300, "coco")
+    ours = build_ssd_priors(300, CELLS_300, "coco")
     assert ours.aspect_ratios == expected.aspect_ratios and ours.steps == expected.steps
     assert ours.scales == pytest.approx(expected.scales)
     maps = [torch.zeros(1, 1, side, side) for side in CELLS_300]
@@ -65,8 +65,8 @@ def test_default_boxes_at_300_are_torchvisions() -> None:
     assert torch.equal(ours(images, half)[0], ours(images, maps)[0])
 
 
-def test_default_boxes_at_512_are_ssd512_s() -> None:
-    boxes = default_boxes(512, CELLS_512, "voc")
+def test_priors_at_512_are_ssd512_s() -> None:
+    boxes = build_ssd_priors(512, CELLS_512, "voc")
     assert boxes.steps == [8, 16, 32, 64, 128, 256, 512]
     sizes = [scale * 512 for scale in boxes.scales]  # weiliu89/caffe, ssd_pascal_512.py
     assert sizes == pytest.approx([35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6])
@@ -92,7 +92,7 @@ def test_the_backbone_s_own_maps_have_a_length() -> None:
         (DefaultBoxGenerator([[2]] * 4, steps=[8, 16, 32, 16]), "level 3 have a step of 16 pixels"),
     ],
 )
-def test_default_boxes_of_other_levels_are_refused(generator: nn.Module, message: str) -> None:
+def test_priors_of_other_levels_are_refused(generator: nn.Module, message: str) -> None:
     model = ssd300(num_classes=3, image_size=64, backbone_kwargs=BODY)
     with pytest.raises(ValueError, match=message):
         SSD(model.backbone, 3, model.transform, anchor_generator=generator)

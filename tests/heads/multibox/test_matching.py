@@ -11,7 +11,7 @@ from densenet_backbones.heads.multibox.box_coding import encode
 from densenet_backbones.heads.multibox.matching import (
     UNMATCHED,
     assign_targets,
-    best_prior_of_each_box,
+    match_best_priors,
     match_priors,
     out_of_reach,
 )
@@ -54,7 +54,7 @@ def test_bipartite_step_is_the_greedy_one(data: st.DataObject) -> None:
     rows, columns = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 8))
     values = st.lists(st.integers(0, 6), min_size=columns, max_size=columns)
     iou = torch.tensor(data.draw(st.lists(values, min_size=rows, max_size=rows))) / 6
-    assert best_prior_of_each_box(iou).tolist() == _greedy(iou)
+    assert match_best_priors(iou).tolist() == _greedy(iou)
 
 
 @given(st.lists(box, max_size=6), st.lists(box, min_size=1, max_size=12))
@@ -73,7 +73,7 @@ def test_two_objects_with_the_same_best_prior_both_get_one() -> None:
 def test_identical_objects_get_different_priors() -> None:
     priors = _tensor([[i, 0, i + 10, 10] for i in range(8)])
     boxes = _tensor([[0, 0, 10, 10]] * 4)
-    assert best_prior_of_each_box(box_iou(boxes, priors)).tolist() == [0, 1, 2, 3]
+    assert match_best_priors(box_iou(boxes, priors)).tolist() == [0, 1, 2, 3]
 
 
 def test_threshold_is_inclusive() -> None:

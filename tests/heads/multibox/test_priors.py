@@ -10,8 +10,8 @@ from torchvision.models.detection.image_list import ImageList
 from densenet_backbones.heads.multibox.priors import (
     DSOD300_STRIDES,
     PriorSpec,
+    compute_ratio_sizes,
     dsod_priors,
-    ratio_rule_sizes,
 )
 
 GRIDS = ((38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (2, 2))
@@ -31,7 +31,7 @@ def voc() -> PriorSpec:
     ],
 )
 def test_the_ratio_rule_gives_the_published_sizes(sizes: str, expected: tuple[int, ...]) -> None:
-    assert ratio_rule_sizes(300, 6, sizes) == pytest.approx(expected)
+    assert compute_ratio_sizes(300, 6, sizes) == pytest.approx(expected)
     spec = dsod_priors((300, 300), DSOD300_STRIDES, sizes)
     assert spec.min_sizes == pytest.approx(expected[:-1])
     assert spec.max_sizes == pytest.approx(expected[1:])

@@ -87,7 +87,7 @@ def test_normalization_is_that_of_the_backbones_weights_unless_given() -> None:
         "value_range": 255,
     }
     own = tiny(**dsod, image_mean=[0, 0, 0]).normalization
-    assert own.mean == [0, 0, 0] and own.channel_order == "bgr"
+    assert own.image_mean == [0, 0, 0] and own.channel_order == "bgr"
 
 
 def test_memory_modes_of_the_backbone_reach_it() -> None:

@@ -1,0 +1,30 @@
+"""Give every class and every instance its color, the same one in all pictures and plots."""
+
+import numpy as np
+from matplotlib.colors import hsv_to_rgb
+
+RGB = tuple[int, int, int]
+"""Red, green and blue, each 0..255."""
+
+_GOLDEN_RATIO = 0.618034
+# Saturation and value, which change from label to label: hues that come close still differ.
+_SHADES = ((0.85, 0.9), (0.8, 0.85), (0.55, 1.0))
+
+
+def get_class_color(label: int) -> RGB:
+    """Return the color of a class.
+
+    Each step turns the hue by the golden ratio of a circle, so that neighboring labels differ most
+    and no two of many labels share a hue.
+
+    Args:
+        label: 1 .. K - 1 (any integer will do).
+    """
+    hue = _GOLDEN_RATIO * (label - 1) % 1
+    red, green, blue = np.round(255 * hsv_to_rgb((hue, *_SHADES[label % 3]))).astype(int).tolist()
+    return red, green, blue
+
+
+def get_instance_color(instance: int) -> RGB:
+    """Return the color of the n-th instance of an image, counted from 0."""
+    return get_class_color(instance + 1)
