@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from densenet_backbones.data.boxes import LEFT_OUT
-from densenet_backbones.data.files import refuse_faults, refuse_if_strict
+from densenet_backbones.data.files import quote, refuse_faults, refuse_if_strict
 from densenet_backbones.data.readers.coco_json import abbreviate
 from densenet_backbones.data.readers.coco_outlines import check_outline, draw_outline
 from densenet_backbones.data.samples import (
@@ -143,13 +143,13 @@ def order_keypoints(detection_set: DetectionSet, model: Categories) -> Detection
     Raises:
         DataError: If the names differ, or one is given twice so that the order is not clear.
     """
-    own = detection_set.categories
+    own, where = detection_set.categories, detection_set.file or detection_set.name
     if not model.keypoints or own.keypoints == model.keypoints:
         return detection_set
     differing = sorted(set(own.keypoints) ^ set(model.keypoints))
     if differing or len(own.keypoints) != len(model.keypoints):
         raise DataError(
-            f"{detection_set.name}: its {len(own.keypoints)} keypoints "
+            f"{where}: its {len(own.keypoints)} keypoints "
             f"({quote(own.keypoints, 20)}) are not the {len(model.keypoints)} that are known "
             f"({quote(model.keypoints, 20)}); give both the same names, in any order"
         )
@@ -157,7 +157,7 @@ def order_keypoints(detection_set: DetectionSet, model: Categories) -> Detection
     table = np.array([own.keypoints.index(name) for name in model.keypoints])
     if len(set(table.tolist())) < len(table):
         raise DataError(
-            f"{detection_set.name}: keypoints are named twice ({quote(own.keypoints, 20)}), so "
+            f"{where}: keypoints are named twice ({quote(own.keypoints, 20)}), so "
             "they cannot be put in another order; give each a name of its own"
         )
     before = np.array(own.keypoint_positions or range(len(table)))

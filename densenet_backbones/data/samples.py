@@ -283,12 +283,16 @@ class ImageRecord:
 
 @dataclass(frozen=True, eq=False)
 class DetectionSet:
-    """Part of a detection data set: its images, its classes and what was wrong with it."""
+    """Part of a detection data set: its images, its classes and what was wrong with it.
+
+    Its `file` is the annotation file that all of it was read from, where there is one.
+    """
 
     name: str
     records: tuple[ImageRecord, ...]
     categories: Categories
     problems: tuple[Problem, ...] = field(default=())
+    file: Path | None = None
 
     def __len__(self) -> int:
         return len(self.records)

@@ -20,6 +20,7 @@ import torchvision
 from torch import Tensor, nn
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint, read_state_dict
+from densenet_backbones.data.files import quote
 from densenet_backbones.file_writing import replace_file
 from densenet_backbones.heads.backbones import LOADED_LATER
 from densenet_backbones.heads.detection.transform import DetectionTransform
@@ -52,6 +53,11 @@ class ModelSpec:
     name: str
     args: JsonDict
     preprocessing: JsonDict | None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the model's classes, in label order."""
+        raise NotImplementedError
 
     def classes_to_dict(self) -> JsonDict:
         """Return the entries of `to_dict` about the model's classes."""
@@ -270,3 +276,27 @@ def select_fitting_weights(
             fitting[name] = value
     problems += [f"{name}: not in the file" for name in own if name not in weights]
     return fitting, problems
+
+
+def compare_class_names(file: str, names: Sequence[str], spec: ModelSpec) -> list[str]:
+    """Return a line where as many, but other classes would be started from.
+
+    Args:
+        file: File of the weights.
+        names: Names of its classes, in label order.
+        spec: Description of the model that is started.
+
+    Raises:
+        CheckpointError: The names are the model's in another order, so that each class would start
+            as another.
+    """
+    now = spec.class_names
+    if len(names) != len(now) or tuple(names) == now:
+        return []
+    if set(names) == set(now):
+        order = json.dumps(list(names), ensure_ascii=False)
+        raise CheckpointError(
+            f"{file}: has the classes in the order {quote(names, 20)}, the training data in the "
+            f"order {quote(now, 20)}; keep the file's with --data.classes '{order}'"
+        )
+    return [f"  its classes are {quote(names, 20)}: outputs of other classes start from theirs"]

@@ -90,7 +90,7 @@ def read_coco(
         folder = find_folder_with(folders, [image.file_name for image in content.images], path)
         records, problems = _make_records(content, categories, folder)
     refuse_if_strict(problems, strict)
-    return DetectionSet(f"{root.name}/{split}", records, categories, tuple(problems))
+    return DetectionSet(f"{root.name}/{split}", records, categories, tuple(problems), path)
 
 
 @contextmanager
