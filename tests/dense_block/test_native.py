@@ -225,7 +225,7 @@ def test_compiled_once_for_a_machine(monkeypatch):
     monkeypatch.setattr(
         library.subprocess, "run", lambda *a, **kw: commands.append(a[0]) or run(*a, **kw)
     )
-    library.library.cache_clear()
+    library.load_library.cache_clear()
     library.load_library()
     assert len(commands) == 1 and "-E" in commands[0]
 
