@@ -183,7 +183,7 @@ def largest_batch(
         budget: Bytes that may be kept between forward and backward pass.
         memory: The mode.
         autocast: As of `plan_memory`.
-        device: Likewise.
+        device: As of `plan_memory`.
 
     Returns:
         Their number; 0 where not even two fit, which batch norm needs for a map of one cell.

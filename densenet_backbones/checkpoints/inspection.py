@@ -235,8 +235,10 @@ def _count_in_words(count: int, thing: str) -> str:
 
 def _shorten(names: Iterable[str]) -> list[str]:
     names = list(names)
-    shown = names[:_SHOWN]
-    return shown if len(names) == len(shown) else [*shown, f"and {len(names) - len(shown)} more"]
+    listed = names[:_SHOWN]
+    return (
+        listed if len(names) == len(listed) else [*listed, f"and {len(names) - len(listed)} more"]
+    )
 
 
 def _describe_counts(counts: Mapping[str, int], what: str) -> list[str]:

@@ -25,11 +25,11 @@ TRUE: dict[str, torch.dtype] = {
 """Lightning's precisions -> the type of autocast, or of the parameters."""
 
 COPIES = 4
-"""Of each trained parameter beside itself: gradient, two states of Adam, an average (EMA)."""
+"""Tensors beside each trained parameter: gradient, two states of Adam, an average (EMA)."""
 
 SHARE = 0.5
-"""Of the free memory. The rest is for what no plan holds: neck and heads of a detector, maps that
-a backward pass makes for a while, workspaces, the data's own."""
+"""Share of the free memory that maps may take. The rest is for what no plan holds: neck and heads
+of a detector, maps that a backward pass makes for a while, workspaces, the data's own."""
 
 
 def settle_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> list[str]:

@@ -135,10 +135,10 @@ class ScaleCrop(A.DualTransform):  # type: ignore[misc]  # shipped without types
     def _choose_axis(self, side: int, length: int, scale: float) -> Axis:
         """Choose start and number of the pixels of one axis, their scaled length, the border."""
         scaled = max(1, round(side * scale))
-        shown = min(scaled, length)
-        taken = side if shown == scaled else min(side, max(1, round(shown / scale)))
+        visible = min(scaled, length)
+        taken = side if visible == scaled else min(side, max(1, round(visible / scale)))
         start = self.py_random.randint(0, side - taken)
-        return start, taken, shown, (length - shown) // 2
+        return start, taken, visible, (length - visible) // 2
 
     def apply(self, img: np.ndarray, axes: list[Axis], **params: object) -> np.ndarray:
         """Cut, resize and frame (H, W, 3) uint8."""

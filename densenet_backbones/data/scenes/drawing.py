@@ -73,7 +73,8 @@ class SceneObject:
     Attributes:
         label: Label of the class in ``1 .. len(CLASSES)``.
         mask: (H, W) bool, the visible pixels.
-        shown: Visible share of the whole object, in ``(0, 1]``; what lies outside counts as hidden.
+        visible_share: Visible share of the whole object, in ``(0, 1]``; what lies outside the
+            image counts as hidden.
         truncated: True if a part lies outside the image.
         crowd: True for a group that COCO marks with `iscrowd`.
         keypoints: (13, 3) float64 of x, y in pixels and COCO's visibility (0 outside the image,
@@ -82,7 +83,7 @@ class SceneObject:
 
     label: int
     mask: np.ndarray
-    shown: float
+    visible_share: float
     truncated: bool
     crowd: bool
     keypoints: np.ndarray | None
@@ -339,7 +340,7 @@ def _has_extent(mask: np.ndarray, extent: float) -> bool:
 def _make_object(stamp: _Stamp, k: int, ids: np.ndarray, small_ids: np.ndarray) -> SceneObject:
     rows, columns, own_rows, own_columns = stamp.inside(*ids.shape)
     truncated = cv2.countNonZero(stamp.mask[own_rows, own_columns]) < stamp.area
-    shown = np.count_nonzero(ids[rows, columns] == k) / stamp.area
+    visible_share = np.count_nonzero(ids[rows, columns] == k) / stamp.area
     keypoints = None
     if stamp.keypoints is not None:
         height, width = small_ids.shape
@@ -347,4 +348,6 @@ def _make_object(stamp: _Stamp, k: int, ids: np.ndarray, small_ids: np.ndarray) 
         for row, (x, y) in zip(keypoints, stamp.keypoints / SCALE, strict=True):
             if 0 <= x < width and 0 <= y < height:
                 row[:] = x, y, 2 if small_ids[int(y), int(x)] == k else 1
-    return SceneObject(stamp.label, small_ids == k, shown, truncated, stamp.crowd, keypoints)
+    return SceneObject(
+        stamp.label, small_ids == k, visible_share, truncated, stamp.crowd, keypoints
+    )
