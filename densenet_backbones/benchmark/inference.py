@@ -18,7 +18,7 @@ from densenet_backbones.benchmark.contenders import (
     build_in_onnxruntime,
     compile_nets,
 )
-from densenet_backbones.benchmark.gpu_costs import Card, net_cost
+from densenet_backbones.benchmark.gpu_costs import Card, compute_net_cost
 from densenet_backbones.benchmark.measuring import Timing, get_synchronize, interleave
 from densenet_backbones.benchmark.report import Column, Table
 from densenet_backbones.dense_block.backends import has_triton
@@ -132,7 +132,9 @@ def compare_inference(
         notes.append(f"Triton kernels {kernels} in the deployed net")
         if dtype == torch.bfloat16:  # the costs are of two bytes a value
             card = card or Card()
-            floor = (net_cost(VARIANTS[net], height, width) * batch).seconds(card, fused=True)
+            floor = (compute_net_cost(VARIANTS[net], height, width) * batch).compute_seconds(
+                card, fused=True
+            )
             notes.append(
                 f"floor: a kernel for each layer, {card.bandwidth / 1e12:g} TB/s and "
                 f"{card.flops / 1e12:g} TFLOP/s (--bandwidth, --flops)"
@@ -159,7 +161,7 @@ def _build_table(
     for timing in timings:
         check = checked[timing.name]
         microseconds = 1e6 * timing.median / batch
-        ratios = timing.ratios(deployed)
+        ratios = timing.compute_ratios(deployed)
         row = (timing.name, timing.milliseconds, microseconds, ratios, check.largest, check.error)
         floors = () if floor is None else (timing.median / floor,)
         rows.append((*row, check.first_call, *floors))
