@@ -185,11 +185,7 @@ def retinanet_fpn(*, num_classes: int = 91, **options: Unpack[RetinaNetOptions])
     Raises:
         ValueError: An argument is out of range, or does not fit the backbone.
     """
-    return build(
-        RetinaNet,
-        num_classes,
-        _start_at_stride_8(options, p6p7_input="p5"),
-    )
+    return build(RetinaNet, num_classes, _start_at_stride_8(options, p6p7_input="p5"))
 
 
 def retinanet_fpn_v2(*, num_classes: int = 91, **options: Unpack[RetinaNetOptions]) -> RetinaNet:

@@ -216,12 +216,7 @@ def fasterrcnn_fpn_v2(*, num_classes: int = 91, **options: Unpack[FasterRCNNOpti
         **options: As of `fasterrcnn_fpn`; the backbone's ``norm`` is ``bn`` unless given,
             and the FPN has batch norm as well.
     """
-    return build(
-        FasterRCNN,
-        num_classes,
-        _set_v2_defaults(options),
-        v2=True,
-    )
+    return build(FasterRCNN, num_classes, _set_v2_defaults(options), v2=True)
 
 
 def maskrcnn_fpn(*, num_classes: int = 91, **options: Unpack[FasterRCNNOptions]) -> MaskRCNN:
@@ -239,15 +234,9 @@ def maskrcnn_fpn_v2(*, num_classes: int = 91, **options: Unpack[FasterRCNNOption
 
     Args:
         num_classes: K, with the background.
-        **options: As of `fasterrcnn_fpn`; the backbone's ``norm`` is ``bn`` unless given,
-            and the FPN has batch norm as well.
+        **options: As of `fasterrcnn_fpn_v2`.
     """
-    return build(
-        MaskRCNN,
-        num_classes,
-        _set_v2_defaults(options),
-        v2=True,
-    )
+    return build(MaskRCNN, num_classes, _set_v2_defaults(options), v2=True)
 
 
 def keypointrcnn_fpn(
