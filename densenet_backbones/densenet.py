@@ -64,7 +64,7 @@ class DenseNet(DenseStages):
         check_interval("drop_rate", drop_rate, "[0, 1)")
         spec = DenseNetSpec() if spec is None else spec
         super().__init__(spec, in_chans)
-        # Stages are flat children, so that their names alone say in which order they run.
+        # Flat children in the order they run: a network may be cut behind any of them.
         for name, module in feature_modules(spec, in_chans):
             self.add_module(name, module)
         self.set_memory(memory)
