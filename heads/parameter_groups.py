@@ -1,11 +1,11 @@
-"""A child's answers to timm's questions about parameters, under its parent's names."""
+"""Rename a child's parameter groups, as timm's optimizers ask for them, to its parent's names."""
 
 from torch import nn
 
 __all__ = ["LayerGroups", "prefix_groups", "prefix_names"]
 
 LayerGroups = dict[str, str | list[tuple[str, tuple[int, ...] | None]]]
-"""What ``group_matcher`` returns: patterns of parameters' names by group (timm
+"""Result of ``group_matcher``: patterns of parameters' names by group (timm
 ``models/_manipulate.py``, ``group_with_matcher``)."""
 
 

@@ -16,7 +16,7 @@ from densenet_backbones.file_writing import save_json
 __all__ = ["Cell", "Column", "Report", "Table", "Unavailable", "describe_machine"]
 
 Cell = str | int | float | tuple[float, ...] | None
-"""A tuple holds what each turn gave; None is what there is not."""
+"""Value of a cell: a tuple holds one number a turn, None stands for an empty cell."""
 
 _PACKAGES = ("torch", "timm", "torchvision", "segmentation-models-pytorch", "onnxruntime")
 
@@ -99,7 +99,7 @@ class Report:
 
     Args:
         command: The command line.
-        quick: Whether the figures are of a trial run.
+        quick: True if the figures are of a trial run.
         file: Where to write JSON, or None.
     """
 

@@ -163,6 +163,7 @@ def build_registered(kind: str, name: str, num_classes: int, args: JsonDict) -> 
     known = torchvision.models.list_models()
     if name not in known:
         raise ValueError(f"no {kind} is called {name!r}{nearest(name, known)}")
+    # jsonargparse checks types by the signature; the names are checked here, for a better error.
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     builder = inspect.unwrap(torchvision.models.get_model_builder(name))
     allowed = parser.add_function_arguments(builder, skip={"num_classes"}, fail_untyped=False)
@@ -220,6 +221,7 @@ def _read_descriptions(path: Path) -> JsonDict:
     content = read_checkpoint(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
+    # A slim file keeps its description in the header, a checkpoint among its entries.
     if path.suffix != ".safetensors":
         return content
     with safetensors.safe_open(path, "pt") as file:

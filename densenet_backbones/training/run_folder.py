@@ -20,7 +20,7 @@ from densenet_backbones.file_writing import save_json
 from densenet_backbones.reporting.console import is_first_process
 
 _INHERITED = "DENSENET_BACKBONES_RUN_DIR"
-"""The first process tells the processes it launches which folder was chosen."""
+"""Variable by which the first process tells those it launches which folder was chosen."""
 
 
 class RunFolderError(ValueError):
@@ -73,6 +73,7 @@ def choose_run_folder(run_dir: str | None, name: str, ckpt_path: str | None) -> 
     Raises:
         RunFolderError: The folder asked for holds another run, or there is nothing to resume.
     """
+    # Further processes of a run are started by the first one, and take its folder.
     if inherited := os.environ.get(_INHERITED):
         folder = Path(inherited)
     elif ckpt_path is None:
