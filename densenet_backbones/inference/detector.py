@@ -46,6 +46,11 @@ class DetectorSpec(ModelSpec):
         """Names of the labels from 1 on."""
         return self.categories.names
 
+    @property
+    def keypoint_names(self) -> tuple[str, ...]:
+        """Names of an object's keypoints, in the model's order."""
+        return self.categories.keypoints
+
     def classes_to_dict(self) -> JsonDict:
         """Return the entry of the categories."""
         return {"categories": self.categories.to_dict()}

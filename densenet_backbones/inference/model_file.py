@@ -59,6 +59,11 @@ class ModelSpec:
         """Names of the model's classes, in label order."""
         raise NotImplementedError
 
+    @property
+    def keypoint_names(self) -> tuple[str, ...]:
+        """Names of an object's keypoints, in the model's order."""
+        return ()
+
     def classes_to_dict(self) -> JsonDict:
         """Return the entries of `to_dict` about the model's classes."""
         raise NotImplementedError
@@ -207,14 +212,16 @@ def read_model_file(path: str | Path, kinds: Sequence[type[S]]) -> tuple[S, dict
 
 
 def read_spec(path: str | Path, kind: type[S]) -> S | None:
-    """Read the description in a file; None where it holds none of this kind, only weights.
+    """Read the description in a file; None where it has none of this kind that can be read.
 
     Raises:
-        CheckpointError: The file is missing, needs unpickling of code, or the description is
-            damaged.
+        CheckpointError: The file is missing, or needs unpickling of code.
     """
     state = _read_descriptions(Path(path)).get(kind.key)
-    return kind.from_dict(state) if isinstance(state, dict) else None
+    try:
+        return kind.from_dict(state) if isinstance(state, dict) else None
+    except CheckpointError:
+        return None
 
 
 def _read_descriptions(path: Path) -> JsonDict:
@@ -280,25 +287,28 @@ def select_fitting_weights(
     return fitting, problems
 
 
-def compare_class_names(file: str, names: Sequence[str], spec: ModelSpec) -> list[str]:
-    """Return a line where as many, but other classes would be started from.
+def compare_names(file: str, before: ModelSpec, now: ModelSpec) -> list[str]:
+    """Return lines about as many, but other classes or keypoints that would be started from.
 
     Args:
         file: File of the weights.
-        names: Names of its classes, in label order.
-        spec: Description of the model that is started.
+        before: Its description.
+        now: Description of the model that is started.
 
     Raises:
-        CheckpointError: The names are the model's in another order, so that each class would start
-            as another.
+        CheckpointError: The classes are the model's in another order, so that each would start as
+            another.
     """
-    now = spec.class_names
-    if len(names) != len(now) or tuple(names) == now:
-        return []
-    if set(names) == set(now):
-        order = json.dumps(list(names), ensure_ascii=False)
+    old, new = before.class_names, now.class_names
+    if old != new and sorted(old) == sorted(new):
+        order = json.dumps(list(old), ensure_ascii=False)
         raise CheckpointError(
-            f"{file}: has the classes in the order {quote(names, 20)}, the training data in the "
-            f"order {quote(now, 20)}; keep the file's with --data.classes '{order}'"
+            f"{file}: has the classes in the order {quote(old, 20)}, the training data in the "
+            f"order {quote(new, 20)}; keep the file's with --data.classes '{order}'"
         )
-    return [f"  its classes are {quote(names, 20)}: outputs of other classes start from theirs"]
+    pairs = (("classes", old, new), ("keypoints", before.keypoint_names, now.keypoint_names))
+    return [
+        f"  its {what} are {quote(first, 20)}: outputs of other {what} start from theirs"
+        for what, first, second in pairs
+        if first != second and len(first) == len(second)
+    ]

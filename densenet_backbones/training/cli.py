@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.inference.model_file import (
-    compare_class_names,
+    compare_names,
     read_spec,
     read_weights,
     select_fitting_weights,
@@ -326,7 +326,7 @@ def start_from(task: AnyTask, file: str) -> list[str]:
             data's in another order.
     """
     described = read_spec(file, task.spec_type)
-    other = compare_class_names(file, described.class_names, task.spec) if described else []
+    other = compare_names(file, described, task.spec) if described else []
     fitting, left = select_fitting_weights(task.model, weights := read_weights(file))
     if not fitting:
         raise CheckpointError(

@@ -19,7 +19,9 @@ from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.model_file import (
     build_registered,
+    compare_names,
     read_model_file,
+    read_spec,
     save_model,
     select_fitting_weights,
 )
@@ -290,3 +292,24 @@ def test_an_upright_image_is_what_is_looked_at(slim, tmp_path, val_files):
     detector = load(slim)
     found = detector.predict_batch([tmp_path / "upright.png", tmp_path / "lying.png"], 0)
     assert same(found[:1], found[1:])
+
+
+def test_names_to_start_from_are_compared(slim, tmp_path):
+    def spec(names, keypoints=()):
+        categories = Categories(names, tuple(range(len(names))), keypoints)
+        return dataclasses.replace(SPEC, categories=categories)
+
+    assert read_spec(slim, DetectorSpec).categories == SPEC.categories
+    torch.save({"state_dict": SPEC.build().state_dict()}, tmp_path / "bare.pt")
+    assert read_spec(tmp_path / "bare.pt", DetectorSpec) is None
+    # Ids are no matter, nor is another number of classes, whose outputs do not fit.
+    assert compare_names("f", SPEC, spec(("dog", "cat"))) == []
+    assert compare_names("f", SPEC, spec(("cat", "dog", "fox"))) == []
+    with pytest.raises(
+        CheckpointError, match=r"f: has .* 'dog', 'cat', .*classes '\[\"dog\", \"cat"
+    ):
+        compare_names("f", SPEC, spec(("cat", "dog")))
+    (line,) = compare_names("f", SPEC, spec(("cat", "fox")))
+    assert "its classes are 'dog', 'cat': outputs of other classes start from theirs" in line
+    old, new = spec(("dog",), ("nose", "tail")), spec(("dog",), ("tail", "nose"))
+    assert "its keypoints are 'nose', 'tail': " in compare_names("f", old, new)[0]
