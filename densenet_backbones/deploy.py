@@ -56,15 +56,19 @@ def deploy(model: nn.Module) -> nn.Module:
     Without a compiler PyTorch's convolutions are used, which is said once;
     ``DENSENET_BACKBONES_NATIVE=0`` in the environment asks for that.
 
-    On NVIDIA GPUs of compute capability 8.0 or newer, in bfloat16, float16 or float32, dense blocks
-    and transitions run in Triton kernels, which are compiled and chosen by measurement in the first
-    run of each size: minutes for a large net. Starting that many small kernels can take longer than
-    they run, above all for few images. A CUDA graph starts them at once, for one size of image, and
-    writes every result over the one before::
+    On GPUs plain operators run, which is cuDNN from folded weights. ``DENSENET_BACKBONES_TRITON=1``
+    in the environment (or `dense_block.backends.use_triton`) switches to Triton kernels, on NVIDIA
+    GPUs of compute capability 8.0 or newer, in bfloat16, float16 or float32. These were never run
+    on a card, so their first use checks them against plain operators on a small block, and where
+    they differ they stay off, which is said once. They are compiled and chosen by measurement in
+    the first run of each size: minutes for a large net.
+
+    Starting many small kernels can take longer than they run, above all for few images. A CUDA
+    graph starts them at once, for one size of image, and writes every result over the one before::
 
         deployed = deploy(model).to("cuda", torch.bfloat16)
         with torch.inference_mode():
-            deployed(images)  # chooses the kernels, which cannot be done within a graph
+            deployed(images)  # chooses and checks kernels, which cannot be done within a graph
             fast = torch.compile(deployed, mode="reduce-overhead")
             maps = fast(images)
 

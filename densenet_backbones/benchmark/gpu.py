@@ -26,7 +26,7 @@ from densenet_backbones.dense_block.triton.choice import milliseconds
 from densenet_backbones.densenet_spec import BlockPlan
 from densenet_backbones.variants import VARIANTS
 
-__all__ = ["measure_kernels"]
+__all__ = ["measure_kernels", "require_gpu"]
 
 _DTYPE = torch.bfloat16
 # Two roundings to 8 bits and the float32 sums in another order; see the kernels' tests.
@@ -71,14 +71,8 @@ def measure_kernels(
         ValueError: There is no such net, it is no CUDA device, or it cannot run the kernels.
         RuntimeError: A kernel computes something else than PyTorch.
     """
-    spec = VARIANTS.get(net)
-    if spec is None or spec.bn_size is None or spec.stem != "imagenet":
-        raise ValueError(f"--net must be one with bottlenecks and the ImageNet stem, not {net!r}")
-    if device.type != "cuda":
-        raise Unavailable(f"this measurement needs a CUDA device, not {device}")
-    reason = why_unavailable(device, _DTYPE)
-    if reason is not None:
-        raise Unavailable(f"this measurement needs the Triton kernels: {reason}")
+    bn_size = require_gpu(net, device)
+    spec = VARIANTS[net]
     cost = net_cost(spec, *size) * batch
     floors = [1e6 * cost.seconds(card, fused) / batch for fused in (False, True)]
     title = (
@@ -87,9 +81,26 @@ def measure_kernels(
     )
     for number, (height, width, plan) in enumerate(block_shapes(spec, *size), start=1):
         with torch.inference_mode():
-            block = _Block(f"block {number}", batch, height, width, plan, spec.bn_size, card)
+            block = _Block(f"block {number}", batch, height, width, plan, bn_size, card)
             rows = tuple(block.rows(every_layer))
         yield Table(title, _COLUMNS, rows, "\n".join((_NOTE, *block.problems)))
+
+
+def require_gpu(net: str, device: torch.device) -> int:
+    """Return the net's ``bn_size`` if the kernels can be measured on a device.
+
+    Raises:
+        ValueError: There is no such net, it is no CUDA device, or it cannot run the kernels.
+    """
+    spec = VARIANTS.get(net)
+    if spec is None or spec.bn_size is None or spec.stem != "imagenet":
+        raise ValueError(f"--net must be one with bottlenecks and the ImageNet stem, not {net!r}")
+    if device.type != "cuda":
+        raise Unavailable(f"this measurement needs a CUDA device, not {device}")
+    reason = why_unavailable(device, _DTYPE)
+    if reason is not None:
+        raise Unavailable(f"this measurement needs the Triton kernels: {reason}")
+    return spec.bn_size
 
 
 class _Block:

@@ -21,7 +21,7 @@ from densenet_backbones.benchmark.contenders import (
 from densenet_backbones.benchmark.gpu_costs import Card, net_cost
 from densenet_backbones.benchmark.measuring import Timing, get_synchronize, interleave
 from densenet_backbones.benchmark.report import Column, Table
-from densenet_backbones.dense_block.triton import usable
+from densenet_backbones.dense_block.backends import has_triton
 from densenet_backbones.messages import check_choice
 from densenet_backbones.variants import VARIANTS
 
@@ -128,7 +128,7 @@ def compare_inference(
     notes = [_NOTE, *(f"{name}: not measured, {why}" for name, why in missing.items())]
     floor = None
     if device.type == "cuda":
-        kernels = "run" if usable(device, dtype) else "do not run"
+        kernels = "run" if has_triton(images) else "do not run"
         notes.append(f"Triton kernels {kernels} in the deployed net")
         if dtype == torch.bfloat16:  # the costs are of two bytes a value
             card = card or Card()

@@ -14,6 +14,7 @@ import torch
 from densenet_backbones.benchmark.detector import compare_backbones
 from densenet_backbones.benchmark.gpu import measure_kernels
 from densenet_backbones.benchmark.gpu_costs import Card
+from densenet_backbones.benchmark.gpu_decision import decide_default
 from densenet_backbones.benchmark.inference import compare_inference, parse_input
 from densenet_backbones.benchmark.memory import compare_memory_modes
 from densenet_backbones.benchmark.report import Table, Unavailable
@@ -269,15 +270,24 @@ def _gpu_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=8, help="images (%(default)s)")
     parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"))
     add_card(parser)
+    add_turns(parser, 8)
     parser.add_argument("--every-layer", action="store_true", help="not first and last alone")
 
 
 def _gpu(arguments: argparse.Namespace) -> Iterator[Table]:
-    """Time the Triton kernels of folded dense layers beside PyTorch's convolutions."""
-    return measure_kernels(
+    """Decide on the Triton kernels' default, then time them layer by layer beside PyTorch's."""
+    height, width = arguments.size
+    yield decide_default(
         arguments.net,
         arguments.batch,
-        tuple(arguments.size),
+        (height, width),
+        turns=arguments.turns,
+        device=arguments.device,
+    )
+    yield from measure_kernels(
+        arguments.net,
+        arguments.batch,
+        (height, width),
         device=arguments.device,
         card=Card(arguments.bandwidth, arguments.flops),
         every_layer=arguments.every_layer,
@@ -332,10 +342,10 @@ SUBCOMMANDS: tuple[Subcommand, ...] = (
     ),
     Subcommand(
         name="gpu",
-        help="Triton kernels of densenet121's layers: time, bandwidth, floor on paper (CUDA)",
+        help="Triton kernels: whether they may be on by default, and each layer's time (CUDA)",
         add_arguments=_gpu_arguments,
         run=_gpu,
-        quick=("--batch", "1", "--size", "64", "64"),
+        quick=("--batch", "1", "--size", "64", "64", "--turns", "1"),
         devices=("cuda",),
     ),
 )

@@ -1,9 +1,15 @@
-"""Which kernels of our own run a block: Triton's on an NVIDIA GPU, C++ on a CPU, or none.
+"""Picks the kernels of our own that run a block: Triton's on an NVIDIA GPU, C++ on a CPU, or none.
+
+The Triton kernels are off unless asked for, by ``DENSENET_BACKBONES_TRITON=1`` in the environment
+or by `use_triton`: plain operators run on a GPU without being asked. Once asked for, they are
+checked against plain operators before their first use: see `triton.self_check`.
 
 Shapes: N images, C channels of the concatenation, B of the bottleneck, k new maps, H and W pixels.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +18,7 @@ from densenet_backbones.dense_block import native
 from densenet_backbones.dense_block.interfaces import LayerWeights
 
 __all__ = [
+    "TRITON_SWITCH",
     "fill_in_kernels",
     "has_cpp",
     "has_cpp_training",
@@ -19,7 +26,35 @@ __all__ = [
     "has_triton",
     "has_triton_training",
     "is_on_gpu",
+    "is_triton_asked_for",
+    "use_triton",
 ]
+
+TRITON_SWITCH = "DENSENET_BACKBONES_TRITON"
+
+# What `use_triton` says, over the environment. For the process, as backward passes have threads.
+_triton_override: bool | None = None
+
+
+def is_triton_asked_for() -> bool:
+    """Return True if the Triton kernels are switched on; read anew at each use."""
+    if _triton_override is not None:
+        return _triton_override
+    return os.environ.get(TRITON_SWITCH) == "1"
+
+
+@contextmanager
+def use_triton(enabled: bool = True) -> Iterator[None]:
+    """Switch the Triton kernels on or off for a while, whatever the environment says.
+
+    It holds for all threads of the process. What was compiled before keeps what it has.
+    """
+    global _triton_override
+    before, _triton_override = _triton_override, enabled
+    try:
+        yield
+    finally:
+        _triton_override = before
 
 
 # Triton's kernels are imported where they are used, as few processes need them. Where kernels
@@ -27,43 +62,52 @@ __all__ = [
 
 
 def has_kernels(x: Tensor) -> bool:
-    """Whether any kernels run on maps like ``x``; while torch compiles, whether they may."""
+    """Return True if any kernels run on maps like ``x``; while torch compiles, if they may."""
     if torch.compiler.is_compiling():
-        return is_on_gpu(x) or _is_for_cpp(x)
+        return (is_on_gpu(x) and is_triton_asked_for()) or _is_for_cpp(x)
     return has_cpp(x) or has_triton(x)
 
 
 def has_triton(x: Tensor) -> bool:
-    """Whether the Triton kernels run on maps like ``x``."""
-    if not is_on_gpu(x):
+    """Return True if the Triton kernels of inference run on maps like ``x``."""
+    if not (is_on_gpu(x) and is_triton_asked_for() and _is_real(x)):
         return False
-    from densenet_backbones.dense_block.triton import usable
+    from densenet_backbones.dense_block.triton import is_usable
+    from densenet_backbones.dense_block.triton.self_check import compare_inference, passes_check
 
-    return usable(x.device, x.dtype)
+    if not is_usable(x.device, x.dtype):
+        return False
+    return passes_check("inference", compare_inference, x.device, x.dtype)
 
 
 def has_triton_training(*tensors: Tensor) -> bool:
-    """Whether the Triton kernels of training run on these tensors as they are."""
-    if not is_on_gpu(tensors[0]):
+    """Return True if the Triton kernels of training run on these tensors as they are."""
+    if not (is_on_gpu(tensors[0]) and is_triton_asked_for() and all(map(_is_real, tensors))):
         return False
-    kinds = {(x.device, x.dtype): x for x in tensors}.values()  # asking takes time: once for each
-    return all(map(_is_real, tensors)) and all(map(has_triton, kinds))
+    from densenet_backbones.dense_block.triton import is_usable
+    from densenet_backbones.dense_block.triton.self_check import passes_check
+    from densenet_backbones.dense_block.triton_training.self_check import compare_training
+
+    kinds = {(x.device, x.dtype) for x in tensors}  # asking takes time: once for each
+    return all(is_usable(*kind) for kind in kinds) and all(
+        passes_check("training", compare_training, *kind) for kind in kinds
+    )
 
 
 def is_on_gpu(x: Tensor) -> bool:
-    """Whether the Triton kernels are to be asked for."""
+    """Return True if maps like ``x`` are where the Triton kernels run."""
     return x.is_cuda
 
 
 def has_cpp(x: Tensor) -> bool:
-    """Whether the C++ kernels of inference run on maps like ``x``; the first use compiles them."""
+    """Return True if the C++ kernels of inference run on maps like ``x``; compiled at first use."""
     if not _is_for_cpp(x):
         return False
     return native.usable() if x.dtype == torch.float32 else native.has_bfloat16()
 
 
 def has_cpp_training(*tensors: Tensor) -> bool:
-    """Whether the C++ kernels of training run on these tensors as they are."""
+    """Return True if the C++ kernels of training run on these tensors as they are."""
     same = all(_is_real(x) and x.is_cpu and x.dtype == torch.float32 for x in tensors)
     return same and has_cpp(tensors[0])
 
@@ -86,17 +130,17 @@ def fill_in_kernels(
     dilation: int,
     ceiling: float,
 ) -> bool:
-    """Runs a block in place, if there are kernels for it.
+    """Run a block in place, if there are kernels for it.
 
     Args:
         buffer: (N, C, H, W), channels last; its first ``channels`` are the block's input.
-        channels: Their number.
-        layers: Of each what `FoldedLayer.tensors` returns.
-        dilation: Of the 3x3 convolutions.
-        ceiling: What activations cut off at, beside 0.
+        channels: Number of input channels.
+        layers: What `FoldedLayer.tensors` returns, for each layer.
+        dilation: Dilation of the 3x3 convolutions.
+        ceiling: Value at which activations cut off, beside 0.
 
     Returns:
-        Whether it was run.
+        True if it was run.
     """
     if dilation == 1 and has_cpp(buffer):
         native.fill_block(buffer, channels, layers, ceiling)

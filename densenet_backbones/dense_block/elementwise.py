@@ -1,11 +1,15 @@
-"""The passes over whole maps, each in plain operators or in one of our own kernels.
+"""Passes over whole maps, each in plain operators or in one of our own kernels.
+
+They are the parts of batch norm and ReLU, forward and backward, once statistics are known; one pass
+each, as maps are too large for caches and reading them is what takes the time (the reason for which
+in-place activated batch norm, Rota Bulo et al., 1712.02616, fuses the two).
 
 Shapes: N images, C channels, H and W pixels; vectors are (C,). Maps may be the first channels of a
 wider buffer; what comes out is dense, in the memory format of what goes in.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,13 +17,13 @@ from torch import Tensor
 from densenet_backbones.dense_block.backends import has_cpp_training, has_triton_training
 from densenet_backbones.dense_block.interfaces import is_in_rows
 from densenet_backbones.dense_block.native import passes as native_passes
-from densenet_backbones.dense_block.norms import Affine, precise
+from densenet_backbones.dense_block.norms import Affine, widen_half
 
-__all__ = ["add_scaled", "masked_sums", "norm_gradient", "scale_shift_relu", "take_back"]
+__all__ = ["add_scaled", "masked_sums", "norm_gradient", "scale_shift_relu", "subtract_linear"]
 
 
 def scale_shift_relu(x: Tensor, affine: Affine) -> Tensor:
-    """``relu(scale * x + shift)``: norm and activation once the statistics are known.
+    """Compute ``relu(scale * x + shift)``: norm and activation once the statistics are known.
 
     Args:
         x: (N, C, H, W).
@@ -28,8 +32,8 @@ def scale_shift_relu(x: Tensor, affine: Affine) -> Tensor:
     Returns:
         (N, C, H, W) in the precision of ``x``.
     """
-    if passes := _passes([x], vectors=[affine.scale, affine.shift]):
-        return passes.scale_shift_relu(x, affine.scale, affine.shift)
+    if kernels := _find_kernels([x], vectors=[affine.scale, affine.shift]):
+        return kernels.scale_shift_relu(x, affine.scale, affine.shift)
     return _scaled_sum(affine.shift, x, affine.scale).relu_().to(x.dtype)
 
 
@@ -40,26 +44,26 @@ def masked_sums(
     into: tuple[Tensor, Tensor] | None = None,
     overwrite: bool = False,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The activation's gradient, and the two sums that a norm's gradient is made of.
+    """Mask a gradient by its activation, and sum it up as a norm's gradient needs it.
 
     Args:
-        gradient: Of the activation's output, (N, C, H, W).
-        active: That output.
-        x: What was normed, (N, C, H, W).
-        into: A map, (N, C, H, W), and a scale, (C,): the activation's gradient is not returned, but
+        gradient: Gradient of the activation's output, (N, C, H, W).
+        active: The activation's output, (N, C, H, W).
+        x: Input of the norm before it, (N, C, H, W).
+        into: A map, (N, C, H, W), and a scale, (C,): the masked gradient is not returned, but
             multiplied by the scale and added to the map.
-        overwrite: Whether ``gradient`` is needed no longer, so that its memory may be used.
+        overwrite: True if ``gradient`` is needed no longer, so that its memory may be used.
 
     Returns:
         The gradient where the activation is positive and 0 elsewhere, (N, C, H, W), or None, in at
         least its own precision; its sum, (C,), and its sum weighted by ``x``, (C,), in at least
-        single precision; or sums over parts of the map, (R, C) each, which `NormForm.run_back`
-        adds up.
+        single precision; or sums over parts of the map, (R, C) each, which
+        `NormForm.backward` adds up.
     """
     maps, vectors = ([x], []) if into is None else ([x, into[0]], [into[1]])
-    if passes := _passes(maps, [gradient, active], vectors):
-        return passes.masked_sums(gradient, active, x, into, overwrite)
-    masked = precise(torch.ops.aten.threshold_backward(gradient, active, 0))
+    if kernels := _find_kernels(maps, [gradient, active], vectors):
+        return kernels.masked_sums(gradient, active, x, into, overwrite)
+    masked = widen_half(torch.ops.aten.threshold_backward(gradient, active, 0))
     sums = masked.sum((0, 2, 3)), (masked * x).sum((0, 2, 3))
     if into is None:
         return masked, *sums
@@ -70,40 +74,68 @@ def masked_sums(
 def norm_gradient(
     masked: Tensor, x: Tensor, scale: Tensor, constant: Tensor, slope: Tensor
 ) -> Tensor:
-    """``scale * masked - constant - slope * x``, (N, C, H, W), in the precision of ``x``."""
-    if passes := _passes([masked, x], vectors=[scale, constant, slope]):
-        return passes.affine_difference(masked, x, scale, constant, slope)
+    """Compute ``scale * masked - constant - slope * x``, (N, C, H, W), in the precision of ``x``.
+
+    It is the gradient of a norm's input, if no other reads it; else see `subtract_linear`.
+    """
+    if kernels := _find_kernels([masked, x], vectors=[scale, constant, slope]):
+        return kernels.affine_difference(masked, x, scale, constant, slope)
     gradient = _scaled_sum(-constant, masked, scale)
     add_scaled(gradient, x, -slope)
     return gradient.to(x.dtype)
 
 
 def add_scaled(total: Tensor, x: Tensor, scale: Tensor) -> None:
-    """Adds ``scale * x`` to ``total``, (N, C, H, W), in place; ``scale`` is (C,)."""
-    if passes := _passes([total], [x], [scale]):
-        passes.add_scaled(total, x, scale)
+    """Add ``scale * x`` to ``total``, (N, C, H, W), in place; ``scale`` is (C,)."""
+    if kernels := _find_kernels([total], [x], [scale]):
+        kernels.add_scaled(total, x, scale)
     elif _in_one_operator(total):
         total.addcmul_(x, _spread(scale))
     else:
         total.add_(x * _spread(scale))
 
 
-def take_back(total: Tensor, x: Tensor, constant: Tensor, slope: Tensor) -> Tensor:
-    """``total - constant - slope * x``, (N, C, H, W), in the precision of ``total``.
+def subtract_linear(total: Tensor, x: Tensor, constant: Tensor, slope: Tensor) -> Tensor:
+    """Compute ``total - constant - slope * x``, (N, C, H, W), in the precision of ``total``.
 
-    What normalising by the statistics of a batch takes from the gradient of what was normed.
+    The linear function is what the statistics of a batch take from the gradient of a norm's input.
     """
-    if passes := _passes([total, x], vectors=[constant, slope]):
-        return passes.affine_difference(total, x, None, constant, slope)
-    rest = precise(total) - _spread(constant)
-    add_scaled(rest, precise(x), -slope)
+    if kernels := _find_kernels([total, x], vectors=[constant, slope]):
+        return kernels.affine_difference(total, x, None, constant, slope)
+    rest = widen_half(total) - _spread(constant)
+    add_scaled(rest, widen_half(x), -slope)
     return rest.to(total.dtype)
 
 
-def _passes(
+class _PassKernels(Protocol):
+    """Kernels of these passes: `native.passes` and `triton_training.passes`."""
+
+    def scale_shift_relu(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """`scale_shift_relu`."""
+
+    def masked_sums(
+        self,
+        gradient: Tensor,
+        active: Tensor,
+        x: Tensor,
+        into: tuple[Tensor, Tensor] | None = None,
+        overwrite: bool = False,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """`masked_sums`."""
+
+    def affine_difference(
+        self, y: Tensor, x: Tensor, scale: Tensor | None, constant: Tensor, slope: Tensor
+    ) -> Tensor:
+        """`norm_gradient`, and without a scale `subtract_linear`."""
+
+    def add_scaled(self, total: Tensor, x: Tensor, scale: Tensor) -> None:
+        """`add_scaled`."""
+
+
+def _find_kernels(
     maps: Sequence[Tensor], dense: Sequence[Tensor] = (), vectors: Sequence[Tensor] = ()
-) -> Any:
-    """The kernels that take these maps, of which ``dense`` must have no gaps; None if none do."""
+) -> _PassKernels | None:
+    """Return kernels that take these maps, of which ``dense`` must have no gaps; None without."""
     if not all(vector.is_contiguous() for vector in vectors):
         return None
     if not all(map(is_in_rows, maps)) or not all(is_in_rows(x, dense=True) for x in dense):
@@ -118,10 +150,10 @@ def _passes(
 
 
 def _scaled_sum(constant: Tensor, x: Tensor, factor: Tensor) -> Tensor:
-    """``constant + factor * x``, (N, C, H, W), from vectors and a map, in single precision."""
+    """Compute ``constant + factor * x``, (N, C, H, W), in single precision; vectors and a map."""
     if _in_one_operator(x):
-        return torch.addcmul(_spread(constant), precise(x), _spread(factor))
-    return (precise(x) * _spread(factor)).add_(_spread(constant))
+        return torch.addcmul(_spread(constant), widen_half(x), _spread(factor))
+    return (widen_half(x) * _spread(factor)).add_(_spread(constant))
 
 
 def _in_one_operator(x: Tensor) -> bool:

@@ -13,7 +13,7 @@ Blocks with ReLU or ReLU6 run in kernels of our own where those can run: see `ba
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,7 @@ class FoldedLayer(LaidOut, nn.Module):
             # Under autocast maps have another type than weights.
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             x = self.act(F.conv2d(x, weight.t()[..., None, None], bias))
-        return self.conv(x)
+        return cast(Tensor, self.conv(x))
 
     def squeeze(self, cells: Tensor) -> Tensor:
         """Activated bottleneck maps of cells, (M, C) to (M, B)."""

@@ -91,7 +91,7 @@ class FoldedConv2d(LaidOut, nn.Conv2d):
 
 
 def is_for_onednn(x: Tensor) -> bool:
-    """Whether oneDNN computes on ``x``, at once and without gradients."""
+    """Return True if oneDNN computes on ``x``, at once and without gradients."""
     if torch.compiler.is_compiling() or is_written_down(x):
         return False
     if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
@@ -108,7 +108,7 @@ def _computes_in(dtype: torch.dtype) -> bool:
 
 
 def is_written_down(x: Tensor) -> bool:
-    """Whether what runs on ``x`` is exported, traced or differentiated: by operations of torch."""
+    """Return True if what runs on ``x`` is exported, traced or differentiated by torch."""
     if isinstance(x, fx.Proxy) or is_tracing() or torch.compiler.is_exporting():
         return True
     return x.requires_grad and torch.is_grad_enabled()

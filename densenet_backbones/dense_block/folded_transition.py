@@ -38,7 +38,7 @@ class ScaleShift(nn.Module):
 
 
 class FoldedTransition(nn.Sequential):
-    """What is left of a transition: ``norm``, ``relu``, and where there are, ``pool`` and ``conv``.
+    """A folded transition: ``norm``, ``relu``, and where there are, ``pool`` and ``conv``.
 
     Its children compute what it does, so whatever looks behind one of them calls them in turn.
 
@@ -55,7 +55,9 @@ class FoldedTransition(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H', W')."""
         if self._ceiling is None or is_written_down(x) or not has_kernels(x):
-            return cast(Tensor, super().forward(x))
+            for part in self:
+                x = part(x)
+            return x
         # One operation for compilers, which cannot see into kernels.
         run = _operator if torch.compiler.is_compiling() else _folded_transition
         norm, conv = cast(ScaleShift, self.norm), cast(FoldedConv2d, self.conv)
@@ -63,7 +65,7 @@ class FoldedTransition(nn.Sequential):
 
 
 def _halves(pool: nn.Module | None) -> bool:
-    """Whether it averages 2x2 cells that do not overlap, and leaves out an odd row or column."""
+    """Return True if it averages 2x2 cells without overlap, and drops an odd row or column."""
     if not isinstance(pool, nn.AvgPool2d):
         return False
     sizes = [pool.kernel_size, pool.stride, pool.padding]

@@ -1,7 +1,9 @@
-"""What stands between dense blocks, run so that it keeps little for the backward pass.
+"""Memory-efficient norm-ReLU-convolution, norm-ReLU and pools for stems and transitions.
 
-A norm, its ReLU and a convolution behind it keep the norm's input alone, which is the block's own
-output; pools keep what they need to know of their input instead of the input.
+In the memory modes with one buffer, what stands between dense blocks keeps little for the backward
+pass too. A norm, its ReLU and a convolution behind it keep the norm's input alone, which is the
+block's own output; pools keep sizes, and a byte for each maximum, instead of their input. The idea
+is that of Pleiss et al. (1707.06990), applied to a net's other stages.
 
 Shapes: N images, C channels, H and W pixels.
 """
@@ -18,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from densenet_backbones.dense_block.elementwise import norm_gradient
 from densenet_backbones.dense_block.interfaces import has_hooks
-from densenet_backbones.dense_block.norms import Moments, batch_moments, value_count
+from densenet_backbones.dense_block.norms import Moments, compute_moments, count_values
 from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, read_unit
 
 __all__ = ["lean_steps", "run_lean"]
@@ -29,7 +31,7 @@ Step = Callable[[Tensor], Tensor]
 def lean_steps(
     stages: Sequence[tuple[str, nn.Module]], wanted: Collection[str]
 ) -> Iterator[tuple[str, Step]]:
-    """Steps that compute what named stages do one after the other, and keep less.
+    """Join named stages into steps that compute what these do one after the other, and keep less.
 
     A norm is joined with the ReLU behind it, and both with a convolution behind them. Whatever is
     not known here, or carries hooks, is a step of its own.
@@ -43,7 +45,7 @@ def lean_steps(
     """
     rest = list(stages)
     while rest:
-        count = _joined(rest, wanted)
+        count = _count_joined(rest, wanted)
         name, last = rest[count - 1]
         if count > 1:
             yield name, partial(run_lean, modules=[module for _, module in rest[:count]])
@@ -54,10 +56,12 @@ def lean_steps(
         del rest[:count]
 
 
-def _joined(stages: Sequence[tuple[str, nn.Module]], wanted: Collection[str]) -> int:
-    """How many of the first stages one step runs."""
+def _count_joined(stages: Sequence[tuple[str, nn.Module]], wanted: Collection[str]) -> int:
+    """Count the first stages that one step runs."""
+    # Norm and ReLU, unless the norm's own result is asked for.
     if len(stages) < 2 or stages[0][0] in wanted or not isinstance(stages[1][1], nn.ReLU):
         return 1
+    # The convolution too, unless the ReLU's result is asked for.
     if len(stages) < 3 or stages[1][0] in wanted or not isinstance(stages[2][1], nn.Conv2d):
         return 2
     return 3
@@ -69,7 +73,7 @@ def _is_chain(module: nn.Module) -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether calling ``module`` is what its class says, with no hooks around it."""
+    """Return True if calling ``module`` does what its class says, with no hooks around it."""
     return not has_hooks(module) and "forward" not in vars(module)
 
 
@@ -80,20 +84,23 @@ def _run_steps(x: Tensor, stages: Sequence[tuple[str, nn.Module]]) -> Tensor:
 
 
 def run_lean(x: Tensor, modules: Sequence[nn.Module]) -> Tensor:
-    """Runs norm, ReLU and perhaps a convolution as one function that keeps its input.
+    """Run norm, ReLU and perhaps a convolution as one function that keeps its input.
 
     Modules that it does not know, or that carry hooks, are called one after the other.
 
     Args:
         x: (N, C, H, W).
-        modules: Two or three.
+        modules: A norm, an activation and perhaps a convolution.
+
+    Returns:
+        What the modules return, (N, O, H', W').
     """
     form = read_unit(x.device, *modules)
     if form is None or x.numel() <= x.shape[1]:
         for module in modules:
             x = module(x)
         return x
-    return _Unit.apply(form, x, *form.parameters())
+    return cast(Tensor, _Unit.apply(form, x, *form.parameters()))
 
 
 class _Unit(torch.autograd.Function):
@@ -103,10 +110,10 @@ class _Unit(torch.autograd.Function):
     def forward(ctx: Any, form: UnitForm, x: Tensor, *parameters: Tensor | None) -> Tensor:
         """(N, C, H, W) to (N, O, H', W')."""
         group = form.norm.group
-        ctx.form, ctx.count = form, value_count(x, group)
+        ctx.form, ctx.count = form, count_values(x, group)
         with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
-            moments = batch_moments(x, group) if form.norm.of_batch else form.norm.running()
-            out = form.run(x, parameters, moments, ctx.count)
+            moments = compute_moments(x, group) if form.norm.of_batch else form.norm.running()
+            out = form.forward(x, parameters, moments, ctx.count)
         ctx.save_for_backward(x, *parameters, moments.mean, moments.var)
         return out
 
@@ -115,18 +122,20 @@ class _Unit(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of the parameters."""
         form, (x, *saved) = ctx.form, ctx.saved_tensors
+        # Norm and ReLU are made again from the input, by the statistics that were kept.
         parameters, moments = tuple(saved[:PARAMETERS]), Moments(*saved[PARAMETERS:])
         with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
-            found = form.run_back(
+            unit = form.backward(
                 gradient, x, parameters, moments, ctx.count, ctx.needs_input_grad[2:]
             )
+            # Synchronized statistics are of all processes' maps, and so is what they take.
             if form.norm.group is not None:
-                dist.all_reduce(found.linear, group=form.norm.group)
-            own = None
+                dist.all_reduce(unit.linear, group=form.norm.group)
+            of_input = None
             if ctx.needs_input_grad[1]:
-                assert found.masked is not None
-                own = norm_gradient(found.masked, x, found.scale, *found.linear)
-        return None, own, *found.parameters
+                assert unit.masked is not None
+                of_input = norm_gradient(unit.masked, x, unit.scale, *unit.linear)
+        return None, of_input, *unit.parameters
 
 
 # ------------------------------------------------------------------------------ pools
@@ -135,7 +144,7 @@ _LARGEST_WINDOW = 256  # positions in it that a byte can tell apart
 
 
 def _run_pool(x: Tensor, pool: nn.Module) -> Tensor:
-    """``pool(x)``, (N, C, H, W) to (N, C, H', W'), keeping no map but a byte for each maximum."""
+    """Run ``pool(x)``, (N, C, H, W) to (N, C, H', W'), keeping a byte for each maximum at most."""
     if _is_plain(pool):
         if type(pool) is nn.AvgPool2d:
             return cast(Tensor, _AvgPool.apply(x, pool))
@@ -188,8 +197,8 @@ class _AvgPool(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Gradient of the input."""
         empty = _empty_like_input(ctx, gradient)
-        found = torch.ops.aten.avg_pool2d_backward(gradient, empty, *ctx.arguments)
-        return found.to(ctx.dtype), None
+        of_input = torch.ops.aten.avg_pool2d_backward(gradient, empty, *ctx.arguments)
+        return of_input.to(ctx.dtype), None
 
 
 class _MaxPool(torch.autograd.Function):
@@ -202,6 +211,8 @@ class _MaxPool(torch.autograd.Function):
         ctx.arguments = (_pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding), (1, 1))
         ctx.arguments += (pool.ceil_mode,)
         out, indices = torch.ops.aten.max_pool2d_with_indices(x, *ctx.arguments)
+        # From an index in the map, y * W + x, to one in the window: rows become as long as the
+        # window, then the window's first position is taken off.
         width, (_, window) = x.shape[3], ctx.arguments[0]
         rows = indices.div(width, rounding_mode="floor")
         indices -= rows.mul_(width - window)
@@ -213,22 +224,24 @@ class _MaxPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Gradient of the input."""
+        # The way back: rows of the window become W apart again, and its first position is added.
         (places,) = ctx.saved_tensors
         width, (_, window) = ctx.shape[3], ctx.arguments[0]
         indices = places.div(window, rounding_mode="floor").long().mul_(width - window)
         indices += places
         indices += _corners(ctx, indices, width)
         empty = _empty_like_input(ctx, gradient)
-        found = torch.ops.aten.max_pool2d_with_indices_backward(
+        of_input = torch.ops.aten.max_pool2d_with_indices_backward(
             gradient, empty, *ctx.arguments, indices
         )
-        return found.to(ctx.dtype), None
+        return of_input.to(ctx.dtype), None
 
 
 def _corners(ctx: Any, indices: Tensor, width: int) -> Tensor:
-    """Index of each window's first position in rows of ``width`` values, (H', W')."""
+    """Return the index of each window's first position in rows of ``width`` values, (H', W')."""
     (stride_y, stride_x), (pad_y, pad_x) = ctx.arguments[1:3]
     height, length = indices.shape[2:]
     y = torch.arange(height, device=indices.device) * stride_y - pad_y
     x = torch.arange(length, device=indices.device) * stride_x - pad_x
-    return y[:, None] * width + x
+    corners: Tensor = y[:, None] * width + x
+    return corners

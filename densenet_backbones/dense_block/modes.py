@@ -22,7 +22,7 @@ backward.
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeGuard, get_args
+from typing import Literal, TypeGuard, cast, get_args
 
 import torch
 from torch import Tensor
@@ -114,7 +114,7 @@ def run_block(x: Tensor, layers: Sequence[DenseLayerLike], memory: Memory) -> Te
     form = read_block(x, layers, lean=memory == "shared_lean")
     if isinstance(form, str):
         return _run_plain_instead(x, layers, memory, form)
-    return run_shared(x, form)
+    return cast(Tensor, run_shared(x, form))
 
 
 def _run_plain_instead(

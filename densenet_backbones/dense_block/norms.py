@@ -1,18 +1,19 @@
-"""What a batch norm does in one pass, as numbers a channel: for executions that reuse statistics.
+"""Batch norm taken apart into numbers a channel, for executions that reuse statistics.
 
-In a dense block every layer norms the same maps again. A batch's mean and variance belong to the
-map, not to the layer that reads it, so they are computed once; what differs by layer is the affine
-map made of them, and the running statistics they are mixed into.
+Batch norm (Ioffe and Szegedy, 1502.03167, section 3) is a mean and a variance, and a scale and a
+shift made of them. In a dense block every layer norms the same maps again. A batch's mean and
+variance belong to the map, not to the layer that reads it, so they are computed once; what differs
+by layer is the affine map made of them, and the running statistics they are mixed into.
 
-On an NVIDIA GPU a Triton kernel makes that map and mixes, and another does the way back; elsewhere
-plain operators do.
+Where the Triton kernels are on (see `backends`), one makes that map and mixes, and another goes
+backward; elsewhere plain operators do.
 
 Shapes: N images, C channels, H and W pixels. Statistics are (C,) in at least single precision.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,54 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from densenet_backbones.dense_block.backends import has_triton_training
 
-__all__ = ["Affine", "Moments", "NormForm", "batch_moments", "precise", "read_norm", "value_count"]
+__all__ = [
+    "Affine",
+    "BatchNormLike",
+    "Moments",
+    "NormForm",
+    "compute_moments",
+    "count_values",
+    "read_norm",
+    "widen_half",
+]
+
+
+class BatchNormLike(Protocol):
+    """A norm that `read_norm` knows; frozen ones have no momentum and count no batches."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+    eps: float
+    momentum: float | None
+
+
+class _NormKernels(Protocol):
+    """Kernels of norms: `triton_training.norms`."""
+
+    def affine(
+        self,
+        moments: tuple[Tensor, Tensor],
+        parameters: Sequence[Tensor | None],
+        eps: float,
+        running: tuple[Tensor, Tensor] | None = None,
+        momentum: float = 0.0,
+        correction: float = 1.0,
+    ) -> tuple[Tensor, ...]:
+        """Scale, shift and 1 / std; statistics are mixed into ``running``."""
+
+    def norm_gradients(
+        self,
+        sums: tuple[Tensor, Tensor],
+        mean: Tensor,
+        scale: Tensor,
+        inverse_std: Tensor,
+        share: float,
+        parameters: Sequence[Tensor | None],
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What `NormForm.backward` returns."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +82,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Affine:
-    """A norm as ``scale * x + shift``, (C,) each, with 1 / std, which gradients need besides."""
+    """A norm as the map ``scale * x + shift``, (C,) each, and 1 / std, which gradients need."""
 
     scale: Tensor
     shift: Tensor
@@ -43,35 +91,42 @@ class Affine:
 
 @dataclass(frozen=True)
 class NormForm:
-    """How a norm gets its statistics in this pass.
+    """A norm, and where its statistics come from in this pass.
 
     Attributes:
         module: The norm.
-        of_batch: Whether they are the batch's; else they are the running ones, which are constants.
-        tracks: Whether the batch's are mixed into the running ones.
+        of_batch: True for the batch's statistics; else they are the running ones, constants.
+        tracks: True if the batch's are mixed into the running ones.
         group: Processes whose batches count as one; None for this process alone.
     """
 
-    module: Any
+    module: BatchNormLike
     of_batch: bool
     tracks: bool
-    group: Any = None
+    group: dist.ProcessGroup | None = None
 
     def affine(
         self, parameters: Sequence[Tensor | None], moments: Moments, count: float | None = None
     ) -> Affine:
-        """The norm as a map, from its weight and bias, (C,), and the statistics it goes by.
+        """Make the norm a map.
 
-        With a ``count`` these are new, of that many values a channel: if the norm tracks, they are
-        mixed into the running ones.
+        Args:
+            parameters: Weight and bias, (C,) each, None where there is none.
+            moments: Statistics it goes by.
+            count: Values of each channel that these are of, if they are new: a norm that tracks
+                mixes them into the running ones. None if they have been mixed, or never are.
         """
         norm, vectors = self.module, (moments.mean, moments.var)
         if count is None or not self.tracks:
-            if kernels := _kernels(*vectors, *parameters):
+            if kernels := _find_kernels(*vectors, *parameters):
                 return Affine(*kernels.affine(vectors, parameters, norm.eps))
             return self._affine(parameters, moments)
+        # New statistics: mixed in the same kernel if there is one, and else before the map is made.
+        assert norm.running_mean is not None and norm.running_var is not None
         running = norm.running_mean, norm.running_var
-        if norm.momentum is not None and (kernels := _kernels(*vectors, *parameters, *running)):
+        if norm.momentum is not None and (
+            kernels := _find_kernels(*vectors, *parameters, *running)
+        ):
             self._count_batch()
             mixing = running, norm.momentum, _correction(count)
             return Affine(*kernels.affine(vectors, parameters, norm.eps, *mixing))
@@ -89,9 +144,12 @@ class NormForm:
 
     def _track(self, moments: Moments, count: float) -> None:
         norm, weight = self.module, self.module.momentum
+        assert norm.running_mean is not None and norm.running_var is not None
         self._count_batch()
-        if norm.num_batches_tracked is not None and weight is None:  # the average over all batches
+        # Without momentum, running statistics are the average over all batches.
+        if norm.num_batches_tracked is not None and weight is None:
             weight = 1.0 / float(norm.num_batches_tracked)
+        assert weight is not None
         norm.running_mean.lerp_(moments.mean.to(norm.running_mean.dtype), weight)
         norm.running_var.mul_(1 - weight).add_(moments.var, alpha=weight * _correction(count))
 
@@ -99,7 +157,7 @@ class NormForm:
         if self.module.num_batches_tracked is not None:
             self.module.num_batches_tracked.add_(1)
 
-    def run_back(
+    def backward(
         self,
         sums: tuple[Tensor, Tensor],
         affine: Affine,
@@ -107,29 +165,31 @@ class NormForm:
         count: float,
         parameters: Sequence[Tensor | None],
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What follows from the two sums that a norm's gradient is made of.
+        """Compute gradients from the two sums that a norm's gradient is made of.
 
         Args:
-            sums: Of the gradient of the norm's output, and of that weighted by its input: (C,), or
-                (R, C) in rows to be added up.
-            affine: What `affine` returned.
-            moments: What it was made of.
+            sums: Sums over pixels of the gradient of the norm's output, and of that weighted by its
+                input: (C,), or (R, C) in rows to be added up.
+            affine: The norm as a map, as `affine` returned it.
+            moments: Statistics that the norm went by.
             count: Values of each channel that these are of.
             parameters: Weight and bias, each None if its gradient is not asked for.
 
         Returns:
-            What the batch's statistics take from the input's gradient, (2, C), a constant and a
-            multiple of the input; and the gradients of weight and bias.
+            Coefficients of the linear function of the input that the batch's statistics take from
+            its gradient, (2, C), a constant and a multiple of the input; and the gradients of
+            weight and bias.
         """
         vectors = moments.mean, affine.scale, affine.inverse_std
-        if kernels := _kernels(*sums, *vectors, *parameters):
+        if kernels := _find_kernels(*sums, *vectors, *parameters):
             of_value = 1 / count if self.of_batch else 0.0
-            found: tuple[Tensor, Tensor | None, Tensor | None]
-            found = kernels.norm_gradients(sums, *vectors, of_value, parameters)
-            return found
+            return kernels.norm_gradients(sums, *vectors, of_value, parameters)
+        # sum(g * x_hat), the weight's gradient, from sums of g and of g * x.
         summed, weighted = (s.sum(0) if s.dim() > 1 else s for s in sums)
         correlated = torch.addcmul(weighted, moments.mean, summed, value=-1)
         correlated.mul_(affine.inverse_std)
+        # With statistics of the batch, scale / n * (sum(g) + x_hat * sum(g * x_hat)) is taken, and
+        # x_hat = (x - mean) / std makes that a constant and a multiple of x.
         share = affine.scale / count if self.of_batch else torch.zeros_like(affine.scale)
         slope = (share * correlated).mul_(affine.inverse_std)
         constant = (share * summed).addcmul_(slope, moments.mean, value=-1)
@@ -141,12 +201,14 @@ class NormForm:
         )
 
     def running(self) -> Moments:
-        """The running statistics, in at least single precision."""
-        return Moments(precise(self.module.running_mean), precise(self.module.running_var))
+        """Return the running statistics, in at least single precision."""
+        mean, var = self.module.running_mean, self.module.running_var
+        assert mean is not None and var is not None
+        return Moments(widen_half(mean), widen_half(var))
 
 
-def _kernels(*vectors: Tensor | None) -> Any:
-    """The kernels that take these vectors, of which some may be None; None if there are none."""
+def _find_kernels(*vectors: Tensor | None) -> _NormKernels | None:
+    """Return the kernels that take these vectors, some of which may be None; None without any."""
     known = [vector for vector in vectors if vector is not None]
     if not all(x.stride(-1) == 1 for x in known) or not has_triton_training(*known):
         return None
@@ -156,12 +218,12 @@ def _kernels(*vectors: Tensor | None) -> Any:
 
 
 def _correction(count: float) -> float:
-    """Factor from the biased variance of ``count`` values to the unbiased one."""
+    """Return the factor from the biased variance of ``count`` values to the unbiased one."""
     return count / max(count - 1, 1)
 
 
 def read_norm(norm: nn.Module) -> NormForm | None:
-    """What ``norm`` does in its present mode; None for a norm that is not known here.
+    """Return the form of ``norm`` in its present mode; None for a norm that is not known here.
 
     Known are batch norm, SyncBN, torchvision's frozen batch norm and heirs of it that say
     ``evaluates_as_batch_norm``, and heirs of batch norm that say ``batch_statistics_in_eval``.
@@ -169,7 +231,7 @@ def read_norm(norm: nn.Module) -> NormForm | None:
     """
     if isinstance(norm, FrozenBatchNorm2d):
         exact = type(norm) is FrozenBatchNorm2d or "evaluates_as_batch_norm" in vars(type(norm))
-        return NormForm(norm, of_batch=False, tracks=False) if exact else None
+        return NormForm(cast(BatchNormLike, norm), of_batch=False, tracks=False) if exact else None
     in_eval_too = "batch_statistics_in_eval" in vars(type(norm))
     if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) and not in_eval_too:
         return None
@@ -177,28 +239,29 @@ def read_norm(norm: nn.Module) -> NormForm | None:
         return None
     tracks = norm.training and norm.track_running_stats and norm.running_mean is not None
     of_batch = norm.training or in_eval_too or norm.running_mean is None
+    group = None
     if norm.training and isinstance(norm, nn.SyncBatchNorm):
-        group = norm.process_group or _all_processes()
-        return NormForm(norm, of_batch, tracks, group if _world_of(group) > 1 else None)
-    return NormForm(norm, of_batch, tracks)
+        everyone = norm.process_group or _all_processes()
+        group = everyone if _count_processes(everyone) > 1 else None
+    return NormForm(cast(BatchNormLike, norm), of_batch, tracks, group)
 
 
-def _all_processes() -> Any:
+def _all_processes() -> dist.ProcessGroup | None:
     return dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
 
 
-def _world_of(group: Any) -> int:
-    """Number of processes in ``group``; 1 for None."""
+def _count_processes(group: dist.ProcessGroup | None) -> int:
+    """Return the number of processes in ``group``; 1 for None."""
     return 1 if group is None else dist.get_world_size(group)
 
 
-def precise(x: Tensor) -> Tensor:
-    """``x`` in single precision if it is in half precision: what norms compute in."""
+def widen_half(x: Tensor) -> Tensor:
+    """Return ``x`` in single precision if it is in half precision: norms compute in it."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def value_count(x: Tensor, group: Any = None) -> float:
-    """Values of each channel of ``x``, (N, C, H, W), over a process group."""
+def count_values(x: Tensor, group: dist.ProcessGroup | None = None) -> float:
+    """Count the values of each channel of ``x``, (N, C, H, W), over a process group."""
     count = x.numel() / x.shape[1]
     if group is None:
         return count
@@ -207,23 +270,24 @@ def value_count(x: Tensor, group: Any = None) -> float:
     return float(total)
 
 
-def batch_moments(x: Tensor, group: Any = None) -> Moments:
-    """Mean and biased variance of each channel of ``x``, (N, C, H, W), over a process group.
+def compute_moments(x: Tensor, group: dist.ProcessGroup | None = None) -> Moments:
+    """Compute mean and biased variance of each channel of ``x``, (N, C, H, W), over a group.
 
-    With a group it is one exchange: each process tells its own moments, and the variance of all is
+    With a group it is one exchange: each process sends its own moments, and the variance of all is
     put together from them (Chan et al., 1979), as summed squares would lose digits.
     """
     if x.device.type in ("cpu", "cuda"):
         # On CPUs many times faster than `torch.var_mean` over channels-last maps. On GPUs it takes
         # half precision as it is, computes in single precision, and returns that.
-        known = x if x.is_cuda else precise(x)
+        known = x if x.is_cuda else widen_half(x)
         mean, var = torch.batch_norm_update_stats(known, None, None, 0.0)
     else:
-        var, mean = torch.var_mean(precise(x), dim=(0, 2, 3), correction=0)
+        var, mean = torch.var_mean(widen_half(x), dim=(0, 2, 3), correction=0)
     if group is None:
         return Moments(mean, var)
+    # Gather count, mean and variance of all processes, and weigh them by their share of values.
     count = mean.new_full((1,), x.numel() / x.shape[1])
-    every = mean.new_empty(_world_of(group), 2 * x.shape[1] + 1)
+    every = mean.new_empty(_count_processes(group), 2 * x.shape[1] + 1)
     dist.all_gather(list(every.unbind()), torch.cat((mean, var, count)), group=group)
     share = every[:, -1:] / every[:, -1:].sum()
     means, variances = every[:, :-1].chunk(2, dim=1)

@@ -6,10 +6,12 @@ becomes the block's output, and writes its new maps behind them. A batch's stati
 map, not to its reader, so they are computed once, when it is made. What scale, shift and ReLU make
 of the buffer is computed again in the backward pass, whose gradients meet in one buffer too.
 
-The idea is that of Pleiss et al., "Memory-Efficient Implementation of DenseNets" (1707.06990), who
-share the buffers of concatenation and norm, and compute each norm again, statistics included.
+The idea is that of Pleiss et al., "Memory-Efficient Implementation of DenseNets" (1707.06990), and
+of their efficient_densenet_pytorch, which share the buffers of concatenation and norm, and compute
+each norm again, statistics included. A dense block is that of Huang et al. (1608.06993, section 3).
 
-With g the gradient of a batch norm's output, of n values a channel, that of its input is
+With g the gradient of a batch norm's output, of n values a channel, that of its input is (Ioffe and
+Szegedy, 1502.03167, section 3)
 ``scale * (g - sum(g) / n - x_hat * sum(g * x_hat) / n)``: the first term, and a linear function of
 the input. So the linear functions of all layers that read a channel are added up as two numbers,
 and taken from its gradient once, when all of them are known.
@@ -20,7 +22,7 @@ Shapes: N images, C channels, H and W pixels, k a layer's new maps. Vectors are 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -29,13 +31,14 @@ from timm.layers.drop import drop_path
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from densenet_backbones.dense_block.elementwise import norm_gradient, take_back
+from densenet_backbones.dense_block.elementwise import norm_gradient, subtract_linear
 from densenet_backbones.dense_block.interfaces import DenseLayerLike
-from densenet_backbones.dense_block.norms import Moments, batch_moments, precise, value_count
+from densenet_backbones.dense_block.norms import Moments, compute_moments, count_values, widen_half
 from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, read_unit
 
 __all__ = ["BlockForm", "read_block", "run_shared"]
 
+_T = TypeVar("_T")
 _SAVED = PARAMETERS + 2  # a unit's parameters and the statistics it went by
 
 
@@ -59,26 +62,32 @@ class _LayerForm:
 
     @property
     def end(self) -> int:
-        """Channels there are behind it."""
+        """Channels of the concatenation with its new maps."""
         return self.start + self.width
 
     @property
     def bottleneck(self) -> bool:
-        """Whether there are bottleneck maps between two units."""
+        """True if there are bottleneck maps between two units."""
         return len(self.units) > 1
 
     @property
     def saved(self) -> int:
-        """Tensors kept for it: parameters and statistics of each unit, bottleneck, two drops."""
+        """Number of tensors kept: parameters and statistics of each unit, bottleneck, two drops."""
         return _SAVED * len(self.units) + 3
 
 
 @dataclass(frozen=True)
 class BlockForm:
-    """A dense block in its present mode; ``group`` are the processes that norm as one."""
+    """A dense block in its present mode.
+
+    Attributes:
+        layers: Its layers, in order.
+        group: Processes whose batches are normed as one; None for this process alone.
+        lean: True if bottlenecks are computed again in the backward pass.
+    """
 
     layers: tuple[_LayerForm, ...]
-    group: Any
+    group: dist.ProcessGroup | None
     lean: bool
 
     @property
@@ -88,7 +97,7 @@ class BlockForm:
 
     @property
     def of_batch(self) -> bool:
-        """Whether any layer norms its concatenation by the batch's statistics."""
+        """True if any layer norms its concatenation by the batch's statistics."""
         return any(layer.units[0].norm.of_batch for layer in self.layers)
 
 
@@ -121,7 +130,7 @@ def read_block(x: Tensor, layers: Sequence[DenseLayerLike], lean: bool) -> Block
     return BlockForm(tuple(forms), next(iter(groups.values()), None), lean)
 
 
-@torch.compiler.disable  # a region of its own: what it keeps is decided here
+@torch.compiler.disable  # type: ignore[untyped-decorator] # it decides itself what it keeps
 def run_shared(x: Tensor, form: BlockForm) -> Tensor:
     """Run a dense block as one function that keeps its output instead of every concatenation.
 
@@ -138,7 +147,7 @@ def run_shared(x: Tensor, form: BlockForm) -> Tensor:
     """
     units = (unit for layer in form.layers for unit in layer.units)
     parameters = [parameter for unit in units for parameter in unit.parameters()]
-    return _SharedBlock.apply(form, x, *parameters)
+    return cast(Tensor, _SharedBlock.apply(form, x, *parameters))
 
 
 def _read_layer(x: Tensor, layer: DenseLayerLike) -> _LayerForm | None:
@@ -165,11 +174,11 @@ class _SharedBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, form: BlockForm, x: Tensor, *parameters: Tensor | None) -> Tensor:
         """Input (N, C, H, W) to output (N, C + sum of k, H, W)."""
-        ctx.form, ctx.count = form, value_count(x, form.group)
+        ctx.form, ctx.count = form, count_values(x, form.group)
         # Our own kernels start on the current device. In a backward pass that is the maps' own.
         with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
-            out, kept = _forward(form, x, parameters, ctx.count)
-        ctx.save_for_backward(out, *(tensor for layer in kept for tensor in layer))
+            out, saved_by_layer = _forward(form, x, parameters, ctx.count)
+        ctx.save_for_backward(out, *(tensor for layer in saved_by_layer for tensor in layer))
         return out
 
     @staticmethod
@@ -177,67 +186,71 @@ class _SharedBlock(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of the parameters."""
         with torch.autocast(gradient.device.type, enabled=False):
-            found = _backward(
+            gradients = _backward(
                 ctx.form, ctx.saved_tensors, ctx.count, ctx.needs_input_grad[1:], gradient
             )
-        return None, *found
+        return None, *gradients
 
 
 def _forward(
     form: BlockForm, x: Tensor, parameters: Sequence[Tensor | None], count: float
 ) -> tuple[Tensor, list[list[Tensor | None]]]:
-    """The output, and what each layer's backward pass needs besides: see `_LayerForm.saved`."""
+    """Return the output, and what each layer's backward pass needs besides: `_LayerForm.saved`."""
     out = _buffer_like(x, form.channels, _dtype_of_maps(form, x))
-    mean, var = precise(out.new_empty(2, out.shape[1]))
+    mean, var = widen_half(out.new_empty(2, out.shape[1]))
     read = form.layers[-1].start  # the last layer's maps are read by none here
 
     def write(maps: Tensor, start: int) -> None:
+        """Put maps into the buffer; their statistics are computed here, once for all readers."""
         end = start + maps.shape[1]
         out[:, start:end].copy_(maps)
         if form.of_batch and start < read:
-            moments = batch_moments(_dense(maps), form.group)
+            moments = compute_moments(_dense(maps), form.group)
             mean[start:end], var[start:end] = moments.mean, moments.var
 
     write(x, 0)
-    kept = []
-    take = iter(parameters)
+    saved_by_layer = []
+    rest = iter(parameters)
     for layer in form.layers:
         saved: list[Tensor | None] = []
         maps = squeezed = out[:, : layer.start]
         for unit in layer.units:
-            own = tuple(islice(take, PARAMETERS))
+            own = tuple(islice(rest, PARAMETERS))
+            # Statistics: running ones, those of the buffer's maps, or of a bottleneck just made.
             if not unit.norm.of_batch:
                 moments = unit.norm.running()
             elif unit is layer.units[0]:
                 moments = Moments(mean[: layer.start], var[: layer.start])
             else:
-                moments = batch_moments(maps, form.group)
-            squeezed, maps = maps, unit.run(maps, own, moments, count)
+                moments = compute_moments(maps, form.group)
+            squeezed, maps = maps, unit.forward(maps, own, moments, count)
             saved += (*own, moments.mean, moments.var)
         maps, *drops = _drop(maps, layer)
         write(maps, layer.start)
-        kept.append([*saved, squeezed if layer.bottleneck and not form.lean else None, *drops])
-    return out, kept
+        bottleneck = squeezed if layer.bottleneck and not form.lean else None
+        saved_by_layer.append([*saved, bottleneck, *drops])
+    return out, saved_by_layer
 
 
 def _drop(maps: Tensor, layer: _LayerForm) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """New maps after dropout and stochastic depth, which values stay, and each sample's factor.
+    """Drop new maps; return them, a mask of the values that stay, and each sample's factor.
 
     Random numbers are drawn as the plain execution draws them, so that one seed means one result.
     """
     stays = factor = None
-    if layer.drop_rate > 0:
+    if layer.drop_rate > 0:  # dropout
         noise = F.dropout(torch.ones_like(maps), layer.drop_rate, training=True)
         maps, stays = maps * noise, noise != 0
-    if layer.drop_path_rate > 0:
+    if layer.drop_path_rate > 0:  # stochastic depth
         factor = drop_path(maps.new_ones(len(maps), 1, 1, 1), layer.drop_path_rate, training=True)
         maps = maps * factor
     return maps, stays, factor
 
 
-def _drop_back(
+def _drop_backward(
     gradient: Tensor, layer: _LayerForm, stays: Tensor | None, factor: Tensor | None
 ) -> Tensor:
+    """Return the gradient of new maps before `_drop`."""
     if factor is not None:
         gradient = gradient * factor
     if stays is not None:
@@ -247,67 +260,83 @@ def _drop_back(
 
 def _backward(
     form: BlockForm,
-    saved: Sequence[Any],
+    saved: Sequence[Tensor | None],
     count: float,
     needs: Sequence[bool],
     gradient: Tensor,
 ) -> list[Tensor | None]:
-    """Gradients of the input and of all parameters, in the order of the function's arguments."""
-    take = iter(saved)
-    out = next(take)
-    kept = [list(islice(take, layer.saved)) for layer in form.layers]
-    total = _buffer_like(out, out.shape[1], out.dtype).copy_(gradient)
-    linear = precise(out.new_zeros(2, out.shape[1]))
+    """Return gradients of the input and of all parameters, in the order of `_forward`'s arguments.
 
-    def settled(start: int, end: int) -> Tensor:
-        """The gradient of these channels, once all that read them have added theirs."""
+    Layers go backward from the last one. All of them add to one buffer of gradients, ``total``, and
+    the linear functions that their norms' statistics take from it to two vectors, ``linear``.
+    """
+    rest = iter(saved)
+    out = next(rest)
+    assert out is not None
+    saved_by_layer = [list(islice(rest, layer.saved)) for layer in form.layers]
+    total = _buffer_like(out, out.shape[1], out.dtype).copy_(gradient)
+    linear = widen_half(out.new_zeros(2, out.shape[1]))
+
+    def finish_gradient(start: int, end: int) -> Tensor:
+        """The gradient of these channels, once all layers that read them have added theirs."""
         if not form.of_batch:
             return _dense(total[:, start:end])
-        taken = _summed(linear[:, start:end], form.group)
-        return take_back(total[:, start:end], out[:, start:end], *taken)
+        coefficients = _sum_over_group(linear[:, start:end], form.group)
+        return subtract_linear(total[:, start:end], out[:, start:end], *coefficients)
 
-    asked = _in_turn(needs[1:], [PARAMETERS * len(layer.units) for layer in form.layers])
-    found: list[Tensor | None] = []
+    needs_by_layer = _split(needs[1:], [PARAMETERS * len(layer.units) for layer in form.layers])
+    gradients: list[Tensor | None] = []
     for layer, own, needed in zip(
-        reversed(form.layers), reversed(kept), reversed(asked), strict=True
+        reversed(form.layers), reversed(saved_by_layer), reversed(needs_by_layer), strict=True
     ):
         *of_units, squeezed, stays, factor = own
         maps = out[:, : layer.start]
-        new = _drop_back(settled(layer.start, layer.end), layer, stays, factor)
-        units = _in_turn(of_units, [_SAVED] * len(layer.units))
+        saved_by_unit = _split(of_units, [_SAVED] * len(layer.units))
+        # The new maps' gradient: later layers, which read them, have all been passed.
+        new = _drop_backward(finish_gradient(layer.start, layer.end), layer, stays, factor)
         last_gradients: tuple[Tensor | None, ...] = ()
         active = None
         if layer.bottleneck:
             first, second = layer.units
+            # A lean block makes the bottleneck again, and on the way the normed concatenation.
             if squeezed is None:
-                squeezed, active = first.run_again(maps, *_split(units[0]))
-            step = second.run_back(new, squeezed, *_split(units[1]), count, needed[PARAMETERS:])
-            taken = _summed(step.linear, form.group if second.norm.of_batch else None)
+                squeezed, active = first.recompute(maps, *_read_saved(saved_by_unit[0]))
+            # Back through the 3x3 to the bottleneck, which no other layer reads: its gradient is
+            # finished at once.
+            step = second.backward(
+                *(new, squeezed, *_read_saved(saved_by_unit[1]), count, needed[PARAMETERS:])
+            )
+            coefficients = _sum_over_group(
+                step.linear, form.group if second.norm.of_batch else None
+            )
             assert step.masked is not None
-            new = norm_gradient(step.masked, squeezed, step.scale, *taken)
+            new = norm_gradient(step.masked, squeezed, step.scale, *coefficients)
             last_gradients = step.parameters
-        step = layer.units[0].run_back(
-            *(new, maps, *_split(units[0]), count, needed[:PARAMETERS], active),
+        # Back through the first unit, into the gradients of all maps that the layer reads.
+        step = layer.units[0].backward(
+            *(new, maps, *_read_saved(saved_by_unit[0]), count, needed[:PARAMETERS], active),
             into=total[:, : layer.start],
         )
         linear[:, : layer.start] += step.linear
-        found = [*step.parameters, *last_gradients, *found]
-    return [settled(0, form.layers[0].start) if needs[0] else None, *found]
+        gradients = [*step.parameters, *last_gradients, *gradients]
+    return [finish_gradient(0, form.layers[0].start) if needs[0] else None, *gradients]
 
 
-def _split(saved: Sequence[Any]) -> tuple[tuple[Any, ...], Moments]:
-    """A unit's parameters, and the statistics it went by."""
-    return tuple(saved[:PARAMETERS]), Moments(*saved[PARAMETERS:])
+def _read_saved(saved: Sequence[Tensor | None]) -> tuple[tuple[Tensor | None, ...], Moments]:
+    """Return a unit's parameters, and the statistics it went by."""
+    mean, var = saved[PARAMETERS:]
+    assert mean is not None and var is not None
+    return tuple(saved[:PARAMETERS]), Moments(mean, var)
 
 
-def _in_turn(values: Sequence[Any], lengths: Sequence[int]) -> list[tuple[Any, ...]]:
-    """``values`` cut into pieces of these lengths."""
-    take = iter(values)
-    return [tuple(islice(take, length)) for length in lengths]
+def _split(values: Sequence[_T], lengths: Sequence[int]) -> list[tuple[_T, ...]]:
+    """Split ``values`` into pieces of these lengths."""
+    rest = iter(values)
+    return [tuple(islice(rest, length)) for length in lengths]
 
 
-def _summed(linear: Tensor, group: Any) -> Tensor:
-    """The sum over a process group, (2, C)."""
+def _sum_over_group(linear: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Return the sum over a process group, (2, C)."""
     if group is not None:
         linear = linear.contiguous()
         dist.all_reduce(linear, group=group)
@@ -318,13 +347,13 @@ def _summed(linear: Tensor, group: Any) -> Tensor:
 
 
 def _dtype_of_maps(form: BlockForm, x: Tensor) -> torch.dtype:
-    """What joining the input with new maps gives: under autocast those may be of half precision."""
+    """Return the type of input and new maps, joined: these may be in half precision by autocast."""
     dtype = form.layers[0].units[0].dtype
     return x.dtype if dtype is None else torch.promote_types(x.dtype, dtype)
 
 
 def _buffer_like(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
-    """An empty map of ``channels`` channels, in the memory format of ``x``."""
+    """Allocate a map of ``channels`` channels, in the memory format of ``x``."""
     images, _, height, width = x.shape
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         return x.new_empty((images, height, width, channels), dtype=dtype).permute(0, 3, 1, 2)
@@ -332,6 +361,6 @@ def _buffer_like(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
 
 
 def _dense(x: Tensor) -> Tensor:
-    """``x`` without gaps, in its own memory format."""
+    """Return ``x`` without gaps, in its own memory format."""
     rows = x.stride(1) == 1
     return x.contiguous(memory_format=torch.channels_last if rows else torch.contiguous_format)

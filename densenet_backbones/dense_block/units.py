@@ -1,13 +1,17 @@
 """Norm, ReLU and convolution as one step that keeps its input alone: the unit of lean executions.
 
-It runs in the kernels that take its maps: Triton's, which norm on the way in of a convolution and
-of both its gradients; C++, which do so forth; or the plain operators.
+The normed map is made again in the backward pass instead of being kept, as in Pleiss et al.
+(1707.06990) and, for norm and activation alone, in-place activated batch norm (Rota Bulo
+et al., 1712.02616); unlike the latter it keeps the norm's input and not its output, so nothing has
+to be inverted.
+
+A unit runs in the kernels that take its maps: Triton's, which norm on the way into a convolution
+and into both its gradients; C++, which do so in the forward pass; or the plain operators.
 
 Shapes: N images, C channels in, O channels out, H and W pixels.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,17 +29,20 @@ __all__ = ["PARAMETERS", "UnitForm", "UnitGradient", "read_unit"]
 PARAMETERS = 4
 Parameters = tuple[Tensor | None, ...]
 _MaskedSums = tuple[Tensor | None, Tensor, Tensor]  # what `masked_sums` returns
+_Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 
 
 @dataclass(frozen=True)
 class UnitGradient:
-    """What a unit's backward pass finds.
+    """Gradients from a unit's backward pass.
+
+    The input's gradient is ``scale * masked - linear[0] - linear[1] * x``.
 
     Attributes:
         masked: Gradient of the norm's output, (N, C, H, W); None if it was added to a map.
-        scale: What it is multiplied by on its way to the input, (C,).
-        linear: What the batch's statistics take from the input's gradient, (2, C): a constant, and
-            a multiple of the input.
+        scale: Factor of ``masked`` on its way to the input, (C,).
+        linear: Coefficients of the linear function of the input that the batch's statistics take
+            from its gradient, (2, C): a constant, and a multiple of the input.
         parameters: Gradients of the unit's parameters, in their order.
     """
 
@@ -52,7 +59,7 @@ class UnitForm:
     Attributes:
         norm: The norm.
         conv: The convolution.
-        dtype: What autocast has convolutions compute in; None for the precision of the maps.
+        dtype: Type that autocast has convolutions compute in; None for the precision of the maps.
     """
 
     norm: NormForm
@@ -60,41 +67,53 @@ class UnitForm:
     dtype: torch.dtype | None
 
     def parameters(self) -> Parameters:
-        """The unit's parameters as they are now."""
+        """Return weight and bias of the norm, then of the convolution, as they are now."""
         weight, bias = self.norm.module.weight, self.norm.module.bias
         if self.conv is None:
             return weight, bias, None, None
         return weight, bias, self.conv.weight, self.conv.bias
 
-    def run(
+    def forward(
         self, x: Tensor, parameters: Parameters, moments: Moments, count: float | None = None
     ) -> Tensor:
-        """(N, C, H, W) to (N, O, H, W), by the statistics ``moments``.
+        """Run the unit.
 
-        With a ``count`` these are tracked, as statistics of that many values a channel.
+        Args:
+            x: (N, C, H, W).
+            parameters: What `parameters` returned.
+            moments: Statistics that the norm goes by.
+            count: Values of each channel that these are of, to be mixed into the running
+                statistics; None if they are not to be.
+
+        Returns:
+            (N, O, H, W).
         """
         kernel, bias = parameters[2:]
+        # The norm becomes one scale and shift, which kernels apply on the way into the product.
         affine = self.norm.affine(parameters[:2], moments, count)
         norm = affine.scale, affine.shift
         if kernel is not None and self._in_triton(x, kernel):
             from densenet_backbones.dense_block.triton_training.unit import run_unit
 
-            return run_unit(x, norm, self._cast(kernel), self._cast(bias), self._dilation())
+            return run_unit(x, norm, self._cast(kernel), self._cast_bias(bias), self._dilation())
         if kernel is not None and self._in_cpp(x, kernel, *norm):
             return convolution.convolve(x, kernel, bias, norm)
         return self._convolve(scale_shift_relu(x, affine), parameters)
 
-    def run_again(
+    def recompute(
         self, x: Tensor, parameters: Parameters, moments: Moments
     ) -> tuple[Tensor, Tensor | None]:
-        """What `run` returned, and norm and ReLU of ``x`` if that was made on the way."""
+        """Return what `forward` returned, and norm and ReLU of ``x`` if made on the way.
+
+        No statistics are mixed. The normed map, which `backward` needs as well, is made once.
+        """
         if parameters[2] is not None and self._in_triton(x, parameters[2]):
-            return self.run(x, parameters, moments), None
+            return self.forward(x, parameters, moments), None
         active = scale_shift_relu(x, self.norm.affine(parameters[:2], moments))
         return self._convolve(active, parameters), active
 
     def _in_triton(self, x: Tensor, kernel: Tensor) -> bool:
-        """Whether the Triton kernels convolve ``x``."""
+        """Return True if the Triton kernels convolve ``x``."""
         if not is_in_rows(x) or not has_triton_training(x, kernel):
             return False
         from densenet_backbones.dense_block.triton_training.unit import is_known
@@ -103,20 +122,22 @@ class UnitForm:
         return is_known(self.conv) and self._computes_in(x) == self._computes_in(kernel)
 
     def _in_cpp(self, x: Tensor, *others: Tensor) -> bool:
-        """Whether the C++ kernels convolve ``x``."""
+        """Return True if the C++ kernels convolve ``x``."""
         if self.conv is None or self.dtype is not None or not convolution.is_known(self.conv):
             return False
         return has_cpp_training(x, *others) and is_in_rows(x)
 
     def _convolve(self, active: Tensor, parameters: Parameters) -> Tensor:
-        """The other half of `run` in plain operators, (N, C, H, W) to (N, O, H, W)."""
+        """Convolve what was normed in plain operators, (N, C, H, W) to (N, O, H, W)."""
         if self.conv is None:
             return active
-        kernel, bias = map(self._cast, parameters[2:])
+        kernel, bias = parameters[2:]
+        assert kernel is not None
         stride, padding, dilation, groups = self._geometry()
-        return F.conv2d(self._cast(active), kernel, bias, stride, padding, dilation, groups)
+        weight, bias = self._cast(kernel), self._cast_bias(bias)
+        return F.conv2d(self._cast(active), weight, bias, stride, padding, dilation, groups)
 
-    def run_back(
+    def backward(
         self,
         gradient: Tensor,
         x: Tensor,
@@ -127,31 +148,35 @@ class UnitForm:
         active: Tensor | None = None,
         into: Tensor | None = None,
     ) -> UnitGradient:
-        """Gradients, with norm and ReLU computed again.
+        """Compute gradients; norm and ReLU are computed again.
 
         Args:
-            gradient: Of what `run` returned, (N, O, H, W).
-            x: What it was given, (N, C, H, W).
-            parameters: Likewise.
-            moments: Likewise.
+            gradient: Gradient of what `forward` returned, (N, O, H, W).
+            x: Input of `forward`, (N, C, H, W).
+            parameters: Parameters that `forward` got.
+            moments: Statistics that `forward` got.
             count: Values of each channel that the statistics are of.
-            needs: Which of the parameters' gradients are asked for.
-            active: What `run_again` returned beside that, if it is still there.
+            needs: True for each parameter whose gradient is asked for.
+            active: Norm and ReLU of ``x``, if `recompute` returned them.
             into: A map, (N, C, H, W), to which ``masked`` is to be added, multiplied by ``scale``.
         """
+        # Back through the convolution and the ReLU, to two sums for each channel.
         affine, kernel = self.norm.affine(parameters[:2], moments), parameters[2]
         if kernel is not None and self._in_triton(x, kernel):
-            found = self._run_back_in_triton(gradient, x, affine, parameters, needs, into)
+            result = self._backward_in_triton(gradient, x, affine, parameters, needs, into)
         else:
-            found = self._run_back(gradient, x, affine, parameters, needs, active, into)
-        (masked, summed, weighted), kernel_gradients = found
-        asked = [p if needed else None for p, needed in zip(parameters, needs[:2], strict=False)]
+            result = self._backward_in_operators(
+                gradient, x, affine, parameters, needs, active, into
+            )
+        (masked, summed, weighted), kernel_gradients = result
+        # From these follow the norm's own gradients, and what its statistics take from the input's.
+        needed = [p if asked else None for p, asked in zip(parameters, needs[:2], strict=False)]
         sums = summed, weighted
-        linear, *norm_gradients = self.norm.run_back(sums, affine, moments, count, asked)
+        linear, *norm_gradients = self.norm.backward(sums, affine, moments, count, needed)
         parameter_gradients = (*norm_gradients, *kernel_gradients)
         return UnitGradient(masked, affine.scale, linear, parameter_gradients)
 
-    def _run_back_in_triton(
+    def _backward_in_triton(
         self,
         gradient: Tensor,
         x: Tensor,
@@ -160,21 +185,24 @@ class UnitForm:
         needs: tuple[bool, ...],
         into: Tensor | None,
     ) -> tuple[_MaskedSums, Parameters]:
-        from densenet_backbones.dense_block.triton_training.unit import run_unit_back
+        """Go back through convolution and ReLU in kernels that norm on the way in."""
+        from densenet_backbones.dense_block.triton_training.unit import run_unit_backward
 
         kernel, bias = parameters[2:]
         assert kernel is not None
         norm, weight = (affine.scale, affine.shift), self._cast(kernel)
         gradient = self._cast(gradient)
-        sums, found = run_unit_back(gradient, x, norm, weight, self._dilation(), needs[2], into)
-        if found is not None:
-            found = torch.empty_like(kernel).copy_(found)  # in the layout of the parameter
+        sums, of_kernel = run_unit_backward(
+            gradient, x, norm, weight, self._dilation(), needs[2], into
+        )
+        if of_kernel is not None:
+            of_kernel = torch.empty_like(kernel).copy_(of_kernel)  # in the parameter's layout
         of_bias = None
         if bias is not None and needs[3]:
             of_bias = gradient.sum((0, 2, 3), dtype=torch.float32).to(bias.dtype)
-        return sums, (found, of_bias)
+        return sums, (of_kernel, of_bias)
 
-    def _run_back(
+    def _backward_in_operators(
         self,
         gradient: Tensor,
         x: Tensor,
@@ -184,11 +212,14 @@ class UnitForm:
         active: Tensor | None,
         into: Tensor | None,
     ) -> tuple[_MaskedSums, Parameters]:
+        """Go back through convolution and ReLU in plain operators, and in C++ where it can."""
         if active is None:
             active = scale_shift_relu(x, affine)
         kernel_gradients: Parameters = (None, None)
         if self.conv is not None:
-            gradient, *kernel_gradients = self._convolve_back(gradient, active, parameters, needs)
+            gradient, *of_kernel = self._convolve_backward(gradient, active, parameters, needs)
+            kernel_gradients = tuple(of_kernel)
+        # One pass masks the gradient where the ReLU cut off, and sums it up for the norm.
         sums = masked_sums(
             gradient.to(x.dtype),
             active,
@@ -198,8 +229,11 @@ class UnitForm:
         )
         return sums, kernel_gradients
 
-    def _cast(self, x: Any) -> Any:
-        return None if x is None else x.to(self._computes_in(x))
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(self._computes_in(x))
+
+    def _cast_bias(self, bias: Tensor | None) -> Tensor | None:
+        return None if bias is None else self._cast(bias)
 
     def _computes_in(self, x: Tensor) -> torch.dtype:
         # Autocast leaves double precision as it is.
@@ -209,23 +243,27 @@ class UnitForm:
         assert self.conv is not None
         return int(self.conv.dilation[0])
 
-    def _geometry(self) -> tuple[Any, Any, Any, int]:
-        assert self.conv is not None
-        return self.conv.stride, self.conv.padding, self.conv.dilation, self.conv.groups
+    def _geometry(self) -> _Geometry:
+        """Stride, padding, dilation and groups of the convolution."""
+        conv = self.conv
+        assert conv is not None and not isinstance(conv.padding, str)
+        return conv.stride, conv.padding, conv.dilation, conv.groups
 
-    def _convolve_back(
+    def _convolve_backward(
         self, gradient: Tensor, active: Tensor, parameters: Parameters, needs: tuple[bool, ...]
-    ) -> Any:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Gradients of the convolution's input, weight and bias."""
         kernel, bias = parameters[2:]
         assert kernel is not None
         stride, padding, dilation, groups = self._geometry()
         if bias is None and self._is_product(gradient, active):
-            return _multiply_back(gradient, active, kernel, needs[2])
-        first = None
+            return _multiply_backward(gradient, active, kernel, needs[2])
+        # The input's gradient is a transposed convolution, which C++ has of 3x3 kernels.
+        of_input = None
         if self._in_cpp(gradient, kernel) and kernel.shape[2] == 3:
-            first = convolution.convolve(gradient, kernel, transposed=True)
+            of_input = convolution.convolve(gradient, kernel, transposed=True)
         # Not in `torch`'s list of functions, but stable: autograd's own formula calls it.
-        found = torch.ops.aten.convolution_backward(
+        gradients = torch.ops.aten.convolution_backward(
             self._cast(gradient),
             self._cast(active),
             self._cast(kernel),
@@ -236,13 +274,13 @@ class UnitForm:
             False,
             (0, 0),
             groups,
-            (first is None, needs[2], bias is not None and needs[3]),
+            (of_input is None, needs[2], bias is not None and needs[3]),
         )
-        first = found[0] if first is None else first
-        return (first, *(None if g is None else g.to(kernel.dtype) for g in found[1:]))
+        of_kernel, of_bias = (None if g is None else g.to(kernel.dtype) for g in gradients[1:])
+        return gradients[0] if of_input is None else of_input, of_kernel, of_bias
 
     def _is_product(self, gradient: Tensor, active: Tensor) -> bool:
-        """Whether the convolution is a product of dense matrices, which a CPU does faster."""
+        """Return True if the convolution is a product of dense matrices, faster on a CPU."""
         conv = self.conv
         assert conv is not None
         pointwise = conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0)
@@ -251,25 +289,26 @@ class UnitForm:
         return pointwise and conv.groups == 1 and dense and same
 
 
-def _multiply_back(
+def _multiply_backward(
     gradient: Tensor, active: Tensor, kernel: Tensor, needed: bool
 ) -> tuple[Tensor, Tensor | None, None]:
-    """Gradients of a 1x1 convolution's input and weight, over channels-last maps."""
+    """Multiply the gradients of a 1x1 convolution's input and weight, over channels-last maps."""
     images, outputs, height, width = gradient.shape
     rows = gradient.permute(0, 2, 3, 1).reshape(-1, outputs)  # (N * H * W, O)
-    found = (rows @ kernel.flatten(1)).view(images, height, width, -1).permute(0, 3, 1, 2)
+    of_input = (rows @ kernel.flatten(1)).view(images, height, width, -1).permute(0, 3, 1, 2)
     if not needed:
-        return found, None, None
-    product = rows.t() @ active.permute(0, 2, 3, 1).reshape(-1, active.shape[1])
-    return found, product.view_as(kernel), None
+        return of_input, None, None
+    of_kernel = rows.t() @ active.permute(0, 2, 3, 1).reshape(-1, active.shape[1])
+    return of_input, of_kernel.view_as(kernel), None
 
 
 def read_unit(
     device: torch.device, norm: nn.Module, relu: nn.Module, conv: nn.Module | None = None
 ) -> UnitForm | None:
-    """The unit of these modules in their present mode; None if they are not all known.
+    """Return the unit of these modules in their present mode; None if they are not all known.
 
-    Modules that carry hooks, parametrizations or a ``forward`` of their own are not.
+    Known are norms of `read_norm`, `nn.ReLU` and `nn.Conv2d` with zeros around it, by exact type;
+    not with hooks, parametrizations or a ``forward`` of their own.
     """
     modules = [module for module in (norm, relu, conv) if module is not None]
     if any(has_hooks(module) or "forward" in vars(module) for module in modules):

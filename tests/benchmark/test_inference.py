@@ -93,11 +93,11 @@ def test_times_beside_the_floor_of_a_gpu():
 def test_on_a_gpu_the_deployed_net_is_compiled_too():
     nets = {"timm": torch.nn.ReLU(), "ours deployed": torch.nn.ReLU()}
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert compile_nets(nets, cpu, asked=False) == {}
-    assert list(compile_nets(nets, gpu, asked=False)) == ["ours deployed, compiled"]
+    assert compile_nets(nets, cpu, requested=False) == {}
+    assert list(compile_nets(nets, gpu, requested=False)) == ["ours deployed, compiled"]
     both = ["timm, compiled", "ours deployed, compiled"]
-    assert list(compile_nets(nets, cpu, asked=True)) == both
-    assert list(compile_nets(nets, gpu, asked=True)) == both
+    assert list(compile_nets(nets, cpu, requested=True)) == both
+    assert list(compile_nets(nets, gpu, requested=True)) == both
 
 
 @pytest.mark.parametrize("given", ["1x224", "2x800x1344"])

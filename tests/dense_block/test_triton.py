@@ -14,7 +14,7 @@ from tiny_nets import tiny
 from densenet_backbones.benchmark.command import main
 from densenet_backbones.benchmark.gpu_costs import block_shapes, net_cost
 from densenet_backbones.dense_block import backends
-from densenet_backbones.dense_block.triton import availability, usable, why_unavailable
+from densenet_backbones.dense_block.triton import availability, is_usable, why_unavailable
 from densenet_backbones.dense_block.triton.choice import fastest
 from densenet_backbones.dense_block.triton.tiles import best_tile
 from densenet_backbones.deploy import deploy
@@ -25,7 +25,8 @@ CPU = torch.device("cpu")
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "cases", ["interpreted_kernels", "interpreted_norms", "interpreted_training"]
+    "cases",
+    ["interpreted_checks", "interpreted_kernels", "interpreted_norms", "interpreted_training"],
 )
 def test_kernels_compute_what_they_say(cases):
     """All of that file: in a process of its own, whose Triton interprets."""
@@ -67,10 +68,10 @@ def test_why_there_are_no_kernels(monkeypatch):
 def test_the_plain_form_is_announced_once(monkeypatch):
     monkeypatch.setattr(availability, "why_unavailable", lambda *args: "a reason to test")
     with pytest.warns(UserWarning, match="run without their Triton kernels: a reason to test"):
-        assert not usable(CPU)
+        assert not is_usable(CPU)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not usable(CPU)
+        assert not is_usable(CPU)
 
 
 def test_a_cpu_is_no_reason_for_a_message():
@@ -80,7 +81,68 @@ def test_a_cpu_is_no_reason_for_a_message():
         deployed(torch.randn(1, 3, 64, 64))
 
 
+# Maps that say they are on a GPU, and a net in evaluation and in training.
+ON_A_GPU = """
+import sys, warnings
+warnings.simplefilter("error")
+sys.path.insert(0, "tests/support")
+import torch
+from tiny_nets import tiny
+from densenet_backbones.dense_block import backends
+from densenet_backbones.deploy import deploy
+
+backends.is_on_gpu = lambda x: True
+x = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
+net = tiny("densenet121_features", memory="shared").to(memory_format=torch.channels_last)
+with torch.inference_mode():
+    deploy(net.eval())(x)
+sum(m.sum() for m in net.train()(x)).backward()
+print([name for name in sys.modules if name.startswith("densenet_backbones.dense_block.triton")])
+"""
+
+
+def test_by_default_a_gpu_runs_plain_operators_and_no_kernel_is_imported(monkeypatch):
+    monkeypatch.delenv(backends.TRITON_SWITCH, raising=False)
+    assert run_fresh(ON_A_GPU).strip() == "[]"
+
+
+def test_the_switch_is_read_at_each_use(monkeypatch):
+    monkeypatch.delenv(backends.TRITON_SWITCH, raising=False)
+    assert not backends.is_triton_asked_for()
+    monkeypatch.setenv(backends.TRITON_SWITCH, "1")
+    assert backends.is_triton_asked_for()
+    with backends.use_triton(False):
+        assert not backends.is_triton_asked_for()
+        with backends.use_triton():
+            assert backends.is_triton_asked_for()
+        assert not backends.is_triton_asked_for()
+    monkeypatch.setenv(backends.TRITON_SWITCH, "0")
+    assert not backends.is_triton_asked_for()
+
+
+@pytest.mark.parametrize("switch", ["0", "1"])
+def test_a_compiled_transition_is_one_operator_only_where_kernels_may_run(switch, monkeypatch):
+    monkeypatch.setenv(backends.TRITON_SWITCH, switch)
+    monkeypatch.setattr(backends, "is_on_gpu", lambda x: True)
+    monkeypatch.setattr(backends, "_is_for_cpp", lambda x: False)
+    monkeypatch.setattr(availability, "why_unavailable", lambda *args: f"a reason {switch}")
+    deployed = deploy(tiny("densenet121_features", block_config=(1, 1)).eval())
+    calls = []
+
+    def read(graph, inputs):
+        calls.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    torch.compiler.reset()
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.compile(deployed, backend=read, fullgraph=True)(torch.randn(1, 3, 64, 64))
+    assert sum("folded_transition" in call for call in calls) == int(switch)
+    assert sum("folded_block" in call for call in calls) == 2
+
+
 def test_a_gpu_without_kernels_takes_the_plain_form_and_says_so_once(monkeypatch):
+    monkeypatch.setenv(backends.TRITON_SWITCH, "1")
     monkeypatch.setattr(availability, "why_unavailable", lambda *args: "another reason to test")
     deployed = deploy(tiny("densenet121_features").eval())
     x = torch.randn(1, 3, 64, 64)
@@ -95,6 +157,7 @@ def test_a_gpu_without_kernels_takes_the_plain_form_and_says_so_once(monkeypatch
 
 
 def test_training_on_a_gpu_without_kernels_is_plain_and_says_so_once(monkeypatch):
+    monkeypatch.setenv(backends.TRITON_SWITCH, "1")
     monkeypatch.setattr(availability, "why_unavailable", lambda *args: "a third reason to test")
     monkeypatch.setattr(backends, "is_on_gpu", lambda x: True)
     net = tiny("densenet121_features").train().to(memory_format=torch.channels_last)

@@ -203,6 +203,12 @@ def test_each_bound_has_a_lower_end_and_its_reason():
     assert PYPROJECT["project"]["requires-python"] == ">=3.11"
 
 
+def test_citation_and_changelog_name_the_version():
+    version = PYPROJECT["project"]["version"]
+    assert f"\nversion: {version}\n" in (PROJECT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## [{version}] - " in (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
 # -- the wheel and the checks -------------------------------------------------------------------
 
 

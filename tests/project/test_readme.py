@@ -290,6 +290,7 @@ def test_flags_in_the_text_exist(help_of):
     for name in ("all", *(command.name for command in SUBCOMMANDS)):
         known |= flags(help_of("densenet-benchmark", name, "--help"))
     known |= {"--device-modules", "--model-kwargs"}  # of timm's train.py
+    known |= {"--model", "--weights-backbone"}  # of torchvision's references
     code = [c for page in PAGES for c in re.findall(r"`(--[^`]+)`", page.prose)]
     shown = set().union(*map(flags, code))
     assert shown

@@ -9,17 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 import triton.language as tl
-from interpreted_kernels import DEVICE, TOLERANCES, assert_close, random_buffer
+from interpreted_kernels import DEVICE, TOLERANCES, assert_close, random_buffer, run_unchecked
 from tiny_nets import tiny
 from torch import nn
 from training_blocks import block_of, step
 from triton.runtime import interpreter
 
-from densenet_backbones.dense_block import backends
 from densenet_backbones.dense_block.interfaces import is_in_rows
 from densenet_backbones.dense_block.triton_training import norms, passes, unit
 from densenet_backbones.dense_block.triton_training.gradients import input_gradient, weight_gradient
-from densenet_backbones.dense_block.triton_training.unit import run_unit, run_unit_back
+from densenet_backbones.dense_block.triton_training.unit import run_unit, run_unit_backward
 
 MODES = ("shared", "shared_lean")
 
@@ -162,7 +161,7 @@ def test_units_and_their_gradients(sizes, side, dilation, types):
     gradient = random_buffer(images, outputs, height, width, computed)
     expected.backward(gradient.double())
     masked = exact[1].grad
-    (found, *sums), of_weight = run_unit_back(gradient, x, norm, weight, dilation)
+    (found, *sums), of_weight = run_unit_backward(gradient, x, norm, weight, dilation)
     assert found.dtype == dtype and of_weight.dtype == torch.float32
     assert_close(found, masked, computed)
     assert_close(of_weight, exact[2].grad, computed)
@@ -173,7 +172,7 @@ def test_units_and_their_gradients(sizes, side, dilation, types):
 
     total = prefix(images, channels, height, width, dtype, wider=7)
     added = total.double() + exact[0].grad
-    again, none = run_unit_back(gradient, x, norm, weight, dilation, needed=False, into=total)
+    again, none = run_unit_backward(gradient, x, norm, weight, dilation, needed=False, into=total)
     assert again[0] is None and none is None
     assert_close(total, added, computed if dtype == torch.float32 else dtype)
     assert all(torch.equal(a, b) for a, b in zip(sums, again[1:], strict=True)), "in one order"
@@ -239,10 +238,10 @@ def test_known_geometries(arguments, known):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Kernels are asked for wherever the maps are; counts what was started."""
-    monkeypatch.setattr(backends, "is_on_gpu", lambda x: True)
+    """Kernels run wherever the maps are, unchecked; counts what was started."""
+    run_unchecked(monkeypatch)
     count = Counter()
-    functions = [(unit, name) for name in ("run_unit", "run_unit_back")]
+    functions = [(unit, name) for name in ("run_unit", "run_unit_backward")]
     functions += [(passes, name) for name in passes.__all__]
     functions += [(norms, name) for name in ("affine", "norm_gradients")]
     for module, name in functions:
@@ -289,7 +288,7 @@ def test_a_step_equals_the_plain_one(memory, bn_size, norm, runs):
     assert found[0].stride() == plain[0].stride()
     units = 3 * (1 if bn_size is None else 2)
     again = 3 if memory == "shared_lean" and bn_size else 0
-    assert runs["run_unit"] == units + again and runs["run_unit_back"] == units
+    assert runs["run_unit"] == units + again and runs["run_unit_backward"] == units
     assert runs["affine_difference"] == (0 if norm == "frozen" else 4) + (3 if bn_size else 0)
     assert runs["masked_sums"] == runs["scale_shift_relu"] == 0, "units mask on the way"
     assert runs["affine"] == 2 * units + again and runs["norm_gradients"] == units
@@ -303,14 +302,14 @@ def test_autocast(memory, norm, maps, runs):
     steps = block_steps(block, random_buffer(2, 6, 8, 8, maps), memory, torch.bfloat16)
     # Bfloat16 rounds by up to 2^-9 = 0.002, and a gradient several times on its way.
     assert_as_plain(*steps, floor=0.01)
-    assert runs["run_unit_back"] == 6
+    assert runs["run_unit_backward"] == 6
 
 
 @pytest.mark.parametrize("memory", MODES)
 def test_half_precision_throughout(memory, runs):
     block = block_of().to(DEVICE, torch.bfloat16)
     assert_as_plain(*block_steps(block, random_buffer(2, 6, 8, 8, torch.bfloat16), memory), 0.01)
-    assert runs["run_unit_back"] == 6
+    assert runs["run_unit_backward"] == 6
 
 
 @pytest.mark.parametrize("memory", MODES)
@@ -335,7 +334,7 @@ def test_other_geometries_are_left_to_plain_operators(memory, runs):
         assert layer.conv2.out_channels == old.out_channels
     steps = block_steps(block, random_buffer(2, 6, 5, 4, torch.float32), memory)
     assert_as_plain(*steps, floor=3e-6)
-    assert runs["run_unit_back"] == runs["masked_sums"] == 3
+    assert runs["run_unit_backward"] == runs["masked_sums"] == 3
     assert runs["scale_shift_relu"] == 6, "forth and back"
 
 
@@ -347,7 +346,7 @@ def test_biases_of_convolutions(memory, runs):
         layer.conv2 = nn.Conv2d(8, 4, 3, padding=1, device=DEVICE)
     steps = block_steps(block, random_buffer(2, 6, 5, 4, torch.float32), memory)
     assert_as_plain(*steps, floor=3e-6)
-    assert runs["run_unit_back"] == 6
+    assert runs["run_unit_backward"] == 6
 
 
 @pytest.mark.parametrize("memory", MODES)
@@ -384,4 +383,4 @@ def test_a_net(memory, options, runs):
     exact, plain, found = gradients
     assert_as_plain([found], [plain], [exact], floor=1e-5)
     units = 2 * 4 + 2  # layers and transitions
-    assert runs["run_unit_back"] == units
+    assert runs["run_unit_backward"] == units

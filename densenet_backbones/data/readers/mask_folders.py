@@ -348,8 +348,9 @@ def _read_ignored_ids(content: Mapping[str, object], classes: MaskClasses, path:
     if "ignored" not in content:  # the default makes room for a class that has the id
         return [] if IGNORED in classes.ids else [IGNORED]
     value = content["ignored"]
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    for value in values:
-        if type(value) is not int or not 0 <= value < 1 << 16:
-            raise DataError(f"{path}: ignored: must be ids in 0 .. 65535, not {value!r}")
-    return [int(value) for value in values]
+    ids: list[int] = []
+    for entry in value if isinstance(value, list) else [] if value is None else [value]:
+        if type(entry) is not int or not 0 <= entry < 1 << 16:
+            raise DataError(f"{path}: ignored: must be ids in 0 .. 65535, not {entry!r}")
+        ids.append(entry)
+    return ids

@@ -1,4 +1,4 @@
-"""Whether the C++ kernels can run, and if not, why."""
+"""Tells if the C++ kernels can run on this machine, and if not, why."""
 
 import os
 import warnings
@@ -13,7 +13,7 @@ SWITCH = "DENSENET_BACKBONES_NATIVE"
 
 @lru_cache
 def why_unavailable() -> str | None:
-    """Why the kernels cannot run on this machine, as the end of a sentence; None if they can.
+    """Return why the kernels cannot run here, as the end of a sentence; None if they can.
 
     The first call compiles them. ``DENSENET_BACKBONES_NATIVE=0`` in the environment switches them
     off.
@@ -29,7 +29,7 @@ def why_unavailable() -> str | None:
 
 @lru_cache
 def usable() -> bool:
-    """Whether the kernels can run on this machine; if not, a warning says why, once."""
+    """Return True if the kernels can run on this machine; if not, a warning says why, once."""
     reason = why_unavailable()
     if reason is not None and os.environ.get(SWITCH) != "0":
         warnings.warn(f"dense blocks run without their C++ kernels: {reason}", stacklevel=2)
@@ -38,5 +38,5 @@ def usable() -> bool:
 
 @lru_cache
 def has_bfloat16() -> bool:
-    """Whether there are kernels for bfloat16 too: on x86 processors that multiply its vectors."""
+    """Return True if there are kernels for bfloat16 too: on x86 that multiplies its vectors."""
     return usable() and bool(library().has_bfloat16())

@@ -106,9 +106,9 @@ def fill_block(
     Args:
         buffer: (N, C, H, W), float32 or bfloat16, channels last; its first ``channels`` are the
             block's input.
-        channels: Their number.
-        layers: Of each, scale and shift, (C',); with bottleneck weight, (C', B), and bias, (B,);
-            weight, (k, B or C', 3, 3), and bias, (k,).
+        channels: Number of input channels.
+        layers: For each layer, scale and shift, (C',); with bottleneck weight, (C', B), and bias,
+            (B,); weight, (k, B or C', 3, 3), and bias, (k,).
         ceiling: What activations cut off at, beside 0.
     """
     tensors, dtype = [tensor for layer in layers for tensor in layer], buffer.dtype

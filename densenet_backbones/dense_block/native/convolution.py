@@ -16,7 +16,7 @@ __all__ = ["convolve", "is_known"]
 
 
 def is_known(conv: nn.Conv2d) -> bool:
-    """Whether the kernels have this geometry: 1x1, or 3x3 with a border of one zero."""
+    """Return True if the kernels have this geometry: 1x1, or 3x3 with a border of one zero."""
     geometry = (conv.kernel_size, conv.padding)
     plain = conv.stride == conv.dilation == (1, 1) and conv.groups == 1
     return plain and geometry in (((1, 1), (0, 0)), ((3, 3), (1, 1)))
@@ -36,7 +36,7 @@ def convolve(
         weight: (O, C, 1, 1), or (O, C, 3, 3) for a border of one zero; float32.
         bias: (O,), if there is one.
         norm: Scale and shift, of C values each. A 1x1 convolution must have them.
-        transposed: Whether ``weight`` is one of (C, O, 3, 3) whose transposed convolution is meant:
+        transposed: True if ``weight`` is one of (C, O, 3, 3) whose transposed convolution is meant:
             the gradient of its input.
 
     Returns:

@@ -1,228 +1,27 @@
-// 1x1 and 3x3 convolutions of maps on a CPU, in float32 or, where the processor multiplies them,
-// bfloat16. Sums are float32 in either case, as are norms and the transforms of 3x3 convolutions.
+// 1x1 and 3x3 convolutions of maps on a CPU, with norm and ReLU on the way in.
 //
 // Maps lie channels last. A 1x1 convolution is a matrix product of cells, which are normed and
 // activated on the way into a thread's scratch memory. A 3x3 convolution is Winograd's F(2x2, 3x3),
 // which multiplies 2.25 times less often than the definition does, and rounds no worse (Lavin and
 // Gray, CVPR 2016, arXiv:1509.09308, section 4.1). F(4x4, 3x3) would multiply 4 times less often,
-// but its errors in float32 are ten times as large.
-//
-// Matrix products run in blocks of kDepth channels (Goto and van de Geijn, 2008): a panel of
-// weights stays in the first cache while it meets the rows, of which rows_for() at a time stay in
-// registers.
-//
-// Matrices are made of words of 32 bits, each a float32 or a pair of neighbouring bfloat16: of one
-// cell, and in weights of one column. Depths, and strides of scratch memory, are in words.
-//
-// Weights come packed: for each block of kDepth rows of words, for each panel of `vectors` SIMD
-// vectors of columns, the panel's rows one after another. Missing columns are zero, and so is the
-// second of a pair that has none.
+// but its errors in float32 are ten times as large. Norms and transforms are float32 whatever the
+// maps are.
 
 #pragma once
 
 #include <omp.h>
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <utility>
+#include "products.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kRegisters = 32;
-#elif defined(__AVX__)
-constexpr int kLanes = 8, kRegisters = 16;
-#elif defined(__aarch64__)
-constexpr int kLanes = 4, kRegisters = 32;
-#else
-constexpr int kLanes = 4, kRegisters = 16;
-#endif
-
-constexpr int kDepth = 128;
-// Rows of scratch memory lie a little apart, or they would compete for the same lines of the cache.
-constexpr int kStride = kDepth + 16;
 constexpr int kStrip = 96;  // cells normed at a time
 constexpr int kTile = 2;    // side of what a tile gives
 constexpr int kSide = 4;    // and of what it reads
 constexpr int kPlaces = kSide * kSide;
 constexpr int kTiles = 14;  // tiles transformed at a time
 
-// Rows whose sums fit into the registers beside a row of a panel and one value of each row.
-constexpr int rows_for(int vectors) { return std::min(14, (kRegisters - 1 - vectors) / vectors); }
-
-using Vector = float __attribute__((vector_size(kLanes * sizeof(float))));
-
-// By copying, which compilers turn into one instruction that asks for no alignment.
-inline Vector load(const float* from) {
-    Vector x;
-    std::memcpy(&x, from, sizeof(x));
-    return x;
-}
-
-inline void store(float* to, Vector x) { std::memcpy(to, &x, sizeof(x)); }
-
-// Not added to zero, which would take the sign from -0 and so is an instruction of its own.
-inline Vector splat(float x) { return x - Vector{}; }
-
-// sum += word * column
-template <typename T>
-Vector multiply_add(Vector sum, float word, Vector column);
-
-template <>
-inline Vector multiply_add<float>(Vector sum, float word, Vector column) {
-    return sum + splat(word) * column;
-}
-
-struct Bfloat16 {
-    uint16_t bits;
-};
-
-#ifdef __AVX512BF16__
-inline Vector load(const Bfloat16* from) {
-    using Halves = uint16_t __attribute__((vector_size(kLanes * sizeof(uint16_t))));
-    using Words = uint32_t __attribute__((vector_size(sizeof(Vector))));
-    Halves bits;
-    std::memcpy(&bits, from, sizeof(bits));
-    return reinterpret_cast<Vector>(__builtin_convertvector(bits, Words) << 16);
-}
-
-inline void store(Bfloat16* to, Vector x) {
-    const __m256bh rounded = _mm512_cvtneps_pbh(x);
-    std::memcpy(to, &rounded, sizeof(rounded));
-}
-
-template <>
-inline Vector multiply_add<Bfloat16>(Vector sum, float word, Vector column) {
-    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_set1_ps(word)),
-                            reinterpret_cast<__m512bh>(column));
-}
-#endif
-
-// The first `count` of a vector, the others zero.
-template <typename T>
-inline Vector load_part(const T* from, int count) {
-    T part[kLanes] = {};
-    std::memcpy(part, from, count * sizeof(T));
-    return load(part);
-}
-
-template <typename T>
-inline void store_part(T* to, Vector x, int count) {
-    T part[kLanes];
-    store(part, x);
-    std::memcpy(to, part, count * sizeof(T));
-}
-
-// Values in a word, and words for so many.
-template <typename T>
-constexpr int kPack = sizeof(float) / sizeof(T);
-template <typename T>
-constexpr int64_t words(int64_t values) {
-    return (values + kPack<T> - 1) / kPack<T>;
-}
-
-// Written so that what is not a number stays so, as PyTorch's ReLU keeps it.
-inline Vector clamp(Vector x, float ceiling) {
-    const Vector zero = {}, top = zero + ceiling;
-    x = zero > x ? zero : x;
-    return top < x ? top : x;
-}
-
-// What a product starts from and what becomes of it.
-template <typename T>
-struct Around {
-    const float* bias;  // starts from these columns; else from the sums there are, or from zero
-    bool add;
-    T* out;  // goes there, clamped, where given; else to the sums
-    int64_t out_stride;
-    float ceiling;
-    bool clamps;
-};
-
-template <typename T, int Rows, int Vectors>
-void multiply_tile(int depth, const float* a, const float* b, float* c, int64_t c_stride,
-                   const Around<T>& around) {
-    Vector sum[Rows][Vectors];
-    for (int r = 0; r < Rows; ++r)
-        for (int v = 0; v < Vectors; ++v) {
-            if (around.bias)
-                sum[r][v] = load(around.bias + v * kLanes);
-            else if (around.add)
-                sum[r][v] = load(c + r * c_stride + v * kLanes);
-            else
-                sum[r][v] = Vector{};
-        }
-    for (int k = 0; k < depth; ++k) {
-        Vector column[Vectors];
-        for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * kLanes);
-        for (int r = 0; r < Rows; ++r)
-            for (int v = 0; v < Vectors; ++v)
-                sum[r][v] = multiply_add<T>(sum[r][v], a[r * kStride + k], column[v]);
-        b += Vectors * kLanes;
-    }
-    for (int r = 0; r < Rows; ++r)
-        for (int v = 0; v < Vectors; ++v) {
-            const Vector x = sum[r][v];
-            if (around.out)
-                store(around.out + r * around.out_stride + v * kLanes,
-                      around.clamps ? clamp(x, around.ceiling) : x);
-            else
-                store(c + r * c_stride + v * kLanes, x);
-        }
-}
-
-template <typename T>
-using MultiplyTile = void (*)(int, const float*, const float*, float*, int64_t, const Around<T>&);
-
-template <typename T, int Vectors, int... Row>
-MultiplyTile<T> multiply_tile_for(int rows, std::integer_sequence<int, Row...>) {
-    static constexpr MultiplyTile<T> all[] = {multiply_tile<T, Row + 1, Vectors>...};
-    return all[rows - 1];
-}
-
-template <typename T, int Vectors>
-MultiplyTile<T> multiply_tile_for(int rows) {
-    using Counts = std::make_integer_sequence<int, rows_for(Vectors)>;
-    return multiply_tile_for<T, Vectors>(rows, Counts());
-}
-
-template <typename T>
-MultiplyTile<T> multiply_tile_for(int rows, int vectors) {
-    switch (vectors) {
-        case 1:
-            return multiply_tile_for<T, 1>(rows);
-        case 2:
-            return multiply_tile_for<T, 2>(rows);
-        case 3:
-            return multiply_tile_for<T, 3>(rows);
-        default:
-            return multiply_tile_for<T, 4>(rows);
-    }
-}
-
-// c = a * b, of `rows` x `depth` and `depth` x `panels` * `vectors` * kLanes.
-template <typename T>
-void multiply(int rows, int depth, const float* a, const float* b, int panels, int vectors,
-              float* c, int64_t c_stride, const Around<T>& around) {
-    const int most = rows_for(vectors), groups = (rows + most - 1) / most;
-    const int columns = vectors * kLanes;
-    for (int p = 0; p < panels; ++p) {
-        for (int g = 0; g < groups; ++g) {
-            const int first = rows * g / groups, count = rows * (g + 1) / groups - first;
-            Around<T> here = around;
-            if (here.bias) here.bias += p * columns;
-            if (here.out) here.out += first * here.out_stride + p * columns;
-            const MultiplyTile<T> tile = multiply_tile_for<T>(count, vectors);
-            tile(depth, a + first * kStride, b, c + first * c_stride + p * columns, c_stride, here);
-        }
-        b += depth * columns;
-    }
-}
-
+// Maps of all images, a row of values for each cell, or the first channels of wider rows.
 template <typename T>
 struct Maps {
     T* data;
@@ -230,7 +29,7 @@ struct Maps {
     int64_t rows;  // that there is memory for: of all images, or of the last ones made
 };
 
-constexpr int kAhead = 16;  // cells
+constexpr int kAhead = 16;  // cells from the one that is read to the one that is fetched
 
 template <typename T>
 inline void prefetch(const T* from, int count) {
@@ -273,6 +72,7 @@ inline void norm_four(const T* x, int64_t right, int64_t down, const float* scal
     }
 }
 
+// A 1x1 convolution of clamp(scale * x + shift), or with `pools` of its 2x2 means.
 struct Pointwise {
     const float *scale, *shift;  // (channels,)
     const float *weight, *bias;  // packed; (panels * vectors * kLanes,)
@@ -281,7 +81,7 @@ struct Pointwise {
     bool clamps, pools;
 };
 
-// Cells [first, last) of the output, which has packed columns.
+// Makes cells [first, last) of the output of a 1x1 convolution, which has packed columns.
 template <typename T>
 void pointwise(const Maps<T>& x, const Pointwise& p, const Maps<T>& out, int64_t first,
                int64_t last, float* scratch) {
@@ -289,11 +89,13 @@ void pointwise(const Maps<T>& x, const Pointwise& p, const Maps<T>& out, int64_t
     T* normed = reinterpret_cast<T*>(scratch);
     float* sums = scratch + kStrip * kStride;
     for (int64_t start = first, stop; start < last; start = stop) {
+        // A strip of cells at a time, cut where the memory of the output begins anew.
         stop = std::min({start + kStrip, last, (start / room + 1) * room});
         const int count = static_cast<int>(stop - start);
         for (int64_t from = 0; from < p.channels; from += kDepth * kPack<T>) {
             const int64_t rest = p.channels - from;
             const int depth = static_cast<int>(std::min<int64_t>(kDepth * kPack<T>, rest));
+            // Norm and activate a block of channels of the strip into scratch memory.
             for (int i = 0; i < count; ++i) {
                 const int64_t cell = start + i;
                 T* to = normed + i * kStride * kPack<T>;
@@ -304,12 +106,14 @@ void pointwise(const Maps<T>& x, const Pointwise& p, const Maps<T>& out, int64_t
                               depth, p.ceiling, to);
                     continue;
                 }
+                // A pooled cell reads the 2x2 cells from its corner on.
                 const int64_t column = cell % out.width, row = cell / out.width % out.height;
                 const int64_t image = cell / out.width / out.height;
                 const int64_t corner = (image * x.height + 2 * row) * x.width + 2 * column;
                 norm_four(x.data + corner * x.stride + from, x.stride, x.width * x.stride,
                           p.scale + from, p.shift + from, depth, p.ceiling, to);
             }
+            // Add the block's product to the sums; the last block writes them to the output.
             T* to = depth == rest ? out.data + start % room * columns : nullptr;
             multiply<T>(count, static_cast<int>(words<T>(depth)), scratch,
                         p.weight + words<T>(from) * columns, static_cast<int>(p.panels),
@@ -319,8 +123,8 @@ void pointwise(const Maps<T>& x, const Pointwise& p, const Maps<T>& out, int64_t
     }
 }
 
-// One-dimensional transforms: of four values read, and of four products, `step` apart, to two.
-// Interpolation points 0, 1, -1 and infinity.
+// Winograd's transform of four values that are read, in one dimension: B^T d of Lavin and Gray,
+// with interpolation points 0, 1, -1 and infinity.
 inline void spread(const Vector* d, Vector* out) {
     out[0] = d[0] - d[2];
     out[1] = d[1] + d[2];
@@ -328,12 +132,14 @@ inline void spread(const Vector* d, Vector* out) {
     out[3] = d[1] - d[3];
 }
 
+// The transform of four products, `step` apart, to two results: their A^T m.
 inline void gather(const Vector* m, int step, Vector* out, int out_step) {
     const Vector m0 = m[0], m1 = m[step], m2 = m[2 * step], m3 = m[3 * step];
     out[0] = m0 + m1 + m2;
     out[out_step] = m1 - m2 - m3;
 }
 
+// A 3x3 convolution with a border of zeros, of clamp(scale * x + shift) where there is a scale.
 struct Conv {
     const float *scale, *shift;  // norm what is read, where given
     const float *weight, *bias;  // by place within a tile, packed; (panels * vectors * kLanes,)
@@ -341,11 +147,12 @@ struct Conv {
     float ceiling;
 };
 
-// Neighbouring tiles of the input, transformed, to v[place][tile][kStride]. Two columns of a tile
-// are the first two of the next, and are read, normed and transformed downwards once.
+// Transforms neighbouring tiles of the input, B^T d B, to v[place][tile][kStride]. Two columns of a
+// tile are the first two of the next, and are read, normed and transformed downwards once.
 template <typename T>
 void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top, int64_t left,
                   int tiles, int64_t from, int depth, T* v, int64_t place_stride) {
+    // Addresses of all cells that the tiles read; none beyond the edge of the image.
     const T* cells[kTile * kTiles + kTile][kSide];
     for (int r = 0; r < kSide; ++r) {
         const int64_t row = top + r - 1, place = (image * x.height + row) % x.rows * x.width;
@@ -359,6 +166,7 @@ void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top
         const int count = std::min(kLanes, depth - c);
         const Vector scale = conv.scale ? load_part(conv.scale + from + c, count) : Vector{};
         const Vector shift = conv.scale ? load_part(conv.shift + from + c, count) : Vector{};
+        // Reads, norms and transforms a column of four cells downwards; the border stays zero.
         const auto read_column = [&](const T* const* column, Vector* half) {
             Vector d[kSide];
             for (int r = 0; r < kSide; ++r) {
@@ -371,6 +179,7 @@ void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top
         };
         Vector half[kSide][kSide];  // by column
         for (int s = 0; s < kTile; ++s) read_column(cells[s], half[s]);
+        // Then across: two new columns a tile, beside the two that it shares with the last one.
         for (int i = 0; i < tiles; ++i) {
             for (int s = kTile; s < kSide; ++s) read_column(cells[kTile * i + s], half[s]);
             T* to = v + i * kStride * kPack<T> + c;
@@ -386,6 +195,7 @@ void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top
     }
 }
 
+// Transforms the products of a tile to its 2x2 results, A^T m A, and adds the bias.
 template <typename T>
 void transform_out(const float* m, int64_t place_stride, const Conv& conv, const Maps<T>& out,
                    int64_t image, int64_t top, int64_t left) {
@@ -396,6 +206,7 @@ void transform_out(const float* m, int64_t place_stride, const Conv& conv, const
         for (int i = 0; i < kSide; ++i) gather(d + i, kSide, half + i, kSide);
         for (int i = 0; i < kTile; ++i) gather(half + i * kSide, 1, y + i * kTile, 1);
         const Vector bias = load(conv.bias + c);
+        // Tiles at the edge of odd maps have fewer results.
         const int64_t bottom = std::min<int64_t>(kTile, out.height - top);
         const int64_t right = std::min<int64_t>(kTile, out.width - left);
         for (int64_t r = 0; r < bottom; ++r)
@@ -411,7 +222,7 @@ void transform_out(const float* m, int64_t place_stride, const Conv& conv, const
     }
 }
 
-// Tiles [first, last), counted over all images.
+// Makes tiles [first, last), counted over all images, of a 3x3 convolution.
 template <typename T>
 void winograd(const Maps<T>& x, const Conv& conv, const Maps<T>& out, int64_t first, int64_t last,
               float* scratch) {
@@ -426,6 +237,7 @@ void winograd(const Maps<T>& x, const Conv& conv, const Maps<T>& out, int64_t fi
         for (int64_t from = 0; from < conv.channels; from += kDepth * kPack<T>) {
             const int64_t rest = conv.channels - from;
             const int depth = static_cast<int>(std::min<int64_t>(kDepth * kPack<T>, rest));
+            // Transform the input, runs of tiles of one row of one image at a time.
             for (int i = 0, some; i < count; i += some) {
                 const int64_t tile = start + i, column = tile % across;
                 some = static_cast<int>(std::min<int64_t>(count - i, across - column));
@@ -433,6 +245,7 @@ void winograd(const Maps<T>& x, const Conv& conv, const Maps<T>& out, int64_t fi
                              column * kTile, some, from, depth, v + i * kStride * kPack<T>,
                              v_stride * kPack<T>);
             }
+            // One product of matrices for each place within a tile, summed over channels.
             const int64_t behind = words<T>(conv.channels), before = words<T>(from);
             for (int place = 0; place < kPlaces; ++place)
                 multiply<T>(count, static_cast<int>(words<T>(depth)), scratch + place * v_stride,
@@ -441,6 +254,7 @@ void winograd(const Maps<T>& x, const Conv& conv, const Maps<T>& out, int64_t fi
                             m + place * m_stride, columns,
                             {nullptr, from > 0, nullptr, 0, 0.0f, false});
         }
+        // Transform the sums back to maps.
         for (int i = 0; i < count; ++i) {
             const int64_t tile = start + i;
             transform_out(m + i * columns, m_stride, conv, out, tile / across / rows,
@@ -449,7 +263,7 @@ void winograd(const Maps<T>& x, const Conv& conv, const Maps<T>& out, int64_t fi
     }
 }
 
-// A thread among those that work together.
+// A thread among those that work together: each takes a part of what there is to do.
 struct Team {
     int thread, threads;
     float* scratch;  // of this thread

@@ -1,4 +1,5 @@
-// Dense blocks and transitions from folded weights.
+// Runs dense blocks and transitions in evaluation, from folded weights (see folded.py): the norm in
+// front of a convolution is a scale and a shift, the norm behind it is part of its weights.
 
 #include "convolutions.h"
 
@@ -7,6 +8,7 @@ namespace {
 // Bytes of bottleneck maps that a thread makes before it reads them: they stay in its second cache.
 constexpr int64_t kNarrowBytes = 400 * 1024;
 
+// A dense layer, or without a second weight a transition; weights are packed (see products.h).
 struct Layer {
     const float *scale, *shift, *weight1, *bias1, *weight2, *bias2;
     int64_t bottleneck, growth, panels1, vectors1, panels2, vectors2;  // no bottleneck: 0
@@ -23,7 +25,7 @@ int64_t narrow_rows(int64_t images, int64_t height, int64_t strip) {
     return std::min(images * height, 2 * strip * kTile + 2);
 }
 
-// Channels [0, read) of the buffer are there, and the next ones are made.
+// Runs a layer: reads channels [0, read) of the buffer, and writes its new maps behind them.
 template <typename T>
 void run_layer(const Layer& layer, const Maps<T>& buffer, int64_t read, float ceiling, T* narrow,
                const Team& team) {
@@ -49,24 +51,30 @@ void run_layer(const Layer& layer, const Maps<T>& buffer, int64_t read, float ce
                        layer.panels2,
                        layer.vectors2,
                        ceiling};
+    // Strip by strip: make the bottleneck of the rows that a strip of tiles reads, then read it
+    // while it is in the cache.
     int64_t made = 0;  // rows of all images that have bottleneck maps
     for (int64_t start = 0; start < images * down; start += strip) {
         const int64_t end = std::min(start + strip, images * down);
         if (narrows) {
+            // The last tile of the strip reads one row below its own, unless the image ends there.
             const int64_t image = (end - 1) / down, row = (end - 1) % down;
             const int64_t needed = image * height + std::min((row + 1) * kTile + 1, height);
             const int64_t cells = (needed - made) * width, from = made * width;
             pointwise(buffer, squeeze, narrowed, from + team.first(cells), from + team.last(cells),
                       team.scratch);
             made = needed;
+            // The 3x3 reads rows that other threads have made.
 #pragma omp barrier
         }
+        // Who finishes early starts on the next strip's bottleneck: narrow_rows() leaves room.
         const int64_t tiles = (end - start) * across, from = start * across;
         winograd(narrows ? narrowed : buffer, conv, out, from + team.first(tiles),
                  from + team.last(tiles), team.scratch);
     }
 }
 
+// Runs the layers of a block one after the other, all threads on each.
 template <typename T>
 void run_block(T* data, int64_t images, int64_t height, int64_t width, int64_t total,
                int64_t channels, const Layer* layers, int64_t count, float ceiling, T* narrow,
@@ -79,11 +87,13 @@ void run_block(T* data, int64_t images, int64_t height, int64_t width, int64_t t
         for (const Layer* layer = layers; layer < layers + count; ++layer) {
             run_layer(*layer, buffer, read, ceiling, narrow, team);
             read += layer->growth;
+            // The next layer reads all maps of this one.
 #pragma omp barrier
         }
     }
 }
 
+// Runs a transition whose pool stands before its 1x1; both are linear, so the order is free.
 template <typename T>
 void run_transition(T* data, int64_t images, int64_t height, int64_t width, int64_t channels,
                     const Layer& layer, float ceiling, T* result, float* scratch,
@@ -114,6 +124,7 @@ void with_type(int64_t bytes, const Run& run) {
 
 extern "C" {
 
+// Facts that packing.py lays weights out by: floats of a vector, vector registers, rows of a block.
 int lanes() { return kLanes; }
 int registers() { return kRegisters; }
 int depth() { return kDepth; }

@@ -1,4 +1,4 @@
-"""Weights as the C++ kernels read them."""
+"""Packs weights as the C++ kernels read them: see ``products.h``."""
 
 from typing import NamedTuple
 

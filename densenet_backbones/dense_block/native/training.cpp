@@ -1,5 +1,6 @@
-// What training a dense block does: convolutions from weights as they are, and passes over whole
-// maps between them. Maps are rows of cells, of `channels` values each, `stride` floats apart.
+// Trains a dense block: convolutions from weights as they are, and the passes over whole maps
+// between them, which are the parts of batch norm and ReLU once statistics are known. Maps are rows
+// of cells, of `channels` values each, `stride` floats apart.
 
 #include <limits>
 
@@ -25,7 +26,7 @@ inline int64_t packed_place(int64_t channel, int64_t column, int64_t channels, i
     return from * columns + (column / panel * depth + channel - from) * panel + column % panel;
 }
 
-// Those of `kLanes` columns from `column` on, of which there may be fewer.
+// Loads the weights of `kLanes` columns from `column` on, of which there may be fewer.
 inline Vector load_columns(const Kernel& k, const float* from, int64_t column, int64_t outputs) {
     Vector x = {};
     const int64_t count = std::min<int64_t>(kLanes, outputs - column);
@@ -33,7 +34,8 @@ inline Vector load_columns(const Kernel& k, const float* from, int64_t column, i
     return x;
 }
 
-// Three values of a kernel to four of a tile.
+// Winograd's transform of three values of a kernel to four of a tile, in one dimension: G g of
+// Lavin and Gray, arXiv:1509.09308, section 4.1.
 inline void spread_kernel(const Vector* g, int step, Vector* u, int u_step) {
     const Vector ends = 0.5f * (g[0] + g[2 * step]), middle = 0.5f * g[step];
     u[0] = g[0];
@@ -42,7 +44,8 @@ inline void spread_kernel(const Vector* g, int step, Vector* u, int u_step) {
     u[3 * u_step] = g[2 * step];
 }
 
-// Packs this thread's part of the channels.
+// Packs this thread's part of the channels: a 1x1 kernel as it is, a 3x3 one transformed, G g G^T,
+// by place within a tile.
 void pack(const Kernel& kernel, int64_t side, int64_t outputs, int64_t channels, int64_t columns,
           int64_t panel, float* packed, const Team& team) {
     for (int64_t c = team.first(channels); c < team.last(channels); ++c) {
@@ -53,6 +56,7 @@ void pack(const Kernel& kernel, int64_t side, int64_t outputs, int64_t channels,
                 store(to, load_columns(kernel, from, n, outputs));
                 continue;
             }
+            // Down the columns of the kernel, then across.
             Vector g[9], half[kSide * 3], u[kPlaces];
             for (int i = 0; i < 9; ++i)
                 g[i] = load_columns(kernel, from + i / 3 * kernel.row + i % 3 * kernel.column, n,
@@ -64,6 +68,8 @@ void pack(const Kernel& kernel, int64_t side, int64_t outputs, int64_t channels,
     }
 }
 
+// Masks a row of gradients by where its activation is positive, hands each to `use`, and adds it to
+// both sums.
 template <typename Use>
 inline void mask_row(const float* gradient, const float* active, const float* x, int64_t count,
                      float* sum, float* weighted, const Use& use) {
@@ -103,6 +109,7 @@ void convolve(float* data, int64_t images, int64_t height, int64_t width, int64_
 #pragma omp parallel num_threads(threads)
     {
         const Team team = this_thread(scratch, scratch_size);
+        // Weights change with every step, so they are packed anew, by all threads.
         pack(kernel, side, outputs, channels, columns, panel, packed, team);
 #pragma omp barrier
         if (side == 1)
@@ -143,6 +150,7 @@ void masked_sums(const float* gradient, const float* active, const float* x, int
         const int64_t last = team.last(rows);
         double* own = partial + 2 * channels * team.thread;
         std::fill(own, own + 2 * channels, 0.0);
+        // A few rows of a few channels at a time, whose float32 sums stay in the first cache.
         for (int64_t row = team.first(rows); row < last; row += kRows) {
             const int64_t end = std::min(row + kRows, last);
             for (int64_t from = 0; from < channels; from += kChannels) {
@@ -161,12 +169,14 @@ void masked_sums(const float* gradient, const float* active, const float* x, int
                         mask_row(g, a, value, count, sum, weighted,
                                  [=](int64_t c, float y) { to[c] = y; });
                 }
+                // Over many rows in float64, or later values would be lost in the sum.
                 for (int64_t c = 0; c < count; ++c) {
                     own[from + c] += sum[c];
                     own[channels + from + c] += weighted[c];
                 }
             }
         }
+        // All threads' sums in one order: the same number of threads gives the same bits.
 #pragma omp barrier
         for (int64_t c = team.first(2 * channels); c < team.last(2 * channels); ++c) {
             double sum = 0.0;

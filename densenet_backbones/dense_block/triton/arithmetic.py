@@ -1,4 +1,4 @@
-"""What the kernels have in common, in Triton."""
+"""Arithmetic that all kernels share, in Triton: activation, norm, matrix product."""
 
 import triton
 import triton.language as tl

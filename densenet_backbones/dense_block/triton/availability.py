@@ -1,4 +1,4 @@
-"""Whether the Triton kernels can run, and if not, why."""
+"""Tells if the Triton kernels can run on a device, and if not, why."""
 
 import importlib.util
 import os
@@ -7,20 +7,20 @@ from functools import lru_cache
 
 import torch
 
-__all__ = ["usable", "why_unavailable"]
+__all__ = ["is_usable", "why_unavailable"]
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def why_unavailable(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str | None:
-    """Why the kernels cannot run there, as the end of a sentence; None if they can.
+    """Return why the kernels cannot run there, as the end of a sentence; None if they can.
 
     With ``TRITON_INTERPRET=1`` in the environment before the first call they run on a CPU, in
     Triton's interpreter, which is for tests: it is slower than anything else.
 
     Args:
-        device: Of the maps.
-        dtype: Of the maps.
+        device: Device of the maps.
+        dtype: Type of the maps.
     """
     if dtype not in _DTYPES:
         return f"they compute in bfloat16, float16 or float32, not {dtype}"
@@ -36,8 +36,8 @@ def why_unavailable(device: torch.device, dtype: torch.dtype = torch.bfloat16) -
     return None
 
 
-def usable(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> bool:
-    """Whether the kernels can run there; if not, a warning says why, once for each reason."""
+def is_usable(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Return True if the kernels can run there; if not, one warning for each reason says why."""
     reason = why_unavailable(device, dtype)
     if reason is not None:
         _warn(reason)

@@ -67,4 +67,4 @@ def milliseconds(way: Callable[[], object]) -> float:
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end))
-    return min(times) / _RUNS
+    return float(min(times)) / _RUNS

@@ -1,5 +1,8 @@
 """The 3x3 convolution of a dense layer as an implicit matrix product over its nine taps, in Triton.
 
+Implicit as in cuDNN (Chetlur et al., 1410.0759): pixels shifted by a tap are read where
+they are, and no matrix of patches is written. Training uses the sum for gradients as well.
+
 Shapes: M pixels, B channels read, k channels written.
 """
 
@@ -62,6 +65,7 @@ def tap_sums(
     slices = tl.cdiv(inputs, BLOCK_B)
     total = tl.zeros((BLOCK_M, BLOCK_J), dtype=tl.float32)
     for step in range(SIDE * SIDE * slices):
+        # The tap, the slice of inputs, and where the pixels lie that the tap reads.
         tap = step // slices if SIDE > 1 else 0
         b = step % slices * BLOCK_B + tl.arange(0, BLOCK_B)
         down = (tap // SIDE - SIDE // 2) * dilation
@@ -70,11 +74,13 @@ def tap_sums(
         inside = (inside & (m < rows))[:, None] & (b < inputs)[None, :]
         source = (m + down * width + right).to(tl.int64) * x_stride
         values = tl.load(x_ptr + source[:, None] + b[None, :], mask=inside, other=0.0)
+        # Norm and ReLU on the way in; the border is zero behind them, not before.
         if scale_ptr is not None:
             scale = tl.load(scale_ptr + b, mask=b < inputs, other=0.0).to(tl.float32)
             shift = tl.load(shift_ptr + b, mask=b < inputs, other=0.0).to(tl.float32)
             values = normed(values, scale[None, :], shift[None, :], float("inf"))
             values = tl.where(inside, values, 0.0)
+        # Times the weights of this tap and slice.
         weight = tl.load(
             weight_ptr
             + tap // SIDE * weight_stride_y

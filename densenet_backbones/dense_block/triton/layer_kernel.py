@@ -76,6 +76,7 @@ def layer_kernel(
     Rows are counted over all images, N * HEIGHT of them, so that a tile may span several. Without
     SQUEEZE, x is the bottleneck, and the first convolution's pointers and sizes are not read.
     """
+    # The pixels of this program: its tile, and the halo that the 3x3 reads around it.
     SIDE: tl.constexpr = 0 if TILE_WIDTH == WIDTH else DILATION
     PITCH: tl.constexpr = TILE_WIDTH + 2 * SIDE
     COLUMN_TILES: tl.constexpr = (WIDTH + TILE_WIDTH - 1) // TILE_WIDTH
@@ -96,6 +97,7 @@ def layer_kernel(
     group = group + tl.arange(0, 8)[None, None, :]
     for start_b in range(0, bottleneck, BLOCK_B):
         b = start_b + tl.arange(0, BLOCK_B)
+        # First the bottleneck of all pixels, halo included: norm, ReLU, 1x1, ReLU.
         if SQUEEZE:
             squeezed = tl.zeros((PIXELS, BLOCK_B), dtype=tl.float32)
             for start_c in range(0, channels, BLOCK_C):
@@ -123,6 +125,7 @@ def layer_kernel(
                 mask=exists[:, None] & (b < bottleneck)[None, :],
                 other=0.0,
             )
+        # Then the 3x3, turned round: each tap's partial sums, shifted to the pixels they are for.
         for tap in range(9):
             down = (tap // 3 - 1) * DILATION
             right = (tap % 3 - 1) * DILATION
@@ -147,6 +150,7 @@ def layer_kernel(
             inside = inside & (column + right >= 0) & (column + right < WIDTH)
             part = tl.reshape(part, (BLOCK_K // 8, PIXELS, 8))
             total += tl.where(inside[None, :, None], part, 0.0)
+    # Back to one row a pixel; only the tile's own pixels are written, the halo is not.
     total = tl.reshape(tl.permute(total, (1, 0, 2)), (PIXELS, BLOCK_K))
     total += tl.load(bias2_ptr + j, mask=j < growth, other=0.0).to(tl.float32)[None, :]
     own = exists & (tile_row >= 0) & (tile_row < TILE_HEIGHT)

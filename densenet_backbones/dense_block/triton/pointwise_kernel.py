@@ -1,4 +1,6 @@
-"""The 1x1 convolution on normed and activated inputs, in Triton.
+"""The 1x1 convolution on normed and activated inputs, in Triton, of a layer or a transition.
+
+Both are those of Huang et al. (1608.06993, section 3).
 
 Shapes: M pixels of the output, C channels read, B channels written. Names in capitals are constants
 of a compiled kernel.
@@ -71,6 +73,7 @@ def pointwise_kernel(
     column_tiles = tl.cdiv(outputs, BLOCK_B)
     m = (tl.program_id(0) // column_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     b = (tl.program_id(0) % column_tiles) * BLOCK_B + tl.arange(0, BLOCK_B)
+    # Where each pixel of the output reads: the pixel itself, or the corner of its 2x2.
     if POOL:
         pooled_width = width // 2
         # Maps with an odd height lose their last row: pixels are counted image by image.
@@ -82,6 +85,7 @@ def pointwise_kernel(
     offset = pixel.to(tl.int64) * x_stride
     total = tl.zeros((BLOCK_M, BLOCK_B), dtype=tl.float32)
     for start in range(0, channels, BLOCK_C):
+        # A slice of channels, normed and activated on the way in; pooled before the product.
         c = start + tl.arange(0, BLOCK_C)
         scale = tl.load(scale_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
         shift = tl.load(shift_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
@@ -94,12 +98,14 @@ def pointwise_kernel(
             x += normed(tl.load(below, mask=mask, other=0.0), scale, shift, ceiling)
             x += normed(tl.load(below + x_stride, mask=mask, other=0.0), scale, shift, ceiling)
             x *= 0.25
+        # Times the slice's weights; sums stay in float32.
         weight = tl.load(
             weight_ptr + c[:, None] * weight_stride_c + b[None, :] * weight_stride_b,
             mask=(c < channels)[:, None] & (b < outputs)[None, :],
             other=0.0,
         )
         total += product(x.to(weight.dtype), weight, PRECISION)
+    # Bias, activation, and one rounding to the type of the output.
     if bias_ptr is not None:
         total += tl.load(bias_ptr + b, mask=b < outputs, other=0.0).to(tl.float32)[None, :]
     if ACTIVATE:

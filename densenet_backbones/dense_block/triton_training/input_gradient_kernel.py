@@ -1,4 +1,7 @@
-"""The gradient on its way back through a convolution and the norm and ReLU before it, in Triton.
+"""The gradient of a convolution's input, masked by the ReLU before it, in Triton.
+
+It is a convolution by the kernel turned round (as in cuDNN: Chetlur et al., 1410.0759); mask and
+sums are those of batch norm's gradient (Ioffe and Szegedy, 1502.03167, section 3).
 
 Shapes: M pixels, C channels of what was normed, O outputs of the convolution.
 """
@@ -77,10 +80,12 @@ def input_gradient_kernel(
     round. Whether ``scale[c] x[m, c] + shift[c]`` is positive is computed again. A program makes
     BLOCK_M pixels of BLOCK_C channels, and the sums over them.
     """
+    # This program's pixels and channels; neighbours share pixels.
     column_tiles = tl.cdiv(channels, BLOCK_C)
     tile = tl.program_id(0) // column_tiles
     m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(0) % column_tiles * BLOCK_C + tl.arange(0, BLOCK_C)
+    # The gradient of the activation: a sum over taps and outputs.
     found = tap_sums(
         gradient_ptr,
         None,
@@ -105,6 +110,7 @@ def input_gradient_kernel(
         BLOCK_J=BLOCK_C,
         BLOCK_B=BLOCK_O,
     )
+    # The norm's output again, to know where it was cut off.
     inside = (m < rows)[:, None] & (c < channels)[None, :]
     scale = tl.load(scale_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
     shift = tl.load(shift_ptr + c, mask=c < channels, other=0.0).to(tl.float32)

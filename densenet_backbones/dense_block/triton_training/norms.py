@@ -1,8 +1,9 @@
-"""Starts the Triton kernels of what a norm computes of vectors.
+"""Starts the Triton kernels for a norm's vectors.
 
-Plain operators are seven launches forth and thirteen back for each norm, of so few numbers that to
-start them may take longer than to run them. Here it is one forth and two back, as the map is made
-again there; and one more where there are very many sums. None of this was ever run on a GPU.
+Plain operators are seven launches forward and thirteen backward for each norm, of so few numbers
+that to start them may take longer than to run them. Here it is one forward and two backward, as the
+map is made again there; and one more where there are very many sums. None of this was ever run on a
+GPU.
 
 Shapes: C channels, R rows of sums. Vectors are (C,) without gaps; all is computed in float32,
 whatever they are.
@@ -29,7 +30,7 @@ def affine(
     momentum: float = 0.0,
     correction: float = 1.0,
 ) -> tuple[Tensor, ...]:
-    """A norm as a map.
+    """Make a norm a map, and mix its statistics into the running ones.
 
     Args:
         moments: Mean and biased variance.
@@ -73,7 +74,7 @@ def norm_gradients(
     share: float,
     parameters: Sequence[Tensor | None],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What follows from a norm's two sums; they are added up in an order that never changes.
+    """Compute gradients from a norm's two sums, added up in an order that never changes.
 
     Args:
         sums: Of the gradient of the norm's output, and of that weighted by its input: (C,), or

@@ -1,4 +1,6 @@
-"""What a norm computes of vectors, one kernel where PyTorch starts several, in Triton.
+"""Vectors of batch norm, forward and backward, one kernel where PyTorch starts several, in Triton.
+
+The formulas are those of Ioffe and Szegedy (1502.03167, section 3), as `norms` has them.
 
 Shapes: C channels, R rows of sums. A program takes BLOCK_C channels.
 """
@@ -38,6 +40,7 @@ def affine_kernel(
 
     Without a weight it is 1, without a bias 0.
     """
+    # The norm as a map: scale = weight / std, shift = bias - mean * scale.
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mean, var = _read(mean_ptr, c, channels), _read(var_ptr, c, channels)
     inverse_std = tl.rsqrt(var + eps)
@@ -50,6 +53,7 @@ def affine_kernel(
     _write(affine_ptr, c, channels, scale)
     _write(affine_ptr + channels, c, channels, shift)
     _write(affine_ptr + 2 * channels, c, channels, inverse_std)
+    # Mix the statistics into the running ones.
     if running_mean_ptr is not None:
         # Not as a step from the old value, which would be rounded where a momentum of 1 drops it.
         keep = 1.0 - momentum
@@ -76,7 +80,7 @@ def norm_gradients_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """What follows from a norm's two sums, of which there are R rows: see `NormForm.run_back`.
+    """Gradients from a norm's two sums, of which there are R rows: see `NormForm.backward`.
 
     ``share`` is one over the count of values a channel, or 0 where statistics are constants.
     """
@@ -90,6 +94,7 @@ def norm_gradients_kernel(
         at = (start + r).to(tl.int64)[:, None] * sums_stride + c[None, :]
         summed += tl.load(summed_ptr + at, mask=inside, other=0.0)
         weighted += tl.load(weighted_ptr + at, mask=inside, other=0.0)
+    # The weight's gradient, and the two coefficients that statistics of the batch take.
     total = tl.sum(summed, 0)
     mean, inverse_std = _read(mean_ptr, c, channels), _read(inverse_std_ptr, c, channels)
     correlated = (tl.sum(weighted, 0) - mean * total) * inverse_std

@@ -1,4 +1,6 @@
-"""Passes over whole maps, one where PyTorch takes several, in Triton.
+"""Passes over whole maps, one where PyTorch takes several, in Triton: what `elementwise` asks for.
+
+Batch norm and ReLU (Ioffe and Szegedy, 1502.03167, section 3) once statistics are known.
 
 Shapes: M pixels, C channels. A program takes BLOCK_M pixels of BLOCK_C channels.
 """
@@ -20,6 +22,7 @@ __all__ = [
 @triton.jit
 def _place(rows, channels, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
     """A program's row of tiles, pixels, channels, and which of them there are."""
+    # Programs of the same pixels are neighbours.
     column_tiles = tl.cdiv(channels, BLOCK_C)
     tile = tl.program_id(0) // column_tiles
     m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -82,6 +85,7 @@ def affine_difference_kernel(
     """``out = scale * y - constant - slope * x``, dense; the scale may be None, and is 1 then."""
     _, m, c, inside = _place(rows, channels, BLOCK_M, BLOCK_C)
     y = _read(y_ptr, m, c, inside, y_stride)
+    # Without a scale `y` is the finished sum of gradients; see `subtract_linear`.
     if scale_ptr is not None:
         y *= _read_vector(scale_ptr, c, channels)
     taken = _read(x_ptr, m, c, inside, x_stride) * _read_vector(slope_ptr, c, channels)

@@ -1,4 +1,4 @@
-"""Norm, ReLU and convolution of training in the Triton kernels, forth and back.
+"""Norm, ReLU and convolution of training in the Triton kernels, forward and backward.
 
 No normed copy is made of what is read: each kernel norms and activates it on the way in. None of
 this was ever run on a GPU.
@@ -16,11 +16,11 @@ from densenet_backbones.dense_block.triton.launch import conv3x3, pointwise
 from densenet_backbones.dense_block.triton.layout import convolution_precision
 from densenet_backbones.dense_block.triton_training.gradients import input_gradient, weight_gradient
 
-__all__ = ["is_known", "run_unit", "run_unit_back"]
+__all__ = ["is_known", "run_unit", "run_unit_backward"]
 
 
 def is_known(conv: nn.Conv2d) -> bool:
-    """Whether the kernels have this geometry: 1x1, or 3x3 with a border as wide as its dilation."""
+    """Return True if the kernels have this geometry: 1x1, or 3x3 bordered by its dilation."""
     if conv.stride != (1, 1) or conv.groups != 1:
         return False
     if conv.kernel_size == (1, 1):
@@ -60,7 +60,7 @@ def run_unit(
     return out
 
 
-def run_unit_back(
+def run_unit_backward(
     gradient: Tensor,
     x: Tensor,
     norm: tuple[Tensor, Tensor],
@@ -69,15 +69,15 @@ def run_unit_back(
     needed: bool = True,
     into: Tensor | None = None,
 ) -> tuple[tuple[Tensor | None, Tensor, Tensor], Tensor | None]:
-    """Gradients of what `run_unit` computed.
+    """Compute the gradients of `run_unit`.
 
     Args:
-        gradient: Of what it returned, (N, O, H, W), of the weight's type.
-        x: What it was given.
-        norm: Likewise.
-        weight: Likewise.
-        dilation: Likewise.
-        needed: Whether the gradient of the weight is asked for.
+        gradient: Gradient of what `run_unit` returned, (N, O, H, W), of the weight's type.
+        x: Input of `run_unit`, (N, C, H, W).
+        norm: Scale and shift that it got.
+        weight: Weight that it got.
+        dilation: Distance of the taps.
+        needed: True if the gradient of the weight is asked for.
         into: A map, (N, C, H, W), to which the gradient of the norm's output is added, multiplied
             by the scale.
 

@@ -1,5 +1,8 @@
 """The gradient of a convolution's weight, with norm and ReLU computed on the way in, in Triton.
 
+An implicit matrix product over pixels, as in cuDNN (Chetlur et al., 1410.0759), in parts that are
+added up afterwards.
+
 Shapes: M pixels, C channels read, O outputs; J pairs of a tap and an output.
 """
 
@@ -63,6 +66,7 @@ def weight_gradient_kernel(
     column_tiles = tl.cdiv(channels, BLOCK_C)
     j = tl.program_id(0) // column_tiles * BLOCK_J + tl.arange(0, BLOCK_J)
     c = tl.program_id(0) % column_tiles * BLOCK_C + tl.arange(0, BLOCK_C)
+    # Each column is a tap and an output: where its gradient lies, from the pixel it belongs to.
     tap = j // outputs
     down = (tap // SIDE - SIDE // 2) * dilation
     right = (tap % SIDE - SIDE // 2) * dilation
@@ -70,6 +74,7 @@ def weight_gradient_kernel(
     scale = tl.load(scale_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
     shift = tl.load(shift_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros((BLOCK_J, BLOCK_C), dtype=tl.float32)
+    # Sum over this part's pixels, a block at a time.
     first = tl.program_id(1) * part_rows
     for start in range(first, tl.minimum(first + part_rows, rows), BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
@@ -94,6 +99,7 @@ def weight_gradient_kernel(
             mask=inside,
             other=0.0,
         )
+        # Norm and ReLU of the input, made again, and the product over the block's pixels.
         active = normed(x, scale, shift, float("inf")).to(gradient.dtype)
         total += product(tl.trans(gradient), active, PRECISION)
     out = out_ptr + tl.program_id(1).to(tl.int64) * SIDE * SIDE * outputs * channels
