@@ -344,6 +344,10 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         }
 
 
+AnyData = ImageData[Any, Any]
+"""A data module of whatever sets and samples."""
+
+
 def choose_workers() -> int:
     """Return half of the cores, at most 8: the other half is the model's."""
     return min(8, max(1, (os.cpu_count() or 2) // 2))

@@ -8,7 +8,7 @@ Legend: D images of the data set, R processes (replicas), r the rank of this one
 
 import math
 from collections.abc import Iterator, Sequence, Sized
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
     ) -> None:
         check_whole("seed", seed, least=0)
         replicas, r = _place(num_replicas, rank)
-        super().__init__(cast(Dataset[Any], dataset), replicas, r, shuffle, seed, drop_last)
+        super().__init__(cast(Dataset[object], dataset), replicas, r, shuffle, seed, drop_last)
         if drop_last:
             # torch rounds (D - R) / R up, which is -1 or 0 samples for D < R: never below 0.
             self.num_samples = len(dataset) // replicas
@@ -185,7 +185,7 @@ class ShardSampler(DistributedSampler[int]):
         self, dataset: Sized, num_replicas: int | None = None, rank: int | None = None
     ) -> None:
         replicas, r = _place(num_replicas, rank)
-        super().__init__(cast(Dataset[Any], dataset), replicas, r, shuffle=False)
+        super().__init__(cast(Dataset[object], dataset), replicas, r, shuffle=False)
         self.num_samples = len(range(r, len(dataset), replicas))
         self.total_size = len(dataset)
 

@@ -1,4 +1,4 @@
-"""The short command line: a page of help over the engine's hundreds of options."""
+"""Short command line of a training: a page of flags over the engine's hundreds of options."""
 
 import argparse
 import sys
@@ -23,7 +23,7 @@ SHORT_FLAGS = {
 
 @dataclass(frozen=True)
 class ShortForm:
-    """What the short command lines of the kinds of training differ in.
+    """Texts and configs of a kind of training on its short command line.
 
     Attributes:
         description: First lines of the help.
@@ -48,7 +48,7 @@ SEGMENTATION_FORM = ShortForm(
 )
 
 
-def short_to_full(arguments: Sequence[str], form: ShortForm = DETECTION_FORM) -> list[str]:
+def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FORM) -> list[str]:
     """Turn the short flags into the engine's, and find the config file.
 
     Args:
@@ -58,8 +58,8 @@ def short_to_full(arguments: Sequence[str], form: ShortForm = DETECTION_FORM) ->
     Returns:
         Arguments for `TrainingCLI`.
     """
-    known, rest = _parser(form).parse_known_args(arguments)
-    files = known.config or [default_config(known)]
+    known, rest = _make_parser(form).parse_known_args(arguments)
+    files = known.config or [choose_config(known)]
     full = [f"--config={find_config(name, form)}" for name in files]
     full += rest
     for name, target in SHORT_FLAGS.items():
@@ -80,8 +80,8 @@ def short_to_full(arguments: Sequence[str], form: ShortForm = DETECTION_FORM) ->
     return full
 
 
-def _parser(form: ShortForm) -> argparse.ArgumentParser:
-    """The page of short flags."""
+def _make_parser(form: ShortForm) -> argparse.ArgumentParser:
+    """Return the parser of the short flags, whose help is one page."""
     parser = argparse.ArgumentParser(
         prog=Path(sys.argv[0]).name,
         description=form.description,
@@ -93,7 +93,7 @@ def _parser(form: ShortForm) -> argparse.ArgumentParser:
         "--config",
         metavar="FILE",
         action="append",
-        help=f"experiment: a YAML file or one of {', '.join(shipped_configs(form))}",
+        help=f"experiment: a YAML file or one of {', '.join(list_configs(form))}",
     )
     parser.add_argument("--data", metavar="DIR", help=form.data)
     parser.add_argument("--epochs", metavar="N", help="length of the training")
@@ -132,15 +132,15 @@ def _parser(form: ShortForm) -> argparse.ArgumentParser:
     return parser
 
 
-def shipped_configs(form: ShortForm = DETECTION_FORM) -> dict[str, Path]:
-    """The experiments that come with the package, by name."""
+def list_configs(form: ShortForm = DETECTION_FORM) -> dict[str, Path]:
+    """Return the experiments that come with the package, by name."""
     folder = resources.files(form.configs)
     files = [Path(str(f)) for f in folder.iterdir() if f.name.endswith(".yaml")]
     return {file.stem: file for file in sorted(files)}
 
 
-def default_config(known: argparse.Namespace) -> str:
-    """Without --config: the last one of the run to go on with, else the quick start."""
+def choose_config(known: argparse.Namespace) -> str:
+    """Return the config of the run to go on with, or the quick start's, where none is named."""
     if known.resume and known.run_dir:
         later = Path(known.run_dir).glob("config_from_step_*.yaml")
         resumed = sorted(later, key=lambda file: int(file.stem.rpartition("_")[2]))
@@ -151,10 +151,10 @@ def default_config(known: argparse.Namespace) -> str:
 
 
 def find_config(name: str, form: ShortForm = DETECTION_FORM) -> Path:
-    """A config file by path, or a shipped one by name or by its path in the repository."""
+    """Return a config file by path, or a shipped one by name or by its path in the repository."""
     if Path(name).is_file():
         return Path(name)
-    shipped = shipped_configs(form)
+    shipped = list_configs(form)
     if Path(name).stem in shipped:
         return shipped[Path(name).stem]
     raise argparse.ArgumentError(

@@ -1,22 +1,28 @@
-"""What happens beside the training step: averaged weights, checkpoints, pictures."""
+"""Callbacks of a training: averaged weights, an orderly stop, checkpoints, lines and pictures."""
 
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from densenet_backbones.messages import check_interval
 from densenet_backbones.reporting.console import say
 from densenet_backbones.reporting.pictures import save_picture
 from densenet_backbones.training.run_folder import RunFolder
-from densenet_backbones.training.stopping import LastCheckpoint
+from densenet_backbones.training.task import AnyTask, IndexedSample, Outputs
 
 SAVE_EVERY = timedelta(minutes=10)
 """At most this much training is lost when a machine goes down in an epoch."""
@@ -39,9 +45,9 @@ class EMA(WeightAveraging):
         @torch.no_grad()
         def average(old: list[Tensor], new: list[Tensor], updates: Tensor | int) -> None:
             n = float(updates)  # once for all tensors: on a GPU it waits for the device
-            kept = min(decay, (1 + n) / (10 + n))
+            share = min(decay, (1 + n) / (10 + n))
             if old[0].is_floating_point():
-                torch._foreach_lerp_(old, new, 1 - kept)
+                torch._foreach_lerp_(old, new, 1 - share)
             else:
                 torch._foreach_copy_(old, new)
 
@@ -71,6 +77,131 @@ class EMA(WeightAveraging):
         self._average_model = None
 
 
+class OrderlyStop(Callback):
+    """Lets Ctrl-C and SIGTERM end a run between two optimizer steps or two evaluated batches only.
+
+    At any other moment the weights, the statistics of the batch norms and the counters of progress
+    do not belong together, and a checkpoint of them could not be resumed exactly: Lightning's own
+    handling of signals stops anywhere. Several processes agree on the step. A second signal stops
+    at once; `LastCheckpoint` then keeps what was written before.
+
+    Attributes:
+        received: The signal that asked for the stop; 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals over; Lightning's teardown restores the handlers from before."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._note)
+        # The loader asks when a step is over and logged, and the next batch is not yet counted.
+        trainer.datamodule.between_batches = partial(self._between_batches, trainer)  # type: ignore[attr-defined]
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop before an evaluation during the training; it is made after resuming."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._stop_if_asked(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
+        """Stop in an evaluation; several processes, whose batches may differ in number, end it."""
+        if trainer.state.fn == "fit" and trainer.world_size == 1 and not trainer.sanity_checking:
+            self._stop_if_asked(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop between two epochs."""
+        self._stop_if_asked(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop after the last epoch; the report is made after resuming."""
+        self._stop_if_asked(trainer)
+
+    def _between_batches(self, trainer: pl.Trainer) -> None:
+        if _has_whole_steps(trainer):
+            self._stop_if_asked(trainer)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            _leave(number)
+        self.received = number
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        agreed = self.received
+        if trainer.world_size > 1:
+            received = torch.tensor(agreed, device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+            agreed = int(received)
+        if agreed:  # a signal that came while the processes agreed on none waits for the next time
+            self.received = agreed
+            _leave(agreed)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """`last.ckpt` at the end of an epoch, from time to time and on a stop, of whole steps only.
+
+    After an exception in the middle of a step (a loss that is not finite, memory that ran out)
+    nothing is written, unlike by Lightning's class: batch norms may have seen the batch, and the
+    file from before is better. Nor is anything written after an exception before the first step,
+    such as a resume that was refused.
+
+    Args:
+        **options: `ModelCheckpoint`'s: where and when to write.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(filename="last", enable_version_counter=False, **options)
+        self._begun = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From now on the trainer's state is one of this run."""
+        super().on_train_start(trainer, pl_module)
+        self._begun = True
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Write if it is time, unless gradients are being summed or the epoch's end writes soon."""
+        if _has_whole_steps(trainer) and not _is_epoch_end(trainer):
+            super().on_train_batch_end(trainer, *args)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Write the state, if it is one from which the run can go on."""
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        whole = batches.processed == batches.ready and _has_whole_steps(trainer)
+        if not self._begun or not whole or trainer.state.fn != "fit":
+            return
+        if trainer.validating:
+            _forget_evaluation(trainer)
+        super().on_exception(trainer, pl_module, exception)
+
+
+def _leave(number: int) -> None:
+    raise SIGTERMException if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _has_whole_steps(trainer: pl.Trainer) -> bool:
+    """Return True if the batches taken so far made whole optimizer steps."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return batches % trainer.accumulate_grad_batches == 0 or _is_epoch_end(trainer)
+
+
+def _is_epoch_end(trainer: pl.Trainer) -> bool:
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return progress.is_last_batch or progress.current.ready == trainer.num_training_batches
+
+
+def _forget_evaluation(trainer: pl.Trainer) -> None:
+    """Make a resumed run evaluate again from the first image: the metric's state is not kept.
+
+    Lightning knows an interrupted evaluation by a batch that was begun and not finished.
+    """
+    progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    progress.reset()
+    progress.total.ready = progress.total.started = 1
+
+
 class BestCheckpoint(ModelCheckpoint):
     """`best.ckpt`, also in a run's folder that was moved since it was written.
 
@@ -82,16 +213,17 @@ class BestCheckpoint(ModelCheckpoint):
         """Take the score over if the file that has it is here."""
         file = Path(self.dirpath or ".", f"{self.filename}.ckpt")
         if state_dict["best_k_models"] and file.is_file():
-            paths = ("best_model_path", "kth_best_model_path")
-            here: dict[str, Any] = {"dirpath": self.dirpath, **dict.fromkeys(paths, str(file))}
-            here["best_k_models"] = {
-                str(file): score for score in state_dict["best_k_models"].values()
+            moved = {
+                "dirpath": self.dirpath,
+                "best_model_path": str(file),
+                "kth_best_model_path": str(file),
+                "best_k_models": {str(file): s for s in state_dict["best_k_models"].values()},
             }
-            super().load_state_dict({**state_dict, **here})
+            super().load_state_dict({**state_dict, **moved})
 
 
-def checkpoint_callbacks(folder: RunFolder, monitor: str = "val/AP") -> list[Callback]:
-    """`best.ckpt` by the monitored number; `last.ckpt` each epoch, each 10 minutes and on a stop.
+def make_checkpoint_callbacks(folder: RunFolder, monitor: str = "val/AP") -> list[Callback]:
+    """Return what writes `best.ckpt` by a number, and `last.ckpt` each epoch, 10 minutes and stop.
 
     Args:
         folder: The run's folder.
@@ -111,10 +243,11 @@ class EpochLines(Callback):
     def __init__(self) -> None:
         self._since = time.monotonic()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the epoch's numbers and the time since the start."""
         numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        shown = [name for name in pl_module.headline if f"val/{name}" in numbers]
+        task = cast(AnyTask, pl_module)
+        shown = [name for name in task.headline if f"val/{name}" in numbers]
         if trainer.sanity_checking or not shown or "train/loss" not in numbers:
             return
         passed = timedelta(seconds=round(time.monotonic() - self._since))
@@ -129,7 +262,7 @@ class EpochLines(Callback):
 class TrainingPictures(Callback):
     """Draws the first batches as augmented, and predictions beside the ground truth.
 
-    What a sheet looks like, the task says.
+    The task draws the sheets.
 
     Args:
         folder: The run's folder; pictures go to ``pictures/``.
@@ -142,26 +275,31 @@ class TrainingPictures(Callback):
 
     @rank_zero_only
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: Any, batch: Sequence[Any], batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Sequence[IndexedSample],
+        batch_idx: int,
     ) -> None:
         """Draw a first batch as the model is given it."""
         if trainer.current_epoch == 0 and batch_idx < self.batches:
-            sheet = pl_module.draw_batch(batch[:16])
+            sheet = cast(AnyTask, pl_module).draw_batch(batch[:16])
             save_picture(self.folder.pictures / f"train_batch_{batch_idx}.png", sheet)
 
     @rank_zero_only
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Sequence[Any],
+        pl_module: pl.LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Sequence[IndexedSample],
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the first evaluated images of this process."""
         if batch_idx > 0 or trainer.sanity_checking:
             return
-        sheet = pl_module.draw_predictions(batch[: self.images], outputs)
+        task, predictions = cast(AnyTask, pl_module), cast(Outputs, outputs)
+        sheet = task.draw_predictions(batch[: self.images], predictions)
         name = f"predictions_step_{trainer.global_step:06d}.png"
         save_picture(self.folder.pictures / name, sheet)

@@ -8,7 +8,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,17 @@ from densenet_backbones.reporting.console import (
     say,
 )
 from densenet_backbones.training import report
-from densenet_backbones.training.arguments import DEFAULT_CONFIG, SHORT_FLAGS, short_to_full
+from densenet_backbones.training.arguments import DEFAULT_CONFIG, SHORT_FLAGS, expand_short_flags
 from densenet_backbones.training.callbacks import (
     EMA,
     EpochLines,
+    OrderlyStop,
     TrainingPictures,
-    checkpoint_callbacks,
+    make_checkpoint_callbacks,
 )
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.memory_choice import settle_memory
-from densenet_backbones.training.profiling import PartsProfiler, profiled
+from densenet_backbones.training.profiling import PartsProfiler, profile_training
 from densenet_backbones.training.run_folder import (
     ContinuedCSVLogger,
     RunFolder,
@@ -51,7 +52,6 @@ from densenet_backbones.training.run_folder import (
     write_environment,
 )
 from densenet_backbones.training.segmentation_task import SegmentationTask
-from densenet_backbones.training.stopping import OrderlyStop
 from densenet_backbones.training.task import AnyTask, NonFiniteLossError
 
 
@@ -79,7 +79,7 @@ def train(task_type: type[AnyTask], argv: Sequence[str] | None = None) -> None:
     quiet_libraries()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        run_training(task_type, short_to_full(arguments, task_type.form))
+        run_training(task_type, expand_short_flags(arguments, task_type.form))
     except argparse.ArgumentError as error:
         fail(one_sentence(str(error), lambda: list_keys(task_type)), 2)
     except (RunFolderError, MisconfigurationException) as error:
@@ -174,7 +174,7 @@ class TrainingCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """The trainer with this run's checkpoints, loggers and pictures."""
+        """Return the trainer with this run's checkpoints, loggers and pictures."""
         trainer = self.config_init.trainer
         callbacks: list[pl.Callback] = [EpochLines()]
         if self.config.ema_decay is not None:
@@ -182,7 +182,7 @@ class TrainingCLI(LightningCLI):
         if not trainer.fast_dev_run:
             self.stop = OrderlyStop()
             callbacks += [TrainingPictures(self.folder), self.stop]
-            callbacks += checkpoint_callbacks(self.folder, self.model.monitor)
+            callbacks += make_checkpoint_callbacks(self.folder, self.model.monitor)
         self.trainer_defaults["callbacks"] = callbacks
         if trainer.logger in (None, True) and not trainer.fast_dev_run:
             step = self.resumed["global_step"] if self.resumed else None
@@ -226,7 +226,7 @@ def fit(cli: TrainingCLI) -> None:
     """
     trainer, resume = cli.trainer, cli.folder.resume_from
     try:
-        with profiled(trainer, cli.model, own_file(cli, "profile.txt")):
+        with profile_training(trainer, cli.model, name_start_file(cli, "profile.txt")):
             trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
     except (SystemExit, RuntimeError) as error:
         # Lightning leaves with 1 on Ctrl-C and with 0 on SIGTERM; where the signal reached the
@@ -247,7 +247,7 @@ def fit(cli: TrainingCLI) -> None:
 
 
 def prepare_folder(cli: TrainingCLI) -> None:
-    """Write what was asked for before anything runs."""
+    """Write the configuration and the environment before anything runs."""
     folder: RunFolder = cli.folder
     folder.pictures.mkdir(parents=True, exist_ok=True)
     log_to(folder.path / "log.txt")
@@ -255,27 +255,27 @@ def prepare_folder(cli: TrainingCLI) -> None:
     config.run_dir = config.ckpt_path = None  # so that the file starts a new run of the same kind
     config.profile = False
     config.pop("config", None)
-    file = own_file(cli, "config.yaml")
+    file = name_start_file(cli, "config.yaml")
     cli.parser.save(config, file, skip_none=False, overwrite=True, multifile=False)
     write_environment(folder)
 
 
-def own_file(cli: TrainingCLI, name: str) -> Path:
-    """A file in the run's folder: what the run began with stays, each resume adds its own."""
+def name_start_file(cli: TrainingCLI, name: str) -> Path:
+    """Return a file of this start in the run's folder: each resume adds its own to the first."""
     file = cli.folder.path / name
     since = f"_from_step_{cli.resumed['global_step']}" if cli.resumed else ""
     return file.with_stem(f"{file.stem}{since}")
 
 
 def read_training_state(file: Path, key: str) -> dict[str, Any]:
-    """A checkpoint from which a training can go on.
+    """Read a checkpoint from which a training can go on.
 
     Raises:
         CheckpointError: The file cannot be read safely, or holds no state of a training.
     """
     state = read_checkpoint(file)
-    found = set(state) if isinstance(state, dict) else set()
-    missing = {key, "state_dict", "loops", "optimizer_states", "global_step"} - found
+    entries = set(state) if isinstance(state, dict) else set()
+    missing = {key, "state_dict", "loops", "optimizer_states", "global_step"} - entries
     if missing:
         raise CheckpointError(
             f"{file}: no training can go on from it (there is no {', '.join(sorted(missing))}); "
@@ -284,7 +284,7 @@ def read_training_state(file: Path, key: str) -> dict[str, Any]:
     return dict(state)
 
 
-def check_same_model(task: AnyTask, state: dict[str, Any], folder: RunFolder) -> None:
+def check_same_model(task: AnyTask, state: Mapping[str, Any], folder: RunFolder) -> None:
     """Refuse to go on with another model or other classes than the run began with.
 
     Raises:
@@ -309,14 +309,14 @@ def start_from(task: AnyTask, file: str) -> list[str]:
     Raises:
         CheckpointError: The file cannot be read safely, or nothing in it fits.
     """
-    kept, left = select_fitting_weights(task.model, weights := read_weights(file))
-    if not kept:
+    fitting, left = select_fitting_weights(task.model, weights := read_weights(file))
+    if not fitting:
         raise CheckpointError(
             f"{file}: none of its {len(weights)} weights fits {task.spec.name}; "
             f"first: {', '.join(list(weights)[:3])}"
         )
-    task.model.load_state_dict(kept, strict=False)
-    taken = f"Started from {file}: {len(kept)} of {len(task.model.state_dict())} tensors taken."
+    task.model.load_state_dict(fitting, strict=False)
+    taken = f"Started from {file}: {len(fitting)} of {len(task.model.state_dict())} tensors taken."
     return [taken, *(f"  left out: {line}" for line in left)]
 
 

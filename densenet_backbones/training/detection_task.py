@@ -65,7 +65,7 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
         detector: Name in torchvision's registry: `dsod300`, `retinanet_densenet121_fpn`,
             `maskrcnn_densenet121_fpn`, ….
         args: Keyword arguments of that detector, without `num_classes`.
-        optimizer: What steps the weights.
+        optimizer: Options of the optimizer.
         schedule: The learning rate over the run.
         channels_last: Keep maps in memory with their channels side by side: several times faster
             for convolutions on CPUs and for half precision on GPUs.

@@ -15,6 +15,7 @@ from densenet_backbones.data.readers.segmentation_sources import MaskLayout
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
 from densenet_backbones.inference.detection_views import add_view_options, parse_views
+from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.segmenter import SegmentationModel
 from densenet_backbones.metrics.boundary import TOLERANCE
@@ -25,7 +26,7 @@ from densenet_backbones.training.task import AnyTask
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description="A detector: COCO's numbers of boxes, and of masks or keypoints where it gives "
         "them, VOC's average precisions, a table per "
@@ -81,7 +82,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``tools/evaluate.py`` and ``densenet-evaluate``.
+    """Run the command of ``tools/evaluate.py`` and ``densenet-evaluate``.
 
     Raises:
         SystemExit: 2 for wrong usage, 1 for wrong data; with one line on standard error.
@@ -99,15 +100,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Run the evaluation that the command line asks for."""
     model = load(options.checkpoint)
-    segments = isinstance(model, SegmentationModel)
-    layouts = get_args(MaskLayout if segments else Layout)
+    layouts = get_args(MaskLayout if isinstance(model, SegmentationModel) else Layout)
     if options.layout not in layouts:
         raise ValueError(
             f"--layout of a {model.spec.kind} must be one of {', '.join(layouts)}, got "
             f"{options.layout}"
         )
-    what = _segmentation(model, options) if segments else _detection(model, options)
-    task, data, write = what
+    task, data, write = (
+        _evaluate_segmenter(model, options)
+        if isinstance(model, SegmentationModel)
+        else _evaluate_detector(model, options)
+    )
     devices = int(options.devices) if options.devices.isdigit() else options.devices
     trainer = pl.Trainer(
         accelerator=options.accelerator,
@@ -127,10 +130,10 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 Evaluation = tuple[AnyTask, pl.LightningDataModule, Callable[[Path], None]]
-"""What to evaluate, on what, and what writes the result into a folder."""
+"""A task with its model, the data, and a function that writes the result into a folder."""
 
 
-def _detection(detector: Any, options: argparse.Namespace) -> Evaluation:
+def _evaluate_detector(detector: Detector, options: argparse.Namespace) -> Evaluation:
     target_types = list(read_target_types(detector.model))
     data = DetectionData(**_data_options(options), target_types=target_types)
     data.use_classes(detector.categories)
@@ -142,7 +145,7 @@ def _detection(detector: Any, options: argparse.Namespace) -> Evaluation:
     return task, data, lambda out: task.write_evaluation(data, out, **counting)
 
 
-def _segmentation(model: Any, options: argparse.Namespace) -> Evaluation:
+def _evaluate_segmenter(model: SegmentationModel, options: argparse.Namespace) -> Evaluation:
     parse_views(options, None)  # refuses what is for detectors
     data = SegmentationData(**_data_options(options), task=model.spec.task)
     data.use_classes(model.classes)

@@ -1,20 +1,20 @@
-"""Which memory mode a training runs in, and what the summary says of it."""
+"""Choice of the memory mode of a training, and the lines of the summary about it."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import nn
 
 from densenet_backbones.analysis.memory_plan import MemoryPlan, format_bytes, plan_memory
+from densenet_backbones.data.loading import AnyData
 from densenet_backbones.dense_block import MEMORY_MODES, Memory
 from densenet_backbones.layers import get_memory, set_memory
 from densenet_backbones.training.task import AnyTask
 
-__all__ = ["default_budget", "settle_memory"]
+__all__ = ["compute_budget", "settle_memory"]
 
 MIXED: dict[str, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 TRUE: dict[str, torch.dtype] = {
@@ -32,7 +32,7 @@ SHARE = 0.5
 a backward pass makes for a while, workspaces, the data's own."""
 
 
-def settle_memory(task: AnyTask, data: Any, trainer: pl.Trainer) -> list[str]:
+def settle_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> list[str]:
     """Give the model the memory mode that was asked for.
 
     Returns:
@@ -57,19 +57,20 @@ def settle_memory(task: AnyTask, data: Any, trainer: pl.Trainer) -> list[str]:
         try:
             plan = _plan(part, size, trainer, (task.memory or built,))
         except RuntimeError as error:  # a summary is no reason to stop a training
-            return [f"What {type(part).__name__} keeps cannot be planned: {_first_line(error)}."]
-        return list(_what_is_kept(task, plan, task.memory or built))
+            reason = _take_first_line(error)
+            return [f"What {type(part).__name__} keeps cannot be planned: {reason}."]
+        return list(_describe_kept(task, plan, task.memory or built))
     try:
         plan = _plan(part, size, trainer, MEMORY_MODES)
     except RuntimeError as error:
         raise ValueError(
             f"model.memory auto: what {task.spec.name} keeps cannot be planned "
-            f"({_first_line(error)}); name a mode"
+            f"({_take_first_line(error)}); name a mode"
         ) from error
-    budget, source = _budget(task, trainer)
+    budget, source = _settle_budget(task, trainer)
     task.chosen = plan.fastest_within(budget)
     set_memory(task.model, task.chosen)
-    return [*_what_is_kept(task, plan, task.chosen), *_what_was_considered(plan, budget, source)]
+    return [*_describe_kept(task, plan, task.chosen), *_describe_choice(plan, budget, source)]
 
 
 def _plan(
@@ -86,22 +87,22 @@ def _plan(
     )
 
 
-def _first_line(error: Exception) -> str:
+def _take_first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 # -- what is said of it ----------------------------------------------------------------------------
 
 
-def _what_is_kept(task: AnyTask, plan: MemoryPlan, memory: Memory) -> Iterator[str]:
+def _describe_kept(task: AnyTask, plan: MemoryPlan, memory: Memory) -> Iterator[str]:
     yield (
         f"Memory mode {memory}: {plan.model} alone keeps "
         f"{format_bytes(plan.saved_bytes[memory])} for the backward pass of {plan.inputs}; what "
-        "else the model, the gradients and the optimiser take comes on top."
+        "else the model, the gradients and the optimizer take comes on top."
     )
 
 
-def _what_was_considered(plan: MemoryPlan, budget: int, source: str) -> Iterator[str]:
+def _describe_choice(plan: MemoryPlan, budget: int, source: str) -> Iterator[str]:
     yield f"Fastest first: {plan.line()}; the budget is {format_bytes(budget)}, {source}."
     if min(plan.saved_bytes.values()) > budget:
         yield "No memory mode fits the budget: lower --batch-size or the images' size."
@@ -110,17 +111,17 @@ def _what_was_considered(plan: MemoryPlan, budget: int, source: str) -> Iterator
 # -- the budget ------------------------------------------------------------------------------------
 
 
-def _budget(task: AnyTask, trainer: pl.Trainer) -> tuple[int, str]:
-    """Bytes, and where they come from in words."""
+def _settle_budget(task: AnyTask, trainer: pl.Trainer) -> tuple[int, str]:
+    """Return the bytes that may be kept, and where they come from in words."""
     if task.memory_budget is not None:
         return int(task.memory_budget * 2**30), "as model.memory_budget says"
     device = trainer.strategy.root_device
     processes = 1 if device.type == "cuda" else trainer.num_devices
-    return default_budget(task.model, device, processes), f"{SHARE:.0%} of what is free"
+    return compute_budget(task.model, device, processes), f"{SHARE:.0%} of what is free"
 
 
-def default_budget(model: nn.Module, device: torch.device, processes: int = 1) -> int:
-    """Bytes that a plan may keep: a share of the memory that weights and optimiser will leave free.
+def compute_budget(model: nn.Module, device: torch.device, processes: int = 1) -> int:
+    """Return the bytes that a plan may keep: a share of what weights and optimizer leave free.
 
     Args:
         model: What is trained, wherever it is now.
@@ -136,20 +137,20 @@ def default_budget(model: nn.Module, device: torch.device, processes: int = 1) -
         free = torch.cuda.mem_get_info(device)[0]
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     else:
-        free = _free_ram() // processes
+        free = _measure_free_ram() // processes
     if any(p.device.type != device.type for p in model.parameters()):
         needed += sum(p.nbytes for p in model.parameters())
     return max(int(SHARE * (free - needed)), 0)
 
 
-def _free_ram() -> int:
-    """Bytes of RAM that new processes can have, within the limit of a container."""
+def _measure_free_ram() -> int:
+    """Return the bytes of RAM that new processes can have, within the limit of a container."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         facts = dict(line.split(":", 1) for line in lines)
         free = int(facts["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        free = _half_of_all_ram()
+        free = _estimate_free_ram()
     group = Path("/sys/fs/cgroup")
     try:
         limit = int((group / "memory.max").read_text())
@@ -159,8 +160,8 @@ def _free_ram() -> int:
     return free
 
 
-def _half_of_all_ram() -> int:
-    """For systems that tell how much RAM there is, and not how much is free (macOS)."""
+def _estimate_free_ram() -> int:
+    """Return half of all RAM, for systems that do not tell how much is free (macOS)."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (AttributeError, OSError, ValueError) as error:

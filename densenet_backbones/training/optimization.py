@@ -1,8 +1,9 @@
-"""What steps the weights, and how fast: optimisers, parameter groups and learning rates."""
+"""Optimizers, parameter groups and learning rates over a run."""
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import lightning.pytorch as pl
 import torch
@@ -16,18 +17,27 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from densenet_backbones.messages import check_interval, nearest
 
+Group = dict[str, Any]
+"""Parameters that share options of an optimizer, as torch takes them."""
+
+
+class BatchedData(Protocol):
+    """Data that comes in batches of one size."""
+
+    batch_size: int
+
 
 @dataclass
 class Optimizer:
-    """What steps the weights.
+    """Options of the optimizer.
 
     Attributes:
-        name: Any of timm's optimisers: "adamw", "momentum" (SGD as the papers of SSD and DSOD use
+        name: Any of timm's optimizers: "adamw", "momentum" (SGD as the papers of SSD and DSOD use
             it), "sgd" (with Nesterov's momentum), ….
         lr: Learning rate at `base_batch` images a step; scaled in proportion to the real number
             (images a process x processes x accumulated steps).
         base_batch: The batch that `lr` was chosen for; 0 turns the scaling off.
-        momentum: Of the optimisers that have one.
+        momentum: Of the optimizers that have one.
         weight_decay: Not applied to what the model's `no_weight_decay()` names.
         layer_decay: Factor in (0, 1] from one group of layers to the one below it, by the model's
             `group_matcher`: the pretrained stem changes least (timm's `param_groups_layer_decay`).
@@ -42,7 +52,7 @@ class Optimizer:
     layer_decay: float | None = None
 
     def __post_init__(self) -> None:
-        known: Any = list_optimizers()
+        known = [str(name) for name in list_optimizers()]
         if self.name.lower() not in known:
             raise ValueError(
                 f"optimizer.name: there is no {self.name!r}{nearest(self.name.lower(), known)}"
@@ -56,20 +66,26 @@ class Optimizer:
         """Return the learning rate at the real number of images a step."""
         return self.lr * images_per_step / self.base_batch if self.base_batch else self.lr
 
-    def build(self, model: Any, images_per_step: int) -> torch.optim.Optimizer:
-        """The optimiser of a model's trained parameters.
+    def build(self, model: nn.Module, images_per_step: int) -> torch.optim.Optimizer:
+        """Return the optimizer of a model's trained parameters.
 
         Args:
             model: May have `no_weight_decay()` and, for `layer_decay`, `group_matcher()`.
-            images_per_step: Behind one optimiser step, see `images_per_step`.
+            images_per_step: Behind one optimizer step, see `count_images_per_step`.
 
         Raises:
             ValueError: `layer_decay` is given and the model has no `group_matcher`.
         """
-        exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+        name_exempt: Callable[[], Collection[str]] = getattr(model, "no_weight_decay", tuple)
+        exempt = set(name_exempt())
         rate = self.scale_lr(images_per_step)
+        groups = (
+            self._group_layers(model, exempt, rate)
+            if self.layer_decay
+            else _group_all(model, exempt)
+        )
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            self._layers(model, exempt, rate) if self.layer_decay else _all(model, exempt),
+            groups,
             opt=self.name,
             lr=rate,
             weight_decay=self.weight_decay,
@@ -77,14 +93,14 @@ class Optimizer:
         )
         return optimizer
 
-    def _layers(self, model: Any, exempt: set[str], rate: float) -> list[dict[str, Any]]:
-        """Parameter groups with a rate each."""
+    def _group_layers(self, model: nn.Module, exempt: set[str], rate: float) -> list[Group]:
+        """Return parameter groups with a rate each."""
         if not hasattr(model, "group_matcher"):
             raise ValueError(
                 f"optimizer.layer_decay needs a model that says which layers follow each other, "
                 f"and {type(model).__name__} has no group_matcher; leave it out"
             )
-        groups: list[dict[str, Any]] = param_groups_layer_decay(
+        groups: list[Group] = param_groups_layer_decay(
             model,
             self.weight_decay,
             no_weight_decay_list=tuple(exempt),
@@ -101,18 +117,18 @@ class Optimizer:
         ]
 
 
-def _all(model: nn.Module, exempt: set[str]) -> list[dict[str, Any]]:
-    """The parameters with weight decay, and those without."""
+def _group_all(model: nn.Module, exempt: set[str]) -> list[Group]:
+    """Return the parameters with weight decay, and those without."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
+    groups: list[Group] = [
         {"params": [p for name, p in trained if name not in exempt]},
         {"params": [p for name, p in trained if name in exempt], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
-def images_per_step(data: Any, trainer: pl.Trainer) -> int:
-    """Images behind one optimiser step: a process's batch x processes x accumulation."""
+def count_images_per_step(data: BatchedData, trainer: pl.Trainer) -> int:
+    """Return the images behind one optimizer step: a process's batch x processes x accumulation."""
     return int(data.batch_size * trainer.world_size * trainer.accumulate_grad_batches)
 
 
@@ -120,6 +136,7 @@ class PlannedLR(LambdaLR):
     """Rates by the plan of this start of the run, also where a checkpoint has those of another.
 
     The plan is a function of the step: resumed with the same options, it gives the same rates.
+    (torch's schedulers take the rates of the checkpoint, so that a longer run would keep them.)
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -159,11 +176,11 @@ class Schedule:
     def build(
         self, optimizer: torch.optim.Optimizer, steps: int, epochs: int | None = None
     ) -> LRScheduler:
-        """A scheduler that is stepped once an optimiser step.
+        """A scheduler that is stepped once an optimizer step.
 
         Args:
             optimizer: Its present rates are the top of the schedule.
-            steps: Optimiser steps of the whole run.
+            steps: Optimizer steps of the whole run.
             epochs: Of the whole run; "exponential" needs them.
 
         Raises:
@@ -176,7 +193,7 @@ class Schedule:
         return PlannedLR(optimizer, lambda step: self.factor(step, steps, epochs))
 
     def factor(self, step: int, steps: int, epochs: int | None = None) -> float:
-        """Share of the top rate at an optimiser step: nothing but its number and theirs counts.
+        """Return the share of the top rate at an optimizer step, a function of its number alone.
 
         So a resumed run has the rates of one never stopped, and one that is given more epochs
         those of the longer run.

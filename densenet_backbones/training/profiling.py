@@ -1,8 +1,8 @@
-"""Where the time of a training goes: the share of each part of the main loop.
+"""Profile of a training: the share of each part of the main loop in its time.
 
 Lightning tells a profiler when the steps of its loop begin and end. `PartsProfiler` gives each
 moment to the innermost part that is open, so that the shares add up to the whole, and
-`profiled` opens parts inside the model as well: backbone, head, matching, loss, NMS.
+`profile_training` opens parts inside the model as well: backbone, head, matching, loss, NMS.
 """
 
 import functools
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -23,19 +22,19 @@ from rich.console import Console
 from rich.table import Table
 from torchmetrics import Metric
 
-from densenet_backbones.data.loading import ImageData
+from densenet_backbones.data.loading import AnyData
 from densenet_backbones.file_writing import save_json
 from densenet_backbones.reporting.console import is_first_process, say
 from densenet_backbones.training.task import AnyTask
 
 INPUT = "waiting for input"
-TO_MODEL = "to device, normalise, resize"
+TO_MODEL = "to device, normalize, resize"
 BACKBONE = "forward: backbone"
 HEAD = "forward: neck and head"
 TARGETS = "anchors and target assignment"
 LOSS = "loss"
 BACKWARD = "backward"
-OPTIMIZER = "optimiser, clipping, averaged weights"
+OPTIMIZER = "optimizer, clipping, averaged weights"
 EVALUATED = "evaluation: forward"
 SELECTION = "post-processing, NMS"
 METRICS = "evaluation: metrics"
@@ -56,7 +55,7 @@ _ACTIONS = [
     for pattern, part in (
         (r"_next$|_dataloader$", INPUT),
         (r"batch_to_device|transfer_batch", TO_MODEL),
-        (r"\.training_step$", REST),  # its own; it runs inside the optimiser's
+        (r"\.training_step$", REST),  # its own; it runs inside the optimizer's
         (r"\.backward$", BACKWARD),
         (r"optimizer_step|optimizer_zero_grad|gradient_clipping|lr_scheduler_step", OPTIMIZER),
         (r"^\[Callback\]EMA\b", OPTIMIZER),
@@ -133,7 +132,7 @@ class PartsProfiler(Profiler):
 
     def start(self, action_name: str) -> None:
         """An action begins, in the part that its name says or in the one that is open."""
-        self.open(action_name, _part_of(action_name))
+        self.open(action_name, _find_part(action_name))
 
     def open(self, action: str, part: str | None) -> None:
         """An action of a part begins; None: of the part that is open."""
@@ -156,15 +155,15 @@ class PartsProfiler(Profiler):
         """Nothing: Lightning asks after each of its stages, the table is that of the training."""
 
     def shares(self) -> dict[str, tuple[float, float]]:
-        """Seconds and share of the whole, 0..1, of each part."""
+        """Return seconds and share of the whole, 0..1, of each part."""
         whole = sum(self.seconds.values()) or 1.0
-        found = dict.fromkeys(PARTS, 0.0)
+        sums = dict.fromkeys(PARTS, 0.0)
         for (part, _), seconds in self.seconds.items():
-            found[part] += seconds
-        return {part: (seconds, seconds / whole) for part, seconds in found.items()}
+            sums[part] += seconds
+        return {part: (seconds, seconds / whole) for part, seconds in sums.items()}
 
-    def to_dict(self) -> dict[str, Any]:
-        """All that was found, for JSON; the actions of a part with the longest first."""
+    def to_dict(self) -> dict[str, object]:
+        """Return all parts and actions for JSON, the longest action of a part first."""
         actions: dict[str, dict[str, float]] = {part: {} for part in PARTS}
         for (part, action), seconds in sorted(self.seconds.items(), key=lambda s: -s[1]):
             actions[part][action] = seconds
@@ -184,12 +183,12 @@ class PartsProfiler(Profiler):
         self._since = now
 
 
-def _part_of(action: str) -> str | None:
+def _find_part(action: str) -> str | None:
     return next((part for pattern, part in _ACTIONS if pattern.search(action)), None)
 
 
 @contextmanager
-def profiled(trainer: pl.Trainer, task: AnyTask, file: Path) -> Iterator[None]:
+def profile_training(trainer: pl.Trainer, task: AnyTask, file: Path) -> Iterator[None]:
     """Profile what runs inside, if the trainer has a `PartsProfiler`; print and write the table.
 
     Args:
@@ -216,7 +215,7 @@ def profiled(trainer: pl.Trainer, task: AnyTask, file: Path) -> Iterator[None]:
 
 
 def _time_method(
-    root: Any, place: str, part: str, profiler: PartsProfiler, until_the_end: ExitStack
+    root: object, place: str, part: str, profiler: PartsProfiler, until_the_end: ExitStack
 ) -> None:
     """Open a part around each call of a method below `root`, if there is such a method."""
     *path, name = place.split(".")
@@ -229,7 +228,7 @@ def _time_method(
         return
 
     @functools.wraps(method)
-    def timed(*args: Any, **kwargs: Any) -> Any:
+    def timed(*args: object, **kwargs: object) -> object:
         profiler.open(place, part)
         try:
             return method(*args, **kwargs)
@@ -249,7 +248,7 @@ def _time_updates(task: AnyTask, profiler: PartsProfiler, until_the_end: ExitSta
     """The same for the evaluation's own work on each batch; it is made when first needed."""
     make = task.make_metric
 
-    def make_timed(data: ImageData[Any, Any]) -> Metric:
+    def make_timed(data: AnyData) -> Metric:
         metric: Metric = make(data)
         _time_method(metric, "update", METRICS, profiler, until_the_end)
         return metric
@@ -259,16 +258,16 @@ def _time_updates(task: AnyTask, profiler: PartsProfiler, until_the_end: ExitSta
 
 
 def _report(profiler: PartsProfiler, trainer: pl.Trainer, file: Path) -> None:
-    found = {
+    results = {
         "device": str(trainer.strategy.root_device),
         "step": trainer.global_step,
         **profiler.to_dict(),
     }
-    say(table := _table(profiler, f"{found['seconds']:.1f} s until step {found['step']}"))
+    say(table := _table(profiler, f"{results['seconds']:.1f} s until step {results['step']}"))
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_json(file.with_suffix(".json"), found, indent=2)
+    save_json(file.with_suffix(".json"), results, indent=2)
     with file.with_suffix(".txt").open("w") as text:
         Console(file=text, width=80).print(table)
 

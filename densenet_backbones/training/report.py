@@ -9,11 +9,11 @@ import lightning.pytorch as pl
 
 from densenet_backbones.analysis.plan import plan_inputs
 from densenet_backbones.checkpoints import read_checkpoint
-from densenet_backbones.data.loading import ImageData
+from densenet_backbones.data.loading import AnyData
 from densenet_backbones.inference.model_file import save_model
 from densenet_backbones.reporting.console import is_first_process, say
 from densenet_backbones.reporting.plots import plot_training_curves
-from densenet_backbones.training.optimization import images_per_step
+from densenet_backbones.training.optimization import count_images_per_step
 from densenet_backbones.training.run_folder import RunFolder
 from densenet_backbones.training.task import AnyTask
 
@@ -22,7 +22,7 @@ FAULTS_SHOWN = 5
 
 def print_plan(
     task: AnyTask,
-    data: ImageData[Any, Any],
+    data: AnyData,
     trainer: pl.Trainer,
     folder: RunFolder,
     resumed: Mapping[str, Any] | None,
@@ -59,7 +59,7 @@ def print_plan(
             say("The run has all its epochs already; --epochs N with a larger N goes on.")
 
 
-def describe_plan(task: AnyTask, data: ImageData[Any, Any], trainer: pl.Trainer) -> Iterator[str]:
+def describe_plan(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> Iterator[str]:
     """Yield sentences about the model's size, the steps and the learning rate."""
     model = task.model
     parameters = sum(p.numel() for p in model.parameters())
@@ -69,7 +69,7 @@ def describe_plan(task: AnyTask, data: ImageData[Any, Any], trainer: pl.Trainer)
     macs = f"{plan_inputs(model, images).macs / 1e9:.2f} GMAC at {width}x{height}"
     yield f"{task.spec.name}: {parameters:,} parameters{frozen}, {macs}."
     options = task.optimizer_options
-    batch = images_per_step(data, trainer)
+    batch = count_images_per_step(data, trainer)
     epochs = (
         f", {trainer.max_epochs} epochs" if trainer.max_epochs and trainer.max_epochs > 0 else ""
     )
@@ -83,9 +83,7 @@ def describe_plan(task: AnyTask, data: ImageData[Any, Any], trainer: pl.Trainer)
         yield f"Learning rate {options.lr:.3g}, not scaled to the batch."
 
 
-def report_results(
-    task: AnyTask, data: ImageData[Any, Any], trainer: pl.Trainer, folder: RunFolder
-) -> None:
+def report_results(task: AnyTask, data: AnyData, trainer: pl.Trainer, folder: RunFolder) -> None:
     """Evaluate the best weights, write everything down, and say how to go on."""
     best = folder.checkpoints / "best.ckpt"
     source = best if best.is_file() else folder.checkpoints / "last.ckpt"

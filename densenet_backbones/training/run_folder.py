@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, what to resume from, and what is written there first."""
+"""Folder of a run: where it is, what to resume from, and what is written there first."""
 
 import csv
 import json
@@ -64,8 +64,8 @@ def choose_run_folder(run_dir: str | None, name: str, ckpt_path: str | None) -> 
     """Find the folder of this run; nothing of an earlier run is ever overwritten.
 
     Args:
-        run_dir: What the user asked for; None takes ``runs/NAME``, or ``runs/NAME-2`` … where a
-            run is already there.
+        run_dir: Folder that the user asked for; None takes ``runs/NAME``, or ``runs/NAME-2`` …
+            where a run is already there.
         name: Name of the experiment, from its config file.
         ckpt_path: None for a new run, "last" to go on in the run folder, or a checkpoint of the
             run to go on from.
@@ -78,9 +78,9 @@ def choose_run_folder(run_dir: str | None, name: str, ckpt_path: str | None) -> 
     elif ckpt_path is None:
         folder = _new_folder(run_dir, name)
     elif ckpt_path == "last":
-        folder = Path(run_dir) if run_dir else _latest_folder(name)
+        folder = Path(run_dir) if run_dir else _find_latest_folder(name)
     else:
-        folder = _folder_of(Path(ckpt_path), run_dir)
+        folder = _find_folder_of(Path(ckpt_path), run_dir)
     resume = None
     if ckpt_path is not None:
         resume = folder / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
@@ -98,7 +98,7 @@ def forget_run_folder() -> None:
     os.environ.pop(_INHERITED, None)
 
 
-def _taken(folder: Path) -> bool:
+def _is_taken(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
@@ -109,16 +109,16 @@ def _new_folder(run_dir: str | None, name: str) -> Path:
         )
     if run_dir is not None:
         # Under torchrun every process comes here; only the first one may find the folder empty.
-        if is_first_process() and _taken(Path(run_dir)):
+        if is_first_process() and _is_taken(Path(run_dir)):
             raise RunFolderError(
                 f"{run_dir} already holds files; go on with that run (--resume), name another "
                 "folder (--run-dir), or remove it"
             )
         return Path(run_dir)
-    return next(f for f in _numbered(name) if not _taken(f))
+    return next(f for f in _number_folders(name) if not _is_taken(f))
 
 
-def _folder_of(checkpoint: Path, run_dir: str | None) -> Path:
+def _find_folder_of(checkpoint: Path, run_dir: str | None) -> Path:
     """The run that a checkpoint belongs to, or a new folder for what goes on from it."""
     own = checkpoint.resolve().parent.parent
     if checkpoint.resolve().parent.name == "checkpoints" and run_dir in (None, str(own)):
@@ -130,18 +130,18 @@ def _folder_of(checkpoint: Path, run_dir: str | None) -> Path:
     return Path(run_dir) if Path(run_dir).resolve() == own else _new_folder(run_dir, "")
 
 
-def _latest_folder(name: str) -> Path:
+def _find_latest_folder(name: str) -> Path:
     """The newest ``runs/NAME*`` with something to resume, else the plain name for the message."""
     folders = []
-    for folder in _numbered(name):
-        if not _taken(folder):
+    for folder in _number_folders(name):
+        if not _is_taken(folder):
             break
         if (folder / "checkpoints" / "last.ckpt").is_file():
             folders.append(folder)
     return folders[-1] if folders else Path("runs") / name
 
 
-def _numbered(name: str) -> Iterator[Path]:
+def _number_folders(name: str) -> Iterator[Path]:
     yield Path("runs") / name
     number = 2
     while True:
@@ -200,7 +200,7 @@ def _processor() -> str:
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Lightning's CSV logger, except that a resumed run keeps the rows written before.
+    """CSV logger whose resumed run keeps the rows written before; Lightning's removes the file.
 
     Args:
         save_dir: The run folder; the file is ``metrics.csv`` in it.
@@ -218,7 +218,7 @@ class ContinuedCSVLogger(CSVLogger):
 
     @property
     def experiment(self) -> Any:
-        """The writer, given the earlier rows when it is made."""
+        """Writer of the file, given the earlier rows when it is made."""
         writer = super().experiment
         if self._earlier and is_first_process():
             writer.metrics = self._earlier + writer.metrics

@@ -98,7 +98,7 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
             `smp:DeepLabV3Plus`.
         args: Keyword arguments of that model, without the number of classes.
         loss: Terms of the loss and their settings.
-        optimizer: What steps the weights.
+        optimizer: Options of the optimizer.
         schedule: The learning rate over the run.
         channels_last: Keep maps in memory with their channels side by side: several times faster
             for convolutions on CPUs and for half precision on GPUs.
@@ -108,8 +108,8 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
             `memory_budget`; null leaves it to `args`. Losses and gradients stay the same.
         memory_budget: GiB that "auto" lets the network keep between forward and backward pass; null
             for half of the memory that is free beside the weights.
-        boundary_tolerance: Of the boundary F-score, as a share of the image's diagonal; null leaves
-            that score out.
+        boundary_tolerance: Distance by which a border may be off in the boundary F-score, as a
+            share of the image's diagonal; null leaves that score out.
         mask_classes: The classes; given by the data.
         task: How classes share pixels; given by the data.
     """
@@ -217,7 +217,7 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
             self.metric.evaluation, data.val_set, folder, self.predict
         )
 
-    def validation_step(self, batch: list[MaskSample], batch_idx: int) -> dict[str, Any]:
+    def validation_step(self, batch: list[MaskSample], batch_idx: int) -> dict[str, list[Tensor]]:
         """Return the labels of a batch, added to the evaluation.
 
         Images are taken one by one: they differ in size, and no image's labels depend on which

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from densenet_backbones.data.augment.presets import ModelInput
-from densenet_backbones.data.loading import ImageData
+from densenet_backbones.data.loading import AnyData
 from densenet_backbones.dense_block import Memory
 from densenet_backbones.inference.model_file import ModelSpec
 from densenet_backbones.layers import set_memory
 from densenet_backbones.training.arguments import ShortForm
-from densenet_backbones.training.optimization import Optimizer, Schedule, images_per_step
+from densenet_backbones.training.optimization import Optimizer, Schedule, count_images_per_step
 
 MemoryOption = Memory | Literal["auto"]
 
@@ -35,7 +35,7 @@ class IndexedSample(Protocol):
     index: int
 
 
-DataT = TypeVar("DataT", bound=ImageData[Any, Any])
+DataT = TypeVar("DataT", bound=AnyData)
 SampleT = TypeVar("SampleT", bound=IndexedSample)
 MetricT = TypeVar("MetricT", bound=Metric)
 Outputs = Mapping[str, Any]
@@ -51,7 +51,7 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
 
     Args:
         spec: Description of the model that is trained; its pre-processing is added to it.
-        optimizer: What steps the weights.
+        optimizer: Options of the optimizer.
         schedule: The learning rate over the run.
         channels_last: Keep maps in memory with their channels side by side.
         seed: Everything random inside the model is a function of (seed, step, process).
@@ -73,7 +73,7 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
 
     form: ClassVar[ShortForm]
     tool: ClassVar[str]
-    data_type: ClassVar[type[ImageData[Any, Any]]]
+    data_type: ClassVar[type[AnyData]]
     spec_type: ClassVar[type[ModelSpec]]
     use: ClassVar[str]
     look_at: ClassVar[str]
@@ -235,7 +235,7 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the optimizer at the rate of the real batch, and the schedule of every step."""
-        batch = images_per_step(self.datamodule, self.trainer)
+        batch = count_images_per_step(self.datamodule, self.trainer)
         optimizer = self.optimizer_options.build(self.model, batch)
         epochs = self.trainer.max_epochs if self.schedule.name == "exponential" else None
         steps = int(self.trainer.estimated_stepping_batches)

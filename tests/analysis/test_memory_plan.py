@@ -166,7 +166,7 @@ def test_auto_takes_what_fits_the_budget_of_a_detector(prepared, tiny_scenes):
 def test_auto_counts_the_whole_segmenter_against_the_free_memory(prepared, tiny_masks, monkeypatch):
     sizes = []
     monkeypatch.setattr(
-        memory_choice, "default_budget", lambda *args: sizes.append(args[1:]) or 2**20
+        memory_choice, "compute_budget", lambda *args: sizes.append(args[1:]) or 2**20
     )
     args = {"num_init_features": 8, "growth_rate": 4, "block_config": [1, 2, 1]}
     arguments = segmentation_arguments(tiny_masks, "--memory", "auto")
@@ -197,18 +197,18 @@ def test_a_budget_without_auto_is_refused(tiny_scenes, monkeypatch, tmp_path, ca
 
 
 def test_the_default_budget_leaves_room_for_weights_and_optimiser(monkeypatch):
-    monkeypatch.setattr(memory_choice, "_free_ram", lambda: 10_000)
+    monkeypatch.setattr(memory_choice, "_measure_free_ram", lambda: 10_000)
     net = nn.Linear(9, 9)  # 90 values of 4 bytes
     cpu = torch.device("cpu")
-    assert memory_choice.default_budget(net, cpu) == (10_000 - 4 * 360) // 2
+    assert memory_choice.compute_budget(net, cpu) == (10_000 - 4 * 360) // 2
     net.bias.requires_grad_(False)
-    assert memory_choice.default_budget(net, cpu, processes=2) == (5_000 - 4 * 324) // 2
+    assert memory_choice.compute_budget(net, cpu, processes=2) == (5_000 - 4 * 324) // 2
     on_meta = nn.Linear(9, 9, device="meta")  # still to be moved there
-    assert memory_choice.default_budget(on_meta, cpu) == (10_000 - 5 * 360) // 2
-    monkeypatch.setattr(memory_choice, "_free_ram", lambda: 100)
-    assert memory_choice.default_budget(net, cpu) == 0
+    assert memory_choice.compute_budget(on_meta, cpu) == (10_000 - 5 * 360) // 2
+    monkeypatch.setattr(memory_choice, "_measure_free_ram", lambda: 100)
+    assert memory_choice.compute_budget(net, cpu) == 0
 
 
 def test_free_memory_is_within_the_machine():
-    free = memory_choice._free_ram()
+    free = memory_choice._measure_free_ram()
     assert 0 < free < 2**45

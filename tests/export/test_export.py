@@ -33,7 +33,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # torch.export warns of what 
 OUTPUTS = ("boxes", "scores", "labels", "num_detections")
 
 
-@pytest.mark.parametrize("kind", first_now(KINDS))
+@pytest.mark.long  # a trained one is exported below
+@pytest.mark.parametrize("kind", KINDS)
 def test_detectors_give_the_same_on_images_of_several_sizes(kind, tmp_path):
     model = lively(kind)
     path = tmp_path / "model.onnx"
@@ -81,7 +82,8 @@ SEGMENTERS = {
 }
 
 
-@pytest.mark.parametrize("name", first_now(SEGMENTERS))
+@pytest.mark.long
+@pytest.mark.parametrize("name", SEGMENTERS)
 def test_segmenters_give_the_same_on_images_of_several_sizes(name, tmp_path):
     torch.manual_seed(0)
     model = randomise_norms(SEGMENTERS[name]()).eval()

@@ -136,6 +136,20 @@ TRAIN = CORE | names(EXTRAS["train"])
 OPTIONAL = names(EXTRAS["fast-eval"]) | names(EXTRAS["export"])  # imported where they are used
 
 
+def _runs_later(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.Lambda)
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    """True for ``if TYPE_CHECKING:`` without an else, which never runs."""
+    return (
+        isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
+        and not node.orelse
+    )
+
+
 def imported(source: str, *, on_import_only: bool = False) -> set[str]:
     """Distributions that a module imports; on request, only those needed to import it."""
 
@@ -145,7 +159,7 @@ def imported(source: str, *, on_import_only: bool = False) -> set[str]:
                 yield from (alias.name for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
                 yield child.module or ""
-            elif not (on_import_only and isinstance(child, ast.FunctionDef | ast.Lambda)):
+            elif not (on_import_only and (_runs_later(child) or _is_for_types(child))):
                 yield from visit(child)
 
     tops = {name.partition(".")[0] for name in visit(ast.parse(source))}
@@ -159,6 +173,9 @@ def test_the_reader_of_imports_sees():
     source = "import os.path, cv2\nfrom PIL import Image\ndef f():\n  import faster_coco_eval.x"
     assert imported(source) == {"opencv-python-headless", "pillow", "faster-coco-eval"}
     assert imported(source, on_import_only=True) == {"opencv-python-headless", "pillow"}
+    for_types = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n  import cv2"
+    assert imported(for_types, on_import_only=True) == set()
+    assert imported(f"{for_types}\nelse:\n  import onnx", on_import_only=True) >= {"onnx"}
 
 
 @pytest.mark.parametrize(("module", "path"), list(sources()), ids=lambda v: str(v).split("/")[-1])

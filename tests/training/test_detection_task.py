@@ -14,7 +14,7 @@ from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.samples import Categories
 from densenet_backbones.training.callbacks import EMA
 from densenet_backbones.training.detection_task import DetectionTask
-from densenet_backbones.training.optimization import Optimizer, Schedule, images_per_step
+from densenet_backbones.training.optimization import Optimizer, Schedule, count_images_per_step
 
 CATEGORIES = Categories(("dog", "cat"), (7, 3))
 
@@ -120,7 +120,7 @@ def test_impossible_optimisers_are_refused(options, message):
 def test_the_rate_is_scaled_to_the_images_behind_a_step():
     data, trainer = SimpleNamespace(batch_size=4), SimpleNamespace(world_size=2)
     trainer.accumulate_grad_batches = 3
-    assert images_per_step(data, trainer) == 24
+    assert count_images_per_step(data, trainer) == 24
     assert Optimizer(lr=0.1, base_batch=128).scale_lr(24) == pytest.approx(0.1 * 24 / 128)
     assert Optimizer(lr=0.1, base_batch=128).scale_lr(128) == 0.1
     assert Optimizer(lr=0.1, base_batch=0).scale_lr(24) == 0.1

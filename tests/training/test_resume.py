@@ -14,7 +14,7 @@ from tiny_runs import differences, files_below, training_arguments
 
 from densenet_backbones.heads.detection.dsod import DSOD
 from densenet_backbones.training import callbacks, cli
-from densenet_backbones.training.arguments import short_to_full
+from densenet_backbones.training.arguments import expand_short_flags
 from densenet_backbones.training.run_folder import RunFolder
 
 
@@ -166,7 +166,7 @@ def test_a_finished_run_can_be_given_more_epochs(train, whole, tmp_path, capsys)
 def test_the_best_score_is_kept_where_the_folder_was_moved(tmp_path):
     def best(folder):
         folder.mkdir(exist_ok=True)
-        return callbacks.checkpoint_callbacks(RunFolder(folder))[0]
+        return callbacks.make_checkpoint_callbacks(RunFolder(folder))[0]
 
     def better(callback, score):
         trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=bool))
@@ -189,7 +189,7 @@ def test_the_best_score_is_kept_where_the_folder_was_moved(tmp_path):
 
 def test_without_config_a_resumed_run_takes_its_own(tmp_path):
     def chosen(*argv):
-        return next(a for a in short_to_full(argv) if a.startswith("--config="))
+        return next(a for a in expand_short_flags(argv) if a.startswith("--config="))
 
     argv = ("--run-dir", str(tmp_path), "--resume")
     assert chosen(*argv).endswith("quickstart.yaml")

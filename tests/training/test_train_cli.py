@@ -27,7 +27,7 @@ from tiny_runs import (
 from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.inference.model_file import read_weights
 from densenet_backbones.training import cli
-from densenet_backbones.training.arguments import shipped_configs
+from densenet_backbones.training.arguments import list_configs
 from densenet_backbones.training.cli import train_det
 
 
@@ -355,14 +355,14 @@ def test_help_all_lists_every_option(capsys):
         assert option in text, option
 
 
-@pytest.mark.parametrize("name", shipped_configs())
+@pytest.mark.parametrize("name", list_configs())
 def test_print_config_is_yaml_with_the_short_flags_in_it(name, capsys):
     with pytest.raises(SystemExit) as end:
         train_det(["--config", name, "--print_config", "--data", "x", "--epochs", "7"])
     assert end.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (printed["data"]["root"], printed["trainer"]["max_epochs"]) == ("x", 7)
-    written = yaml.safe_load(shipped_configs()[name].read_text())
+    written = yaml.safe_load(list_configs()[name].read_text())
     assert printed["model"]["detector"] == written["model"]["detector"]
 
 
@@ -374,7 +374,7 @@ def test_every_config_file_is_shipped():
 
     folder = os.path.join(os.path.dirname(densenet_backbones.__file__), "..", "configs", "det")
     files = {name.removesuffix(".yaml") for name in os.listdir(folder) if name.endswith(".yaml")}
-    assert set(shipped_configs()) == files and "quickstart" in files
+    assert set(list_configs()) == files and "quickstart" in files
 
 
 SMALLER = {
@@ -387,11 +387,11 @@ SMALLER = {
 }
 
 
-@pytest.mark.parametrize("name", first_now(dict.fromkeys(["quickstart", *shipped_configs()])))
+@pytest.mark.parametrize("name", first_now(dict.fromkeys(["quickstart", *list_configs()])))
 def test_every_shipped_config_runs(name, tiny_scenes, tmp_path, monkeypatch, capsys):
     """One batch of each on drawn scenes; small, and without weights from the net."""
     monkeypatch.chdir(tmp_path)
-    written = yaml.safe_load(shipped_configs()[name].read_text())
+    written = yaml.safe_load(list_configs()[name].read_text())
     kind = written["model"]["detector"].partition("_")[0]
     args = dict(SMALLER.get(kind, DETECTOR_ARGS))
     given = written["model"].get("args", {})

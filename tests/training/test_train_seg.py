@@ -20,11 +20,11 @@ from densenet_backbones.data.readers.segmentation_sources import read_segmentati
 from densenet_backbones.inference import predict
 from densenet_backbones.inference.model_file import read_weights
 from densenet_backbones.training import cli
-from densenet_backbones.training.arguments import SEGMENTATION_FORM, shipped_configs
+from densenet_backbones.training.arguments import SEGMENTATION_FORM, list_configs
 from densenet_backbones.training.cli import train_seg
 from densenet_backbones.training.report import name_command
 
-CONFIGS = shipped_configs(SEGMENTATION_FORM)
+CONFIGS = list_configs(SEGMENTATION_FORM)
 
 PROMISED = [
     *("config.yaml", "environment.json", "log.txt", "metrics.csv", "model.safetensors"),
