@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-class FrozenBatchNorm2d(_FrozenBatchNorm2d):  # torchvision has no types
+class FrozenBatchNorm2d(_FrozenBatchNorm2d):
     """Batch norm whose statistics and affine map are buffers: nothing is learned or updated.
 
     torchvision's multiplies and adds by itself; this calls batch norm's own kernel, so that values

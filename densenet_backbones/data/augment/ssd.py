@@ -28,7 +28,7 @@ IMAGENET_MEAN = (123.0, 117.0, 104.0)  # RGB; DSOD's mean_value, in BGR there
 SAMPLERS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 
 
-class ZoomOut(A.DualTransform):  # shipped without types
+class ZoomOut(A.DualTransform):
     """Puts the image at a random place of a larger canvas of one color.
 
     SSD's "expansion" (section 3.6), which makes objects smaller: the canvas is `ratio` times as
