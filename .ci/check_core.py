@@ -1,4 +1,4 @@
-"""What must work after installing the wheel with the core dependencies alone."""
+"""Check what must work after installing the wheel with the core dependencies alone."""
 
 import importlib.util
 import subprocess
@@ -13,9 +13,9 @@ import densenet_backbones
 
 HEAVY = ("lightning", "albumentations", "cv2", "pycocotools", "matplotlib", "jsonargparse")
 
-there = [name for name in HEAVY if importlib.util.find_spec(name)]
-if there:
-    sys.exit(f"this is not an environment with the core dependencies alone: it has {there}")
+unwanted = [name for name in HEAVY if importlib.util.find_spec(name)]
+if unwanted:
+    sys.exit(f"this is not an environment with the core dependencies alone: it has {unwanted}")
 if "site-packages" not in densenet_backbones.__file__:
     sys.exit(f"imported from {densenet_backbones.__file__}, not from the installed wheel")
 if any(importlib.util.find_spec(name) for name in ("heads", "configs", "tools", "tests")):

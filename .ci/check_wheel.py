@@ -38,6 +38,6 @@ def differences(wheel: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    found = differences(Path(sys.argv[1]))
-    print("\n".join(found) or f"{sys.argv[1]}: {len(expected())} files, as in the repository")
-    sys.exit(bool(found))
+    problems = differences(Path(sys.argv[1]))
+    print("\n".join(problems) or f"{sys.argv[1]}: {len(expected())} files, as in the repository")
+    sys.exit(bool(problems))

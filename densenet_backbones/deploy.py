@@ -8,6 +8,9 @@ What changes, for the DenseNets and dense blocks within a network; all else stay
 - an average pool stands before the transition's 1x1 convolution, which then reads a quarter of the
   cells. Both are linear, so their order is free; a tap between them keeps it.
 
+Norms become a scale and a shift, or part of a convolution, by the formula of Ioffe and Szegedy
+(1502.03167, section 3.1).
+
 Shapes: N images, C channels, H and W pixels.
 """
 
@@ -27,10 +30,10 @@ from densenet_backbones.dense_block import (
     FoldedLayer,
     FoldedTransition,
     ScaleShift,
-    compiled_folded,
     has_hooks,
-    is_written_down,
+    is_recorded,
     run_folded,
+    run_folded_compiled,
     run_plain,
 )
 from densenet_backbones.layers import DenseBlock, DenseLayer
@@ -40,7 +43,7 @@ __all__ = ["FoldedBlock", "deploy", "is_deployable"]
 
 
 def deploy(model: nn.Module) -> nn.Module:
-    """A copy of a model in evaluation mode whose DenseNets compute the same from folded weights.
+    """Return a copy of a model, in evaluation mode, whose DenseNets run from folded weights.
 
     The copy has the interface of the model: taps, levels, post-processing. Its parts are not to be
     trained, and their weights have names of their own: save the model, and deploy what was loaded.
@@ -89,24 +92,25 @@ def deploy(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} holds no DenseNet of this package, so there is nothing to "
             "deploy; run it as it is"
         )
+    # Blocks first, as modules of their own; then what stands around them in each net.
     model = copy.deepcopy(model).eval()
     parts = list(model.named_modules())
     blocks = [(name, part) for name, part in parts if name and isinstance(part, DenseBlock)]
     nets = [(name, part) for name, part in parts if isinstance(part, DenseStages)]
-    left = [name for name, block in blocks if not _replace(model, name, _folded_block(block))]
+    unfolded = [name for name, block in blocks if not _replace(model, name, _fold_block(block))]
     for prefix, net in nets:
-        left += [f"{prefix}.{name}".lstrip(".") for name in _fold_stages(net)]
-    if left:
+        unfolded += [f"{prefix}.{name}".lstrip(".") for name in _fold_stages(net)]
+    if unfolded:
         warnings.warn(
-            f"deploy leaves {', '.join(left)} unfolded: they have hooks, or norms without fixed "
-            "statistics",
+            f"deploy leaves {', '.join(unfolded)} unfolded: they have hooks, or norms without "
+            "fixed statistics",
             stacklevel=2,
         )
     return model
 
 
 def is_deployable(model: nn.Module) -> bool:
-    """Whether `deploy` finds a DenseNet or a dense block in a model."""
+    """Return True if `deploy` finds a DenseNet or a dense block in a model."""
     own = any(isinstance(part, DenseStages) for part in model.modules())
     return own or any(isinstance(part, DenseBlock) for part in model.modules() if part is not model)
 
@@ -121,36 +125,36 @@ class FoldedBlock(nn.ModuleDict):
     """A dense block of `FoldedLayer`, under the names of the layers that they stand for.
 
     Args:
-        layers: By name, in order.
-        in_channels: Channels of the block's input.
+        layers: Layers by name, in order.
+        in_channels: Number of channels of the block's input.
     """
 
     def __init__(self, layers: OrderedDict[str, nn.Module], in_channels: int) -> None:
         super().__init__(layers)
         self.in_channels = in_channels
 
-    def _layers(self) -> list[FoldedLayer]:
+    def _get_layers(self) -> list[FoldedLayer]:
         return cast("list[FoldedLayer]", list(self.values()))
 
     def widths(self) -> Iterator[tuple[str, int]]:
-        """Each layer's name, and channels of the concatenation with its maps."""
-        new = (layer.conv.out_channels for layer in self._layers())
+        """Return each layer's name, and the channels of the concatenation with its maps."""
+        new = (layer.conv.out_channels for layer in self._get_layers())
         return zip(self, list(accumulate(new, initial=self.in_channels))[1:], strict=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Concatenation of the input and all new maps, (N, C + layers * k, H, W)."""
-        layers = self._layers()
-        if is_written_down(x):
+        """Concatenate the input and all new maps, (N, C + layers * k, H, W)."""
+        layers = self._get_layers()
+        if is_recorded(x):
             return run_plain(x, layers)
         if torch.compiler.is_compiling():
-            return compiled_folded(x, layers)
+            return run_folded_compiled(x, layers)
         return run_folded(x, layers)
 
 
-def _folded_block(block: DenseBlock) -> FoldedBlock | None:
+def _fold_block(block: DenseBlock) -> FoldedBlock | None:
     layers = OrderedDict[str, nn.Module]()
     for name, layer in block.items():
-        folded = _folded_layer(cast(DenseLayer, layer))
+        folded = _fold_layer(cast(DenseLayer, layer))
         if folded is None:
             return None
         layers[name] = folded
@@ -160,22 +164,22 @@ def _folded_block(block: DenseBlock) -> FoldedBlock | None:
     return FoldedBlock(layers, first.conv1.in_channels)
 
 
-def _folded_layer(layer: DenseLayer) -> FoldedLayer | None:
-    affine = _affine(layer.norm1)
+def _fold_layer(layer: DenseLayer) -> FoldedLayer | None:
+    affine = _compute_affine(layer.norm1)
     if affine is None:
         return None
     squeeze, conv = None, layer.conv1
     if layer.bottleneck:
-        fused, conv = _fused(layer.conv1, layer.norm2), layer.conv2
+        fused, conv = _fuse(layer.conv1, layer.norm2), layer.conv2
         if fused is None:
             return None
         squeeze = fused[0].flatten(1).t().contiguous(), fused[1]
     scale, shift = (part.to(conv.weight.dtype) for part in affine)
-    return FoldedLayer(scale, shift, squeeze, _folded_conv(conv), layer.relu1)
+    return FoldedLayer(scale, shift, squeeze, _fold_conv(conv), layer.relu1)
 
 
 def _fold_stages(net: DenseStages) -> list[str]:
-    """Folds all of a net but its blocks; returns the names of what it cannot fold."""
+    """Fold all of a net but its blocks; return the names of what it cannot fold."""
     tapped = {str(level["module"]) for level in net.feature_info}
     tapped |= set(getattr(net, "return_layers", ()))
     folded: dict[str, bool] = {}
@@ -191,9 +195,9 @@ def _fold_stages(net: DenseStages) -> list[str]:
 
 
 def _fold_stem(net: DenseStages, number: str, tapped: set[str]) -> bool:
-    """``norm<number>`` goes into the convolution before it."""
+    """Fold ``norm<number>`` into the convolution before it; return True if that was done."""
     conv, norm = getattr(net, f"conv{number}"), getattr(net, f"norm{number}")
-    fused = None if has_hooks(conv) or f"conv{number}" in tapped else _fused(conv, norm)
+    fused = None if has_hooks(conv) or f"conv{number}" in tapped else _fuse(conv, norm)
     if fused is None:
         return False
     setattr(net, f"conv{number}", FoldedConv2d(conv, *fused))
@@ -204,12 +208,12 @@ def _fold_stem(net: DenseStages, number: str, tapped: set[str]) -> bool:
 
 
 def _fold_transition(net: DenseStages, number: str, tapped: set[str]) -> bool:
-    """A transition's norm; takes in the pool behind it if nothing looks in between."""
+    """Fold a transition's norm; take in the pool behind it if nothing looks in between."""
     children = dict(net.named_children())
     name, pool = f"transition{number}", children.get(f"pool{number}")
     transition = children[name]
     norm, act, *conv = transition.children()
-    scale_shift = _scale_shift(norm)
+    scale_shift = _make_scale_shift(norm)
     if scale_shift is None or any(map(has_hooks, transition.modules())):
         return False
     parts = OrderedDict[str, nn.Module](norm=scale_shift, relu=act)
@@ -217,14 +221,14 @@ def _fold_transition(net: DenseStages, number: str, tapped: set[str]) -> bool:
         parts["pool"] = pool
         setattr(net, f"pool{number}", nn.Identity())
     if conv:  # cut off behind a last tap
-        parts["conv"] = _folded_conv(cast(nn.Conv2d, conv[0]))
+        parts["conv"] = _fold_conv(cast(nn.Conv2d, conv[0]))
     setattr(net, name, FoldedTransition(parts))
     return True
 
 
 def _fold_last_norm(net: DenseStages, tapped: set[str]) -> bool:
     children = dict(net.named_children())
-    scale_shift = _scale_shift(children["norm5"])
+    scale_shift = _make_scale_shift(children["norm5"])
     if scale_shift is None:
         return False
     net.norm5 = scale_shift
@@ -238,14 +242,14 @@ def _work_in_place(act: nn.Module) -> None:
         act.inplace = True
 
 
-def _folded_conv(conv: nn.Conv2d) -> FoldedConv2d:
+def _fold_conv(conv: nn.Conv2d) -> FoldedConv2d:
     weight, bias = conv.weight.detach().clone(), conv.bias
     return FoldedConv2d(conv, weight, weight.new_zeros(len(weight)) if bias is None else bias.data)
 
 
-def _fused(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias of a convolution with the norm behind it; None if the norm is not fixed."""
-    affine = _affine(norm)
+def _fuse(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Fuse a convolution with the norm behind it: weight and bias; None if that is not fixed."""
+    affine = _compute_affine(norm)
     if affine is None:
         return None
     scale, shift = affine
@@ -255,16 +259,17 @@ def _fused(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     return weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
 
 
-def _scale_shift(norm: nn.Module) -> ScaleShift | None:
-    affine = _affine(norm)
+def _make_scale_shift(norm: nn.Module) -> ScaleShift | None:
+    affine = _compute_affine(norm)
     if affine is None:
         return None
     dtype = cast(Tensor, norm.running_mean).dtype
     return ScaleShift(affine[0].to(dtype), affine[1].to(dtype))
 
 
-def _affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift of a norm in evaluation, (C,) in float64; None if they are not fixed."""
+def _compute_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Compute a norm's scale and shift in evaluation, (C,), float64; None if not fixed."""
+    # Exact types: heirs may compute anything, and batch norm may have no running statistics.
     known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or isinstance(norm, FrozenBatchNorm2d)
     if not known or norm.running_var is None or has_hooks(norm):
         return None

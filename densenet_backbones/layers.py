@@ -254,7 +254,7 @@ def set_memory(model: nn.Module, memory: Memory) -> None:
         model: A net, or what holds one.
         memory: One of `dense_block.MEMORY_MODES`; `dense_block.modes` says what each keeps. Modes
             with one buffer also keep less of what stands between blocks: see
-            `dense_block.lean_steps`.
+            `dense_block.join_lean_steps`.
 
     Raises:
         ValueError: ``memory`` is none of these.

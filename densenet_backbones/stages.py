@@ -12,7 +12,7 @@ from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
 from densenet_backbones.checkpoints import CLASSIFIER, CheckpointError, recognize, to_ours
-from densenet_backbones.dense_block import Memory, has_shared_buffer, lean_steps, run_lean
+from densenet_backbones.dense_block import Memory, has_shared_buffer, join_lean_steps, run_lean
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.layers import get_memory, is_traced, set_memory
 from densenet_backbones.messages import check_choice
@@ -106,7 +106,7 @@ class DenseStages(nn.Module):
         # Compilers decide by themselves what to keep of simple stages.
         if not keeps or torch.compiler.is_compiling() or is_traced(x):
             return stages
-        return lean_steps(stages, points)
+        return join_lean_steps(stages, points)
 
     def forward_intermediates(
         self,

@@ -158,8 +158,8 @@ def _register(builder: Callable[..., nn.Module], module: ModuleType) -> Callable
     weights = inspect.Parameter(
         "weights", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=PublishedWeights
     )
-    shown = {**parameters, "weights": weights, "options": options}
-    entry.__signature__ = signature.replace(parameters=list(shown.values()))  # type: ignore[attr-defined]
+    arguments = {**parameters, "weights": weights, "options": options}
+    entry.__signature__ = signature.replace(parameters=list(arguments.values()))  # type: ignore[attr-defined]
     entry.__module__ = f"{module.__name__}.densenet_backbones"
     register_model()(entry)
     return builder

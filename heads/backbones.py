@@ -73,6 +73,7 @@ def create_features(
         return _create(name, kwargs)
     if weights_backbone == "timm":
         return _create(name, {**kwargs, "pretrained": True})
+    # torchvision's weights are a state like a file's: both go through one loader.
     if (published := _find_published_weights(name, weights_backbone)) is not None:
         origin, state = repr(published), _fetch(published, progress)
     else:
@@ -84,6 +85,7 @@ def create_features(
 
 def _find_published_weights(name: str, weights: str | WeightsEnum) -> WeightsEnum | None:
     """Torchvision's weights that are meant; None where they are a file's name."""
+    # A file goes before a member of the same name, and what looks like neither is a file's name.
     member = _MEMBER.fullmatch(weights) if isinstance(weights, str) else None
     if isinstance(weights, str) and (member is None or Path(weights).is_file()):
         return None
@@ -92,6 +94,7 @@ def _find_published_weights(name: str, weights: str | WeightsEnum) -> WeightsEnu
         known = list(torchvision.models.get_model_weights(network))
     except ValueError:  # torchvision has no such network
         known = []
+    # By member, by its name with or without the enum's, or as the enum's DEFAULT.
     for published in known:
         names = (published.name, "DEFAULT" if published is type(published)["DEFAULT"] else "")
         if weights is published:
@@ -119,9 +122,11 @@ def _create(name: str, arguments: Keywords) -> nn.Module:
     try:
         net = timm.create_model(name, **arguments)
     except (TypeError, AssertionError, NotImplementedError) as error:
-        shown = {key: value for key, value in arguments.items() if not key.startswith("pretrained")}
+        described = {
+            key: value for key, value in arguments.items() if not key.startswith("pretrained")
+        }
         raise ValueError(
-            f"backbone {name!r} cannot be built with {shown}: "
+            f"backbone {name!r} cannot be built with {described}: "
             f"{type(error).__name__}: {str(error) or 'an assertion of timm failed'}"
         ) from error
     # Copies of the model and its checkpoints must not carry a file's weights along.
@@ -188,6 +193,7 @@ def create_base_network(
     """
     if is_dsod_name(name):
         kwargs.setdefault("tap", "compressed")
+    # Built once for its levels, then again without what lies behind the last base map.
     if kwargs.get("out_indices") is None:
         whole = create_features(name, **kwargs)
         info: Any = whole.feature_info

@@ -129,6 +129,7 @@ def list_stages(net: nn.Module) -> list[list[nn.Module]]:
     """
     if isinstance(net, DenseStages):
         return net.stage_children()
+    # A stage is what lies between two taps in the order of registration.
     modules = [(name, module) for name, module in net.named_modules() if name]
     stages: list[list[nn.Module]] = []
     start = 0
@@ -143,8 +144,10 @@ def list_stages(net: nn.Module) -> list[list[nn.Module]]:
                 "another"
             )
         first, last = span
+        # A tap at full size ends no stage; what leads to it belongs to the stem.
         if level["reduction"] < 2:
             continue
+        # Without a tap of stride 2 the stem is all that comes before the first tap.
         if not stages and level["reduction"] > 2 and first > start:
             stages.append([module for _, module in modules[start:first]])
             start = first

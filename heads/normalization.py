@@ -17,7 +17,7 @@ class ImageNormalization(nn.Module):
     Args:
         image_mean: Mean of each channel, in the order of ``channel_order`` and units of
             ``value_range``; ImageNet's when left out.
-        image_std: Standard deviation of each channel, likewise.
+        image_std: Standard deviation of each channel, in the same order and units.
         channel_order: ``"rgb"`` or ``"bgr"``, the order the network was made for.
         value_range: 1 or 255, the upper end of the values the network was made for.
         channels: Number of channels; other than three, the order must be ``"rgb"``: as they come.
@@ -35,6 +35,7 @@ class ImageNormalization(nn.Module):
         channels: int = 3,
     ) -> None:
         super().__init__()
+        # Checked here, since a wrong mean, order or range raises no error later.
         if not len(image_mean) == len(image_std) == channels or min(image_std) <= 0:
             numbers = "three numbers" if channels == 3 else f"{channels} numbers"
             raise ValueError(

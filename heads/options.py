@@ -123,6 +123,7 @@ def check_options(num_classes: int, options: Options, known: frozenset[str]) -> 
         TypeError: An option is unknown.
         ValueError: A number is outside its range.
     """
+    # torchvision's classes would take an unknown option without a word.
     for name in sorted(options.keys() - known):
         raise TypeError(
             f"unexpected keyword argument {name!r}{nearest(name, known)} (known: {sorted(known)})"

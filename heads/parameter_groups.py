@@ -5,7 +5,7 @@ from torch import nn
 __all__ = ["LayerGroups", "prefix_groups", "prefix_names"]
 
 LayerGroups = dict[str, str | list[tuple[str, tuple[int, ...] | None]]]
-"""What ``group_matcher`` returns: patterns of parameters' names by group (timm
+"""Result of ``group_matcher``: patterns of parameters' names by group (timm
 ``models/_manipulate.py``, ``group_with_matcher``)."""
 
 

@@ -52,6 +52,7 @@ def check_targets(
         raise ValueError("targets must be given in training mode; call model.eval() to predict")
     if len(targets) != num_images:
         raise ValueError(f"targets must be one an image: {num_images} images, {len(targets)} given")
+    # Shapes and types cost no waiting for a device; values are looked at once for all images.
     for index, target in enumerate(targets):
         missing = {"boxes", "labels"} - target.keys()
         if missing:
@@ -102,6 +103,7 @@ def _check_values(targets: Sequence[dict[str, Tensor]], num_classes: int) -> Non
     good = good_box & (labels >= 1) & (labels < num_classes)
     if good.all():  # the only wait for the device
         return
+    # Something is wrong: find the image that the first faulty box belongs to.
     image_index = torch.repeat_interleave(
         torch.arange(len(targets)), torch.tensor([len(target["boxes"]) for target in targets])
     )

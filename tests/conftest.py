@@ -122,10 +122,14 @@ def nothing_kept() -> Iterator[None]:
     from densenet_backbones.dense_block.native import availability, block, library
 
     def forget() -> None:
-        reasons = (availability.why_unavailable, availability.usable, availability.has_bfloat16)
-        for cached in (library.library, *reasons):
+        reasons = (
+            availability.explain_unavailability,
+            availability.is_usable,
+            availability.has_bfloat16,
+        )
+        for cached in (library.load_library, *reasons):
             cached.cache_clear()
-        block._KEPT.clear()
+        block._PACKED.clear()
 
     forget()
     yield
@@ -149,8 +153,8 @@ def instructions(
 @pytest.fixture
 def compiled(nothing_kept: None) -> None:
     """The C++ kernels, where there is a compiler."""
-    from densenet_backbones.dense_block.native import why_unavailable
+    from densenet_backbones.dense_block.native import explain_unavailability
 
-    reason = why_unavailable()
+    reason = explain_unavailability()
     if reason is not None:
         pytest.skip(reason)

@@ -151,6 +151,7 @@ def choose_memory(
         raise ValueError(f"budget must be a number of bytes above 0, got {budget}")
     if get_memory(model) is None:
         raise ValueError(f"{type(model).__name__} has no dense blocks, so it has no memory modes")
+    # Modes are ordered by their speed; the one that keeps least is the way out.
     plan = plan_memory(model, input_size, autocast=autocast, dtype=dtype, device=device)
     memory = plan.fastest_within(budget)
     if plan.saved_bytes[memory] > budget:
@@ -183,7 +184,7 @@ def largest_batch(
         budget: Bytes that may be kept between forward and backward pass.
         memory: The mode.
         autocast: As of `plan_memory`.
-        device: Likewise.
+        device: As of `plan_memory`.
 
     Returns:
         Their number; 0 where not even two fit, which batch norm needs for a map of one cell.
@@ -245,6 +246,7 @@ def _count_saved_bytes(
         storages[storage._cdata] = storage  # held, so that no other storage gets its address
         return tensor
 
+    # Fake tensors have sizes and no data; what autograd saves of them is counted by storage.
     casts = torch.autocast(device.type, autocast) if autocast is not None else nullcontext()
     with FakeTensorMode(), torch.enable_grad():
         parameters = {name: stand_in(p) for name, p in model.named_parameters()}
@@ -253,6 +255,7 @@ def _count_saved_bytes(
         image = torch.empty(size, dtype=image_type, device=device)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), casts:
             out = functional_call(model, {**parameters, **buffers}, (image,))
+        # Parameters are there anyway, saved or not.
         own = {p.untyped_storage()._cdata for p in parameters.values()}
         total = sum(s.nbytes() for address, s in storages.items() if address not in own)
     del out  # held until here, as a training step holds it

@@ -79,6 +79,7 @@ def plan(model: nn.Module, input_size: Sequence[int] = (1, 3, 224, 224)) -> Plan
     size = tuple(input_size)
     if not size or any(not isinstance(n, int) or n < 1 for n in size):
         raise ValueError(f"input_size must hold integers >= 1, such as (1, 3, 224, 224): {size}")
+    # On the meta device the forward pass only computes shapes, from which FLOPs are counted.
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     dtype = next((p.dtype for p in model.parameters()), torch.float32)

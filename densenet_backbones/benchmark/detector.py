@@ -84,7 +84,7 @@ def compare_backbones(
         Column(f"step time / {timings[0].name}", ".3f", spread=True),
     )
     rows = tuple(
-        (timing.name, *costs[timing.name], timing.milliseconds, timing.ratios(timings[0]))
+        (timing.name, *costs[timing.name], timing.milliseconds, timing.compute_ratios(timings[0]))
         for timing in timings
     )
     title = (

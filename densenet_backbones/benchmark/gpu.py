@@ -1,4 +1,4 @@
-"""Times of the Triton kernels of a folded DenseNet, layer by layer, beside PyTorch's own.
+"""Times the Triton kernels of a folded DenseNet, layer by layer, beside PyTorch's own.
 
 Weights and maps are random; what a layer computes is compared with PyTorch in float32 before it is
 timed. Times are of CUDA graphs, so they hold no time of the CPU.
@@ -13,16 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densenet_backbones.benchmark.gpu_costs import Card, Cost, block_shapes, layer_cost, net_cost
+from densenet_backbones.benchmark.gpu_costs import (
+    Card,
+    Cost,
+    compute_layer_cost,
+    compute_net_cost,
+    list_block_shapes,
+)
 from densenet_backbones.benchmark.report import Cell, Column, Table, Unavailable
 from densenet_backbones.dense_block.interfaces import LayerWeights
 from densenet_backbones.dense_block.triton import (
-    pointwise,
+    convolve_1x1,
+    explain_unavailability,
     run_folded_kernels,
-    why_unavailable,
 )
-from densenet_backbones.dense_block.triton.block import images_that_fit, layer_ways
-from densenet_backbones.dense_block.triton.choice import milliseconds
+from densenet_backbones.dense_block.triton.block import count_images_in_cache, list_layer_ways
+from densenet_backbones.dense_block.triton.choice import measure_milliseconds
 from densenet_backbones.densenet_spec import BlockPlan
 from densenet_backbones.variants import VARIANTS
 
@@ -54,14 +60,14 @@ def measure_kernels(
     card: Card,
     every_layer: bool = False,
 ) -> Iterator[Table]:
-    """Measures layers, whole blocks and transitions in bfloat16.
+    """Measure layers, whole blocks and transitions in bfloat16.
 
     Args:
         net: A published net with bottlenecks and the ImageNet stem.
-        batch: Images.
-        size: Their height and width in pixels.
+        batch: Number of images.
+        size: Height and width of the images in pixels.
         device: A GPU.
-        card: What it reaches at most.
+        card: Bandwidth and arithmetic that the GPU reaches at most.
         every_layer: Measure all layers, not the first and last of each block.
 
     Yields:
@@ -73,16 +79,16 @@ def measure_kernels(
     """
     bn_size = require_gpu(net, device)
     spec = VARIANTS[net]
-    cost = net_cost(spec, *size) * batch
-    floors = [1e6 * cost.seconds(card, fused) / batch for fused in (False, True)]
+    cost = compute_net_cost(spec, *size) * batch
+    floors = [1e6 * cost.compute_seconds(card, fused) / batch for fused in (False, True)]
     title = (
         f"{net}, {batch} images of {size[0]}x{size[1]}, bfloat16, {device}; floor of the whole net "
         f"on paper: {floors[0]:.1f} us an image unfused, {floors[1]:.1f} us fused"
     )
-    for number, (height, width, plan) in enumerate(block_shapes(spec, *size), start=1):
+    for number, (height, width, plan) in enumerate(list_block_shapes(spec, *size), start=1):
         with torch.inference_mode():
             block = _Block(f"block {number}", batch, height, width, plan, bn_size, card)
-            rows = tuple(block.rows(every_layer))
+            rows = tuple(block.measure_rows(every_layer))
         yield Table(title, _COLUMNS, rows, "\n".join((_NOTE, *block.problems)))
 
 
@@ -97,7 +103,7 @@ def require_gpu(net: str, device: torch.device) -> int:
         raise ValueError(f"--net must be one with bottlenecks and the ImageNet stem, not {net!r}")
     if device.type != "cuda":
         raise Unavailable(f"this measurement needs a CUDA device, not {device}")
-    reason = why_unavailable(device, _DTYPE)
+    reason = explain_unavailability(device, _DTYPE)
     if reason is not None:
         raise Unavailable(f"this measurement needs the Triton kernels: {reason}")
     return spec.bn_size
@@ -119,28 +125,28 @@ class _Block:
         self.name, self.plan, self.card = name, plan, card
         self.problems: list[str] = []
         self.bottleneck = bn_size * plan.growth_rate
-        self.buffer = _channels_last(batch, plan.channels, height, width)
+        self.buffer = _draw_map(batch, plan.channels, height, width)
         self.pixels = batch * height * width
         widths = range(plan.in_channels, plan.channels, plan.growth_rate)
-        self.layers = [_random_layer(c, self.bottleneck, plan) for c in widths]
+        self.layers = [_draw_layer(c, self.bottleneck, plan) for c in widths]
 
-    def rows(self, every_layer: bool) -> Iterator[tuple[Cell, ...]]:
-        """Layers, the block as a whole, the transition: a row for each way to run it."""
+    def measure_rows(self, every_layer: bool) -> Iterator[tuple[Cell, ...]]:
+        """Measure layers, the block as a whole, the transition: a row for each way to run it."""
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             if every_layer or i in (0, last):
-                yield from self._layer_rows(i, layer)
-        yield from self._block_rows()
+                yield from self._measure_layer(i, layer)
+        yield from self._measure_block()
         if self.plan.transition_channels is not None:
-            yield from self._transition_rows(self.plan.transition_channels)
+            yield from self._measure_transition(self.plan.transition_channels)
 
-    def _timed(
+    def _time_ways(
         self, part: str, ways: dict[str, Callable[[], object]], cost: Cost
     ) -> Iterator[tuple[Cell, ...]]:
-        floors = [1e6 * cost.seconds(self.card, fused) for fused in (False, True)]
+        floors = [1e6 * cost.compute_seconds(self.card, fused) for fused in (False, True)]
         for way, run in ways.items():
             try:
-                time = milliseconds(run)
+                time = measure_milliseconds(run)
             except Exception as error:  # a kernel that this card cannot run is a result as well
                 self._note(part, way, error)
                 continue
@@ -150,14 +156,14 @@ class _Block:
     def _note(self, part: str, way: str, problem: Exception) -> None:
         self.problems.append(f"{part}, {way}: {type(problem).__name__}: {problem}")
 
-    def _layer_rows(self, index: int, layer: LayerWeights) -> Iterator[tuple[Cell, ...]]:
-        ways: dict[str, Callable[[], Any]] = {"torch": partial(self._plain_layer, layer)}
-        ways |= layer_ways(self.buffer, layer, self.plan.dilation, inf)
+    def _measure_layer(self, index: int, layer: LayerWeights) -> Iterator[tuple[Cell, ...]]:
+        ways: dict[str, Callable[[], Any]] = {"torch": partial(self._run_plain_layer, layer)}
+        ways |= list_layer_ways(self.buffer, layer, self.plan.dilation, inf)
         channels = len(layer.weight1)
         part = f"{self.name}, layer {index + 1}, {channels} channels"
         new = self.buffer[:, channels : channels + len(layer.weight2)]
         wide = LayerWeights(*(tensor.float() for tensor in layer))
-        expected = _new_maps(self.buffer[:, :channels].float(), wide, self.plan.dilation)
+        expected = _compute_new_maps(self.buffer[:, :channels].float(), wide, self.plan.dilation)
         for way in list(ways):
             try:
                 new.zero_()
@@ -169,63 +175,63 @@ class _Block:
                 continue
             if not error <= _TOLERANCE:
                 raise RuntimeError(f"{part}, {way}: off by {error:.1e}")
-        cost = layer_cost(self.pixels, channels, self.bottleneck, self.plan.growth_rate)
-        return self._timed(part, ways, cost)
+        cost = compute_layer_cost(self.pixels, channels, self.bottleneck, self.plan.growth_rate)
+        return self._time_ways(part, ways, cost)
 
-    def _block_rows(self) -> Iterator[tuple[Cell, ...]]:
+    def _measure_block(self) -> Iterator[tuple[Cell, ...]]:
         widths = [len(layer.weight1) for layer in self.layers]
         growth = self.plan.growth_rate
-        costs = [layer_cost(self.pixels, c, self.bottleneck, growth) for c in widths]
-        ways: dict[str, Callable[[], Any]] = {"torch": self._plain}
+        costs = [compute_layer_cost(self.pixels, c, self.bottleneck, growth) for c in widths]
+        ways: dict[str, Callable[[], Any]] = {"torch": self._run_plain}
         images = self.buffer.shape[0]
         # Layers are chosen while this is measured first; parts of another size choose anew.
-        for count in sorted({images, images_that_fit(self.buffer)}, reverse=True):
+        for count in sorted({images, count_images_in_cache(self.buffer)}, reverse=True):
             options: Any = {"dilation": self.plan.dilation, "images_at_once": count}
             run = partial(run_folded_kernels, self.buffer, self.layers, **options)
             run()
             ways[f"kernels, {count} images at once"] = run
-        return self._timed(f"{self.name}, all layers", ways, sum(costs, Cost(0, 0, 0)))
+        return self._time_ways(f"{self.name}, all layers", ways, sum(costs, Cost(0, 0, 0)))
 
-    def _plain(self) -> None:
+    def _run_plain(self) -> None:
         for layer in self.layers:
-            self._plain_layer(layer)
+            self._run_plain_layer(layer)
 
-    def _plain_layer(self, layer: LayerWeights) -> None:
+    def _run_plain_layer(self, layer: LayerWeights) -> None:
         channels, growth = len(layer.weight1), len(layer.weight2)
-        new = _new_maps(self.buffer[:, :channels], layer, self.plan.dilation)
+        new = _compute_new_maps(self.buffer[:, :channels], layer, self.plan.dilation)
         self.buffer[:, channels : channels + growth] = new
 
-    def _transition_rows(self, outputs: int) -> Iterator[tuple[Cell, ...]]:
+    def _measure_transition(self, outputs: int) -> Iterator[tuple[Cell, ...]]:
         images, channels, height, width = self.buffer.shape
-        layer = _random_layer(channels, outputs, self.plan)
+        layer = _draw_layer(channels, outputs, self.plan)
         scale, shift, weight, bias = layer[:4]
-        out = _channels_last(images, outputs, height // 2, width // 2)
+        out = _draw_map(images, outputs, height // 2, width // 2)
 
-        def plain() -> Tensor:
-            return F.avg_pool2d(_squeezed(_normed(self.buffer, layer), layer), 2)
+        def run_plain() -> Tensor:
+            return F.avg_pool2d(_squeeze(_normalize_activate(self.buffer, layer), layer), 2)
 
         def pool_first() -> Tensor:
-            return _squeezed(F.avg_pool2d(_normed(self.buffer, layer), 2), layer)
+            return _squeeze(F.avg_pool2d(_normalize_activate(self.buffer, layer), 2), layer)
 
-        def pooled() -> None:
-            pointwise(self.buffer, scale, shift, weight, bias, out, pool=True)
+        def run_kernel() -> None:
+            convolve_1x1(self.buffer, scale, shift, weight, bias, out, pool=True)
 
-        ways: dict[str, Callable[[], Any]] = {"torch": plain, "torch, pooled first": pool_first}
-        ways["kernel"] = pooled
+        ways: dict[str, Callable[[], Any]] = {"torch": run_plain, "torch, pooled first": pool_first}
+        ways["kernel"] = run_kernel
         cost = Cost(
             2 * self.pixels * channels * outputs,
             2 * self.pixels * (channels + 2.25 * outputs),
             2 * self.pixels * (channels + 0.25 * outputs),
         )
-        return self._timed(f"{self.name}, transition", ways, cost)
+        return self._time_ways(f"{self.name}, transition", ways, cost)
 
 
-def _channels_last(images: int, channels: int, height: int, width: int) -> Tensor:
+def _draw_map(images: int, channels: int, height: int, width: int) -> Tensor:
     x = torch.randn(images, channels, height, width, device="cuda", dtype=_DTYPE)
     return x.to(memory_format=torch.channels_last)
 
 
-def _random_layer(channels: int, bottleneck: int, plan: BlockPlan) -> LayerWeights:
+def _draw_layer(channels: int, bottleneck: int, plan: BlockPlan) -> LayerWeights:
     weight2 = torch.randn(plan.growth_rate, bottleneck, 3, 3) / (9 * bottleneck) ** 0.5
     return LayerWeights(
         (1 + 0.3 * torch.randn(channels)).to("cuda", _DTYPE),
@@ -237,14 +243,14 @@ def _random_layer(channels: int, bottleneck: int, plan: BlockPlan) -> LayerWeigh
     )
 
 
-def _new_maps(x: Tensor, layer: LayerWeights, dilation: int) -> Tensor:
-    x = _squeezed(_normed(x, layer), layer).relu_()
+def _compute_new_maps(x: Tensor, layer: LayerWeights, dilation: int) -> Tensor:
+    x = _squeeze(_normalize_activate(x, layer), layer).relu_()
     return F.conv2d(x, layer.weight2, layer.bias2, padding=dilation, dilation=dilation)
 
 
-def _normed(x: Tensor, layer: LayerWeights) -> Tensor:
+def _normalize_activate(x: Tensor, layer: LayerWeights) -> Tensor:
     return torch.addcmul(layer.shift[:, None, None], x, layer.scale[:, None, None]).relu_()
 
 
-def _squeezed(x: Tensor, layer: LayerWeights) -> Tensor:
+def _squeeze(x: Tensor, layer: LayerWeights) -> Tensor:
     return F.conv2d(x, layer.weight1.t()[..., None, None], layer.bias1)

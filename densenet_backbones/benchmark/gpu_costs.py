@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 from densenet_backbones.densenet_spec import BlockPlan, DenseNetSpec
 
-__all__ = ["Card", "Cost", "block_shapes", "layer_cost", "net_cost"]
+__all__ = ["Card", "Cost", "compute_layer_cost", "compute_net_cost", "list_block_shapes"]
 
 _BYTES = 2
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a GPU does at most; the numbers are those that an H200 is seen to reach.
+    """Limits of a GPU; the default numbers are those that an H200 is seen to reach.
 
     Attributes:
-        bandwidth: Bytes a second of its memory.
+        bandwidth: Bytes a second that its memory moves.
         flops: Operations a second of its tensor cores in bfloat16.
     """
 
@@ -30,12 +30,12 @@ class Card:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of some part of a network.
+    """Cost of some part of a network.
 
     Attributes:
-        flops: Floating-point operations of convolutions, two a multiply-add.
-        bytes_unfused: Traffic with a kernel for each convolution and pool.
-        bytes_fused: Traffic with a kernel for each layer and transition.
+        flops: Number of floating-point operations of convolutions, two a multiply-add.
+        bytes_unfused: Memory traffic with a kernel for each convolution and pool.
+        bytes_fused: Memory traffic with a kernel for each layer and transition.
     """
 
     flops: float
@@ -52,19 +52,19 @@ class Cost:
     def __mul__(self, count: float) -> "Cost":
         return Cost(self.flops * count, self.bytes_unfused * count, self.bytes_fused * count)
 
-    def seconds(self, card: Card, fused: bool) -> float:
-        """The least time: traffic or arithmetic, whichever takes longer, as both can overlap.
+    def compute_seconds(self, card: Card, fused: bool) -> float:
+        """Compute the least time: the longer of traffic and arithmetic, as both can overlap.
 
         Args:
-            card: What it runs on.
-            fused: Whether layers are one kernel.
+            card: Limits of the GPU it runs on.
+            fused: True if each layer is one kernel.
         """
         traffic = self.bytes_fused if fused else self.bytes_unfused
         return max(traffic / card.bandwidth, self.flops / card.flops)
 
 
-def layer_cost(pixels: int, channels: int, bottleneck: int, growth: int) -> Cost:
-    """Of a dense layer that reads ``channels`` of ``pixels`` pixels."""
+def compute_layer_cost(pixels: int, channels: int, bottleneck: int, growth: int) -> Cost:
+    """Compute the cost of a dense layer that reads ``channels`` of ``pixels`` pixels."""
     return Cost(
         flops=2 * pixels * bottleneck * (channels + 9 * growth),
         bytes_unfused=_BYTES * pixels * (channels + 2 * bottleneck + growth),
@@ -72,40 +72,44 @@ def layer_cost(pixels: int, channels: int, bottleneck: int, growth: int) -> Cost
     )
 
 
-def block_shapes(spec: DenseNetSpec, height: int, width: int) -> list[tuple[int, int, BlockPlan]]:
-    """Rows and columns of each block's maps, with its plan.
+def list_block_shapes(
+    spec: DenseNetSpec, height: int, width: int
+) -> list[tuple[int, int, BlockPlan]]:
+    """List rows and columns of each block's maps, with its plan.
 
     Args:
-        spec: The network.
-        height: Of the image, in pixels.
-        width: Of the image.
+        spec: Network to cost; `compute_net_cost` needs bottlenecks and the ImageNet stem.
+        height: Height of the image, in pixels.
+        width: Width of the image, in pixels.
     """
     return [(height // plan.stride, width // plan.stride, plan) for plan in spec.blocks]
 
 
-def net_cost(spec: DenseNetSpec, height: int, width: int) -> Cost:
-    """Of one image through a net with the ImageNet stem and bottlenecks, up to its last block.
+def compute_net_cost(spec: DenseNetSpec, height: int, width: int) -> Cost:
+    """Compute the cost of an image through a net with the ImageNet stem, up to its last block.
 
     Args:
-        spec: The network.
-        height: Of the image, in pixels.
-        width: Of the image.
+        spec: Network to cost; `compute_net_cost` needs bottlenecks and the ImageNet stem.
+        height: Height of the image, in pixels.
+        width: Width of the image, in pixels.
     """
-    return sum(_parts(spec, height, width), Cost(0, 0, 0))
+    return sum(_list_parts(spec, height, width), Cost(0, 0, 0))
 
 
-def _parts(spec: DenseNetSpec, height: int, width: int) -> Iterator[Cost]:
+def _list_parts(spec: DenseNetSpec, height: int, width: int) -> Iterator[Cost]:
     assert spec.bn_size is not None and spec.stem == "imagenet"
     image, features = height * width, spec.num_init_features
     # The 7x7 of stride 2, then the pool of stride 2.
     read, between, pooled = 3 * image, features * image / 4, features * image / 16
     flops = 2 * between * 3 * 49
     yield Cost(flops, _BYTES * (read + 2 * between + pooled), _BYTES * (read + pooled))
-    for rows, columns, plan in block_shapes(spec, height, width):
+    for rows, columns, plan in list_block_shapes(spec, height, width):
         pixels = rows * columns
         for layer in range(plan.layers):
             channels = plan.in_channels + layer * plan.growth_rate
-            yield layer_cost(pixels, channels, spec.bn_size * plan.growth_rate, plan.growth_rate)
+            yield compute_layer_cost(
+                pixels, channels, spec.bn_size * plan.growth_rate, plan.growth_rate
+            )
         if plan.transition_channels is not None:
             out = plan.transition_channels
             yield Cost(

@@ -1,4 +1,4 @@
-"""Decides whether the Triton kernels may be on by default: their error, and time beside peers.
+"""Decides if the Triton kernels may be on by default: their error, and time beside peers.
 
 The kernels are off unless asked for (see `dense_block.backends`), as they were never run on a card.
 One run of this on a card decides: each use of them (inference, training) gets a verdict from its
@@ -91,8 +91,8 @@ def decide_default(
 
     Args:
         net: A published net with bottlenecks and the ImageNet stem.
-        batch: Images.
-        size: Their height and width in pixels.
+        batch: Number of images.
+        size: Height and width of the images in pixels.
         turns: Counted rounds; see `interleave`.
         device: A GPU. The kernels are switched on and off here, whatever the environment says.
 
@@ -151,12 +151,12 @@ def measure_inference(
     deployed = deploy(model)
     # Equality first: what is wrong needs no timing, and kernels are chosen in their first run.
     with torch.inference_mode(), use_triton(False):
-        plain_error = _error(deployed(image), exact)
-    with torch.inference_mode(), use_triton(), warnings.catch_warnings(record=True) as said:
+        plain_error = _measure_error(deployed(image), exact)
+    with torch.inference_mode(), use_triton(), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         if not has_triton(image):
-            return Evidence("inference", refusal=_quote(said))
-        error = _error(deployed(image), exact)
+            return Evidence("inference", refusal=_quote(warned))
+        error = _measure_error(deployed(image), exact)
     graphed: Callable[[Tensor], object] = deployed
     if device.type == "cuda":
         graphed = torch.compile(deployed, mode="reduce-overhead", dynamic=False)
@@ -176,7 +176,7 @@ def measure_inference(
         get_synchronize(device),
         repeats=10,
     )
-    ratios = kernels.ratios(plain), in_graph.ratios(compiled)
+    ratios = kernels.compute_ratios(plain), in_graph.compute_ratios(compiled)
     return Evidence("inference", None, error, plain_error, *ratios)
 
 
@@ -215,12 +215,12 @@ def measure_training(
         step(run, kernels)
 
     model.set_memory("shared")
-    plain_error = _error(step(model, kernels=False), exact)
-    with use_triton(), warnings.catch_warnings(record=True) as said:
+    plain_error = _measure_error(step(model, kernels=False), exact)
+    with use_triton(), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         if not has_triton_training(image if dtype is None else image.to(dtype)):
-            return Evidence("training", refusal=_quote(said))
-    error = _error(step(model, kernels=True), exact)
+            return Evidence("training", refusal=_quote(warned))
+    error = _measure_error(step(model, kernels=True), exact)
     plain, kernels, compiled = interleave(
         {
             "plain operators": partial(step_in, "shared", model, False),
@@ -231,7 +231,7 @@ def measure_training(
         get_synchronize(device),
         repeats=3,
     )
-    ratios = kernels.ratios(plain), kernels.ratios(compiled)
+    ratios = kernels.compute_ratios(plain), kernels.compute_ratios(compiled)
     return Evidence("training", None, error, plain_error, *ratios)
 
 
@@ -272,11 +272,11 @@ def _draw_images(shape: tuple[int, ...], device: torch.device) -> Tensor:
     return image.to(device, memory_format=torch.channels_last)
 
 
-def _error(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+def _measure_error(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     """Return the mean error of tensors, each as a share of its norm; NaN if there is one."""
     shares = [(a.double() - b).norm() / b.norm() for a, b in zip(results, exact, strict=True)]
     return float(torch.stack(shares).mean())
 
 
-def _quote(said: Sequence[warnings.WarningMessage]) -> str:
-    return str(said[-1].message) if said else "the kernels do not run here"
+def _quote(warned: Sequence[warnings.WarningMessage]) -> str:
+    return str(warned[-1].message) if warned else "the kernels do not run here"

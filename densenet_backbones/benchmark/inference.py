@@ -18,7 +18,7 @@ from densenet_backbones.benchmark.contenders import (
     build_in_onnxruntime,
     compile_nets,
 )
-from densenet_backbones.benchmark.gpu_costs import Card, net_cost
+from densenet_backbones.benchmark.gpu_costs import Card, compute_net_cost
 from densenet_backbones.benchmark.measuring import Timing, get_synchronize, interleave
 from densenet_backbones.benchmark.report import Column, Table
 from densenet_backbones.dense_block.backends import has_triton
@@ -99,6 +99,7 @@ def compare_inference(
     check_choice("--net", net, [name for name in VARIANTS if hasattr(torchvision.models, name)])
     image = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
     images = image.to(dtype=dtype, memory_format=torch.channels_last)
+    # The same weights in every library, and timm's result as what all must compute.
     nets, missing = build_feature_nets(net, device)
     theirs = nets["timm"]
     synchronize = get_synchronize(device)
@@ -112,6 +113,7 @@ def compare_inference(
         for name, model in nets.items():
             contenders[name] = model.to(dtype).to(memory_format=torch.channels_last)
         contenders |= compile_nets(nets, device, compiled)
+        # Nothing is timed before all have computed the same.
         bounds = _choose_bounds(dtype, device, _measure_error(theirs(images)[-1], expected))
         checked = {
             name: _check(name, partial(run, images), expected, bounds, device)
@@ -125,6 +127,7 @@ def compare_inference(
         f"{str(dtype).removeprefix('torch.')}, channels last, {device}, {turns} turns"
         + (f" of {repeats} passes" if repeats > 1 else "")
     )
+    # Notes say what was left out, and what would be the least time on paper.
     notes = [_NOTE, *(f"{name}: not measured, {why}" for name, why in missing.items())]
     floor = None
     if device.type == "cuda":
@@ -132,7 +135,9 @@ def compare_inference(
         notes.append(f"Triton kernels {kernels} in the deployed net")
         if dtype == torch.bfloat16:  # the costs are of two bytes a value
             card = card or Card()
-            floor = (net_cost(VARIANTS[net], height, width) * batch).seconds(card, fused=True)
+            floor = (compute_net_cost(VARIANTS[net], height, width) * batch).compute_seconds(
+                card, fused=True
+            )
             notes.append(
                 f"floor: a kernel for each layer, {card.bandwidth / 1e12:g} TB/s and "
                 f"{card.flops / 1e12:g} TFLOP/s (--bandwidth, --flops)"
@@ -155,11 +160,12 @@ def _build_table(
     columns += [Column("error", ".1e"), Column("first call s", ".2f")]
     if floor is not None:
         columns.append(Column("time / floor", ".2f"))
+    # Ratios turn by turn, as turns share the machine's state of the moment.
     rows = []
     for timing in timings:
         check = checked[timing.name]
         microseconds = 1e6 * timing.median / batch
-        ratios = timing.ratios(deployed)
+        ratios = timing.compute_ratios(deployed)
         row = (timing.name, timing.milliseconds, microseconds, ratios, check.largest, check.error)
         floors = () if floor is None else (timing.median / floor,)
         rows.append((*row, check.first_call, *floors))

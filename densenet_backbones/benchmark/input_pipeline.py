@@ -64,7 +64,7 @@ def measure(
     Args:
         root: Folder in COCO or VOC layout; None draws scenes of `DRAWN_SIZE`.
         split: Part of `root`.
-        images: Images a turn, at least 1; all there are where there are fewer.
+        images: Number of images a turn, at least 1; all of the data's where it has fewer.
         turns: Counted rounds, at least 1.
         detector: A name of torchvision's registry whose model has an `image_size`.
         batch: Images a training step, at least 2.
@@ -122,7 +122,7 @@ def build_input_table(title: str, timings: Sequence[Timing], images: int, batch:
     for timing in timings:
         count = batch if timing is step else images
         speeds = tuple(count / seconds for seconds in timing.seconds)
-        shares = tuple(ratio * batch / images for ratio in timing.ratios(step))
+        shares = tuple(ratio * batch / images for ratio in timing.compute_ratios(step))
         cells = (None, None) if timing is step else (shares, math.ceil(statistics.median(shares)))
         rows.append((timing.name, timing.milliseconds, speeds, *cells))
     return Table(title, columns, tuple(rows), "ms: of all images of a turn, or of a step")

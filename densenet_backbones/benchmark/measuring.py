@@ -39,7 +39,7 @@ class Timing:
         """Milliseconds of each turn."""
         return tuple(1e3 * value for value in self.seconds)
 
-    def ratios(self, first: "Timing") -> tuple[float, ...]:
+    def compute_ratios(self, first: "Timing") -> tuple[float, ...]:
         """Return times in units of another contender's, turn by turn."""
         return tuple(a / b for a, b in zip(self.seconds, first.seconds, strict=True))
 
@@ -90,11 +90,15 @@ def interleave(
         ValueError: There is no contender, or ``turns`` or ``repeats`` is below 1.
     """
     check_whole("repeats", repeats)
-    timed = {n: partial(_seconds, step, synchronize, repeats) for n, step in contenders.items()}
+    timed = {
+        n: partial(_measure_seconds, step, synchronize, repeats) for n, step in contenders.items()
+    }
     return take_turns(timed, turns)
 
 
-def _seconds(step: Callable[[], object], synchronize: Callable[[], None], repeats: int) -> float:
+def _measure_seconds(
+    step: Callable[[], object], synchronize: Callable[[], None], repeats: int
+) -> float:
     synchronize()
     start = time.perf_counter()
     for _ in range(repeats):

@@ -70,7 +70,7 @@ def compare_memory_modes(
         size: Their side in pixels; by default 300 for ``dsod300``, 224 for others.
         turns: Counted rounds of steps; see `interleave`.
         device: Where to measure.
-        bf16: Whether autocast computes in bfloat16.
+        bf16: True if autocast computes in bfloat16.
         budget: GiB for the largest batch; see `largest_batch`.
         modes: Of ours.
 
@@ -116,7 +116,7 @@ def compare_memory_modes(
             device=device,
         )
         cells = (saved / 2**20, saved / costs[first.name][0], peak / 2**20, most, updates)
-        rows.append((timing.name, *cells, timing.milliseconds, timing.ratios(first)))
+        rows.append((timing.name, *cells, timing.milliseconds, timing.compute_ratios(first)))
     title = (
         f"training step of {variant}, {batch} images of {size} pixels, "
         f"{'bf16-mixed' if bf16 else 'float32'}, channels last, {device}, {turns} turns"

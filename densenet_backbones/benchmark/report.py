@@ -99,7 +99,7 @@ class Report:
 
     Args:
         command: The command line.
-        quick: Whether the figures are of a trial run.
+        quick: True if the figures are of a trial run.
         file: Where to write JSON, or None.
     """
 

@@ -134,5 +134,5 @@ def _build_table(title: str, timings: tuple[Timing, ...], note: str) -> Table:
         *(Column(""), Column("s", ".2f", spread=True)),
         Column(f"time / {timings[0].name}", ".3f", spread=True),
     )
-    rows = tuple((t.name, t.seconds, t.ratios(timings[0])) for t in timings)
+    rows = tuple((t.name, t.seconds, t.compute_ratios(timings[0])) for t in timings)
     return Table(title, columns, rows, note)

@@ -39,7 +39,7 @@ class Subcommand:
             among the options.
         quick: Options of a trial run of seconds.
         devices: Where ``all`` measures it, if they are there; the first is the default.
-        charts: Whether its tables can be drawn.
+        charts: True if its tables can be drawn.
     """
 
     name: str
@@ -109,7 +109,7 @@ def add_card(parser: argparse.ArgumentParser) -> None:
 # -- inference -----------------------------------------------------------------------------------
 
 
-def _inference_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--net", default="densenet121", help="default: %(default)s")
     parser.add_argument(
         "--inputs",
@@ -129,7 +129,7 @@ def _inference_arguments(parser: argparse.ArgumentParser) -> None:
     add_card(parser)
 
 
-def _inference(arguments: argparse.Namespace) -> Iterator[Table]:
+def _run_inference(arguments: argparse.Namespace) -> Iterator[Table]:
     """Time feature maps of one net by its libraries and as it is deployed, on equal weights."""
     cpu, gpu = ("1x224", "1x512", "4x300"), ("1x224", "8x224", "2x800x1344")
     sizes = [
@@ -155,7 +155,7 @@ def _inference(arguments: argparse.Namespace) -> Iterator[Table]:
 _PRECISIONS = ("32-true", "bf16-mixed")
 
 
-def _memory_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     nets = ["densenet121", "densenet201", "fcdensenet103", "dsod300"]
     parser.add_argument("--nets", nargs="+", default=nets, help=f"default: {' '.join(nets)}")
     modes = MEMORY_MODES
@@ -169,7 +169,7 @@ def _memory_arguments(parser: argparse.ArgumentParser) -> None:
     add_turns(parser, 5)
 
 
-def _memory(arguments: argparse.Namespace) -> Iterator[Table]:
+def _run_memory(arguments: argparse.Namespace) -> Iterator[Table]:
     """Measure training steps of each memory mode, beside torchvision's and timm's."""
     batch = settle_batch(arguments)
     if not arguments.budget > 0:
@@ -188,7 +188,7 @@ def _memory(arguments: argparse.Namespace) -> Iterator[Table]:
         )
 
 
-def _detector_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_detector_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detector", default="retinanet_fpn", help="default: %(default)s")
     nets = ["densenet121_features", "resnet50"]
     parser.add_argument("--backbones", nargs="+", default=nets, help="timm names (%(default)s)")
@@ -198,7 +198,7 @@ def _detector_arguments(parser: argparse.ArgumentParser) -> None:
     add_turns(parser, 5)
 
 
-def _detector(arguments: argparse.Namespace) -> Iterator[Table]:
+def _run_detector(arguments: argparse.Namespace) -> Iterator[Table]:
     """Measure training steps of one detector on several backbones, from random weights."""
     yield compare_backbones(
         arguments.detector,
@@ -214,7 +214,7 @@ def _detector(arguments: argparse.Namespace) -> Iterator[Table]:
 # -- the rest ------------------------------------------------------------------------------------
 
 
-def _input_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_input_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="COCO or VOC layout (default: drawn scenes)")
     parser.add_argument("--split", default="train", help="which part of it (%(default)s)")
     parser.add_argument("--images", type=int, default=32, metavar="N", help="a turn (%(default)s)")
@@ -224,7 +224,7 @@ def _input_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=_PRECISIONS, default="32-true")
 
 
-def _input(arguments: argparse.Namespace) -> Iterator[Table]:
+def _run_input(arguments: argparse.Namespace) -> Iterator[Table]:
     """Measure images a second of the input pipeline beside the training step that it feeds."""
     try:
         # Only here: the other measurements run without the training tools.
@@ -245,7 +245,7 @@ def _input(arguments: argparse.Namespace) -> Iterator[Table]:
     )
 
 
-def _startup_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_startup_arguments(parser: argparse.ArgumentParser) -> None:
     nets = [name for name in VARIANTS if timm.is_model(name)]
     parser.add_argument("--net", choices=nets, default=nets[0], help="compiled (%(default)s)")
     parser.add_argument("--inputs", default="1x224", metavar="NxSIZE", help="of it (%(default)s)")
@@ -255,7 +255,7 @@ def _startup_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _startup(arguments: argparse.Namespace) -> Iterator[Table]:
+def _run_startup(arguments: argparse.Namespace) -> Iterator[Table]:
     """Measure seconds until the package is imported, and until a compiled net has first maps."""
     size = parse_input(arguments.inputs)
     yield compare_imports(arguments.turns)
@@ -265,7 +265,7 @@ def _startup(arguments: argparse.Namespace) -> Iterator[Table]:
         )
 
 
-def _gpu_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--net", default="densenet121", help="default: %(default)s")
     parser.add_argument("--batch", type=int, default=8, help="images (%(default)s)")
     parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("H", "W"))
@@ -274,7 +274,7 @@ def _gpu_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--every-layer", action="store_true", help="not first and last alone")
 
 
-def _gpu(arguments: argparse.Namespace) -> Iterator[Table]:
+def _run_gpu(arguments: argparse.Namespace) -> Iterator[Table]:
     """Decide on the Triton kernels' default, then time them layer by layer beside PyTorch's."""
     height, width = arguments.size
     yield decide_default(
@@ -298,8 +298,8 @@ SUBCOMMANDS: tuple[Subcommand, ...] = (
     Subcommand(
         name="inference",
         help="feature maps: torchvision, timm, smp, onnxruntime, ours and deployed, same weights",
-        add_arguments=_inference_arguments,
-        run=_inference,
+        add_arguments=_add_inference_arguments,
+        run=_run_inference,
         # In float32 a net would be exported for onnxruntime, which takes longer than all the rest.
         quick=("--inputs", "1x64", "--precision", "bfloat16", "--turns", "1", "--repeats", "1"),
         charts=True,
@@ -307,8 +307,8 @@ SUBCOMMANDS: tuple[Subcommand, ...] = (
     Subcommand(
         name="memory",
         help="training steps: what each memory mode keeps, beside torchvision's two and timm's",
-        add_arguments=_memory_arguments,
-        run=_memory,
+        add_arguments=_add_memory_arguments,
+        run=_run_memory,
         quick=(
             *("--nets", "densenet121", "--modes", "shared_lean"),
             *("--size", "64", "--batch", "2", "--turns", "1"),
@@ -318,8 +318,8 @@ SUBCOMMANDS: tuple[Subcommand, ...] = (
     Subcommand(
         name="detector",
         help="training steps of one detector on several backbones: size, memory, time",
-        add_arguments=_detector_arguments,
-        run=_detector,
+        add_arguments=_add_detector_arguments,
+        run=_run_detector,
         quick=(
             *("--backbones", "dsod_smallest_features", "resnet18"),
             *("--size", "64", "--batch", "2", "--turns", "1"),
@@ -328,23 +328,23 @@ SUBCOMMANDS: tuple[Subcommand, ...] = (
     Subcommand(
         name="input",
         help="detection input: decoding and augmentation on one core, beside a training step",
-        add_arguments=_input_arguments,
-        run=_input,
+        add_arguments=_add_input_arguments,
+        run=_run_input,
         quick=("--detector", "dsod_tiny", "--batch", "2", "--images", "2", "--turns", "1"),
     ),
     Subcommand(
         name="startup",
         help="seconds of the import beside timm's, and of compiling with empty caches",
-        add_arguments=_startup_arguments,
-        run=_startup,
+        add_arguments=_add_startup_arguments,
+        run=_run_startup,
         quick=("--turns", "1", "--compile-turns", "0"),
         devices=("cpu",),
     ),
     Subcommand(
         name="gpu",
         help="Triton kernels: whether they may be on by default, and each layer's time (CUDA)",
-        add_arguments=_gpu_arguments,
-        run=_gpu,
+        add_arguments=_add_gpu_arguments,
+        run=_run_gpu,
         quick=("--batch", "1", "--size", "64", "64", "--turns", "1"),
         devices=("cuda",),
     ),

@@ -57,6 +57,7 @@ def _list_problems(
     fitting: Mapping[str, Tensor], known: Mapping[str, Tensor], needed: Iterable[str]
 ) -> list[str]:
     """List what is wrong, one part of a sentence for each kind."""
+    # The body alone: a classifier's number of classes says nothing about the network.
     body = [key for key in fitting if not key.startswith(CLASSIFIER)]
     missing = [
         key

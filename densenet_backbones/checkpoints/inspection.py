@@ -164,6 +164,7 @@ def inspect_file(
     Raises:
         CheckpointError: As `read_state_dict` and `to_ours`. A file without a DenseNet is none.
     """
+    # The file, then the DenseNet in it: it may be a part of a bigger model.
     path = Path(path)
     file = read_weights_file(path, entry=entry)
     try:
@@ -171,6 +172,7 @@ def inspect_file(
         ours = to_ours(file.weights, prefix)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    # A file without a known network still has entries, types and odd values to report.
     network, reason = _try_to_recognize(ours)
     learned = (value for key, value in ours.items() if not key.endswith(_BUFFERS))
     dtypes = Counter(str(v.dtype).removeprefix("torch.") for v in file.weights.values())
@@ -235,8 +237,10 @@ def _count_in_words(count: int, thing: str) -> str:
 
 def _shorten(names: Iterable[str]) -> list[str]:
     names = list(names)
-    shown = names[:_SHOWN]
-    return shown if len(names) == len(shown) else [*shown, f"and {len(names) - len(shown)} more"]
+    listed = names[:_SHOWN]
+    return (
+        listed if len(names) == len(listed) else [*listed, f"and {len(names) - len(listed)} more"]
+    )
 
 
 def _describe_counts(counts: Mapping[str, int], what: str) -> list[str]:

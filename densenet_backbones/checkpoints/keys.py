@@ -174,6 +174,7 @@ def to_ours(weights: Mapping[str, _T], prefix: str | None = None) -> dict[str, _
     if place is None:
         return dict(weights)
     named = {key: name for key in weights if (name := place.our_name(key)) is not None}
+    # Layers of a sequential classifier; it can be renamed only if a single one has weights.
     sequential = set(filter(_SEQUENTIAL.fullmatch, named.values()))
     single = len({name.rpartition(".")[0] for name in sequential}) == 1
     renamed: dict[str, _T] = {}

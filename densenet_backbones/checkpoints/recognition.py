@@ -99,12 +99,14 @@ def recognize(weights: Mapping[str, Tensor], prefix: str | None = None) -> Recog
             other so that no `DenseNetSpec` describes them.
     """
     shapes = {key: tuple(value.shape) for key, value in to_ours(weights, prefix).items()}
+    # Names tell the blocks and their layers, shapes the widths.
     blocks = _read_blocks(shapes)
     conv0 = shapes.get("conv0.weight", ())
     in_chans = conv0[1] if len(conv0) == 4 else None
     statistics = any(key.endswith(".running_mean") for key in shapes)
     variants = _find_variants(shapes, blocks)
     spec = _infer_spec(shapes, blocks, variants, "bn" if statistics else "group")
+    # What the network so described would hold, compared with what the file does.
     expected = _build_expected_shapes(spec, in_chans or 3, shapes)
     missing, unexpected = _compare_shapes(shapes, expected)
     at_end = _find_rows_at_end(spec, variants)

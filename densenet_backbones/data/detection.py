@@ -127,6 +127,7 @@ class DetectionData(ImageData[DetectionSet, Sample]):
             DataError: If the model learns what the data was not read with, or the augmentation
                 does not fit it.
         """
+        # The model says what it learns from; the data can give only what was read.
         target_types = self.known_input.target_types or tuple(self.target_types)
         missing = [name for name in target_types if name not in self.target_types]
         if missing:

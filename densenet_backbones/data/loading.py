@@ -211,7 +211,7 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
 
     @property
     def known_input(self) -> ModelInput:
-        """What the model takes; an error before the task has said so."""
+        """Input of the model; an error before the task has set it."""
         assert self.model_input is not None, "a task sets model_input before images are read"
         return self.model_input
 

@@ -1,4 +1,4 @@
-"""Which images a process sees, and in which order: two samplers to train, one to evaluate.
+"""Samplers that share a data set's images among processes: two to train, one to evaluate.
 
 All are `DistributedSampler` subclasses, because Lightning leaves those as they are; it wraps every
 other sampler in one that pads, which would count images twice in evaluation.

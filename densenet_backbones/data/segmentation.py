@@ -51,6 +51,7 @@ class SegmentationImages(Dataset[MaskSample]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.segmentation_set.records[index]
         image, mask = read_image(record.path), record.read_mask()
+        # Checked at each reading, since a file may have changed since the set was made.
         height, width = image.shape[:2]
         if (width, height) != (record.width, record.height):
             raise DataError(

@@ -4,11 +4,11 @@
 it in evaluation. All compute what `run_plain` does: outputs, gradients and batch-norm buffers.
 """
 
-from densenet_backbones.dense_block.folded import FoldedLayer, compiled_folded, run_folded
-from densenet_backbones.dense_block.folded_conv import FoldedConv2d, is_written_down
+from densenet_backbones.dense_block.folded import FoldedLayer, run_folded, run_folded_compiled
+from densenet_backbones.dense_block.folded_conv import FoldedConv2d, is_recorded
 from densenet_backbones.dense_block.folded_transition import FoldedTransition, ScaleShift
 from densenet_backbones.dense_block.interfaces import DenseLayerLike, has_hooks
-from densenet_backbones.dense_block.lean import lean_steps, run_lean
+from densenet_backbones.dense_block.lean import join_lean_steps, run_lean
 from densenet_backbones.dense_block.modes import (
     MEMORY_MODES,
     Memory,
@@ -29,13 +29,13 @@ __all__ = [
     "ScaleShift",
     "SharedMemory",
     "check_memory",
-    "compiled_folded",
     "has_hooks",
     "has_shared_buffer",
-    "is_written_down",
-    "lean_steps",
+    "is_recorded",
+    "join_lean_steps",
     "run_block",
     "run_folded",
+    "run_folded_compiled",
     "run_lean",
     "run_plain",
 ]

@@ -73,11 +73,11 @@ def has_triton(x: Tensor) -> bool:
     if not (is_on_gpu(x) and is_triton_asked_for() and _is_real(x)):
         return False
     from densenet_backbones.dense_block.triton import is_usable
-    from densenet_backbones.dense_block.triton.self_check import compare_inference, passes_check
+    from densenet_backbones.dense_block.triton.self_check import compare_inference, has_passed_check
 
     if not is_usable(x.device, x.dtype):
         return False
-    return passes_check("inference", compare_inference, x.device, x.dtype)
+    return has_passed_check("inference", compare_inference, x.device, x.dtype)
 
 
 def has_triton_training(*tensors: Tensor) -> bool:
@@ -85,12 +85,12 @@ def has_triton_training(*tensors: Tensor) -> bool:
     if not (is_on_gpu(tensors[0]) and is_triton_asked_for() and all(map(_is_real, tensors))):
         return False
     from densenet_backbones.dense_block.triton import is_usable
-    from densenet_backbones.dense_block.triton.self_check import passes_check
+    from densenet_backbones.dense_block.triton.self_check import has_passed_check
     from densenet_backbones.dense_block.triton_training.self_check import compare_training
 
     kinds = {(x.device, x.dtype) for x in tensors}  # asking takes time: once for each
     return all(is_usable(*kind) for kind in kinds) and all(
-        passes_check("training", compare_training, *kind) for kind in kinds
+        has_passed_check("training", compare_training, *kind) for kind in kinds
     )
 
 
@@ -103,7 +103,7 @@ def has_cpp(x: Tensor) -> bool:
     """Return True if the C++ kernels of inference run on maps like ``x``; compiled at first use."""
     if not _is_for_cpp(x):
         return False
-    return native.usable() if x.dtype == torch.float32 else native.has_bfloat16()
+    return native.is_usable() if x.dtype == torch.float32 else native.has_bfloat16()
 
 
 def has_cpp_training(*tensors: Tensor) -> bool:
@@ -135,7 +135,7 @@ def fill_in_kernels(
     Args:
         buffer: (N, C, H, W), channels last; its first ``channels`` are the block's input.
         channels: Number of input channels.
-        layers: What `FoldedLayer.tensors` returns, for each layer.
+        layers: Tensors of each layer, as `FoldedLayer.list_tensors` returns them.
         dilation: Dilation of the 3x3 convolutions.
         ceiling: Value at which activations cut off, beside 0.
 

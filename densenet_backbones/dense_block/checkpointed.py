@@ -44,10 +44,10 @@ def checkpoint_bottlenecks(x: Tensor, layers: Sequence[DenseLayerLike]) -> Tenso
     for layer in layers:
         if layer.bottleneck:
             maps.append(
-                layer.expand(_checkpoint(_after_concatenation(layer.squeeze), [layer], *maps))
+                layer.expand(_checkpoint(_concatenate_first(layer.squeeze), [layer], *maps))
             )
         else:
-            maps.append(_checkpoint(_after_concatenation(layer), [layer], *maps))
+            maps.append(_checkpoint(_concatenate_first(layer), [layer], *maps))
     return torch.cat(maps, dim=1)
 
 
@@ -63,7 +63,7 @@ def checkpoint_layers(x: Tensor, layers: Sequence[DenseLayerLike]) -> Tensor:
     """
     maps = [x]
     for layer in layers:
-        maps.append(_checkpoint(_after_concatenation(layer), [layer], *maps))
+        maps.append(_checkpoint(_concatenate_first(layer), [layer], *maps))
     return torch.cat(maps, dim=1)
 
 
@@ -80,8 +80,8 @@ def checkpoint_block(x: Tensor, layers: Sequence[DenseLayerLike]) -> Tensor:
     return _checkpoint(lambda x: run_plain(x, layers), layers, x)
 
 
-def _after_concatenation(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    """Return ``function`` of the concatenation of its arguments, which is then not kept either."""
+def _concatenate_first(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Return ``function`` of the concatenation of its arguments, which is not kept then."""
     return lambda *maps: function(torch.cat(maps, dim=1) if len(maps) > 1 else maps[0])
 
 

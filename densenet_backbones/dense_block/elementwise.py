@@ -19,7 +19,13 @@ from densenet_backbones.dense_block.interfaces import is_in_rows
 from densenet_backbones.dense_block.native import passes as native_passes
 from densenet_backbones.dense_block.norms import Affine, widen_half
 
-__all__ = ["add_scaled", "masked_sums", "norm_gradient", "scale_shift_relu", "subtract_linear"]
+__all__ = [
+    "add_scaled",
+    "compute_norm_gradient",
+    "mask_and_sum",
+    "scale_shift_relu",
+    "subtract_linear",
+]
 
 
 def scale_shift_relu(x: Tensor, affine: Affine) -> Tensor:
@@ -34,10 +40,10 @@ def scale_shift_relu(x: Tensor, affine: Affine) -> Tensor:
     """
     if kernels := _find_kernels([x], vectors=[affine.scale, affine.shift]):
         return kernels.scale_shift_relu(x, affine.scale, affine.shift)
-    return _scaled_sum(affine.shift, x, affine.scale).relu_().to(x.dtype)
+    return _compute_scaled_sum(affine.shift, x, affine.scale).relu_().to(x.dtype)
 
 
-def masked_sums(
+def mask_and_sum(
     gradient: Tensor,
     active: Tensor,
     x: Tensor,
@@ -62,7 +68,7 @@ def masked_sums(
     """
     maps, vectors = ([x], []) if into is None else ([x, into[0]], [into[1]])
     if kernels := _find_kernels(maps, [gradient, active], vectors):
-        return kernels.masked_sums(gradient, active, x, into, overwrite)
+        return kernels.mask_and_sum(gradient, active, x, into, overwrite)
     masked = widen_half(torch.ops.aten.threshold_backward(gradient, active, 0))
     sums = masked.sum((0, 2, 3)), (masked * x).sum((0, 2, 3))
     if into is None:
@@ -71,7 +77,7 @@ def masked_sums(
     return None, *sums
 
 
-def norm_gradient(
+def compute_norm_gradient(
     masked: Tensor, x: Tensor, scale: Tensor, constant: Tensor, slope: Tensor
 ) -> Tensor:
     """Compute ``scale * masked - constant - slope * x``, (N, C, H, W), in the precision of ``x``.
@@ -79,8 +85,8 @@ def norm_gradient(
     It is the gradient of a norm's input, if no other reads it; else see `subtract_linear`.
     """
     if kernels := _find_kernels([masked, x], vectors=[scale, constant, slope]):
-        return kernels.affine_difference(masked, x, scale, constant, slope)
-    gradient = _scaled_sum(-constant, masked, scale)
+        return kernels.compute_affine_difference(masked, x, scale, constant, slope)
+    gradient = _compute_scaled_sum(-constant, masked, scale)
     add_scaled(gradient, x, -slope)
     return gradient.to(x.dtype)
 
@@ -89,7 +95,7 @@ def add_scaled(total: Tensor, x: Tensor, scale: Tensor) -> None:
     """Add ``scale * x`` to ``total``, (N, C, H, W), in place; ``scale`` is (C,)."""
     if kernels := _find_kernels([total], [x], [scale]):
         kernels.add_scaled(total, x, scale)
-    elif _in_one_operator(total):
+    elif _is_faster_in_one_operator(total):
         total.addcmul_(x, _spread(scale))
     else:
         total.add_(x * _spread(scale))
@@ -101,7 +107,7 @@ def subtract_linear(total: Tensor, x: Tensor, constant: Tensor, slope: Tensor) -
     The linear function is what the statistics of a batch take from the gradient of a norm's input.
     """
     if kernels := _find_kernels([total, x], vectors=[constant, slope]):
-        return kernels.affine_difference(total, x, None, constant, slope)
+        return kernels.compute_affine_difference(total, x, None, constant, slope)
     rest = widen_half(total) - _spread(constant)
     add_scaled(rest, widen_half(x), -slope)
     return rest.to(total.dtype)
@@ -111,9 +117,9 @@ class _PassKernels(Protocol):
     """Kernels of these passes: `native.passes` and `triton_training.passes`."""
 
     def scale_shift_relu(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """`scale_shift_relu`."""
+        """Compute `scale_shift_relu`."""
 
-    def masked_sums(
+    def mask_and_sum(
         self,
         gradient: Tensor,
         active: Tensor,
@@ -121,15 +127,15 @@ class _PassKernels(Protocol):
         into: tuple[Tensor, Tensor] | None = None,
         overwrite: bool = False,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """`masked_sums`."""
+        """Compute `mask_and_sum`."""
 
-    def affine_difference(
+    def compute_affine_difference(
         self, y: Tensor, x: Tensor, scale: Tensor | None, constant: Tensor, slope: Tensor
     ) -> Tensor:
-        """`norm_gradient`, and without a scale `subtract_linear`."""
+        """Compute `compute_norm_gradient`, and without a scale `subtract_linear`."""
 
     def add_scaled(self, total: Tensor, x: Tensor, scale: Tensor) -> None:
-        """`add_scaled`."""
+        """Compute `add_scaled`."""
 
 
 def _find_kernels(
@@ -149,14 +155,14 @@ def _find_kernels(
     return None
 
 
-def _scaled_sum(constant: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+def _compute_scaled_sum(constant: Tensor, x: Tensor, factor: Tensor) -> Tensor:
     """Compute ``constant + factor * x``, (N, C, H, W), in single precision; vectors and a map."""
-    if _in_one_operator(x):
+    if _is_faster_in_one_operator(x):
         return torch.addcmul(_spread(constant), widen_half(x), _spread(factor))
     return (widen_half(x) * _spread(factor)).add_(_spread(constant))
 
 
-def _in_one_operator(x: Tensor) -> bool:
+def _is_faster_in_one_operator(x: Tensor) -> bool:
     # One operator for two is slower on a CPU where a pixel's channels do not lie side by side.
     return x.device.type != "cpu" or x.stride(1) == 1
 

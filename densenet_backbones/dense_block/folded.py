@@ -1,5 +1,8 @@
 """Inference of a dense block from folded weights, in one buffer that every layer writes into.
 
+A dense block is that of Huang et al. (1608.06993, section 3); that its layers can share one buffer
+is the idea of Pleiss et al. (1707.06990).
+
 The norm in front of a layer cannot go into a convolution, as every layer norms the concatenation
 anew: it becomes one scale and shift. The norm behind a bottleneck's convolution goes into that
 convolution. Maps lie channels last, so that the first C channels of the buffer are a matrix of
@@ -20,27 +23,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densenet_backbones.dense_block.backends import fill_in_kernels
-from densenet_backbones.dense_block.folded_conv import ONEDNN, FoldedConv2d, LaidOut, is_for_onednn
-from densenet_backbones.dense_block.interfaces import empty_channels_last, read_relu_ceiling
+from densenet_backbones.dense_block.folded_conv import (
+    ONEDNN,
+    FoldedConv2d,
+    LayoutCache,
+    is_for_onednn,
+)
+from densenet_backbones.dense_block.interfaces import allocate_channels_last, read_relu_ceiling
 from densenet_backbones.dense_block.plain import run_plain
 
 __all__ = [
     "LIBRARY",
     "FoldedLayer",
-    "compiled_folded",
     "run_folded",
+    "run_folded_compiled",
 ]
 
 
-class FoldedLayer(LaidOut, nn.Module):
+class FoldedLayer(LayoutCache, nn.Module):
     """A dense layer in evaluation: act(scale * x + shift), 1x1, act, 3x3; no 1x1, no bottleneck.
 
     Nothing in it learns. Called on the concatenation it returns the new maps, like the layer that
     it stands for; `run_folded` runs a block of them in one buffer.
 
     Args:
-        scale: Of the first norm, (C,).
-        shift: Of the first norm, (C,).
+        scale: Scale of the first norm, (C,).
+        shift: Shift of the first norm, (C,).
         squeeze: Weight, (C, B), and bias, (B,), of the 1x1 convolution with the second norm in it;
             None without bottleneck.
         conv: The 3x3 convolution.
@@ -64,10 +72,10 @@ class FoldedLayer(LaidOut, nn.Module):
             self.bias = nn.Parameter(squeeze[1], requires_grad=False)
         self.conv = conv
         self.act = act
-        self._kept = {}
+        self._layouts = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """New maps, (N, k, H, W), from the concatenation, (N, C, H, W)."""
+        """Compute new maps, (N, k, H, W), from the concatenation, (N, C, H, W)."""
         scale, shift = self.scale[:, None, None], self.shift[:, None, None]
         x = self.act(torch.addcmul(shift, x, scale).to(x.dtype))
         if self.bottleneck:
@@ -77,47 +85,47 @@ class FoldedLayer(LaidOut, nn.Module):
         return cast(Tensor, self.conv(x))
 
     def squeeze(self, cells: Tensor) -> Tensor:
-        """Activated bottleneck maps of cells, (M, C) to (M, B)."""
+        """Compute the activated bottleneck of cells, (M, C) to (M, B)."""
         if not is_for_onednn(cells):
             weight, bias = self.weight.to(cells.dtype), self.bias.to(cells.dtype)
-            return _squeezed(weight, bias, self.act, cells)
+            return _squeeze(weight, bias, self.act, cells)
 
         def lay_out() -> tuple[Tensor, Tensor]:
             weight = self.weight.to(cells.dtype).t().contiguous()
             return ONEDNN._reorder_linear_weight(weight, None), self.bias.to(cells.dtype)
 
-        weights = self.laid_out(cells.dtype, lay_out)
+        weights = self.get_laid_out(cells.dtype, lay_out)
         fused = "relu" if isinstance(self.act, nn.ReLU) else "none"
         out: Tensor = ONEDNN._linear_pointwise(cells, *weights, fused, [], "")
         return out if fused == "relu" else self.act(out)
 
-    def step(self) -> "_Step":
-        """What `run_folded` does with it."""
+    def make_step(self) -> "_Step":
+        """Return the layer as `run_folded` runs it."""
         squeeze = self.squeeze if self.bottleneck else None
         return _Step(self.scale, self.shift, self.act, squeeze, self.conv, self.conv.out_channels)
 
-    def tensors(self) -> list[Tensor]:
-        """Scale and shift, then weights and biases in the order they are used: `LayerWeights`."""
+    def list_tensors(self) -> list[Tensor]:
+        """Return scale and shift, then weights and biases in order of use: `LayerWeights`."""
         squeeze = [self.weight, self.bias] if self.bottleneck else []
-        return [self.scale, self.shift, *squeeze, *self.conv.tensors()]
+        return [self.scale, self.shift, *squeeze, *self.conv.list_tensors()]
 
 
-def _squeezed(
+def _squeeze(
     weight: Tensor, bias: Tensor, act: Callable[[Tensor], Tensor], cells: Tensor
 ) -> Tensor:
     return act(torch.addmm(bias, cells, weight))
 
 
 class _Step(NamedTuple):
-    """What one layer does.
+    """A layer as a step of filling the buffer.
 
     Attributes:
-        scale: (C,), of the maps' type or, as under autocast, of a longer one.
-        shift: (C,), likewise.
+        scale: Scale of the first norm, (C,), of the maps' type or, under autocast, a longer one.
+        shift: Shift of the first norm, (C,), likewise.
         act: The activation behind them; it may work in place.
         squeeze: Activated cells of the bottleneck, (M, B), from those of the concatenation.
         conv: New maps, (N, k, H, W), from what the 3x3 reads.
-        new: Their number k.
+        new: Number of new maps, k.
     """
 
     scale: Tensor
@@ -129,28 +137,28 @@ class _Step(NamedTuple):
 
 
 def run_folded(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
-    """Runs a block in one buffer: no concatenation, and nothing but new maps is written to it.
+    """Run a block in one buffer: no concatenation, and nothing but new maps is written to it.
 
     No gradients: layers write in place.
 
     Args:
         x: Input of the block, (N, C, H, W).
-        layers: Each reads what all before it made.
+        layers: Layers in order; each reads what all before it made.
 
     Returns:
         What `run_plain` returns, (N, C + sum of k, H, W), channels last.
     """
-    buffer = _buffer(x, sum(layer.conv.out_channels for layer in layers))
+    buffer = _make_buffer(x, sum(layer.conv.out_channels for layer in layers))
     ceiling, dilation = read_relu_ceiling(layers[0].act), layers[0].conv.dilation[0]
     if ceiling is not None:
-        tensors = [layer.tensors() for layer in layers]
+        tensors = [layer.list_tensors() for layer in layers]
         if fill_in_kernels(buffer, x.shape[1], tensors, dilation, ceiling):
             return buffer
-    return _fill(buffer, x.shape[1], [layer.step() for layer in layers])
+    return _fill(buffer, x.shape[1], [layer.make_step() for layer in layers])
 
 
-def _buffer(x: Tensor, new: int) -> Tensor:
-    buffer = empty_channels_last(x, x.shape[1] + new)
+def _make_buffer(x: Tensor, new: int) -> Tensor:
+    buffer = allocate_channels_last(x, x.shape[1] + new)
     buffer[:, : x.shape[1]] = x
     return buffer
 
@@ -172,15 +180,15 @@ def _fill(buffer: Tensor, channels: int, steps: Sequence[_Step]) -> Tensor:
     return buffer
 
 
-def compiled_folded(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
-    """`run_folded` as one operation for ``torch.compile``, which then has little to compile.
+def run_folded_compiled(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
+    """Run `run_folded` as one operation for ``torch.compile``, which then has little to compile.
 
     Blocks with other activations than ReLU and ReLU6 are compiled as `run_plain` runs them.
     """
     ceiling = read_relu_ceiling(layers[0].act)
     if ceiling is None:
         return run_plain(x, layers)
-    tensors = [tensor for layer in layers for tensor in layer.tensors()]
+    tensors = [tensor for layer in layers for tensor in layer.list_tensors()]
     dilation = layers[0].conv.dilation[0]
     result: Tensor = torch.ops.densenet_backbones.folded_block(
         x, tensors, len(layers), dilation, ceiling
@@ -188,7 +196,7 @@ def compiled_folded(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
     return result
 
 
-def _folded_block(
+def _run_folded_block(
     x: Tensor, tensors: Sequence[Tensor], layers: int, dilation: int, ceiling: float
 ) -> Tensor:
     act = partial(torch.clamp_, min=0.0, max=ceiling)
@@ -196,22 +204,24 @@ def _folded_block(
     def step(scale: Tensor, shift: Tensor, *convs: Tensor) -> _Step:
         *squeeze, weight, bias = (tensor.to(x.dtype) for tensor in convs)
         conv = partial(F.conv2d, weight=weight, bias=bias, padding=dilation, dilation=dilation)
-        narrow = partial(_squeezed, squeeze[0], squeeze[1], act) if squeeze else None
+        narrow = partial(_squeeze, squeeze[0], squeeze[1], act) if squeeze else None
         return _Step(scale, shift, act, narrow, conv, len(bias))
 
     each = len(tensors) // layers
     split = [tensors[i : i + each] for i in range(0, len(tensors), each)]
-    buffer = _buffer(x, sum(len(bias) for *_, bias in split))
+    buffer = _make_buffer(x, sum(len(bias) for *_, bias in split))
     if fill_in_kernels(buffer, x.shape[1], split, dilation, ceiling):
         return buffer
     return _fill(buffer, x.shape[1], [step(*part) for part in split])
 
 
-def _folded_block_shape(
+def _allocate_block_output(
     x: Tensor, tensors: Sequence[Tensor], layers: int, dilation: int, ceiling: float
 ) -> Tensor:
     each = len(tensors) // layers
-    return empty_channels_last(x, x.shape[1] + sum(len(bias) for bias in tensors[each - 1 :: each]))
+    return allocate_channels_last(
+        x, x.shape[1] + sum(len(bias) for bias in tensors[each - 1 :: each])
+    )
 
 
 # Not torch.library.custom_op, which reads the signature and makes importing slower.
@@ -219,5 +229,5 @@ LIBRARY = torch.library.Library("densenet_backbones", "FRAGMENT")
 LIBRARY.define(
     "folded_block(Tensor x, Tensor[] tensors, int layers, int dilation, float ceiling) -> Tensor"
 )
-LIBRARY.impl("folded_block", _folded_block, "CompositeExplicitAutograd")
-torch.library.register_fake("densenet_backbones::folded_block", _folded_block_shape)
+LIBRARY.impl("folded_block", _run_folded_block, "CompositeExplicitAutograd")
+torch.library.register_fake("densenet_backbones::folded_block", _allocate_block_output)

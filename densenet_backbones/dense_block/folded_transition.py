@@ -1,5 +1,7 @@
 """A transition in evaluation, in one kernel where its pool stands before its 1x1: see `backends`.
 
+A transition is that of Huang et al. (1608.06993, section 3); pool and convolution are exchanged.
+
 Shapes: N images, C channels read, C' written, H and W pixels.
 """
 
@@ -13,8 +15,8 @@ from torch import Tensor, nn
 from densenet_backbones.dense_block import native
 from densenet_backbones.dense_block.backends import has_cpp, has_kernels, has_triton
 from densenet_backbones.dense_block.folded import LIBRARY
-from densenet_backbones.dense_block.folded_conv import FoldedConv2d, is_written_down
-from densenet_backbones.dense_block.interfaces import empty_channels_last, read_relu_ceiling
+from densenet_backbones.dense_block.folded_conv import FoldedConv2d, is_recorded
+from densenet_backbones.dense_block.interfaces import allocate_channels_last, read_relu_ceiling
 
 __all__ = ["FoldedTransition", "ScaleShift"]
 
@@ -23,8 +25,8 @@ class ScaleShift(nn.Module):
     """A norm with fixed statistics.
 
     Args:
-        scale: (C,).
-        shift: (C,).
+        scale: Factor of each channel, (C,).
+        shift: Summand of each channel, (C,).
     """
 
     def __init__(self, scale: Tensor, shift: Tensor) -> None:
@@ -33,7 +35,7 @@ class ScaleShift(nn.Module):
         self.shift = nn.Parameter(shift[:, None, None], requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
+        """Scale and shift, (N, C, H, W) to (N, C, H, W)."""
         return torch.addcmul(self.shift, x, self.scale).to(x.dtype)  # autocast leaves it alone
 
 
@@ -43,29 +45,29 @@ class FoldedTransition(nn.Sequential):
     Its children compute what it does, so whatever looks behind one of them calls them in turn.
 
     Args:
-        parts: By these names and in this order.
+        parts: Modules by these names and in this order.
     """
 
     def __init__(self, parts: OrderedDict[str, nn.Module]) -> None:
         super().__init__(parts)
         self._ceiling = None
-        if "conv" in parts and _halves(parts.get("pool")):
+        if "conv" in parts and _is_halving(parts.get("pool")):
             self._ceiling = read_relu_ceiling(parts["relu"])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C', H', W')."""
-        if self._ceiling is None or is_written_down(x) or not has_kernels(x):
+        """Run the transition, (N, C, H, W) to (N, C', H', W')."""
+        if self._ceiling is None or is_recorded(x) or not has_kernels(x):
             for part in self:
                 x = part(x)
             return x
         # One operation for compilers, which cannot see into kernels.
-        run = _operator if torch.compiler.is_compiling() else _folded_transition
+        run = _call_operator if torch.compiler.is_compiling() else _run_transition
         norm, conv = cast(ScaleShift, self.norm), cast(FoldedConv2d, self.conv)
-        return run(x, [norm.scale, norm.shift, *conv.tensors()], self._ceiling)
+        return run(x, [norm.scale, norm.shift, *conv.list_tensors()], self._ceiling)
 
 
-def _halves(pool: nn.Module | None) -> bool:
-    """Return True if it averages 2x2 cells without overlap, and drops an odd row or column."""
+def _is_halving(pool: nn.Module | None) -> bool:
+    """Return True if a pool averages 2x2 cells without overlap, and drops an odd row or column."""
     if not isinstance(pool, nn.AvgPool2d):
         return False
     sizes = [pool.kernel_size, pool.stride, pool.padding]
@@ -74,13 +76,13 @@ def _halves(pool: nn.Module | None) -> bool:
     return geometry == [(2, 2), (2, 2), (0, 0)] and not odd
 
 
-def _operator(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tensor:
+def _call_operator(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tensor:
     out: Tensor = torch.ops.densenet_backbones.folded_transition(x, tensors, ceiling)
     return out
 
 
-def _folded_transition(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tensor:
-    """The transition from scale and shift, (C, 1, 1), weight, (C', C, 1, 1), and bias, (C',)."""
+def _run_transition(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tensor:
+    """Run a transition of scale and shift, (C, 1, 1), weight, (C', C, 1, 1), and bias, (C',)."""
     scale, shift, weight, bias = tensors
     if has_cpp(x):
         return native.run_transition(x, tensors, ceiling)
@@ -88,19 +90,19 @@ def _folded_transition(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tens
     if not has_triton(x):
         normed = torch.addcmul(shift, x, scale).to(x.dtype).clamp_(min=0.0, max=ceiling)
         return F.conv2d(F.avg_pool2d(normed, 2), weight, bias)
-    from densenet_backbones.dense_block.triton import pointwise
+    from densenet_backbones.dense_block.triton import convolve_1x1
 
     x = x.contiguous(memory_format=torch.channels_last)
-    out = _shape(x, tensors, ceiling)
+    out = _allocate_output(x, tensors, ceiling)
     narrow = scale.flatten(), shift.flatten(), weight.flatten(1).t(), bias
-    pointwise(x, *narrow, out, ceiling=ceiling, pool=True)
+    convolve_1x1(x, *narrow, out, ceiling=ceiling, pool=True)
     return out
 
 
-def _shape(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tensor:
-    return empty_channels_last(x[:, :, : x.shape[2] // 2, : x.shape[3] // 2], len(tensors[-1]))
+def _allocate_output(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tensor:
+    return allocate_channels_last(x[:, :, : x.shape[2] // 2, : x.shape[3] // 2], len(tensors[-1]))
 
 
 LIBRARY.define("folded_transition(Tensor x, Tensor[] tensors, float ceiling) -> Tensor")
-LIBRARY.impl("folded_transition", _folded_transition, "CompositeExplicitAutograd")
-torch.library.register_fake("densenet_backbones::folded_transition", _shape)
+LIBRARY.impl("folded_transition", _run_transition, "CompositeExplicitAutograd")
+torch.library.register_fake("densenet_backbones::folded_transition", _allocate_output)

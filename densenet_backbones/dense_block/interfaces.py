@@ -1,5 +1,7 @@
 """Contracts between layers, executions and kernels: a dense layer's parts, weights, memory layout.
 
+A dense layer is that of Huang et al. (1608.06993, section 3).
+
 Shapes: N images, C channels of the concatenation, B of the bottleneck, k new maps, H and W pixels.
 """
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 __all__ = [
     "DenseLayerLike",
     "LayerWeights",
-    "empty_channels_last",
+    "allocate_channels_last",
     "has_hooks",
     "is_in_rows",
     "read_relu_ceiling",
@@ -66,20 +68,20 @@ class DenseLayerLike(Protocol):
         """True in training mode."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """New maps, (N, k, H, W), from the concatenation, (N, C, H, W)."""
+        """Compute new maps, (N, k, H, W), from the concatenation, (N, C, H, W)."""
 
     def squeeze(self, x: Tensor) -> Tensor:
-        """Norm, activation and first convolution: bottleneck maps from the concatenation."""
+        """Run norm, activation and first convolution: the concatenation to bottleneck maps."""
 
     def expand(self, x: Tensor) -> Tensor:
-        """The rest of the layer: new maps from the bottleneck maps."""
+        """Run the rest of the layer: bottleneck maps to new maps."""
 
     def modules(self) -> Iterator[nn.Module]:
-        """The layer and everything in it."""
+        """Return the layer and everything in it."""
 
 
 class LayerWeights(NamedTuple):
-    """A folded layer with bottleneck as kernels take it: what `FoldedLayer.tensors` returns.
+    """A folded layer with bottleneck as kernels take it: what `FoldedLayer.list_tensors` returns.
 
     Attributes:
         scale: Scale of the first norm, (C,), of the maps' type or of a longer one.
@@ -130,7 +132,7 @@ def is_in_rows(x: Tensor, dense: bool = False) -> bool:
     return x.stride() == (height * width * stride, 1, width * stride, stride)
 
 
-def empty_channels_last(x: Tensor, channels: int) -> Tensor:
+def allocate_channels_last(x: Tensor, channels: int) -> Tensor:
     """Allocate a channels-last map, (N, ``channels``, H, W), of the type and device of ``x``."""
     images, _, height, width = x.shape
     return x.new_empty((images, height, width, channels)).permute(0, 3, 1, 2)

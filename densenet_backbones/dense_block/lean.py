@@ -18,17 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from densenet_backbones.dense_block.elementwise import norm_gradient
+from densenet_backbones.dense_block.elementwise import compute_norm_gradient
 from densenet_backbones.dense_block.interfaces import has_hooks
 from densenet_backbones.dense_block.norms import Moments, compute_moments, count_values
 from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, read_unit
 
-__all__ = ["lean_steps", "run_lean"]
+__all__ = ["join_lean_steps", "run_lean"]
 
 Step = Callable[[Tensor], Tensor]
 
 
-def lean_steps(
+def join_lean_steps(
     stages: Sequence[tuple[str, nn.Module]], wanted: Collection[str]
 ) -> Iterator[tuple[str, Step]]:
     """Join named stages into steps that compute what these do one after the other, and keep less.
@@ -78,7 +78,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _run_steps(x: Tensor, stages: Sequence[tuple[str, nn.Module]]) -> Tensor:
-    for _, step in lean_steps(stages, ()):
+    for _, step in join_lean_steps(stages, ()):
         x = step(x)
     return x
 
@@ -108,11 +108,11 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, form: UnitForm, x: Tensor, *parameters: Tensor | None) -> Tensor:
-        """(N, C, H, W) to (N, O, H', W')."""
+        """Run the unit, (N, C, H, W) to (N, O, H', W')."""
         group = form.norm.group
         ctx.form, ctx.count = form, count_values(x, group)
         with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
-            moments = compute_moments(x, group) if form.norm.of_batch else form.norm.running()
+            moments = compute_moments(x, group) if form.norm.of_batch else form.norm.get_running()
             out = form.forward(x, parameters, moments, ctx.count)
         ctx.save_for_backward(x, *parameters, moments.mean, moments.var)
         return out
@@ -120,7 +120,7 @@ class _Unit(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the input and of the parameters."""
+        """Compute the gradients of the input and of the parameters."""
         form, (x, *saved) = ctx.form, ctx.saved_tensors
         # Norm and ReLU are made again from the input, by the statistics that were kept.
         parameters, moments = tuple(saved[:PARAMETERS]), Moments(*saved[PARAMETERS:])
@@ -134,7 +134,7 @@ class _Unit(torch.autograd.Function):
             of_input = None
             if ctx.needs_input_grad[1]:
                 assert unit.masked is not None
-                of_input = norm_gradient(unit.masked, x, unit.scale, *unit.linear)
+                of_input = compute_norm_gradient(unit.masked, x, unit.scale, *unit.linear)
         return None, of_input, *unit.parameters
 
 
@@ -154,16 +154,16 @@ def _run_pool(x: Tensor, pool: nn.Module) -> Tensor:
 
 
 def _has_small_window(pool: nn.MaxPool2d) -> bool:
-    height, width = _pair(pool.kernel_size)
-    plain = not pool.return_indices and _pair(pool.dilation) == (1, 1)
+    height, width = _make_pair(pool.kernel_size)
+    plain = not pool.return_indices and _make_pair(pool.dilation) == (1, 1)
     return plain and height * width <= _LARGEST_WINDOW
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def _make_pair(value: Any) -> tuple[int, int]:
     return value if isinstance(value, tuple) else (value, value)
 
 
-def _empty_like_input(ctx: Any, gradient: Tensor) -> Tensor:
+def _allocate_like_input(ctx: Any, gradient: Tensor) -> Tensor:
     # The kernels of backward passes ask for their input, of which they read the sizes.
     empty = gradient.new_empty(ctx.shape)
     return empty.contiguous(memory_format=ctx.memory_format)
@@ -180,12 +180,12 @@ class _AvgPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pool: nn.AvgPool2d) -> Tensor:
-        """(N, C, H, W) to (N, C, H', W')."""
+        """Pool, (N, C, H, W) to (N, C, H', W')."""
         _note_input(ctx, x)
         ctx.arguments = (
-            _pair(pool.kernel_size),
-            _pair(pool.stride),
-            _pair(pool.padding),
+            _make_pair(pool.kernel_size),
+            _make_pair(pool.stride),
+            _make_pair(pool.padding),
             pool.ceil_mode,
             pool.count_include_pad,
             pool.divisor_override,
@@ -195,8 +195,8 @@ class _AvgPool(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Gradient of the input."""
-        empty = _empty_like_input(ctx, gradient)
+        """Compute the gradient of the input."""
+        empty = _allocate_like_input(ctx, gradient)
         of_input = torch.ops.aten.avg_pool2d_backward(gradient, empty, *ctx.arguments)
         return of_input.to(ctx.dtype), None
 
@@ -206,9 +206,14 @@ class _MaxPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pool: nn.MaxPool2d) -> Tensor:
-        """(N, C, H, W) to (N, C, H', W')."""
+        """Pool, (N, C, H, W) to (N, C, H', W')."""
         _note_input(ctx, x)
-        ctx.arguments = (_pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding), (1, 1))
+        ctx.arguments = (
+            _make_pair(pool.kernel_size),
+            _make_pair(pool.stride),
+            _make_pair(pool.padding),
+            (1, 1),
+        )
         ctx.arguments += (pool.ceil_mode,)
         out, indices = torch.ops.aten.max_pool2d_with_indices(x, *ctx.arguments)
         # From an index in the map, y * W + x, to one in the window: rows become as long as the
@@ -216,28 +221,28 @@ class _MaxPool(torch.autograd.Function):
         width, (_, window) = x.shape[3], ctx.arguments[0]
         rows = indices.div(width, rounding_mode="floor")
         indices -= rows.mul_(width - window)
-        indices -= _corners(ctx, indices, window)
+        indices -= _compute_corners(ctx, indices, window)
         ctx.save_for_backward(indices.to(torch.uint8))
         return cast(Tensor, out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Gradient of the input."""
+        """Compute the gradient of the input."""
         # The way back: rows of the window become W apart again, and its first position is added.
         (places,) = ctx.saved_tensors
         width, (_, window) = ctx.shape[3], ctx.arguments[0]
         indices = places.div(window, rounding_mode="floor").long().mul_(width - window)
         indices += places
-        indices += _corners(ctx, indices, width)
-        empty = _empty_like_input(ctx, gradient)
+        indices += _compute_corners(ctx, indices, width)
+        empty = _allocate_like_input(ctx, gradient)
         of_input = torch.ops.aten.max_pool2d_with_indices_backward(
             gradient, empty, *ctx.arguments, indices
         )
         return of_input.to(ctx.dtype), None
 
 
-def _corners(ctx: Any, indices: Tensor, width: int) -> Tensor:
+def _compute_corners(ctx: Any, indices: Tensor, width: int) -> Tensor:
     """Return the index of each window's first position in rows of ``width`` values, (H', W')."""
     (stride_y, stride_x), (pad_y, pad_x) = ctx.arguments[1:3]
     height, length = indices.shape[2:]

@@ -49,7 +49,7 @@ class BatchNormLike(Protocol):
 class _NormKernels(Protocol):
     """Kernels of norms: `triton_training.norms`."""
 
-    def affine(
+    def make_affine(
         self,
         moments: tuple[Tensor, Tensor],
         parameters: Sequence[Tensor | None],
@@ -58,9 +58,9 @@ class _NormKernels(Protocol):
         momentum: float = 0.0,
         correction: float = 1.0,
     ) -> tuple[Tensor, ...]:
-        """Scale, shift and 1 / std; statistics are mixed into ``running``."""
+        """Compute scale, shift and 1 / std; statistics are mixed into ``running``."""
 
-    def norm_gradients(
+    def compute_norm_gradients(
         self,
         sums: tuple[Tensor, Tensor],
         mean: Tensor,
@@ -69,7 +69,7 @@ class _NormKernels(Protocol):
         share: float,
         parameters: Sequence[Tensor | None],
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What `NormForm.backward` returns."""
+        """Compute what `NormForm.backward` returns."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class NormForm:
     tracks: bool
     group: dist.ProcessGroup | None = None
 
-    def affine(
+    def make_affine(
         self, parameters: Sequence[Tensor | None], moments: Moments, count: float | None = None
     ) -> Affine:
         """Make the norm a map.
@@ -119,8 +119,8 @@ class NormForm:
         norm, vectors = self.module, (moments.mean, moments.var)
         if count is None or not self.tracks:
             if kernels := _find_kernels(*vectors, *parameters):
-                return Affine(*kernels.affine(vectors, parameters, norm.eps))
-            return self._affine(parameters, moments)
+                return Affine(*kernels.make_affine(vectors, parameters, norm.eps))
+            return self._compute_affine(parameters, moments)
         # New statistics: mixed in the same kernel if there is one, and else before the map is made.
         assert norm.running_mean is not None and norm.running_var is not None
         running = norm.running_mean, norm.running_var
@@ -128,12 +128,12 @@ class NormForm:
             kernels := _find_kernels(*vectors, *parameters, *running)
         ):
             self._count_batch()
-            mixing = running, norm.momentum, _correction(count)
-            return Affine(*kernels.affine(vectors, parameters, norm.eps, *mixing))
+            mixing = running, norm.momentum, _compute_correction(count)
+            return Affine(*kernels.make_affine(vectors, parameters, norm.eps, *mixing))
         self._track(moments, count)
-        return self.affine(parameters, moments)
+        return self.make_affine(parameters, moments)
 
-    def _affine(self, parameters: Sequence[Tensor | None], moments: Moments) -> Affine:
+    def _compute_affine(self, parameters: Sequence[Tensor | None], moments: Moments) -> Affine:
         weight, bias = parameters
         inverse_std = (moments.var + self.module.eps).rsqrt()
         scale = inverse_std if weight is None else inverse_std * weight
@@ -151,7 +151,9 @@ class NormForm:
             weight = 1.0 / float(norm.num_batches_tracked)
         assert weight is not None
         norm.running_mean.lerp_(moments.mean.to(norm.running_mean.dtype), weight)
-        norm.running_var.mul_(1 - weight).add_(moments.var, alpha=weight * _correction(count))
+        norm.running_var.mul_(1 - weight).add_(
+            moments.var, alpha=weight * _compute_correction(count)
+        )
 
     def _count_batch(self) -> None:
         if self.module.num_batches_tracked is not None:
@@ -183,7 +185,7 @@ class NormForm:
         vectors = moments.mean, affine.scale, affine.inverse_std
         if kernels := _find_kernels(*sums, *vectors, *parameters):
             of_value = 1 / count if self.of_batch else 0.0
-            return kernels.norm_gradients(sums, *vectors, of_value, parameters)
+            return kernels.compute_norm_gradients(sums, *vectors, of_value, parameters)
         # sum(g * x_hat), the weight's gradient, from sums of g and of g * x.
         summed, weighted = (s.sum(0) if s.dim() > 1 else s for s in sums)
         correlated = torch.addcmul(weighted, moments.mean, summed, value=-1)
@@ -200,7 +202,7 @@ class NormForm:
             None if bias is None else summed.to(bias.dtype),
         )
 
-    def running(self) -> Moments:
+    def get_running(self) -> Moments:
         """Return the running statistics, in at least single precision."""
         mean, var = self.module.running_mean, self.module.running_var
         assert mean is not None and var is not None
@@ -217,7 +219,7 @@ def _find_kernels(*vectors: Tensor | None) -> _NormKernels | None:
     return norms
 
 
-def _correction(count: float) -> float:
+def _compute_correction(count: float) -> float:
     """Return the factor from the biased variance of ``count`` values to the unbiased one."""
     return count / max(count - 1, 1)
 
@@ -241,12 +243,12 @@ def read_norm(norm: nn.Module) -> NormForm | None:
     of_batch = norm.training or in_eval_too or norm.running_mean is None
     group = None
     if norm.training and isinstance(norm, nn.SyncBatchNorm):
-        everyone = norm.process_group or _all_processes()
+        everyone = norm.process_group or _get_all_processes()
         group = everyone if _count_processes(everyone) > 1 else None
     return NormForm(cast(BatchNormLike, norm), of_batch, tracks, group)
 
 
-def _all_processes() -> dist.ProcessGroup | None:
+def _get_all_processes() -> dist.ProcessGroup | None:
     return dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
 
 

@@ -31,7 +31,7 @@ from timm.layers.drop import drop_path
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from densenet_backbones.dense_block.elementwise import norm_gradient, subtract_linear
+from densenet_backbones.dense_block.elementwise import compute_norm_gradient, subtract_linear
 from densenet_backbones.dense_block.interfaces import DenseLayerLike
 from densenet_backbones.dense_block.norms import Moments, compute_moments, count_values, widen_half
 from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, read_unit
@@ -173,30 +173,30 @@ class _SharedBlock(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, form: BlockForm, x: Tensor, *parameters: Tensor | None) -> Tensor:
-        """Input (N, C, H, W) to output (N, C + sum of k, H, W)."""
+        """Run the block, (N, C, H, W) to (N, C + sum of k, H, W)."""
         ctx.form, ctx.count = form, count_values(x, form.group)
         # Our own kernels start on the current device. In a backward pass that is the maps' own.
         with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
-            out, saved_by_layer = _forward(form, x, parameters, ctx.count)
+            out, saved_by_layer = _run_forward(form, x, parameters, ctx.count)
         ctx.save_for_backward(out, *(tensor for layer in saved_by_layer for tensor in layer))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the input and of the parameters."""
+        """Compute the gradients of the input and of the parameters."""
         with torch.autocast(gradient.device.type, enabled=False):
-            gradients = _backward(
+            gradients = _run_backward(
                 ctx.form, ctx.saved_tensors, ctx.count, ctx.needs_input_grad[1:], gradient
             )
         return None, *gradients
 
 
-def _forward(
+def _run_forward(
     form: BlockForm, x: Tensor, parameters: Sequence[Tensor | None], count: float
 ) -> tuple[Tensor, list[list[Tensor | None]]]:
     """Return the output, and what each layer's backward pass needs besides: `_LayerForm.saved`."""
-    out = _buffer_like(x, form.channels, _dtype_of_maps(form, x))
+    out = _allocate_buffer(x, form.channels, _choose_dtype(form, x))
     mean, var = widen_half(out.new_empty(2, out.shape[1]))
     read = form.layers[-1].start  # the last layer's maps are read by none here
 
@@ -205,7 +205,7 @@ def _forward(
         end = start + maps.shape[1]
         out[:, start:end].copy_(maps)
         if form.of_batch and start < read:
-            moments = compute_moments(_dense(maps), form.group)
+            moments = compute_moments(_make_dense(maps), form.group)
             mean[start:end], var[start:end] = moments.mean, moments.var
 
     write(x, 0)
@@ -218,7 +218,7 @@ def _forward(
             own = tuple(islice(rest, PARAMETERS))
             # Statistics: running ones, those of the buffer's maps, or of a bottleneck just made.
             if not unit.norm.of_batch:
-                moments = unit.norm.running()
+                moments = unit.norm.get_running()
             elif unit is layer.units[0]:
                 moments = Moments(mean[: layer.start], var[: layer.start])
             else:
@@ -258,14 +258,14 @@ def _drop_backward(
     return gradient
 
 
-def _backward(
+def _run_backward(
     form: BlockForm,
     saved: Sequence[Tensor | None],
     count: float,
     needs: Sequence[bool],
     gradient: Tensor,
 ) -> list[Tensor | None]:
-    """Return gradients of the input and of all parameters, in the order of `_forward`'s arguments.
+    """Return gradients of the input and of all parameters, in the order of `_run_forward`'s own.
 
     Layers go backward from the last one. All of them add to one buffer of gradients, ``total``, and
     the linear functions that their norms' statistics take from it to two vectors, ``linear``.
@@ -274,13 +274,13 @@ def _backward(
     out = next(rest)
     assert out is not None
     saved_by_layer = [list(islice(rest, layer.saved)) for layer in form.layers]
-    total = _buffer_like(out, out.shape[1], out.dtype).copy_(gradient)
+    total = _allocate_buffer(out, out.shape[1], out.dtype).copy_(gradient)
     linear = widen_half(out.new_zeros(2, out.shape[1]))
 
     def finish_gradient(start: int, end: int) -> Tensor:
-        """The gradient of these channels, once all layers that read them have added theirs."""
+        """Return the gradient of channels, once all layers that read them have added theirs."""
         if not form.of_batch:
-            return _dense(total[:, start:end])
+            return _make_dense(total[:, start:end])
         coefficients = _sum_over_group(linear[:, start:end], form.group)
         return subtract_linear(total[:, start:end], out[:, start:end], *coefficients)
 
@@ -310,7 +310,7 @@ def _backward(
                 step.linear, form.group if second.norm.of_batch else None
             )
             assert step.masked is not None
-            new = norm_gradient(step.masked, squeezed, step.scale, *coefficients)
+            new = compute_norm_gradient(step.masked, squeezed, step.scale, *coefficients)
             last_gradients = step.parameters
         # Back through the first unit, into the gradients of all maps that the layer reads.
         step = layer.units[0].backward(
@@ -346,13 +346,13 @@ def _sum_over_group(linear: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 # ------------------------------------------------------------------------------ buffers
 
 
-def _dtype_of_maps(form: BlockForm, x: Tensor) -> torch.dtype:
+def _choose_dtype(form: BlockForm, x: Tensor) -> torch.dtype:
     """Return the type of input and new maps, joined: these may be in half precision by autocast."""
     dtype = form.layers[0].units[0].dtype
     return x.dtype if dtype is None else torch.promote_types(x.dtype, dtype)
 
 
-def _buffer_like(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+def _allocate_buffer(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     """Allocate a map of ``channels`` channels, in the memory format of ``x``."""
     images, _, height, width = x.shape
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
@@ -360,7 +360,7 @@ def _buffer_like(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     return x.new_empty((images, channels, height, width), dtype=dtype)
 
 
-def _dense(x: Tensor) -> Tensor:
+def _make_dense(x: Tensor) -> Tensor:
     """Return ``x`` without gaps, in its own memory format."""
     rows = x.stride(1) == 1
     return x.contiguous(memory_format=torch.channels_last if rows else torch.contiguous_format)

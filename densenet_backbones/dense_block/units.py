@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densenet_backbones.dense_block.backends import has_cpp_training, has_triton_training
-from densenet_backbones.dense_block.elementwise import masked_sums, scale_shift_relu
+from densenet_backbones.dense_block.elementwise import mask_and_sum, scale_shift_relu
 from densenet_backbones.dense_block.interfaces import has_hooks, is_in_rows
 from densenet_backbones.dense_block.native import convolution
 from densenet_backbones.dense_block.norms import Affine, Moments, NormForm, read_norm
@@ -28,7 +28,7 @@ __all__ = ["PARAMETERS", "UnitForm", "UnitGradient", "read_unit"]
 # Norm's weight and bias, convolution's weight and bias; None where there is none.
 PARAMETERS = 4
 Parameters = tuple[Tensor | None, ...]
-_MaskedSums = tuple[Tensor | None, Tensor, Tensor]  # what `masked_sums` returns
+_MaskedSums = tuple[Tensor | None, Tensor, Tensor]  # what `mask_and_sum` returns
 _Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 
 
@@ -90,13 +90,15 @@ class UnitForm:
         """
         kernel, bias = parameters[2:]
         # The norm becomes one scale and shift, which kernels apply on the way into the product.
-        affine = self.norm.affine(parameters[:2], moments, count)
+        affine = self.norm.make_affine(parameters[:2], moments, count)
         norm = affine.scale, affine.shift
-        if kernel is not None and self._in_triton(x, kernel):
+        if kernel is not None and self._can_use_triton(x, kernel):
             from densenet_backbones.dense_block.triton_training.unit import run_unit
 
-            return run_unit(x, norm, self._cast(kernel), self._cast_bias(bias), self._dilation())
-        if kernel is not None and self._in_cpp(x, kernel, *norm):
+            return run_unit(
+                x, norm, self._cast(kernel), self._cast_bias(bias), self._get_dilation()
+            )
+        if kernel is not None and self._can_use_cpp(x, kernel, *norm):
             return convolution.convolve(x, kernel, bias, norm)
         return self._convolve(scale_shift_relu(x, affine), parameters)
 
@@ -107,21 +109,21 @@ class UnitForm:
 
         No statistics are mixed. The normed map, which `backward` needs as well, is made once.
         """
-        if parameters[2] is not None and self._in_triton(x, parameters[2]):
+        if parameters[2] is not None and self._can_use_triton(x, parameters[2]):
             return self.forward(x, parameters, moments), None
-        active = scale_shift_relu(x, self.norm.affine(parameters[:2], moments))
+        active = scale_shift_relu(x, self.norm.make_affine(parameters[:2], moments))
         return self._convolve(active, parameters), active
 
-    def _in_triton(self, x: Tensor, kernel: Tensor) -> bool:
+    def _can_use_triton(self, x: Tensor, kernel: Tensor) -> bool:
         """Return True if the Triton kernels convolve ``x``."""
         if not is_in_rows(x) or not has_triton_training(x, kernel):
             return False
         from densenet_backbones.dense_block.triton_training.unit import is_known
 
         assert self.conv is not None
-        return is_known(self.conv) and self._computes_in(x) == self._computes_in(kernel)
+        return is_known(self.conv) and self._choose_dtype(x) == self._choose_dtype(kernel)
 
-    def _in_cpp(self, x: Tensor, *others: Tensor) -> bool:
+    def _can_use_cpp(self, x: Tensor, *others: Tensor) -> bool:
         """Return True if the C++ kernels convolve ``x``."""
         if self.conv is None or self.dtype is not None or not convolution.is_known(self.conv):
             return False
@@ -133,7 +135,7 @@ class UnitForm:
             return active
         kernel, bias = parameters[2:]
         assert kernel is not None
-        stride, padding, dilation, groups = self._geometry()
+        stride, padding, dilation, groups = self._get_geometry()
         weight, bias = self._cast(kernel), self._cast_bias(bias)
         return F.conv2d(self._cast(active), weight, bias, stride, padding, dilation, groups)
 
@@ -161,8 +163,8 @@ class UnitForm:
             into: A map, (N, C, H, W), to which ``masked`` is to be added, multiplied by ``scale``.
         """
         # Back through the convolution and the ReLU, to two sums for each channel.
-        affine, kernel = self.norm.affine(parameters[:2], moments), parameters[2]
-        if kernel is not None and self._in_triton(x, kernel):
+        affine, kernel = self.norm.make_affine(parameters[:2], moments), parameters[2]
+        if kernel is not None and self._can_use_triton(x, kernel):
             result = self._backward_in_triton(gradient, x, affine, parameters, needs, into)
         else:
             result = self._backward_in_operators(
@@ -170,7 +172,7 @@ class UnitForm:
             )
         (masked, summed, weighted), kernel_gradients = result
         # From these follow the norm's own gradients, and what its statistics take from the input's.
-        needed = [p if asked else None for p, asked in zip(parameters, needs[:2], strict=False)]
+        needed = [p if need else None for p, need in zip(parameters, needs[:2], strict=False)]
         sums = summed, weighted
         linear, *norm_gradients = self.norm.backward(sums, affine, moments, count, needed)
         parameter_gradients = (*norm_gradients, *kernel_gradients)
@@ -193,7 +195,7 @@ class UnitForm:
         norm, weight = (affine.scale, affine.shift), self._cast(kernel)
         gradient = self._cast(gradient)
         sums, of_kernel = run_unit_backward(
-            gradient, x, norm, weight, self._dilation(), needs[2], into
+            gradient, x, norm, weight, self._get_dilation(), needs[2], into
         )
         if of_kernel is not None:
             of_kernel = torch.empty_like(kernel).copy_(of_kernel)  # in the parameter's layout
@@ -220,7 +222,7 @@ class UnitForm:
             gradient, *of_kernel = self._convolve_backward(gradient, active, parameters, needs)
             kernel_gradients = tuple(of_kernel)
         # One pass masks the gradient where the ReLU cut off, and sums it up for the norm.
-        sums = masked_sums(
+        sums = mask_and_sum(
             gradient.to(x.dtype),
             active,
             x,
@@ -230,21 +232,21 @@ class UnitForm:
         return sums, kernel_gradients
 
     def _cast(self, x: Tensor) -> Tensor:
-        return x.to(self._computes_in(x))
+        return x.to(self._choose_dtype(x))
 
     def _cast_bias(self, bias: Tensor | None) -> Tensor | None:
         return None if bias is None else self._cast(bias)
 
-    def _computes_in(self, x: Tensor) -> torch.dtype:
+    def _choose_dtype(self, x: Tensor) -> torch.dtype:
         # Autocast leaves double precision as it is.
         return x.dtype if self.dtype is None or x.dtype == torch.float64 else self.dtype
 
-    def _dilation(self) -> int:
+    def _get_dilation(self) -> int:
         assert self.conv is not None
         return int(self.conv.dilation[0])
 
-    def _geometry(self) -> _Geometry:
-        """Stride, padding, dilation and groups of the convolution."""
+    def _get_geometry(self) -> _Geometry:
+        """Return stride, padding, dilation and groups of the convolution."""
         conv = self.conv
         assert conv is not None and not isinstance(conv.padding, str)
         return conv.stride, conv.padding, conv.dilation, conv.groups
@@ -252,15 +254,15 @@ class UnitForm:
     def _convolve_backward(
         self, gradient: Tensor, active: Tensor, parameters: Parameters, needs: tuple[bool, ...]
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Gradients of the convolution's input, weight and bias."""
+        """Compute the gradients of the convolution's input, weight and bias."""
         kernel, bias = parameters[2:]
         assert kernel is not None
-        stride, padding, dilation, groups = self._geometry()
+        stride, padding, dilation, groups = self._get_geometry()
         if bias is None and self._is_product(gradient, active):
             return _multiply_backward(gradient, active, kernel, needs[2])
         # The input's gradient is a transposed convolution, which C++ has of 3x3 kernels.
         of_input = None
-        if self._in_cpp(gradient, kernel) and kernel.shape[2] == 3:
+        if self._can_use_cpp(gradient, kernel) and kernel.shape[2] == 3:
             of_input = convolution.convolve(gradient, kernel, transposed=True)
         # Not in `torch`'s list of functions, but stable: autograd's own formula calls it.
         gradients = torch.ops.aten.convolution_backward(

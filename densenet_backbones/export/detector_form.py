@@ -133,14 +133,14 @@ class DetectorForm(nn.Module):
             x = resize_to_limits(x, self.transform.min_size[-1], self.transform.max_size)
         return _pad(x, self.transform.size_divisible), _measure(x), _measure(image)
 
-    def detect(self, x: Tensor, seen: Tensor, given: Tensor) -> PaddedDetections:
+    def detect(self, x: Tensor, seen: Tensor, original: Tensor) -> PaddedDetections:
         """Return detections in the frame of the image, from what `prepare` returns."""
         detections = run_padded_nms(self.find_candidates(x, seen), self.selection)
-        boxes = detections.boxes * (given / seen).flip(0).repeat(2)
+        boxes = detections.boxes * (original / seen).flip(0).repeat(2)
         if not isinstance(self.transform, DetectionTransform):  # torchvision's own
             return detections._replace(boxes=boxes)
         # As `DetectionTransform.postprocess` treats boxes at the borders.
-        boxes = _clip(boxes, given)
+        boxes = _clip(boxes, original)
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         return keep_marked(detections._replace(boxes=boxes), has_area)
 

@@ -95,6 +95,7 @@ def export(options: argparse.Namespace) -> None:
     model = load(options.checkpoint)
     plan = make_plan(model, options.output)
     out = options.out or options.checkpoint.with_suffix(".onnx")
+    # The file takes its place only after it has agreed with the model on every image.
     with replace_file(out) as draft:
         opset = _write(plan, draft, options.image_size, options.opset)
         say(f"{out}: {draft.stat().st_size / 1e6:.1f} MB, operators of version {opset}")
@@ -119,6 +120,7 @@ def _check_options(options: argparse.Namespace) -> None:
 
 def _write(plan: Plan, path: Path, image_size: Sequence[int] | None, opset: int | None) -> int:
     """Write the file and return the version of its operators."""
+    # Facts go into the file, so that it can be used without this package.
     sides = (1 if not plan.batch else "N", plan.channels, *(image_size or ("H", "W")))
     facts = {
         "input": f"{plan.input_name} ({', '.join(map(str, sides))}) float32, RGB, values 0..1, "

@@ -89,6 +89,7 @@ def _fold(model: nn.Module) -> nn.Module:
 
 
 def _plan_detector(detector: Detector) -> Plan:
+    # The folded network is written, and compared with the model as it was trained.
     form = make_export_form(_fold(detector.model))
     size = form.selection.detections_per_img
 
@@ -179,6 +180,7 @@ def _plan_segmenter(model: SegmentationModel, output: Output) -> Plan:
             return (logits,)
         return pick_labels(compute_probabilities(logits, task), task)
 
+    # The folded network is written, and compared with the one as it was trained.
     segmenter: Any = model.model
     as_trained = SegmenterForm(segmenter, finish)
     segmenter = _fold(segmenter)

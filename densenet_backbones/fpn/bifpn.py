@@ -71,6 +71,7 @@ class BiFPN(Adapter):
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Turn maps of ``levels_in`` into maps of ``levels``."""
         self._check_number(features)
+        # All maps at one width; the first extra level has a lateral of its own from the last map.
         sources = [*features, features[-1]][: len(self.laterals)]
         maps = [lateral(x) for lateral, x in zip(self.laterals, sources, strict=True)]
         if len(maps) > len(features):
@@ -110,9 +111,11 @@ class BiFPNCell(nn.Module):
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Fuse maps (N, C, H, W), fine to coarse, to maps of the same shapes."""
         finest, *inner, coarsest = maps
+        # Down: coarse maps tell finer ones what is there.
         intermediate = [coarsest]  # coarse to fine
         for fuse, x in zip(self.down, reversed(inner), strict=True):
             intermediate.append(fuse(x, match_size(intermediate[-1], x)))
+        # Up again: inner levels see their own input, the way down, and the finer result.
         fused = [self.finest(finest, match_size(intermediate[-1], finest))]
         for fuse, x, td in zip(self.up, inner, reversed(intermediate[1:]), strict=True):
             fused.append(fuse(x, td, match_size(_halve(fused[-1]), x)))

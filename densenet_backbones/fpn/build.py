@@ -77,5 +77,6 @@ def _build_dense_prediction(
             f"'dense_prediction' needs two or more levels, got {describe_levels(levels_in)}"
         )
     check_doubling(levels_in)
+    # Dense prediction makes all but the first level itself, so that strides equal a pyramid's.
     made = len(levels_in) - 1 + EXTRA_LEVELS[extra]
     return DensePrediction(levels_in[:2], [out_channels // 2] * made, first_channels=out_channels)

@@ -54,6 +54,7 @@ class DensePrediction(Adapter):
         if not half_channels or min(half_channels) < 1:
             raise ValueError(f"half_channels must be positive numbers, got {half_channels!r}")
         check_doubling(levels_in)
+        # The two maps of the base: the first predicts by itself, and both make the second.
         first, last = self.levels_in = tuple(levels_in)
         half, *further = half_channels
         self.trans = _bn_relu_conv(last.channels, half, kernel_size=1)
@@ -65,6 +66,7 @@ class DensePrediction(Adapter):
         width = first.channels if first_channels is None else first_channels
         levels = [FeatureLevel(name_pyramid_level(first, 1), width, first.stride)]
         levels.append(FeatureLevel(name_next_level(levels[0].name), 2 * half, last.stride))
+        # Every further map is half learned and half reused from the one before.
         self.stages = nn.ModuleList()
         for half in further:
             previous = levels[-1]

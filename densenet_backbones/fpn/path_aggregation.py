@@ -57,6 +57,7 @@ class PAN(Adapter):
         """Turn maps of ``levels_in`` into maps of ``levels``."""
         self._check_number(features)
         finest, *coarser = run_pyramid(self.pyramid, features)
+        # Up from the finest map, so that its details reach the coarse ones in few steps.
         maps = [finest]
         for step, x in zip(self.steps, coarser, strict=True):
             maps.append(step(maps[-1], x))

@@ -86,6 +86,7 @@ class DetectionViews:
 
     def _turn_back(self, detections: Detections, width: int) -> Detections:
         """Map the detections of a mirrored image to the image itself."""
+        # Left and right corners change places; keypoints change sides with their partners.
         x1, y1, x2, y2 = detections["boxes"].unbind(1)
         turned = {**detections, "boxes": torch.stack([width - x2, y1, width - x1, y2], 1)}
         if "masks" in turned:
@@ -101,6 +102,7 @@ class DetectionViews:
 
     def _merge(self, views: Sequence[Detections], nms_thresh: float, number: int) -> Detections:
         """Suppress the detections of all views of one image together, and keep the best."""
+        # All views are in the frame of the image by now, so they are one list of candidates.
         joined: Detections = {
             name: [mask for view in views for mask in view[name]]
             if name == "masks"
@@ -227,6 +229,7 @@ def _find_limits(model: nn.Module) -> _Limits:
 @contextmanager
 def _give_candidates(model: nn.Module, soft: SoftNMS) -> Iterator[None]:
     """Make a detector return its candidates, of which none was dropped for another's sake."""
+    # A threshold of 1 drops nothing. Ours is a frozen value, torchvision's are two attributes.
     limits = _find_limits(model)
     if isinstance(limits, Selection):
         detector = cast(_Selecting, model)
@@ -256,6 +259,7 @@ def _spare_heads(model: nn.Module, soft: SoftNMS, number: int) -> Iterator[None]
     if heads is None:
         yield
         return
+    # Between the boxes and the other heads, which cost time for every box that is left.
     original: Callable[..., tuple[list[Tensor], ...]] = heads.postprocess_detections
 
     def select_fewer(*args: object) -> tuple[list[Tensor], ...]:

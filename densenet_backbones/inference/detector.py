@@ -140,6 +140,7 @@ class Detector:
 
     def _select(self, detections: RawDetections, score_thresh: float) -> Detections:
         """Return the detections from a score on, best first, on the CPU."""
+        # Stable, so that equal scores stay in the detector's order on every device.
         order = detections["scores"].argsort(descending=True, stable=True)
         order = order[detections["scores"][order] >= score_thresh]
         rows = select_rows(detections, order)

@@ -157,6 +157,7 @@ def build_registered(kind: str, name: str, num_classes: int, args: JsonDict) -> 
     known = torchvision.models.list_models()
     if name not in known:
         raise ValueError(f"no {kind} is called {name!r}{nearest(name, known)}")
+    # jsonargparse checks types by the signature; the names are checked here, for a better error.
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     builder = inspect.unwrap(torchvision.models.get_model_builder(name))
     allowed = parser.add_function_arguments(builder, skip={"num_classes"}, fail_untyped=False)
@@ -188,6 +189,7 @@ def read_model_file(path: str | Path, kinds: Sequence[type[S]]) -> tuple[S, dict
     content = read_checkpoint(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
+    # A slim file keeps its description in the header, a checkpoint among its entries.
     described = content
     if path.suffix == ".safetensors":
         with safetensors.safe_open(path, "pt") as file:

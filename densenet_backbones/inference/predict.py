@@ -105,11 +105,13 @@ def predict(options: argparse.Namespace) -> None:
     """Predict as the command line says, and write the results."""
     check_whole("--batch-size", options.batch_size)
     check_interval("--score", options.score, "[0, 1]")
+    # All that can be wrong with files and names, before the model is loaded.
     files = list(find_images(options.images))
     stems = choose_stems(options.out, files)
     model = load(options.checkpoint, check_device(options.device))
     if is_deployable(model.model) and not options.no_deploy:
         model.model = deploy(model.model)
+    # A segmenter or a detector, each with the options that are for it.
     dtype = _AUTOCAST[options.precision]
     autocast = torch.autocast(model.device.type, dtype, enabled=dtype is not None)
     if isinstance(model, SegmentationModel):

@@ -47,6 +47,7 @@ def predict_mask(
     """
     source = ImageWindows(file)
     segmentation = model.predict_windows(source, tile, overlap)
+    # Pictures of huge images are drawn small, from every step-th pixel.
     if picture:
         step = -(-max(source.size) // LARGEST_PICTURE)
         labels = np.ascontiguousarray(segmentation.labels[..., ::step, ::step])

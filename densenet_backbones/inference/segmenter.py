@@ -174,6 +174,7 @@ class SegmentationModel:
                 "batch_statistics_in_eval=False",
                 stacklevel=2,
             )
+        # Rows come as soon as they are finished, so that no whole image of scores is held.
         rows = blend_tiles(
             source.read,
             source.size,
@@ -189,6 +190,7 @@ class SegmentationModel:
 
     def _join(self, parts: Iterable[tuple[int, Tensor]], size: tuple[int, int]) -> Segmentation:
         """Join probabilities (C, rows, W) that come with their first row; `size` is (H, W)."""
+        # Only labels and their scores are held of the whole image, not all K probabilities.
         k = self.classes.num_classes
         shape = (k, *size) if self.spec.task == "multilabel" else size
         labels, scores = np.empty(shape, np.uint8), np.empty(shape, np.float32)

@@ -65,12 +65,14 @@ def compare_tiles(
     if not isinstance(model, SegmentationModel):
         raise ValueError(f"{checkpoint}: holds a detector; tiles are for segmenters")
     tiling = Tiling(tile, overlap, stride=getattr(model.model, "stride", 1))
+    # Images spread over the list, and of each what every pixel differs by.
     files = list(find_images(sources))
     files = files[:: max(-(-len(files) // max(images, 1)), 1)]
     parts = [part for file in files if (part := _compare(model, file, tiling)) is not None]
     if not parts:
         raise ValueError(f"no image is larger than a tile of {tiling.tile} pixels: give --tile")
     distance, same, difference = (np.concatenate(column) for column in zip(*parts, strict=True))
+    # One row a distance: differences fall away from edges, which tells the overlap needed.
     rows = []
     for least in DISTANCES:
         far = distance >= least

@@ -96,6 +96,7 @@ class CocoMetric(Metric):
         for one_type in self.iou_types:
             # Fails here, and not after the first epoch, for a wrong type or a missing backend.
             evaluate_coco(ground_truth, [], one_type, (), backend, keypoint_sigmas)
+        # Flat states of one type each: torchmetrics gathers tensors, no dictionaries.
         self._sizes = {int(i["id"]): (i["height"], i["width"]) for i in ground_truth["images"]}
         self._types = {
             "image_ids": torch.int64,
@@ -134,6 +135,7 @@ class CocoMetric(Metric):
 
     def compute(self) -> dict[str, float]:
         """Return COCO's numbers by name (see `CocoEvaluation.numbers`), NaN where not defined."""
+        # The states hold all processes' images by now, in flat tensors.
         predictions = self._restore_predictions()
         self.images = [p["image_id"] for p in predictions]
         self.results = format_coco_results(predictions, self.categories)
@@ -181,6 +183,7 @@ class CocoMetric(Metric):
                 f"image_id {image_id} is not among the {len(self._sizes)} images of the ground "
                 "truth; give each prediction the image_id of its sample"
             )
+        # Rows and the shape that each must have; wrong ones would be evaluated without an error.
         boxes, scores, labels = (
             torch.as_tensor(prediction[name]).detach() for name in ("boxes", "scores", "labels")
         )
@@ -277,6 +280,7 @@ def format_coco_results(
     results: list[CocoResult] = []
     for prediction in predictions:
         boxes = torch.as_tensor(prediction["boxes"]).detach().cpu().double().reshape(-1, 4)
+        # In float64, so that corners can be had back from the sides.
         sides = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
         scores = torch.as_tensor(prediction["scores"]).tolist()
         labels = torch.as_tensor(prediction["labels"]).tolist()

@@ -90,6 +90,7 @@ def evaluate_coco(
         raise ValueError(
             f"image_ids holds {min(selected - known)}, which is no image of the ground truth"
         )
+    # Copies with every key that pycocotools reads, of the selected images alone.
     truth = _prepare_truth(ground_truth, iou_type, selected)
     rows = _prepare_results(ground_truth, results, iou_type, known, selected)
     with contextlib.redirect_stdout(io.StringIO()):  # both print their progress
@@ -178,6 +179,7 @@ def _prepare_results(
     categories = {category["id"] for category in ground_truth["categories"]}
     rows = []
     for number, result in enumerate(results):
+        # Checked here: pycocotools fails without saying which row, or ignores it.
         for key in keys:
             if key not in result:
                 raise ValueError(f"result {number} has no {key!r}; iou_type {iou_type!r} needs it")

@@ -57,6 +57,7 @@ def complete_truth(
         ("masks", "segmentation"),
         ("keypoints", "keypoints"),
     )
+    # Without a single mask or keypoint the numbers would be NaN, with no reason given.
     for target_type, key in keys:
         if target_type not in target_types or not annotations:
             continue

@@ -124,6 +124,7 @@ class SegmentationMetric(Metric):
                 f"for {task}"
             )
         self.names, self.task, self.tolerance = tuple(names), task, tolerance
+        # Counts in int64, which processes can add up without rounding.
         k = len(self.names)
         sizes: dict[str, tuple[int, ...]] = {
             "matrix": (k, 2, 2) if task == "multilabel" else (k, k),
@@ -176,6 +177,7 @@ class SegmentationMetric(Metric):
 
     def compute(self) -> dict[str, float]:
         """Return the scores by name (see `SegmentationEvaluation.numbers`), NaN if undefined."""
+        # Hits, true and predicted pixels of each class; a multilabel one has a matrix of its own.
         matrix = self.matrix.cpu().numpy()
         if self.task == "multilabel":
             hits, true, predicted = matrix[:, 1, 1], matrix[:, 1].sum(1), matrix[:, :, 1].sum(1)

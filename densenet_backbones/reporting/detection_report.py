@@ -54,19 +54,19 @@ def tabulate_data(train: DetectionSet, val: DetectionSet) -> Table:
     for title, _, _ in columns:
         table.add_column(title, justify="right")
     names = train.categories.names
-    shown = len(names) if len(names) <= CLASSES_SHOWN else CLASSES_SHOWN - 1
-    for row, name in enumerate(names[:shown]):
+    listed = len(names) if len(names) <= CLASSES_SHOWN else CLASSES_SHOWN - 1
+    for row, name in enumerate(names[:listed]):
         table.add_row(name, *(str(getattr(count[row], key)) for _, count, key in columns))
     # Images show several classes: their number in the last row is the set's, not a sum.
     sizes = {"train images": len(train), "val images": len(val)}
-    for name, first in ((f"{len(names) - shown} more", shown), ("all", 0)):
+    for name, first in ((f"{len(names) - listed} more", listed), ("all", 0)):
         cells = [
             str(sizes[title] if title in sizes and first == 0 else "")
             if quantity == "images"
             else str(sum(getattr(c, quantity) for c in count[first:]))
             for title, count, quantity in columns
         ]
-        if first == 0 or shown < len(names):
+        if first == 0 or listed < len(names):
             table.add_row(name, *cells, end_section=first > 0)
     return table
 

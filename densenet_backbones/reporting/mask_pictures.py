@@ -87,8 +87,8 @@ def draw_masks_side_by_side(
 
     Args:
         images: (H, W, 3) uint8 each.
-        annotated: The mask of each.
-        predicted: Likewise, without ignored pixels.
+        annotated: Label mask of each image, (H, W) uint8.
+        predicted: Predicted labels of each image, (H, W) uint8, without ignored pixels.
         colors: RGB of each class.
 
     Returns:

@@ -70,6 +70,7 @@ def plot_confidence_curves(evaluation: VocEvaluation, path: str | Path) -> None:
     scores = np.linspace(0, 1, 501)
     classes = [(i, c) for i, c in enumerate(evaluation.classes, start=1) if c.objects]
     named = len(classes) <= _LEGEND_LIMIT
+    # Precision, recall and F1 of every class on one grid of scores, so that they can be averaged.
     curves = np.full((3, len(classes), len(scores)), np.nan)
     for row, (_, result) in enumerate(classes):
         curves[:, row] = _compute_confidence_curves(result, scores)
@@ -82,6 +83,7 @@ def plot_confidence_curves(evaluation: VocEvaluation, path: str | Path) -> None:
                 alpha=1.0 if named else 0.25,
                 label=_escape(result.name) if named else None,
             )
+        # The mean last, above all classes; its best F1 is the score to use.
         mean = _plot_mean(axis, scores, panel, "all classes")
         _scale_to_unit(axis, "score", title, title)
         if title == "F1" and mean is not None:

@@ -59,6 +59,7 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
         Arguments for `TrainingCLI`.
     """
     known, rest = _make_parser(form).parse_known_args(arguments)
+    # The config first, then what was typed: later arguments of the engine win.
     files = known.config or [choose_config(known)]
     full = [f"--config={find_config(name, form)}" for name in files]
     full += rest
@@ -141,6 +142,7 @@ def list_configs(form: ShortForm = DETECTION_FORM) -> dict[str, Path]:
 
 def choose_config(known: argparse.Namespace) -> str:
     """Return the config of the run to go on with, or the quick start's, where none is named."""
+    # A run goes on with what it last ran with, which may differ from what it began with.
     if known.resume and known.run_dir:
         later = Path(known.run_dir).glob("config_from_step_*.yaml")
         resumed = sorted(later, key=lambda file: int(file.stem.rpartition("_")[2]))

@@ -247,14 +247,14 @@ class EpochLines(Callback):
         """Print the epoch's numbers and the time since the start."""
         numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
         task = cast(AnyTask, pl_module)
-        shown = [name for name in task.headline if f"val/{name}" in numbers]
-        if trainer.sanity_checking or not shown or "train/loss" not in numbers:
+        headline = [name for name in task.headline if f"val/{name}" in numbers]
+        if trainer.sanity_checking or not headline or "train/loss" not in numbers:
             return
         passed = timedelta(seconds=round(time.monotonic() - self._since))
         say(
             f"epoch {trainer.current_epoch + 1:>3}  step {trainer.global_step:>6}  "
             f"loss {numbers['train/loss']:.3f}  lr {numbers.get('lr', float('nan')):.2e}  "
-            + "".join(f"{name} {numbers[f'val/{name}']:.3f}  " for name in shown)
+            + "".join(f"{name} {numbers[f'val/{name}']:.3f}  " for name in headline)
             + f"{passed}"
         )
 

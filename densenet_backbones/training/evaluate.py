@@ -106,6 +106,7 @@ def evaluate(options: argparse.Namespace) -> None:
             f"--layout of a {model.spec.kind} must be one of {', '.join(layouts)}, got "
             f"{options.layout}"
         )
+    # The same task and data as in training, so that the numbers are those of its validation.
     task, data, write = (
         _evaluate_segmenter(model, options)
         if isinstance(model, SegmentationModel)
@@ -121,6 +122,7 @@ def evaluate(options: argparse.Namespace) -> None:
         enable_checkpointing=False,
         enable_model_summary=False,
     )
+    # All processes evaluate their part; the first one has the result.
     trainer.validate(task, data, verbose=False)
     if not is_first_process():
         return

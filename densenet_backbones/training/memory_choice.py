@@ -25,11 +25,11 @@ TRUE: dict[str, torch.dtype] = {
 """Lightning's precisions -> the type of autocast, or of the parameters."""
 
 COPIES = 4
-"""Of each trained parameter beside itself: gradient, two states of Adam, an average (EMA)."""
+"""Tensors beside each trained parameter: gradient, two states of Adam, an average (EMA)."""
 
 SHARE = 0.5
-"""Of the free memory. The rest is for what no plan holds: neck and heads of a detector, maps that
-a backward pass makes for a while, workspaces, the data's own."""
+"""Share of the free memory that maps may take. The rest is for what no plan holds: neck and heads
+of a detector, maps that a backward pass makes for a while, workspaces, the data's own."""
 
 
 def settle_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> list[str]:
@@ -51,6 +51,7 @@ def settle_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> list[str
                 "leave it out"
             )
         return []
+    # A mode that was named, or the model's own, is set whatever it keeps.
     size = (data.batch_size, 3, height, width)
     if task.memory != "auto":
         set_memory(task.model, task.memory or built)
@@ -60,6 +61,7 @@ def settle_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> list[str
             reason = _take_first_line(error)
             return [f"What {type(part).__name__} keeps cannot be planned: {reason}."]
         return list(_describe_kept(task, plan, task.memory or built))
+    # "auto": all modes are planned, and the fastest one within the budget is set.
     try:
         plan = _plan(part, size, trainer, MEMORY_MODES)
     except RuntimeError as error:

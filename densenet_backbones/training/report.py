@@ -41,6 +41,7 @@ def print_plan(
     if not is_first_process():
         return
     say(task.tabulate_data(data))
+    # The data and its faults first: they are what a person can still correct.
     problems = [*data.train_set.problems, *data.val_set.problems]
     if problems:
         say(f"{len(problems)} faults in the data, left out of training (data.strict refuses them):")
@@ -65,6 +66,7 @@ def describe_plan(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> Iterator
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = f" ({trained:,} trained)" if trained < parameters else ""
+    # Planned at the size that is trained on, which sets both time and memory.
     images, (height, width) = task.make_example(data)
     macs = f"{plan_inputs(model, images).macs / 1e9:.2f} GMAC at {width}x{height}"
     yield f"{task.spec.name}: {parameters:,} parameters{frozen}, {macs}."
@@ -85,6 +87,7 @@ def describe_plan(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> Iterator
 
 def report_results(task: AnyTask, data: AnyData, trainer: pl.Trainer, folder: RunFolder) -> None:
     """Evaluate the best weights, write everything down, and say how to go on."""
+    # Without a validation there are no best weights, and the last ones stand in.
     best = folder.checkpoints / "best.ckpt"
     source = best if best.is_file() else folder.checkpoints / "last.ckpt"
     task.load_state_dict(read_checkpoint(source)["state_dict"])

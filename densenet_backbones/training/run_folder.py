@@ -73,6 +73,7 @@ def choose_run_folder(run_dir: str | None, name: str, ckpt_path: str | None) -> 
     Raises:
         RunFolderError: The folder asked for holds another run, or there is nothing to resume.
     """
+    # Further processes of a run are started by the first one, and take its folder.
     if inherited := os.environ.get(_INHERITED):
         folder = Path(inherited)
     elif ckpt_path is None:

@@ -273,6 +273,7 @@ def stack_padded(
     Returns:
         (N, 3, H, W) float32 in [0, 1] and (N, H, W) or (N, K, H, W) int64.
     """
+    # Filled with the mean and with ignored pixels, so that padding counts for nothing.
     height = max(sample.image.shape[-2] for sample in batch)
     width = max(sample.image.shape[-1] for sample in batch)
     first = batch[0]

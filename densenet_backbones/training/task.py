@@ -258,8 +258,8 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
         assert self.metric is not None
         for name, value in self.metric.compute().items():
             # every process computed the same from the gathered results
-            shown = name in self.headline
-            self.log(f"val/{name}", float(value), prog_bar=shown, rank_zero_only=False)
+            in_headline = name in self.headline
+            self.log(f"val/{name}", float(value), prog_bar=in_headline, rank_zero_only=False)
 
     # -- checkpoints ---------------------------------------------------------------------------
 

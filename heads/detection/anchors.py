@@ -61,11 +61,13 @@ class PyramidAnchors(AnchorGenerator):
 
         float32 whatever the maps hold: bfloat16 has 8 bits, so that its pixels above 256 are even.
         """
+        # torchvision divides the batch's size by the map's; the strides are exact.
         device = feature_maps[0].device
         self.set_cell_anchors(torch.float32, device)
         grids = [list(x.shape[-2:]) for x in feature_maps]
         strides = [[stride, stride] for stride in self.strides]
         anchors = torch.cat(self.grid_anchors(grids, strides))
+        # One tensor for all: the anchors of a batch differ from image to image in nothing.
         return [anchors for _ in image_list.image_sizes]
 
 
@@ -91,6 +93,7 @@ def check_anchors(
             "level, or leave it out"
         )
     for level, of_level in zip(levels, sizes, strict=True):
+        # The geometric mean stands for the level's sizes, as they rise by factors.
         usual = scale * level.stride
         middle = math.prod(of_level) ** (1 / len(of_level))
         spans = len(of_level) > 1 and min(of_level) <= usual <= max(of_level)

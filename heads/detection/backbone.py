@@ -60,6 +60,7 @@ class DetectionBackbone(FreezableModule):
 
     def __init__(self, body: nn.Module, adapter: Adapter, extra_levels: int = 0) -> None:
         super().__init__()
+        # Levels are matched as values, so that a wrong stride cannot pass for a right position.
         published = feature_levels(body)
         missing = [level for level in adapter.levels_in if level not in published]
         if missing:
@@ -91,12 +92,12 @@ class DetectionBackbone(FreezableModule):
 
     @property
     def roi_levels(self) -> tuple[FeatureLevel, ...]:
-        """The levels to pool boxes from."""
+        """Levels to pool boxes from."""
         return self.levels[: len(self.levels) - self.extra_levels]
 
     @property
     def feature_net(self) -> nn.Module:
-        """The body."""
+        """Feature network whose stages are frozen: the body."""
         return self.body
 
     def no_weight_decay(self) -> set[str]:
@@ -110,6 +111,7 @@ class DetectionBackbone(FreezableModule):
 
 
 def _read_in_chans(body: nn.Module) -> int:
+    # Ours say it; of timm's networks the first convolution does.
     known = getattr(body, "in_chans", None)
     if isinstance(known, int):
         return known
@@ -157,11 +159,13 @@ def densenet_fpn_backbone(
     Raises:
         ValueError: An argument is out of range, or does not fit the network.
     """
+    # The adapter is built once the network's levels are known.
     make = partial(
         build_adapter, adapter, out_channels=out_channels, extra=extra, **(adapter_kwargs or {})
     )
     body = build_body(name, make, **options)
     backbone = DetectionBackbone(body.net, body.adapter, body.extra_levels)
+    # Counted from the end of the whole network, as torchvision does, not from where this ends.
     backbone.freeze(
         count_stages_to_freeze(body, trainable_backbone_layers, options.get("weights_backbone"))
     )

@@ -91,6 +91,7 @@ class TorchvisionDetector(nn.Module):
         Raises:
             ValueError: An image or target has another shape, type or range.
         """
+        # Our checks first, since torchvision's look at less (see `heads.validation`).
         check_images(images, self.backbone.in_chans)
         if self.training:
             check_targets(targets, len(images), self.num_classes)
@@ -99,6 +100,7 @@ class TorchvisionDetector(nn.Module):
                 check_masks(targets, images)
             if self.num_keypoints is not None:
                 check_keypoints(targets, self.num_keypoints)
+        # torch reports a map of one cell by its shape alone; say which images to give instead.
         try:
             result: dict[str, Tensor] | list[dict[str, Tensor]] = super().forward(
                 images, targets if self.training else None
@@ -182,6 +184,7 @@ def build(
         ValueError: One is out of range, or does not fit the backbone.
     """
     check_options(num_classes, options, kind.option_names)
+    # What remains besides images and backbone are the class's own settings.
     images, sizes, body, settings = split_options(
         options, (ImageOptions, SizeOptions, BackboneOptions)
     )
@@ -211,11 +214,13 @@ def make_transform(
     Raises:
         ValueError: An argument is unknown or out of range.
     """
+    # Weights expect three channels; for other numbers the gray of their mean stands in.
     facts = read_normalization(backbone.body, name)
     if backbone.in_chans != 3:
         for key in ("image_mean", "image_std"):
             facts[key] = [sum(facts[key]) / len(facts[key])] * backbone.in_chans
         facts["channel_order"] = "rgb"
+    # Padded to the body's coarsest stride, so that its maps halve without a rest.
     coarsest = max(level.stride for level in backbone.adapter.levels_in)
     sizes = {"size_divisible": max(32, coarsest), **sizes}
     sizes["resize_in_training"] = not sizes.pop("_skip_resize", False)

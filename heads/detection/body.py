@@ -70,9 +70,11 @@ def build_body(
     Raises:
         ValueError: An argument is out of range or not the network's.
     """
+    # Batches of detectors are too small to learn statistics: pretrained ones stay as they are.
     weights = options.get("weights_backbone")
     norm = options.get("norm") or ("frozen" if weights else "bn")
     arguments = _collect_arguments(name, norm, options)
+    # The whole network first, on the meta device, to learn its levels at no cost.
     with torch.device("meta"):
         whole = create_features(name, **arguments)
     coarsest, limit = feature_levels(whole)[-1].stride, options.get("output_stride", 32)
@@ -81,9 +83,11 @@ def build_body(
             f"backbone {name!r} has no output_stride: its last map has a stride of {coarsest}, not "
             f"{limit}; leave output_stride out"
         )
+    # The adapter says which of the levels it reads.
     positions = select_levels(feature_levels(whole), options.get("min_stride", 4))
     levels = [feature_levels(whole)[position] for position in positions]
     adapter = make_adapter(levels)
+    # Then the network itself, which ends after the last level that is read.
     if arguments.get("out_indices") is None:
         info: Any = whole.feature_info
         taken = sorted(index % len(info) for index in info.out_indices)

@@ -87,7 +87,9 @@ class DSOD(FreezableModule):
         self.transform = transform
         self.backbone = backbone
         self.adapter = adapter
+        # The head predicts for each prior of a cell, so both are built from the same numbers.
         self.head = MultiBoxHead(adapter.levels, priors.priors_per_cell, num_classes)
+        # The backbone may have more maps than the two that the adapter reads.
         levels = feature_levels(backbone)
         self._base_positions = tuple(levels.index(level) for level in adapter.levels_in)
         self.grid_sizes = self._measure_grids()
@@ -101,7 +103,7 @@ class DSOD(FreezableModule):
 
     @property
     def feature_net(self) -> nn.Module:
-        """The backbone."""
+        """Feature network whose stages are frozen: the backbone."""
         return self.backbone
 
     def set_transform(self, described: Options) -> None:
@@ -131,6 +133,7 @@ class DSOD(FreezableModule):
             ValueError: An image or target has another shape, type or range.
         """
         check_images(images)
+        # Sizes are taken before resizing: detections go back to the frame of each image.
         if not self.training:
             sizes = [(image.shape[-2], image.shape[-1]) for image in images]
             batch, _ = self.transform(images)
@@ -163,12 +166,14 @@ class DSOD(FreezableModule):
         self, codes: Tensor, logits: Tensor, sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         """Decode, select, and map back to images of the given (H, W)."""
+        # In float32, where scores near 1 and boxes of half a pixel can still be told apart.
         scores = logits.float().softmax(dim=-1)
         boxes = decode(codes, self.priors(codes.device))
         detections = [
             select_detections(*scored, self.image_size, self.selection)
             for scored in zip(scores, boxes, strict=True)
         ]
+        # All images were seen at one size, whatever theirs is.
         seen = [self.image_size] * len(detections)
         return self.transform.postprocess(detections, seen, list(sizes))
 
@@ -220,6 +225,7 @@ class DSOD(FreezableModule):
         batch = torch.empty(2, 3, *self.image_size, device="meta")
         with torch.no_grad():
             features = functional_call(self.backbone, copy_to_meta(self.backbone), (batch,))
+            # Both are run in turn: `functional_call` swaps the tensors of one module at a time.
             base = [features[position] for position in self._base_positions]
             maps = functional_call(self.adapter, copy_to_meta(self.adapter), (base,))
         return tuple((x.shape[-2], x.shape[-1]) for x in maps)
@@ -286,6 +292,7 @@ def dsod300(
     images, limits, weighted, _ = split_options(
         options, (ImageOptions, SelectionOptions, BackboneWeights)
     )
+    # The feature network: built by name with its weights, or a module that comes with its own.
     name = "dsod_features" if backbone is None else backbone
     layers = weighted.pop("trainable_backbone_layers", None)
     kwargs = weighted.pop("backbone_kwargs", None) or {}
@@ -298,10 +305,12 @@ def dsod300(
         )
     else:
         net = name
+    # Adapter and priors follow the network's levels: any with strides 8 and 16 will do.
     size = _parse_size(image_size)
     levels = feature_levels(net)
     adapter = DensePrediction([levels[i] for i in find_base_positions(levels)], adapter_channels)
     strides = [level.stride for level in adapter.levels]
+    # What the caller says about images goes before what the weights expect.
     facts = read_normalization(net, name if isinstance(name, str) else None)
     model = DSOD(
         net,
@@ -311,6 +320,7 @@ def dsod300(
         num_classes,
         Selection(**limits),
     )
+    # Norms of the backbone, the adapter and the head alike, so only the whole model will do.
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = bn_momentum

@@ -104,6 +104,7 @@ class RetinaNet(_OneStage, tv.RetinaNet):
         anchor_generator: AnchorGenerator | None = None,
         **settings: Any,
     ) -> None:
+        # Three sizes a level, a third of an octave apart; the middle one is the usual size.
         scales = [scale * anchor_scale for scale in RETINANET_STRIDES]
         anchors = anchor_generator or PyramidAnchors(backbone.levels, scales, aspect_ratios)
         check_anchors(anchors, backbone.levels, scales[1])
@@ -112,6 +113,7 @@ class RetinaNet(_OneStage, tv.RetinaNet):
             number = anchors.num_anchors_per_location()[0]
             norm = partial(nn.GroupNorm, _GROUPS)
             head = RetinaNetHead(backbone.out_channels, number, num_classes, norm_layer=norm)
+            # torchvision's builder sets the same private name: there is no argument for it.
             head.regression_head._loss_type = "giou"
             settings.setdefault("head", head)
         super().__init__(backbone, num_classes, anchor_generator=anchors, **settings)
@@ -147,6 +149,7 @@ class FCOS(_OneStage, tv.FCOS):
         anchor_generator: AnchorGenerator | None = None,
         **settings: Any,
     ) -> None:
+        # Anchors of one stride: FCOS reads the stride from their size, and its range of objects.
         points = anchor_generator or PyramidAnchors(backbone.levels, [1.0], [1.0])
         check_anchors(points, backbone.levels, scale=1.0, tolerance=1.05)
         _check_width(backbone)
@@ -182,11 +185,7 @@ def retinanet_fpn(*, num_classes: int = 91, **options: Unpack[RetinaNetOptions])
     Raises:
         ValueError: An argument is out of range, or does not fit the backbone.
     """
-    return build(
-        RetinaNet,
-        num_classes,
-        _start_at_stride_8(options, p6p7_input="p5"),
-    )
+    return build(RetinaNet, num_classes, _start_at_stride_8(options, p6p7_input="p5"))
 
 
 def retinanet_fpn_v2(*, num_classes: int = 91, **options: Unpack[RetinaNetOptions]) -> RetinaNet:
@@ -214,6 +213,7 @@ def fcos_fpn(*, num_classes: int = 91, **options: Unpack[FCOSOptions]) -> FCOS:
 def _start_at_stride_8(options: Options, p6p7_input: str) -> Keywords:
     """Levels P3 to P7 unless others are given: P2 would have most of all anchors."""
     changed: Keywords = {"min_stride": 8, "extra": "p6p7", **options}
+    # Only these two can choose the map that P6 is made from.
     if changed.get("adapter", "fpn") in ("fpn", "pan"):
         changed["adapter_kwargs"] = {
             "p6p7_input": p6p7_input,

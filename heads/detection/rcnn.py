@@ -109,9 +109,11 @@ class _PyramidRCNN(TorchvisionDetector):
         rpn_anchor_generator: AnchorGenerator | None = None,
         **settings: Any,
     ) -> None:
+        # One anchor size a level; a caller's own generator has to follow the levels as well.
         scale = ANCHOR_STRIDES * anchor_scale
         anchors = rpn_anchor_generator or PyramidAnchors(backbone.levels, [scale], aspect_ratios)
         check_anchors(anchors, backbone.levels, scale)
+        # Heads and pooling are defaults: a caller's own modules in ``settings`` go first.
         if v2:
             width = backbone.out_channels
             number = anchors.num_anchors_per_location()[0]
@@ -120,9 +122,11 @@ class _PyramidRCNN(TorchvisionDetector):
             head = FastRCNNConvFCHead((width, 7, 7), *layers, norm_layer=nn.BatchNorm2d)
             settings.setdefault("box_head", head)
         settings.setdefault("box_roi_pool", build_roi_pool(backbone.roi_levels, 7))
+        # torchvision's constructor makes a transform of its own, which ours then replaces.
         super().__init__(backbone, num_classes, rpn_anchor_generator=anchors, **settings)
         self.num_classes = num_classes
         self.transform = transform
+        # Their outputs are decoded into boxes; the layers below may run in bfloat16.
         keep_float32(self.rpn.head, self.roi_heads.box_predictor)
 
 
@@ -212,12 +216,7 @@ def fasterrcnn_fpn_v2(*, num_classes: int = 91, **options: Unpack[FasterRCNNOpti
         **options: As of `fasterrcnn_fpn`; the backbone's ``norm`` is ``bn`` unless given,
             and the FPN has batch norm as well.
     """
-    return build(
-        FasterRCNN,
-        num_classes,
-        _set_v2_defaults(options),
-        v2=True,
-    )
+    return build(FasterRCNN, num_classes, _set_v2_defaults(options), v2=True)
 
 
 def maskrcnn_fpn(*, num_classes: int = 91, **options: Unpack[FasterRCNNOptions]) -> MaskRCNN:
@@ -235,15 +234,9 @@ def maskrcnn_fpn_v2(*, num_classes: int = 91, **options: Unpack[FasterRCNNOption
 
     Args:
         num_classes: K, with the background.
-        **options: As of `fasterrcnn_fpn`; the backbone's ``norm`` is ``bn`` unless given,
-            and the FPN has batch norm as well.
+        **options: As of `fasterrcnn_fpn_v2`.
     """
-    return build(
-        MaskRCNN,
-        num_classes,
-        _set_v2_defaults(options),
-        v2=True,
-    )
+    return build(MaskRCNN, num_classes, _set_v2_defaults(options), v2=True)
 
 
 def keypointrcnn_fpn(
@@ -256,12 +249,14 @@ def keypointrcnn_fpn(
         **options: As of `fasterrcnn_fpn`, but ``min_size`` is one of 640, 672, ..., 800, and
             ``num_keypoints``, 17 unless given.
     """
+    # torchvision's sizes of training with keypoints, drawn for each image.
     options.setdefault("min_size", [640, 672, 704, 736, 768, 800])
     return build(KeypointRCNN, num_classes, options)
 
 
 def _set_v2_defaults(options: FasterRCNNOptions) -> FasterRCNNOptions:
     """Batch norm unless another is given, also where the backbone has weights, and in the FPN."""
+    # These structures were trained with batch norm that learns, in the pyramid as well.
     changed: FasterRCNNOptions = {**options, "norm": options.get("norm") or "bn"}
     if changed.get("adapter", "fpn") == "fpn":
         changed["adapter_kwargs"] = {"norm": "bn", **(options.get("adapter_kwargs") or {})}

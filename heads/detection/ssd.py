@@ -92,6 +92,7 @@ class ExtraLevels(Adapter):
         self.base = base
         self.levels_in = base.levels_in
         self.extra = nn.ModuleList()
+        # Halve until a single cell is left, which sees the whole image.
         levels, sides = list(base.levels), list(cells)
         while sides[-1] > 1:
             last = levels[-1]
@@ -105,13 +106,14 @@ class ExtraLevels(Adapter):
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Maps of ``levels_in`` to maps of ``levels``."""
+        # Each further map is made from the last one, so they run in turn.
         maps = list(self.base(features))
         for extra in self.extra:
             maps.append(extra(maps[-1]))
         return maps
 
     def no_weight_decay(self) -> set[str]:
-        """The base's."""
+        """Parameters to train without weight decay, where the base names some."""
         return {f"base.{name}" for name in self.base.no_weight_decay()}
 
 
@@ -195,6 +197,7 @@ class SSD(TorchvisionDetector, tv.SSD):
         **settings: Any,
     ) -> None:
         check_interval("positive_fraction", settings.get("positive_fraction", 0.25), "(0, 1]")
+        # Priors are fixed boxes: they need the one size of all images and the cells of every map.
         assert transform.image_size is not None
         size = transform.image_size
         cells = backbone.adapter.cells
@@ -212,10 +215,10 @@ class SSD(TorchvisionDetector, tv.SSD):
         return self.transform.image_size
 
     def set_transform(self, described: Options) -> None:
-        """As of all detectors, with the same size of images.
+        """Take the transform that ``transform.to_dict()`` of a like detector describes.
 
         Raises:
-            ValueError: It is of another size, or as of all detectors.
+            ValueError: It is of another image size or other channels, or not such a description.
         """
         transform = build_transform(described, self.backbone.in_chans, self.image_size)
         self.transform = transform.train(self.training)
@@ -293,14 +296,17 @@ def _build(num_classes: int, options: Options) -> SSD:
     name, image_size = rest.pop("backbone", DEFAULT_BACKBONE), rest.pop("image_size")
     weights, layers = rest.pop("weights", None), rest.pop("trainable_backbone_layers", None)
     rest.pop("_skip_resize", None)  # images of another size than the priors' are always resized
+    # The body ends at its coarsest map; ``ExtraLevels`` goes on from there to a single cell.
     own = {key: rest.pop(key) for key in _ADAPTER_OPTIONS if key in rest}
     body = {"min_stride": 8, **body}
     if is_ours(name):  # as SSD's third pool: 300 pixels give 38 cells
         body["backbone_kwargs"] = {"ceil_mode": True, **(body.get("backbone_kwargs") or {})}
     base = build_body(name, partial(_build_base_adapter, own), **body)
+    # Counted rather than computed from strides, since pools may round up or down.
     cells = _count_cells(SSDBackbone(base.net, base.adapter), image_size)
     backbone = SSDBackbone(base.net, ExtraLevels(base.adapter, cells, image_size))
     backbone.freeze(count_stages_to_freeze(base, layers, body.get("weights_backbone")))
+    # Squares of one size need no padding to multiples of a stride.
     sizes = {"image_size": (image_size, image_size), "size_divisible": 1}
     transform = make_transform(backbone, name, images, sizes)
     return load_weights(SSD(backbone, num_classes, transform, **rest), weights)

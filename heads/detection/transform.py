@@ -64,11 +64,13 @@ class DetectionTransform(GeneralizedRCNNTransform):
             if len(image_size) != 2 or min(image_size) < 1:
                 raise ValueError(f"image_size must be (H, W) in pixels, got {image_size!r}")
             min_size, max_size = min(image_size), max(image_size)
+        # With a fixed size the limits are its sides, so that one check holds for both rules.
         sides = (min_size,) if isinstance(min_size, int) else tuple(min_size)
         if not sides or min(sides) < 1 or max(sides) > max_size:
             raise ValueError(
                 f"min_size must be 1 or more and at most max_size, got {min_size!r} and {max_size}"
             )
+        # A fixed size is the network's own, to which padding would add.
         if size_divisible is None:
             size_divisible = 32 if image_size is None else 1
         check_whole("size_divisible", size_divisible)
@@ -179,6 +181,7 @@ def build_transform(
     Raises:
         ValueError: An argument is unknown or out of range, or does not fit the network.
     """
+    # A file's description is checked against what this version can say, not against a table.
     known = DetectionTransform().to_dict()
     if unknown := sorted(described.keys() - known.keys() - {"resize_in_training"}):
         raise ValueError(f"the transform takes {', '.join(known)}, not {', '.join(unknown)}")

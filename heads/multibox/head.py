@@ -72,6 +72,7 @@ class MultiBoxHead(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Box codes (N, P, 4) and class logits (N, P, K) from L maps."""
+        # All maps end up in one list of priors, in the order of `PriorSpec.boxes`.
         codes, logits = [], []
         for index, x in enumerate(maps):
             x = self.feature_norms[index](x)

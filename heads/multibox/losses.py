@@ -27,10 +27,11 @@ def hardest_negatives(class_loss: Tensor, positive: Tensor, per_positive: float 
     """
     loss = class_loss.detach().masked_fill(positive, -torch.inf)
     number = (positive.sum(dim=1, keepdim=True) * per_positive).long()  # (N, 1)
+    # Positives sort last, at minus infinity; the first ranks of each image go back to their places.
     by_loss = loss.argsort(dim=1, descending=True)
     rank = torch.arange(loss.shape[1], device=loss.device).expand_as(loss)
     chosen = torch.zeros_like(positive).scatter(1, by_loss, rank < number)
-    return chosen & ~positive
+    return chosen & ~positive  # where the number exceeds the negatives, positives are in it
 
 
 def multibox_loss(
@@ -59,11 +60,13 @@ def multibox_loss(
     """
     with torch.autocast(class_logits.device.type, enabled=False):
         positive = targets.labels > 0
+        # Of every prior, since mining ranks the negatives by it.
         class_loss = F.cross_entropy(
             class_logits.float().flatten(0, 1), targets.labels.flatten(), reduction="none"
         ).view_as(targets.labels)
         negative = hardest_negatives(class_loss, positive, negatives_per_positive)
         box_loss = F.smooth_l1_loss(box_codes.float(), targets.codes, reduction="none").sum(dim=-1)
+        # One number for the batch, as Caffe's VALID, and at least 1 for a batch without objects.
         normalizer = positive.sum().clamp(min=1)
         return {
             "classification": class_loss.where(positive | negative, 0.0).sum() / normalizer,

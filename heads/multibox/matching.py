@@ -50,13 +50,16 @@ def match_best_priors(iou: Tensor) -> Tensor:
     remaining = iou.clone()
     order = torch.arange(len(iou), device=iou.device)
     while True:
+        # Every box asks for its best prior among those that have not refused it.
         overlap, prior = remaining.max(dim=1)
+        # (B, B): which boxes go before which, by overlap and on a tie by order, as one at a time.
         ahead = (overlap[None, :] > overlap[:, None]) | (
             (overlap[None, :] == overlap[:, None]) & (order[None, :] < order[:, None])
         )
         refused = (ahead & (prior[None, :] == prior[:, None])).any(dim=1) & (overlap > 0)
         if not refused.any():
             return torch.where(overlap > 0, prior, UNMATCHED)
+        # A refused box asks on; a prior only ever changes to a better suitor, so this ends.
         remaining[order[refused], prior[refused]] = 0
 
 
@@ -79,6 +82,7 @@ def match_priors(boxes: Tensor, priors: Tensor, threshold: float = 0.5) -> Tenso
     iou = box_iou(boxes, priors)  # (B, P)
     overlap, best_box = iou.max(dim=0)
     matches = torch.where(overlap >= threshold, best_box, UNMATCHED)
+    # Last, so that a box keeps its own prior although another one overlaps that prior more.
     own_prior = match_best_priors(iou)
     overlaps = own_prior != UNMATCHED
     matches[own_prior[overlaps]] = torch.arange(len(boxes), device=boxes.device)[overlaps]
@@ -121,10 +125,12 @@ def assign_targets(
     for target in targets:
         boxes = target["boxes"].float()
         matches = match_priors(boxes, priors, threshold)
+        # Without objects there is no row to gather: all priors learn the background.
         if len(boxes) == 0:
             labels.append(torch.zeros_like(matches))
             codes.append(torch.zeros_like(priors))
             continue
+        # Unmatched priors gather row 0: their codes are finite, and the loss leaves them out.
         index = matches.clamp(min=0)
         labels.append(torch.where(matches == UNMATCHED, 0, target["labels"][index]))
         codes.append(encode(boxes[index], priors))

@@ -109,6 +109,7 @@ class PriorSpec:
         ys = (torch.arange(rows, dtype=torch.float64, device="cpu") + 0.5) * step_y
         xs = (torch.arange(columns, dtype=torch.float64, device="cpu") + 0.5) * step_x
         y, x = torch.meshgrid(ys, xs, indexing="ij")
+        # Centers (cells, 1, 4) and corners (A, 4) around 0: their sum has a row for each prior.
         centers = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
         size = torch.tensor(self.shapes(level), dtype=torch.float64, device="cpu")
         corners = torch.cat((-size, size), dim=1) / 2  # (A, 4)
@@ -136,6 +137,7 @@ def compute_ratio_sizes(shorter_side: int, num_levels: int, sizes: str) -> tuple
     check_choice("prior_sizes", sizes, SIZE_RATIOS)
     if num_levels < 3:
         raise ValueError(f"SSD's ratio rule needs 3 or more levels, got {num_levels}")
+    # Whole percents as in SSD's Caffe scripts, whose last size therefore ends above 100 percent.
     first, low, high = SIZE_RATIOS[sizes]
     step = (high - low) // (num_levels - 2)
     percents = [first, *(low + step * index for index in range(num_levels))]
@@ -172,6 +174,7 @@ def dsod_priors(
         raise ValueError(
             f"prior_sizes needs {levels + 1} sizes in pixels for {levels} maps, got {len(sizes)}"
         )
+    # The published steps hold for DSOD300 alone: elsewhere they would miss the cells' centers.
     published = tuple(image_size) == (300, 300) and tuple(strides) == DSOD300_STRIDES
     if faithful and not published:
         raise ValueError(
@@ -179,6 +182,7 @@ def dsod_priors(
             f"{DSOD300_STRIDES}, got {tuple(image_size)} and {tuple(strides)}"
         )
     steps = DSOD300_STEPS_AS_PUBLISHED if faithful else DSOD300_STEPS
+    # The first and the last two maps go without ratio 3 (SSD, section 3.1).
     four, six = (2.0,), (2.0, 3.0)
     return PriorSpec(
         image_size=(image_size[0], image_size[1]),

@@ -57,9 +57,11 @@ def select_detections(
     boxes = clip_boxes_to_image(boxes, image_size)
     has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     candidates = scores[:, 1:].where(has_area[:, None], 0.0)  # (P, K - 1): without the background
+    # The best of each class on their own: NMS costs the square of what enters it.
     best, prior = candidates.topk(min(selection.topk_candidates, len(boxes)), dim=0)
     row, column = torch.where(best > selection.score_thresh)
     scores, boxes, labels = best[row, column], boxes[prior[row, column]], column + 1
+    # By class, so that objects of two classes may share a place; the result falls by score.
     keep = batched_nms(boxes, scores, labels, selection.nms_thresh)
     keep = keep[: selection.detections_per_img]
     return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}

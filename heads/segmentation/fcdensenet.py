@@ -128,6 +128,7 @@ class FCDenseNet(nn.Module):
         self.encoder = _build_encoder(spec)
         self.transitions_up = nn.ModuleList()
         self.blocks_up = nn.ModuleList()
+        # From the bottleneck up: a block takes what the one below made, and the skip of its size.
         *plans, below = spec.blocks
         for skip in reversed(plans):
             new = below.layers * growth_rate
@@ -136,6 +137,7 @@ class FCDenseNet(nn.Module):
             below = dataclasses.replace(skip, in_channels=entry, channels=exit)
             self.transitions_up.append(TransitionUp(new))
             self.blocks_up.append(DenseBlock.from_plan(below, spec))
+        # Biases before the initialization, which sets them, and the norms' kind once all exist.
         self.classifier = nn.Conv2d(below.channels, num_classes, kernel_size=1)
         self.apply(_add_bias)
         if batch_statistics_in_eval:
@@ -150,7 +152,7 @@ class FCDenseNet(nn.Module):
 
     @property
     def feature_net(self) -> nn.Module:
-        """The way down."""
+        """Feature network: the way down."""
         return self.encoder
 
     def set_memory(self, memory: Memory) -> None:
@@ -169,6 +171,7 @@ class FCDenseNet(nn.Module):
                 norms that ``batch_statistics_in_eval`` needs.
         """
         self._check_norms()
+        # The coarsest map is the bottleneck; the others are the skips, read from coarse to fine.
         *skips, x = self.encoder(x)
         for up, block, skip in zip(
             self.transitions_up, self.blocks_up, reversed(skips), strict=True
@@ -210,6 +213,7 @@ def _plan_way_down(
 def _build_encoder(spec: DenseNetSpec) -> DenseFeatureNet:
     blocks = range(1, len(spec.blocks) + 1)
     encoder = DenseFeatureNet(DenseNet(spec, num_classes=0), out_indices=blocks)
+    # A transition down drops out before it pools (table 1); a `DenseNet`'s has no dropout.
     for name, pool in list(encoder.named_children()):
         if isinstance(pool, nn.MaxPool2d):
             dropout = nn.Dropout(spec.proj_drop_rate)
@@ -224,6 +228,7 @@ def _add_bias(module: nn.Module) -> None:
 
 
 def _replace_norms(net: nn.Module) -> None:
+    # Replaced while all weights are fresh, so that there is no state to carry over.
     for parent in list(net.modules()):
         for name, norm in list(parent.named_children()):
             if isinstance(norm, nn.BatchNorm2d):

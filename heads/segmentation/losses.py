@@ -74,6 +74,7 @@ class SegmentationLoss(nn.Module):
         check_choice("mode", mode, get_args(Mode))
         if not terms or not set(terms) <= set(TERMS):
             raise ValueError(f"terms must be one or more of {TERMS}, got {list(terms)}")
+        # Checked here, since a number out of its range may train without an error, and badly.
         for name, weight in terms.items():
             _require(0 < weight < math.inf, f"the weight of {name}", "above 0", weight)
         _require(0 <= label_smoothing < 1, "label_smoothing", "in [0, 1)", label_smoothing)
@@ -114,6 +115,7 @@ class SegmentationLoss(nn.Module):
         """
         logits, aux = (output, []) if isinstance(output, Tensor) else _split_output(output)
         losses = self._compute_losses(logits, target)
+        # Auxiliary logits by their mean, so that the weight does not depend on their number.
         if aux:
             total = sum(sum(self._compute_losses(a, target).values()) for a in aux)
             losses["aux"] = torch.as_tensor(total * self.aux_weight / len(aux))
@@ -122,6 +124,7 @@ class SegmentationLoss(nn.Module):
     def _compute_losses(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         self._check(logits, target)
         pixels = Pixels.of(logits, target, self.mode)  # float32, which autocast then leaves alone
+        # Only the terms that have a weight are computed.
         compute: dict[str, Callable[[], Tensor]] = {
             "cross_entropy": lambda: cross_entropy(
                 pixels, self.class_weights, self.label_smoothing
@@ -134,6 +137,7 @@ class SegmentationLoss(nn.Module):
         return {name: weight * compute[name]() for name, weight in self.terms.items()}
 
     def _check(self, logits: Tensor, target: Tensor) -> None:
+        # Logits by the mode's number of classes, then the target by the shape of the logits.
         classes = logits.shape[1] if logits.dim() == 4 else 0
         fits = {"multiclass": 2 <= classes <= IGNORED, "binary": classes == 1}
         if not fits.get(self.mode, classes >= 1):
@@ -155,6 +159,7 @@ class SegmentationLoss(nn.Module):
                 f"class_weights must be {classes} numbers, one a class of the logits, got "
                 f"{len(self.class_weights)}"
             )
+        # On a GPU, reading labels would wait for the device at every step.
         if target.device.type == "cpu" and not torch.compiler.is_compiling():
             _check_labels(target, classes if self.mode == "multiclass" else 2)
 

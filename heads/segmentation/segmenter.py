@@ -81,6 +81,7 @@ class Segmenter(nn.Module):
             ValueError: The images have another shape or range, or one image is too small for batch
                 norm.
         """
+        # Checks read values and sizes, which a graph would hold as constants.
         if not torch.compiler.is_compiling() and not is_traced(images):
             self._check(images)
             check_images(images.unbind())
@@ -106,6 +107,7 @@ class Segmenter(nn.Module):
     def _check(self, images: Tensor) -> None:
         if images.dim() != 4:
             raise ValueError(f"images must be a (N, 3, H, W) tensor, got {tuple(images.shape)}")
+        # Two cells on one side of the coarsest map are enough for a deviation.
         side = 2 * max(self.stride, self.smallest)
         if (
             len(images) == 1

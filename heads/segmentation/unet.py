@@ -77,6 +77,7 @@ class DecoderStage(nn.Module):
         norm: DecoderNorm,
     ) -> None:
         super().__init__()
+        # Only the transposed convolution changes the width while it brings the map up.
         up_channels = in_channels
         self.up: nn.Module
         if upsampling == "transposed":
@@ -139,11 +140,13 @@ class UNet(FreezableModule):
             ("norm", norm, get_args(DecoderNorm)),
         ):
             check_choice(name, value, legal)
+        # Everything about sizes is read from the backbone's levels.
         levels = feature_levels(backbone)
         self.stride = _read_stride(levels)
         self.num_classes = num_classes
         self.backbone = backbone
         widths = _take_widths(decoder_channels, stages=int(math.log2(self.stride)))
+        # Skips from coarse to fine; above the backbone's finest level there is none to join.
         skips: list[FeatureLevel | None] = [*levels[-2::-1]]
         skips += [None] * (len(widths) - len(skips))
         self.stages = nn.ModuleList()
@@ -158,7 +161,7 @@ class UNet(FreezableModule):
 
     @property
     def feature_net(self) -> nn.Module:
-        """The backbone."""
+        """Feature network whose stages are frozen: the backbone."""
         return self.backbone
 
     def forward(self, x: Tensor) -> SegmenterOutput:
@@ -167,6 +170,7 @@ class UNet(FreezableModule):
         In training with deep supervision: a dictionary of ``logits`` and ``aux``, a list of logits
         (N, K, h, w) of the decoder's coarser maps, coarse to fine.
         """
+        # From the coarsest map up to the image's size; the maps on the way feed deep supervision.
         *skips, x = self.backbone(x)
         maps = []
         for stage in self.stages:
@@ -226,6 +230,7 @@ def unet(
     images, weighted, unknown = split_options(options, (ImageOptions, BackboneWeights))
     if unknown:
         raise TypeError(f"unet() got an unexpected keyword argument {next(iter(unknown))!r}")
+    # The backbone with its weights, then the decoder on its levels.
     layers = weighted.pop("trainable_backbone_layers", None)
     kwargs = weighted.pop("backbone_kwargs", None) or {}
     features = create_features(backbone, **weighted, **kwargs)
@@ -239,6 +244,7 @@ def unet(
         norm=norm,
     )
     freeze_layers(net, backbone, kwargs, layers)
+    # What the caller says about images goes before what the backbone's weights expect.
     normalization = ImageNormalization(
         **{**read_normalization(features, backbone), **drop_none(images)}
     )

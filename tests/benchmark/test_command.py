@@ -67,7 +67,7 @@ def test_a_turn_of_several_steps_is_their_mean(monkeypatch):
 
 def test_ratios_are_taken_turn_by_turn():
     ours, theirs = Timing("ours", (1.0, 2.0, 4.0)), Timing("theirs", (2.0, 2.0, 2.0))
-    assert theirs.ratios(ours) == (2.0, 1.0, 0.5)
+    assert theirs.compute_ratios(ours) == (2.0, 1.0, 0.5)
     assert ours.milliseconds == (1000.0, 2000.0, 4000.0)
 
 

@@ -86,7 +86,7 @@ def test_evidence_of_kernels_that_are_the_plain_operators(measure, switched):
 def test_kernels_that_do_not_run_are_off(measure, monkeypatch):
     monkeypatch.setattr(backends, "is_on_gpu", lambda x: True)
     monkeypatch.setattr(
-        "densenet_backbones.dense_block.triton.availability.why_unavailable",
+        "densenet_backbones.dense_block.triton.availability.explain_unavailability",
         lambda *args: f"a reason for {measure.__name__}",
     )
     evidence = measure(

@@ -73,7 +73,7 @@ def test_a_block_is_what_its_definition_says(
 def test_bottleneck_maps_that_do_not_fit_are_made_in_strips():
     layers = [random_layer(5 + 4 * i, 192, 4) for i in range(3)]
     x = torch.randn(3, 5, 37, 150)
-    assert library.library().narrow_values(3, 37, 150, 192, 4, 1) < 3 * 37 * 150 * 192
+    assert library.load_library().narrow_values(3, 37, 150, 192, 4, 1) < 3 * 37 * 150 * 192
     assert (
         difference(run_native_block(x, layers), block_by_definition(x, layers, math.inf)) <= BOUND
     )
@@ -122,10 +122,10 @@ def test_changed_weights_are_packed_anew_and_go_with_their_model():
     assert (
         difference(run_native_block(x, layers), block_by_definition(x, layers, math.inf)) <= BOUND
     )
-    assert len(block._KEPT) == 1
+    assert len(block._PACKED) == 1
     layers.clear()
     gc.collect()
-    assert len(block._KEPT) == 0
+    assert len(block._PACKED) == 0
 
 
 def test_weights_of_a_model_made_and_run_in_inference_mode():
@@ -157,7 +157,7 @@ def test_a_deployed_net_runs_in_the_kernels_and_so_does_a_compiled_one(monkeypat
         for a, b in zip(compiled(x), first, strict=True):
             assert difference(a, b) <= 1e-6
     assert ran == once * 2
-    assert len(block._KEPT) == 7, "one and the same weights"
+    assert len(block._PACKED) == 7, "one and the same weights"
 
 
 @pytest.mark.parametrize("options", [{"output_stride": 16}, {"act_layer": "silu"}])
@@ -200,7 +200,7 @@ def test_without_a_compiler_the_plain_form_runs_and_says_so_once(compiler, reaso
 def test_no_compiler_at_all(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
-    assert "no C++ compiler was found" in availability.why_unavailable()
+    assert "no C++ compiler was found" in availability.explain_unavailability()
 
 
 def test_a_cache_that_cannot_be_written_is_a_reason(monkeypatch, tmp_path):
@@ -208,7 +208,7 @@ def test_a_cache_that_cannot_be_written_is_a_reason(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if library.shutil.which("c++") is None:
         pytest.skip("there is no compiler here")
-    assert "densenet_backbones" in availability.why_unavailable()
+    assert "densenet_backbones" in availability.explain_unavailability()
 
 
 def test_switched_off_without_a_word(monkeypatch):
@@ -225,8 +225,8 @@ def test_compiled_once_for_a_machine(monkeypatch):
     monkeypatch.setattr(
         library.subprocess, "run", lambda *a, **kw: commands.append(a[0]) or run(*a, **kw)
     )
-    library.library.cache_clear()
-    library.library()
+    library.load_library.cache_clear()
+    library.load_library()
     assert len(commands) == 1 and "-E" in commands[0]
 
 
@@ -249,7 +249,7 @@ def test_the_source_compiles_without_warnings(tmp_path):
 
 @pytest.mark.usefixtures("instructions")
 def test_packed_columns_are_few():
-    lanes = library.library().lanes()
+    lanes = library.load_library().lanes()
     for columns in (1, lanes, 2 * lanes + 1, 5 * lanes, 8 * lanes):
         packed = packing.pack(torch.ones(3, columns), torch.ones(columns))
         assert packed.columns - columns < lanes or packed.columns % (2 * lanes) == 0

@@ -44,16 +44,16 @@ def test_passes_are_what_their_definitions_say(shape, wider, threads):
         expected = gradient.double() * (active > 0)
         added = total + a * expected
         for into in (None, (total, scale)):
-            masked, *sums = passes.masked_sums(gradient, active, x, into)
+            masked, *sums = passes.mask_and_sum(gradient, active, x, into)
             for found, terms in zip(sums, (expected, expected * x), strict=True):
                 error = (found - terms.sum((0, 2, 3))).abs()
                 assert (error <= 1e-6 * (1 + terms.abs().sum((0, 2, 3)))).all()
             assert masked is None if into else torch.equal(masked.double(), expected)
         close(total, added)
-        assert passes.masked_sums(gradient, active, x, overwrite=True)[0] is gradient
+        assert passes.mask_and_sum(gradient, active, x, overwrite=True)[0] is gradient
         assert torch.equal(gradient.double(), expected)
-        close(passes.affine_difference(y, x, scale, shift, slope), a * y - b - c * x)
-        close(passes.affine_difference(y, x, None, shift, slope), y - b - c * x)
+        close(passes.compute_affine_difference(y, x, scale, shift, slope), a * y - b - c * x)
+        close(passes.compute_affine_difference(y, x, None, shift, slope), y - b - c * x)
         expected = total + a * gradient
         passes.add_scaled(total, gradient, scale)
         close(total, expected)
@@ -94,14 +94,14 @@ def test_passes_keep_what_is_not_a_number():
     x = torch.full((1, 1, 2, 2), math.nan)
     one = torch.ones(1)
     assert passes.scale_shift_relu(x, one, one).isnan().all()
-    assert torch.equal(passes.masked_sums(torch.ones_like(x), x, x)[0], torch.ones_like(x))
+    assert torch.equal(passes.mask_and_sum(torch.ones_like(x), x, x)[0], torch.ones_like(x))
 
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("memory", ["shared", "shared_lean"])
 def test_gradients_of_a_net_trained_with_them(memory, monkeypatch):
     ran = []
-    for module, name in ((passes, "masked_sums"), (convolution, "convolve")):
+    for module, name in ((passes, "mask_and_sum"), (convolution, "convolve")):
         inner = getattr(module, name)
         monkeypatch.setattr(
             module,
@@ -116,7 +116,7 @@ def test_gradients_of_a_net_trained_with_them(memory, monkeypatch):
     for model, images in ((net, x), (exact, x.double())):
         sum(m.square().mean() for m in model(images)).backward()
     layers = sum(net.spec.block_config)
-    assert ran.count("masked_sums") >= 2 * layers
+    assert ran.count("mask_and_sum") >= 2 * layers
     assert ran.count("convolve") >= 3 * layers, "1x1, 3x3, and the gradient of the latter's input"
     for (name, ours), theirs in zip(net.named_parameters(), exact.parameters(), strict=True):
         assert (ours.grad - theirs.grad).norm() <= 1e-4 * theirs.grad.norm() + 1e-7, name

@@ -12,11 +12,11 @@ from locations import PROJECT
 from tiny_nets import tiny
 
 from densenet_backbones.benchmark.command import main
-from densenet_backbones.benchmark.gpu_costs import block_shapes, net_cost
+from densenet_backbones.benchmark.gpu_costs import compute_net_cost, list_block_shapes
 from densenet_backbones.dense_block import backends
-from densenet_backbones.dense_block.triton import availability, is_usable, why_unavailable
-from densenet_backbones.dense_block.triton.choice import fastest
-from densenet_backbones.dense_block.triton.tiles import best_tile
+from densenet_backbones.dense_block.triton import availability, explain_unavailability, is_usable
+from densenet_backbones.dense_block.triton.choice import choose_fastest
+from densenet_backbones.dense_block.triton.tiles import find_best_tile
 from densenet_backbones.deploy import deploy
 from densenet_backbones.variants import VARIANTS
 
@@ -49,7 +49,7 @@ def test_without_triton_the_package_imports_and_says_why_there_are_no_kernels():
         "sys.modules['triton'] = None\n"
         "import torch, densenet_backbones\n"
         "from densenet_backbones.dense_block import triton\n"
-        "print(triton.why_unavailable(torch.device('cuda')))"
+        "print(triton.explain_unavailability(torch.device('cuda')))"
     )
     assert out.strip() == "triton is not installed"
 
@@ -57,16 +57,16 @@ def test_without_triton_the_package_imports_and_says_why_there_are_no_kernels():
 def test_why_there_are_no_kernels(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(availability, "_has_triton", lambda: True)
-    assert "the maps are on cpu" in why_unavailable(CPU)
-    assert "not torch.float64" in why_unavailable(CPU, torch.float64)
+    assert "the maps are on cpu" in explain_unavailability(CPU)
+    assert "not torch.float64" in explain_unavailability(CPU, torch.float64)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert "8.0 or newer, and cuda:0 has 7.5" in why_unavailable(torch.device("cuda:0"))
+    assert "8.0 or newer, and cuda:0 has 7.5" in explain_unavailability(torch.device("cuda:0"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert why_unavailable(torch.device("cuda:0")) is None
+    assert explain_unavailability(torch.device("cuda:0")) is None
 
 
 def test_the_plain_form_is_announced_once(monkeypatch):
-    monkeypatch.setattr(availability, "why_unavailable", lambda *args: "a reason to test")
+    monkeypatch.setattr(availability, "explain_unavailability", lambda *args: "a reason to test")
     with pytest.warns(UserWarning, match="run without their Triton kernels: a reason to test"):
         assert not is_usable(CPU)
     with warnings.catch_warnings():
@@ -125,7 +125,7 @@ def test_a_compiled_transition_is_one_operator_only_where_kernels_may_run(switch
     monkeypatch.setenv(backends.TRITON_SWITCH, switch)
     monkeypatch.setattr(backends, "is_on_gpu", lambda x: True)
     monkeypatch.setattr(backends, "_is_for_cpp", lambda x: False)
-    monkeypatch.setattr(availability, "why_unavailable", lambda *args: f"a reason {switch}")
+    monkeypatch.setattr(availability, "explain_unavailability", lambda *args: f"a reason {switch}")
     deployed = deploy(tiny("densenet121_features", block_config=(1, 1)).eval())
     calls = []
 
@@ -143,7 +143,9 @@ def test_a_compiled_transition_is_one_operator_only_where_kernels_may_run(switch
 
 def test_a_gpu_without_kernels_takes_the_plain_form_and_says_so_once(monkeypatch):
     monkeypatch.setenv(backends.TRITON_SWITCH, "1")
-    monkeypatch.setattr(availability, "why_unavailable", lambda *args: "another reason to test")
+    monkeypatch.setattr(
+        availability, "explain_unavailability", lambda *args: "another reason to test"
+    )
     deployed = deploy(tiny("densenet121_features").eval())
     x = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
@@ -158,7 +160,9 @@ def test_a_gpu_without_kernels_takes_the_plain_form_and_says_so_once(monkeypatch
 
 def test_training_on_a_gpu_without_kernels_is_plain_and_says_so_once(monkeypatch):
     monkeypatch.setenv(backends.TRITON_SWITCH, "1")
-    monkeypatch.setattr(availability, "why_unavailable", lambda *args: "a third reason to test")
+    monkeypatch.setattr(
+        availability, "explain_unavailability", lambda *args: "a third reason to test"
+    )
     monkeypatch.setattr(backends, "is_on_gpu", lambda x: True)
     net = tiny("densenet121_features").train().to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
@@ -173,7 +177,7 @@ def test_training_on_a_gpu_without_kernels_is_plain_and_says_so_once(monkeypatch
 
 
 def test_where_nothing_can_be_measured_the_first_way_is_taken():
-    assert fastest("key", {"first": lambda: 1 / 0, "second": lambda: None}, CPU) == "first"
+    assert choose_fastest("key", {"first": lambda: 1 / 0, "second": lambda: None}, CPU) == "first"
 
 
 @given(
@@ -183,7 +187,7 @@ def test_where_nothing_can_be_measured_the_first_way_is_taken():
     pixels=st.sampled_from([32, 64, 128, 256]),
 )
 def test_tiles_cover_the_maps_and_fit(rows, width, dilation, pixels):
-    tile = best_tile(rows, width, dilation, pixels)
+    tile = find_best_tile(rows, width, dilation, pixels)
     if tile is None:
         assert min(width, 1 + 2 * dilation) * (1 + 2 * dilation) > pixels
         return
@@ -196,16 +200,16 @@ def test_tiles_cover_the_maps_and_fit(rows, width, dilation, pixels):
     ("rows", "width", "recompute"), [(64 * 56, 56, 1.31), (64 * 14, 14, 1.15), (64 * 7, 7, 1.15)]
 )
 def test_recomputing_is_as_rare_as_the_kernel_says(rows, width, recompute):
-    assert best_tile(rows, width, 1, 256).recompute <= recompute
+    assert find_best_tile(rows, width, 1, 256).recompute <= recompute
 
 
 def test_the_floor_on_paper():
     """Of densenet121 at 224 pixels in bfloat16: 47 MB unfused, 24 MB fused, 5.7 GFLOP an image."""
-    cost = net_cost(VARIANTS["densenet121"], 224, 224)
+    cost = compute_net_cost(VARIANTS["densenet121"], 224, 224)
     assert cost.flops / 1e9 == pytest.approx(5.7, abs=0.1)
     assert cost.bytes_unfused / 1e6 == pytest.approx(47.5, abs=0.1)
     assert cost.bytes_fused / 1e6 == pytest.approx(24.2, abs=0.1)
-    shapes = block_shapes(VARIANTS["densenet121"], 800, 1344)
+    shapes = list_block_shapes(VARIANTS["densenet121"], 800, 1344)
     assert [s[:2] for s in shapes] == [(200, 336), (100, 168), (50, 84), (25, 42)]
 
 

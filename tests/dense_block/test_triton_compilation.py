@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from densenet_backbones.dense_block.triton_training import norms
-from densenet_backbones.dense_block.triton_training.gradients import _tile
+from densenet_backbones.dense_block.triton_training.gradients import _choose_tile
 
 triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.long
@@ -145,7 +145,7 @@ def test_norms_compute_in_single_precision(name, capability, parameters):
 @pytest.mark.parametrize("maps", ["*bf16", "*fp32"])
 def test_tiles_that_no_clock_chooses_fit_every_gpu(maps):
     """Kernels that are tuned leave out what does not fit; this one has no choice."""
-    tile = _tile(rows=200_000, channels=256, outputs=128)
+    tile = _choose_tile(rows=200_000, channels=256, outputs=128)
     constants = {**tile, "PRECISION": "tf32", "SIDE": 3, "ADD": True}
     for capability in (80, 90):
         found = compiled(kernel_called("input_gradient"), constants, (), capability, maps)

@@ -108,7 +108,7 @@ def test_a_deployed_net_runs_plain_where_a_kernel_computes_something_else(
     net = small_net()
     with backends.use_triton(False):
         expected = eval_maps(net)
-    spoil(monkeypatch, block, "conv3x3", fault)
+    spoil(monkeypatch, block, "convolve_3x3", fault)
     off = "nan" if fault is forget_a_number else r"1\.0e\+00"
     message = (
         rf"without their Triton kernels of inference: on a small block on {DEVICE}\S* in "
@@ -128,7 +128,7 @@ def test_a_kernel_that_raises_is_not_used(monkeypatch, checks):
     net = small_net()
     with backends.use_triton(False):
         expected = eval_maps(net)
-    monkeypatch.setattr(block, "conv3x3", fail)
+    monkeypatch.setattr(block, "convolve_3x3", fail)
     with pytest.warns(UserWarning, match="they raise RuntimeError: a fault to test$") as said:
         maps = eval_maps(net)
     assert len(said) == len(checks) == 1
@@ -143,8 +143,13 @@ def wrong_bias_gradient(inner, *args, **rest):
 @pytest.mark.parametrize(
     ("module", "name", "change", "part"),
     [
-        (norms, "norm_gradients", wrong_bias_gradient, "the gradient of norm[12].bias is off by 1"),
-        (unit, "weight_gradient", fail, "they raise RuntimeError"),
+        (
+            norms,
+            "compute_norm_gradients",
+            wrong_bias_gradient,
+            "the gradient of norm[12].bias is off by 1",
+        ),
+        (unit, "compute_weight_gradient", fail, "they raise RuntimeError"),
     ],
 )
 def test_training_runs_plain_where_a_gradient_is_wrong(
@@ -166,5 +171,5 @@ def test_within_a_cuda_graph_nothing_is_concluded(monkeypatch, checks):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     kind = torch.device("cuda"), torch.float32
     compare = self_check.compare_inference
-    assert not self_check.passes_check("inference", compare, *kind)
+    assert not self_check.has_passed_check("inference", compare, *kind)
     assert checks == [] and self_check._PASSED == {}

@@ -21,19 +21,19 @@ from densenet_backbones.dense_block import (
     backends,
     folded_transition,
 )
-from densenet_backbones.dense_block.folded import compiled_folded, run_folded
+from densenet_backbones.dense_block.folded import run_folded, run_folded_compiled
 from densenet_backbones.dense_block.interfaces import LayerWeights
 from densenet_backbones.dense_block.plain import run_plain
 from densenet_backbones.dense_block.triton import (
     block,
-    conv3x3,
-    fused_layer,
+    convolve_1x1,
+    convolve_3x3,
     is_usable,
-    pointwise,
     run_folded_kernels,
+    run_fused_layer,
     self_check,
 )
-from densenet_backbones.dense_block.triton.block import two_kernels
+from densenet_backbones.dense_block.triton.block import run_two_kernels
 from densenet_backbones.deploy import deploy
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -41,7 +41,7 @@ DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 # output and bottleneck are each rounded by up to 2^-9 of their value, and the errors of a
 # bottleneck's many channels mostly cancel in the sum that follows.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-WAYS = [two_kernels, partial(fused_layer, pixels=64)]
+WAYS = [run_two_kernels, partial(run_fused_layer, pixels=64)]
 
 
 def random_layer(channels, bottleneck, growth, dtype, norm_dtype=None):
@@ -102,7 +102,7 @@ def test_pointwise(sizes, dtype):
     out = random_buffer(images, bottleneck + 3, height, width, dtype)
     before = out.clone()
     ceiling = 6.0 if images == 2 else math.inf
-    pointwise(x, *layer[:4], out, ceiling=ceiling, activate=True)
+    convolve_1x1(x, *layer[:4], out, ceiling=ceiling, activate=True)
     assert_close(out[:, :bottleneck], reference_bottleneck(x[:, :channels], layer, ceiling), dtype)
     assert torch.equal(out[:, bottleneck:], before[:, bottleneck:])
 
@@ -116,7 +116,7 @@ def test_transition(pool, dtype):
     x = random_buffer(2, 36, 7, 6, dtype)
     out = random_buffer(2, 30, 3 if pool else 7, 3 if pool else 6, dtype)
     before = out.clone()
-    pointwise(x, layer.scale, layer.shift, weight, layer.bias1, out, pool=pool)
+    convolve_1x1(x, layer.scale, layer.shift, weight, layer.bias1, out, pool=pool)
     expected = squeezed_of(normed(x, layer), layer)
     assert expected.min() < 0, "nothing is cut off"
     assert_close(out[:, :20], F.avg_pool2d(expected, 2) if pool else expected, dtype)
@@ -134,7 +134,7 @@ def test_conv3x3_writes_its_slice_and_nothing_else(sizes, pixels, dilation, dtyp
     before = buffer.clone()
     new = slice(channels, channels + growth)
     where = {"dilation": dilation, "pixels": pixels}
-    conv3x3(squeezed, layer.weight2, layer.bias2, buffer[:, new], **where)
+    convolve_3x3(squeezed, layer.weight2, layer.bias2, buffer[:, new], **where)
     assert_close(buffer[:, new], reference_maps(squeezed, layer, dilation), dtype)
     buffer[:, new] = before[:, new]
     assert torch.equal(buffer, before)
@@ -149,7 +149,7 @@ def test_fused_layer(sizes, pixels, dilation, dtype):
     ceiling = 6.0 if pixels == 64 else math.inf
     buffer = random_buffer(images, channels + growth + 3, height, width, dtype)
     before = buffer.clone()
-    fused_layer(buffer, layer, dilation=dilation, ceiling=ceiling, pixels=pixels)
+    run_fused_layer(buffer, layer, dilation=dilation, ceiling=ceiling, pixels=pixels)
     new = slice(channels, channels + growth)
     squeezed = reference_bottleneck(before[:, :channels], layer, ceiling)
     assert_close(buffer[:, new], reference_maps(squeezed, layer, dilation), dtype)
@@ -161,7 +161,7 @@ def test_a_bottleneck_wider_than_a_block():
     layer = random_layer(32, 192, 48, torch.float32)
     buffer = random_buffer(1, 80, 6, 5, torch.float32)
     expected = reference_maps(reference_bottleneck(buffer[:, :32], layer), layer)
-    fused_layer(buffer, layer, pixels=64)
+    run_fused_layer(buffer, layer, pixels=64)
     assert_close(buffer[:, 32:], expected, torch.float32)
 
 
@@ -208,7 +208,7 @@ def run_unchecked(monkeypatch):
     """Have kernels run wherever the maps are, without their check, which starts kernels as well."""
     monkeypatch.setenv(backends.TRITON_SWITCH, "1")
     monkeypatch.setattr(backends, "is_on_gpu", lambda x: True)
-    monkeypatch.setattr(self_check, "passes_check", lambda *args: True)
+    monkeypatch.setattr(self_check, "has_passed_check", lambda *args: True)
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_a_block_is_the_plain_one(act, dilation, dtype, monkeypatch, kernel_runs
         expected = run_folded(x, layers)
         assert kernel_runs == []
         run_unchecked(monkeypatch)
-        run = run_folded if dilation == 1 else compiled_folded
+        run = run_folded if dilation == 1 else run_folded_compiled
         assert_close(run(x, layers), expected.double(), dtype)
     assert len(kernel_runs) == 3
 
@@ -250,7 +250,7 @@ def test_other_activations_are_left_to_the_plain_form(act, as_on_a_gpu, kernel_r
 
 
 def test_images_in_parts():
-    weights = [LayerWeights(*layer.tensors()) for layer in folded_layers(nn.ReLU, 1)[:2]]
+    weights = [LayerWeights(*layer.list_tensors()) for layer in folded_layers(nn.ReLU, 1)[:2]]
     buffer = random_buffer(3, 48, 3, 4, torch.float32)
     expected = run_folded_kernels(buffer.clone(), weights)
     assert run_folded_kernels(buffer, weights, images_at_once=2) is buffer
@@ -316,7 +316,7 @@ def test_other_memory_formats_are_an_error():
     layer = random_layer(16, 48, 12, torch.float32)
     planes = torch.randn(2, 28, 5, 5, device=DEVICE)
     with pytest.raises(ValueError, match="x must be channels-last"):
-        fused_layer(planes, layer)
+        run_fused_layer(planes, layer)
     with pytest.raises(ValueError, match="x must be channels-last"):
         run_folded_kernels(planes, [layer])
     half = random_buffer(2, 28, 8, 5, torch.float32)[:, :, ::2]
@@ -332,13 +332,13 @@ def test_wrong_widths_are_an_error():
     with pytest.raises(ValueError, match="reads 16 channels of 28"):
         run_folded_kernels(buffer, [layer, layer])
     with pytest.raises(ValueError, match=r"out must have shape \(2, 12, 5, 5\)"):
-        conv3x3(random_buffer(2, 48, 5, 5, torch.float32), layer.weight2, layer.bias2, buffer)
+        convolve_3x3(random_buffer(2, 48, 5, 5, torch.float32), layer.weight2, layer.bias2, buffer)
     with pytest.raises(ValueError, match="buffer must have at least 28 channels"):
-        fused_layer(buffer[:, :20], layer)
+        run_fused_layer(buffer[:, :20], layer)
     with pytest.raises(ValueError, match=r"maps are torch.float16 and weights torch.float32"):
-        fused_layer(buffer.half(), layer)
+        run_fused_layer(buffer.half(), layer)
     with pytest.raises(ValueError, match="halo of 40 fits into 64 pixels"):
-        fused_layer(buffer, layer, dilation=40, pixels=64)
+        run_fused_layer(buffer, layer, dilation=40, pixels=64)
 
 
 def test_usable_here():

@@ -28,7 +28,7 @@ def ran(monkeypatch):
     """Kernels run wherever the vectors are, unchecked; what was started, in turn."""
     run_unchecked(monkeypatch)
     names = []
-    for name in ("affine", "norm_gradients"):
+    for name in ("make_affine", "compute_norm_gradients"):
         inner = getattr(kernels, name)
         monkeypatch.setattr(
             kernels,
@@ -88,12 +88,12 @@ def test_the_map_and_the_running_statistics(channels, affine, dtype, ran, monkey
 
     def run(norm):
         with torch.no_grad():
-            return vars(read_norm(norm).affine(parameters_of(norm), moments, COUNT)).values()
+            return vars(read_norm(norm).make_affine(parameters_of(norm), moments, COUNT)).values()
 
     expected = plainly(monkeypatch, lambda: run(other))
     assert ran == []
     assert_same(run(norm), expected)
-    assert ran == ["affine"]
+    assert ran == ["make_affine"]
     assert_same(norm.buffers(), other.buffers())
     assert norm.num_batches_tracked == before.num_batches_tracked + 1
     assert not torch.equal(norm.running_var, before.running_var)
@@ -103,8 +103,8 @@ def test_the_map_and_the_running_statistics(channels, affine, dtype, ran, monkey
 def test_the_running_variance_is_unbiased(ran):
     norm, moments = random_norm(8, momentum=1.0), random_moments(8)
     norm.running_mean.fill_(1e6)  # of which nothing stays, rounding included
-    read_norm(norm).affine(parameters_of(norm), moments, 4.0)
-    assert ran == ["affine"]
+    read_norm(norm).make_affine(parameters_of(norm), moments, 4.0)
+    assert ran == ["make_affine"]
     torch.testing.assert_close(norm.running_mean, moments.mean)
     torch.testing.assert_close(norm.running_var, moments.var * 4 / 3)
 
@@ -117,14 +117,14 @@ def test_nothing_is_mixed_where_nothing_is_tracked(kind, ran, monkeypatch):
     norm = random_norm(20, cls=cls, **options).train(kind not in ("eval", "frozen"))
     norm.requires_grad_(kind != "frozen")
     form, before = read_norm(norm), copy.deepcopy(list(norm.buffers()))
-    moments = random_moments(20) if form.of_batch else form.running()
+    moments = random_moments(20) if form.of_batch else form.get_running()
 
     def run():
         with torch.no_grad():
-            return vars(form.affine(parameters_of(norm), moments, count)).values()
+            return vars(form.make_affine(parameters_of(norm), moments, count)).values()
 
     assert_same(run(), plainly(monkeypatch, run))
-    assert ran == ["affine"]
+    assert ran == ["make_affine"]
     assert all(map(torch.equal, norm.buffers(), before))
 
 
@@ -132,17 +132,23 @@ def test_a_cumulative_average_is_mixed_by_plain_operators(ran, monkeypatch):
     norm = random_norm(20, momentum=None)
     other, asked = copy.deepcopy(norm), []
     monkeypatch.setattr(
-        kernels, "affine", lambda *args, inner=kernels.affine: asked.append(args) or inner(*args)
+        kernels,
+        "make_affine",
+        lambda *args, inner=kernels.make_affine: asked.append(args) or inner(*args),
     )
     for _ in range(2):
         moments = random_moments(20)
         with torch.no_grad():
-            read_norm(norm).affine(parameters_of(norm), moments, COUNT)
+            read_norm(norm).make_affine(parameters_of(norm), moments, COUNT)
             plainly(
                 monkeypatch,
-                lambda given=moments: read_norm(other).affine(parameters_of(other), given, COUNT),
+                lambda given=moments: read_norm(other).make_affine(
+                    parameters_of(other), given, COUNT
+                ),
             )
-    assert ran == ["affine", "affine"] and all(len(args) == 3 for args in asked), "mixed nothing"
+    assert ran == ["make_affine", "make_affine"] and all(len(args) == 3 for args in asked), (
+        "mixed nothing"
+    )
     assert all(map(torch.equal, norm.buffers(), other.buffers()))
     assert norm.num_batches_tracked == 2
 
@@ -150,19 +156,19 @@ def test_a_cumulative_average_is_mixed_by_plain_operators(ran, monkeypatch):
 def test_double_precision_is_left_to_plain_operators(ran):
     norm = random_norm(20, torch.float64)
     moments = Moments(*torch.rand(2, 20, device=DEVICE, dtype=torch.float64))
-    found = read_norm(norm).affine(parameters_of(norm), moments, COUNT)
+    found = read_norm(norm).make_affine(parameters_of(norm), moments, COUNT)
     assert found.scale.dtype == torch.float64 and ran == []
     norm, moments = random_norm(20), random_moments(20)
     norm.running_var = norm.running_var.double()  # of one vector alone: the map is still a kernel's
-    read_norm(norm).affine(parameters_of(norm), moments, COUNT)
-    assert ran == ["affine"] and norm.num_batches_tracked == 1
+    read_norm(norm).make_affine(parameters_of(norm), moments, COUNT)
+    assert ran == ["make_affine"] and norm.num_batches_tracked == 1
 
 
 def test_autograd_sees_that_running_statistics_changed(ran):
     norm = random_norm(4)
     x = torch.randn(4, device=DEVICE, requires_grad=True)
     kept = x * norm.running_mean
-    read_norm(norm).affine(parameters_of(norm), random_moments(4), COUNT)
+    read_norm(norm).make_affine(parameters_of(norm), random_moments(4), COUNT)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         kept.sum().backward()
 
@@ -179,7 +185,7 @@ def random_sums(rows, channels):
 def run_back(norm, sums, moments, asked):
     form = read_norm(norm)
     with torch.no_grad():
-        affine = form.affine(parameters_of(norm), moments)
+        affine = form.make_affine(parameters_of(norm), moments)
         return form.backward(sums, affine, moments, COUNT, asked)
 
 
@@ -192,7 +198,7 @@ def test_gradients_follow_from_sums(rows, channels, dtype, ran, monkeypatch):
     asked = parameters_of(norm)
     expected = plainly(monkeypatch, lambda: run_back(norm, sums, moments, asked))
     found = run_back(norm, sums, moments, asked)
-    assert ran == ["affine", "norm_gradients"]
+    assert ran == ["make_affine", "compute_norm_gradients"]
     scale = max(rows, 1) ** 0.5  # sums of as many, of which errors are parts
     for ours, theirs in zip(found, expected, strict=True):
         assert_same([ours / scale], [theirs / scale])
@@ -206,7 +212,7 @@ def test_only_what_is_asked_for(norm, ran, monkeypatch):
     norm = random_norm(20, cls=cls, **({"affine": False} if kind == "not affine" else {}))
     norm.train(kind != "eval")
     form, sums = read_norm(norm), random_sums(3, 20)
-    moments = random_moments(20) if form.of_batch else form.running()
+    moments = random_moments(20) if form.of_batch else form.get_running()
     asked = [
         norm.weight if kind in ("weight", "eval") else None,
         norm.bias if kind in ("bias", "eval") else None,
@@ -216,13 +222,13 @@ def test_only_what_is_asked_for(norm, ran, monkeypatch):
     assert_same(found, expected)
     assert [g is not None for g in found[1:]] == [p is not None for p in asked]
     assert found[0].any() == form.of_batch, "statistics that are constants take nothing"
-    assert Counter(ran) == {"affine": 1, "norm_gradients": 1}
+    assert Counter(ran) == {"make_affine": 1, "compute_norm_gradients": 1}
 
 
 @pytest.mark.parametrize("rows", [256, 257])
 def test_very_many_rows_are_added_up_before(rows):
     sums = torch.randn(rows, 2, 5, device=DEVICE)
-    found = kernels.in_few_rows(sums)
+    found = kernels.reduce_rows(sums)
     assert [len(part) for part in found] == ([256] * 2 if rows == 256 else [1] * 2)
     total = torch.stack([part.sum(0) for part in found])
     torch.testing.assert_close(total, sums.sum(0), rtol=1e-5, atol=1e-5)

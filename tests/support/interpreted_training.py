@@ -17,7 +17,10 @@ from triton.runtime import interpreter
 
 from densenet_backbones.dense_block.interfaces import is_in_rows
 from densenet_backbones.dense_block.triton_training import norms, passes, unit
-from densenet_backbones.dense_block.triton_training.gradients import input_gradient, weight_gradient
+from densenet_backbones.dense_block.triton_training.gradients import (
+    compute_input_gradient,
+    compute_weight_gradient,
+)
 from densenet_backbones.dense_block.triton_training.unit import run_unit, run_unit_backward
 
 MODES = ("shared", "shared_lean")
@@ -79,20 +82,24 @@ def test_passes_are_what_their_definitions_say(shape, wider, dtype):
     a, b, c = map(spread, (scale, shift, slope))
     assert_close(passes.scale_shift_relu(x, scale, shift), (a * x + b).relu(), dtype)
     assert_close(
-        passes.affine_difference(y, x, scale, shift, slope), a * y.double() - b - c * x, dtype
+        passes.compute_affine_difference(y, x, scale, shift, slope),
+        a * y.double() - b - c * x,
+        dtype,
     )
-    assert_close(passes.affine_difference(y, x, None, shift, slope), y.double() - b - c * x, dtype)
+    assert_close(
+        passes.compute_affine_difference(y, x, None, shift, slope), y.double() - b - c * x, dtype
+    )
     expected = gradient.double() * (active > 0)
     added = total.double() + a * expected
     for into in (None, (total, scale)):
-        masked, *sums = passes.masked_sums(gradient, active, x, into)
+        masked, *sums = passes.mask_and_sum(gradient, active, x, into)
         for found, terms in zip(sums, (expected, expected * x), strict=True):
             assert found.dtype == torch.float32
             error = (found.sum(0) - terms.sum((0, 2, 3))).abs()
             assert (error <= 1e-6 * (1 + terms.abs().sum((0, 2, 3)))).all()
         assert masked is None if into else torch.equal(masked.double(), expected)
     assert_close(total, added, dtype)
-    assert passes.masked_sums(gradient, active, x, overwrite=True)[0] is gradient
+    assert passes.mask_and_sum(gradient, active, x, overwrite=True)[0] is gradient
     assert torch.equal(gradient.double(), expected)
     expected = total.double() + a * gradient
     passes.add_scaled(total, gradient, scale)
@@ -104,10 +111,10 @@ def test_what_is_beside_the_first_channels_stays():
     before, dense = buffer.clone(), random_buffer(2, 20, 5, 7, torch.float32)
     (scale,) = vectors(1, 20)
     passes.add_scaled(buffer[:, :20], dense, scale)
-    passes.masked_sums(dense, dense, dense, (buffer[:, :20], scale))
+    passes.mask_and_sum(dense, dense, dense, (buffer[:, :20], scale))
     weight = torch.randn(8, 20, 1, 1, device=DEVICE)
     gradient = random_buffer(2, 8, 5, 7, torch.float32)
-    input_gradient(gradient, weight, dense, (scale, scale), into=buffer[:, :20])
+    compute_input_gradient(gradient, weight, dense, (scale, scale), into=buffer[:, :20])
     assert torch.equal(buffer[:, 20:], before[:, 20:])
     assert not torch.equal(buffer[:, :20], before[:, :20])
 
@@ -117,8 +124,8 @@ def test_passes_keep_what_is_not_a_number():
     one = torch.ones(1, device=DEVICE)
     assert passes.scale_shift_relu(x, one, one).isnan().all()
     ones = torch.ones_like(x)
-    assert torch.equal(passes.masked_sums(ones, x, x)[0], ones)
-    found = input_gradient(ones, torch.ones(1, 1, 1, 1, device=DEVICE), x, (one, one))
+    assert torch.equal(passes.mask_and_sum(ones, x, x)[0], ones)
+    found = compute_input_gradient(ones, torch.ones(1, 1, 1, 1, device=DEVICE), x, (one, one))
     assert torch.equal(found[0], ones)
 
 
@@ -184,7 +191,7 @@ def test_the_border_is_zero_and_not_the_shift():
     norm = torch.zeros(16, device=DEVICE), torch.ones(16, device=DEVICE)
     count = torch.tensor([[4.0, 6, 6, 4], [6, 9, 9, 6], [4, 6, 6, 4]], device=DEVICE)
     assert (run_unit(x, norm, weight / 16) - count).abs().max() < 1e-5
-    found = weight_gradient(torch.ones_like(x)[:, :2], x, norm, 3)
+    found = compute_weight_gradient(torch.ones_like(x)[:, :2], x, norm, 3)
     inside = torch.tensor([[12.0, 16, 12], [18, 24, 18], [12, 16, 12]], device=DEVICE)
     assert torch.equal(found, inside.expand(2, 16, 3, 3))
 
@@ -196,7 +203,7 @@ def test_the_parts_of_a_weight_gradient_add_up(monkeypatch):
     weight = torch.randn(10, 24, 3, 3, device=DEVICE)
     expected, *exact = exact_unit(x, norm, weight, torch.zeros(10, device=DEVICE), 1)
     expected.backward(gradient.double())
-    assert_close(weight_gradient(gradient, x, norm, 3), exact[2].grad, torch.float32)
+    assert_close(compute_weight_gradient(gradient, x, norm, 3), exact[2].grad, torch.float32)
 
 
 def test_what_units_refuse():
@@ -204,13 +211,13 @@ def test_what_units_refuse():
     norm, weight = vectors(2, 16), torch.randn(8, 16, 1, 1, device=DEVICE)
     gradient = random_buffer(2, 8, 5, 5, torch.float32)
     with pytest.raises(ValueError, match="gradient must be channels-last"):
-        input_gradient(gradient.contiguous(), weight, x, norm)
+        compute_input_gradient(gradient.contiguous(), weight, x, norm)
     with pytest.raises(ValueError, match=r"gradient must have shape \(2, 8, 5, 5\)"):
-        input_gradient(x, weight, x, norm)
+        compute_input_gradient(x, weight, x, norm)
     with pytest.raises(ValueError, match=r"maps are torch.float16 and weights torch.float32"):
-        input_gradient(gradient.half(), weight, x, norm)
+        compute_input_gradient(gradient.half(), weight, x, norm)
     with pytest.raises(ValueError, match="x must be channels-last"):
-        weight_gradient(gradient, x.contiguous(), norm, 1)
+        compute_weight_gradient(gradient, x.contiguous(), norm, 1)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +250,7 @@ def runs(monkeypatch):
     count = Counter()
     functions = [(unit, name) for name in ("run_unit", "run_unit_backward")]
     functions += [(passes, name) for name in passes.__all__]
-    functions += [(norms, name) for name in ("affine", "norm_gradients")]
+    functions += [(norms, name) for name in ("make_affine", "compute_norm_gradients")]
     for module, name in functions:
         inner = getattr(module, name)
         monkeypatch.setattr(
@@ -289,9 +296,11 @@ def test_a_step_equals_the_plain_one(memory, bn_size, norm, runs):
     units = 3 * (1 if bn_size is None else 2)
     again = 3 if memory == "shared_lean" and bn_size else 0
     assert runs["run_unit"] == units + again and runs["run_unit_backward"] == units
-    assert runs["affine_difference"] == (0 if norm == "frozen" else 4) + (3 if bn_size else 0)
-    assert runs["masked_sums"] == runs["scale_shift_relu"] == 0, "units mask on the way"
-    assert runs["affine"] == 2 * units + again and runs["norm_gradients"] == units
+    assert runs["compute_affine_difference"] == (0 if norm == "frozen" else 4) + (
+        3 if bn_size else 0
+    )
+    assert runs["mask_and_sum"] == runs["scale_shift_relu"] == 0, "units mask on the way"
+    assert runs["make_affine"] == 2 * units + again and runs["compute_norm_gradients"] == units
 
 
 @pytest.mark.parametrize("memory", MODES)
@@ -334,7 +343,7 @@ def test_other_geometries_are_left_to_plain_operators(memory, runs):
         assert layer.conv2.out_channels == old.out_channels
     steps = block_steps(block, random_buffer(2, 6, 5, 4, torch.float32), memory)
     assert_as_plain(*steps, floor=3e-6)
-    assert runs["run_unit_backward"] == runs["masked_sums"] == 3
+    assert runs["run_unit_backward"] == runs["mask_and_sum"] == 3
     assert runs["scale_shift_relu"] == 6, "forth and back"
 
 
@@ -354,7 +363,7 @@ def test_maps_in_planes_are_left_to_plain_operators(memory, runs):
     block = block_of().float().to(DEVICE)
     x = random_buffer(2, 6, 4, 4, torch.float32).contiguous()
     torch.testing.assert_close(step(block, x, memory), step(block, x, "none"), rtol=1e-4, atol=1e-4)
-    assert set(runs) == {"affine", "norm_gradients"}, "vectors have no format"
+    assert set(runs) == {"make_affine", "compute_norm_gradients"}, "vectors have no format"
 
 
 @pytest.mark.parametrize("memory", MODES)

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from densenet_backbones.dense_block.interfaces import empty_channels_last
+from densenet_backbones.dense_block.interfaces import allocate_channels_last
 from densenet_backbones.dense_block.native.block import fill_block
 
 
@@ -23,7 +23,7 @@ def block_by_definition(x, layers, ceiling):
 
 def run_native_block(x, layers, ceiling=math.inf):
     """The same by the C++ kernels; what they leave out stays NaN."""
-    buffer = empty_channels_last(x, x.shape[1] + sum(len(layer[-1]) for layer in layers))
+    buffer = allocate_channels_last(x, x.shape[1] + sum(len(layer[-1]) for layer in layers))
     buffer.fill_(math.nan)
     buffer[:, : x.shape[1]] = x
     fill_block(buffer, x.shape[1], layers, ceiling)

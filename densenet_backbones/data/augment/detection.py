@@ -84,6 +84,7 @@ class Augmentation:
         self.preset, self.min_side = preset, min_side
         self.size = check_size(size)
         steps = _list_steps(preset, self.size, fill)
+        # The smallest crop says from which size on an image is never enlarged.
         crops = [step.least for step in steps if isinstance(step, WholeBoxCrop | SSDCrop)]
         height, width = (math.ceil(side / min(crops, default=1.0)) for side in self.size)
         self.source_size = height, width

@@ -53,7 +53,7 @@ class Placement:
     mirrored: bool
 
     @property
-    def shown(self) -> Size:
+    def visible_size(self) -> Size:
         """Part of the canvas that the image covers, (H, W)."""
         (top, left), (height, width) = self.corner, self.scaled
         return min(self.canvas[0], height - top), min(self.canvas[1], width - left)
@@ -67,7 +67,9 @@ class Placement:
             how = cv2.INTER_AREA if small else cv2.INTER_LINEAR
             image = cv2.resize(image, self.scaled[::-1], interpolation=how)
         image = self._window(image)
-        below, beside = (side - seen for side, seen in zip(self.canvas, self.shown, strict=True))
+        below, beside = (
+            side - seen for side, seen in zip(self.canvas, self.visible_size, strict=True)
+        )
         if below or beside:
             border = (0, below, 0, beside)
             image = cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=fill)
@@ -76,7 +78,7 @@ class Placement:
     def place_masks(self, masks: np.ndarray) -> np.ndarray:
         """Place (B, H, W) uint8 on the canvas, to the nearest pixel; 0 around them."""
         placed = np.zeros((len(masks), *self.canvas), np.uint8)
-        height, width = self.shown
+        height, width = self.visible_size
         for mask, target in zip(masks, placed, strict=True):
             if self.scaled != self.source:
                 # INTER_NEAREST of OpenCV takes pixel corners and would shift masks.
@@ -96,7 +98,7 @@ class Placement:
         """Place (B, 4) float64 xyxy, clipped to what the canvas shows of the image."""
         corners = self.place_points(boxes.astype(np.float64).reshape(-1, 2, 2))
         low, high = corners.min(1), corners.max(1)
-        height, width = self.shown
+        height, width = self.visible_size
         start = self.canvas[1] - width if self.mirrored else 0
         limits = np.array([(start, 0), (start + width, height)], np.float64)
         return np.concatenate((np.clip(low, *limits), np.clip(high, *limits)), 1)
@@ -115,7 +117,7 @@ class Placement:
         return unlabel_outside(placed.astype(np.float32), self.canvas)
 
     def _window(self, pixels: np.ndarray) -> np.ndarray:
-        (top, left), (height, width) = self.corner, self.shown
+        (top, left), (height, width) = self.corner, self.visible_size
         return pixels[top : top + height, left : left + width]
 
 

@@ -21,12 +21,12 @@ STEP = 32  # pixels: the coarsest level of a pyramid fits exactly
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What a model takes, as far as its training images depend on it.
+    """Properties of a model that its training images depend on.
 
     Attributes:
         size: (H, W) that every image is resized to; None where images keep their shapes.
         min_size: Where there is no size: pixels that evaluation scales the shorter side to.
-        max_size: Likewise, most pixels of the longer side.
+        max_size: Where there is no size: most pixels of the longer side.
         fill_color: RGB in 0..255 for borders: the mean, which is 0 to the network.
         target_types: Annotations that it learns from; None for all that were read.
     """

@@ -86,6 +86,7 @@ class SegmentationAugmentation:
         if mask.shape[-2:] != image.shape[:2]:
             raise ValueError(f"mask {mask.shape} and image {image.shape} differ in size")
         reseed(self.pipeline, key)
+        # Planes one by one: albumentations knows no masks with their channels first.
         planes = mask[None] if mask.ndim == 2 else mask
         result = self.pipeline(image=image, masks=list(planes))
         planes = np.stack(result["masks"])
@@ -134,11 +135,12 @@ class ScaleCrop(A.DualTransform):
 
     def _choose_axis(self, side: int, length: int, scale: float) -> Axis:
         """Choose start and number of the pixels of one axis, their scaled length, the border."""
+        # Only the pixels that the crop shows are cut out, and only they are resized.
         scaled = max(1, round(side * scale))
-        shown = min(scaled, length)
-        taken = side if shown == scaled else min(side, max(1, round(shown / scale)))
+        visible = min(scaled, length)
+        taken = side if visible == scaled else min(side, max(1, round(visible / scale)))
         start = self.py_random.randint(0, side - taken)
-        return start, taken, shown, (length - shown) // 2
+        return start, taken, visible, (length - visible) // 2
 
     def apply(self, img: np.ndarray, axes: list[Axis], **params: object) -> np.ndarray:
         """Cut, resize and frame (H, W, 3) uint8."""

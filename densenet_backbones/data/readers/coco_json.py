@@ -238,6 +238,7 @@ def _read_annotation(entry: JsonObject, ids: tuple[int, int, int], where: str) -
     crowd = entry.get("iscrowd", 0)
     if crowd not in (0, 1):
         raise DataError(f"{where}: 'iscrowd' must be 0 or 1, not {abbreviate(crowd)}")
+    # COCO's area is that of the mask; where it is missing, the box's stands in.
     area = entry.get("area")
     area = bbox[2] * bbox[3] if area is None else area
     number = _to_finite(area)
@@ -251,6 +252,7 @@ def _read_annotation(entry: JsonObject, ids: tuple[int, int, int], where: str) -
         "area": number,
         "iscrowd": int(crowd == 1),
     }
+    # What only masks and keypoints need is kept as it is, if it has the right type.
     for key, types in _OPTIONAL.items():
         value = entry.get(key)
         if value is None:

@@ -284,6 +284,7 @@ def sample_subset(
     total = len(data_set)
     if (fraction is None) == (number is None):
         raise DataError("give either the fraction or the number of images")
+    # A share becomes a number, of at least one image.
     if fraction is not None:
         if not 0 < fraction <= 1:
             raise DataError(f"fraction must lie in (0, 1], got {fraction}")

@@ -203,6 +203,7 @@ def _refuse_unpaired(
     folder: Path,
     mask_folder: Path,
 ) -> None:
+    # All kinds of faults at once, so that a folder is corrected in one go.
     alone = [images[n].name for n in names if n in images and n not in masks]
     masks_alone = [masks[n].name for n in names if n in masks and n not in images]
     neither = [n for n in names if n not in images and n not in masks]
@@ -313,6 +314,7 @@ def _read_classes(entries: object, path: Path, *, colored: bool) -> MaskClasses:
             raise DataError(
                 f"{where}: must be a name, or name with id and color, not {str(entry)[:60]!r}"
             )
+        # Without an id, a class's place in the list is its number in the masks.
         name, value, color = entry.get("name"), entry.get("id", number), entry.get("color")
         if not isinstance(name, str) or not name.strip():
             raise DataError(f"{where}: name must be a text, not {name!r}")

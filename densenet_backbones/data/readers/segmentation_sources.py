@@ -80,6 +80,7 @@ def _read_one(
     files = {
         k: source[k] for k in ("annotation_file", "image_folder", "mask_folder") if k in source
     }
+    # Names of files, and the task, narrow down what the layout can be.
     if layout == "auto":
         layout = _find_layout(root, split, task, files)
     if layout not in get_args(MaskLayout):

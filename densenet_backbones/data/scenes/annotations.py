@@ -160,7 +160,7 @@ def make_voc_xml(scene: Scene, file_name: str) -> bytes:
         _add_child(item, "name", CLASSES[thing.label - 1])
         _add_child(item, "pose", "Unspecified")
         _add_child(item, "truncated", int(thing.truncated))
-        _add_child(item, "occluded", int(thing.shown < 1))
+        _add_child(item, "occluded", int(thing.visible_share < 1))
         _add_child(item, "difficult", int(is_difficult(thing)))
         x, y, w, h = compute_mask_box(thing.mask)
         box = ElementTree.SubElement(item, "bndbox")
@@ -173,7 +173,7 @@ def make_voc_xml(scene: Scene, file_name: str) -> bytes:
 
 def is_difficult(thing: SceneObject) -> bool:
     """Return VOC's flag: True if an object is hardly to be recognized, or a crowd."""
-    return thing.crowd or thing.shown < DIFFICULT_SHOWN
+    return thing.crowd or thing.visible_share < DIFFICULT_SHOWN
 
 
 def make_class_mask(scene: Scene) -> np.ndarray:

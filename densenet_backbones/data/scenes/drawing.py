@@ -73,7 +73,8 @@ class SceneObject:
     Attributes:
         label: Label of the class in ``1 .. len(CLASSES)``.
         mask: (H, W) bool, the visible pixels.
-        shown: Visible share of the whole object, in ``(0, 1]``; what lies outside counts as hidden.
+        visible_share: Visible share of the whole object, in ``(0, 1]``; what lies outside the
+            image counts as hidden.
         truncated: True if a part lies outside the image.
         crowd: True for a group that COCO marks with `iscrowd`.
         keypoints: (13, 3) float64 of x, y in pixels and COCO's visibility (0 outside the image,
@@ -82,7 +83,7 @@ class SceneObject:
 
     label: int
     mask: np.ndarray
-    shown: float
+    visible_share: float
     truncated: bool
     crowd: bool
     keypoints: np.ndarray | None
@@ -207,6 +208,7 @@ def _draw_stamp(rng: np.random.Generator, center: Point, unit: float, *, crowd: 
 
 def _draw_outline(rng: np.random.Generator, name: str, radius: float) -> list[np.ndarray]:
     """Draw closed (n, 2) curves around the origin, to be filled by the even-odd rule."""
+    # Each shape is a list of angles with a radius each, turned by one random angle.
     angle = rng.uniform(0, 2 * np.pi)
     if name == "rectangle":
         corner = np.arctan(rng.uniform(0.5, 1.0))
@@ -252,11 +254,13 @@ def _draw_crowd(rng: np.random.Generator, center: Point, radius: float) -> _Stam
 
 
 def _draw_figure(rng: np.random.Generator, center: Point, radius: float) -> _Stamp:
+    # The pose in units of the radius, tilted as a whole.
     joints = _draw_pose(rng)
     tilt = rng.uniform(-0.35, 0.35)
     turn = np.array(((np.cos(tilt), np.sin(tilt)), (-np.sin(tilt), np.cos(tilt))))
     places = {name: radius * (np.asarray(point) @ turn) for name, point in joints.items()}
     points = np.stack([places[name] for name in KEYPOINTS]) + center
+    # A canvas of the figure's own, with room for the thickness of lines and the head.
     margin = 0.3 * radius
     origin = np.floor(points.min(0) - margin).astype(int)
     extent = np.ceil(points.max(0) + margin).astype(int) - origin
@@ -267,6 +271,7 @@ def _draw_figure(rng: np.random.Generator, center: Point, radius: float) -> _Sta
         x, y = np.round(places[name] + center - origin).astype(int)
         return int(x), int(y)
 
+    # Limbs and trunk in the body's color, the head in the accent's.
     thickness = max(round(0.19 * radius), 2 * SCALE)
     for start, end in _LIMBS:
         cv2.line(mask, pixel(start), pixel(end), 1, thickness)
@@ -282,6 +287,7 @@ def _draw_figure(rng: np.random.Generator, center: Point, radius: float) -> _Sta
 
 def _draw_pose(rng: np.random.Generator) -> dict[str, Point]:
     """Draw the joints of a figure two units tall around the origin, y pointing down."""
+    # Limbs hang from fixed shoulders and hips; both sides are drawn by the same rule, mirrored.
     joints: dict[str, Point] = {"head": (0.0, -0.78)}
 
     def limb(
@@ -339,7 +345,7 @@ def _has_extent(mask: np.ndarray, extent: float) -> bool:
 def _make_object(stamp: _Stamp, k: int, ids: np.ndarray, small_ids: np.ndarray) -> SceneObject:
     rows, columns, own_rows, own_columns = stamp.inside(*ids.shape)
     truncated = cv2.countNonZero(stamp.mask[own_rows, own_columns]) < stamp.area
-    shown = np.count_nonzero(ids[rows, columns] == k) / stamp.area
+    visible_share = np.count_nonzero(ids[rows, columns] == k) / stamp.area
     keypoints = None
     if stamp.keypoints is not None:
         height, width = small_ids.shape
@@ -347,4 +353,6 @@ def _make_object(stamp: _Stamp, k: int, ids: np.ndarray, small_ids: np.ndarray) 
         for row, (x, y) in zip(keypoints, stamp.keypoints / SCALE, strict=True):
             if 0 <= x < width and 0 <= y < height:
                 row[:] = x, y, 2 if small_ids[int(y), int(x)] == k else 1
-    return SceneObject(stamp.label, small_ids == k, shown, truncated, stamp.crowd, keypoints)
+    return SceneObject(
+        stamp.label, small_ids == k, visible_share, truncated, stamp.crowd, keypoints
+    )

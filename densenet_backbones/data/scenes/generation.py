@@ -86,6 +86,7 @@ def generate_scenes(
         if value < lowest[name]:
             raise DataError(f"{root}: {name} must be at least {lowest[name]}, got {value}")
     marker = {"made_by": MADE_BY, "version": VERSION, "parameters": parameters}
+    # The marker says what a folder holds: the same scenes are not drawn twice.
     state = _read_marker(root)
     if state == {**marker, "complete": True} and _is_whole(root, parameters):
         if not (root / LABEL_MAP).is_file():
@@ -94,6 +95,7 @@ def generate_scenes(
         return root
     if state is not None:
         _say(f"{root}: drawing the scenes again: {_explain_redrawing(state, marker)}")
+    # Incomplete until the last file is written, so that an interruption is noticed.
     _clear(root)
     _write_marker(root, {**marker, "complete": False})
     for split in SPLITS:

@@ -4,15 +4,15 @@ import os
 import warnings
 from functools import lru_cache
 
-from densenet_backbones.dense_block.native.library import CompilationError, library
+from densenet_backbones.dense_block.native.library import CompilationError, load_library
 
-__all__ = ["SWITCH", "has_bfloat16", "usable", "why_unavailable"]
+__all__ = ["SWITCH", "explain_unavailability", "has_bfloat16", "is_usable"]
 
 SWITCH = "DENSENET_BACKBONES_NATIVE"
 
 
 @lru_cache
-def why_unavailable() -> str | None:
+def explain_unavailability() -> str | None:
     """Return why the kernels cannot run here, as the end of a sentence; None if they can.
 
     The first call compiles them. ``DENSENET_BACKBONES_NATIVE=0`` in the environment switches them
@@ -21,16 +21,16 @@ def why_unavailable() -> str | None:
     if os.environ.get(SWITCH) == "0":
         return f"{SWITCH}=0 switches them off"
     try:
-        library()
+        load_library()
     except CompilationError as error:
         return str(error)
     return None
 
 
 @lru_cache
-def usable() -> bool:
+def is_usable() -> bool:
     """Return True if the kernels can run on this machine; if not, a warning says why, once."""
-    reason = why_unavailable()
+    reason = explain_unavailability()
     if reason is not None and os.environ.get(SWITCH) != "0":
         warnings.warn(f"dense blocks run without their C++ kernels: {reason}", stacklevel=2)
     return reason is None
@@ -39,4 +39,4 @@ def usable() -> bool:
 @lru_cache
 def has_bfloat16() -> bool:
     """Return True if there are kernels for bfloat16 too: on x86 that multiplies its vectors."""
-    return usable() and bool(library().has_bfloat16())
+    return is_usable() and bool(load_library().has_bfloat16())

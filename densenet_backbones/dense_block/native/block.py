@@ -1,5 +1,8 @@
 """Runs folded dense blocks and transitions in the C++ kernels.
 
+Both are those of Huang et al. (1608.06993, section 3); 3x3 convolutions are Winograd's, as Lavin
+and Gray (1509.09308, section 4.1) have them.
+
 Shapes: N images, C channels, B of a bottleneck, k new maps, H and W pixels.
 """
 
@@ -10,22 +13,22 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from densenet_backbones.dense_block.native.library import Layer, library
-from densenet_backbones.dense_block.native.packing import Packed, pack, winograd
+from densenet_backbones.dense_block.native.library import Layer, load_library
+from densenet_backbones.dense_block.native.packing import Packed, pack, transform_winograd
 
 __all__ = ["fill_block", "run_transition"]
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A dense layer, or without ``conv`` a transition.
+    """Packed weights of a dense layer, or without ``conv`` of a transition.
 
     Attributes:
         norm: Scale and shift of what is read.
         squeeze: The 1x1 convolution, if there is one.
         conv: The 3x3 convolution, if there is one.
-        bottleneck: Channels between the two, or 0.
-        new: Channels that come out.
+        bottleneck: Number of channels between the two, or 0.
+        new: Number of channels that come out.
     """
 
     norm: tuple[Tensor, Tensor]
@@ -34,8 +37,8 @@ class _Layer:
     bottleneck: int
     new: int
 
-    def struct(self) -> Layer:
-        """Its addresses, which hold as long as this object lives."""
+    def make_struct(self) -> Layer:
+        """Return the addresses of its tensors, which hold as long as this object lives."""
         layer = Layer(bottleneck=self.bottleneck, growth=self.new)
         layer.scale, layer.shift = (tensor.data_ptr() for tensor in self.norm)
         for number, packed in enumerate((self.squeeze, self.conv), start=1):
@@ -52,48 +55,48 @@ class _Weights:
 
     def __init__(self, layers: Sequence[_Layer]) -> None:
         self._held = layers
-        self.structs = (Layer * len(layers))(*(layer.struct() for layer in layers))
+        self.structs = (Layer * len(layers))(*(layer.make_struct() for layer in layers))
         # Packed columns: of 1x1 convolutions, and most of a 3x3
         self.narrow = {layer.squeeze.columns for layer in layers if layer.squeeze}
         self.wide = max(layer.conv.columns if layer.conv else 0 for layer in layers)
 
 
-def _dense_layer(dtype: torch.dtype, scale: Tensor, shift: Tensor, *convs: Tensor) -> _Layer:
+def _pack_dense_layer(dtype: torch.dtype, scale: Tensor, shift: Tensor, *convs: Tensor) -> _Layer:
     *first, weight, bias = convs
     return _Layer(
-        norm=_norm(scale, shift),
+        norm=_prepare_norm(scale, shift),
         squeeze=pack(first[0], first[1], dtype) if first else None,
-        conv=pack(winograd(weight), bias, dtype),
+        conv=pack(transform_winograd(weight), bias, dtype),
         bottleneck=len(first[1]) if first else 0,
         new=len(bias),
     )
 
 
-def _transition(
+def _pack_transition(
     dtype: torch.dtype, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor
 ) -> _Layer:
     squeeze = pack(weight.flatten(1).t(), bias, dtype)
-    return _Layer(_norm(scale.flatten(), shift.flatten()), squeeze, None, 0, len(bias))
+    return _Layer(_prepare_norm(scale.flatten(), shift.flatten()), squeeze, None, 0, len(bias))
 
 
-def _norm(scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def _prepare_norm(scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     # Detached: what is kept must not hold the very tensor by which it is kept.
     return scale.detach().float().contiguous(), shift.detach().float().contiguous()
 
 
 # By the first tensor of a block or transition, with whose end they go.
-_KEPT: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_PACKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _kept(
+def _get_packed(
     dtype: torch.dtype, tensors: Sequence[Tensor], make: Callable[[], Sequence[_Layer]]
 ) -> _Weights:
-    """The weights that ``make`` packs for maps of a type, and again if ``tensors`` have changed."""
+    """Return what ``make`` packs for maps of a type; packed anew if ``tensors`` have changed."""
     state = dtype, [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
-    before, weights = _KEPT.get(tensors[0], (None, None))
+    before, weights = _PACKED.get(tensors[0], (None, None))
     if before != state:
         weights = _Weights(make())
-        _KEPT[tensors[0]] = state, weights
+        _PACKED[tensors[0]] = state, weights
     assert isinstance(weights, _Weights)
     return weights
 
@@ -101,7 +104,7 @@ def _kept(
 def fill_block(
     buffer: Tensor, channels: int, layers: Sequence[Sequence[Tensor]], ceiling: float
 ) -> None:
-    """Runs a block in place.
+    """Run a block in place.
 
     Args:
         buffer: (N, C, H, W), float32 or bfloat16, channels last; its first ``channels`` are the
@@ -109,12 +112,14 @@ def fill_block(
         channels: Number of input channels.
         layers: For each layer, scale and shift, (C',); with bottleneck weight, (C', B), and bias,
             (B,); weight, (k, B or C', 3, 3), and bias, (k,).
-        ceiling: What activations cut off at, beside 0.
+        ceiling: Value at which activations cut off, beside 0.
     """
     tensors, dtype = [tensor for layer in layers for tensor in layer], buffer.dtype
-    weights = _kept(dtype, tensors, lambda: [_dense_layer(dtype, *layer) for layer in layers])
+    weights = _get_packed(
+        dtype, tensors, lambda: [_pack_dense_layer(dtype, *layer) for layer in layers]
+    )
     images, total, height, width = buffer.shape
-    kernels, threads = library(), torch.get_num_threads()
+    kernels, threads = load_library(), torch.get_num_threads()
     size, value = (images, height, width), buffer.element_size()
     needed = [kernels.narrow_values(*size, n, value, threads) for n in weights.narrow]
     narrow = buffer.new_empty(max(needed, default=0))
@@ -128,22 +133,22 @@ def fill_block(
 
 
 def run_transition(x: Tensor, tensors: Sequence[Tensor], ceiling: float) -> Tensor:
-    """Means of 2x2 normed and activated cells, then a 1x1 convolution.
+    """Average 2x2 normed and activated cells, then convolve 1x1.
 
     Args:
         x: (N, C, H, W), float32 or bfloat16.
         tensors: Scale and shift, of C values each, weight, (C', C, 1, 1), and bias, (C',).
-        ceiling: What activations cut off at, beside 0.
+        ceiling: Value at which activations cut off, beside 0.
 
     Returns:
         (N, C', H // 2, W // 2), channels last.
     """
-    weights = _kept(x.dtype, tensors, lambda: [_transition(x.dtype, *tensors)])
+    weights = _get_packed(x.dtype, tensors, lambda: [_pack_transition(x.dtype, *tensors)])
     x = x.contiguous(memory_format=torch.channels_last)
     images, channels, height, width = x.shape
     (columns,) = weights.narrow
     out = x.new_empty(images, height // 2, width // 2, columns)
-    kernels, threads = library(), torch.get_num_threads()
+    kernels, threads = load_library(), torch.get_num_threads()
     own = kernels.scratch_floats(columns, 0)
     scratch = x.new_empty(threads * own, dtype=torch.float32)
     kernels.transition(

@@ -1,5 +1,7 @@
 """Convolutions of training in the C++ kernels, from weights as they are.
 
+Those of 3x3 are Winograd's, as Lavin and Gray (1509.09308, section 4.1) have them.
+
 Shapes: N images, C channels in, O channels out, H and W pixels.
 """
 
@@ -9,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densenet_backbones.dense_block.native.library import library
-from densenet_backbones.dense_block.native.packing import layout
+from densenet_backbones.dense_block.native.library import load_library
+from densenet_backbones.dense_block.native.packing import choose_layout
 
 __all__ = ["convolve", "is_known"]
 
@@ -29,7 +31,7 @@ def convolve(
     norm: tuple[Tensor, Tensor] | None = None,
     transposed: bool = False,
 ) -> Tensor:
-    """A convolution of a map, or of ``relu(scale * x + shift)``.
+    """Convolve a map, or ``relu(scale * x + shift)``.
 
     Args:
         x: (N, C, H, W), float32, in rows: see `interfaces.is_in_rows`.
@@ -45,12 +47,12 @@ def convolve(
     images, channels, height, width = x.shape
     *strides, start = *weight.stride(), weight.data_ptr()
     outputs, side = len(weight), weight.shape[2]
-    if transposed:  # the kernel turned round, its two kinds of channels exchanged
+    if transposed:  # the kernel flipped, its two kinds of channels exchanged
         out, into, down, right = strides
         start += 2 * (down + right) * weight.element_size()
         strides, outputs = [into, out, -down, -right], weight.shape[1]
-    panels, vectors = layout(outputs)
-    kernels, threads = library(), torch.get_num_threads()
+    panels, vectors = choose_layout(outputs)
+    kernels, threads = load_library(), torch.get_num_threads()
     columns = panels * vectors * kernels.lanes()
     added = x.new_zeros(columns) if bias is None else F.pad(bias, (0, columns - outputs))
     stride = columns if side == 1 else outputs

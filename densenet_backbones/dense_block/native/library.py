@@ -10,7 +10,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["CompilationError", "Layer", "library"]
+__all__ = ["CompilationError", "Layer", "load_library"]
 
 _HERE = Path(__file__).parent
 _SOURCES = sorted(_HERE.glob("*.cpp"))
@@ -36,8 +36,8 @@ class Layer(ctypes.Structure):
 
 
 @lru_cache
-def library() -> ctypes.CDLL:
-    """The compiled kernels.
+def load_library() -> ctypes.CDLL:
+    """Return the compiled kernels, which the first call compiles or loads.
 
     Raises:
         CompilationError: There is no compiler that can, or the result cannot be kept or loaded.
@@ -49,7 +49,7 @@ def library() -> ctypes.CDLL:
     arm = platform.machine() in ("aarch64", "arm64")
     command = [*compiler.split(), *_FLAGS, "-mcpu=native" if arm else "-march=native"]
     try:
-        file = _compiled(command)
+        file = _compile(command)
         kernels = ctypes.CDLL(str(file))
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:  # also: no home directory
         raise CompilationError(f"{error}") from error
@@ -82,19 +82,19 @@ def library() -> ctypes.CDLL:
     return kernels
 
 
-def _compiled(command: list[str]) -> Path:
-    """Path of the shared library, compiled unless that has been done for this machine."""
+def _compile(command: list[str]) -> Path:
+    """Return the path of the shared library; compile it unless this machine has done so before."""
     # What the compiler says of the machine: another one may see the same cache.
     machine = _run([*command, "-dM", "-E", "-x", "c++", os.devnull])
     sources = [source.read_bytes() for source in (*_SOURCES, *sorted(_HERE.glob("*.h")))]
     key = hashlib.sha256(b"\0".join([*map(str.encode, command), machine, *sources]))
-    file = _cache() / f"{key.hexdigest()[:32]}.so"
+    file = _find_cache() / f"{key.hexdigest()[:32]}.so"
     if not file.exists():
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            made = Path(folder) / file.name
-            _run([*command, *map(str, _SOURCES), "-o", str(made)])
-            made.replace(file)  # other processes see all of it or nothing
+            new_file = Path(folder) / file.name
+            _run([*command, *map(str, _SOURCES), "-o", str(new_file)])
+            new_file.replace(file)  # other processes see all of it or nothing
     return file
 
 
@@ -106,6 +106,6 @@ def _run(command: list[str]) -> bytes:
     return result.stdout
 
 
-def _cache() -> Path:
+def _find_cache() -> Path:
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "densenet_backbones" / "native"

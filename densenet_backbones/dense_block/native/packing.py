@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densenet_backbones.dense_block.native.library import library
+from densenet_backbones.dense_block.native.library import load_library
 
-__all__ = ["Packed", "layout", "pack", "winograd"]
+__all__ = ["Packed", "choose_layout", "pack", "transform_winograd"]
 
 # Lavin and Gray, CVPR 2016, arXiv:1509.09308, section 4.1: F(2x2, 3x3)
 _WINOGRAD = torch.tensor(
@@ -21,10 +21,10 @@ class Packed(NamedTuple):
 
     Attributes:
         weight: One after another: blocks of rows, of each its panels, of each its rows, in words of
-            32 bits. As many matrices as there are lie one behind another.
+            32 bits. Several matrices lie one behind another.
         bias: (panels * vectors * lanes,), zero where there is no column; float32.
-        panels: Of a block of rows.
-        vectors: SIMD vectors in a row of a panel.
+        panels: Number of panels in a block of rows.
+        vectors: Number of SIMD vectors in a row of a panel.
     """
 
     weight: Tensor
@@ -34,16 +34,16 @@ class Packed(NamedTuple):
 
     @property
     def columns(self) -> int:
-        """Columns, with those that were added."""
+        """Number of columns, with those that were added."""
         return len(self.bias)
 
 
 def pack(weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.float32) -> Packed:
-    """Packs matrices (..., K, N), and their bias (N,), for maps in float32 or bfloat16."""
-    panels, vectors = layout(len(bias))
-    kernels = library()
+    """Pack matrices (..., K, N), and their bias (N,), for maps in float32 or bfloat16."""
+    panels, vectors = choose_layout(len(bias))
+    kernels = load_library()
     added = panels * vectors * kernels.lanes() - len(bias)
-    weight, bias = F.pad(_words(weight, dtype), (0, added)), F.pad(bias.float(), (0, added))
+    weight, bias = F.pad(_pack_words(weight, dtype), (0, added)), F.pad(bias.float(), (0, added))
     blocks = [
         block.unflatten(-1, (panels, -1)).movedim(-2, -3).flatten(-3)
         for block in weight.split(kernels.depth(), dim=-2)
@@ -51,8 +51,8 @@ def pack(weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.float32) -> Pa
     return Packed(torch.cat(blocks, -1).contiguous(), bias.contiguous(), panels, vectors)
 
 
-def _words(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Words of 32 bits, (..., K or K / 2, N): two neighbouring rows' bfloat16 make one."""
+def _pack_words(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Make words of 32 bits, (..., K or K / 2, N): two neighboring rows' bfloat16 make one."""
     if dtype == torch.float32:
         return weight.float()
     rows = F.pad(weight.to(dtype), (0, 0, 0, weight.shape[-2] % 2))
@@ -60,9 +60,9 @@ def _words(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return pairs.view(torch.int32).squeeze(-1)
 
 
-def layout(columns: int) -> tuple[int, int]:
-    """Panels, and SIMD vectors in a row of a panel, that so many columns are packed in."""
-    kernels = library()
+def choose_layout(columns: int) -> tuple[int, int]:
+    """Choose the number of panels, and of SIMD vectors in a row of a panel, for so many columns."""
+    kernels = load_library()
     needed = -(-columns // kernels.lanes())
     # Fewest added columns, then the fastest: wide panels, if there are registers for their rows.
     preferred = (4, 2, 3, 1) if kernels.registers() >= 32 else (2, 3, 1)
@@ -70,7 +70,7 @@ def layout(columns: int) -> tuple[int, int]:
     return -(-needed // vectors), vectors
 
 
-def winograd(weight: Tensor) -> Tensor:
-    """A 3x3 kernel, (N, K, 3, 3), by place in a tile of 4x4: (16, K, N) in float64."""
+def transform_winograd(weight: Tensor) -> Tensor:
+    """Transform a 3x3 kernel, (N, K, 3, 3), to places of a 4x4 tile, (16, K, N), in float64."""
     by_place = torch.einsum("ia,nkab,jb->ijkn", _WINOGRAD, weight.double(), _WINOGRAD)
     return by_place.flatten(0, 1)

@@ -7,12 +7,12 @@ from functools import lru_cache
 
 import torch
 
-__all__ = ["is_usable", "why_unavailable"]
+__all__ = ["explain_unavailability", "is_usable"]
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def why_unavailable(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str | None:
+def explain_unavailability(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str | None:
     """Return why the kernels cannot run there, as the end of a sentence; None if they can.
 
     With ``TRITON_INTERPRET=1`` in the environment before the first call they run on a CPU, in
@@ -38,7 +38,7 @@ def why_unavailable(device: torch.device, dtype: torch.dtype = torch.bfloat16) -
 
 def is_usable(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> bool:
     """Return True if the kernels can run there; if not, one warning for each reason says why."""
-    reason = why_unavailable(device, dtype)
+    reason = explain_unavailability(device, dtype)
     if reason is not None:
         _warn(reason)
     return reason is None

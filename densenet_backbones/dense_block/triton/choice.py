@@ -4,36 +4,42 @@ from collections.abc import Callable, Hashable, Mapping
 
 import torch
 
-__all__ = ["CHOICES", "fastest", "milliseconds"]
+__all__ = ["CHOICES", "choose_fastest", "measure_milliseconds"]
 
 # Key of a layer to the name of the way that was fastest; there to be read, and emptied.
 CHOICES: dict[Hashable, str] = {}
 _RUNS = 10
 
 
-def fastest(key: Hashable, ways: Mapping[str, Callable[[], None]], device: torch.device) -> str:
-    """The name of the fastest of ``ways``, all of which do the same and may be run again.
+def choose_fastest(
+    key: Hashable, ways: Mapping[str, Callable[[], None]], device: torch.device
+) -> str:
+    """Return the name of the fastest of ``ways``, all of which do the same and may be run again.
 
     Where nothing can be measured (no GPU; a CUDA graph is being captured) it is the first, and
     nothing is remembered. A way that fails to compile or asks for more than the GPU has is left
     out, unless all do.
 
     Args:
-        key: What the choice is remembered under.
-        ways: Name to a run.
-        device: Where they run.
+        key: Key under which the choice is remembered.
+        ways: Functions that each run the layer, by name.
+        device: Device on which they run.
     """
     if key in CHOICES:
         return CHOICES[key]
     first = next(iter(ways))
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing() or len(ways) == 1:
         return first
-    times = {name: milliseconds(way) for name, way in ways.items() if name == first or _runs(way)}
+    times = {
+        name: measure_milliseconds(way)
+        for name, way in ways.items()
+        if name == first or _can_run(way)
+    }
     CHOICES[key] = min(times, key=lambda name: times[name])
     return CHOICES[key]
 
 
-def _runs(way: Callable[[], object]) -> bool:
+def _can_run(way: Callable[[], object]) -> bool:
     from triton.compiler.errors import CompilationError
     from triton.runtime.errors import OutOfResources, PTXASError
 
@@ -44,14 +50,14 @@ def _runs(way: Callable[[], object]) -> bool:
     return True
 
 
-def milliseconds(way: Callable[[], object]) -> float:
-    """Time of ``way`` on the GPU: the fastest of three CUDA graphs of ten runs.
+def measure_milliseconds(way: Callable[[], object]) -> float:
+    """Measure the time of ``way`` on the GPU: the fastest of three CUDA graphs of ten runs.
 
     In a graph, because small kernels that are started one by one measure the CPU. What they read
     is in the L2 cache if it fits, as it is within a network.
 
     Args:
-        way: Starts kernels on the current stream, and only there.
+        way: Function that starts kernels on the current stream, and only there.
     """
     way()
     torch.cuda.synchronize()

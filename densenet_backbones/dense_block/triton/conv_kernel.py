@@ -9,27 +9,27 @@ Shapes: M pixels, B channels read, k channels written.
 import triton
 import triton.language as tl
 
-from densenet_backbones.dense_block.triton.arithmetic import normed, product
-from densenet_backbones.dense_block.triton.tuning import choices
+from densenet_backbones.dense_block.triton.arithmetic import multiply, normalize_activate
+from densenet_backbones.dense_block.triton.tuning import make_autotune_arguments
 
-__all__ = ["conv_kernel", "tap_sums"]
+__all__ = ["conv_kernel", "sum_taps"]
 
 
-def _config(pixels: int, depth: int, warps: int, stages: int) -> triton.Config:
+def _make_config(pixels: int, depth: int, warps: int, stages: int) -> triton.Config:
     return triton.Config({"BLOCK_M": pixels, "BLOCK_B": depth}, num_warps=warps, num_stages=stages)
 
 
 _CONFIGS = [
-    _config(16, 128, warps=4, stages=4),
-    _config(32, 128, warps=4, stages=4),
-    _config(64, 64, warps=4, stages=4),
-    _config(128, 64, warps=4, stages=4),
-    _config(128, 128, warps=8, stages=3),
+    _make_config(16, 128, warps=4, stages=4),
+    _make_config(32, 128, warps=4, stages=4),
+    _make_config(64, 64, warps=4, stages=4),
+    _make_config(128, 64, warps=4, stages=4),
+    _make_config(128, 128, warps=8, stages=3),
 ]
 
 
 @triton.jit
-def tap_sums(
+def sum_taps(
     x_ptr,
     scale_ptr,
     shift_ptr,
@@ -53,7 +53,7 @@ def tap_sums(
     BLOCK_J: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
-    """``sum over taps and b of act(x)[m + tap, b] weight[j, b, tap]`` in float32, a (M, J) tile.
+    """Compute ``sum over taps and b of act(x)[m + tap, b] weight[j, b, tap]`` in float32, (M, J).
 
     There are SIDE times SIDE taps, 1 or 9. With a scale and a shift, inputs are normed and
     activated, and what lies beyond the edge of an image is zero after that; without, they are taken
@@ -78,7 +78,7 @@ def tap_sums(
         if scale_ptr is not None:
             scale = tl.load(scale_ptr + b, mask=b < inputs, other=0.0).to(tl.float32)
             shift = tl.load(shift_ptr + b, mask=b < inputs, other=0.0).to(tl.float32)
-            values = normed(values, scale[None, :], shift[None, :], float("inf"))
+            values = normalize_activate(values, scale[None, :], shift[None, :], float("inf"))
             values = tl.where(inside, values, 0.0)
         # Times the weights of this tap and slice.
         weight = tl.load(
@@ -90,12 +90,12 @@ def tap_sums(
             mask=(b < inputs)[:, None] & (j < outputs)[None, :],
             other=0.0,
         )
-        total += product(values.to(weight.dtype), weight, PRECISION)
+        total += multiply(values.to(weight.dtype), weight, PRECISION)
     return total
 
 
 @triton.autotune(
-    **choices(_CONFIGS, "BLOCK_M", interpreted=_config(32, 32, 4, 2)),
+    **make_autotune_arguments(_CONFIGS, "BLOCK_M", interpreted=_make_config(32, 32, 4, 2)),
     key=["rows_key", "bottleneck_key", "growth"],
 )
 @triton.jit
@@ -125,15 +125,18 @@ def conv_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
-    """``out[m, j] = sum over taps and b of act(x)[m + tap, b] weight[j, b, tap] + bias[j]``.
+    """Compute a 3x3 convolution from memory.
+
+    ``out[m, j] = sum over taps and b of act(x)[m + tap, b] weight[j, b, tap] + bias[j]``
 
     The norm before it (scale and shift) and the bias may be None. A program makes BLOCK_M pixels of
-    BLOCK_K outputs; those that share pixels are neighbours.
+    BLOCK_K outputs; those that share pixels are neighbors.
     """
+    # This program's pixels and outputs.
     column_tiles = tl.cdiv(growth, BLOCK_K)
     m = tl.program_id(0) // column_tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     j = tl.program_id(0) % column_tiles * BLOCK_K + tl.arange(0, BLOCK_K)
-    total = tap_sums(
+    total = sum_taps(
         x_ptr,
         scale_ptr,
         shift_ptr,

@@ -1,5 +1,7 @@
 """Starts the kernels: checks tensors, reads their strides, sizes the grid.
 
+The layer and the transition are those of Huang et al. (1608.06993, section 3).
+
 Nothing here is an operator of PyTorch: those of a whole block and of a transition are (see
 `dense_block.folded` and `dense_block.folded_transition`), and they call this. So does training,
 in `unit`, which has the gradients.
@@ -17,19 +19,19 @@ from torch import Tensor
 
 from densenet_backbones.dense_block.interfaces import LayerWeights
 from densenet_backbones.dense_block.triton.layout import (
-    block_size,
-    pixel_stride,
-    product_precision,
+    choose_block_size,
+    get_product_precision,
+    get_size_class,
+    read_pixel_stride,
     require,
     require_dtype,
-    size_class,
 )
-from densenet_backbones.dense_block.triton.tiles import best_tile
+from densenet_backbones.dense_block.triton.tiles import find_best_tile
 
-__all__ = ["conv3x3", "fused_layer", "pointwise"]
+__all__ = ["convolve_1x1", "convolve_3x3", "run_fused_layer"]
 
 
-def pointwise(
+def convolve_1x1(
     x: Tensor,
     scale: Tensor,
     shift: Tensor,
@@ -42,15 +44,15 @@ def pointwise(
     pool: bool = False,
     precision: str | None = None,
 ) -> None:
-    """1x1 convolution of normed inputs, from a buffer's first channels into those of another.
+    """Convolve normed inputs 1x1, from a buffer's first channels into those of another.
 
     ``out[:, :B] = weight.T @ act(scale * x[:, :C] + shift) + bias`` with ``act(v) = min(max(v, 0),
     ceiling)``. The inputs of the product are rounded to the weight's type, nothing before them.
 
     Args:
         x: Buffer, (N, at least C, H, W).
-        scale: (C,), of the maps' type or of a longer one.
-        shift: (C,), likewise.
+        scale: Scale of the norm, (C,), of the maps' type or of a longer one.
+        shift: Shift of the norm, (C,), likewise.
         weight: (C, B), in any layout. Kernels get both strides: Triton compiles a stride of 1 as a
             constant, and loads along it, so that outputs side by side (as a folded layer stores
             them) and inputs side by side (as a convolution does) both load in wide pieces. Tensor
@@ -58,11 +60,11 @@ def pointwise(
         bias: (B,), if there is one.
         out: Buffer, (N, at least B, H, W), of the weight's type, of which the first B channels are
             written. It must not share memory with ``x``, which may be of another type.
-        ceiling: Infinity for ReLU, 6 for ReLU6.
-        activate: Whether the output is activated too.
+        ceiling: Value at which activations cut off, beside 0: infinity for ReLU, 6 for ReLU6.
+        activate: True if the output is activated too.
         pool: Average 2x2 activated inputs first, which is what averaging the outputs of a
             transition would give; ``out`` is then (N, B, H // 2, W // 2).
-        precision: Of float32 products; None for `product_precision`.
+        precision: ``ieee`` or ``tf32``, for float32 products; None for `get_product_precision`.
 
     Raises:
         ValueError: A tensor has another shape, type or memory format.
@@ -92,19 +94,19 @@ def pointwise(
         outputs,
         height,
         width,
-        pixel_stride(x, "x"),
+        read_pixel_stride(x, "x"),
         *weight.stride(),
-        pixel_stride(out, "out"),
+        read_pixel_stride(out, "out"),
         float(ceiling),
-        size_class(rows),
-        size_class(channels),
+        get_size_class(rows),
+        get_size_class(channels),
         ACTIVATE=activate,
         POOL=pool,
-        PRECISION=precision or product_precision(),
+        PRECISION=precision or get_product_precision(),
     )
 
 
-def conv3x3(
+def convolve_3x3(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -115,7 +117,7 @@ def conv3x3(
     pixels: int | None = None,
     precision: str | None = None,
 ) -> None:
-    """3x3 convolution with ``padding = dilation`` into a slice of a buffer.
+    """Convolve 3x3 with ``padding = dilation`` into a slice of a buffer.
 
     Args:
         x: Bottleneck, (N, B, H, W).
@@ -128,7 +130,8 @@ def conv3x3(
         dilation: Distance of the taps.
         pixels: None to read the input once for each tap; else the places of a program that reads
             it once, halo included, and shifts partial sums: a power of two; see `layer_kernel`.
-        precision: Of float32 products; None for `product_precision`, as with ``pixels``.
+        precision: ``ieee`` or ``tf32``, for float32 products; None for `get_product_precision`,
+            as with ``pixels``.
 
     Raises:
         ValueError: A tensor has another shape, type or memory format, or ``pixels`` holds no tile.
@@ -144,7 +147,7 @@ def conv3x3(
         _require_tile(x, dilation, pixels)
         # Without a first convolution the kernel reads none of its pointers and sizes.
         unread = LayerWeights(x, x, weight[:, :, 0, 0], x, weight, bias)
-        _shifted(x, unread, out, dilation, inf, pixels, squeeze=False)
+        _launch_layer_kernel(x, unread, out, dilation, inf, pixels, squeeze=False)
         return
     images, _, height, width = x.shape
     rows = images * height * width
@@ -154,7 +157,7 @@ def conv3x3(
 
     scale, shift = norm or (None, None)
     # 128 columns at most: a tile's sums stay in registers.
-    columns = min(block_size(growth), 128)
+    columns = min(choose_block_size(growth), 128)
     kernel: Any = conv_kernel
     kernel[lambda c: (-(-rows // c["BLOCK_M"]) * -(-growth // columns),)](
         x,
@@ -169,17 +172,18 @@ def conv3x3(
         bottleneck,
         growth,
         dilation,
-        pixel_stride(x, "x"),
+        read_pixel_stride(x, "x"),
         *weight.stride(),
-        pixel_stride(out, "out"),
-        size_class(rows),
-        size_class(bottleneck),  # layers without a bottleneck read ever more, and share a choice
-        PRECISION=precision or product_precision(),
+        read_pixel_stride(out, "out"),
+        get_size_class(rows),
+        # Layers without a bottleneck read ever more channels, and share a choice.
+        get_size_class(bottleneck),
+        PRECISION=precision or get_product_precision(),
         BLOCK_K=columns,
     )
 
 
-def fused_layer(
+def run_fused_layer(
     buffer: Tensor,
     weights: LayerWeights,
     *,
@@ -187,14 +191,14 @@ def fused_layer(
     ceiling: float = inf,
     pixels: int = 256,
 ) -> None:
-    """A dense layer in one kernel: reads ``buffer[:, :C]`` and writes ``buffer[:, C : C + k]``.
+    """Run a dense layer in one kernel, from ``buffer[:, :C]`` into ``buffer[:, C : C + k]``.
 
     Args:
         buffer: (N, at least C + k, H, W).
-        weights: Of the layer.
+        weights: Weights of the layer.
         dilation: Distance of the taps of the 3x3.
-        ceiling: Of both activations: infinity for ReLU, 6 for ReLU6.
-        pixels: Places of a program, halo included: a power of two; see `best_tile`.
+        ceiling: Value at which both activations cut off, beside 0: infinity for ReLU, 6 for ReLU6.
+        pixels: Places of a program, halo included: a power of two; see `find_best_tile`.
 
     Raises:
         ValueError: A tensor has another shape or memory format, or ``pixels`` holds no tile.
@@ -205,10 +209,12 @@ def fused_layer(
     require_dtype(buffer, weights.weight1)
     require_dtype(buffer, weights.weight2)
     _require_tile(buffer, dilation, pixels)
-    _shifted(buffer, weights, buffer[:, channels:], dilation, ceiling, pixels, squeeze=True)
+    _launch_layer_kernel(
+        buffer, weights, buffer[:, channels:], dilation, ceiling, pixels, squeeze=True
+    )
 
 
-def _shifted(
+def _launch_layer_kernel(
     x: Tensor,
     weights: LayerWeights,
     out: Tensor,
@@ -217,14 +223,14 @@ def _shifted(
     pixels: int,
     squeeze: bool,
 ) -> None:
-    """Starts `layer_kernel`; without ``squeeze``, for its 3x3 alone."""
+    """Start `layer_kernel`; without ``squeeze``, for its 3x3 alone."""
     if x.numel() == 0:
         return
     from densenet_backbones.dense_block.triton.layer_kernel import layer_kernel
 
     images, _, height, width = x.shape
     growth, bottleneck = weights.weight2.shape[:2]
-    tile = best_tile(images * height, width, dilation, pixels)
+    tile = find_best_tile(images * height, width, dilation, pixels)
     assert tile is not None
     kernel: Any = layer_kernel
     kernel[(tile.count,)](
@@ -235,10 +241,10 @@ def _shifted(
         weights.weight1.shape[0],
         bottleneck,
         growth,
-        pixel_stride(x, "x"),
+        read_pixel_stride(x, "x"),
         *weights.weight1.stride(),
         *weights.weight2.stride(),
-        pixel_stride(out, "out"),
+        read_pixel_stride(out, "out"),
         float(ceiling),
         HEIGHT=height,
         WIDTH=width,
@@ -246,17 +252,17 @@ def _shifted(
         TILE_WIDTH=tile.width,
         DILATION=dilation,
         SQUEEZE=squeeze,
-        PRECISION=product_precision(),
+        PRECISION=get_product_precision(),
         PIXELS=pixels,
         BLOCK_C=32 if pixels > 128 or x.dtype == torch.float32 else 64,
         # 192 bottleneck channels (k = 48) are three slices, for which the inputs are read again.
-        BLOCK_B=64 if bottleneck > 128 else block_size(bottleneck),
-        BLOCK_K=block_size(growth),
+        BLOCK_B=64 if bottleneck > 128 else choose_block_size(bottleneck),
+        BLOCK_K=choose_block_size(growth),
         num_warps=8 if pixels > 64 else 4,
         num_stages=3,
     )
 
 
 def _require_tile(x: Tensor, dilation: int, pixels: int) -> None:
-    if best_tile(x.shape[0] * x.shape[2], x.shape[3], dilation, pixels) is None:
+    if find_best_tile(x.shape[0] * x.shape[2], x.shape[3], dilation, pixels) is None:
         raise ValueError(f"no tile with a halo of {dilation} fits into {pixels} pixels; give more")

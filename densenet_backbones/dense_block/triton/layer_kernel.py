@@ -2,14 +2,15 @@
 
 A program computes the bottleneck of P pixels: a tile of the outputs and, around it, a halo as wide
 as the dilation. Triton cannot address shared memory, so the 3x3 cannot read the bottleneck shifted.
-It is turned round instead: the bottleneck of all P pixels, in place, times a tap's (B, k) weights
-gives P partial sums, and those are shifted, with `tl.gather`, and added up. Partial sums are k wide
-and not B, a quarter of the values, and they stay in float32; the bottleneck never leaves registers.
+The order is reversed instead: the bottleneck of all P pixels, in place, times a tap's (B, k)
+weights gives P partial sums, and those are shifted, with `tl.gather`, and added up. Partial sums
+are k wide and not B, a quarter of the values, and they stay in float32; the bottleneck never leaves
+registers.
 
-What the halo costs: tiles come from `tiles.best_tile`, full rows of neighbouring images where maps
-are narrow. With P = 256 and dilation 1 the bottleneck is computed 1.14 times for many 14x14 and 7x7
-maps and 1.31 times for 28x28 and larger ones, with P = 128 about 1.3 and 1.5 times. Beyond the edge
-of an image there is zero and no halo.
+The halo has its cost: tiles come from `tiles.find_best_tile`, full rows of neighboring images where
+maps are narrow. With P = 256 and dilation 1 the bottleneck is computed 1.14 times for many 14x14
+and 7x7 maps and 1.31 times for 28x28 and larger ones, with P = 128 about 1.3 and 1.5 times. Beyond
+the edge of an image there is zero and no halo.
 
 On paper, for B = 4k = 128 and two bytes a value, with everything recomputed R times:
 
@@ -31,7 +32,7 @@ this table is measured; `choice.py` measures all three where they run.
 import triton
 import triton.language as tl
 
-from densenet_backbones.dense_block.triton.arithmetic import activated, normed, product
+from densenet_backbones.dense_block.triton.arithmetic import activate, multiply, normalize_activate
 
 __all__ = ["layer_kernel"]
 
@@ -71,7 +72,7 @@ def layer_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """New maps of TILE_HEIGHT rows and TILE_WIDTH columns.
+    """Compute new maps of TILE_HEIGHT rows and TILE_WIDTH columns.
 
     Rows are counted over all images, N * HEIGHT of them, so that a tile may span several. Without
     SQUEEZE, x is the bottleneck, and the first convolution's pointers and sizes are not read.
@@ -114,10 +115,10 @@ def layer_kernel(
                     mask=(c < channels)[:, None] & (b < bottleneck)[None, :],
                     other=0.0,
                 )
-                x = normed(x, scale[None, :], shift[None, :], ceiling).to(weight1.dtype)
-                squeezed += product(x, weight1, PRECISION)
+                x = normalize_activate(x, scale[None, :], shift[None, :], ceiling).to(weight1.dtype)
+                squeezed += multiply(x, weight1, PRECISION)
             bias1 = tl.load(bias1_ptr + b, mask=b < bottleneck, other=0.0).to(tl.float32)
-            squeezed = activated(squeezed + bias1[None, :], ceiling)
+            squeezed = activate(squeezed + bias1[None, :], ceiling)
             squeezed = squeezed.to(x_ptr.dtype.element_ty)
         else:
             squeezed = tl.load(
@@ -125,7 +126,7 @@ def layer_kernel(
                 mask=exists[:, None] & (b < bottleneck)[None, :],
                 other=0.0,
             )
-        # Then the 3x3, turned round: each tap's partial sums, shifted to the pixels they are for.
+        # Then the 3x3 in reverse: each tap's partial sums, then their shift to their pixels.
         for tap in range(9):
             down = (tap // 3 - 1) * DILATION
             right = (tap % 3 - 1) * DILATION
@@ -138,7 +139,7 @@ def layer_kernel(
                 mask=(b < bottleneck)[:, None] & (j < growth)[None, :],
                 other=0.0,
             )
-            part = product(squeezed, weight2, PRECISION)
+            part = multiply(squeezed, weight2, PRECISION)
             # One-dimensional, as the compiler turns gathers of more dimensions into shuffles: of
             # P values in a warp, an eighth of a shuffle each and many times as slow.
             part = tl.permute(tl.reshape(part, (PIXELS, BLOCK_K // 8, 8)), (1, 0, 2))

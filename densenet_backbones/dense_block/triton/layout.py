@@ -6,30 +6,30 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "block_size",
-    "convolution_precision",
-    "pixel_stride",
-    "product_precision",
+    "choose_block_size",
+    "get_convolution_precision",
+    "get_product_precision",
+    "get_size_class",
+    "read_pixel_stride",
     "require",
     "require_dtype",
-    "size_class",
 ]
 
 
 def require(fits: bool, name: str, legal: str, tensor: Tensor) -> None:
-    """Raises a `ValueError` that says what shape is legal."""
+    """Raise a `ValueError` that says what shape is legal, unless a tensor fits."""
     if not fits:
         raise ValueError(f"{name} must have {legal}, not shape {tuple(tensor.shape)}")
 
 
 def require_dtype(x: Tensor, weight: Tensor) -> None:
-    """Raises a `ValueError` where weights are of another type than the maps they make."""
+    """Raise a `ValueError` where weights are of another type than the maps they make."""
     if weight.dtype != x.dtype:
         raise ValueError(f"maps are {x.dtype} and weights {weight.dtype}; give both one type")
 
 
-def pixel_stride(x: Tensor, name: str) -> int:
-    """Elements from one pixel to the next, in the order of rows, columns and images.
+def read_pixel_stride(x: Tensor, name: str) -> int:
+    """Read the elements from one pixel to the next, in the order of rows, columns and images.
 
     Raises:
         ValueError: Pixels do not lie at equal distances, or channels not side by side.
@@ -49,22 +49,22 @@ def pixel_stride(x: Tensor, name: str) -> int:
     return stride
 
 
-def product_precision() -> str:
-    """What float32 products may be rounded to; other types are not concerned."""
+def get_product_precision() -> str:
+    """Return what float32 products may be rounded to; other types are not concerned."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def convolution_precision() -> str:
-    """What PyTorch rounds float32 to in convolutions, which is set apart from other products."""
+def get_convolution_precision() -> str:
+    """Return what PyTorch rounds float32 to in convolutions, set apart from other products."""
     convolutions: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009, which mypy cannot see
     return "tf32" if convolutions.fp32_precision == "tf32" else "ieee"
 
 
-def size_class(size: int) -> int:
-    """Sizes that share a choice of tiles."""
+def get_size_class(size: int) -> int:
+    """Return the class of sizes that share a choice of tiles."""
     return int(size).bit_length()
 
 
-def block_size(size: int) -> int:
-    """The block that holds ``size``; products of fewer than 16 columns have no instruction."""
+def choose_block_size(size: int) -> int:
+    """Choose the block that holds ``size``, at least 16: the fewest columns of a product."""
     return max(16, 1 << (size - 1).bit_length())

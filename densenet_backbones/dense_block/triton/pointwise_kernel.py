@@ -9,13 +9,13 @@ of a compiled kernel.
 import triton
 import triton.language as tl
 
-from densenet_backbones.dense_block.triton.arithmetic import activated, normed, product
-from densenet_backbones.dense_block.triton.tuning import choices
+from densenet_backbones.dense_block.triton.arithmetic import activate, multiply, normalize_activate
+from densenet_backbones.dense_block.triton.tuning import make_autotune_arguments
 
 __all__ = ["pointwise_kernel"]
 
 
-def _config(pixels: int, outputs: int, depth: int, warps: int, stages: int) -> triton.Config:
+def _make_config(pixels: int, outputs: int, depth: int, warps: int, stages: int) -> triton.Config:
     constants = {"BLOCK_M": pixels, "BLOCK_B": outputs, "BLOCK_C": depth}
     return triton.Config(constants, num_warps=warps, num_stages=stages)
 
@@ -23,17 +23,17 @@ def _config(pixels: int, outputs: int, depth: int, warps: int, stages: int) -> t
 # Small tiles for few pixels (batch 1, 7x7 maps), where a large one would leave multiprocessors
 # idle; large tiles, whose operands are read less often, for many.
 _CONFIGS = [
-    _config(16, 32, 128, warps=4, stages=4),
-    _config(32, 64, 128, warps=4, stages=3),
-    _config(64, 64, 64, warps=4, stages=4),
-    _config(64, 128, 64, warps=4, stages=4),
-    _config(128, 128, 64, warps=8, stages=3),
-    _config(256, 128, 32, warps=8, stages=4),
+    _make_config(16, 32, 128, warps=4, stages=4),
+    _make_config(32, 64, 128, warps=4, stages=3),
+    _make_config(64, 64, 64, warps=4, stages=4),
+    _make_config(64, 128, 64, warps=4, stages=4),
+    _make_config(128, 128, 64, warps=8, stages=3),
+    _make_config(256, 128, 32, warps=8, stages=4),
 ]
 
 
 @triton.autotune(
-    **choices(_CONFIGS, "BLOCK_M", interpreted=_config(32, 32, 32, 4, 2)),
+    **make_autotune_arguments(_CONFIGS, "BLOCK_M", interpreted=_make_config(32, 32, 32, 4, 2)),
     key=["rows_key", "channels_key", "outputs", "POOL"],
 )
 @triton.jit
@@ -63,10 +63,12 @@ def pointwise_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """``out[m, b] = sum over c of act(scale[c] x[m, c] + shift[c]) weight[c, b] + bias[b]``.
+    """Compute a 1x1 convolution of normed and activated inputs.
+
+    ``out[m, b] = sum over c of act(scale[c] x[m, c] + shift[c]) weight[c, b] + bias[b]``
 
     The bias may be None. A program makes BLOCK_M pixels of BLOCK_B outputs. Those that share pixels
-    are neighbours, so that the second finds the inputs in the L2 cache. With ACTIVATE, the output
+    are neighbors, so that the second finds the inputs in the L2 cache. With ACTIVATE, the output
     is activated as the input is. With POOL, x is (N, height, width) pixels and an output pixel
     reads the average of its 2x2 activated ones, which is rounded once.
     """
@@ -91,12 +93,16 @@ def pointwise_kernel(
         shift = tl.load(shift_ptr + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
         mask = (m < rows)[:, None] & (c < channels)[None, :]
         at = x_ptr + offset[:, None] + c[None, :]
-        x = normed(tl.load(at, mask=mask, other=0.0), scale, shift, ceiling)
+        x = normalize_activate(tl.load(at, mask=mask, other=0.0), scale, shift, ceiling)
         if POOL:
             below = at + width.to(tl.int64) * x_stride
-            x += normed(tl.load(at + x_stride, mask=mask, other=0.0), scale, shift, ceiling)
-            x += normed(tl.load(below, mask=mask, other=0.0), scale, shift, ceiling)
-            x += normed(tl.load(below + x_stride, mask=mask, other=0.0), scale, shift, ceiling)
+            x += normalize_activate(
+                tl.load(at + x_stride, mask=mask, other=0.0), scale, shift, ceiling
+            )
+            x += normalize_activate(tl.load(below, mask=mask, other=0.0), scale, shift, ceiling)
+            x += normalize_activate(
+                tl.load(below + x_stride, mask=mask, other=0.0), scale, shift, ceiling
+            )
             x *= 0.25
         # Times the slice's weights; sums stay in float32.
         weight = tl.load(
@@ -104,12 +110,12 @@ def pointwise_kernel(
             mask=(c < channels)[:, None] & (b < outputs)[None, :],
             other=0.0,
         )
-        total += product(x.to(weight.dtype), weight, PRECISION)
+        total += multiply(x.to(weight.dtype), weight, PRECISION)
     # Bias, activation, and one rounding to the type of the output.
     if bias_ptr is not None:
         total += tl.load(bias_ptr + b, mask=b < outputs, other=0.0).to(tl.float32)[None, :]
     if ACTIVATE:
-        total = activated(total, ceiling)
+        total = activate(total, ceiling)
     tl.store(
         out_ptr + m.to(tl.int64)[:, None] * out_stride + b[None, :],
         total.to(out_ptr.dtype.element_ty),

@@ -19,11 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densenet_backbones.dense_block.interfaces import LayerWeights
-from densenet_backbones.dense_block.triton.block import layer_ways
-from densenet_backbones.dense_block.triton.launch import pointwise
-from densenet_backbones.dense_block.triton.layout import convolution_precision, product_precision
+from densenet_backbones.dense_block.triton.block import list_layer_ways
+from densenet_backbones.dense_block.triton.launch import convolve_1x1
+from densenet_backbones.dense_block.triton.layout import (
+    get_convolution_precision,
+    get_product_precision,
+)
 
-__all__ = ["compare_inference", "draw_map", "passes_check", "relative_error"]
+__all__ = ["compare_inference", "draw_map", "has_passed_check", "measure_relative_error"]
 
 Comparison = Callable[[torch.device, torch.dtype], Mapping[str, float]]
 
@@ -37,7 +40,9 @@ _PASSED: dict[tuple[str, torch.device, torch.dtype], bool] = {}
 _LOCK = threading.Lock()  # for threads that run nets beside each other
 
 
-def passes_check(kind: str, compare: Comparison, device: torch.device, dtype: torch.dtype) -> bool:
+def has_passed_check(
+    kind: str, compare: Comparison, device: torch.device, dtype: torch.dtype
+) -> bool:
     """Return True if kernels compute on a device what plain operators do; checked once.
 
     Args:
@@ -73,7 +78,7 @@ def _find_fault(compare: Comparison, device: torch.device, dtype: torch.dtype) -
     except Exception as error:  # whatever a compiler or a driver raises
         return f"they raise {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     bound = _BOUNDS[dtype]
-    if dtype == torch.float32 and "tf32" in (convolution_precision(), product_precision()):
+    if dtype == torch.float32 and "tf32" in (get_convolution_precision(), get_product_precision()):
         bound = _TF32_BOUND
     name = max(errors, key=lambda name: _order(errors[name]))
     if errors[name] <= bound:
@@ -88,7 +93,7 @@ def _order(error: float) -> float:
     return error if error == error else inf  # what is not a number is the worst
 
 
-def relative_error(result: Tensor, expected: Tensor) -> float:
+def measure_relative_error(result: Tensor, expected: Tensor) -> float:
     """Return the norm of the difference as a share of the norm of ``expected``."""
     expected = expected.double()
     return float((result.double() - expected).norm() / expected.norm())
@@ -121,19 +126,22 @@ def _compare_layers(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[
         buffer = draw_map(24 + 16, 0, device, dtype, seed=0)
         expected = _run_plain_layer(buffer[:, :24], weights, dilation, ceiling)
         # The choice among ways goes by the clock, so each must be right.
-        for name, run in layer_ways(buffer, weights, dilation, ceiling).items():
+        for name, run in list_layer_ways(buffer, weights, dilation, ceiling).items():
             buffer[:, 24:] = 0
             run()
-            yield f"a layer ({name}, dilation {dilation})", relative_error(buffer[:, 24:], expected)
+            yield (
+                f"a layer ({name}, dilation {dilation})",
+                measure_relative_error(buffer[:, 24:], expected),
+            )
 
 
 def _compare_transition(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
     weights = _draw_layer(24, 32, 16, device, dtype)
     x = draw_map(24, 0, device, dtype, seed=1)
     out = torch.zeros((2, 4, 3, 32), device=device, dtype=dtype).permute(0, 3, 1, 2)
-    pointwise(x, *weights[:4], out, pool=True)
+    convolve_1x1(x, *weights[:4], out, pool=True)
     expected = F.avg_pool2d(_run_plain_squeeze(x, weights, inf), 2)
-    yield "a transition", relative_error(out, expected)
+    yield "a transition", measure_relative_error(out, expected)
 
 
 def _draw_layer(

@@ -1,9 +1,9 @@
-"""How `layer_kernel` cuts maps into tiles; imports nothing but the standard library."""
+"""Cuts maps into tiles for `layer_kernel`; imports nothing but the standard library."""
 
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["Tile", "best_tile"]
+__all__ = ["Tile", "find_best_tile"]
 
 
 @dataclass(frozen=True)
@@ -11,9 +11,9 @@ class Tile:
     """Output pixels of one program.
 
     Attributes:
-        height: Rows, counted over all images.
-        width: Columns; the width of the map for tiles without a halo to the sides.
-        count: Tiles that cover all rows.
+        height: Number of rows, counted over all images.
+        width: Number of columns; the width of the map for tiles without a halo to the sides.
+        count: Number of tiles that cover all rows.
         recompute: Pixels whose bottleneck is computed, the idle places of a program included, over
             pixels there are.
     """
@@ -25,12 +25,12 @@ class Tile:
 
 
 @lru_cache(maxsize=1024)
-def best_tile(rows: int, width: int, dilation: int, pixels: int) -> Tile | None:
-    """The tile that covers the maps with the fewest programs.
+def find_best_tile(rows: int, width: int, dilation: int, pixels: int) -> Tile | None:
+    """Find the tile that covers the maps with the fewest programs.
 
     Args:
-        rows: Rows of all images, N * H.
-        width: Columns.
+        rows: Number of rows of all images, N * H.
+        width: Number of columns.
         dilation: Rows and columns of halo on each side.
         pixels: Places of a program, halo included.
 

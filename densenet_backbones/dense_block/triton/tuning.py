@@ -8,24 +8,24 @@ import torch
 import triton
 from triton import knobs
 
-__all__ = ["choices"]
+__all__ = ["make_autotune_arguments"]
 
 
-def choices(
+def make_autotune_arguments(
     configs: list[triton.Config], rows_in_a_tile: str, interpreted: triton.Config
 ) -> dict[str, object]:
-    """Arguments of `triton.autotune` for a kernel that reads ``rows`` pixels.
+    """Make the arguments of `triton.autotune` for a kernel that reads ``rows`` pixels.
 
     Args:
-        configs: Of small tiles to large ones.
+        configs: Configurations from small tiles to large ones.
         rows_in_a_tile: Name of the constant that says how many pixels a tile has.
-        interpreted: What the interpreter takes, which has no clock to choose by.
+        interpreted: Configuration for the interpreter, which has no clock to choose by.
     """
 
-    def worth_trying(
+    def prune_configs(
         configs: list[triton.Config], arguments: dict[str, int], **_: object
     ) -> list[triton.Config]:
-        """Leaves out tiles larger than the map, and those that are more programs than fill a GPU.
+        """Leave out tiles larger than the map, and those that are more programs than fill a GPU.
 
         Where only deterministic algorithms are allowed, the smallest is left: each sums in an order
         of its own, and which is the fastest may differ from run to run.
@@ -38,5 +38,5 @@ def choices(
 
     return {
         "configs": [interpreted] if knobs.runtime.interpret else configs,
-        "prune_configs_by": {"early_config_prune": worth_trying},
+        "prune_configs_by": {"early_config_prune": prune_configs},
     }

@@ -1,5 +1,7 @@
 """Starts the kernels of a convolution's gradients, where norm and ReLU stand before it.
 
+Both gradients are implicit matrix products, as in cuDNN (Chetlur et al., 1410.0759).
+
 Sums are added up in one order: from the same numbers come the same gradients, to the last bit.
 
 Triton is imported by the first call, not with this module.
@@ -13,24 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densenet_backbones.dense_block.interfaces import empty_channels_last
+from densenet_backbones.dense_block.interfaces import allocate_channels_last
 from densenet_backbones.dense_block.triton.layout import (
-    block_size,
-    convolution_precision,
-    pixel_stride,
+    choose_block_size,
+    get_convolution_precision,
+    get_size_class,
+    read_pixel_stride,
     require,
     require_dtype,
-    size_class,
 )
-from densenet_backbones.dense_block.triton_training.norms import in_few_rows
+from densenet_backbones.dense_block.triton_training.norms import reduce_rows
 
-__all__ = ["input_gradient", "weight_gradient"]
+__all__ = ["compute_input_gradient", "compute_weight_gradient"]
 
 # Programs that keep a large GPU busy: two for each of some 130 multiprocessors.
 _PROGRAMS = 256
 
 
-def input_gradient(
+def compute_input_gradient(
     gradient: Tensor,
     weight: Tensor,
     x: Tensor,
@@ -39,12 +41,12 @@ def input_gradient(
     dilation: int = 1,
     into: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The gradient of the norm's output: what ``relu(scale * x + shift)`` was cut off at is 0.
+    """Compute the gradient of the norm's output, 0 where ``relu(scale * x + shift)`` cut off.
 
     Args:
-        gradient: Of the convolution's output, (N, O, H, W).
+        gradient: Gradient of the convolution's output, (N, O, H, W).
         weight: (O, C, 1, 1), or (O, C, 3, 3) with ``padding = dilation``; of the gradient's type.
-        x: What was normed, (N, C, H, W).
+        x: Input of the norm, (N, C, H, W).
         norm: Scale and shift, (C,) each.
         dilation: Distance of the taps.
         into: A map, (N, C, H, W), to which the result is added, multiplied by the scale. Otherwise
@@ -68,11 +70,12 @@ def input_gradient(
     )
 
     rows = images * height * width
-    tile = _tile(rows, channels, outputs)
+    tile = _choose_tile(rows, channels, outputs)
     tiles = -(-rows // tile["BLOCK_M"])
     sums = x.new_empty(tiles, 2, channels, dtype=torch.float32)
-    target = empty_channels_last(x, channels) if into is None else into
+    target = allocate_channels_last(x, channels) if into is None else into
     down, right = weight.stride()[2:]
+    # A program for each tile; the weight's taps are read backward, the last one first.
     kernel: Any = input_gradient_kernel
     kernel[(tiles * -(-channels // tile["BLOCK_C"]),)](
         gradient,
@@ -87,49 +90,49 @@ def input_gradient(
         outputs,
         channels,
         dilation,
-        pixel_stride(gradient, "gradient"),
+        read_pixel_stride(gradient, "gradient"),
         *weight.stride()[:2],
         -down,
         -right,
-        pixel_stride(x, "x"),
-        pixel_stride(target, "into"),
+        read_pixel_stride(x, "x"),
+        read_pixel_stride(target, "into"),
         ADD=into is not None,
         SIDE=side,
-        PRECISION=convolution_precision(),
+        PRECISION=get_convolution_precision(),
         **tile,
         num_warps=4,
         num_stages=3,
     )
-    summed, weighted = in_few_rows(sums)
+    summed, weighted = reduce_rows(sums)
     return target if into is None else None, summed, weighted
 
 
-def _tile(rows: int, channels: int, outputs: int) -> dict[str, int]:
-    """Constants of `input_gradient_kernel`, from sizes alone.
+def _choose_tile(rows: int, channels: int, outputs: int) -> dict[str, int]:
+    """Choose the constants of `input_gradient_kernel`, from sizes alone.
 
     Tiles are small, as registers are what there is least of: maps and sums of one of 128 times 128
     leave no room on a multiprocessor for a second program, which would load while it writes.
     """
-    columns = min(block_size(channels), 64)
+    columns = min(choose_block_size(channels), 64)
     pixels = 64
     while pixels > 16 and -(-rows // pixels) * -(-channels // columns) < _PROGRAMS:
         pixels //= 2
-    depth = min(block_size(outputs), 64)
+    depth = min(choose_block_size(outputs), 64)
     return {"BLOCK_M": pixels, "BLOCK_C": columns, "BLOCK_O": depth}
 
 
-def weight_gradient(
+def compute_weight_gradient(
     gradient: Tensor, x: Tensor, norm: tuple[Tensor, Tensor], side: int, *, dilation: int = 1
 ) -> Tensor:
-    """The gradient of the weight of a convolution of ``relu(scale * x + shift)``.
+    """Compute the gradient of the weight of a convolution of ``relu(scale * x + shift)``.
 
     That input is computed on the way into the product, and rounded to the gradient's type.
 
     Args:
-        gradient: Of the convolution's output, (N, O, H, W).
-        x: What was normed, (N, C, H, W).
+        gradient: Gradient of the convolution's output, (N, O, H, W).
+        x: Input of the norm, (N, C, H, W).
         norm: Scale and shift, (C,) each.
-        side: Of the kernel: 1, or 3 with ``padding = dilation``.
+        side: Side of the kernel: 1, or 3 with ``padding = dilation``.
         dilation: Distance of the taps.
 
     Returns:
@@ -146,8 +149,9 @@ def weight_gradient(
         weight_gradient_kernel,
     )
 
+    # Enough parts of the pixels to keep a GPU busy, each with a sum of its own.
     rows, pairs = images * height * width, side * side * outputs
-    part_rows = _part_rows(rows, pairs, channels)
+    part_rows = _choose_part_rows(rows, pairs, channels)
     parts = -(-rows // part_rows)
     partial = x.new_empty(parts, pairs, channels, dtype=torch.float32)
     kernel: Any = weight_gradient_kernel
@@ -163,18 +167,18 @@ def weight_gradient(
         outputs,
         channels,
         dilation,
-        pixel_stride(gradient, "gradient"),
-        pixel_stride(x, "x"),
-        size_class(rows),
-        size_class(channels),
+        read_pixel_stride(gradient, "gradient"),
+        read_pixel_stride(x, "x"),
+        get_size_class(rows),
+        get_size_class(channels),
         SIDE=side,
-        PRECISION=convolution_precision(),
+        PRECISION=get_convolution_precision(),
     )
     return partial.sum(0).view(side, side, outputs, channels).permute(2, 3, 0, 1)
 
 
-def _part_rows(rows: int, pairs: int, channels: int) -> int:
-    """Pixels that one program sums over: few enough for many programs, a multiple of 128."""
+def _choose_part_rows(rows: int, pairs: int, channels: int) -> int:
+    """Choose the pixels of a program: few enough for many programs, a multiple of 128."""
     tiles = -(-pairs // 64) * -(-channels // 64)
     parts = max(1, 2 * _PROGRAMS // tiles)
     return -(-rows // (128 * parts)) * 128

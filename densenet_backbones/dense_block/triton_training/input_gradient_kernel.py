@@ -1,6 +1,6 @@
 """The gradient of a convolution's input, masked by the ReLU before it, in Triton.
 
-It is a convolution by the kernel turned round (as in cuDNN: Chetlur et al., 1410.0759); mask and
+It is a convolution by the flipped kernel (as in cuDNN: Chetlur et al., 1410.0759); mask and
 sums are those of batch norm's gradient (Ioffe and Szegedy, 1502.03167, section 3).
 
 Shapes: M pixels, C channels of what was normed, O outputs of the convolution.
@@ -9,13 +9,13 @@ Shapes: M pixels, C channels of what was normed, O outputs of the convolution.
 import triton
 import triton.language as tl
 
-from densenet_backbones.dense_block.triton.conv_kernel import tap_sums
+from densenet_backbones.dense_block.triton.conv_kernel import sum_taps
 
-__all__ = ["input_gradient_kernel", "settle"]
+__all__ = ["input_gradient_kernel", "store_gradient_and_sums"]
 
 
 @triton.jit
-def settle(
+def store_gradient_and_sums(
     masked,
     x,
     scale,
@@ -29,7 +29,7 @@ def settle(
     target_stride,
     ADD: tl.constexpr,
 ):
-    """Writes a tile of the activation's gradient, and its two sums over the pixels of the tile.
+    """Write a tile of the activation's gradient, and its two sums over the pixels of the tile.
 
     With ADD it is multiplied by the scale and added to what is there.
     """
@@ -74,19 +74,21 @@ def input_gradient_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """``sum over taps and o of gradient[m - tap, o] weight[o, c, tap]`` where x was activated.
+    """Compute the gradient of the input where it was activated, and its sums.
 
-    Strides of the weight's taps are negative: a transposed convolution is one of the kernel turned
-    round. Whether ``scale[c] x[m, c] + shift[c]`` is positive is computed again. A program makes
-    BLOCK_M pixels of BLOCK_C channels, and the sums over them.
+    ``sum over taps and o of gradient[m - tap, o] weight[o, c, tap]``
+
+    Strides of the weight's taps are negative: a transposed convolution is one by the flipped
+    kernel. The sign of ``scale[c] x[m, c] + shift[c]`` is computed again. A program makes BLOCK_M
+    pixels of BLOCK_C channels, and the sums over them.
     """
-    # This program's pixels and channels; neighbours share pixels.
+    # This program's pixels and channels; neighbors share pixels.
     column_tiles = tl.cdiv(channels, BLOCK_C)
     tile = tl.program_id(0) // column_tiles
     m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(0) % column_tiles * BLOCK_C + tl.arange(0, BLOCK_C)
     # The gradient of the activation: a sum over taps and outputs.
-    found = tap_sums(
+    gradient = sum_taps(
         gradient_ptr,
         None,
         None,
@@ -118,6 +120,8 @@ def input_gradient_kernel(
         tl.float32
     )
     # As PyTorch's: NaN counts as active.
-    masked = tl.where(x * scale[None, :] + shift[None, :] <= 0.0, 0.0, found)
+    masked = tl.where(x * scale[None, :] + shift[None, :] <= 0.0, 0.0, gradient)
     masked = tl.where(inside, masked, 0.0)
-    settle(masked, x, scale, target_ptr, sums_ptr, tile, m, c, inside, channels, target_stride, ADD)
+    store_gradient_and_sums(
+        masked, x, scale, target_ptr, sums_ptr, tile, m, c, inside, channels, target_stride, ADD
+    )

@@ -1,5 +1,7 @@
 """Starts the Triton kernels for a norm's vectors.
 
+Batch norm and its gradient are those of Ioffe and Szegedy (1502.03167, section 3).
+
 Plain operators are seven launches forward and thirteen backward for each norm, of so few numbers
 that to start them may take longer than to run them. Here it is one forward and two backward, as the
 map is made again there; and one more where there are very many sums. None of this was ever run on a
@@ -15,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["affine", "in_few_rows", "norm_gradients"]
+__all__ = ["compute_norm_gradients", "make_affine", "reduce_rows"]
 
 # Sums of more rows are added up by PyTorch first, which splits rows among programs too.
 _MOST_ROWS = 256
 _BLOCK = {"BLOCK_R": 64, "BLOCK_C": 16}  # few channels, as there must be several programs
 
 
-def affine(
+def make_affine(
     moments: tuple[Tensor, Tensor],
     parameters: Sequence[Tensor | None],
     eps: float,
@@ -53,20 +55,20 @@ def affine(
         *(float(eps), float(momentum), float(correction)),
         BLOCK_C=128,
     )
-    for changed in running or ():
+    for vector in running or ():
         # As operators in place do: autograd refuses to go back through what it kept of the old.
-        torch.autograd.graph.increment_version(changed)
+        torch.autograd.graph.increment_version(vector)
     return out.unbind()
 
 
-def in_few_rows(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Two sums over parts of a map, (parts, 2, C), as `norm_gradients` takes them: (R, C) each."""
+def reduce_rows(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Split two sums over parts of a map, (parts, 2, C), into (R, C) each, of few rows R."""
     if len(sums) > _MOST_ROWS:
         sums = sums.sum(0, keepdim=True)
     return sums[:, 0], sums[:, 1]
 
 
-def norm_gradients(
+def compute_norm_gradients(
     sums: tuple[Tensor, Tensor],
     mean: Tensor,
     scale: Tensor,
@@ -77,12 +79,13 @@ def norm_gradients(
     """Compute gradients from a norm's two sums, added up in an order that never changes.
 
     Args:
-        sums: Of the gradient of the norm's output, and of that weighted by its input: (C,), or
-            (R, C) in rows to be added up, at equal distances.
-        mean: What the norm went by.
-        scale: Of the norm as a map.
-        inverse_std: Likewise.
-        share: One over the values that the statistics are of; 0 where these are constants.
+        sums: Sums of the gradient of the norm's output, and of that weighted by its input: (C,),
+            or (R, C) in rows to be added up, at equal distances.
+        mean: Mean that the norm subtracted, (C,).
+        scale: Scale of the norm as a map, (C,).
+        inverse_std: 1 / std that the norm multiplied by, (C,).
+        share: One over the number of values that the statistics are of; 0 where these are
+            constants.
         parameters: Weight and bias, each None if its gradient is not asked for.
 
     Returns:

@@ -36,7 +36,7 @@ def affine_kernel(
     correction,
     BLOCK_C: tl.constexpr,
 ):
-    """Scale, shift and 1 / std, (3, C); the statistics are mixed into the running ones, if any.
+    """Compute scale, shift and 1 / std, (3, C); mix statistics into the running ones, if any.
 
     Without a weight it is 1, without a bias 0.
     """
@@ -80,7 +80,7 @@ def norm_gradients_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Gradients from a norm's two sums, of which there are R rows: see `NormForm.backward`.
+    """Compute gradients from a norm's two sums, of which there are R rows: see `NormForm.backward`.
 
     ``share`` is one over the count of values a channel, or 0 where statistics are constants.
     """
@@ -98,9 +98,9 @@ def norm_gradients_kernel(
     total = tl.sum(summed, 0)
     mean, inverse_std = _read(mean_ptr, c, channels), _read(inverse_std_ptr, c, channels)
     correlated = (tl.sum(weighted, 0) - mean * total) * inverse_std
-    taken = _read(scale_ptr, c, channels) * share
-    slope = taken * correlated * inverse_std
-    _write(linear_ptr, c, channels, taken * total - slope * mean)
+    factor = _read(scale_ptr, c, channels) * share
+    slope = factor * correlated * inverse_std
+    _write(linear_ptr, c, channels, factor * total - slope * mean)
     _write(linear_ptr + channels, c, channels, slope)
     if weight_gradient_ptr is not None:
         _write(weight_gradient_ptr, c, channels, correlated)

@@ -8,8 +8,10 @@ Shapes: M pixels, C channels. A program takes BLOCK_M pixels of BLOCK_C channels
 import triton
 import triton.language as tl
 
-from densenet_backbones.dense_block.triton.arithmetic import normed
-from densenet_backbones.dense_block.triton_training.input_gradient_kernel import settle
+from densenet_backbones.dense_block.triton.arithmetic import normalize_activate
+from densenet_backbones.dense_block.triton_training.input_gradient_kernel import (
+    store_gradient_and_sums,
+)
 
 __all__ = [
     "add_scaled_kernel",
@@ -20,9 +22,9 @@ __all__ = [
 
 
 @triton.jit
-def _place(rows, channels, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
-    """A program's row of tiles, pixels, channels, and which of them there are."""
-    # Programs of the same pixels are neighbours.
+def _locate(rows, channels, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Return a program's row of tiles, pixels, channels, and a mask of those that exist."""
+    # Programs of the same pixels are neighbors, which share the L2 cache.
     column_tiles = tl.cdiv(channels, BLOCK_C)
     tile = tl.program_id(0) // column_tiles
     m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -59,11 +61,11 @@ def scale_shift_relu_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """``out = relu(scale * x + shift)``, dense."""
-    _, m, c, inside = _place(rows, channels, BLOCK_M, BLOCK_C)
+    """Compute ``out = relu(scale * x + shift)``, dense."""
+    _, m, c, inside = _locate(rows, channels, BLOCK_M, BLOCK_C)
     scale = _read_vector(scale_ptr, c, channels)
     shift = _read_vector(shift_ptr, c, channels)
-    x = normed(_read(x_ptr, m, c, inside, x_stride), scale, shift, float("inf"))
+    x = normalize_activate(_read(x_ptr, m, c, inside, x_stride), scale, shift, float("inf"))
     _write(out_ptr, m, c, inside, channels, x)
 
 
@@ -82,8 +84,8 @@ def affine_difference_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """``out = scale * y - constant - slope * x``, dense; the scale may be None, and is 1 then."""
-    _, m, c, inside = _place(rows, channels, BLOCK_M, BLOCK_C)
+    """Compute ``out = scale * y - constant - slope * x``, dense; without a scale it is 1."""
+    _, m, c, inside = _locate(rows, channels, BLOCK_M, BLOCK_C)
     y = _read(y_ptr, m, c, inside, y_stride)
     # Without a scale `y` is the finished sum of gradients; see `subtract_linear`.
     if scale_ptr is not None:
@@ -103,8 +105,8 @@ def add_scaled_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """``total += scale * x``, of which x is dense."""
-    _, m, c, inside = _place(rows, channels, BLOCK_M, BLOCK_C)
+    """Compute ``total += scale * x``, of which x is dense."""
+    _, m, c, inside = _locate(rows, channels, BLOCK_M, BLOCK_C)
     total = _read(total_ptr, m, c, inside, total_stride)
     total += _read(x_ptr, m, c, inside, channels) * _read_vector(scale_ptr, c, channels)
     _write(total_ptr, m, c, inside, total_stride, total)
@@ -126,8 +128,8 @@ def masked_sums_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The dense gradient where the dense output is positive, and its sums: see `settle`."""
-    tile, m, c, inside = _place(rows, channels, BLOCK_M, BLOCK_C)
+    """Mask a dense gradient by the dense output, and sum it: see `store_gradient_and_sums`."""
+    tile, m, c, inside = _locate(rows, channels, BLOCK_M, BLOCK_C)
     active = _read(active_ptr, m, c, inside, channels)
     gradient = _read(gradient_ptr, m, c, inside, channels)
     x = _read(x_ptr, m, c, inside, x_stride)
@@ -136,4 +138,6 @@ def masked_sums_kernel(
     scale = 1.0
     if ADD:
         scale = tl.load(scale_ptr + c, mask=c < channels, other=0.0).to(tl.float32)
-    settle(masked, x, scale, target_ptr, sums_ptr, tile, m, c, inside, channels, target_stride, ADD)
+    store_gradient_and_sums(
+        masked, x, scale, target_ptr, sums_ptr, tile, m, c, inside, channels, target_stride, ADD
+    )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densenet_backbones.dense_block.triton.self_check import draw_map, relative_error
+from densenet_backbones.dense_block.triton.self_check import draw_map, measure_relative_error
 from densenet_backbones.dense_block.triton_training import norms, passes
 from densenet_backbones.dense_block.triton_training.unit import run_unit, run_unit_backward
 
@@ -32,7 +32,7 @@ def compare_training(device: torch.device, dtype: torch.dtype) -> Mapping[str, f
     parameters = _draw_parameters(device, dtype)
     ours = _run_layer(x, gradient, parameters)
     plain = _run_plain_layer(x, gradient, parameters)
-    errors = {name: relative_error(ours[name], plain[name]) for name in plain}
+    errors = {name: measure_relative_error(ours[name], plain[name]) for name in plain}
     return errors | _compare_passes(x, device, dtype)
 
 
@@ -62,38 +62,40 @@ def _run_layer(x: Tensor, gradient: Tensor, parameters: Sequence[Tensor]) -> dic
     # Forward: statistics, the norm as a map, then norm, ReLU and convolution in one kernel.
     mean1, var1 = _compute_moments(x)
     running = torch.zeros_like(mean1), torch.ones_like(var1)
-    scale1, shift1, inverse_std1 = norms.affine(
+    scale1, shift1, inverse_std1 = norms.make_affine(
         (mean1, var1), (weight1, bias1), _EPS, running, _MOMENTUM, correction
     )
     squeezed = run_unit(x, (scale1, shift1), kernel1)
     mean2, var2 = _compute_moments(squeezed)
-    scale2, shift2, inverse_std2 = norms.affine((mean2, var2), (weight2, bias2), _EPS)
+    scale2, shift2, inverse_std2 = norms.make_affine((mean2, var2), (weight2, bias2), _EPS)
     out = run_unit(squeezed, (scale2, shift2), kernel2)
     # Backward through the 3x3 and the second norm, to the gradient of the bottleneck.
     sums, kernel2_gradient = run_unit_backward(gradient, squeezed, (scale2, shift2), kernel2)
     masked, *rest = sums
     assert masked is not None
-    linear, *norm2_gradients = norms.norm_gradients(
+    linear, *norm2_gradients = norms.compute_norm_gradients(
         (rest[0], rest[1]), mean2, scale2, inverse_std2, of_value, (weight2, bias2)
     )
-    inner = passes.affine_difference(masked, squeezed, scale2, *linear)
+    inner = passes.compute_affine_difference(masked, squeezed, scale2, *linear)
     # Backward through the 1x1 and the first norm, added to a gradient that is there already.
     total = torch.zeros_like(x, memory_format=torch.channels_last)
     sums, kernel1_gradient = run_unit_backward(inner, x, (scale1, shift1), kernel1, into=total)
     _, *rest = sums
-    linear, *norm1_gradients = norms.norm_gradients(
+    linear, *norm1_gradients = norms.compute_norm_gradients(
         (rest[0], rest[1]), mean1, scale1, inverse_std1, of_value, (weight1, bias1)
     )
     gradients = (*norm1_gradients, kernel1_gradient, *norm2_gradients, kernel2_gradient)
     results = {
         "the output of a layer": out,
-        "the gradient of a layer's input": passes.affine_difference(total, x, None, *linear),
+        "the gradient of a layer's input": passes.compute_affine_difference(
+            total, x, None, *linear
+        ),
         "a running mean": running[0],
         "a running variance": running[1],
     }
-    for name, found in zip(_NAMES, gradients, strict=True):
-        assert found is not None
-        results[f"the gradient of {name}"] = found
+    for name, value in zip(_NAMES, gradients, strict=True):
+        assert value is not None
+        results[f"the gradient of {name}"] = value
     return results
 
 
@@ -132,20 +134,20 @@ def _compare_passes(x: Tensor, device: torch.device, dtype: torch.dtype) -> dict
     active = passes.scale_shift_relu(x, scale, shift)
     exact = (a * x.double() + b).relu()
     gradient = draw_map(_CHANNELS, 0, device, dtype, seed=4)
-    masked, summed, weighted = passes.masked_sums(gradient, active, x)
+    masked, summed, weighted = passes.mask_and_sum(gradient, active, x)
     assert masked is not None
     expected = gradient.double() * (active > 0)
     total = draw_map(_CHANNELS, 8, device, dtype, seed=5)
     added = total.double() + a * gradient.double()
     passes.add_scaled(total, gradient, scale)
     return {
-        "norm and ReLU": relative_error(active, exact),
-        "a masked gradient": relative_error(masked, expected),
-        "a masked gradient's sum": relative_error(summed.sum(0), expected.sum((0, 2, 3))),
-        "a masked gradient's weighted sum": relative_error(
+        "norm and ReLU": measure_relative_error(active, exact),
+        "a masked gradient": measure_relative_error(masked, expected),
+        "a masked gradient's sum": measure_relative_error(summed.sum(0), expected.sum((0, 2, 3))),
+        "a masked gradient's weighted sum": measure_relative_error(
             weighted.sum(0), (expected * x.double()).sum((0, 2, 3))
         ),
-        "a scaled sum": relative_error(total, added),
+        "a scaled sum": measure_relative_error(total, added),
     }
 
 

@@ -1,5 +1,7 @@
 """Norm, ReLU and convolution of training in the Triton kernels, forward and backward.
 
+Normed maps are made again in the backward pass, as in Pleiss et al. (1707.06990).
+
 No normed copy is made of what is read: each kernel norms and activates it on the way in. None of
 this was ever run on a GPU.
 
@@ -12,9 +14,12 @@ may be the first channels of a wider buffer. Norms are scale and shift, (C,) eac
 import torch
 from torch import Tensor, nn
 
-from densenet_backbones.dense_block.triton.launch import conv3x3, pointwise
-from densenet_backbones.dense_block.triton.layout import convolution_precision
-from densenet_backbones.dense_block.triton_training.gradients import input_gradient, weight_gradient
+from densenet_backbones.dense_block.triton.launch import convolve_1x1, convolve_3x3
+from densenet_backbones.dense_block.triton.layout import get_convolution_precision
+from densenet_backbones.dense_block.triton_training.gradients import (
+    compute_input_gradient,
+    compute_weight_gradient,
+)
 
 __all__ = ["is_known", "run_unit", "run_unit_backward"]
 
@@ -36,7 +41,7 @@ def run_unit(
     bias: Tensor | None = None,
     dilation: int = 1,
 ) -> Tensor:
-    """``conv(relu(scale * x + shift))`` with a zero border.
+    """Compute ``conv(relu(scale * x + shift))`` with a zero border.
 
     Args:
         x: (N, C, H, W).
@@ -51,12 +56,12 @@ def run_unit(
     images, _, height, width = x.shape
     out = x.new_empty((images, height, width, len(weight)), dtype=weight.dtype)
     out = out.permute(0, 3, 1, 2)
-    precision = convolution_precision()
+    precision = get_convolution_precision()
     if weight.shape[2] == 1:
-        pointwise(x, *norm, weight[:, :, 0, 0].t(), bias, out, precision=precision)
+        convolve_1x1(x, *norm, weight[:, :, 0, 0].t(), bias, out, precision=precision)
     else:
         weight = weight.contiguous(memory_format=torch.channels_last)
-        conv3x3(x, weight, bias, out, norm=norm, dilation=dilation, precision=precision)
+        convolve_3x3(x, weight, bias, out, norm=norm, dilation=dilation, precision=precision)
     return out
 
 
@@ -82,11 +87,16 @@ def run_unit_backward(
             by the scale.
 
     Returns:
-        What `elementwise.masked_sums` does, and the gradient of the weight in float32, or None.
+        The results of `elementwise.mask_and_sum`, and the weight's gradient in float32, or None.
     """
+    # Kernels read channels side by side.
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     weight = weight.contiguous(memory_format=torch.channels_last)
-    found = input_gradient(gradient, weight, x, norm, dilation=dilation, into=into)
+    masked_and_sums = compute_input_gradient(
+        gradient, weight, x, norm, dilation=dilation, into=into
+    )
     if not needed:
-        return found, None
-    return found, weight_gradient(gradient, x, norm, weight.shape[2], dilation=dilation)
+        return masked_and_sums, None
+    return masked_and_sums, compute_weight_gradient(
+        gradient, x, norm, weight.shape[2], dilation=dilation
+    )

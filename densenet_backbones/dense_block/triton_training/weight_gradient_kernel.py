@@ -9,27 +9,29 @@ Shapes: M pixels, C channels read, O outputs; J pairs of a tap and an output.
 import triton
 import triton.language as tl
 
-from densenet_backbones.dense_block.triton.arithmetic import normed, product
-from densenet_backbones.dense_block.triton.tuning import choices
+from densenet_backbones.dense_block.triton.arithmetic import multiply, normalize_activate
+from densenet_backbones.dense_block.triton.tuning import make_autotune_arguments
 
 __all__ = ["weight_gradient_kernel"]
 
 
-def _config(outputs: int, channels: int, pixels: int, warps: int, stages: int) -> triton.Config:
+def _make_config(
+    outputs: int, channels: int, pixels: int, warps: int, stages: int
+) -> triton.Config:
     constants = {"BLOCK_J": outputs, "BLOCK_C": channels, "BLOCK_M": pixels}
     return triton.Config(constants, num_warps=warps, num_stages=stages)
 
 
 _CONFIGS = [
-    _config(64, 64, 64, warps=4, stages=3),
-    _config(128, 64, 64, warps=4, stages=3),
-    _config(64, 128, 64, warps=4, stages=3),
-    _config(128, 128, 64, warps=8, stages=3),
+    _make_config(64, 64, 64, warps=4, stages=3),
+    _make_config(128, 64, 64, warps=4, stages=3),
+    _make_config(64, 128, 64, warps=4, stages=3),
+    _make_config(128, 128, 64, warps=8, stages=3),
 ]
 
 
 @triton.autotune(
-    **choices(_CONFIGS, "BLOCK_M", interpreted=_config(32, 32, 32, 4, 2)),
+    **make_autotune_arguments(_CONFIGS, "BLOCK_M", interpreted=_make_config(32, 32, 32, 4, 2)),
     key=["rows_key", "outputs", "channels_key", "SIDE"],
 )
 @triton.jit
@@ -56,11 +58,13 @@ def weight_gradient_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """``out[part, (tap, o), c] = sum over m of gradient[m - tap, o] relu(scale x + shift)[m, c]``.
+    """Compute the weight's gradient in parts, a sum over pixels each.
+
+    ``out[part, (tap, o), c] = sum over m of gradient[m - tap, o] relu(scale x + shift)[m, c]``
 
     It is the gradient that is shifted, not what it is multiplied with: so all taps of an output are
     columns of one product, and a pixel is normed once for BLOCK_J of them. Programs of the same
-    pixels are neighbours. Pixels are cut into parts of ``part_rows``, a multiple of BLOCK_M, whose
+    pixels are neighbors. Pixels are cut into parts of ``part_rows``, a multiple of BLOCK_M, whose
     sums are added up afterwards, in one order.
     """
     column_tiles = tl.cdiv(channels, BLOCK_C)
@@ -100,8 +104,8 @@ def weight_gradient_kernel(
             other=0.0,
         )
         # Norm and ReLU of the input, made again, and the product over the block's pixels.
-        active = normed(x, scale, shift, float("inf")).to(gradient.dtype)
-        total += product(tl.trans(gradient), active, PRECISION)
+        active = normalize_activate(x, scale, shift, float("inf")).to(gradient.dtype)
+        total += multiply(tl.trans(gradient), active, PRECISION)
     out = out_ptr + tl.program_id(1).to(tl.int64) * SIDE * SIDE * outputs * channels
     tl.store(
         out + j[:, None] * channels + c[None, :],

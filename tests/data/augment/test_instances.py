@@ -79,7 +79,7 @@ def test_keypoints_follow_their_pixels_into_a_window(case, data):
         window.place_keypoints(objects.keypoints, OTHER_SIDE),
     )
     assert pixels.shape == (*window.canvas, 3)
-    (top, left), (rows, columns) = window.corner, window.shown
+    (top, left), (rows, columns) = window.corner, window.visible_size
     for before, after in zip(objects.keypoints, placed, strict=True):
         if window.mirrored:
             after = after[list(OTHER_SIDE)]  # back to the sides of before
@@ -100,7 +100,7 @@ def test_a_window_cuts_masks_and_boxes_as_it_cuts_the_image(case, data):
     image, objects = case
     window = data.draw(windows(image.shape[:2]))
     pixels, masks = window.place_image(image, FILL), window.place_masks(objects.masks)
-    (top, left), (rows, columns) = window.corner, window.shown
+    (top, left), (rows, columns) = window.corner, window.visible_size
     part = slice(top, top + rows), slice(left, left + columns)
     border = np.ones(window.canvas, bool)
     border[:rows, :columns] = False

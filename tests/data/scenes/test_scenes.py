@@ -73,7 +73,7 @@ def test_scenes_have_visible_objects_of_a_fair_size(size):
             np.testing.assert_array_equal(thing.mask, s.ids == k)
             _, _, w, h = forms.compute_mask_box(thing.mask)
             assert min(w, h) >= np.floor(visible_least)
-            assert 1 - MAX_HIDDEN - 1e-9 <= thing.shown <= 1
+            assert 1 - MAX_HIDDEN - 1e-9 <= thing.visible_share <= 1
     assert set(labels) == set(range(1, len(CLASSES) + 1))
     assert empty < 8 and 60 < sum(labels.values()) < 240
 
@@ -95,7 +95,7 @@ def test_crowds_and_hard_objects_are_there_but_rare():
     assert 2 <= crowds < 0.06 * len(things)
     assert crowds < difficult < 0.1 * len(things)
     assert 0.05 < truncated / len(things) < 0.5
-    assert 0.1 < np.mean([t.shown < 1 and not t.truncated for t in things]) < 0.5
+    assert 0.1 < np.mean([t.visible_share < 1 and not t.truncated for t in things]) < 0.5
 
 
 def test_objects_stand_out_from_what_is_around_them():
@@ -262,8 +262,10 @@ def test_voc_flags_and_masks_agree_with_the_scene(root):
         for item, thing in zip(tree.findall("object"), s.objects, strict=True):
             flags = {k: item.findtext(k) == "1" for k in ("truncated", "occluded", "difficult")}
             assert flags["truncated"] == thing.truncated
-            assert flags["occluded"] == (thing.shown < 1)
-            assert flags["difficult"] == (thing.crowd or thing.shown < forms.DIFFICULT_SHOWN)
+            assert flags["occluded"] == (thing.visible_share < 1)
+            assert flags["difficult"] == (
+                thing.crowd or thing.visible_share < forms.DIFFICULT_SHOWN
+            )
         picture = Image.open(root / "VOC" / "SegmentationClass" / f"{stem}.png")
         assert picture.mode == "P"
         assert picture.getpalette()[3 * FIGURE : 3 * FIGURE + 3] == [0, 128, 128]
