@@ -64,6 +64,7 @@ class DenseNet(DenseStages):
         check_interval("drop_rate", drop_rate, "[0, 1)")
         spec = DenseNetSpec() if spec is None else spec
         super().__init__(spec, in_chans)
+        # Flat children in the order they run: a network may be cut behind any of them.
         for name, module in feature_modules(spec, in_chans):
             self.add_module(name, module)
         self.set_memory(memory)
@@ -116,6 +117,7 @@ class DenseNet(DenseStages):
             prune_norm: Without effect; the final norm is the last tap.
             prune_head: Also drop the classifier when nothing else is dropped.
         """
+        # All taps before the last wanted one stay, since the maps run through them.
         positions = take_indices(len(self.feature_info), indices)
         last = self.feature_info[positions[-1]]
         end = self.feature_names.index(last["module"]) + 1

@@ -130,6 +130,7 @@ class DenseNetSpec:
     init: Init = "he"
 
     def __post_init__(self) -> None:
+        # JSON and YAML have lists only; a frozen value needs tuples, to be hashed and compared.
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, list):
@@ -151,6 +152,7 @@ class DenseNetSpec:
         self._check_groups()
 
     def _check_numbers(self) -> None:
+        # The number of blocks first: the lengths of other fields are checked against it.
         blocks = self.block_config
         fits = isinstance(blocks, tuple) and len(blocks) > 0 and all(map(_is_positive, blocks))
         _require(fits, self, "block_config", "one or more layer counts, each an integer >= 1")
@@ -242,6 +244,7 @@ class DenseNetSpec:
             last = i == count - 1
             # 1e-6: 0.29 * 100 is 28.999999999999996 in binary and means 29
             exit_channels = None if last else fixed[i] or math.floor(channels * theta[i] + 1e-6)
+            # Past `output_stride` a transition dilates the blocks behind it instead of halving.
             pool = not last and pooled[i]
             halves = pool and stride != self.output_stride
             plan = BlockPlan(

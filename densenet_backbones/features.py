@@ -186,11 +186,13 @@ class _ScriptableStages(nn.Module):
         super().__init__()
         self.segments = nn.ModuleList()
         tapped_names = net.return_layers
+        # Stages wait until something is tapped, then become one segment.
         waiting: list[nn.Module] = []
         for name in net.feature_names:
             stage = getattr(net, name)
             inner = stage.widths() if isinstance(stage, DenseBlock) else ()
             widths = [width for layer, width in inner if f"{name}.{layer}" in tapped_names]
+            # A tap inside a transition cuts it behind its ReLU; its convolution waits for the next.
             if f"{name}.relu" in tapped_names:
                 norm, relu, *conv = stage.children()
                 self.segments.append(_Segment([*waiting, norm, relu], [], tapped=True))
@@ -217,6 +219,7 @@ def _describe_taps(net: DenseNet, tap: Tap, layer_taps: Sequence[str]) -> list[d
     """
     blocks = net.spec.blocks
     info = [dict(level, stage=f"c{i + 1}") for i, level in enumerate(net.feature_info)]
+    # Start from the raw taps; the other rows of the table move each block's tap further back.
     info[0]["nominal"] = net.spec.stem_stride
     for i, plan in enumerate(blocks, start=1):
         info[i]["nominal"] = plan.stride * plan.dilation
@@ -288,6 +291,7 @@ def feature_levels(net: nn.Module) -> tuple[FeatureLevel, ...]:
     output_fmt = str(getattr(net, "output_fmt", "NCHW")).rpartition(".")[2]
     if output_fmt != "NCHW":
         raise ValueError(f"{type(net).__name__} returns {output_fmt} maps; NCHW maps are needed")
+    # Names by stride if strides only ever double or more, else by position.
     indices = sorted(i % len(info) for i in info.out_indices)
     strides = [int(level["reduction"]) for level in info.info]
     by_stride = all(stride & (stride - 1) == 0 for stride in strides)

@@ -1,4 +1,4 @@
-"""From images to the channel order, range, mean and deviation that a network was made for.
+"""Bring images to the channel order, range, mean and deviation that a network was made for.
 
 Names as in torchvision's detectors (``models/detection/transform.py``); channel order and range
 besides, for networks whose weights come from Caffe's kind of input (szq0214/DSOD).

@@ -1,4 +1,4 @@
-"""A child's answers to timm's questions about parameters, under its parent's names."""
+"""Rename a child's parameter groups, as timm's optimizers ask for them, to its parent's names."""
 
 from torch import nn
 

@@ -29,7 +29,7 @@ RENAMED: dict[str, Callable[[Any], Keywords]] = {
     "score_threshold": _rename_to("score_thresh"),
     "trainable_layers": _rename_to("trainable_backbone_layers"),
 }
-"""From an old name to what makes today's names and values of its value."""
+"""Old name -> function that turns its value into today's names and values."""
 
 
 NESTED = ("preprocessing", "normalization")

@@ -16,7 +16,7 @@ from densenet_backbones.file_writing import save_json
 __all__ = ["Cell", "Column", "Report", "Table", "Unavailable", "describe_machine"]
 
 Cell = str | int | float | tuple[float, ...] | None
-"""A tuple holds what each turn gave; None is what there is not."""
+"""Value of a cell: a tuple holds one number a turn, None stands for an empty cell."""
 
 _PACKAGES = ("torch", "timm", "torchvision", "segmentation-models-pytorch", "onnxruntime")
 

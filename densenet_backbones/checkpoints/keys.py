@@ -49,7 +49,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a DenseNet stands among the weights of a file.
+    """Place of a DenseNet among the weights of a file.
 
     Attributes:
         prefix: What stands before our name, wrappers' names taken off: ``module.features.``,

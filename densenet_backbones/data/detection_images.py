@@ -1,4 +1,4 @@
-"""From the records of a detection set to samples."""
+"""Make samples of the records of a detection set: read, augment, and turn into tensors."""
 
 from collections.abc import Sequence
 

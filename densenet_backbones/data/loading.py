@@ -75,6 +75,7 @@ class ResumableLoader(DataLoader[T]):
 
     def __iter__(self) -> Iterator[list[T]]:  # type: ignore[override]
         """Yield the rest of the epoch."""
+        # Start behind the images that were trained on; the next epoch is a whole one again.
         done = self.batches_done() * (self.batch_size or 1)
         self.epoch_sampler.start = min(done, len(self.epoch_sampler))
         try:
@@ -345,7 +346,7 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
 
 
 AnyData = ImageData[Any, Any]
-"""A data module of whatever sets and samples."""
+"""Data module of any kind of set and sample."""
 
 
 def choose_workers() -> int:

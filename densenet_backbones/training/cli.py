@@ -155,6 +155,7 @@ class TrainingCLI(LightningCLI):
         files = config.get("config") or [DEFAULT_CONFIG]
         file = Path(str(files[-1]))
         name = file.stem if file.stem != "config" else file.resolve().parent.name
+        # What cannot work together is refused before a folder is made for it.
         if (config.trainer.max_epochs or 0) < 1 and (config.trainer.max_steps or 0) < 1:
             raise RunFolderError(
                 "trainer.max_epochs (--epochs) must be given, at least 1: the learning rate is "
@@ -175,6 +176,7 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Return the trainer with this run's checkpoints, loggers and pictures."""
+        # A dry run leaves no files: no checkpoints, no pictures, no loggers.
         trainer = self.config_init.trainer
         callbacks: list[pl.Callback] = [EpochLines()]
         if self.config.ema_decay is not None:
@@ -208,6 +210,7 @@ def run_training(task_type: type[AnyTask], arguments: Sequence[str]) -> None:
         prepare_folder(cli)
     for line in lines:
         say(line)
+    # The mode before the plan, which says what it keeps.
     memory = settle_memory(task, data, trainer)
     report.print_plan(task, data, trainer, folder, cli.resumed, memory)
     fit(cli)

@@ -20,7 +20,7 @@ from densenet_backbones.file_writing import save_json
 from densenet_backbones.reporting.console import is_first_process
 
 _INHERITED = "DENSENET_BACKBONES_RUN_DIR"
-"""The first process tells the processes it launches which folder was chosen."""
+"""Variable by which the first process tells those it launches which folder was chosen."""
 
 
 class RunFolderError(ValueError):

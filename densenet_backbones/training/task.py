@@ -269,4 +269,4 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
 
 
 AnyTask = Task[Any, Any, Any]
-"""A task of whatever data, samples and metric."""
+"""Task of any kind of data, sample and metric."""

@@ -135,7 +135,7 @@ def _init_xavier(module: nn.Module) -> None:
 
 
 class SSDBackbone(DetectionBackbone):
-    """As its base, but with a width of each map's own: ``out_channels`` is their list."""
+    """Backbone whose maps may differ in width: ``out_channels`` is the list of them."""
 
     adapter: Any
 

@@ -1,4 +1,4 @@
-"""From images of any size to a detector's batch, and from its detections back to the images.
+"""Turn images of any size into a detector's batch, and map its detections back to the images.
 
 One class for all detectors, at ``model.transform`` as in torchvision
 (``models/detection/transform.py``), whose resizing and padding it uses.

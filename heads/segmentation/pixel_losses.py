@@ -215,7 +215,7 @@ def ohem(pixels: Pixels, threshold: float = 0.7, share: float = 1 / 16) -> Tenso
 
 
 def _compute_jaccard_steps(truth: Tensor, dtype: torch.dtype) -> Tensor:
-    """By how much the Jaccard loss grows with each further pixel that is wrong (algorithm 1).
+    """Growth of the Jaccard loss with each further pixel that is wrong (algorithm 1).
 
     With I pixels of the class still right and a union of U, one more of the class adds 1 / U, and
     one more that is not adds I / (U (U - 1)). The paper subtracts neighboring values of the loss

@@ -260,9 +260,9 @@ def test_images_in_parts():
 @pytest.mark.parametrize("options", [{}, {"act_layer": "relu6"}, {"tap": "norm"}], ids=str)
 def test_a_deployed_net(options, as_on_a_gpu, kernel_runs, monkeypatch):
     pooled = []
-    run = folded_transition._folded_transition
+    run = folded_transition._run_transition
     monkeypatch.setattr(
-        folded_transition, "_folded_transition", lambda *args: pooled.append(1) or run(*args)
+        folded_transition, "_run_transition", lambda *args: pooled.append(1) or run(*args)
     )
     net = tiny("densenet121_features", **options).eval().to(DEVICE)
     deployed = deploy(net)
