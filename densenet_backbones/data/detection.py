@@ -13,6 +13,7 @@ from densenet_backbones.data.instances import (
     TargetType,
     keep_images_with_keypoints,
     keep_learnable_objects,
+    order_keypoints,
 )
 from densenet_backbones.data.loading import ImageData, Root
 from densenet_backbones.data.mask_samples import MaskRecord
@@ -73,6 +74,15 @@ class DetectionData(ImageData[DetectionSet, Sample]):
         return data_set
 
     @property
+    def val_set(self) -> DetectionSet:
+        """The evaluated images (read at first use): labels and keypoints are the training's."""
+        first_use = "val" not in self._sets
+        data_set = super().val_set
+        if first_use and self.overfit_images is None:
+            data_set = self._sets["val"] = self._name_keypoints(data_set, self.categories)
+        return data_set
+
+    @property
     def categories(self) -> Categories:
         """Classes of the training set."""
         return self.train_set.categories
@@ -84,6 +94,12 @@ class DetectionData(ImageData[DetectionSet, Sample]):
     def use_classes(self, categories: Categories) -> None:
         """Read the evaluated split with the classes that a trained detector knows."""
         self.use_class_names(categories.names)
+        self._sets["val"] = self._name_keypoints(self._sets["val"], categories)
+
+    def _name_keypoints(self, data_set: DetectionSet, model: Categories) -> DetectionSet:
+        """Put a set's keypoints in the model's order, if they are learned."""
+        learned = "keypoints" in self.target_types
+        return order_keypoints(data_set, model) if learned else data_set
 
     def read_set(
         self, root: Root, split: str | None, classes: Sequence[str] | None

@@ -105,5 +105,6 @@ class DetectionImages(Dataset[Sample]):
                 f"{record.path}: is {width}x{height} pixels as shown, its annotations say "
                 f"{record.width}x{record.height}; annotate the image as it is shown"
             )
-        count = len(self.detection_set.categories.keypoints)
-        return image, read_instances(record, self.target_types, count)
+        known = self.detection_set.categories
+        positions = known.keypoint_positions
+        return image, read_instances(record, self.target_types, len(known.keypoints), positions)

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from densenet_backbones.data.boxes import LEFT_OUT
-from densenet_backbones.data.files import refuse_faults, refuse_if_strict
+from densenet_backbones.data.files import quote, refuse_faults, refuse_if_strict
 from densenet_backbones.data.readers.coco_json import abbreviate
 from densenet_backbones.data.readers.coco_outlines import check_outline, draw_outline
 from densenet_backbones.data.samples import (
@@ -58,7 +58,10 @@ class Instances:
 
 
 def read_instances(
-    record: ImageRecord, target_types: Sequence[str] = ("boxes",), keypoints: int = 0
+    record: ImageRecord,
+    target_types: Sequence[str] = ("boxes",),
+    keypoints: int = 0,
+    positions: Sequence[int] = (),
 ) -> Instances:
     """Read the objects of an image that training may use.
 
@@ -66,6 +69,8 @@ def read_instances(
         record: Record of the image; masks and keypoints come from its `annotations`.
         target_types: Annotations to make; boxes and labels are always made.
         keypoints: Number of keypoints of an object, Kp; objects that have none get Kp zeros.
+        positions: Position of each keypoint in the annotations (`Categories.keypoint_positions`);
+            empty for the order of the annotations.
 
     Raises:
         DataError: If an outline is faulty (names the annotation), or the masks need more than
@@ -76,6 +81,8 @@ def read_instances(
         objects.masks = _draw_masks(record)
     if "keypoints" in target_types:
         objects.keypoints = _read_keypoints(record, keypoints)
+        if positions:
+            objects.keypoints = objects.keypoints[:, list(positions)]
     return objects
 
 
@@ -121,6 +128,46 @@ def keep_images_with_keypoints(detection_set: DetectionSet) -> DetectionSet:
             "(visibility 1 or 2), so none can be learned from it; choose a detector of boxes"
         )
     return replace(detection_set, records=tuple(records))
+
+
+def order_keypoints(detection_set: DetectionSet, model: Categories) -> DetectionSet:
+    """Put the keypoints of a set in a model's order, matched by name; annotations stay as they are.
+
+    Args:
+        detection_set: Set whose `categories` name its keypoints.
+        model: Classes of the model, or of another set that is taken as one with this.
+
+    Returns:
+        The set, whose categories have the model's keypoints and skeleton.
+
+    Raises:
+        DataError: If the names differ, or one is given twice so that the order is not clear.
+    """
+    own, where = detection_set.categories, detection_set.file or detection_set.name
+    if not model.keypoints or own.keypoints == model.keypoints:
+        return detection_set
+    differing = sorted(set(own.keypoints) ^ set(model.keypoints))
+    if differing or len(own.keypoints) != len(model.keypoints):
+        raise DataError(
+            f"{where}: its {len(own.keypoints)} keypoints "
+            f"({quote(own.keypoints, 20)}) are not the {len(model.keypoints)} that are known "
+            f"({quote(model.keypoints, 20)}); give both the same names, in any order"
+        )
+    # One more permutation after that of the set, if it has one.
+    table = np.array([own.keypoints.index(name) for name in model.keypoints])
+    if len(set(table.tolist())) < len(table):
+        raise DataError(
+            f"{where}: keypoints are named twice ({quote(own.keypoints, 20)}), so "
+            "they cannot be put in another order; give each a name of its own"
+        )
+    before = np.array(own.keypoint_positions or range(len(table)))
+    categories = replace(
+        own,
+        keypoints=model.keypoints,
+        skeleton=model.skeleton,
+        keypoint_positions=tuple(before[table].tolist()),
+    )
+    return replace(detection_set, categories=categories)
 
 
 def _list_own_annotations(record: ImageRecord) -> list[Annotation]:

@@ -21,6 +21,7 @@ _MIRROR = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
 S = TypeVar("S")
+Points = TypeVar("Points", np.ndarray, Tensor)
 
 
 class DataError(ValueError):
@@ -111,12 +112,15 @@ class Categories:
         keypoints: Names of an object's keypoints, in the order of their coordinates; empty where
             the data has none, or where its classes have different ones.
         skeleton: Pairs of positions in `keypoints`, from 0, that pictures join by lines.
+        keypoint_positions: Position of each keypoint in the data set's own lists, which name the
+            same ones in another order; empty where the order is the same.
     """
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
     keypoints: tuple[str, ...] = ()
     skeleton: tuple[tuple[int, int], ...] = ()
+    keypoint_positions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.ids):
@@ -129,6 +133,11 @@ class Categories:
         if any(not 0 <= end < count for pair in self.skeleton for end in pair):
             raise DataError(
                 f"skeleton must join keypoints 0 .. {count - 1}, got {list(self.skeleton)}"
+            )
+        if self.keypoint_positions and sorted(self.keypoint_positions) != list(range(count)):
+            raise DataError(
+                f"keypoint_positions must be 0 .. {count - 1} in some order, got "
+                f"{list(self.keypoint_positions)}"
             )
 
     @classmethod
@@ -149,7 +158,10 @@ class Categories:
         )
 
     def to_dict(self) -> CategoriesState:
-        """Return plain lists, for checkpoints and JSON; keypoints only where there are some."""
+        """Return plain lists, for checkpoints and JSON; keypoints only where there are some.
+
+        The positions of keypoints are not among them: they tell of one file alone.
+        """
         state: CategoriesState = {"names": list(self.names), "ids": list(self.ids)}
         if self.keypoints:
             state["keypoints"] = list(self.keypoints)
@@ -203,6 +215,16 @@ class Categories:
         """Return the name of a label; label 0 is "background"."""
         return self.names[label - 1] if label else "background"
 
+    def put_in_label_order(self, keypoints: Points) -> Points:
+        """Return (..., Kp, 3) keypoints of the data set's own order in the order of the names."""
+        positions = self.keypoint_positions
+        return keypoints[..., list(positions), :] if positions else keypoints
+
+    def put_in_file_order(self, keypoints: Points) -> Points:
+        """Invert `put_in_label_order`."""
+        positions = self.keypoint_positions
+        return keypoints[..., np.argsort(positions).tolist(), :] if positions else keypoints
+
 
 def _swap_side(word: str) -> str:
     return _MIRROR.get(word, word)
@@ -242,7 +264,8 @@ class ImageRecord:
         labels: (B,) int64 in ``1 .. K - 1``.
         difficult: (B,) bool, VOC's flag (False everywhere in COCO).
         annotations: COCO-format entries of every object that evaluation uses, crowds and
-            difficult objects included; `bbox` is xywh, `category_id` the data set's own.
+            difficult objects included; `bbox` is xywh, `category_id` and the order of `keypoints`
+            are the data set's own.
         annotation_of: (B,) int64 position in `annotations` of each box, from where masks and
             keypoints are made when a sample is. None where a record has boxes only.
     """
@@ -260,12 +283,16 @@ class ImageRecord:
 
 @dataclass(frozen=True, eq=False)
 class DetectionSet:
-    """Part of a detection data set: its images, its classes and what was wrong with it."""
+    """Part of a detection data set: its images, its classes and what was wrong with it.
+
+    Its `file` is the annotation file that all of it was read from, where there is one.
+    """
 
     name: str
     records: tuple[ImageRecord, ...]
     categories: Categories
     problems: tuple[Problem, ...] = field(default=())
+    file: Path | None = None
 
     def __len__(self) -> int:
         return len(self.records)

@@ -41,6 +41,11 @@ class DetectorSpec(ModelSpec):
         object.__setattr__(self, "args", rename_options(self.args))
         object.__setattr__(self, "preprocessing", rename_transform(self.preprocessing))
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels from 1 on."""
+        return self.categories.names
+
     def classes_to_dict(self) -> JsonDict:
         """Return the entry of the categories."""
         return {"categories": self.categories.to_dict()}

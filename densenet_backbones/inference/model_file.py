@@ -20,6 +20,7 @@ import torchvision
 from torch import Tensor, nn
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint, read_state_dict
+from densenet_backbones.data.files import quote
 from densenet_backbones.file_writing import replace_file
 from densenet_backbones.heads.backbones import LOADED_LATER
 from densenet_backbones.heads.detection.transform import DetectionTransform
@@ -52,6 +53,11 @@ class ModelSpec:
     name: str
     args: JsonDict
     preprocessing: JsonDict | None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the model's classes, in label order."""
+        raise NotImplementedError
 
     def classes_to_dict(self) -> JsonDict:
         """Return the entries of `to_dict` about the model's classes."""
@@ -186,14 +192,7 @@ def read_model_file(path: str | Path, kinds: Sequence[type[S]]) -> tuple[S, dict
         CheckpointError: The file is missing, needs unpickling of code, or holds no such model.
     """
     path = Path(path)
-    content = read_checkpoint(path)
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
-    # A slim file keeps its description in the header, a checkpoint among its entries.
-    described = content
-    if path.suffix == ".safetensors":
-        with safetensors.safe_open(path, "pt") as file:
-            described = {key: _parse_json(text) for key, text in (file.metadata() or {}).items()}
+    described = _read_descriptions(path)
     for kind in kinds:
         if isinstance(state := described.get(kind.key), dict):
             try:
@@ -205,6 +204,28 @@ def read_model_file(path: str | Path, kinds: Sequence[type[S]]) -> tuple[S, dict
         "give a checkpoint written by the training tools, or start a training from these weights "
         "with --init-from"
     )
+
+
+def read_spec(path: str | Path, kind: type[S]) -> S | None:
+    """Read the description in a file; None where it holds none of this kind, only weights.
+
+    Raises:
+        CheckpointError: The file is missing, needs unpickling of code, or the description is
+            damaged.
+    """
+    state = _read_descriptions(Path(path)).get(kind.key)
+    return kind.from_dict(state) if isinstance(state, dict) else None
+
+
+def _read_descriptions(path: Path) -> JsonDict:
+    content = read_checkpoint(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
+    # A slim file keeps its description in the header, a checkpoint among its entries.
+    if path.suffix != ".safetensors":
+        return content
+    with safetensors.safe_open(path, "pt") as file:
+        return {key: _parse_json(text) for key, text in (file.metadata() or {}).items()}
 
 
 def _parse_json(text: str) -> object:
@@ -257,3 +278,27 @@ def select_fitting_weights(
             fitting[name] = value
     problems += [f"{name}: not in the file" for name in own if name not in weights]
     return fitting, problems
+
+
+def compare_class_names(file: str, names: Sequence[str], spec: ModelSpec) -> list[str]:
+    """Return a line where as many, but other classes would be started from.
+
+    Args:
+        file: File of the weights.
+        names: Names of its classes, in label order.
+        spec: Description of the model that is started.
+
+    Raises:
+        CheckpointError: The names are the model's in another order, so that each class would start
+            as another.
+    """
+    now = spec.class_names
+    if len(names) != len(now) or tuple(names) == now:
+        return []
+    if set(names) == set(now):
+        order = json.dumps(list(names), ensure_ascii=False)
+        raise CheckpointError(
+            f"{file}: has the classes in the order {quote(names, 20)}, the training data in the "
+            f"order {quote(now, 20)}; keep the file's with --data.classes '{order}'"
+        )
+    return [f"  its classes are {quote(names, 20)}: outputs of other classes start from theirs"]

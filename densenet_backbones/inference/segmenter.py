@@ -59,6 +59,11 @@ class SegmenterSpec(ModelSpec):
         """Number of channels of the logits, C."""
         return 1 if self.task == "binary" else self.classes.num_classes
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels from 0 on."""
+        return self.classes.names
+
     def classes_to_dict(self) -> JsonDict:
         """Return the entries of the classes and the task."""
         return {"classes": self.classes.to_dict(), "task": self.task}

@@ -52,7 +52,8 @@ class CocoMetric(Metric):
 
     Args:
         ground_truth: COCO's JSON form of the whole set (`DetectionSet.ground_truth`).
-        categories: Classes that tie labels of the model to category ids of the data set.
+        categories: The evaluated set's classes: they tie labels and keypoints of the model to
+            the ids, and the order of keypoints, of the file that `ground_truth` comes from.
         iou_type: "bbox", "segm" or "keypoints"; or several of them, all evaluated on the same
             detections: the numbers of masks and keypoints are then called mask_AP, keypoint_AP, ….
         backend: "pycocotools" or "faster_coco_eval".
@@ -267,7 +268,8 @@ def format_coco_results(
 
     Args:
         predictions: Detections of each image, as `CocoMetric.update` takes them.
-        categories: Classes that give the category id of each label.
+        categories: The evaluated set's classes: they give the category id of each label, and the
+            order of keypoints in its file.
 
     Returns:
         One dict a detection, in the given order: image_id, category_id, score, bbox (xywh in
@@ -298,6 +300,7 @@ def format_coco_results(
                 result["segmentation"] = {"size": list(mask["size"]), "counts": text}
             if "keypoints" in prediction:
                 points = torch.as_tensor(prediction["keypoints"][i])
+                points = categories.put_in_file_order(points)
                 result["keypoints"] = points.double().flatten().tolist()
             results.append(result)
     return results

@@ -7,8 +7,10 @@ constants of keypoints.
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+
 from densenet_backbones.data.instances import TargetType
-from densenet_backbones.data.samples import DetectionSet, GroundTruth
+from densenet_backbones.data.samples import Categories, DetectionSet, GroundTruth
 from densenet_backbones.metrics.coco_summary import IouType
 
 IOU_TYPES: dict[TargetType, IouType] = {
@@ -19,19 +21,38 @@ IOU_TYPES: dict[TargetType, IouType] = {
 """Annotation that a detector learns from -> the type of COCO's evaluation of it."""
 
 COCO_KEYPOINTS = 17
+COCO_SIGMAS = {
+    "nose": 0.026,
+    **{f"{side}_eye": 0.025 for side in ("left", "right")},
+    **{f"{side}_ear": 0.035 for side in ("left", "right")},
+    **{f"{side}_shoulder": 0.079 for side in ("left", "right")},
+    **{f"{side}_elbow": 0.072 for side in ("left", "right")},
+    **{f"{side}_wrist": 0.062 for side in ("left", "right")},
+    **{f"{side}_hip": 0.107 for side in ("left", "right")},
+    **{f"{side}_knee": 0.087 for side in ("left", "right")},
+    **{f"{side}_ankle": 0.089 for side in ("left", "right")},
+}
+"""COCO's OKS constants by the names and in the order of its person_keypoints files."""
 MEAN_SIGMA = 0.067
 """Mean of COCO's 17 constants (cocoeval.py, `kpt_oks_sigmas`): for keypoints that have none."""
 
 
-def choose_sigmas(keypoints: int) -> list[float] | None:
-    """Return the OKS constants of an object's keypoints.
+def choose_sigmas(keypoints: int, categories: Categories | None = None) -> list[float] | None:
+    """Return the OKS constants of an object's keypoints, in the order of the evaluated file.
 
     Args:
         keypoints: Number of an object's keypoints.
+        categories: The evaluated set's classes: where they name COCO's keypoints in another
+            order, each gets its own constant.
 
     Returns:
         None, which stands for COCO's own, where there are 17; else one constant for all.
     """
+    names: list[str] = []
+    if categories is not None and categories.keypoints:
+        names = categories.put_in_file_order(np.array(categories.keypoints)[:, None])[:, 0].tolist()
+    if set(names) == set(COCO_SIGMAS) and names != list(COCO_SIGMAS):
+        return [COCO_SIGMAS[name] for name in names]
     return None if keypoints == COCO_KEYPOINTS else [MEAN_SIGMA] * keypoints
 
 

@@ -137,8 +137,9 @@ def draw_examples(
     nothing = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, np.int64), "scores": np.zeros(0)}
     records = [record for record in part.records if record.image_id in evaluated]
     records = records[:: max(1, len(records) // PICTURED_IMAGES)][:PICTURED_IMAGES]
-    keypoints = len(part.categories.keypoints)
-    objects = [read_instances(record, target_types, keypoints) for record in records]
+    known = part.categories
+    layout = len(known.keypoints), known.keypoint_positions
+    objects = [read_instances(record, target_types, *layout) for record in records]
     sheet = draw_beside_ground_truth(
         [read_image(record.path) for record in records],
         [collect_annotations(instances) for instances in objects],
@@ -156,7 +157,7 @@ def group_by_image(
 
     Args:
         results: Detections in COCO's results format, of any images in any order.
-        categories: Label <-> category id.
+        categories: The evaluated set's classes, whose ids and order of keypoints the results have.
 
     Returns:
         By image id: ``boxes`` (n, 4) xyxy float32, ``labels`` (n,) int64, ``scores`` (n,) float32
@@ -181,5 +182,6 @@ def _join_rows(detections: Sequence[Mapping[str, Any]], categories: Categories) 
         prediction["masks"] = [row["segmentation"] for row in detections]
     if "keypoints" in detections[0]:
         points = np.array([row["keypoints"] for row in detections], np.float32)
-        prediction["keypoints"] = points.reshape(len(detections), -1, 3)
+        points = points.reshape(len(detections), -1, 3)
+        prediction["keypoints"] = categories.put_in_label_order(points)
     return prediction

@@ -22,7 +22,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint
 from densenet_backbones.data.samples import DataError
-from densenet_backbones.inference.model_file import read_weights, select_fitting_weights
+from densenet_backbones.inference.model_file import (
+    compare_class_names,
+    read_spec,
+    read_weights,
+    select_fitting_weights,
+)
 from densenet_backbones.messages import one_sentence
 from densenet_backbones.reporting.console import (
     fail,
@@ -295,12 +300,19 @@ def check_same_model(task: AnyTask, state: Mapping[str, Any], folder: RunFolder)
     """
     before, now = state[task.spec.key], task.spec.to_dict()
     for name in ("name", "args", *task.spec.classes_to_dict()):
-        if before[name] != now[name]:
+        if _without_ids(before[name]) != _without_ids(now[name]):
             raise RunFolderError(
                 f"cannot go on from {folder.resume_from}: the {task.spec.kind}'s {name} was "
                 f"{before[name]} and is {now[name]} now; leave out --config and give "
                 f"--run-dir {folder.path} --resume, or start anew with --init-from"
             )
+
+
+def _without_ids(entry: object) -> object:
+    """Return an entry of a description without ids of classes: they are the data file's alone."""
+    if not isinstance(entry, Mapping):
+        return entry
+    return {key: value for key, value in entry.items() if key != "ids"}
 
 
 def start_from(task: AnyTask, file: str) -> list[str]:
@@ -310,8 +322,11 @@ def start_from(task: AnyTask, file: str) -> list[str]:
         Lines that say how many were taken and which were not.
 
     Raises:
-        CheckpointError: The file cannot be read safely, or nothing in it fits.
+        CheckpointError: The file cannot be read safely, nothing in it fits, or its classes are the
+            data's in another order.
     """
+    described = read_spec(file, task.spec_type)
+    other = compare_class_names(file, described.class_names, task.spec) if described else []
     fitting, left = select_fitting_weights(task.model, weights := read_weights(file))
     if not fitting:
         raise CheckpointError(
@@ -320,7 +335,7 @@ def start_from(task: AnyTask, file: str) -> list[str]:
         )
     task.model.load_state_dict(fitting, strict=False)
     taken = f"Started from {file}: {len(fitting)} of {len(task.model.state_dict())} tensors taken."
-    return [taken, *(f"  left out: {line}" for line in left)]
+    return [taken, *other, *(f"  left out: {line}" for line in left)]
 
 
 def list_keys(task_type: type[AnyTask]) -> list[str]:

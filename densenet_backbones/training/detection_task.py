@@ -42,7 +42,7 @@ from densenet_backbones.reporting.pictures import make_sheet, to_pixels
 from densenet_backbones.stages import DenseStages
 from densenet_backbones.training.arguments import DETECTION_FORM
 from densenet_backbones.training.optimization import Optimizer, Schedule
-from densenet_backbones.training.task import MemoryOption, Outputs, Task
+from densenet_backbones.training.task import MemoryOption, Outputs, Task, refuse_other_names
 
 IMAGES_MATCHED = 2000
 """Matching takes a millisecond an image: all of COCO's would be two minutes of waiting."""
@@ -221,15 +221,26 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
         height, width = (side + -side % divisor for side in size)
         return part, (height, width)
 
+    def check_names(self, data: DetectionData) -> None:
+        """Refuse evaluated images whose labels, or keypoints, are not the model's."""
+        part, known = data.val_set, self.spec.categories
+        refuse_other_names(part.name, "classes", part.categories.names, known.names)
+        if "keypoints" in self.target_types and known.keypoints:
+            own = part.categories.keypoints
+            refuse_other_names(part.name, "keypoints", own, known.keypoints)
+
     def make_metric(self, data: DetectionData) -> CocoMetric:
         """Return COCO's evaluation of all target types."""
         keypoints = self.spec.args.get("num_keypoints", COCO_KEYPOINTS)
+        learned = "keypoints" in self.target_types
+        # Labels are the model's; ids belong to the file that is evaluated.
+        part = data.val_set
         return CocoMetric(
-            complete_truth(data.val_set, self.target_types, keypoints),
-            self.spec.categories,
+            complete_truth(part, self.target_types, keypoints),
+            part.categories,
             [IOU_TYPES[target_type] for target_type in self.target_types],
             backend=self.evaluator,
-            keypoint_sigmas=choose_sigmas(keypoints) if "keypoints" in self.target_types else None,
+            keypoint_sigmas=choose_sigmas(keypoints, part.categories) if learned else None,
         )
 
     def write_evaluation(

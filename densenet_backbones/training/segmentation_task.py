@@ -43,7 +43,7 @@ from densenet_backbones.reporting.mask_pictures import draw_masks_sheet, draw_ma
 from densenet_backbones.reporting.pictures import to_pixels
 from densenet_backbones.training.arguments import SEGMENTATION_FORM
 from densenet_backbones.training.optimization import Optimizer, Schedule
-from densenet_backbones.training.task import MemoryOption, Outputs, Task
+from densenet_backbones.training.task import MemoryOption, Outputs, Task, refuse_other_names
 
 
 @dataclass
@@ -204,6 +204,11 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
         """Return all but the normalization, which looks at values; images are padded for it."""
         height, width = self.model.padded(torch.empty(1, 3, *size, device="meta")).shape[-2:]
         return self.model.net, (height, width)
+
+    def check_names(self, data: SegmentationData) -> None:
+        """Refuse evaluated masks whose labels are not the model's."""
+        part = data.val_set
+        refuse_other_names(part.name, "classes", part.classes.names, self.spec.classes.names)
 
     def make_metric(self, data: SegmentationData) -> SegmentationMetric:
         """Return the evaluation by IoU, accuracies and boundary scores."""

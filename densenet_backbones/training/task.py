@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from densenet_backbones.data.augment.presets import ModelInput
+from densenet_backbones.data.files import quote
 from densenet_backbones.data.loading import AnyData
+from densenet_backbones.data.samples import DataError
 from densenet_backbones.dense_block import Memory
 from densenet_backbones.inference.model_file import ModelSpec
 from densenet_backbones.layers import set_memory
@@ -151,6 +153,10 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
         """Return the model's losses of a batch, by name."""
         raise NotImplementedError
 
+    def check_names(self, data: DataT) -> None:
+        """Refuse evaluated images whose labels have other names than the model's."""
+        raise NotImplementedError
+
     def make_metric(self, data: DataT) -> MetricT:
         """Return the evaluation against the annotations of the evaluated images."""
         raise NotImplementedError
@@ -250,6 +256,7 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
     def on_validation_epoch_start(self) -> None:
         """Start an evaluation against the data's own annotations."""
         if self.metric is None:  # made late: copies of this module (EMA) need none
+            self.check_names(self.datamodule)
             self.metric = self.make_metric(self.datamodule).to(self.device)
         self.metric.reset()
 
@@ -266,6 +273,15 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint describe the model it holds."""
         checkpoint[self.spec.key] = self.spec.to_dict()
+
+
+def refuse_other_names(part: str, what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise a `DataError` if the names of a set, in label order, are not those of the model."""
+    if tuple(names) != tuple(known):
+        raise DataError(
+            f"{part}: its {what} are {quote(names, 20)}, the model's are {quote(known, 20)}, in "
+            "this order; read the images with the model's names (`use_classes` of the data)"
+        )
 
 
 AnyTask = Task[Any, Any, Any]

@@ -91,6 +91,34 @@ def test_voc_layout_gives_the_numbers_of_coco_layout(model, tiny_scenes, tmp_pat
     assert per_class[0] == per_class[1]
 
 
+def test_ids_and_the_order_of_classes_in_the_evaluated_file_change_nothing(
+    model, tiny_scenes, of_the_training, tiny_run, tmp_path, unplotted
+):
+    root, ids = tmp_path / "renumbered", {}
+    shutil.copytree(tiny_scenes, root, ignore=shutil.ignore_patterns("VOC", "panoptic*"))
+    file = root / "annotations/instances_val.json"
+    content = json.loads(file.read_text())
+    # Ids in another order, among them those that other classes have in training.
+    known = [category["id"] for category in content["categories"]]
+    ids = dict(zip(known, (*known[2:], 0, 700), strict=True))
+    content["categories"] = [{**c, "id": ids[c["id"]]} for c in content["categories"]][::-1]
+    content["annotations"] = [
+        {**a, "category_id": ids[a["category_id"]]} for a in content["annotations"]
+    ]
+    file.write_text(json.dumps(content))
+    found = evaluated(model, root, tmp_path / "out")
+    assert found["coco"]["numbers"] == of_the_training["coco"]["numbers"]
+    assert found["voc"] == of_the_training["voc"]
+    per_class = [
+        {row.pop("name"): {**row, "category_id": None} for row in numbers["coco"]["classes"]}
+        for numbers in (found, json.loads(json.dumps(of_the_training)))
+    ]
+    assert per_class[0] == per_class[1]
+    before = json.loads((tiny_run / "evaluation/results.json").read_text())
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results == [{**row, "category_id": ids[row["category_id"]]} for row in before]
+
+
 def read_order(voc_root):
     from densenet_backbones.data.readers.detection_sources import read_detection
 

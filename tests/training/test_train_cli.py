@@ -25,6 +25,7 @@ from tiny_runs import (
 )
 
 from densenet_backbones.checkpoints import read_checkpoint
+from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.model_file import read_weights
 from densenet_backbones.training import cli
 from densenet_backbones.training.arguments import list_configs
@@ -214,6 +215,60 @@ def test_weights_of_other_classes_are_taken_where_they_fit(
         said in (started.folder.path / "log.txt").read_text()
         or "tensors taken" in (started.folder.path / "log.txt").read_text()
     )
+
+
+@pytest.fixture(scope="module")
+def renumbered(tiny_scenes, tmp_path_factory):
+    """Return the scenes with other ids: in the same order of classes, and in the reversed one."""
+    folders = []
+    for name, number in (("shifted", lambda i: 10 * i), ("reversed", lambda i: 100 - i)):
+        root = tmp_path_factory.mktemp("renumbered") / name
+        shutil.copytree(tiny_scenes, root, ignore=shutil.ignore_patterns("VOC", "panoptic*"))
+        for split in ("train", "val"):
+            file = root / f"annotations/instances_{split}.json"
+            content = json.loads(file.read_text())
+            for entry in content["categories"]:
+                entry["id"] = number(entry["id"])
+            for entry in content["annotations"]:
+                entry["category_id"] = number(entry["category_id"])
+            file.write_text(json.dumps(content))
+        folders.append(root)
+    return folders
+
+
+def test_weights_of_classes_in_another_order_are_refused_with_the_order_to_give(
+    tiny_run, renumbered, prepared, refused, capsys
+):
+    weights = ("--init-from", str(tiny_run / "model.safetensors"))
+    names = load(tiny_run / "model.safetensors").categories.names
+    code, message = refused(*training_arguments(renumbered[1], *weights))
+    assert code == 1 and "model.safetensors: has the classes in the order 'circle'" in message
+    order = message.rpartition("--data.classes ")[2].strip("'")
+    assert json.loads(order) == list(names)
+    started = prepared(*training_arguments(renumbered[1], *weights, "--data.classes", order))
+    assert started.model.spec.categories.names == names
+    started = prepared(*training_arguments(renumbered[0], *weights))
+    assert "its classes are" not in capsys.readouterr().out
+
+
+def test_as_many_other_classes_are_said(tiny_run, tiny_scenes, prepared, tmp_path, capsys):
+    root = tmp_path / "renamed"
+    shutil.copytree(tiny_scenes, root, ignore=shutil.ignore_patterns("VOC", "panoptic*"))
+    for file in (root / "annotations").glob("instances_*.json"):
+        file.write_text(file.read_text().replace('"circle"', '"disk"'))
+    weights = ("--init-from", str(tiny_run / "model.safetensors"))
+    prepared(*training_arguments(root, *weights))
+    assert "its classes are 'circle', " in capsys.readouterr().out
+
+
+def test_a_run_goes_on_with_other_ids_but_not_with_another_order(
+    tiny_run, renumbered, prepared, refused, tmp_path
+):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    resume = ("--run-dir", str(run), "--resume")
+    assert prepared(*training_arguments(renumbered[0], *resume)).resumed
+    code, message = refused(*training_arguments(renumbered[1], *resume))
+    assert code == 2 and "the detector's categories was {'names': ['circle'" in message
 
 
 def test_weights_of_a_pickled_model_are_refused(refused, tiny_scenes, tmp_path):

@@ -90,7 +90,7 @@ def read_coco(
         folder = find_folder_with(folders, [image.file_name for image in content.images], path)
         records, problems = _make_records(content, categories, folder)
     refuse_if_strict(problems, strict)
-    return DetectionSet(f"{root.name}/{split}", records, categories, tuple(problems))
+    return DetectionSet(f"{root.name}/{split}", records, categories, tuple(problems), path)
 
 
 @contextmanager
@@ -206,8 +206,8 @@ def _order_classes(content: CocoFile, classes: Sequence[str]) -> Categories:
     if lost:
         raise DataError(
             f"{content.path}: has objects of {len(lost)} classes ({quote(lost)}) that are not "
-            f"among the {len(ordered.names)} given in `classes` ({quote(ordered.names)}); add them"
-            f"{nearest(lost[0], ordered.names)}"
+            f"among the {len(ordered.names)} known ({quote(ordered.names)}); rename or remove "
+            f"them, or train with all of them in `classes`{nearest(lost[0], ordered.names)}"
         )
     # New classes get the ids above the file's.
     free = max(0, *ids.values()) + 1

@@ -34,6 +34,7 @@ from densenet_backbones.data.samples import (
     Annotation,
     Categories,
     DataError,
+    DetectionSet,
     ImageRecord,
     Outline,
     Problem,
@@ -137,7 +138,10 @@ def read_coco_masks(
     # The detection reader checks the file; its records keep every annotation.
     data = read_coco(root, split, annotation_file=annotation_file, image_folder=image_folder)
     path = path or find_annotation_file(Path(root), split)[0]
-    mask_classes, label_of, channel_of = _make_classes(data.categories, multilabel)
+    categories = data.categories
+    if classes is not None:
+        categories = _drop_unused(data, classes)
+    mask_classes, label_of, channel_of = _make_classes(categories, multilabel)
     rule = f"smaller on top, {sorted(label_of.items())}"
     channels = mask_classes.num_classes if multilabel else None
     problems: list[Problem] = []
@@ -160,7 +164,16 @@ def read_coco_masks(
     refuse_if_strict(problems, strict)
     task: MaskTask = "multilabel" if multilabel else "multiclass"
     masks = SegmentationSet(data.name, tuple(records), mask_classes, task, tuple(problems))
-    return masks if classes is None else reorder_classes(masks, classes)
+    return masks if classes is None else reorder_classes(masks, classes, path)
+
+
+def _drop_unused(data: DetectionSet, classes: Sequence[str]) -> Categories:
+    """Leave out classes of the file that are not asked for and have no object, as `read_coco`."""
+    used = {a["category_id"] for record in data.records for a in record.annotations}
+    own = data.categories
+    pairs = zip(own.names, own.ids, strict=True)
+    stay = [(name, i) for name, i in pairs if i in used or name in classes]
+    return Categories(tuple(name for name, _ in stay), tuple(i for _, i in stay))
 
 
 def _make_outline(

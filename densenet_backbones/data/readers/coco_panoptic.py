@@ -106,7 +106,7 @@ def read_coco_panoptic(
     readers = {i: MaskFile(masks / pictures[i], code) for i, code in codes.items()}
     records = _make_records(images, folder, readers, path)
     data = SegmentationSet(f"{root.name}/{split}", records, mask_classes)
-    return data if classes is None else reorder_classes(data, classes)
+    return data if classes is None else reorder_classes(data, classes, path)
 
 
 def has_panoptic_layout(root: Path, split: str | None = None) -> bool:

@@ -11,10 +11,17 @@ import numpy as np
 
 from densenet_backbones.data.files import map_in_threads, quote, refuse_faults
 from densenet_backbones.data.images import read_image
+from densenet_backbones.data.instances import order_keypoints
 from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
 from densenet_backbones.data.readers.coco import has_coco_layout, read_coco
 from densenet_backbones.data.readers.voc import has_voc_layout, read_voc
-from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
+from densenet_backbones.data.samples import (
+    Annotation,
+    Categories,
+    DataError,
+    DetectionSet,
+    ImageRecord,
+)
 from densenet_backbones.messages import nearest
 
 Layout = Literal["auto", "coco", "voc"]
@@ -57,7 +64,7 @@ def read_detection(
     coco_options: dict[str, Any] = {"masks": masks, "keypoints": keypoints}
     sources = list_sources(root, split, layout)
     sets = [_read_one(source, options, coco_options) for source in sources]
-    return sets[0] if len(sets) == 1 else _merge_sets(sets)
+    return sets[0] if len(sets) == 1 else _merge_sets(sets, keypoints)
 
 
 def list_sources(
@@ -133,12 +140,14 @@ def _find_layout(root: Path) -> Literal["coco", "voc"]:
     )
 
 
-def _merge_sets(sets: Sequence[DetectionSet]) -> DetectionSet:
-    """Merge several sets: classes are matched by name, labels and ids those of the first."""
+def _merge_sets(sets: Sequence[DetectionSet], keypoints: bool) -> DetectionSet:
+    """Merge several sets, matched by name: labels, ids and keypoints are those of the first."""
     first = sets[0].categories
     refuse_differing_classes([(part.name, part.categories.names) for part in sets])
-    # Keypoints that differ between the sets cannot be learned together.
-    if any(part.categories.keypoints != first.keypoints for part in sets):
+    # Keypoints that differ between the sets cannot be learned together; boxes can.
+    if keypoints and first.keypoints:
+        sets = [order_keypoints(part, first) for part in sets]
+    elif any(part.categories.keypoints != first.keypoints for part in sets):
         first = replace(first, keypoints=(), skeleton=())
     records: list[ImageRecord] = []
     for part in sets:
@@ -169,15 +178,24 @@ def _relabel(part: DetectionSet, new: Categories, offset: int) -> list[ImageReco
     # Old label -> new label, and old id -> new id.
     label_of = np.array([0, *(new.label_of_name(name) for name in old.names)], dtype=np.int64)
     id_of = {i: new.id_of_label(int(label_of[n])) for n, i in enumerate(old.ids, start=1)}
+
+    def rename(annotation: Annotation, image_id: int) -> Annotation:
+        renamed: Annotation = {
+            **annotation,
+            "image_id": image_id,
+            "category_id": id_of[annotation["category_id"]],
+        }
+        own, positions = annotation.get("keypoints"), old.keypoint_positions
+        if own and positions and len(own) == 3 * len(positions):  # others are refused later
+            renamed["keypoints"] = [v for p in positions for v in own[3 * p : 3 * p + 3]]
+        return renamed
+
     return [
         replace(
             record,
             image_id=image_id,
             labels=label_of[record.labels],
-            annotations=tuple(
-                {**a, "image_id": image_id, "category_id": id_of[a["category_id"]]}
-                for a in record.annotations
-            ),
+            annotations=tuple(rename(a, image_id) for a in record.annotations),
         )
         for image_id, record in enumerate(part.records, start=offset + 1)
     ]

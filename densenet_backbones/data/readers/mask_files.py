@@ -135,12 +135,15 @@ class RelabeledMask:
         return np.asarray(table[mask])
 
 
-def reorder_classes(data: SegmentationSet, names: Sequence[str]) -> SegmentationSet:
+def reorder_classes(
+    data: SegmentationSet, names: Sequence[str], file: Path | None = None
+) -> SegmentationSet:
     """Put the classes of a set in another label order, matched by name, perhaps among more.
 
     Args:
         data: Set whose classes are all among the names.
         names: Names in the new label order; classes that the set does not have get free ids.
+        file: File that lists the set's classes, for messages.
 
     Raises:
         DataError: If a class of the set is not among the names.
@@ -149,8 +152,9 @@ def reorder_classes(data: SegmentationSet, names: Sequence[str]) -> Segmentation
     lost = [name for name in old.names if name not in names]
     if lost:
         raise DataError(
-            f"{data.name}: has {len(lost)} classes ({quote(lost)}) that are not among the "
-            f"{len(names)} given in `classes` ({quote(names)}); add them{nearest(lost[0], names)}"
+            f"{file or data.name}: has {len(lost)} classes ({quote(lost)}) that are not among the "
+            f"{len(names)} known ({quote(names)}); rename or remove them, or train with all of "
+            f"them in `classes`{nearest(lost[0], names)}"
         )
     if old.names == tuple(names):
         return data
