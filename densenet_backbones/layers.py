@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-class FrozenBatchNorm2d(_FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no types
+class FrozenBatchNorm2d(_FrozenBatchNorm2d):
     """Batch norm whose statistics and affine map are buffers: nothing is learned or updated.
 
     torchvision's multiplies and adds by itself; this calls batch norm's own kernel, so that values
@@ -81,7 +81,7 @@ def _make_conv(
 
 def is_traced(x: Tensor) -> bool:
     """Return True while ``torch.fx`` or ``torch.jit.trace`` records what a module does."""
-    return isinstance(x, fx.Proxy) or bool(is_tracing())  # type: ignore[no-untyped-call]
+    return isinstance(x, fx.Proxy) or bool(is_tracing())
 
 
 class DenseLayer(nn.Module):

@@ -31,12 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: The script's own; with status 2 if there is no such script.
     """
     options = _make_parser().parse_args(arguments)
+    if not options.module and not os.path.exists(options.script):
+        _make_parser().error(f"there is no file {options.script!r}")
     sys.argv = [options.script, *options.arguments]
     if options.module:
         runpy.run_module(options.script, run_name="__main__", alter_sys=True)
         return
-    if not os.path.exists(options.script):
-        _make_parser().error(f"there is no file {options.script!r}")
     if not sys.flags.safe_path:  # with it, Python puts no folder in front
         sys.path[0] = os.path.dirname(os.path.realpath(options.script))
     runpy.run_path(options.script, run_name="__main__")

@@ -58,7 +58,7 @@ _OUTPUT_STRIDES = (8, 16, 32)
 _TAPS = ("raw", "norm", "compressed")  # those with smp's strides
 
 
-class DenseFeatureEncoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp has no types
+class DenseFeatureEncoder(nn.Module, EncoderMixin):
     """A `DenseFeatureNet` as an encoder of smp.
 
     Args:

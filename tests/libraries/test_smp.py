@@ -233,11 +233,11 @@ def test_arguments_reach_the_net():
         ("resnet18", {}, "'resnet18' already"),
         ("tu-mine", {}, "'tu-mine' among its native"),
         ("timm-mine", {}, "does not begin with"),
-        ("mine", {"variant": "densenet122"}, "not 'densenet122'"),
+        ("mine", {"variant": "densenet122"}, "got 'densenet122'; did you mean 'densenet121'"),
         ("mine", {"variant": "dsod"}, r"this network's are \(2, 4, 8, 16, 16\)"),
         ("mine", {"block_config": (2, 2, 2)}, r"this network's are \(2, 4, 8, 16\)"),
-        ("mine", {"tap": "pooled"}, "not 'pooled'"),
-        ("mine", {"memory": "all"}, "not 'all'"),
+        ("mine", {"tap": "pooled"}, "got 'pooled'"),
+        ("mine", {"memory": "all"}, "got 'all'"),
         ("mine", {"output_stride": 8}, "encoder_output_stride"),
         ("mine", {"growth": 4}, "no field 'growth'"),
         ("mine", {"growth_rate": 0}, "growth_rate must be"),
@@ -426,7 +426,7 @@ def test_padded_models_are_scripted_exported_and_compiled():
 
 
 def test_what_cannot_be_padded():
-    with pytest.raises(ValueError, match=r"encoder.output_stride, not Conv2d"):
+    with pytest.raises(ValueError, match=r"encoder.output_stride, got Conv2d"):
         PadToStride(nn.Conv2d(3, 2, 1))
     with pytest.raises(ValueError, match="got 'circular'"):
         PadToStride(model_of("fpn"), mode="circular")

@@ -137,7 +137,7 @@ class Augmentation:
         return f"Augmentation({self.preset!r}, size={self.size}, min_side={self.min_side})"
 
 
-class WholeBoxCrop(BaseCrop):  # type: ignore[misc]  # shipped without types
+class WholeBoxCrop(BaseCrop):
     """Random crop that cuts no box.
 
     (albumentations' RandomSizedBBoxSafeCrop rounds its coordinates down, which cuts boxes and

@@ -97,7 +97,7 @@ class SegmentationAugmentation:
         return f"SegmentationAugmentation({self.preset!r}, size={self.size})"
 
 
-class ScaleCrop(A.DualTransform):  # type: ignore[misc]  # shipped without types
+class ScaleCrop(A.DualTransform):
     """Random scale, then a random crop of one size, in one step.
 
     Only what the crop shows is resized. Images that are smaller than the crop after scaling lie in

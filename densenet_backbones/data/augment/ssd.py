@@ -28,7 +28,7 @@ IMAGENET_MEAN = (123.0, 117.0, 104.0)  # RGB; DSOD's mean_value, in BGR there
 SAMPLERS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 
 
-class ZoomOut(A.DualTransform):  # type: ignore[misc]  # shipped without types
+class ZoomOut(A.DualTransform):
     """Puts the image at a random place of a larger canvas of one color.
 
     SSD's "expansion" (section 3.6), which makes objects smaller: the canvas is `ratio` times as
@@ -79,7 +79,7 @@ class ZoomOut(A.DualTransform):  # type: ignore[misc]  # shipped without types
         return moved
 
 
-class SSDCrop(BaseCrop):  # type: ignore[misc]
+class SSDCrop(BaseCrop):
     """SSD's crop: one of seven samplers proposes a patch.
 
     The first sampler is the whole image. Each other one tries up to `trials` random patches until
@@ -177,7 +177,7 @@ class SSDCrop(BaseCrop):  # type: ignore[misc]
         return np.asarray(np.clip(cut, 0, highest))
 
 
-class PhotometricDistort(A.ImageOnlyTransform):  # type: ignore[misc]
+class PhotometricDistort(A.ImageOnlyTransform):
     """SSD's distortion of colors: each part with probability 0.5, in one of two orders.
 
     Brightness, contrast, saturation, hue, or contrast last. Numbers are `distort_param` of
