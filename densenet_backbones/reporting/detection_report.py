@@ -85,7 +85,8 @@ def write_evaluation(
         part: The images that were evaluated.
         folder: Gets ``table.txt``, ``metrics.json``, ``results.json`` (COCO's results format, with
             masks and keypoints where there are some), PR curves, the confusion matrix of the boxes,
-            and predictions beside the ground truth.
+            and predictions beside the ground truth. Ids and the order of keypoints are those of the
+            evaluated file; classes that it does not list have ids above its own.
         voc_iou: IoU from which a detection is right in VOC's numbers.
         count_difficult: Count VOC's difficult objects too.
     """
