@@ -12,12 +12,21 @@ import re
 from collections.abc import Callable, Iterable
 from numbers import Integral
 
-__all__ = ["check_choice", "check_interval", "check_whole", "nearest", "one_sentence"]
+__all__ = [
+    "check_choice",
+    "check_interval",
+    "check_whole",
+    "nearest",
+    "one_sentence",
+    "show_controls",
+]
 
 # Errors of jsonargparse about an option that does not exist, in a file and on the command line.
 _UNKNOWN = re.compile(
     r"(?:unrecognized arguments: -*|(?<!\w)option '|Key ')([\w.-]+)", re.IGNORECASE
 )
+# Control codes (C0 but the line feed, and C1), lone surrogates, and codes that reverse text.
+_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _WRONG_VALUE = re.compile(
     r"Parser key \"(?P<key>[\w.]+)\": (?P<why>.*?)\.? (?:Got|Given) value: (?P<value>.*)"
 )
@@ -104,6 +113,15 @@ def one_sentence(message: str, known_keys: Callable[[], Iterable[str]] = tuple) 
     if unknown := _UNKNOWN.search(text):
         text += nearest(unknown[1], known_keys())
     return text
+
+
+def show_controls(text: str) -> str:
+    """Return a text for a terminal: control codes but line feeds are spelled in hexadecimal.
+
+    Args:
+        text: Text with names of files, folders or classes in it, which may hold anything.
+    """
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from densenet_backbones.file_writing import save_json
+from densenet_backbones.messages import show_controls
 
 __all__ = ["Cell", "Column", "Report", "Table", "Unavailable", "describe_machine"]
 
@@ -111,7 +112,7 @@ class Report:
         self.failed: dict[str, str] = {}
         facts = "\n".join(f"{name}: {fact}" for name, fact in self.machine.items())
         warning = "\nA quick run, tiny and with one turn: its figures are not to be quoted."
-        print(f"$ {self.command}\n{facts}{warning if quick else ''}\n", flush=True)
+        print(f"$ {show_controls(self.command)}\n{facts}{warning if quick else ''}\n", flush=True)
 
     def add(self, measurement: str, table: Table) -> None:
         """Print a table, and write it to the file."""
@@ -122,14 +123,14 @@ class Report:
     def miss(self, measurement: str, reason: str) -> None:
         """Report that something cannot be measured here."""
         self.missing[measurement] = reason
-        print(f"{measurement}: not measured, {reason}\n", flush=True)
+        print(f"{measurement}: not measured, {show_controls(reason)}\n", flush=True)
         self._write()
 
     def fail(self, measurement: str, error: Exception) -> None:
         """Report that a measurement ended with an error."""
         reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         self.failed[measurement] = reason
-        print(f"{measurement}: FAILED, {reason}\n", flush=True)
+        print(f"{measurement}: FAILED, {show_controls(reason)}\n", flush=True)
         self._write()
 
     def _write(self) -> None:

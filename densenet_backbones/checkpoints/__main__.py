@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from densenet_backbones.checkpoints.errors import CheckpointError
 from densenet_backbones.checkpoints.inspection import inspect_file
+from densenet_backbones.messages import show_controls
 
 __all__ = ["main"]
 
@@ -59,9 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         report = inspect_file(options.file, options.prefix, options.entry)
     except CheckpointError as error:
-        print(error, file=sys.stderr)
+        print(show_controls(str(error)), file=sys.stderr)
         return 2
-    print(json.dumps(report.to_dict(), indent=2) if options.json else "\n".join(report.lines()))
+    lines = "\n".join(report.lines())
+    print(json.dumps(report.to_dict(), indent=2) if options.json else show_controls(lines))
     return 0
 
 

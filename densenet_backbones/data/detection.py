@@ -115,8 +115,7 @@ class DetectionData(ImageData[DetectionSet, Sample]):
             keypoints="keypoints" in self.target_types,
         )
         data_set = keep_learnable_objects(data_set, self.target_types, self.strict)
-        if self.check_images:
-            check_images(data_set)
+        check_images(data_set, decode=self.check_images)
         return data_set
 
     def keep_for_overfitting(

@@ -64,7 +64,7 @@ class DetectionImages(Dataset[Sample]):
         """Return the sample of an index, or of an ``(epoch, index)`` pair as `EpochSampler` gives.
 
         Raises:
-            DataError: If the image or a mask cannot be read, or they differ in size.
+            DataError: If the image or a mask cannot be read, or has another size than promised.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image, objects = self._augmented(index, (self.seed, epoch, index))
@@ -96,15 +96,11 @@ class DetectionImages(Dataset[Sample]):
 
     def _read(self, record: ImageRecord) -> tuple[np.ndarray, Instances]:
         if isinstance(self.augmentation, Augmentation):  # boxes alone, and a size that is known
-            image, factor = read_reduced_image(record.path, self.augmentation.source_size)
+            promised = (record.width, record.height)
+            at_least = self.augmentation.source_size
+            image, factor = read_reduced_image(record.path, at_least, promised)
             return image, Instances(record.boxes / np.float32(factor), record.labels)
-        image = read_image(record.path)
-        height, width = image.shape[:2]
-        if self.target_types != ("boxes",) and (width, height) != (record.width, record.height):
-            raise DataError(
-                f"{record.path}: is {width}x{height} pixels as shown, its annotations say "
-                f"{record.width}x{record.height}; annotate the image as it is shown"
-            )
+        image = read_image(record.path, (record.width, record.height))
         known = self.detection_set.categories
         positions = known.keypoint_positions
         return image, read_instances(record, self.target_types, len(known.keypoints), positions)

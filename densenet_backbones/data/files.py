@@ -12,9 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from densenet_backbones.data.samples import DataError, Problem
+from densenet_backbones.messages import show_controls
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # no file system takes them all
@@ -92,7 +93,15 @@ def track_progress(
     console = Console(stderr=True)  # standard output is for results
     if not show or len(items) < from_count or not console.is_terminal:
         return items
-    return track(items, description=text, console=console, transient=True)
+    return _track(items, show_controls(text), console)
+
+
+def _track(items: Collection[T], text: str, console: Console) -> Iterator[T]:
+    """Yield the items under rich's usual bar, whose text is no markup here."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn())
+    columns_at_end = (TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, *columns_at_end, console=console, transient=True) as progress:
+        yield from progress.track(items, description=text)
 
 
 def map_in_threads(

@@ -30,7 +30,11 @@ _TURN = {  # EXIF orientation -> what makes it upright
 }
 
 
-def read_image(path: str | Path) -> np.ndarray:
+class ImageSizeError(DataError):
+    """An image has another size than its annotations say."""
+
+
+def read_image(path: str | Path, promised: tuple[int, int] | None = None) -> np.ndarray:
     """Decode an image file as it is shown.
 
     EXIF orientation is applied. Grayscale, palette, CMYK and other color spaces become RGB;
@@ -39,19 +43,23 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Args:
         path: The file; any format that Pillow reads.
+        promised: Its (W, H) as shown, as annotations say; None if there are none.
 
     Returns:
         (H, W, 3) uint8, RGB, contiguous and writable.
 
     Raises:
         DataError: If the file is missing, damaged, truncated, not an image, larger than
-            `MAX_PIXELS`, or has 32-bit pixels. The message names the file and the fix.
+            `MAX_PIXELS`, has 32-bit pixels, or is not of the promised size (`ImageSizeError`). The
+            message names the file and the fix.
     """
-    return read_reduced_image(path)[0]
+    return read_reduced_image(path, promised=promised)[0]
 
 
 def read_reduced_image(
-    path: str | Path, at_least: tuple[int, int] | None = None
+    path: str | Path,
+    at_least: tuple[int, int] | None = None,
+    promised: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, int]:
     """Decode an image file, a large JPEG at a half, a quarter or an eighth of its size.
 
@@ -61,6 +69,7 @@ def read_reduced_image(
         path: The file; any format that Pillow reads.
         at_least: (H, W) of the smallest result, as shown; None for the full size. Smaller images
             and other formats come at full size.
+        promised: (W, H) of the full size as shown, as annotations say; None if there are none.
 
     Returns:
         The array, and the number of pixels of the full image's sides that one of its own stands
@@ -70,7 +79,9 @@ def read_reduced_image(
         DataError: As `read_image`.
     """
     with open_image(path) as image:
+        stored = image.size  # a TIFF is turned by the next line
         orientation = _read_orientation(image)
+        _check_size(path, image, orientation, stored, promised)
         width = image.width
         if at_least is not None:
             # Pillow wants (W, H) as stored; orientations 5 to 8 swap the sides.
@@ -85,18 +96,75 @@ def read_reduced_image(
         return np.array(_convert_to_rgb(upright)), factor
 
 
-def read_image_size(path: str | Path) -> tuple[int, int]:
+def read_image_size(path: str | Path, promised: tuple[int, int] | None = None) -> tuple[int, int]:
     """Read the size of an image as shown, ``(W, H)`` pixels, from the file's header.
 
     (A TIFF file is decoded: Pillow releases differ in when they turn it.)
 
+    Args:
+        path: The file; any format that Pillow reads.
+        promised: Its (W, H) as shown, as annotations say; None if there are none.
+
     Raises:
-        DataError: If the file is missing, not an image, or larger than `MAX_PIXELS`.
+        DataError: If the file is missing, not an image, larger than `MAX_PIXELS`, or not of the
+            promised size (`ImageSizeError`).
     """
     with open_image(path) as image:
-        turned = _read_orientation(image) >= 5  # 5 to 8 swap the sides
-        width, height = image.size
-    return (height, width) if turned else (width, height)
+        stored = image.size
+        return _check_size(path, image, _read_orientation(image), stored, promised)
+
+
+def _check_size(
+    path: str | Path,
+    image: Image.Image,
+    orientation: int,
+    stored: tuple[int, int],
+    promised: tuple[int, int] | None,
+) -> tuple[int, int]:
+    """Return an image's (W, H) as shown, if annotations promise no other."""
+    shown = image.size[::-1] if orientation >= 5 else image.size  # 5 to 8 swap the sides
+    if promised is not None and promised != shown:
+        raise ImageSizeError(f"{path}: {describe_other_size(promised, shown, stored)}")
+    return shown
+
+
+def describe_other_size(
+    promised: tuple[int, int], shown: tuple[int, int], stored: tuple[int, int] | None = None
+) -> str:
+    """Describe that an image has another size than promised, its likely cause and the fix.
+
+    Args:
+        promised: (W, H) that the annotations say.
+        shown: (W, H) of the image as shown.
+        stored: (W, H) of its pixels before the EXIF orientation turns them; None if not known.
+    """
+    sizes = (
+        f"is {shown[0]}x{shown[1]} pixels as shown, its annotations say {promised[0]}x{promised[1]}"
+    )
+    if promised == stored:
+        return (
+            f"{sizes}, its size before the camera's orientation (EXIF) turns it; annotate the "
+            "image as it is shown, or take the orientation out of the file"
+        )
+    if promised == shown[::-1]:
+        return f"{sizes}: width and height look swapped; exchange them in the annotations"
+    if factor := _find_scale(promised, shown):
+        return (
+            f"{sizes}: the image looks resized by {factor:.4g} after it was annotated; use the "
+            f"image of {promised[0]}x{promised[1]}, or resize the annotations too"
+        )
+    return f"{sizes}; annotate the image as it is shown"
+
+
+def _find_scale(before: tuple[int, int], after: tuple[int, int]) -> float | None:
+    """Return the factor that makes one size of the other, sides rounded up or down; or None."""
+    if min(before) < 1 or before[0] == after[0] or before[1] == after[1]:
+        return None
+    lowest = max((new - 1) / old for old, new in zip(before, after, strict=True))
+    highest = min((new + 1) / old for old, new in zip(before, after, strict=True))
+    # The longer side was rounded less.
+    side = int(before[1] > before[0])
+    return after[side] / before[side] if lowest < highest else None
 
 
 @contextmanager

@@ -150,7 +150,7 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         overfit_images: Train on the first N images (by id) without augmentation, and evaluate on
             the same N. A detector with priors takes images of which they match every object.
         strict: Refuse data with faults instead of leaving the faulty annotations out.
-        check_images: Decode every image before training.
+        check_images: Decode every image before training. Sizes are compared by headers without it.
         scenes: What to draw when `root` is None.
 
     Attributes:

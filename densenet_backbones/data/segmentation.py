@@ -50,14 +50,10 @@ class SegmentationImages(Dataset[MaskSample]):
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.segmentation_set.records[index]
-        image, mask = read_image(record.path), record.read_mask()
-        # Checked at each reading, since a file may have changed since the set was made.
+        # Sizes are checked at each reading, since a file may have changed since the set was made.
+        image = read_image(record.path, (record.width, record.height))
+        mask = record.read_mask()
         height, width = image.shape[:2]
-        if (width, height) != (record.width, record.height):
-            raise DataError(
-                f"{record.path}: is {width}x{height} pixels as shown, its annotations say "
-                f"{record.width}x{record.height}; annotate the image as it is shown"
-            )
         if self.augmentation is not None:
             image, mask = self.augmentation(image, mask, (self.seed, epoch, index))
         return MaskSample(
@@ -130,8 +126,7 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
         )
         if self.check_masks or (self.check_masks is None and len(data_set) <= CHECKED_UP_TO):
             check_masks(data_set)
-        if self.check_images:
-            check_images(data_set)
+        check_images(data_set, decode=self.check_images)
         return data_set
 
     def make_training_images(self) -> SegmentationImages:

@@ -17,6 +17,7 @@ from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.predict import find_images
 from densenet_backbones.inference.segmenter import Segmentation, SegmentationModel
 from densenet_backbones.inference.tiling import Tiling
+from densenet_backbones.messages import show_controls
 from densenet_backbones.reporting.console import fail
 
 __all__ = ["TileRow", "compare_tiles", "format_rows", "main"]
@@ -141,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     except (ValueError, OSError) as error:
         fail(str(error), 1)
-    print(format_rows(rows))
+    print(show_controls(format_rows(rows)))
 
 
 if __name__ == "__main__":

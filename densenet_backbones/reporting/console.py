@@ -4,13 +4,30 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console, RenderableType
+from rich.text import Text
 
-_terminal = Console(highlight=False, soft_wrap=True)
+from densenet_backbones.messages import show_controls
+
+
+class PlainConsole(Console):
+    """Console to which every text is data: no markup, no emoji codes, control codes spelled.
+
+    Rich makes its lines, table cells and titles from strings in one method, which is replaced.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return the text as it is; rich's options for the styles of parts are left out."""
+        layout = {k: v for k, v in options.items() if k in ("style", "justify", "overflow")}
+        layout["style"] = layout.get("style") or ""
+        return Text(show_controls(text), **layout)
+
+
+_terminal = PlainConsole(soft_wrap=True)
 _log_files: list[Path] = []
 
 
@@ -31,17 +48,17 @@ def is_first_process() -> bool:
 
 @rank_zero_only
 def say(*texts: RenderableType, style: str | None = None) -> None:
-    """Print text or rich tables, once however many processes run."""
+    """Print text, as it is, or rich tables, once however many processes run."""
     _terminal.print(*texts, style=style)
     for path in _log_files:
-        with path.open("a") as file:
-            Console(file=file, width=120, highlight=False, soft_wrap=True).print(*texts)
+        with path.open("a", encoding="utf-8") as file:
+            PlainConsole(file=file, width=120, soft_wrap=True).print(*texts)
 
 
 def fail(message: str, code: int) -> NoReturn:
     """Print one error and exit; every process does, since each has its own images."""
     rank = "" if is_first_process() else f"process {get_process_number()}: "
-    print(f"error: {rank}{message}", file=sys.stderr)
+    print(f"error: {rank}{show_controls(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from densenet_backbones.file_writing import save_bytes
+from densenet_backbones.messages import show_controls
 from densenet_backbones.metrics.coco_summary import CURVE_IOUS, RECALLS, CocoEvaluation
 from densenet_backbones.metrics.confusion import normalize_rows
 from densenet_backbones.metrics.undefined import mean_of_defined
@@ -258,6 +259,7 @@ def _to_floats(color: RGB) -> tuple[float, float, float]:
 
 def _escape(name: str) -> str:
     """Make matplotlib take a name as it is: $ begins a formula, a leading _ hides a label."""
+    name = show_controls(name)
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from densenet_backbones.metrics.coco_summary import CocoEvaluation
 from densenet_backbones.metrics.voc import VocEvaluation
+from densenet_backbones.reporting.console import PlainConsole
 
 
 def format_table(evaluation: CocoEvaluation, classes: bool = True, width: int = 100) -> str:
@@ -48,11 +48,8 @@ def make_numbers_table(title: str, numbers: Mapping[str, float]) -> Table:
 
 def render(tables: Sequence[Table], width: int = 100) -> str:
     """Render rich tables as plain text, without trailing blanks."""
-    # Names of classes are text: no markup such as [bold], no codes such as :cat:.
     text = io.StringIO()
-    console = Console(
-        file=text, width=width, color_system=None, emoji=False, highlight=False, markup=False
-    )
+    console = PlainConsole(file=text, width=width, color_system=None)
     for table in tables:
         console.print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n") + "\n"

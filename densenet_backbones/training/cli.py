@@ -6,6 +6,7 @@
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -242,7 +243,8 @@ def fit(cli: TrainingCLI) -> None:
         received = cli.stop.received if cli.stop else 0
         if isinstance(error, RuntimeError) and not received:
             raise
-        how = f"the same command and --run-dir {cli.folder.path} --resume go on"
+        run_dir = shlex.quote(str(cli.folder.path))
+        how = f"the same command and --run-dir {run_dir} --resume go on"
         if not (cli.folder.checkpoints / "last.ckpt").is_file():
             how = "there is no checkpoint yet"
         say(f"Stopped at step {trainer.global_step}; {how}", style="yellow")

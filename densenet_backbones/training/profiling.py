@@ -18,13 +18,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.profilers import Profiler
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torchmetrics import Metric
 
 from densenet_backbones.data.loading import AnyData
 from densenet_backbones.file_writing import save_json
-from densenet_backbones.reporting.console import is_first_process, say
+from densenet_backbones.reporting.console import PlainConsole, is_first_process, say
 from densenet_backbones.training.task import AnyTask
 
 INPUT = "waiting for input"
@@ -269,7 +268,7 @@ def _report(profiler: PartsProfiler, trainer: pl.Trainer, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     save_json(file.with_suffix(".json"), results, indent=2)
     with file.with_suffix(".txt").open("w") as text:
-        Console(file=text, width=80).print(table)
+        PlainConsole(file=text, width=80).print(table)
 
 
 def _table(profiler: PartsProfiler, title: str) -> Table:

@@ -1,5 +1,6 @@
 """Messages before and after a training: the data, the model and the plan; results and files."""
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -105,18 +106,20 @@ def report_results(task: AnyTask, data: AnyData, trainer: pl.Trainer, folder: Ru
         ("Checkpoints", folder.checkpoints),
         ("Pictures", folder.pictures),
         ("Evaluation", folder.evaluation),
-        ("Curves", f"tensorboard --logdir {folder.path}"),
+        ("Curves", f"tensorboard --logdir {shlex.quote(str(folder.path))}"),
     ):
         say(f"{what + ':':20}{where}")
     # Commands to copy: on the run's own file and the first evaluated image.
-    image = data.val_set.records[0].path
+    image, weights = (
+        shlex.quote(str(path)) for path in (data.val_set.records[0].path, folder.slim)
+    )
     config, others = task.suggest_config()
-    say(f"\n{task.use + ':':21}{name_command('predict')} {folder.slim} {image}")
-    say(f"Evaluate again:      {name_command('evaluate')} {folder.slim} --data DIR")
+    say(f"\n{task.use + ':':21}{name_command('predict')} {weights} {image}")
+    say(f"Evaluate again:      {name_command('evaluate')} {weights} --data DIR")
     say(
         f"Train on your own:   {name_command(task.tool)} --config {config} --data DIR\n"
         f"                     ({others}; "
-        f"--init-from {folder.slim} starts from these weights)"
+        f"--init-from {weights} starts from these weights)"
     )
 
 

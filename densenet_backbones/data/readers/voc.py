@@ -27,7 +27,7 @@ from densenet_backbones.data.files import (
     refuse_if_strict,
     track_progress,
 )
-from densenet_backbones.data.images import read_image_size
+from densenet_backbones.data.images import ImageSizeError, read_image_size
 from densenet_backbones.data.readers.voc_xml import VocAnnotation, VocObject, read_voc_annotation
 from densenet_backbones.data.samples import (
     Annotation,
@@ -241,10 +241,13 @@ def _list_classes(folder: Path, read: dict[Path, VocAnnotation]) -> tuple[str, .
 def _make_record(
     number: int, annotation: VocAnnotation, image: Path, categories: Categories
 ) -> tuple[ImageRecord, list[Problem]]:
-    file, size = str(annotation.path), read_image_size(image)
-    problems = []
-    if annotation.size not in (None, size):
-        problems.append(_report_wrong_size(annotation, image, size))
+    file, problems = str(annotation.path), []
+    try:
+        size = read_image_size(image, annotation.size)
+    except ImageSizeError as error:
+        size = read_image_size(image)
+        action = "the image's own size used, the boxes taken as they are"
+        problems.append(Problem(file, "size", str(error), action))
     objects = annotation.objects
     labels = np.array(
         [_find_label(item, categories, f"{file}: object {n}") for n, item in enumerate(objects, 1)],
@@ -274,17 +277,6 @@ def _make_record(
         annotation_of=np.flatnonzero(usable),
     )
     return record, problems
-
-
-def _report_wrong_size(annotation: VocAnnotation, image: Path, size: tuple[int, int]) -> Problem:
-    width, height = annotation.size or (0, 0)
-    turned = ", so it was annotated before it was turned upright" * ((height, width) == size)
-    return Problem(
-        str(annotation.path),
-        "size",
-        f"says {width}x{height}, but {image.name} is {size[0]}x{size[1]} as shown{turned}",
-        "the image's own size used, the boxes taken as they are",
-    )
 
 
 def _find_label(item: VocObject, categories: Categories, where: str) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.scenes import generation
 from densenet_backbones.data.scenes.generation import MADE_BY
+from densenet_backbones.messages import show_controls
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             progress=not options.quiet,
         )
     except DataError as error:
-        parser.error(str(error))
-    print(f"{root}: {options.train} training and {options.val} validation images")
+        parser.error(show_controls(str(error)))
+    folder = show_controls(str(root))
+    print(f"{folder}: {options.train} training and {options.val} validation images")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from densenet_backbones.data.samples import Annotation, DataError, ImageEntry
 from densenet_backbones.data.scenes import annotations as forms
 from densenet_backbones.data.scenes.drawing import MIN_SIDE, Scene, draw_scene
 from densenet_backbones.file_writing import save_json
+from densenet_backbones.messages import show_controls
 
 SPLITS = ("train", "val")
 MARKER = "scenes.json"
@@ -133,7 +134,7 @@ def _explain_redrawing(state: Marker, marker: Marker) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # standard output is for results
+    print(show_controls(line), file=sys.stderr, flush=True)  # standard output is for results
 
 
 def _is_whole(root: Path, parameters: dict[str, int]) -> bool:
