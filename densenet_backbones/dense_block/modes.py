@@ -105,7 +105,7 @@ def run_block(x: Tensor, layers: Sequence[DenseLayerLike], memory: Memory) -> Te
     in_one_buffer = has_shared_buffer(memory)
     # Compiled code carries its hooks within, and computes nothing again behind our back.
     hooks_matter = in_one_buffer or not torch.compiler.is_compiling()
-    hooked = _find_hook(layers) if hooks_matter else None
+    hooked = _find_module(layers, has_hooks) if hooks_matter else None
     if hooked is not None:
         return _run_plain_instead(
             x,
@@ -114,7 +114,7 @@ def run_block(x: Tensor, layers: Sequence[DenseLayerLike], memory: Memory) -> Te
             advice="hook the blocks instead, or remove the hooks",
         )
     if not in_one_buffer and not torch.compiler.is_compiling():
-        updated = _find_buffers(layers)
+        updated = _find_module(layers, _has_own_state)
         if updated is not None:
             reason = f"whose layers may update buffers in every pass ({updated} has some)"
             return _run_plain_instead(x, layers, memory, reason, advice="use 'none'")
@@ -136,29 +136,23 @@ def run_block(x: Tensor, layers: Sequence[DenseLayerLike], memory: Memory) -> Te
     return cast(Tensor, run_shared(x, form))
 
 
-def _find_hook(layers: Sequence[DenseLayerLike]) -> str | None:
-    """Return the name of the first module with hooks in a block's layers; None without any."""
+def _find_module(
+    layers: Sequence[DenseLayerLike], condition: Callable[[nn.Module], bool]
+) -> str | None:
+    """Return the name of a block's first module that meets a condition; None if none does."""
     for number, layer in enumerate(layers, start=1):
-        if any(has_hooks(module) for module in layer.modules()):
+        if any(condition(module) for module in layer.modules()):
             named = cast(nn.Module, layer).named_modules(prefix=f"denselayer{number}")
-            return next(name for name, module in named if has_hooks(module))
-    return None
-
-
-def _find_buffers(layers: Sequence[DenseLayerLike]) -> str | None:
-    """Return the name of a module that may update buffers when a layer is computed again.
-
-    Running statistics of norms do not count, as `checkpointed` leaves them alone then; spectral
-    norms and observers of quantization do.
-    """
-    for number, layer in enumerate(layers, start=1):
-        if any(_has_own_state(module) for module in layer.modules()):
-            named = cast(nn.Module, layer).named_modules(prefix=f"denselayer{number}")
-            return next(name for name, module in named if _has_own_state(module))
+            return str(next(name for name, module in named if condition(module)))
     return None
 
 
 def _has_own_state(module: nn.Module) -> bool:
+    """Return True if a module may update buffers again when a layer is computed again.
+
+    Running statistics of norms do not count, as `checkpointed` leaves them alone then; spectral
+    norms and observers of quantization do.
+    """
     return bool(module._buffers) and "running_mean" not in module._buffers
 
 
