@@ -17,25 +17,28 @@ Shapes: N images, C channels, H and W pixels.
 import copy
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from densenet_backbones.dense_block import (
     FoldedConv2d,
     FoldedLayer,
     FoldedTransition,
     ScaleShift,
+    find_change,
+    find_layer_change,
     has_hooks,
     is_recorded,
     run_folded,
     run_folded_compiled,
     run_plain,
 )
+from densenet_backbones.dense_block.norms import read_norm
 from densenet_backbones.layers import DenseBlock, DenseLayer
 from densenet_backbones.stages import DenseStages
 
@@ -80,9 +83,11 @@ def deploy(model: nn.Module) -> nn.Module:
             encoder of another library. It stays as it is.
 
     Returns:
-        The deployed copy. What cannot be folded in it runs as before, and a warning names it:
-        norms without fixed statistics (group norm, statistics of the batch in evaluation), and
-        parts with hooks.
+        The deployed copy. What cannot be folded in it runs as before, and one warning names it and
+        says why: norms without fixed statistics (group norm, statistics of the batch in
+        evaluation), parts with hooks, parametrizations or a ``forward`` of their own, and what was
+        put in the place of a layer: a subclass, another geometry, two activations in one layer.
+        Hooks registered on parts of the copy are called.
 
     Raises:
         ValueError: There is no DenseNet and no dense block in the model.
@@ -97,13 +102,24 @@ def deploy(model: nn.Module) -> nn.Module:
     parts = list(model.named_modules())
     blocks = [(name, part) for name, part in parts if name and isinstance(part, DenseBlock)]
     nets = [(name, part) for name, part in parts if isinstance(part, DenseStages)]
-    unfolded = [name for name, block in blocks if not _replace(model, name, _fold_block(block))]
+    reasons: list[str] = []
+    unfolded: list[str] = []
+
+    def fold(name: str, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except _UnfoldableError as error:
+            unfolded.append(name)
+            reasons.append(str(error))
+
+    for name, block in blocks:
+        fold(name, partial(_fold_block, model, name, block))
     for prefix, net in nets:
-        unfolded += [f"{prefix}.{name}".lstrip(".") for name in _fold_stages(net)]
+        for name, run in _list_stages(net, f"{prefix}.".lstrip(".")):
+            fold(name, run)
     if unfolded:
         warnings.warn(
-            f"deploy leaves {', '.join(unfolded)} unfolded: they have hooks, or norms without "
-            "fixed statistics",
+            f"deploy leaves {', '.join(unfolded)} unfolded: {', '.join(dict.fromkeys(reasons))}",
             stacklevel=2,
         )
     return model
@@ -115,10 +131,8 @@ def is_deployable(model: nn.Module) -> bool:
     return own or any(isinstance(part, DenseBlock) for part in model.modules() if part is not model)
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module | None) -> bool:
-    if module is not None:
-        model.set_submodule(name, module)
-    return module is not None
+class _UnfoldableError(Exception):
+    """A part that stays as it is, with the reason: the part's name, and what is the matter."""
 
 
 class FoldedBlock(nn.ModuleDict):
@@ -144,102 +158,151 @@ class FoldedBlock(nn.ModuleDict):
     def forward(self, x: Tensor) -> Tensor:
         """Concatenate the input and all new maps, (N, C + layers * k, H, W)."""
         layers = self._get_layers()
-        if is_recorded(x):
+        # Layers with hooks are called one by one, as nothing else would call their hooks.
+        if is_recorded(x) or any(layer.has_hooks() for layer in layers):
             return run_plain(x, layers)
         if torch.compiler.is_compiling():
             return run_folded_compiled(x, layers)
         return run_folded(x, layers)
 
 
-def _fold_block(block: DenseBlock) -> FoldedBlock | None:
+def _fold_block(model: nn.Module, name: str, block: DenseBlock) -> None:
+    """Put a folded block in the place of ``block``, the part of ``model`` by that name."""
+    _check_calls(block, name, DenseBlock)
     layers = OrderedDict[str, nn.Module]()
-    for name, layer in block.items():
-        folded = _fold_layer(cast(DenseLayer, layer))
-        if folded is None:
-            return None
-        layers[name] = folded
-    if any(map(has_hooks, block.modules())):
-        return None
+    for child, layer in block.items():
+        change = find_layer_change(layer, f"{name}.{child}", act="act")
+        if change is not None:
+            raise _UnfoldableError(change)
+        layers[child] = _fold_layer(cast(DenseLayer, layer), f"{name}.{child}")
     first = cast(DenseLayer, next(iter(block.values())))
-    return FoldedBlock(layers, first.conv1.in_channels)
+    model.set_submodule(name, FoldedBlock(layers, first.conv1.in_channels))
 
 
-def _fold_layer(layer: DenseLayer) -> FoldedLayer | None:
-    affine = _compute_affine(layer.norm1)
-    if affine is None:
-        return None
-    squeeze, conv = None, layer.conv1
+def _check_calls(module: nn.Module, name: str, kind: type[nn.Module]) -> None:
+    """Refuse a container that runs by another ``forward`` than the one of ``kind``."""
+    if type(module).forward is not kind.forward or "forward" in vars(module):
+        raise _UnfoldableError(f"{name} has a forward of its own")
+    hooked = next((part for part, m in module.named_modules(prefix=name) if has_hooks(m)), None)
+    if hooked is not None:
+        raise _UnfoldableError(f"{hooked} carries hooks")
+
+
+def _fold_layer(layer: DenseLayer, name: str) -> FoldedLayer:
+    affine = _compute_affine(layer.norm1, f"{name}.norm1")
+    squeeze, conv, last = None, layer.conv1, "conv1"
     if layer.bottleneck:
-        fused, conv = _fuse(layer.conv1, layer.norm2), layer.conv2
-        if fused is None:
-            return None
+        fused, conv, last = _fuse(layer.conv1, layer.norm2, f"{name}.norm2"), layer.conv2, "conv2"
+        _check_geometry(layer.conv1, f"{name}.conv1", size=1)
         squeeze = fused[0].flatten(1).t().contiguous(), fused[1]
+        # A folded layer has one activation for both places.
+        if not _are_same(layer.relu1, layer.relu2):
+            raise _UnfoldableError(f"{name}.relu2 is another activation than relu1")
+    _check_geometry(conv, f"{name}.{last}", size=3)
     scale, shift = (part.to(conv.weight.dtype) for part in affine)
     return FoldedLayer(scale, shift, squeeze, _fold_conv(conv), layer.relu1)
 
 
-def _fold_stages(net: DenseStages) -> list[str]:
-    """Fold all of a net but its blocks; return the names of what it cannot fold."""
+def _check_geometry(conv: nn.Conv2d, name: str, size: int) -> None:
+    """Refuse other convolutions than dense ones of this size that keep the size of the map."""
+    border = tuple(size // 2 * step for step in conv.dilation)
+    same = conv.stride == (1, 1) and conv.padding == border and len(set(conv.dilation)) == 1
+    if conv.kernel_size != (size, size) or not same or conv.groups != 1:
+        raise _UnfoldableError(f"{name} is no dense {size}x{size} convolution of stride 1")
+
+
+def _are_same(act: nn.Module, other: nn.Module) -> bool:
+    if type(act) is not type(other):
+        return False
+    if type(act) in (nn.ReLU, nn.ReLU6):  # working in place or not is all that they can differ in
+        return True
+    weights = zip(act.parameters(), other.parameters(), strict=True)
+    return repr(act) == repr(other) and all(torch.equal(a, b) for a, b in weights)
+
+
+def _list_stages(net: DenseStages, prefix: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield the name of each stage with a norm but the blocks, and what folds the stage."""
     tapped = {str(level["module"]) for level in net.feature_info}
     tapped |= set(getattr(net, "return_layers", ()))
-    folded: dict[str, bool] = {}
     for name, _ in list(net.named_children()):
         number = name.removeprefix("transition").removeprefix("norm")
         if name.startswith("transition"):
-            folded[name] = _fold_transition(net, number, tapped)
+            yield prefix + name, partial(_fold_transition, net, number, tapped, prefix)
+            pool = getattr(net, f"pool{number}", None)
+            if isinstance(pool, nn.AvgPool2d):  # a known one, or one that may compute anything
+                yield f"{prefix}pool{number}", partial(_check_pool, pool, f"{prefix}pool{number}")
         elif name == "norm5":
-            folded[name] = _fold_last_norm(net, tapped)
+            yield prefix + name, partial(_fold_last_norm, net, tapped, prefix)
         elif name.startswith("norm"):
-            folded[name] = _fold_stem(net, number, tapped)
-    return [name for name, done in folded.items() if not done]
+            yield prefix + name, partial(_fold_stem, net, number, tapped, prefix)
 
 
-def _fold_stem(net: DenseStages, number: str, tapped: set[str]) -> bool:
-    """Fold ``norm<number>`` into the convolution before it; return True if that was done."""
+def _fold_stem(net: DenseStages, number: str, tapped: set[str], prefix: str) -> None:
+    """Fold ``norm<number>`` into the convolution before it."""
     conv, norm = getattr(net, f"conv{number}"), getattr(net, f"norm{number}")
-    fused = None if has_hooks(conv) or f"conv{number}" in tapped else _fuse(conv, norm)
-    if fused is None:
-        return False
+    name = f"{prefix}conv{number}"
+    change = find_change(conv, "conv")
+    if change is not None:
+        raise _UnfoldableError(f"{name} {change}")
+    if f"conv{number}" in tapped:
+        raise _UnfoldableError(f"{name} is tapped")
+    if conv.groups != 1:
+        raise _UnfoldableError(f"{name} has groups")
+    fused = _fuse(conv, norm, f"{prefix}norm{number}")
     setattr(net, f"conv{number}", FoldedConv2d(conv, *fused))
     setattr(net, f"norm{number}", nn.Identity())
     if f"norm{number}" not in tapped:
         _work_in_place(getattr(net, f"relu{number}"))
-    return True
 
 
-def _fold_transition(net: DenseStages, number: str, tapped: set[str]) -> bool:
+def _fold_transition(net: DenseStages, number: str, tapped: set[str], prefix: str) -> None:
     """Fold a transition's norm; take in the pool behind it if nothing looks in between."""
     children = dict(net.named_children())
     name, pool = f"transition{number}", children.get(f"pool{number}")
     transition = children[name]
-    norm, act, *conv = transition.children()
-    scale_shift = _make_scale_shift(norm)
-    if scale_shift is None or any(map(has_hooks, transition.modules())):
-        return False
-    parts = OrderedDict[str, nn.Module](norm=scale_shift, relu=act)
-    if conv and name not in tapped and isinstance(pool, nn.AvgPool2d) and not has_hooks(pool):
-        parts["pool"] = pool
-        setattr(net, f"pool{number}", nn.Identity())
-    if conv:  # cut off behind a last tap
-        parts["conv"] = _fold_conv(cast(nn.Conv2d, conv[0]))
-    setattr(net, name, FoldedTransition(parts))
-    return True
+    _check_calls(transition, prefix + name, nn.Sequential)
+    parts = dict(transition.named_children())
+    if list(parts) not in (["norm", "relu"], ["norm", "relu", "conv"]):
+        raise _UnfoldableError(f"{prefix}{name} has other parts than norm, relu and conv")
+    folded = OrderedDict[str, nn.Module](
+        norm=_make_scale_shift(parts["norm"], f"{prefix}{name}.norm"), relu=parts["relu"]
+    )
+    if "conv" in parts:  # else cut off behind a last tap
+        conv = parts["conv"]
+        change = find_change(conv, "conv")
+        if change is not None:
+            raise _UnfoldableError(f"{prefix}{name}.conv {change}")
+        assert isinstance(conv, nn.Conv2d)
+        _check_geometry(conv, f"{prefix}{name}.conv", size=1)
+        # A bias goes through an average, unless that counts a border of zeros.
+        if name not in tapped and _is_average(pool) and conv.bias is None:
+            assert pool is not None
+            folded["pool"] = pool
+            setattr(net, f"pool{number}", nn.Identity())
+        folded["conv"] = _fold_conv(conv)
+    setattr(net, name, FoldedTransition(folded))
 
 
-def _fold_last_norm(net: DenseStages, tapped: set[str]) -> bool:
+def _is_average(pool: nn.Module | None) -> bool:
+    return isinstance(pool, nn.AvgPool2d) and find_change(pool, "pool") is None
+
+
+def _check_pool(pool: nn.Module, name: str) -> None:
+    change = find_change(pool, "pool")
+    if change is not None:
+        raise _UnfoldableError(f"{name} {change}")
+
+
+def _fold_last_norm(net: DenseStages, tapped: set[str], prefix: str) -> None:
     children = dict(net.named_children())
-    scale_shift = _make_scale_shift(children["norm5"])
-    if scale_shift is None:
-        return False
-    net.norm5 = scale_shift
+    net.norm5 = _make_scale_shift(children["norm5"], f"{prefix}norm5")
     if "norm5" not in tapped:
         _work_in_place(children["relu5"])
-    return True
 
 
 def _work_in_place(act: nn.Module) -> None:
-    if isinstance(act, nn.ReLU):  # others may need their input twice
-        act.inplace = True
+    if find_change(act, "relu") is None:  # others may need their input twice
+        cast(nn.ReLU, act).inplace = True
 
 
 def _fold_conv(conv: nn.Conv2d) -> FoldedConv2d:
@@ -247,35 +310,33 @@ def _fold_conv(conv: nn.Conv2d) -> FoldedConv2d:
     return FoldedConv2d(conv, weight, weight.new_zeros(len(weight)) if bias is None else bias.data)
 
 
-def _fuse(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Fuse a convolution with the norm behind it: weight and bias; None if that is not fixed."""
-    affine = _compute_affine(norm)
-    if affine is None:
-        return None
-    scale, shift = affine
+def _fuse(conv: nn.Conv2d, norm: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """Fuse a convolution with the norm behind it, of that name: weight and bias."""
+    scale, shift = _compute_affine(norm, name)
     weight = conv.weight.detach().double() * scale[:, None, None, None]
     if conv.bias is not None:
         shift = shift + conv.bias.detach().double() * scale
     return weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
 
 
-def _make_scale_shift(norm: nn.Module) -> ScaleShift | None:
-    affine = _compute_affine(norm)
-    if affine is None:
-        return None
+def _make_scale_shift(norm: nn.Module, name: str) -> ScaleShift:
+    scale, shift = _compute_affine(norm, name)
     dtype = cast(Tensor, norm.running_mean).dtype
-    return ScaleShift(affine[0].to(dtype), affine[1].to(dtype))
+    return ScaleShift(scale.to(dtype), shift.to(dtype))
 
 
-def _compute_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Compute a norm's scale and shift in evaluation, (C,), float64; None if not fixed."""
-    # Exact types: heirs may compute anything, and batch norm may have no running statistics.
-    known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or isinstance(norm, FrozenBatchNorm2d)
-    if not known or norm.running_var is None or has_hooks(norm):
-        return None
-    mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var)
-    scale = (variance.double() + cast(float, norm.eps)).rsqrt()
-    if norm.weight is not None:
-        scale = scale * cast(Tensor, norm.weight).detach().double()
+def _compute_affine(norm: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """Compute a norm's scale and shift in evaluation, (C,), float64, if they are fixed."""
+    change = find_change(norm, "norm")
+    if change is not None:
+        raise _UnfoldableError(f"{name} {change}")
+    form = read_norm(norm)
+    if form is None or form.of_batch:
+        raise _UnfoldableError(f"{name} has no fixed statistics")
+    module = form.module
+    mean, variance = cast(Tensor, module.running_mean).double(), cast(Tensor, module.running_var)
+    scale = (variance.double() + module.eps).rsqrt()
+    if module.weight is not None:
+        scale = scale * module.weight.detach().double()
     shift = -mean * scale
-    return scale, shift if norm.bias is None else shift + cast(Tensor, norm.bias).detach().double()
+    return scale, shift if module.bias is None else shift + module.bias.detach().double()

@@ -94,6 +94,7 @@ class DenseLayer(nn.Module):
         drop_path_rate: Probability that a sample goes without this layer's maps in training.
     """
 
+    runs_squeeze_and_expand = True  # not said of heirs: see `dense_block.interfaces`
     bottleneck: Final[bool]
     drop_rate: Final[float]
     drop_path_rate: Final[float]

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import types
 import warnings
 from functools import partial
 
@@ -22,6 +23,7 @@ from densenet_backbones.deploy import FoldedBlock, deploy
 from densenet_backbones.heads import dsod300, fcdensenet56
 from densenet_backbones.heads.detection.one_stage import retinanet_fpn
 from densenet_backbones.heads.segmentation.unet import unet
+from densenet_backbones.layers import DenseLayer
 
 TAPS = ("raw", "norm", "compressed", "pooled")
 BODY = {"growth_rate": 4, "block_config": [1, 2, 1, 1], "num_init_features": 8}
@@ -213,6 +215,124 @@ def test_what_cannot_be_folded_is_named_and_runs_as_before():
         deployed = deploy(hooked)
     assert difference(hooked, deployed, image()) <= 1e-5
     assert len(seen) == 2 and len(folded_parts(deployed)) == 3
+
+
+class _Lora(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class _Pool(nn.AvgPool2d):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class _Layer(DenseLayer):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class _Wrapper(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) + 1
+
+
+def _like(conv, kind=_Lora, **options):
+    arguments = conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding
+    return kind(*arguments, bias=False, **options)
+
+
+def _set(name, build):
+    return lambda net: net.set_submodule(name, build(net.get_submodule(name)))
+
+
+def _set_forward(name):
+    def change(net):
+        module = net.get_submodule(name)
+        module.forward = types.MethodType(lambda m, x: type(m).forward(m, x) + 1, module)
+
+    return change
+
+
+def _be_heir(net):
+    net.denseblock2.denselayer1.__class__ = _Layer
+
+
+_LAYER = "denseblock2.denselayer1"
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("conv0", _set("conv0", _like)),
+        (f"{_LAYER}.conv1", _set(f"{_LAYER}.conv1", _like)),
+        (f"{_LAYER}.conv2", _set(f"{_LAYER}.conv2", _like)),
+        (f"{_LAYER}.conv2", _set_forward(f"{_LAYER}.conv2")),
+        (
+            f"{_LAYER}.conv2",
+            _set(f"{_LAYER}.conv2", lambda c: _like(c, nn.Conv2d, padding_mode="reflect")),
+        ),
+        (f"{_LAYER}.conv2", _set(f"{_LAYER}.conv2", lambda c: _like(c, nn.Conv2d, groups=2))),
+        (
+            f"{_LAYER}.conv2",
+            _set(f"{_LAYER}.conv2", lambda c: nn.Conv2d(c.in_channels, 4, 5, padding=2)),
+        ),
+        (f"{_LAYER}.relu2", _set(f"{_LAYER}.relu2", lambda _: nn.SiLU())),
+        (f"{_LAYER}.relu1", _set_forward(f"{_LAYER}.relu1")),
+        (_LAYER, _be_heir),
+        (_LAYER, _set_forward(_LAYER)),
+        (_LAYER, _set(_LAYER, _Wrapper)),
+        ("denseblock2", _set_forward("denseblock2")),
+        ("transition1.conv", _set("transition1.conv", _like)),
+        ("transition1", _set_forward("transition1")),
+        ("pool1", _set("pool1", lambda _: _Pool(2, 2))),
+        ("norm5", _set_forward("norm5")),
+    ],
+)
+def test_replaced_parts_run_as_before_and_are_named(part, change):
+    net = tiny("densenet121_features")
+    change(net)
+    net = net.double().eval()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        deployed = deploy(net)
+    told = [str(w.message) for w in caught]
+    assert len(told) == 1 and f": {part} " in told[0]
+    assert difference(net, deployed, image(dtype=torch.float64)) <= 1e-10
+
+
+@pytest.mark.parametrize("change", ["relu6", "silu", "transition's relu"])
+def test_other_activations_in_one_place_are_kept(change):
+    net = tiny("densenet121_features").eval()
+    layer = net.denseblock2.denselayer2
+    if change == "transition's relu":
+        net.transition1.relu.forward = lambda x: x.relu() + 1
+    else:
+        layer.relu1 = layer.relu2 = nn.SiLU() if change == "silu" else nn.ReLU6()
+        nn.init.constant_(layer.norm1.bias, 7)
+    assert difference(net, deploy(net), image()) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "part", ["denselayer1", "denselayer2.act", "denselayer1.conv", "transition1.relu"]
+)
+def test_hooks_on_parts_of_a_deployed_net_are_called(part):
+    net = tiny("densenet121_features").eval()
+    deployed = deploy(net)
+    module = (deployed if part.startswith("transition") else deployed.denseblock2).get_submodule(
+        part
+    )
+    seen = []
+    handle = module.register_forward_hook(lambda *_: seen.append(1))
+    assert difference(net, deployed, image()) <= 1e-5
+    assert seen
+    handle.remove()
+    count = len(seen)
+    assert difference(net, deployed, image()) <= 1e-5 and len(seen) == count
 
 
 @pytest.mark.parametrize("model", [nn.Linear(1, 1), timm.create_model("test_resnet")])

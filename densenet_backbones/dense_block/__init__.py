@@ -7,7 +7,12 @@ it in evaluation. All compute what `run_plain` does: outputs, gradients and batc
 from densenet_backbones.dense_block.folded import FoldedLayer, run_folded, run_folded_compiled
 from densenet_backbones.dense_block.folded_conv import FoldedConv2d, is_recorded
 from densenet_backbones.dense_block.folded_transition import FoldedTransition, ScaleShift
-from densenet_backbones.dense_block.interfaces import DenseLayerLike, has_hooks
+from densenet_backbones.dense_block.interfaces import (
+    DenseLayerLike,
+    find_change,
+    find_layer_change,
+    has_hooks,
+)
 from densenet_backbones.dense_block.lean import join_lean_steps, run_lean
 from densenet_backbones.dense_block.modes import (
     MEMORY_MODES,
@@ -29,6 +34,8 @@ __all__ = [
     "ScaleShift",
     "SharedMemory",
     "check_memory",
+    "find_change",
+    "find_layer_change",
     "has_hooks",
     "has_shared_buffer",
     "is_recorded",

@@ -29,7 +29,11 @@ from densenet_backbones.dense_block.folded_conv import (
     LayoutCache,
     is_for_onednn,
 )
-from densenet_backbones.dense_block.interfaces import allocate_channels_last, read_relu_ceiling
+from densenet_backbones.dense_block.interfaces import (
+    allocate_channels_last,
+    has_hooks,
+    read_relu_ceiling,
+)
 from densenet_backbones.dense_block.plain import run_plain
 
 __all__ = [
@@ -95,9 +99,13 @@ class FoldedLayer(LayoutCache, nn.Module):
             return ONEDNN._reorder_linear_weight(weight, None), self.bias.to(cells.dtype)
 
         weights = self.get_laid_out(cells.dtype, lay_out)
-        fused = "relu" if isinstance(self.act, nn.ReLU) else "none"
+        fused = "relu" if type(self.act) is nn.ReLU else "none"
         out: Tensor = ONEDNN._linear_pointwise(cells, *weights, fused, [], "")
         return out if fused == "relu" else self.act(out)
+
+    def has_hooks(self) -> bool:
+        """Return True if hooks were registered on the layer or in it since it was folded."""
+        return has_hooks(self) or has_hooks(self.act) or has_hooks(self.conv)
 
     def make_step(self) -> "_Step":
         """Return the layer as `run_folded` runs it."""
@@ -149,12 +157,20 @@ def run_folded(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
         What `run_plain` returns, (N, C + sum of k, H, W), channels last.
     """
     buffer = _make_buffer(x, sum(layer.conv.out_channels for layer in layers))
-    ceiling, dilation = read_relu_ceiling(layers[0].act), layers[0].conv.dilation[0]
+    ceiling, dilation = _read_ceiling(layers), layers[0].conv.dilation[0]
     if ceiling is not None:
         tensors = [layer.list_tensors() for layer in layers]
         if fill_in_kernels(buffer, x.shape[1], tensors, dilation, ceiling):
             return buffer
     return _fill(buffer, x.shape[1], [layer.make_step() for layer in layers])
+
+
+def _read_ceiling(layers: Sequence[FoldedLayer]) -> float | None:
+    """Return the value at which the activations of all layers cut off; None if they differ."""
+    first, *others = [read_relu_ceiling(layer.act) for layer in layers]
+    same = all(other == first for other in others)
+    dilations = {layer.conv.dilation for layer in layers}
+    return first if same and len(dilations) == 1 else None
 
 
 def _make_buffer(x: Tensor, new: int) -> Tensor:
@@ -185,7 +201,7 @@ def run_folded_compiled(x: Tensor, layers: Sequence[FoldedLayer]) -> Tensor:
 
     Blocks with other activations than ReLU and ReLU6 are compiled as `run_plain` runs them.
     """
-    ceiling = read_relu_ceiling(layers[0].act)
+    ceiling = _read_ceiling(layers)
     if ceiling is None:
         return run_plain(x, layers)
     tensors = [tensor for layer in layers for tensor in layer.list_tensors()]

@@ -16,7 +16,12 @@ from densenet_backbones.dense_block import native
 from densenet_backbones.dense_block.backends import has_cpp, has_kernels, has_triton
 from densenet_backbones.dense_block.folded import LIBRARY
 from densenet_backbones.dense_block.folded_conv import FoldedConv2d, is_recorded
-from densenet_backbones.dense_block.interfaces import allocate_channels_last, read_relu_ceiling
+from densenet_backbones.dense_block.interfaces import (
+    allocate_channels_last,
+    find_change,
+    has_hooks,
+    read_relu_ceiling,
+)
 
 __all__ = ["FoldedTransition", "ScaleShift"]
 
@@ -42,7 +47,8 @@ class ScaleShift(nn.Module):
 class FoldedTransition(nn.Sequential):
     """A folded transition: ``norm``, ``relu``, and where there are, ``pool`` and ``conv``.
 
-    Its children compute what it does, so whatever looks behind one of them calls them in turn.
+    Its children compute what it does, so whatever looks behind one of them calls them in turn, and
+    so does the transition itself once a hook is registered on one.
 
     Args:
         parts: Modules by these names and in this order.
@@ -51,12 +57,14 @@ class FoldedTransition(nn.Sequential):
     def __init__(self, parts: OrderedDict[str, nn.Module]) -> None:
         super().__init__(parts)
         self._ceiling = None
-        if "conv" in parts and _is_halving(parts.get("pool")):
+        known = "conv" in parts and find_change(parts["relu"], "act") is None
+        if known and _is_halving(parts.get("pool")):
             self._ceiling = read_relu_ceiling(parts["relu"])
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the transition, (N, C, H, W) to (N, C', H', W')."""
-        if self._ceiling is None or is_recorded(x) or not has_kernels(x):
+        hooked = any(map(has_hooks, self))
+        if self._ceiling is None or hooked or is_recorded(x) or not has_kernels(x):
             for part in self:
                 x = part(x)
             return x
@@ -68,7 +76,7 @@ class FoldedTransition(nn.Sequential):
 
 def _is_halving(pool: nn.Module | None) -> bool:
     """Return True if a pool averages 2x2 cells without overlap, and drops an odd row or column."""
-    if not isinstance(pool, nn.AvgPool2d):
+    if pool is None or type(pool) is not nn.AvgPool2d:
         return False
     sizes = [pool.kernel_size, pool.stride, pool.padding]
     geometry = [(size, size) if isinstance(size, int) else tuple(size) for size in sizes]

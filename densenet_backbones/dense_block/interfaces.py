@@ -7,16 +7,22 @@ Shapes: N images, C channels of the concatenation, B of the bottleneck, k new ma
 
 from collections.abc import Iterator
 from math import inf
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torchvision.ops import FrozenBatchNorm2d
 
 __all__ = [
     "DenseLayerLike",
     "LayerWeights",
+    "Role",
     "allocate_channels_last",
+    "find_change",
+    "find_layer_change",
     "has_hooks",
     "is_in_rows",
+    "list_parts",
     "read_relu_ceiling",
 ]
 
@@ -110,14 +116,114 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+Role = Literal["norm", "relu", "act", "conv", "pool", "layer"]
+"""What a module does for the code that reads it: ``relu`` is `nn.ReLU` alone, ``act`` any other."""
+
+# Exact types, as heirs may compute anything. Classes beside these name their role themselves, by an
+# attribute that their heirs do not inherit: see `find_change`.
+_KNOWN: dict[Role, tuple[type[nn.Module], ...]] = {
+    "norm": (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d),
+    "relu": (nn.ReLU,),
+    "act": (nn.ReLU, nn.ReLU6),
+    "conv": (nn.Conv2d,),
+    "pool": (nn.AvgPool2d, nn.MaxPool2d),
+    "layer": (),
+}
+_MARKS: dict[Role, tuple[str, ...]] = {
+    "norm": ("evaluates_as_batch_norm", "batch_statistics_in_eval"),
+    "layer": ("runs_squeeze_and_expand",),
+}
+_METHODS = ("forward", "squeeze", "expand")  # what an instance may have of its own
+_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
+_OVER_CHANNELS = (nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.GLU)
+
+
+def find_change(module: nn.Module, role: Role) -> str | None:
+    """Return why a module may not be computed from its settings and weights; None if it may.
+
+    This is the one question that memory modes and the deployed form ask before they compute by
+    themselves what a module does. Known are exact types, and classes (not their heirs) with one of
+    the attributes ``evaluates_as_batch_norm``, ``batch_statistics_in_eval`` for norms and
+    ``runs_squeeze_and_expand`` for dense layers.
+
+    Args:
+        module: Module to read.
+        role: Role that the reader takes it for.
+
+    Returns:
+        The end of a sentence that begins with the module's name, such as "is a LoraConv2d".
+    """
+    if not _is_known(type(module), role):
+        if is_parametrized(module):
+            return "is parametrized"
+        return f"is {_add_article(type(module).__name__)}"
+    if any(name in vars(module) for name in _METHODS):
+        return "has a forward of its own"
+    if has_hooks(module):
+        return "carries hooks"
+    if role == "conv":
+        assert isinstance(module, nn.Conv2d)
+        if module.padding_mode != "zeros":
+            return f"pads with padding_mode={module.padding_mode!r}"
+        if isinstance(module.padding, str):
+            return f"has padding={module.padding!r}"
+    return None
+
+
+def _is_known(kind: type[nn.Module], role: Role) -> bool:
+    if kind in _KNOWN[role] or any(mark in vars(kind) for mark in _MARKS.get(role, ())):
+        return True
+    # Activations of the libraries work value by value; those with weights are compared by readers.
+    pointwise = kind.__module__.startswith(_ACTIVATIONS) and kind not in _OVER_CHANNELS
+    return role == "act" and pointwise
+
+
+def _add_article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def list_parts(layer: DenseLayerLike, act: Role) -> list[tuple[str, nn.Module, Role]]:
+    """List name, module and role of a dense layer's parts, activations in the role ``act``."""
+    parts: list[tuple[str, nn.Module, Role]] = [
+        ("norm1", layer.norm1, "norm"),
+        ("relu1", layer.relu1, act),
+        ("conv1", layer.conv1, "conv"),
+    ]
+    if layer.bottleneck:
+        parts += [
+            ("norm2", layer.norm2, "norm"),
+            ("relu2", layer.relu2, act),
+            ("conv2", layer.conv2, "conv"),
+        ]
+    return parts
+
+
+def find_layer_change(layer: nn.Module, name: str, act: Role = "relu") -> str | None:
+    """Return which part of a dense layer `find_change` objects to, and why; None if it has none.
+
+    Args:
+        layer: Dense layer, or what was put in its place.
+        name: Name of the layer, with which the sentence begins.
+        act: Role of its activations.
+    """
+    change = find_change(layer, "layer")
+    if change is not None:
+        return f"{name} {change}"
+    for part, module, role in list_parts(layer, act):  # type: ignore[arg-type] # known by now
+        change = find_change(module, role)
+        if change is not None:
+            return f"{name}.{part} {change}"
+    return None
+
+
 def read_relu_ceiling(act: nn.Module) -> float | None:
     """Return the value at which an activation cuts off, beside 0: infinity for ReLU, 6 for ReLU6.
 
-    None for any other activation.
+    None for any other activation, heirs of these included.
     """
-    if isinstance(act, nn.ReLU6):
+    if type(act) is nn.ReLU6:
         return 6.0
-    return inf if isinstance(act, nn.ReLU) else None
+    return inf if type(act) is nn.ReLU else None
 
 
 def is_in_rows(x: Tensor, dense: bool = False) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from densenet_backbones.dense_block.elementwise import compute_norm_gradient
-from densenet_backbones.dense_block.interfaces import has_hooks
+from densenet_backbones.dense_block.interfaces import find_change, has_hooks
 from densenet_backbones.dense_block.norms import Moments, compute_moments, count_values
 from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, read_unit
 
@@ -68,13 +68,9 @@ def _count_joined(stages: Sequence[tuple[str, nn.Module]], wanted: Collection[st
 
 
 def _is_chain(module: nn.Module) -> bool:
-    own = type(module).forward is nn.Sequential.forward
-    return isinstance(module, nn.Sequential) and own and _is_plain(module)
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Return True if calling ``module`` does what its class says, with no hooks around it."""
-    return not has_hooks(module) and "forward" not in vars(module)
+    """Return True if calling ``module`` calls its children in turn, with no hooks around it."""
+    own = type(module).forward is nn.Sequential.forward and "forward" not in vars(module)
+    return isinstance(module, nn.Sequential) and own and not has_hooks(module)
 
 
 def _run_steps(x: Tensor, stages: Sequence[tuple[str, nn.Module]]) -> Tensor:
@@ -145,10 +141,10 @@ _LARGEST_WINDOW = 256  # positions in it that a byte can tell apart
 
 def _run_pool(x: Tensor, pool: nn.Module) -> Tensor:
     """Run ``pool(x)``, (N, C, H, W) to (N, C, H', W'), keeping a byte for each maximum at most."""
-    if _is_plain(pool):
-        if type(pool) is nn.AvgPool2d:
+    if find_change(pool, "pool") is None:
+        if isinstance(pool, nn.AvgPool2d):
             return cast(Tensor, _AvgPool.apply(x, pool))
-        if type(pool) is nn.MaxPool2d and _has_small_window(pool):
+        if isinstance(pool, nn.MaxPool2d) and _has_small_window(pool):
             return cast(Tensor, _MaxPool.apply(x, pool))
     return cast(Tensor, pool(x))
 

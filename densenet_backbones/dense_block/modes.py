@@ -25,14 +25,14 @@ from collections.abc import Callable, Sequence
 from typing import Literal, TypeGuard, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from densenet_backbones.dense_block.checkpointed import (
     checkpoint_block,
     checkpoint_bottlenecks,
     checkpoint_layers,
 )
-from densenet_backbones.dense_block.interfaces import DenseLayerLike, has_hooks
+from densenet_backbones.dense_block.interfaces import DenseLayerLike, find_change, has_hooks
 from densenet_backbones.dense_block.plain import run_plain
 from densenet_backbones.dense_block.shared import read_block, run_shared
 
@@ -94,19 +94,38 @@ def run_block(x: Tensor, layers: Sequence[DenseLayerLike], memory: Memory) -> Te
 
     Returns:
         The concatenation of the input and all new maps, (N, C + sum of k, H, W), as `run_plain`
-        returns it. A block runs plain, and a warning says so once, if a layer carries hooks, or if
-        a mode with one buffer does not know a layer's modules: see `shared.read_block`.
+        returns it. A block runs plain, and a warning names the layer and says why, if a layer
+        carries hooks; if a mode with one buffer does not know a layer's modules (see
+        `shared.read_block`); and if ``bottleneck``, which runs the two halves of a layer, does not
+        know the layer. ``layer`` and ``block`` call whatever stands in a layer's place, unless it
+        has buffers, which computing it again might update again.
     """
     if memory == "none":
         return run_plain(x, layers)
     in_one_buffer = has_shared_buffer(memory)
     # Compiled code carries its hooks within, and computes nothing again behind our back.
     hooks_matter = in_one_buffer or not torch.compiler.is_compiling()
-    if hooks_matter and any(has_hooks(module) for layer in layers for module in layer.modules()):
+    hooked = _find_module(layers, has_hooks) if hooks_matter else None
+    if hooked is not None:
         return _run_plain_instead(
-            *(x, layers, memory, "whose layers carry hooks, as hooks must see every pass once"),
+            x,
+            *(layers, memory),
+            f"whose layers carry hooks, as hooks must see every pass once ({hooked})",
             advice="hook the blocks instead, or remove the hooks",
         )
+    if not in_one_buffer and not torch.compiler.is_compiling():
+        updated = _find_module(layers, _has_own_state)
+        if updated is not None:
+            reason = f"whose layers may update buffers in every pass ({updated} has some)"
+            return _run_plain_instead(x, layers, memory, reason, advice="use 'none'")
+    if memory == "bottleneck":
+        for number, layer in enumerate(layers, start=1):
+            change = find_change(cast(nn.Module, layer), "layer")
+            if change is not None:
+                reason = f"with layers of another kind: denselayer{number} {change}"
+                return _run_plain_instead(
+                    x, layers, memory, reason, advice="use 'layer' or 'block'"
+                )
     if not in_one_buffer:
         return _CHECKPOINTS[memory](x, layers)
     if x.numel() <= x.shape[1] or not layers:
@@ -115,6 +134,26 @@ def run_block(x: Tensor, layers: Sequence[DenseLayerLike], memory: Memory) -> Te
     if isinstance(form, str):
         return _run_plain_instead(x, layers, memory, form)
     return cast(Tensor, run_shared(x, form))
+
+
+def _find_module(
+    layers: Sequence[DenseLayerLike], condition: Callable[[nn.Module], bool]
+) -> str | None:
+    """Return the name of a block's first module that meets a condition; None if none does."""
+    for number, layer in enumerate(layers, start=1):
+        if any(condition(module) for module in layer.modules()):
+            named = cast(nn.Module, layer).named_modules(prefix=f"denselayer{number}")
+            return str(next(name for name, module in named if condition(module)))
+    return None
+
+
+def _has_own_state(module: nn.Module) -> bool:
+    """Return True if a module may update buffers again when a layer is computed again.
+
+    Running statistics of norms do not count, as `checkpointed` leaves them alone then; spectral
+    norms and observers of quantization do.
+    """
+    return bool(module._buffers) and "running_mean" not in module._buffers
 
 
 def _run_plain_instead(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from densenet_backbones.dense_block.backends import has_triton_training
+from densenet_backbones.dense_block.interfaces import find_change
 
 __all__ = [
     "Affine",
@@ -229,14 +230,13 @@ def read_norm(norm: nn.Module) -> NormForm | None:
 
     Known are batch norm, SyncBN, torchvision's frozen batch norm and heirs of it that say
     ``evaluates_as_batch_norm``, and heirs of batch norm that say ``batch_statistics_in_eval``.
-    Other heirs may compute anything.
+    Other heirs may compute anything, and so may a norm with hooks or a ``forward`` of its own.
     """
-    if isinstance(norm, FrozenBatchNorm2d):
-        exact = type(norm) is FrozenBatchNorm2d or "evaluates_as_batch_norm" in vars(type(norm))
-        return NormForm(cast(BatchNormLike, norm), of_batch=False, tracks=False) if exact else None
-    in_eval_too = "batch_statistics_in_eval" in vars(type(norm))
-    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) and not in_eval_too:
+    if find_change(norm, "norm") is not None:
         return None
+    if isinstance(norm, FrozenBatchNorm2d):
+        return NormForm(cast(BatchNormLike, norm), of_batch=False, tracks=False)
+    in_eval_too = "batch_statistics_in_eval" in vars(type(norm))
     if not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
         return None
     tracks = norm.training and norm.track_running_stats and norm.running_mean is not None

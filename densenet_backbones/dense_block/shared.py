@@ -28,11 +28,15 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers.drop import drop_path
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from densenet_backbones.dense_block.elementwise import compute_norm_gradient, subtract_linear
-from densenet_backbones.dense_block.interfaces import DenseLayerLike
+from densenet_backbones.dense_block.interfaces import (
+    DenseLayerLike,
+    find_change,
+    find_layer_change,
+)
 from densenet_backbones.dense_block.norms import Moments, compute_moments, count_values, widen_half
 from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, read_unit
 
@@ -110,17 +114,18 @@ def read_block(x: Tensor, layers: Sequence[DenseLayerLike], lean: bool) -> Block
         lean: Compute bottlenecks again in the backward pass instead of keeping them.
 
     Returns:
-        The form; or the end of a sentence about dense blocks, if a layer is not known: with hooks
-        or parametrizations on its modules, an activation other than ReLU, or a norm other than
-        batch norm (its frozen and synchronized forms included).
+        The form; or the end of a sentence about dense blocks, if a layer or a module in it is not
+        known to `find_change`: a subclass, with hooks or parametrizations, an activation other than
+        ReLU, a norm other than batch norm (its frozen and synchronized forms included).
     """
     forms = []
-    for layer in layers:
+    for number, layer in enumerate(layers, start=1):
         form = _read_layer(x, layer)
         if form is None:
+            change = find_layer_change(cast(nn.Module, layer), f"denselayer{number}")
             return (
                 "with other layers than (frozen, synchronized) batch norm, ReLU and unchanged "
-                "convolutions"
+                f"convolutions: {change}"
             )
         forms.append(form)
     norms = [unit.norm for form in forms for unit in form.units if unit.norm.of_batch]
@@ -151,7 +156,7 @@ def run_shared(x: Tensor, form: BlockForm) -> Tensor:
 
 
 def _read_layer(x: Tensor, layer: DenseLayerLike) -> _LayerForm | None:
-    if "forward" in vars(layer):
+    if find_change(cast(nn.Module, layer), "layer") is not None:
         return None
     units = [read_unit(x.device, layer.norm1, layer.relu1, layer.conv1)]
     last = layer.conv1

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from densenet_backbones.dense_block.backends import has_cpp_training, has_triton_training
 from densenet_backbones.dense_block.elementwise import mask_and_sum, scale_shift_relu
-from densenet_backbones.dense_block.interfaces import has_hooks, is_in_rows
+from densenet_backbones.dense_block.interfaces import find_change, is_in_rows
 from densenet_backbones.dense_block.native import convolution
 from densenet_backbones.dense_block.norms import Affine, Moments, NormForm, read_norm
 
@@ -309,19 +309,13 @@ def read_unit(
 ) -> UnitForm | None:
     """Return the unit of these modules in their present mode; None if they are not all known.
 
-    Known are norms of `read_norm`, `nn.ReLU` and `nn.Conv2d` with zeros around it, by exact type;
-    not with hooks, parametrizations or a ``forward`` of their own.
+    `find_change` says which modules are known.
     """
-    modules = [module for module in (norm, relu, conv) if module is not None]
-    if any(has_hooks(module) or "forward" in vars(module) for module in modules):
-        return None
     form = read_norm(norm)
-    if form is None or type(relu) is not nn.ReLU:
+    if form is None or find_change(relu, "relu") is not None:
         return None
-    if conv is not None:
-        if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros":
-            return None
-        if isinstance(conv.padding, str):
-            return None
+    if conv is not None and find_change(conv, "conv") is not None:
+        return None
+    assert conv is None or isinstance(conv, nn.Conv2d)
     cast = torch.is_autocast_enabled(device.type)
     return UnitForm(form, conv, torch.get_autocast_dtype(device.type) if cast else None)

@@ -1,0 +1,155 @@
+"""Parts of a block that were replaced: every memory mode computes what they compute, or says so."""
+
+import copy
+import types
+import warnings
+
+import pytest
+import torch
+from tiny_nets import tiny
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from densenet_backbones.dense_block import MEMORY_MODES, find_change
+from densenet_backbones.layers import DenseLayer
+
+LAYER = "denseblock2.denselayer1"
+WITH_ONE_BUFFER = {"shared", "shared_lean"}
+OF_HALVES = WITH_ONE_BUFFER | {"bottleneck"}
+RECOMPUTED = set(MEMORY_MODES) - {"none"}
+
+
+def bend(x):
+    """A change that no norm behind it takes back."""
+    return x + (3 * x).sin()
+
+
+class Lora(nn.Conv2d):
+    def forward(self, x):
+        return bend(super().forward(x))
+
+
+class SELayer(DenseLayer):
+    def forward(self, x):
+        return bend(super().forward(x))
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return bend(self.inner(x))
+
+
+class Pool(nn.AvgPool2d):
+    def forward(self, x):
+        return bend(super().forward(x))
+
+
+class Twice(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def replace_conv(name, kind=Lora, **options):
+    def change(net):
+        old = net.get_submodule(name)
+        new = kind(
+            *(old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding),
+            bias=False,
+            **options,
+        )
+        new.weight = old.weight
+        net.set_submodule(name, new)
+
+    return change
+
+
+def replace(name, build):
+    return lambda net: net.set_submodule(name, build(net.get_submodule(name)))
+
+
+def subclass(net):
+    net.get_submodule(LAYER).__class__ = SELayer
+
+
+def own_forward(name):
+    def change(net):
+        module = net.get_submodule(name)
+        module.forward = types.MethodType(lambda m, x: bend(type(m).forward(m, x)), module)
+
+    return change
+
+
+def spectral(net):
+    parametrizations.spectral_norm(net.get_submodule(f"{LAYER}.conv2"))
+
+
+# Change, part that the warning names, modes that run plain.
+CHANGES = {
+    "subclass of the layer": (subclass, "denselayer1", OF_HALVES),
+    "forward of a layer": (own_forward(LAYER), "denselayer1", OF_HALVES),
+    "wrapped layer": (replace(LAYER, Wrapper), "denselayer1", OF_HALVES),
+    "conv1": (replace_conv(f"{LAYER}.conv1"), "denselayer1.conv1", WITH_ONE_BUFFER),
+    "conv2": (replace_conv(f"{LAYER}.conv2"), "denselayer1.conv2", WITH_ONE_BUFFER),
+    "padding": (
+        replace_conv(f"{LAYER}.conv2", nn.Conv2d, padding_mode="reflect"),
+        "denselayer1.conv2",
+        WITH_ONE_BUFFER,
+    ),
+    "forward of a conv": (own_forward(f"{LAYER}.conv2"), "denselayer1.conv2", WITH_ONE_BUFFER),
+    "forward of a norm": (own_forward(f"{LAYER}.norm1"), "denselayer1.norm1", WITH_ONE_BUFFER),
+    "norm": (
+        replace(f"{LAYER}.norm2", lambda norm: Twice(norm.num_features)),
+        "denselayer1.norm2",
+        WITH_ONE_BUFFER,
+    ),
+    "activation": (
+        replace(f"{LAYER}.relu2", lambda _: nn.SiLU()),
+        "denselayer1.relu2",
+        WITH_ONE_BUFFER,
+    ),
+    "spectral norm": (spectral, "denselayer1.conv2", RECOMPUTED),
+    "transition's conv": (replace_conv("transition1.conv"), "", set()),
+    "stem's conv": (replace_conv("conv0"), "", set()),
+    "pool": (replace("pool1", lambda _: Pool(2, 2)), "", set()),
+}
+
+
+def run(net):
+    out = net.train()(
+        torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)).double()
+    )
+    sum(m.square().mean() for m in out).backward()
+    return out, {key: p.grad for key, p in net.named_parameters()}, dict(net.named_buffers())
+
+
+@pytest.mark.parametrize("memory", MEMORY_MODES)
+@pytest.mark.parametrize("name", CHANGES)
+def test_replaced_parts_compute_what_they_do_in_plain_mode(name, memory):
+    change, part, falling_back = CHANGES[name]
+    plain = tiny("densenet121_features")
+    torch.manual_seed(0)
+    change(plain)
+    plain.double()
+    other = copy.deepcopy(plain)
+    other.set_memory(memory)
+    expected = run(plain)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = run(other)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    told = [str(w.message) for w in caught if "is off for dense blocks" in str(w.message)]
+    assert len(told) == (memory in falling_back)
+    assert all(f"memory={memory!r}" in text and part in text for text in told)
+
+
+def test_parts_as_they_are_built_are_known():
+    layer = tiny("densenet121_features").denseblock1.denselayer1
+    assert find_change(layer, "layer") is None
+    assert find_change(layer.conv1, "conv") is None
+    assert find_change(layer.norm1, "norm") is None
+    assert find_change(SELayer.__new__(SELayer), "layer") == "is a SELayer"
+    assert find_change(nn.Conv2d(1, 1, 3, padding="same"), "conv") == "has padding='same'"
