@@ -94,6 +94,7 @@ def training(images: Path) -> tuple[object, ...]:
     return (TIMM_TRAINING, images, *model, "--model-kwargs", "features_only=False", *tiny)
 
 
+@pytest.mark.long
 def test_timms_training_script_trains_our_classifier(tmp_path, images):
     plain = run_python(tmp_path, *training(images))
     assert "Unknown model (densenet121_features)" in plain.stderr

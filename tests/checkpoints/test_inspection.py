@@ -27,13 +27,13 @@ def trained(steps: int = 3, frozen: tuple[str, ...] = (), **arguments) -> nn.Mod
     net = torchvision.models.DenseNet(
         growth_rate=4, block_config=BLOCKS, num_init_features=8, num_classes=3, **arguments
     )
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     for name in frozen:
         net.get_submodule(name).eval()
     for step in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         net(torch.randn(4, 3, 64, 64) + step).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
     return net
 
 

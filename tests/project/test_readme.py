@@ -128,7 +128,14 @@ def test_most_pages_show_python():
     assert len({block.page for block in PYTHON}) >= 4
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=str)
+@pytest.mark.parametrize(
+    "block",
+    [
+        # Compilers and exporters take their time.
+        pytest.param(b, marks=[pytest.mark.long] * ("torch.onnx" in b.text), id=str(b))
+        for b in PYTHON
+    ],
+)
 def test_python_runs_as_it_stands(block, after_quick_start, monkeypatch):
     connect = socket.socket.connect
 

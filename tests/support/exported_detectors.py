@@ -122,7 +122,7 @@ def lively(kind: str) -> Any:
                     parameter.data.mul_(wanted[what] / largest[what])
     if hasattr(model, "center_sampling_radius"):  # FCOS: distances below 0 make no box
         model.head.regression_head.bbox_reg.bias.data.add_(1.0)
-    # The others' heads norm their input: they are as sure of plain grey as of noise.
+    # The others' heads norm their input: they are as sure of plain gray as of noise.
     retinanet = "retinanet" in kind
     set_threshold(model, highest_score(model, plain_image()) * 1.01 if retinanet else 0.1)
     return model

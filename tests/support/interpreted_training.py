@@ -344,7 +344,7 @@ def test_other_geometries_are_left_to_plain_operators(memory, runs):
     steps = block_steps(block, random_buffer(2, 6, 5, 4, torch.float32), memory)
     assert_as_plain(*steps, floor=3e-6)
     assert runs["run_unit_backward"] == runs["mask_and_sum"] == 3
-    assert runs["scale_shift_relu"] == 6, "forth and back"
+    assert runs["scale_shift_relu"] == 6, "forward and backward"
 
 
 @pytest.mark.parametrize("memory", MODES)

@@ -24,7 +24,7 @@ def tiny_task(**options):
 
 
 def rates(schedule, steps, top=2.0):
-    """The optimiser's rate at each step of a run, as training sees it."""
+    """The optimizer's rate at each step of a run, as training sees it."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=top)
     scheduler = schedule.build(optimizer, steps)
     found = []
@@ -112,7 +112,7 @@ def test_impossible_schedules_are_refused(options, message):
         ({"weight_decay": -0.1}, "optimizer.weight_decay must be at least 0"),
     ],
 )
-def test_impossible_optimisers_are_refused(options, message):
+def test_impossible_optimizers_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Optimizer(**options)
 
@@ -126,7 +126,7 @@ def test_the_rate_is_scaled_to_the_images_behind_a_step():
     assert Optimizer(lr=0.1, base_batch=0).scale_lr(24) == 0.1
 
 
-def test_weight_decay_and_rate_reach_the_optimiser():
+def test_weight_decay_and_rate_reach_the_optimizer():
     options = Optimizer("adamw", lr=0.01, base_batch=8, weight_decay=0.05)
     task = tiny_task(optimizer=options, schedule=Schedule("constant", warmup=0))
     first = next(task.model.backbone.parameters())

@@ -29,6 +29,7 @@ def profile_of(folder, name="profile"):
     return {name: part["seconds"] for name, part in parts.items()}
 
 
+@pytest.mark.long
 def test_a_profiled_training_says_where_its_time_went(tiny_scenes, tmp_path):
     run, more = tmp_path / "run", ("--run-dir", str(tmp_path / "run"), "--profile")
     began = time.perf_counter()

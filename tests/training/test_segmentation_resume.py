@@ -1,6 +1,7 @@
 """A segmentation training that is stopped and resumed equals one never stopped, bit for bit."""
 
 import pytest
+from long_cases import first_now
 from recorded_runs import EPOCHS, STEPS, Recorder, interrupt, last, metrics, recorded, terminate
 from tiny_runs import differences, files_below
 from tiny_segmenters import segmentation_arguments
@@ -47,7 +48,7 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("name", STOPS)
+@pytest.mark.parametrize("name", first_now(STOPS))
 def test_a_resumed_run_equals_one_never_stopped(name, train, whole, tmp_path):
     whole_folder, whole_seen = whole
     *stop, expected_code, steps = STOPS[name]
