@@ -1,4 +1,4 @@
-"""Check what must work after installing the wheel with the core dependencies alone."""
+"""Check that what the core dependencies alone promise works after installing the wheel."""
 
 import importlib.util
 import subprocess
