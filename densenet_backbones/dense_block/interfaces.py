@@ -117,7 +117,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 Role = Literal["norm", "relu", "act", "conv", "pool", "layer"]
-"""Part a module plays for the code that reads it: ``relu`` is `nn.ReLU` alone, ``act`` any other."""
+"""Part a module plays for the code that reads it: ``relu`` is `nn.ReLU`, ``act`` any activation."""
 
 # Exact types, as heirs may compute anything. Classes beside these name their role themselves, by an
 # attribute that their heirs do not inherit: see `find_change`.
