@@ -1,12 +1,20 @@
 """Files appear whole or not at all, whatever interrupts their writing."""
 
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-from densenet_backbones.file_writing import replace_file, save_bytes, save_json, save_text
+from densenet_backbones.file_writing import (
+    GrowingList,
+    check_output,
+    replace_file,
+    save_bytes,
+    save_json,
+    save_text,
+)
 
 
 def test_contents_and_folders(tmp_path):
@@ -45,3 +53,48 @@ def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: events.append((tmp_path / "a").exists()))
     save_bytes(tmp_path / "a", b"1")
     assert events == [False] and (tmp_path / "a").read_bytes() == b"1"
+
+
+def test_a_growing_list_is_whole_after_every_entry(tmp_path):
+    entries = [{"a": [1, 2], "b": None}, {"größer": []}, 3]
+    growing = GrowingList(tmp_path / "made" / "list.json")
+    for number, entry in enumerate(entries, start=1):
+        growing.append(entry)
+        assert json.loads(growing.path.read_text()) == entries[:number]
+    growing.close()
+    save_json(tmp_path / "whole.json", entries)
+    assert growing.path.read_bytes() == (tmp_path / "whole.json").read_bytes()
+    GrowingList(tmp_path / "empty.json").close()
+    assert (tmp_path / "empty.json").read_text() == "[]\n"
+
+
+@pytest.mark.parametrize("written", [5, None])
+def test_a_full_disk_costs_a_growing_list_the_last_entry_alone(tmp_path, monkeypatch, written):
+    growing = GrowingList(tmp_path / "list.json")
+    growing.append("first")
+    growing.append("second")
+
+    class Full(io.FileIO):
+        def write(self, content):
+            if b"third" not in content:
+                return super().write(content)
+            if written is None:
+                raise OSError(28, "No space left on device")
+            return super().write(content[:written])
+
+    monkeypatch.setattr(Path, "open", lambda path, *a, **b: Full(path, "r+"))
+    with pytest.raises(OSError, match=r"[Nn]o space left on"):
+        growing.append("third")
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "list.json").read_text()) == ["first", "second"]
+    growing.append("fourth")
+    assert json.loads((tmp_path / "list.json").read_text()) == ["first", "second", "fourth"]
+
+
+def test_outputs_are_tried_without_leaving_anything(tmp_path):
+    check_output(tmp_path / "a/b/c", "--out")
+    check_output(tmp_path, "--out")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"^--out .*file/b: nothing can be written there \(Not a dir"):
+        check_output(tmp_path / "file/b", "--out")

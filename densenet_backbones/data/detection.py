@@ -161,8 +161,10 @@ class DetectionData(ImageData[DetectionSet, Sample]):
         return DetectionImages(self.train_set, augmentation, self.seed, target_types, copy_paste)
 
     def make_evaluated_images(self) -> DetectionImages:
-        """Return images of their own size."""
-        return DetectionImages(self.val_set, target_types=tuple(self.target_types))
+        """Return images of their own size, or smaller where the model would make them so."""
+        kinds = tuple(self.target_types)
+        at_least = self.model_input.choose_read_size(kinds) if self.model_input else None
+        return DetectionImages(self.val_set, target_types=kinds, at_least=at_least)
 
     def group_images(self) -> Sequence[int] | None:
         """Return 1 for each portrait, 0 for others, where batches are not to mix them."""

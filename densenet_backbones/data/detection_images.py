@@ -10,7 +10,7 @@ from densenet_backbones.data.augment.copy_paste import paste_objects
 from densenet_backbones.data.augment.detection import Augmentation
 from densenet_backbones.data.augment.instances import InstanceAugmentation
 from densenet_backbones.data.augment.seeding import make_generator
-from densenet_backbones.data.images import read_image, read_reduced_image
+from densenet_backbones.data.images import read_reduced_image
 from densenet_backbones.data.instances import Instances, read_instances
 from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Sample
 
@@ -27,6 +27,8 @@ class DetectionImages(Dataset[Sample]):
         target_types: What samples have besides labels: "boxes", "masks", "keypoints".
         copy_paste: Paste objects of another image on each; needs masks, and an augmentation that
             makes images of one size.
+        at_least: Without augmentation: (H, W) that images need not exceed, so that larger ones may
+            be handed out at a half, a quarter, … of their size; None for their full size.
 
     Raises:
         DataError: If masks or keypoints meet an augmentation that knows boxes only, or
@@ -40,6 +42,7 @@ class DetectionImages(Dataset[Sample]):
         seed: int = 0,
         target_types: Sequence[str] = ("boxes",),
         copy_paste: bool = False,
+        at_least: tuple[int, int] | None = None,
     ) -> None:
         if isinstance(augmentation, Augmentation) and {"masks", "keypoints"} & set(target_types):
             raise DataError(
@@ -56,6 +59,7 @@ class DetectionImages(Dataset[Sample]):
         self.augmentation = augmentation
         self.seed = seed
         self.target_types, self.copy_paste = tuple(target_types), copy_paste
+        self.at_least = at_least if augmentation is None else None
 
     def __len__(self) -> int:
         return len(self.detection_set)
@@ -67,7 +71,11 @@ class DetectionImages(Dataset[Sample]):
             DataError: If the image or a mask cannot be read, or has another size than promised.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        image, objects = self._augmented(index, (self.seed, epoch, index))
+        factor = 1
+        if self.augmentation is None:
+            image, objects, factor = self._read(self.detection_set.records[index])
+        else:
+            image, objects = self._augmented(index, (self.seed, epoch, index))
         if self.copy_paste:
             rng = make_generator((self.seed, epoch, index, 1))
             # Any image but this one, as far as there are others.
@@ -83,24 +91,30 @@ class DetectionImages(Dataset[Sample]):
             index=index,
             masks=None if masks is None else torch.from_numpy(masks),
             keypoints=None if keypoints is None else torch.from_numpy(keypoints),
+            factor=factor,
         )
 
     def _augmented(self, index: int, key: tuple[int, ...]) -> tuple[np.ndarray, Instances]:
-        image, objects = self._read(self.detection_set.records[index])
-        if self.augmentation is None:
-            return image, objects
+        image, objects, _ = self._read(self.detection_set.records[index])
         if isinstance(self.augmentation, InstanceAugmentation):
             return self.augmentation(image, objects, key)
+        assert self.augmentation is not None
         image, boxes, labels = self.augmentation(image, objects.boxes, objects.labels, key)
         return image, Instances(boxes, labels)
 
-    def _read(self, record: ImageRecord) -> tuple[np.ndarray, Instances]:
+    def _read(self, record: ImageRecord) -> tuple[np.ndarray, Instances, int]:
+        """Return an image, its objects in the image's own pixels, and the factor of its sides."""
+        promised = (record.width, record.height)
         if isinstance(self.augmentation, Augmentation):  # boxes alone, and a size that is known
-            promised = (record.width, record.height)
             at_least = self.augmentation.source_size
             image, factor = read_reduced_image(record.path, at_least, promised)
-            return image, Instances(record.boxes / np.float32(factor), record.labels)
-        image = read_image(record.path, (record.width, record.height))
+            return image, Instances(record.boxes / np.float32(factor), record.labels), factor
+        image, factor = read_reduced_image(record.path, self.at_least, promised, in_any_format=True)
         known = self.detection_set.categories
         positions = known.keypoint_positions
-        return image, read_instances(record, self.target_types, len(known.keypoints), positions)
+        objects = read_instances(record, self.target_types, len(known.keypoints), positions)
+        if factor > 1:
+            objects.boxes = objects.boxes / np.float32(factor)
+            if objects.keypoints is not None:
+                objects.keypoints[..., :2] /= factor
+        return image, objects, factor

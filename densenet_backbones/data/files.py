@@ -50,10 +50,18 @@ def check_relative_path(name: str, where: str) -> PurePosixPath:
 
 
 def list_files(folder: Path) -> frozenset[str]:
-    """List the names of a folder's files, at once; empty where there is no such folder."""
+    """List the names of a folder's files, at once; empty where there is no such folder.
+
+    Names that begin with ``._`` are left out: macOS keeps there what other systems cannot store of
+    the file of the same name.
+    """
     try:
         with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries if entry.is_file())
+            return frozenset(
+                entry.name
+                for entry in entries
+                if not entry.name.startswith("._") and entry.is_file()
+            )
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()
 

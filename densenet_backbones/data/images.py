@@ -5,18 +5,29 @@ Everything else in the data room (sizes, boxes) lives in that frame.
 
 Pillow alone decodes: OpenCV's JPEG decoder gives the same pixels 15 % faster (500x375 photographs),
 but returns a truncated file as a half gray image without an error, and knows other color rules.
+
+Files are untrusted. All that one may cost is bounded here: it is a regular file (a pipe would be
+waited for) in one of `FORMATS`, and has at most `MAX_PIXELS`, of which no more than 8 bytes each
+are in memory at a time: 4 of Pillow's, and 3 of the array or 4 of a turned copy. Tags (EXIF, TIFF)
+are read by Pillow up to the size of the file, text and color profiles up to its own limits, and of
+an animation the first picture alone.
 """
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from densenet_backbones.data.samples import DataError
 
+# Formats of photographs and masks, by Pillow's names. It would try 30 more on any file, whatever
+# its name: one of them (EPS) starts another program, and others call decoders of rare use.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 MAX_PIXELS = 89_478_485  # Pillow's own first limit: a quarter of a gigabyte at 24 bits
+PIXELS_AT_ONCE = 1 << 20  # that are converted to RGB: what else that takes is small
 _BACKGROUND = (255, 255, 255, 255)  # transparent pixels are shown on white, as on a page
 _ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4, tag "Orientation"
 _TURN = {  # EXIF orientation -> what makes it upright
@@ -42,7 +53,7 @@ def read_image(path: str | Path, promised: tuple[int, int] | None = None) -> np.
     animation, the first picture is taken.
 
     Args:
-        path: The file; any format that Pillow reads.
+        path: The file, in one of `FORMATS`.
         promised: Its (W, H) as shown, as annotations say; None if there are none.
 
     Returns:
@@ -60,20 +71,24 @@ def read_reduced_image(
     path: str | Path,
     at_least: tuple[int, int] | None = None,
     promised: tuple[int, int] | None = None,
+    *,
+    in_any_format: bool = False,
 ) -> tuple[np.ndarray, int]:
     """Decode an image file, a large JPEG at a half, a quarter or an eighth of its size.
 
     That is fast, as the decoder leaves out frequencies that the result could not show.
 
     Args:
-        path: The file; any format that Pillow reads.
+        path: The file, in one of `FORMATS`.
         at_least: (H, W) of the smallest result, as shown; None for the full size. Smaller images
             and other formats come at full size.
         promised: (W, H) of the full size as shown, as annotations say; None if there are none.
+        in_any_format: Average the pixels of other formats, and of JPEGs that are still twice as
+            large, so that no side of the result is four times `at_least`.
 
     Returns:
         The array, and the number of pixels of the full image's sides that one of its own stands
-        for: 1, 2, 4 or 8. A row or a column at an edge may stand for fewer.
+        for, a power of 2. A row or a column at an edge may stand for fewer.
 
     Raises:
         DataError: As `read_image`.
@@ -88,12 +103,15 @@ def read_reduced_image(
             image.draft(None, at_least if orientation >= 5 else at_least[::-1])
         factor = round(width / image.width)
         image.load()
-        upright = image.transpose(_TURN[orientation]) if orientation in _TURN else image
-        if upright.mode.startswith("I"):
-            return _gray_from_integers(np.asarray(upright), path), factor
-        if upright.mode == "F":
-            raise DataError(f"{path}: 32-bit float pixels have no fixed range; save it as 8-bit")
-        return np.array(_convert_to_rgb(upright)), factor
+        upright: Image.Image = image
+        if orientation in _TURN:
+            upright = image.transpose(_TURN[orientation])
+            image.close()  # frees its pixels
+        shrink = 1
+        if at_least is not None and in_any_format:
+            scale = min(upright.height // at_least[0], upright.width // at_least[1])
+            shrink = 1 << max(scale.bit_length() - 1, 0)
+        return _convert_to_array(upright, path, shrink), factor * shrink
 
 
 def read_image_size(path: str | Path, promised: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -102,7 +120,7 @@ def read_image_size(path: str | Path, promised: tuple[int, int] | None = None) -
     (A TIFF file is decoded: Pillow releases differ in when they turn it.)
 
     Args:
-        path: The file; any format that Pillow reads.
+        path: The file, in one of `FORMATS`.
         promised: Its (W, H) as shown, as annotations say; None if there are none.
 
     Raises:
@@ -168,15 +186,35 @@ def _find_scale(before: tuple[int, int], after: tuple[int, int]) -> float | None
 
 
 @contextmanager
-def open_image(path: str | Path) -> Iterator[Image.Image]:
-    """Open an image; every failure inside the context becomes a `DataError`."""
+def open_image(path: str | Path, *, of_any_size: bool = False) -> Iterator[ImageFile.ImageFile]:
+    """Open an image; every failure inside the context becomes a `DataError`.
+
+    Args:
+        path: The file, in one of `FORMATS`.
+        of_any_size: True for who reads the header alone.
+
+    Raises:
+        MemoryError: Names the file; the image may be sound.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise DataError(f"{path}: cannot be read as an image (it is not a file); take it away")
+        if of_any_size:
+            Image.MAX_IMAGE_PIXELS = None
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS and not of_any_size:
                 raise DataError(_describe_size_limit(path, f"{image.width}x{image.height} pixels,"))
             yield image
     except DataError:
         raise
+    except MemoryError:
+        raise MemoryError(f"{path}: there is not enough memory to decode it") from None
+    except UnidentifiedImageError:
+        raise DataError(
+            f"{path}: cannot be read as an image (it is none of {', '.join(FORMATS)}); export it "
+            "again, or take it out of the data set"
+        ) from None
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such image file; check the path") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -186,6 +224,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
             f"{path}: cannot be read as an image ({type(error).__name__}: {error}); fetch or "
             "export the file again, or take it out of the data set"
         ) from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _describe_size_limit(path: str | Path, size: str) -> str:
@@ -208,20 +248,44 @@ def _read_orientation(image: Image.Image) -> int:
     return value if value in _TURN else 1
 
 
+def _convert_to_array(image: Image.Image, path: str | Path, shrink: int = 1) -> np.ndarray:
+    """Return the pixels of a loaded image, (H, W, 3) uint8 RGB, converted some rows at a time.
+
+    Args:
+        image: The image.
+        path: Its file, for messages.
+        shrink: Sides of the squares of pixels that are averaged.
+    """
+    width, height = image.size
+    pixels = np.empty((-(-height // shrink), -(-width // shrink), 3), np.uint8)
+    rows = max(1, PIXELS_AT_ONCE // (width * shrink)) * shrink
+    for top in range(0, height, rows):
+        whole = rows >= height
+        part = image if whole else image.crop((0, top, width, min(top + rows, height)))
+        part = _convert_to_rgb(part, path)
+        part = part.reduce(shrink) if shrink > 1 else part
+        pixels[top // shrink : top // shrink + part.height] = np.asarray(part)
+    return pixels
+
+
 def _gray_from_integers(values: np.ndarray, path: str | Path) -> np.ndarray:
-    """Scale (H, W) gray of 16 bits, in whatever integer type, to (H, W, 3) uint8."""
+    """Scale (H, W) gray of 16 bits, in whatever integer type, to (H, W) uint8."""
     lowest, highest = int(values.min()), int(values.max())
     if lowest < 0 or highest > 65535:
         raise DataError(
             f"{path}: pixels from {lowest} to {highest} are outside 16 bits (0 to 65535); "
             "save it as 8- or 16-bit"
         )
-    gray = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    return np.repeat(gray[..., None], 3, axis=2)
+    gray: np.ndarray = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return gray
 
 
-def _convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any 8-bit mode to RGB."""
+def _convert_to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    """Convert any mode to RGB."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray(_gray_from_integers(np.asarray(image), path))
+    if image.mode == "F":
+        raise DataError(f"{path}: 32-bit float pixels have no fixed range; save it as 8-bit")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         page = Image.new("RGBA", image.size, _BACKGROUND)

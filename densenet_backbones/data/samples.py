@@ -354,6 +354,7 @@ class Sample:
         masks: (B, H, W) uint8, 1 where an object is; None where nobody asked for masks.
         keypoints: (B, Kp, 3) float32: x and y in pixels of `image`, and COCO's visibility (0 not
             labeled, x and y are 0 then; 1 hidden; 2 visible); None where nobody asked for them.
+        factor: Pixels of the full image's sides that one of `image` stands for.
     """
 
     image: Tensor
@@ -363,6 +364,7 @@ class Sample:
     index: int
     masks: Tensor | None = None
     keypoints: Tensor | None = None
+    factor: int = 1
 
     def pin_memory(self) -> "Sample":
         """Copy the sample to memory that a GPU reads while the CPU works; loaders call it."""

@@ -12,7 +12,7 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from densenet_backbones.data.run_lengths import (
     Detections,
@@ -130,6 +130,24 @@ def detect(
     with encode_predicted_masks(model):
         detections = views(model, images) if views else model(list(images))
     return [encode_detections(d) for d in detections]
+
+
+def enlarge(detections: Detections, factor: int, size: tuple[int, int]) -> Detections:
+    """Return the detections of an image that was read smaller in the frame of the full one.
+
+    Args:
+        detections: Without masks, unless the factor is 1.
+        factor: Pixels of the full image's sides that one of the detector's stands for.
+        size: (H, W) of the full image.
+    """
+    if factor == 1:
+        return detections
+    enlarged = {**detections, "boxes": clip_boxes_to_image(detections["boxes"] * factor, size)}
+    if "keypoints" in enlarged:
+        points = enlarged["keypoints"].clone()
+        points[..., :2] *= factor
+        enlarged["keypoints"] = points
+    return enlarged
 
 
 def select_rows(detections: Detections, keep: Tensor) -> Detections:

@@ -1,7 +1,7 @@
 """Predict with a trained detector, and describe it for its file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,14 @@ from densenet_backbones.data.run_lengths import Detections as RawDetections
 from densenet_backbones.data.run_lengths import decode_mask
 from densenet_backbones.data.samples import Categories, RunLengths
 from densenet_backbones.heads.renamed_options import rename_options, rename_transform
-from densenet_backbones.inference.detection_views import DetectionViews, detect, select_rows
-from densenet_backbones.inference.image_tensors import to_image_tensor
+from densenet_backbones.inference.detection_views import (
+    DetectionViews,
+    detect,
+    enlarge,
+    select_rows,
+)
+from densenet_backbones.inference.detector_facts import read_model_input, read_target_types
+from densenet_backbones.inference.image_tensors import ReadImage, read_for_model, to_image_tensor
 from densenet_backbones.inference.model_file import JsonDict, ModelSpec, build_registered
 from densenet_backbones.messages import check_interval
 
@@ -125,6 +131,20 @@ class Detector:
         self.model = model.to(self.device).eval()
         self.views: DetectionViews | None = None
 
+    def read(self, file: str | Path) -> ReadImage:
+        """Read an image file for this detector: at full size, unless that is far above its own.
+
+        Raises:
+            DataError: The file is missing or cannot be decoded.
+        """
+        facts = replace(
+            read_model_input(self.model),
+            largest_view=max(self.views.scales) if self.views else 1.0,
+        )
+        scales = getattr(self.model, "transform", None) is not None
+        kinds = read_target_types(self.model)
+        return read_for_model(file, facts.choose_read_size(kinds) if scales else None)
+
     def predict(self, image: str | Path | np.ndarray, score_thresh: float = 0.5) -> Detections:
         """Detect objects in one image.
 
@@ -140,12 +160,19 @@ class Detector:
 
     @torch.inference_mode()
     def predict_batch(
-        self, images: Sequence[str | Path | np.ndarray], score_thresh: float = 0.5
+        self, images: Sequence[str | Path | np.ndarray | ReadImage], score_thresh: float = 0.5
     ) -> list[Detections]:
-        """Detect objects in several images at once; see `predict`."""
+        """Detect objects in several images at once; see `predict`. `read` makes a `ReadImage`."""
         check_interval("score_thresh", score_thresh, "[0, 1]")
-        pixels = [to_image_tensor(image, self.device) for image in images]
-        detections = detect(self.model, pixels, self.views)
+        read = [self.read(image) if isinstance(image, str | Path) else image for image in images]
+        pixels = [
+            to_image_tensor(image.pixels if isinstance(image, ReadImage) else image, self.device)
+            for image in read
+        ]
+        detections = [
+            enlarge(rows, image.factor, image.size) if isinstance(image, ReadImage) else rows
+            for rows, image in zip(detect(self.model, pixels, self.views), read, strict=True)
+        ]
         return [self._select(rows, score_thresh) for rows in detections]
 
     def _select(self, detections: RawDetections, score_thresh: float) -> Detections:

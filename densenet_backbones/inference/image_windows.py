@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import ImageFile
 from tifffile import TiffFile, TiffPage
 
-from densenet_backbones.data.images import MAX_PIXELS, read_image
+from densenet_backbones.data.images import MAX_PIXELS, open_image, read_image
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.inference.tiling import Window
 
@@ -119,30 +119,18 @@ class _Piece:
 
 def _find_pieces(path: Path) -> tuple[tuple[int, int], list[_Piece]]:
     """Return (H, W) of a file as stored, and its pieces; none if it must be decoded as a whole."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # only the header is read
-    try:
-        with Image.open(path) as image:
-            size = (image.height, image.width)
-            form = image.format
-            pieces = _ppm_pieces(path, image) if form == "PPM" else []
-        if form == "TIFF":
+    with open_image(path, of_any_size=True) as image:
+        size = (image.height, image.width)
+        pieces = _ppm_pieces(path, image) if image.format == "PPM" else []
+        if image.format == "TIFF":
             with TiffFile(path) as file:
                 pieces = _tiff_pieces(path, file.pages.first)
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such image file; check the path") from None
-    except Exception as error:  # Pillow's plug-ins raise almost any type on damaged files
-        raise DataError(
-            f"{path}: cannot be read as an image ({type(error).__name__}: {error}); fetch or "
-            "export the file again"
-        ) from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
     file_bytes = path.stat().st_size
-    for piece in pieces:
-        top, _, bottom, _ = piece.window
-        if piece.offset + (bottom - top) * piece.row_bytes > file_bytes:
-            raise DataError(f"{path}: is truncated; fetch or export the file again")
-    return size, pieces
+    lengths = [(p.window[2] - p.window[0]) * p.row_bytes for p in pieces]
+    if any(p.offset + n > file_bytes for p, n in zip(pieces, lengths, strict=True)):
+        raise DataError(f"{path}: is truncated; fetch or export the file again")
+    # Pieces that overlap in the file could promise any size; others are bounded by the file's.
+    return size, pieces if sum(lengths) <= file_bytes else []
 
 
 def _tiff_pieces(path: Path, page: TiffPage) -> list[_Piece]:
@@ -165,7 +153,9 @@ def _tiff_pieces(path: Path, page: TiffPage) -> list[_Piece]:
         top, left = y * rows, x * columns
         window = (top, left, min(top + rows, height), min(left + columns, width))
         pieces.append(_Piece(path, window, offset, columns * bands, bands))
-    return pieces if all(page.dataoffsets) else []  # an offset of 0 is a piece left out
+    # An offset of 0 is a piece left out.
+    count = -(-height // rows) * -(-width // columns)
+    return pieces if all(page.dataoffsets) and len(pieces) == count else []
 
 
 def _ppm_pieces(path: Path, image: ImageFile.ImageFile) -> list[_Piece]:

@@ -1,24 +1,29 @@
 """Detect objects or segment: ``python tools/predict.py CHECKPOINT IMAGE_OR_FOLDER…``."""
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 from rich.progress import track
 
 from densenet_backbones.checkpoints import CheckpointError
-from densenet_backbones.data.images import read_image
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.deploy import deploy, is_deployable
-from densenet_backbones.file_writing import save_json
+from densenet_backbones.file_writing import GrowingList, check_output
 from densenet_backbones.inference.detection_views import add_view_options, parse_views
 from densenet_backbones.inference.detector import Detections, Detector
+from densenet_backbones.inference.image_tensors import ReadImage, read_for_model
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.model_file import JsonDict
-from densenet_backbones.inference.predict_masks import ENDINGS, predict_mask
+from densenet_backbones.inference.predict_masks import ENDINGS, LARGEST_PICTURE, predict_mask
 from densenet_backbones.inference.segmenter import SegmentationModel
+from densenet_backbones.inference.tiling import Tiling
 from densenet_backbones.messages import check_interval, check_whole
 from densenet_backbones.reporting.console import fail, quiet_libraries, say
 from densenet_backbones.reporting.instance_pictures import (
@@ -30,6 +35,7 @@ from densenet_backbones.reporting.pictures import save_picture
 
 _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+R = TypeVar("R")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -91,42 +97,64 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run ``tools/predict.py`` and ``densenet-predict``.
 
     Raises:
-        SystemExit: 1 with one line on standard error for wrong input.
+        SystemExit: 1 with one line on standard error for wrong input, or one for each image that
+            could not be used, when all others are done; 130 after Ctrl-C.
     """
     quiet_libraries()
     options = parse_arguments(argv)
     try:
         predict(options)
+    except KeyboardInterrupt:
+        say(f"Stopped; what was done is in {options.out}/", style="yellow")
+        sys.exit(130)
     except (CheckpointError, DataError, ValueError, OSError) as error:
         fail(str(error), 1)
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Predict as the command line says, and write the results."""
+    """Predict as the command line says, and write the results of each image as soon as it is done.
+
+    Raises:
+        DataError: Images could not be used; the others are done.
+    """
     check_whole("--batch-size", options.batch_size)
     check_interval("--score", options.score, "[0, 1]")
     # All that can be wrong with files and names, before the model is loaded.
     files = list(find_images(options.images))
     stems = choose_stems(options.out, files)
+    check_output(options.out, "--out")
     model = load(options.checkpoint, check_device(options.device))
     if is_deployable(model.model) and not options.no_deploy:
         model.model = deploy(model.model)
     # A segmenter or a detector, each with the options that are for it.
     dtype = _AUTOCAST[options.precision]
-    autocast = torch.autocast(model.device.type, dtype, enabled=dtype is not None)
+    faults: list[str] = []
     if isinstance(model, SegmentationModel):
         parse_views(options, None)  # refuses what is for detectors
-        with autocast:
-            rows = segment(model, files, stems, options)
-        summary = f"{len(files)} images segmented"
+        Tiling(options.tile, options.overlap)  # and sizes that no image could be cut into
+        rows = segment(model, files, stems, options, faults)
     else:
         mirrored = model.categories.mirrored_keypoints
         model.views = parse_views(options, model.model, mirrored)
-        with autocast:
-            rows = detect(model, files, stems, options)
-        summary = f"{sum(len(row['detections']) for row in rows)} objects in {len(files)} images"
-    save_json(options.out / "predictions.json", rows)
+        rows = detect(model, files, stems, options, faults)
+    results, objects = GrowingList(options.out / "predictions.json"), 0
+    with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
+        for row in rows:
+            results.append(row)
+            objects += len(row.get("detections", ()))
+    results.close()
+    done = f"{len(files) - len(faults)} images"
+    summary = (
+        f"{done} segmented"
+        if isinstance(model, SegmentationModel)
+        else f"{objects} objects in {done}"
+    )
     say(f"{summary}; written to {options.out}/")
+    if faults:
+        what = f"{len(faults)} of {len(files)} images could not be used:"
+        raise DataError(
+            " ".join([what, *faults]) if len(faults) == 1 else "\n  ".join([what, *faults])
+        )
 
 
 def detect(
@@ -134,21 +162,65 @@ def detect(
     files: Sequence[Path],
     stems: Mapping[Path, Path],
     options: argparse.Namespace,
-) -> list[JsonDict]:
-    """Detect objects in every file, draw them, and return the entries of the JSON file."""
-    rows = []
+    faults: list[str],
+) -> Iterator[JsonDict]:
+    """Detect objects in every file, draw them, and yield the entries of the JSON file.
+
+    Images that cannot be used are left out, and sentences about them added to `faults`.
+    """
     for first in track(range(0, len(files), options.batch_size), "Detecting", transient=True):
-        batch = files[first : first + options.batch_size]
-        images = [read_image(file) for file in batch]
-        predictions = detector.predict_batch(images, options.score)
-        for file, image, detections in zip(batch, images, predictions, strict=True):
+        batch = {
+            file: image
+            for file in files[first : first + options.batch_size]
+            if (image := attempt(partial(detector.read, file), file, faults))
+        }
+        for file, detections in detect_batch(detector, batch, options.score, faults):
+            image = batch[file]
             picture = None if options.no_pictures else Path(f"{stems[file]}.png")
-            rows.append(to_json(file, picture, image.shape[1], image.shape[0], detections))
             if picture:
-                names, skeleton = detector.categories.names, detector.categories.skeleton
-                drawn = draw_instances(image, to_instances(detections), names, skeleton)
-                save_picture(picture, drawn)
-    return rows
+                save_picture(picture, draw(detector, file, image, detections))
+            yield to_json(file, picture, image.size[1], image.size[0], detections)
+
+
+def detect_batch(
+    detector: Detector, batch: Mapping[Path, ReadImage], score: float, faults: list[str]
+) -> Iterator[tuple[Path, Detections]]:
+    """Yield files with their detections: of all at once, or one by one where that fails."""
+    try:
+        detections = detector.predict_batch(list(batch.values()), score)
+    except (ValueError, RuntimeError, MemoryError):
+        for file in batch:
+            run = partial(detector.predict_batch, [batch[file]], score)
+            if predictions := attempt(run, file, faults):
+                yield file, predictions[0]
+    else:
+        yield from zip(batch, detections, strict=True)
+
+
+def attempt(function: Callable[[], R], file: Path, faults: list[str]) -> R | None:
+    """Return a function's result, or None and one more sentence in `faults` if an image is why."""
+    try:
+        return function()
+    except DataError as error:
+        faults.append(str(error))
+    except (ValueError, RuntimeError, MemoryError) as error:
+        # A model that cannot take this image, or memory that runs out with it.
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        faults.append(reason if reason.startswith(str(file)) else f"{file}: {reason}")
+    return None
+
+
+def draw(detector: Detector, file: Path, image: ReadImage, detections: Detections) -> np.ndarray:
+    """Return an image with its detections, its longer side at most `LARGEST_PICTURE` pixels."""
+    # The detector's own reading may be smaller than a picture should be.
+    if image.factor > 1 or max(image.size) > LARGEST_PICTURE:
+        shrink = 1
+        while max(image.size) > LARGEST_PICTURE * shrink:
+            shrink *= 2
+        image = read_for_model(file, (image.size[0] // shrink or 1, image.size[1] // shrink or 1))
+    drawn = to_instances(detections).scale(1 / image.factor)
+    names, skeleton = detector.categories.names, detector.categories.skeleton
+    return draw_instances(image.pixels, drawn, names, skeleton)
 
 
 def segment(
@@ -156,10 +228,15 @@ def segment(
     files: Sequence[Path],
     stems: Mapping[Path, Path],
     options: argparse.Namespace,
-) -> list[JsonDict]:
-    """Segment every file, write masks and overlays, and return the entries of the JSON file."""
-    return [
-        predict_mask(
+    faults: list[str],
+) -> Iterator[JsonDict]:
+    """Segment every file, write masks and overlays, and yield the entries of the JSON file.
+
+    Images that cannot be used are left out, and sentences about them added to `faults`.
+    """
+    for file in track(files, "Segmenting", transient=True):
+        run = partial(
+            predict_mask,
             model,
             file,
             stems[file],
@@ -167,8 +244,8 @@ def segment(
             overlap=options.overlap,
             picture=not options.no_pictures,
         )
-        for file in track(files, "Segmenting", transient=True)
-    ]
+        if row := attempt(run, file, faults):
+            yield row
 
 
 def find_images(arguments: Sequence[str]) -> Iterator[Path]:
@@ -182,7 +259,14 @@ def find_images(arguments: Sequence[str]) -> Iterator[Path]:
         if path.is_file():
             yield path
         elif path.is_dir():
-            files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+            # Folders may have such names, too; hidden files are what systems leave beside others.
+            files = sorted(
+                file
+                for file in path.iterdir()
+                if file.suffix.lower() in IMAGE_SUFFIXES
+                and not file.name.startswith(".")
+                and file.is_file()
+            )
             if not files:
                 raise DataError(
                     f"{path}: no images here (known: {' '.join(sorted(IMAGE_SUFFIXES))})"

@@ -1,6 +1,7 @@
 """Training and evaluation of a detector: boxes, and masks or keypoints where it has them."""
 
 import copy
+import dataclasses
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +22,9 @@ from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.instances import TargetType
 from densenet_backbones.data.samples import Categories, ImageRecord, Sample
 from densenet_backbones.heads.detection.transform import DetectionTransform
-from densenet_backbones.inference.detection_views import DetectionViews, detect
+from densenet_backbones.inference.detection_views import DetectionViews, detect, enlarge
 from densenet_backbones.inference.detector import Detector, DetectorSpec
+from densenet_backbones.inference.detector_facts import read_model_input, read_target_types
 from densenet_backbones.inference.image_tensors import to_float
 from densenet_backbones.metrics.coco import PREFIXES, CocoMetric
 from densenet_backbones.metrics.coco_truth import (
@@ -148,7 +150,8 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
 
     def describe_input(self) -> ModelInput:
         """Return the detector's size or scale, its mean color and its target types."""
-        return read_model_input(self.model)
+        largest = max(self.views.scales) if self.views else 1.0
+        return dataclasses.replace(read_model_input(self.model), largest_view=largest)
 
     def setup(self, stage: str) -> None:
         """Leave the resizing in training to the augmentation where that scales images."""
@@ -264,8 +267,16 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
             {**convert_to_float32(rows), "image_id": sample.image_id}
             for sample, rows in zip(batch, detections, strict=True)
         ]
-        self.metric.update(predictions)
+        # Annotations are in the frame of the full image; pictures are drawn of the one at hand.
+        self.metric.update(list(map(self._enlarge, batch, predictions)))
         return {"predictions": predictions}
+
+    def _enlarge(self, sample: Sample, prediction: dict[str, Any]) -> dict[str, Any]:
+        """Return the detections of an image, perhaps read smaller, in the frame of its record."""
+        if sample.factor == 1:
+            return prediction
+        record = self.datamodule.val_set.records[sample.index]
+        return enlarge(prediction, sample.factor, (record.height, record.width))
 
     def draw_batch(self, batch: Sequence[Sample]) -> np.ndarray:
         """Return the images with their objects, as augmented."""
@@ -314,21 +325,6 @@ def has_all_matched(model: nn.Module, record: ImageRecord) -> bool:
 # -- what a detector does with images --------------------------------------------------------------
 
 
-def read_model_input(model: nn.Module) -> ModelInput:
-    """Return what a detector takes: the facts of its image transform, ours or torchvision's."""
-    transform = getattr(model, "transform", None)
-    fixed_size = getattr(transform, "fixed_size", None)  # (W, H)
-    shortest = getattr(transform, "min_size", ModelInput.min_size)
-    return ModelInput(
-        size=None if fixed_size is None else (int(fixed_size[1]), int(fixed_size[0])),
-        # Of several sides the last one holds in evaluation.
-        min_size=int(shortest if isinstance(shortest, int) else shortest[-1]),
-        max_size=int(getattr(transform, "max_size", ModelInput.max_size)),
-        fill_color=getattr(transform, "fill_color", ModelInput.fill_color),
-        target_types=read_target_types(model) if hasattr(model, "target_types") else None,
-    )
-
-
 def switch_training_resize_off(model: nn.Module) -> None:
     """Let a detector take training images at the size they have; evaluation goes on resizing."""
     transform = model.transform
@@ -339,17 +335,6 @@ def switch_training_resize_off(model: nn.Module) -> None:
 
 
 # -- what a detector learns from -------------------------------------------------------------------
-
-
-def read_target_types(model: nn.Module) -> tuple[TargetType, ...]:
-    """Return a detector's `target_types`, or what the RoI heads of torchvision's own have."""
-    if hasattr(model, "target_types"):
-        return tuple(cast(Sequence[TargetType], model.target_types))
-    heads = getattr(model, "roi_heads", None)
-    target_types: list[TargetType] = ["boxes"]
-    target_types += ["masks"] if heads is not None and heads.has_mask() else []
-    target_types += ["keypoints"] if heads is not None and heads.has_keypoint() else []
-    return tuple(target_types)
 
 
 def read_builder_target_types(detector: str) -> tuple[TargetType, ...]:
