@@ -1,0 +1,1 @@
+"""What a run leaves behind, so that it can be stopped, killed and gone on with."""
