@@ -6,7 +6,6 @@
 
 import argparse
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from densenet_backbones.inference.model_file import (
     read_weights,
     select_fitting_weights,
 )
-from densenet_backbones.messages import one_sentence
+from densenet_backbones.messages import one_sentence, quote_word
 from densenet_backbones.reporting.console import (
     fail,
     is_first_process,
@@ -100,11 +99,11 @@ def train(task_type: type[AnyTask], argv: Sequence[str] | None = None) -> None:
     except argparse.ArgumentError as error:
         fail(one_sentence(str(error), lambda: list_keys(task_type)), 2)
     except (RunFolderError, MisconfigurationException) as error:
-        fail(str(error), 2)
+        fail(one_sentence(str(error)), 2)
     except (DataError, CheckpointError, NonFiniteLossError, ValueError, OSError) as error:
         if os.environ.get("DENSENET_BACKBONES_TRACEBACK"):
             raise
-        fail(str(error), 1)
+        fail(error, 1)
     except (KeyboardInterrupt, SIGTERMException) as stop:  # outside of the training itself
         sys.exit(130 if isinstance(stop, KeyboardInterrupt) else 143)
     finally:
@@ -279,7 +278,7 @@ def fit(cli: TrainingCLI) -> None:
         received = cli.stop.received if cli.stop else 0
         if isinstance(error, RuntimeError) and not received:
             raise
-        run_dir = shlex.quote(str(cli.folder.path))
+        run_dir = quote_word(cli.folder.path)
         how = f"the same command and --run-dir {run_dir} --resume go on"
         if not (cli.folder.checkpoints / "last.ckpt").is_file():
             how = "there is no checkpoint yet"

@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import yaml
 
+from densenet_backbones.messages import quote_word
 from densenet_backbones.training.optimization import OPTIONS_OF_A_START
 from densenet_backbones.training.resuming.checkpoint_files import EXPERIMENT, State
 from densenet_backbones.training.run_folder import RunFolder, RunFolderError
@@ -24,7 +25,7 @@ def check_same_model(task: AnyTask, state: State, folder: RunFolder) -> None:
             raise RunFolderError(
                 f"cannot go on from {folder.resume_from}: the {task.spec.kind}'s {name} was "
                 f"{before[name]} and is {now[name]} now; leave out --config and give "
-                f"--run-dir {folder.path} --resume, or start anew with --init-from"
+                f"--run-dir {quote_word(folder.path)} --resume, or start anew with --init-from"
             )
 
 
