@@ -88,7 +88,7 @@ def test_no_file_is_written_under_its_name(run, tiny_scenes, tmp_path):
         ".holder.json",
     ):
         assert any(part in name for name in written), part
-    rewritten = {file.name for file in links if file.read_bytes() != former[file]}
+    rewritten = {file.name for file, link in links.items() if not file.samefile(link)}
     assert {"last.ckpt", "metrics.csv", "environment.json", "model.safetensors"} <= rewritten
     in_place = [file for file, link in links.items() if link.read_bytes() != former[file]]
     assert [file for file in in_place if not is_appended(file.name)] == []

@@ -1,1 +1,1 @@
-"""What a run leaves behind, so that it can be stopped, killed and gone on with."""
+"""Stop, kill and resume a run: its locks, logs and checkpoint files, and what may change."""
