@@ -24,7 +24,7 @@ from densenet_backbones.inference.model_file import JsonDict
 from densenet_backbones.inference.predict_masks import ENDINGS, LARGEST_PICTURE, predict_mask
 from densenet_backbones.inference.segmenter import SegmentationModel
 from densenet_backbones.inference.tiling import Tiling
-from densenet_backbones.messages import check_interval, check_whole
+from densenet_backbones.messages import CommandParser, check_interval, check_whole
 from densenet_backbones.reporting.console import fail, quiet_libraries, say
 from densenet_backbones.reporting.instance_pictures import (
     DrawnInstances,
@@ -40,7 +40,7 @@ R = TypeVar("R")
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Draw what a trained detector or segmenter finds in pictures. A detector's "
         "objects go to predictions.json, with masks as COCO's run-length codes and keypoints where "
         "it gives them; a segmenter writes a PNG of class indices for each "
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(f"Stopped; what was done is in {options.out}/", style="yellow")
         sys.exit(130)
     except (CheckpointError, DataError, ValueError, OSError) as error:
-        fail(str(error), 1)
+        fail(error, 1)
 
 
 def predict(options: argparse.Namespace) -> None:
