@@ -1,10 +1,11 @@
 """Write a file whole or not at all: results, pictures, checkpoints and models go through here.
 
 A file is written under another name beside its target, flushed to disk and renamed, so that neither
-a reader nor a crash ever sees half of it. What a killed writer leaves is told by its name. A list of
-results that takes long to compute is a `GrowingList`, a whole file after each of them.
+a reader nor a crash ever sees half of it. What a killed writer leaves is told by its name.
+A list of results that take long to compute is a `GrowingList`, a whole file after each of them.
 """
 
+import errno
 import hashlib
 import itertools
 import json
@@ -13,7 +14,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -183,20 +184,26 @@ class GrowingList:
         self.path, self._length = Path(path), 0
 
     def append(self, entry: object) -> None:
-        """Write an entry.
+        """Write an entry; see `extend`."""
+        self.extend([entry])
+
+    def extend(self, entries: Sequence[object]) -> None:
+        """Write entries.
 
         Args:
-            entry: Plain JSON types.
+            entries: Each of plain JSON types.
 
         Raises:
             OSError: The disk is full, for one; the file then holds the entries before.
         """
+        if not entries:
+            return
         if not self._length:
-            save_json(self.path, [entry])
+            save_json(self.path, list(entries))
             self._length = self.path.stat().st_size
             return
-        # As a list of one is written, without its brackets.
-        text = json.dumps([entry], indent=1)[1:-2].encode("utf-8")
+        # As they are written in a list of their own, without its brackets.
+        text = json.dumps(list(entries), indent=1)[1:-2].encode("utf-8")
         with self.path.open("rb+", buffering=0) as file:
             place = self._length - len(self._END)
             file.seek(place)
@@ -204,7 +211,7 @@ class GrowingList:
             try:
                 written = file.write(content)
                 if written < len(content):
-                    raise OSError(f"{self.path}: no space left on the disk; make some")
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             except OSError:
                 file.seek(place)
                 file.write(self._END)

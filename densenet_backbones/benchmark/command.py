@@ -14,6 +14,7 @@ import torch
 from densenet_backbones.benchmark.charts import check_chart, draw
 from densenet_backbones.benchmark.report import Report, Unavailable
 from densenet_backbones.benchmark.subcommands import SUBCOMMANDS, Subcommand, parse_positive
+from densenet_backbones.file_writing import check_output
 from densenet_backbones.messages import CommandParser, print_lines
 
 __all__ = ["main"]
@@ -34,9 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.threads is not None:
             torch.set_num_threads(arguments.threads)
-        for file in (arguments.json, arguments.plot):
+        for option, file in (("--json", arguments.json), ("--plot", arguments.plot)):
             if file is not None and not file.absolute().parent.is_dir():
                 raise ValueError(f"there is no folder {file.absolute().parent} for {file.name}")
+            if file is not None:
+                check_output(file.absolute().parent, option)
         if arguments.plot is not None:
             check_chart(arguments.plot)
         report = Report([_PROGRAM, *argv], arguments.quick, arguments.json)
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _measure(parser, command, argv[1:], command.devices[0], report)
         if arguments.plot is not None:
             _draw(report, arguments.plot)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     return 1 if report.failed else 0
 

@@ -17,11 +17,7 @@ from densenet_backbones.data.instances import (
 )
 from densenet_backbones.data.loading import ImageData, Root
 from densenet_backbones.data.mask_samples import MaskRecord
-from densenet_backbones.data.readers.detection_sources import (
-    Layout,
-    check_images,
-    read_detection,
-)
+from densenet_backbones.data.readers.detection_sources import Layout, read_detection
 from densenet_backbones.data.samples import (
     Categories,
     DataError,
@@ -115,8 +111,7 @@ class DetectionData(ImageData[DetectionSet, Sample]):
             keypoints="keypoints" in self.target_types,
         )
         data_set = keep_learnable_objects(data_set, self.target_types, self.strict)
-        check_images(data_set, decode=self.check_images)
-        return data_set
+        return self.look_at_images(data_set)
 
     def keep_for_overfitting(
         self, has_all_matched: Callable[[ImageRecord], bool] | None = None

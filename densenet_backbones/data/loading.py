@@ -6,17 +6,25 @@ may differ in size.
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, TypeVar
 
-import cv2
 import lightning.pytorch as pl
 from filelock import FileLock
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from densenet_backbones.data.augment.presets import ModelInput
+from densenet_backbones.data.loaders.batches import (
+    EvaluationLoader,
+    LoaderOptions,
+    ResumableLoader,
+    keep_list,
+    quiet_worker,
+)
+from densenet_backbones.data.loaders.guarded import BadImages, GuardedImages, UnusableImages
+from densenet_backbones.data.loaders.image_checks import check_images
 from densenet_backbones.data.mask_samples import MaskRecord, MaskSample, SegmentationSet
 from densenet_backbones.data.readers.detection_sources import sample_subset
 from densenet_backbones.data.samplers import EpochSampler, GroupedSampler, ShardSampler
@@ -25,80 +33,8 @@ from densenet_backbones.data.scenes.generation import generate_scenes
 
 SetT = TypeVar("SetT", DetectionSet, SegmentationSet)
 SampleT = TypeVar("SampleT", Sample, MaskSample)
-T = TypeVar("T")
 Root = str | list[tuple[str, str]]
 """A folder, or the (folder, split) pairs of a training set that is made of several."""
-
-
-class LoaderOptions(TypedDict):
-    """Options that training and evaluation loaders share; see torch's `DataLoader`."""
-
-    batch_size: int
-    num_workers: int
-    collate_fn: Callable[[list[Any]], list[Any]]
-    worker_init_fn: Callable[[int], None]
-    persistent_workers: bool
-    pin_memory: bool
-
-
-class ResumableLoader(DataLoader[T]):
-    """A training loader that goes on in the middle of an epoch.
-
-    The order of an epoch is a function of (seed, epoch) alone, so all that resuming needs is how
-    many batches of the epoch are done; `batches_done` says so when the first batch is asked for.
-    It is asked that late because a trainer creates the iterator before it knows the epoch.
-    (torchdata's StatefulDataLoader saves the state of its workers instead, and goes on with the
-    same number of them only.)
-
-    Args:
-        dataset: Samples by ``(epoch, index)``.
-        sampler: The order of the epoch.
-        batches_done: Returns the number of batches of the current epoch already trained on.
-        between_batches: Called when a batch is asked for, that is when the one before is done
-            with; a run that is to stop raises there.
-        drop_last: Leave out a last batch that is not full.
-        **options: `DataLoader`'s own.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[T],
-        sampler: EpochSampler,
-        batches_done: Callable[[], int],
-        between_batches: Callable[[], None],
-        drop_last: bool = False,
-        **options: Unpack[LoaderOptions],
-    ) -> None:
-        super().__init__(dataset, sampler=sampler, drop_last=drop_last, **options)
-        self.epoch_sampler = sampler
-        self.batches_done, self.between_batches = batches_done, between_batches
-
-    def __iter__(self) -> Iterator[list[T]]:  # type: ignore[override]
-        """Yield the rest of the epoch."""
-        # Start behind the images that were trained on; the next epoch is a whole one again.
-        done = self.batches_done() * (self.batch_size or 1)
-        self.epoch_sampler.start = min(done, len(self.epoch_sampler))
-        try:
-            for batch in super().__iter__():
-                self.between_batches()
-                yield batch
-        finally:
-            self.epoch_sampler.start = 0
-
-    def state_dict(self) -> dict[str, int]:
-        """Return nothing: the trainer's counters say it all. Lightning asks if there is a state."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take what `state_dict` returned."""
-
-
-def _keep_list(samples: list[Any]) -> list[Any]:
-    return samples  # images differ in size: a batch is a list
-
-
-def _quiet_worker(_: int) -> None:
-    cv2.setNumThreads(0)  # each worker is a process: threads of its own would fight for the cores
 
 
 @dataclass
@@ -150,12 +86,18 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         overfit_images: Train on the first N images (by id) without augmentation, and evaluate on
             the same N. A detector with priors takes images of which they match every object.
         strict: Refuse data with faults instead of leaving the faulty annotations out.
-        check_images: Decode every image before training. Sizes are compared by headers without it.
+        check_images: Decode every image before training. Without it every file's ends are looked
+            at, sizes compared by headers, and few images decoded.
+        bad_images: "stop" ends the run at an image that cannot be decoded, before training where
+            that shows at once; "skip" names and counts such images, trains on the next one of the
+            data set in their place, and leaves them out of evaluation.
         scenes: What to draw when `root` is None.
 
     Attributes:
         model_input: What the model takes; the task says so before training images are made.
         between_batches: Called before each batch of a training; a run that is to stop raises there.
+        replaced: Training images that could not be used, so far.
+        left_out: Evaluated images that could not be used, so far.
 
     Raises:
         DataError: An option is out of its range.
@@ -174,6 +116,7 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
     overfit_images: int | None = None
     strict: bool = False
     check_images: bool = False
+    bad_images: BadImages = "stop"
     scenes: Scenes = field(default_factory=Scenes)
 
     def __post_init__(self) -> None:
@@ -188,6 +131,7 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         self.workers = choose_workers() if self.num_workers is None else self.num_workers
         self.model_input: ModelInput | None = None
         self.between_batches: Callable[[], None] = lambda: None
+        self.replaced, self.left_out = UnusableImages(), UnusableImages()
         self._sets: dict[str, SetT] = {}
 
     @abstractmethod
@@ -238,6 +182,16 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
             self._sets["val"] = self.read_set(root, self.val_split, names)
         return self._sets["val"]
 
+    def look_at_images(self, data_set: SetT) -> SetT:
+        """Look for image files that cannot be used; those that are passed over become problems.
+
+        Raises:
+            DataError: As `check_images`.
+        """
+        skip = self.bad_images == "skip"
+        problems = check_images(data_set, decode=self.check_images, skip=skip)
+        return replace(data_set, problems=(*data_set.problems, *problems))
+
     def use_class_names(self, names: Sequence[str]) -> None:
         """Read the evaluated split with the classes that a trained model knows."""
         self.classes = list(names)
@@ -283,20 +237,22 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
             else GroupedSampler(groups, self.batch_size, *place, seed=self.seed)
         )
         return ResumableLoader(
-            self.make_training_images(),
+            GuardedImages(self.make_training_images(), self.bad_images),
             sampler,
             batches_done=self._count_batches_done,
             between_batches=lambda: self.between_batches(),
             # A last batch of one image would leave batch normalization without a variance.
             drop_last=len(sampler) >= self.batch_size,
+            unusable=self.replaced,
             **self._loader_options(),
         )
 
-    def val_dataloader(self) -> DataLoader[SampleT]:
+    def val_dataloader(self) -> EvaluationLoader[SampleT]:
         """Return images as they are; every one goes to exactly one process."""
         trainer = self._its_trainer()
         sampler = ShardSampler(self.val_set, trainer.world_size, trainer.global_rank)
-        return DataLoader(self.make_evaluated_images(), sampler=sampler, **self._loader_options())
+        images = GuardedImages(self.make_evaluated_images(), self.bad_images)
+        return EvaluationLoader(images, sampler, self.left_out, **self._loader_options())
 
     def state_dict(self) -> dict[str, int]:
         """Return what the order of the epoch in progress depends on, for the checkpoint."""
@@ -337,8 +293,8 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         return {
             "batch_size": self.batch_size,
             "num_workers": self.workers,
-            "collate_fn": _keep_list,
-            "worker_init_fn": _quiet_worker,
+            "collate_fn": keep_list,
+            "worker_init_fn": quiet_worker,
             "persistent_workers": self.workers > 0,
             # Lightning copies pinned batches to a GPU without waiting for them.
             "pin_memory": self._its_trainer().strategy.root_device.type == "cuda",

@@ -12,7 +12,6 @@ from densenet_backbones.data.images import read_image
 from densenet_backbones.data.loading import ImageData, Root
 from densenet_backbones.data.mask_samples import MaskClasses, MaskSample, MaskTask, SegmentationSet
 from densenet_backbones.data.mask_statistics import CHECKED_UP_TO, check_masks
-from densenet_backbones.data.readers.detection_sources import check_images
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout, read_segmentation
 from densenet_backbones.data.samples import DataError
 
@@ -126,8 +125,7 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
         )
         if self.check_masks or (self.check_masks is None and len(data_set) <= CHECKED_UP_TO):
             check_masks(data_set)
-        check_images(data_set, decode=self.check_images)
-        return data_set
+        return self.look_at_images(data_set)
 
     def make_training_images(self) -> SegmentationImages:
         """Return crops of one size, or images of their own, as `augmentation` says."""

@@ -24,7 +24,7 @@ from densenet_backbones.export.onnx_file import (
     write_onnx,
 )
 from densenet_backbones.export.plan import LARGEST, SMALLEST, Plan, make_plan
-from densenet_backbones.file_writing import replace_file
+from densenet_backbones.file_writing import check_output, replace_file
 from densenet_backbones.inference.image_tensors import to_image_tensor
 from densenet_backbones.inference.loading import load
 from densenet_backbones.messages import CommandParser
@@ -93,9 +93,10 @@ def export(options: argparse.Namespace) -> None:
     """Write the file that the command line asks for, if it computes what the model computes."""
     check_installed()
     _check_options(options)
+    out = options.out or options.checkpoint.with_suffix(".onnx")
+    check_output(out.parent, "--out")
     model = load(options.checkpoint)
     plan = make_plan(model, options.output)
-    out = options.out or options.checkpoint.with_suffix(".onnx")
     # The file takes its place only after it has agreed with the model on every image.
     with replace_file(out) as draft:
         opset = _write(plan, draft, options.image_size, options.opset)

@@ -13,6 +13,7 @@ import torch
 from rich.progress import track
 
 from densenet_backbones.checkpoints import CheckpointError
+from densenet_backbones.data.loaders.guarded import refuse_unusable
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.deploy import deploy, is_deployable
 from densenet_backbones.file_writing import GrowingList, check_output
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         say(f"Stopped; what was done is in {options.out}/", style="yellow")
         sys.exit(130)
-    except (CheckpointError, DataError, ValueError, OSError) as error:
+    except (CheckpointError, DataError, ValueError, OSError, MemoryError) as error:
         fail(error, 1)
 
 
@@ -150,11 +151,7 @@ def predict(options: argparse.Namespace) -> None:
         else f"{objects} objects in {done}"
     )
     say(f"{summary}; written to {options.out}/")
-    if faults:
-        what = f"{len(faults)} of {len(files)} images could not be used:"
-        raise DataError(
-            " ".join([what, *faults]) if len(faults) == 1 else "\n  ".join([what, *faults])
-        )
+    refuse_unusable(faults, len(files))
 
 
 def detect(

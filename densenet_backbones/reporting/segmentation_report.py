@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from densenet_backbones.data.mask_statistics import (
     PixelCounts,
     count_class_pixels,
 )
+from densenet_backbones.data.samples import DataError
 from densenet_backbones.file_writing import save_bytes, save_json, save_text
 from densenet_backbones.metrics.segmentation import SegmentationEvaluation
 from densenet_backbones.reporting.console import say
@@ -111,10 +113,13 @@ def tabulate_confusion(evaluation: SegmentationEvaluation) -> list[list[object]]
 
 def draw_examples(part: SegmentationSet, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Return a sheet of image, annotation and prediction of images spread over a set."""
-    records = part.records[:: max(1, len(part) // PICTURED_IMAGES)][:PICTURED_IMAGES]
-    images = [read_image(record.path) for record in records]
+    images, annotations = [], []
+    for record in part.records[:: max(1, len(part) // PICTURED_IMAGES)][:PICTURED_IMAGES]:
+        with suppress(DataError):  # left out of the evaluation, too
+            pair = read_image(record.path), record.read_mask()
+            images.append(pair[0])
+            annotations.append(pair[1])
     predictions = [predict(image) for image in images]
-    annotations = [record.read_mask() for record in records]
     return draw_masks_side_by_side(images, annotations, predictions, part.classes.colors)
 
 

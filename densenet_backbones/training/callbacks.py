@@ -1,6 +1,7 @@
 """Callbacks of a training: averaged weights, checkpoints, lines and pictures."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -9,10 +10,12 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from densenet_backbones.data.loaders.guarded import UnusableImages
 from densenet_backbones.data.loading import AnyData
 from densenet_backbones.messages import check_interval
 from densenet_backbones.reporting.console import say
@@ -217,6 +220,56 @@ class EpochLines(Callback):
         )
 
 
+class UnusableImageLines(Callback):
+    """Names the images that could not be used, and counts them after each epoch and at the end."""
+
+    def __init__(self) -> None:
+        self._before: Counter[str] = Counter()
+        self._left_out = 0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print how many images of the epoch were replaced, and which are new."""
+        total = gather_unusable(trainer.datamodule.replaced)  # type: ignore[attr-defined]
+        times = (total - self._before).total()
+        if times:
+            say(f"epoch {trainer.current_epoch + 1:>3}  {times} images replaced by the next ones.")
+            say_list([reason for reason in total if reason not in self._before])
+        self._before = total
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the sum."""
+        if self._before:
+            say(
+                f"{len(self._before)} training images could not be used, and were replaced "
+                f"{self._before.total()} times."
+            )
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print which evaluated images were left out, once."""
+        reasons = gather_unusable(trainer.datamodule.left_out)  # type: ignore[attr-defined]
+        if len(reasons) > self._left_out and not trainer.sanity_checking:
+            self._left_out = len(reasons)
+            say(f"{len(reasons)} images left out of the evaluation, as they cannot be used:")
+            say_list(list(reasons))
+
+
+def gather_unusable(images: UnusableImages) -> Counter[str]:
+    """Return the counts of all processes; each has to ask."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return Counter(images.counts)
+    parts: list[Counter[str]] = [Counter()] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, images.counts)
+    return sum(parts, Counter())
+
+
+def say_list(reasons: Sequence[str], limit: int = 50) -> None:
+    """Print the first sentences of a list, a line each, and how many more there are."""
+    for reason in reasons[:limit]:
+        say(f"  {reason}")
+    if len(reasons) > limit:
+        say(f"  and {len(reasons) - limit} more")
+
+
 class TrainingPictures(Callback):
     """Draws the first batches as augmented, and predictions beside the ground truth.
 
@@ -255,7 +308,7 @@ class TrainingPictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the first evaluated images of this process."""
-        if batch_idx > 0 or trainer.sanity_checking:
+        if batch_idx > 0 or trainer.sanity_checking or not batch:
             return
         task, predictions = cast(AnyTask, pl_module), cast(Outputs, outputs)
         sheet = task.draw_predictions(batch[: self.images], predictions)

@@ -21,6 +21,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from densenet_backbones.checkpoints import CheckpointError
+from densenet_backbones.data.loaders.guarded import describe_dead_worker
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.file_writing import remove_drafts, save_text
 from densenet_backbones.inference.model_file import (
@@ -43,6 +44,7 @@ from densenet_backbones.training.callbacks import (
     EMA,
     EpochLines,
     TrainingPictures,
+    UnusableImageLines,
     make_checkpoint_callbacks,
 )
 from densenet_backbones.training.detection_task import DetectionTask
@@ -100,10 +102,14 @@ def train(task_type: type[AnyTask], argv: Sequence[str] | None = None) -> None:
         fail(one_sentence(str(error), lambda: list_keys(task_type)), 2)
     except (RunFolderError, MisconfigurationException) as error:
         fail(one_sentence(str(error)), 2)
-    except (DataError, CheckpointError, NonFiniteLossError, ValueError, OSError) as error:
-        if os.environ.get("DENSENET_BACKBONES_TRACEBACK"):
+    except (DataError, CheckpointError, ValueError, OSError, RuntimeError, MemoryError) as error:
+        dead_worker = describe_dead_worker(error, "--data.num_workers", "--batch-size")
+        is_expected = dead_worker or not isinstance(error, RuntimeError)
+        if os.environ.get("DENSENET_BACKBONES_TRACEBACK") or not (
+            is_expected or isinstance(error, NonFiniteLossError)
+        ):
             raise
-        fail(error, 1)
+        fail(dead_worker or error, 1)
     except (KeyboardInterrupt, SIGTERMException) as stop:  # outside of the training itself
         sys.exit(130 if isinstance(stop, KeyboardInterrupt) else 143)
     finally:
@@ -214,7 +220,7 @@ class TrainingCLI(LightningCLI):
         """Return the trainer with this run's checkpoints, loggers and pictures."""
         # A dry run leaves no files: no checkpoints, no pictures, no loggers.
         trainer = self.config_init.trainer
-        callbacks: list[pl.Callback] = [EpochLines()]
+        callbacks: list[pl.Callback] = [EpochLines(), UnusableImageLines()]
         if self.config.ema_decay is not None:
             callbacks.append(EMA(self.config.ema_decay))
         if not trainer.fast_dev_run:
@@ -272,17 +278,26 @@ def fit(cli: TrainingCLI) -> None:
     try:
         with profile_training(trainer, cli.model, name_start_file(cli, "profile.txt")):
             trainer.fit(cli.model, cli.datamodule, ckpt_path=resume, weights_only=True)
-    except (SystemExit, RuntimeError) as error:
+    except (SystemExit, RuntimeError, DataError, MemoryError) as error:
         # Lightning leaves with 1 on Ctrl-C and with 0 on SIGTERM; where the signal reached the
         # loader's workers first, their death is a RuntimeError.
         received = cli.stop.received if cli.stop else 0
-        if isinstance(error, RuntimeError) and not received:
+        is_stop = isinstance(error, SystemExit) or bool(received)
+        # So is a worker's that the system killed. An image that cannot be used is no programming
+        # error either, and all three leave a run that can go on.
+        data = cli.datamodule
+        if not is_stop and not (
+            describe_dead_worker(error, "", "")
+            or error in (data.replaced.fatal, data.left_out.fatal)
+        ):
             raise
         run_dir = quote_word(cli.folder.path)
         how = f"the same command and --run-dir {run_dir} --resume go on"
         if not (cli.folder.checkpoints / "last.ckpt").is_file():
             how = "there is no checkpoint yet"
         say(f"Stopped at step {trainer.global_step}; {how}", style="yellow")
+        if not is_stop:
+            raise
         if trainer.local_rank:
             # Lightning kills the first process, busy with its last words or not, when another that
             # it started ends with anything but 0.

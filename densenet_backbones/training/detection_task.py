@@ -262,14 +262,16 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
     def validation_step(self, batch: list[Sample], batch_idx: int) -> dict[str, Any]:
         """Return the detections of a batch, added to the evaluation; masks as run-length codes."""
         assert self.metric is not None
-        detections = detect(self.model, [to_float(sample.image) for sample in batch], self.views)
+        images = [to_float(sample.image) for sample in batch]
+        detections = detect(self.model, images, self.views) if images else []
         predictions = [
             {**convert_to_float32(rows), "image_id": sample.image_id}
             for sample, rows in zip(batch, detections, strict=True)
         ]
         # Annotations are in the frame of the full image; pictures are drawn of the one at hand.
-        self.metric.update(list(map(self._enlarge, batch, predictions)))
-        return {"predictions": predictions}
+        results = list(map(self._enlarge, batch, predictions))
+        self.metric.update(results)
+        return {"predictions": predictions, "results": results}
 
     def _enlarge(self, sample: Sample, prediction: dict[str, Any]) -> dict[str, Any]:
         """Return the detections of an image, perhaps read smaller, in the frame of its record."""

@@ -10,17 +10,22 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.loaders.guarded import describe_dead_worker, refuse_unusable
+from densenet_backbones.data.loading import AnyData
 from densenet_backbones.data.readers.detection_sources import Layout
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
+from densenet_backbones.file_writing import GrowingList, check_output
 from densenet_backbones.inference.detection_views import add_view_options, parse_views
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.segmenter import SegmentationModel
 from densenet_backbones.messages import CommandParser, one_sentence
 from densenet_backbones.metrics.boundary import TOLERANCE
+from densenet_backbones.metrics.coco import format_coco_results
 from densenet_backbones.reporting.console import fail, is_first_process, quiet_libraries, say
+from densenet_backbones.training.callbacks import gather_unusable
 from densenet_backbones.training.detection_task import DetectionTask, read_target_types
 from densenet_backbones.training.segmentation_task import SegmentationTask
 from densenet_backbones.training.task import AnyTask
@@ -94,12 +99,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluate(options)
     except MisconfigurationException as error:
         fail(one_sentence(str(error)), 2)
-    except (CheckpointError, DataError, ValueError, OSError) as error:
+    except (CheckpointError, DataError, ValueError, OSError, MemoryError) as error:
         fail(error, 1)
+    except RuntimeError as error:
+        if (dead_worker := describe_dead_worker(error, "--workers", "--batch-size")) is None:
+            raise
+        fail(dead_worker, 1)
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Run the evaluation that the command line asks for."""
+    """Run the evaluation that the command line asks for.
+
+    Raises:
+        DataError: Images could not be used; the others are evaluated, and the results written.
+    """
+    out = options.out or Path(options.checkpoint).parent / f"evaluation-{options.split}"
+    check_output(out, "--out")
     model = load(options.checkpoint)
     layouts = get_args(MaskLayout if isinstance(model, SegmentationModel) else Layout)
     if options.layout not in layouts:
@@ -122,17 +137,40 @@ def evaluate(options: argparse.Namespace) -> None:
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
+        callbacks=[ResultsAsTheyCome(out)],
     )
     # All processes evaluate their part; the first one has the result.
     trainer.validate(task, data, verbose=False)
+    faults = list(gather_unusable(data.left_out))
     if not is_first_process():
         return
-    out = options.out or Path(options.checkpoint).parent / f"evaluation-{options.split}"
     write(out)
     say(f"Written to {out}/")
+    refuse_unusable(faults, len(data.val_set))
 
 
-Evaluation = tuple[AnyTask, pl.LightningDataModule, Callable[[Path], None]]
+class ResultsAsTheyCome(pl.Callback):
+    """Keeps the detections of the images that are done, should an evaluation not reach its end.
+
+    The report writes the same file at the end. Several processes gather theirs there only.
+
+    Args:
+        folder: Gets ``results.json``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._results = GrowingList(folder / "results.json")
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, *batch: object
+    ) -> None:
+        """Add the detections of a batch."""
+        if isinstance(task, DetectionTask) and trainer.world_size == 1:
+            categories = task.datamodule.val_set.categories
+            self._results.extend(format_coco_results(outputs["results"], categories))
+
+
+Evaluation = tuple[AnyTask, AnyData, Callable[[Path], None]]
 """A task with its model, the data, and a function that writes the result into a folder."""
 
 
@@ -164,4 +202,5 @@ def _data_options(options: argparse.Namespace) -> dict[str, Any]:
         "layout": options.layout,
         "batch_size": options.batch_size,
         "num_workers": options.workers,
+        "bad_images": "skip",  # and named at the end
     }

@@ -13,7 +13,8 @@ from torchvision.ops import box_iou
 from densenet_backbones.data.augment.detection import Augmentation
 from densenet_backbones.data.detection import DetectionData, DetectionImages
 from densenet_backbones.data.images import read_image, read_reduced_image
-from densenet_backbones.data.loading import ResumableLoader, Scenes, Source, choose_workers
+from densenet_backbones.data.loaders.batches import ResumableLoader
+from densenet_backbones.data.loading import Scenes, Source, choose_workers
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.samplers import EpochSampler
 from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord

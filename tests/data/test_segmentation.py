@@ -11,7 +11,9 @@ from densenet_backbones.data import mask_statistics
 from densenet_backbones.data.augment.segmentation import SegmentationAugmentation
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.images import read_image
-from densenet_backbones.data.loading import ResumableLoader, Scenes, Source
+from densenet_backbones.data.loaders import image_checks
+from densenet_backbones.data.loaders.batches import ResumableLoader
+from densenet_backbones.data.loading import Scenes, Source
 from densenet_backbones.data.mask_samples import MaskClasses
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import DataError
@@ -187,10 +189,12 @@ def test_masks_are_checked_before_training_unless_there_are_many(tmp_path, monke
     assert mask_statistics.CHECKED_UP_TO == 2000
 
 
-def test_images_are_decoded_before_training_when_asked_for(tmp_path):
+def test_images_are_decoded_before_training_when_asked_for(tmp_path, monkeypatch):
     root = write_voc(tmp_path / "v", some_masks(2, size=(60, 60)))
     image = root / "JPEGImages/im1.jpg"
     image.write_bytes(image.read_bytes()[:-900])
+    monkeypatch.setattr(image_checks, "looks_whole", lambda path: True)
+    monkeypatch.setattr(image_checks, "DECODED", 1)  # the first
     assert len(scenes_data(root).train_set) == 2
     with pytest.raises(DataError, match="1 of 2 images cannot be used"):
         _ = scenes_data(root, check_images=True).train_set
@@ -238,7 +242,7 @@ def test_real_data_makes_batches(shared_data):
 
 SHARED = {"root", "train_split", "val_split", "train", "layout", "classes", "batch_size"}
 SHARED |= {"num_workers", "augmentation", "seed", "fraction", "overfit_images", "strict"}
-SHARED |= {"check_images", "scenes"}
+SHARED |= {"check_images", "bad_images", "scenes"}
 
 
 @pytest.mark.parametrize(

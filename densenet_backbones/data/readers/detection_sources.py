@@ -1,7 +1,6 @@
 """Reads detection data from one folder or several, and checks, counts or reduces it."""
 
 import itertools
-import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +9,9 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from densenet_backbones.data.files import map_in_threads, quote, refuse_faults
-from densenet_backbones.data.images import ImageSizeError, read_image, read_image_size
+from densenet_backbones.data.files import quote
 from densenet_backbones.data.instances import order_keypoints
-from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
+from densenet_backbones.data.mask_samples import SegmentationSet
 from densenet_backbones.data.readers.coco import has_coco_layout, read_coco
 from densenet_backbones.data.readers.voc import has_voc_layout, read_voc
 from densenet_backbones.data.samples import (
@@ -24,8 +22,6 @@ from densenet_backbones.data.samples import (
     ImageRecord,
 )
 from densenet_backbones.messages import nearest
-
-HEADERS_READ = 2000  # a fraction of a second on a local disk
 
 Layout = Literal["auto", "coco", "voc"]
 S = TypeVar("S", DetectionSet, SegmentationSet)
@@ -202,60 +198,6 @@ def _relabel(part: DetectionSet, new: Categories, offset: int) -> list[ImageReco
         )
         for image_id, record in enumerate(part.records, start=offset + 1)
     ]
-
-
-def check_images(
-    data_set: DetectionSet | SegmentationSet,
-    *,
-    decode: bool = True,
-    progress: bool = True,
-    workers: int | None = None,
-) -> None:
-    """Compare the sizes of a set's images with the annotations', and decode every one.
-
-    Args:
-        data_set: Set of detection or of segmentation.
-        decode: Decode every image. Otherwise headers are read, of `HEADERS_READ` images at most,
-            spread evenly; a file that cannot be read is then left to its first use.
-        progress: Show a progress bar (it vanishes at the end).
-        workers: Number of threads; None takes one a core, at most 8.
-
-    Raises:
-        DataError: One for all the images that cannot be decoded or have another size.
-    """
-    records: Sequence[ImageRecord | MaskRecord] = data_set.records
-    if not decode:
-        _check_headers(data_set.name, records[:: max(1, math.ceil(len(records) / HEADERS_READ))])
-        return
-    results = map_in_threads(
-        _describe_image_fault, records, "Checking images", progress=progress, workers=workers
-    )
-    faults = [fault for fault in results if fault]
-    total = len(data_set)
-    refuse_faults(faults, f"{data_set.name}: {len(faults)} of {total} images cannot be used")
-
-
-def _describe_image_fault(record: ImageRecord | MaskRecord) -> str | None:
-    try:
-        read_image(record.path, (record.width, record.height))
-    except DataError as error:
-        return str(error)
-    return None
-
-
-def _check_headers(name: str, records: Sequence[ImageRecord | MaskRecord]) -> None:
-    """Refuse images of other sizes than promised in one line, with the first as the example."""
-    faults = []
-    for record in records:
-        try:
-            read_image_size(record.path, (record.width, record.height))
-        except ImageSizeError as error:
-            faults.append(str(error))
-        except DataError:  # its first use says so
-            continue
-    if faults:
-        others = f" ({len(faults)} of {len(records)} images looked at differ)"
-        raise DataError(f"{name}: {faults[0]}{others * (len(faults) > 1)}")
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from densenet_backbones.data import files
-from densenet_backbones.data.readers import detection_sources as sources
+from densenet_backbones.data.loaders import image_checks
+from densenet_backbones.data.loaders.image_checks import check_images
 from densenet_backbones.data.readers.detection_sources import (
     ClassCount,
-    check_images,
     count_classes,
     keep_classes,
     read_detection,
@@ -230,7 +230,7 @@ def test_interrupted_check_does_not_read_the_rest(tmp_path, monkeypatch):
     def interrupted(items, text, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sources, "_describe_image_fault", slow)
+    monkeypatch.setattr(image_checks, "_find_fault", slow)
     monkeypatch.setattr(files, "track_progress", interrupted)
     with pytest.raises(KeyboardInterrupt):
         check_images(found, workers=1)

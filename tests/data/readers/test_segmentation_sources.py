@@ -16,7 +16,8 @@ from mask_sets import (
     write_voc,
 )
 
-from densenet_backbones.data.readers.detection_sources import check_images, sample_subset
+from densenet_backbones.data.loaders.image_checks import check_images
+from densenet_backbones.data.readers.detection_sources import sample_subset
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import DataError
 

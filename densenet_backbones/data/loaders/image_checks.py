@@ -1,0 +1,137 @@
+"""Check a set's image files before training: all of them quickly, and some or all by decoding.
+
+A file is looked at where damage shows at once: a copy or a download that was interrupted lacks the
+end that its format has. What looks damaged is decoded, so that only a decoder's word counts.
+"""
+
+import math
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+
+from densenet_backbones.data.files import map_in_threads, refuse_faults
+from densenet_backbones.data.images import ImageSizeError, read_image, read_image_size
+from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
+from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Problem
+
+HEADERS_READ = 2000  # a fraction of a second on a local disk
+DECODED = 16  # images of any set: a decoder that lacks a format shows in the first of them
+SUSPECTS_DECODED = 200  # images of an unusual end: a second or two
+_AT_ONCE = 500  # files that a thread looks at
+_EDGE = 32  # bytes of a file's beginning and end that are looked at
+
+# First bytes -> last bytes: JPEG (ISO 10918-1, B.2.1), PNG (its 11.2.5), GIF (its 27).
+_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82", b"GIF8": b";"}
+
+Record = ImageRecord | MaskRecord
+Fault = tuple[Record, DataError]
+
+
+def check_images(
+    data_set: DetectionSet | SegmentationSet,
+    *,
+    decode: bool = True,
+    skip: bool = False,
+    progress: bool = True,
+    workers: int | None = None,
+) -> tuple[Problem, ...]:
+    """Look for images that cannot be used, or are not of the size that annotations say.
+
+    Args:
+        data_set: Set of detection or of segmentation.
+        decode: Decode every image. Otherwise every file's ends are looked at, headers of
+            `HEADERS_READ` images at most, spread evenly, are read, and few images decoded: those
+            that look damaged, and `DECODED` others.
+        skip: Return images that cannot be decoded instead of raising; sizes raise all the same.
+        progress: Show a progress bar (it vanishes at the end).
+        workers: Number of threads; None takes one a core, at most 8.
+
+    Raises:
+        DataError: One for all the images that cannot be decoded or have another size.
+    """
+    records: Sequence[Record] = data_set.records
+    total, looked_at = len(records), list(records)
+    if not decode:
+        _check_sizes(data_set.name, _spread(records, HEADERS_READ))
+        parts = [records[i : i + _AT_ONCE] for i in range(0, total, _AT_ONCE)]
+        found = map_in_threads(
+            _list_suspects, parts, "Looking at images", progress=progress, workers=workers
+        )
+        suspects = _spread(list(chain.from_iterable(found)), SUSPECTS_DECODED)
+        looked_at = list({id(r): r for r in (*suspects, *_spread(records, DECODED))}.values())
+    results = map_in_threads(
+        _find_fault, looked_at, "Checking images", progress=progress, workers=workers
+    )
+    faults = [fault for fault in results if fault]
+    if skip and not any(isinstance(error, ImageSizeError) for _, error in faults):
+        return tuple(_describe(*fault) for fault in faults)
+    if faults and not decode:
+        others = f" ({len(faults)} of {len(looked_at)} images decoded cannot be)"
+        raise DataError(
+            f"{data_set.name}: {faults[0][1]}{others * (len(faults) > 1)}; data.bad_images skip "
+            "goes on without such images"
+        )
+    reasons = [str(error) for _, error in faults]
+    refuse_faults(reasons, f"{data_set.name}: {len(faults)} of {total} images cannot be used")
+    return ()
+
+
+def looks_whole(path: Path) -> bool:
+    """Return False if a file has not the end that its format has, or is none."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False  # opening a pipe would wait
+        with path.open("rb", buffering=0) as file:
+            head = file.read(_EDGE)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _EDGE))
+            tail = file.read(_EDGE)
+    except OSError:
+        return False
+    if head[:4] == b"RIFF":  # WebP: bytes that follow
+        return int.from_bytes(head[4:8], "little") + 8 <= size
+    if head[:2] == b"BM":  # BMP: bytes in all
+        return int.from_bytes(head[2:6], "little") <= size
+    tail = tail.rstrip(b"\0")  # some cameras fill a block up
+    ends = (end for start, end in _ENDS.items() if head.startswith(start))
+    return size >= _EDGE and tail.endswith(next(ends, b""))
+
+
+def _list_suspects(records: Iterable[Record]) -> list[Record]:
+    return [record for record in records if not looks_whole(record.path)]
+
+
+def _find_fault(record: Record) -> Fault | None:
+    try:
+        read_image(record.path, (record.width, record.height))
+    except DataError as error:
+        return record, error
+    return None
+
+
+def _describe(record: Record, error: DataError) -> Problem:
+    path = str(record.path)
+    reason = str(error).removeprefix(f"{path}: ")
+    return Problem(path, "image", reason, "training takes another, evaluation leaves it out")
+
+
+def _check_sizes(name: str, records: Sequence[Record]) -> None:
+    """Refuse images of other sizes than promised in one line, with the first as the example."""
+    faults = []
+    for record in records:
+        try:
+            read_image_size(record.path, (record.width, record.height))
+        except ImageSizeError as error:
+            faults.append(str(error))
+        except DataError:  # it looks damaged, too
+            continue
+    if faults:
+        others = f" ({len(faults)} of {len(records)} images looked at differ)"
+        raise DataError(f"{name}: {faults[0]}{others * (len(faults) > 1)}")
+
+
+def _spread(records: Sequence[Record], most: int) -> Sequence[Record]:
+    """Return at most so many of the records, at even distances."""
+    return records[:: max(1, math.ceil(len(records) / most))]
