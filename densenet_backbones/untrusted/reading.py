@@ -1,0 +1,140 @@
+"""Read text, JSON and YAML of untrusted files within bounds.
+
+Every failure becomes the error that the caller names, in one sentence with the file and the fix.
+"""
+
+import json
+import stat
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from densenet_backbones.untrusted.limits import MAX_DEPTH, MAX_SCALAR, MAX_VALUES, MAX_YAML_FILE
+
+
+def read_bytes(path: Path, most: int, error: type[Exception]) -> bytes:
+    """Read a file of bounded size.
+
+    Args:
+        path: The file; pipes and devices, which may never end, are refused.
+        most: Bytes that it may have.
+        error: Type of what is raised.
+    """
+    try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise error(f"{path}: cannot be read (it is no regular file); give a file")
+        if state.st_size > most:
+            raise error(
+                f"{path}: has more than {most} bytes, the most that is read of such files, to "
+                "protect the memory; split it, or check that it is the right file"
+            )
+        return path.read_bytes()
+    except OSError as fault:
+        raise error(f"{path}: cannot be read ({fault.strerror or fault})") from fault
+
+
+def read_text(path: Path, most: int, error: type[Exception]) -> str:
+    """Read UTF-8 text, with or without a byte-order mark; arguments are those of `read_bytes`."""
+    try:
+        return read_bytes(path, most, error).decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        raise error(f"{path}: cannot be read as UTF-8 text ({fault}); save it as UTF-8") from fault
+
+
+def parse_json(text: str | bytes, **options: Any) -> object:
+    """Parse JSON; whatever fails is a `ValueError`, too deep nesting included."""
+    try:
+        parsed: object = json.loads(text, **options)
+    except RecursionError as fault:
+        raise ValueError(str(fault)) from fault
+    return parsed
+
+
+def read_yaml(path: Path, error: type[Exception], *, aliases: bool = True) -> object:
+    """Read plain values of a YAML file: nothing in it makes objects or runs code.
+
+    Args:
+        path: The file.
+        error: Type of what is raised.
+        aliases: Allow aliases (``*name``), as long as all they stand for stays within the bounds.
+    """
+    import yaml
+
+    text = read_text(path, MAX_YAML_FILE, error)
+    # libyaml's reader; the one in Python takes minutes for kilobytes of brackets.
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        fault = _find_excess(yaml.parse(text, Loader=loader), aliases)
+        if fault is None:
+            return yaml.load(text, Loader=loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:
+        line = " ".join(str(problem).split())[:200]
+        raise error(f"{path}: not valid YAML ({line}); correct it") from problem
+    raise error(f"{path}: {fault}")
+
+
+def _find_excess(events: Iterator[Any], aliases: bool) -> str | None:
+    """Describe what exceeds the bounds among a parser's events; None if nothing does.
+
+    Events come one by one, so that a hostile file is left where it becomes too much.
+    """
+    size = 0  # values so far, those behind aliases included
+    sizes: dict[str, int] = {}  # of what has an anchor
+    opened: list[tuple[str | None, int]] = []  # anchor of each open collection, and size before it
+    for event in events:
+        kind = type(event).__name__
+        if kind == "AliasEvent":
+            if not aliases:
+                return "has aliases (*name), which are not read; write values out"
+            size += sizes.get(event.anchor, 0)  # the loader refuses one that stands for nothing
+        elif kind == "ScalarEvent":
+            if len(event.value) > MAX_SCALAR:
+                return f"has a value of more than {MAX_SCALAR} characters; shorten it"
+            size += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+        elif kind in ("SequenceStartEvent", "MappingStartEvent"):
+            opened.append((event.anchor, size))
+            size += 1
+            if event.anchor:
+                sizes[event.anchor] = MAX_VALUES  # within itself it never ends
+        elif kind in ("SequenceEndEvent", "MappingEndEvent"):
+            anchor, before = opened.pop()
+            if anchor:
+                sizes[anchor] = size - before
+        if len(opened) > MAX_DEPTH:
+            return f"has more than {MAX_DEPTH} lists inside each other; it is damaged"
+        if size > MAX_VALUES:
+            return (
+                f"stands for more than the {MAX_VALUES} values that are allowed, to protect the "
+                "memory; write less into it"
+            )
+    return None
+
+
+def measure_values(content: object, most: int = MAX_VALUES) -> int:
+    """Count plain values in nested lists and mappings, shared ones once for each place.
+
+    A pickle of a kilobyte can hold lists in lists that would print as terabytes: walking, comparing
+    or printing it costs that many steps.
+
+    Args:
+        content: Lists, tuples, mappings and anything else.
+        most: Count after which to stop.
+
+    Returns:
+        The number, or a larger one than `most`.
+    """
+    count, waiting = 1, [content]
+    while waiting and count <= most:
+        value = waiting.pop()
+        inner: Collection[object] = ()
+        if isinstance(value, Mapping):
+            inner = value.values()
+        elif isinstance(value, list | tuple | set | frozenset):
+            inner = value
+        count += len(inner)
+        if count <= most:
+            waiting.extend(inner)
+    return count
