@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import jsonargparse
-import safetensors
 import safetensors.torch
 import torchvision
 from torch import Tensor, nn
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint, read_state_dict
+from densenet_backbones.checkpoints.integrity import DIGESTS, compute_digests
+from densenet_backbones.checkpoints.reading import read_metadata
 from densenet_backbones.data.files import quote
 from densenet_backbones.file_writing import replace_file
 from densenet_backbones.heads.backbones import LOADED_LATER
@@ -27,6 +28,8 @@ from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.messages import nearest, one_sentence
 from densenet_backbones.torchvision_models import MODELS
+from densenet_backbones.untrusted.limits import MAX_VALUES
+from densenet_backbones.untrusted.reading import measure_values, parse_json
 
 FORMAT = 2
 """Format 1 had other names of some options, see `rename_options`."""
@@ -98,6 +101,10 @@ class ModelSpec:
             raise CheckpointError(
                 f"{cls.kind} format {state.get('format')!r} is unknown here (this release reads up "
                 f"to {FORMAT}); install the release of densenet-backbones that wrote the file"
+            )
+        if measure_values(state) > MAX_VALUES:
+            raise CheckpointError(
+                f"the description of the {cls.kind} is damaged: it has more than {MAX_VALUES} values"
             )
         try:
             return cls.from_entries(state)
@@ -231,17 +238,15 @@ def _read_descriptions(path: Path) -> JsonDict:
     # A slim file keeps its description in the header, a checkpoint among its entries.
     if path.suffix != ".safetensors":
         return content
-    with safetensors.safe_open(path, "pt") as file:
-        return {key: _parse_json(text) for key, text in (file.metadata() or {}).items()}
+    return {key: _parse_json(text) for key, text in read_metadata(path).items() if key != DIGESTS}
 
 
 def _parse_json(text: str) -> object:
     """Return what a text of JSON holds, or None if it is no JSON."""
     try:
-        parsed: object = json.loads(text)
+        return parse_json(text)
     except ValueError:
         return None
-    return parsed
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -257,10 +262,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def save_model(path: Path, spec: ModelSpec, model: nn.Module) -> None:
-    """Write the slim file: weights and description, nothing else; see `replace_file`."""
+    """Write the slim file: weights, description and digests of them; see `replace_file`."""
     weights = {n: w.detach().cpu().contiguous() for n, w in model.state_dict().items()}
     with replace_file(path) as draft:
-        safetensors.torch.save_file(weights, draft, {spec.key: json.dumps(spec.to_dict())})
+        described = {spec.key: json.dumps(spec.to_dict())}
+        digests = compute_digests(weights, described)
+        safetensors.torch.save_file(weights, draft, {**described, DIGESTS: digests})
 
 
 def select_fitting_weights(

@@ -49,7 +49,7 @@ MAX_PATH = 4_096
 
 # ------------------------------------------------------------------------------ data sets
 
-MAX_CLASSES = 50_000
+MAX_CLASSES = 30_000
 """Classes of a detector: ImageNet-21k has 21,841, V3Det 13,204."""
 
 MAX_KEYPOINTS = 1_000
