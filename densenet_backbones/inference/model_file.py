@@ -28,6 +28,7 @@ from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.messages import nearest, one_sentence
 from densenet_backbones.torchvision_models import MODELS
+from densenet_backbones.untrusted.building import BoundedBuilding
 from densenet_backbones.untrusted.limits import MAX_VALUES
 from densenet_backbones.untrusted.reading import measure_values, parse_json
 
@@ -104,13 +105,14 @@ class ModelSpec:
             )
         if measure_values(state) > MAX_VALUES:
             raise CheckpointError(
-                f"the description of the {cls.kind} is damaged: it has more than {MAX_VALUES} values"
+                f"the description of the {cls.kind} is damaged: more than {MAX_VALUES} values"
             )
         try:
             return cls.from_entries(state)
-        except (KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever was expected of a value that is something else
+            reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
-                f"the description of the {cls.kind} is damaged: {type(error).__name__}: {error}"
+                f"the description of the {cls.kind} is damaged: {type(error).__name__}: {reason}"
             ) from error
 
     def with_preprocessing(self, described: JsonDict) -> Self:
@@ -149,9 +151,10 @@ class ModelSpec:
             CheckpointError: They are not weights of this model.
         """
         try:
-            model = self.build(**self.without_downloads())
+            with BoundedBuilding(weights):
+                model = self.build(**self.without_downloads())
             model.load_state_dict(weights)
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # a damaged description makes builders fail in any way
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
                 f"{path}: the weights do not fit the {self.kind} the file describes: {reason}"

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from densenet_backbones.messages import CommandParser, nearest
+from densenet_backbones.untrusted.reading import read_yaml
 
 DEFAULT_CONFIG = "quickstart"
 
@@ -155,6 +156,7 @@ def choose_config(known: argparse.Namespace) -> str:
 def find_config(name: str, form: ShortForm = DETECTION_FORM) -> Path:
     """Return a config file by path, or a shipped one by name or by its path in the repository."""
     if Path(name).is_file():
+        read_yaml(Path(name), ValueError)  # what the engine's parser takes no care of
         return Path(name)
     shipped = list_configs(form)
     if Path(name).stem in shipped:

@@ -84,3 +84,12 @@ MAX_TENSORS = 100_000
 
 MAX_LAYERS = 2_000
 """Dense layers of a network that is rebuilt from the names of its weights: DenseNet-264 has 130."""
+
+BUILDING_BYTES = 2**28
+BUILDING_BYTES_PER_WEIGHT_BYTE = 8
+"""Bytes of new tensors, together, while a network is built from a file's description: initializing
+makes some of the weights' size (a few times that for half precision), priors and grids the rest."""
+
+BUILDING_STEPS = 100_000
+BUILDING_STEPS_PER_WEIGHT = 100
+"""Operations of torch while a network is built: initializing takes about ten for each tensor."""
