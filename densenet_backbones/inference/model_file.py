@@ -22,7 +22,7 @@ from densenet_backbones.checkpoints import CheckpointError, read_checkpoint, rea
 from densenet_backbones.checkpoints.integrity import DIGESTS, compute_digests
 from densenet_backbones.checkpoints.reading import read_metadata
 from densenet_backbones.data.files import quote
-from densenet_backbones.file_writing import replace_file
+from densenet_backbones.file_writing import save_bytes
 from densenet_backbones.heads.backbones import LOADED_LATER
 from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.heads.normalization import ImageNormalization
@@ -265,12 +265,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def save_model(path: Path, spec: ModelSpec, model: nn.Module) -> None:
-    """Write the slim file: weights, description and digests of them; see `replace_file`."""
+    """Write the slim file: weights, description and digests of them; see `save_bytes`."""
     weights = {n: w.detach().cpu().contiguous() for n, w in model.state_dict().items()}
-    with replace_file(path) as draft:
-        described = {spec.key: json.dumps(spec.to_dict())}
-        digests = compute_digests(weights, described)
-        safetensors.torch.save_file(weights, draft, {**described, DIGESTS: digests})
+    described = {spec.key: json.dumps(spec.to_dict())}
+    metadata = {**described, DIGESTS: compute_digests(weights, described)}
+    # Its own `save_file` writes a nameless file first, which would stay where a run is killed.
+    save_bytes(path, safetensors.torch.save(weights, metadata))
 
 
 def select_fitting_weights(
