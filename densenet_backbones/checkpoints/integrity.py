@@ -76,7 +76,7 @@ def check_torch_file(path: Path, is_zip: bool) -> list[str]:
         records = archive.infolist()
         packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
         unpacked = sum(record.file_size for record in records)
-        if packed or unpacked > path.stat().st_size or len(records) > 2 * MAX_TENSORS:
+        if packed or unpacked > path.stat().st_size or len(records) > 4 * MAX_TENSORS:
             raise CheckpointError(
                 f"{path}: its archive is compressed or holds more than the file has, as torch.save "
                 "never writes it; unpack it and save the weights with torch.save"

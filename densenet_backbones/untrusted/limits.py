@@ -78,9 +78,9 @@ after the other, each time along all that was joined before."""
 
 # ------------------------------------------------------------------------------ weights
 
-MAX_TENSORS = 100_000
-"""Tensors in a file of weights: our largest detector has 1,500, a checkpoint with Adam thrice that.
-"""
+MAX_TENSORS = 20_000
+"""Tensors among a file's weights, each of which costs a millisecond: our largest detector has
+1,500. A checkpoint with the optimizer's state may have four times as many."""
 
 MAX_LAYERS = 2_000
 """Dense layers of a network that is rebuilt from the names of its weights: DenseNet-264 has 130."""

@@ -52,16 +52,23 @@ def parse_json(text: str | bytes, **options: Any) -> object:
 
 
 def read_yaml(path: Path, error: type[Exception], *, aliases: bool = True) -> object:
-    """Read plain values of a YAML file: nothing in it makes objects or runs code.
+    """Read plain values of a YAML file; see `parse_yaml`."""
+    return parse_yaml(read_text(path, MAX_YAML_FILE, error), path, error, aliases=aliases)
+
+
+def parse_yaml(text: object, path: Path, error: type[Exception], *, aliases: bool = True) -> object:
+    """Parse plain values: nothing in the text makes objects or runs code.
 
     Args:
-        path: The file.
+        text: YAML; of another type or longer than `MAX_YAML_FILE` it is refused.
+        path: The file it comes from.
         error: Type of what is raised.
         aliases: Allow aliases (``*name``), as long as all they stand for stays within the bounds.
     """
     import yaml
 
-    text = read_text(path, MAX_YAML_FILE, error)
+    if not isinstance(text, str) or len(text) > MAX_YAML_FILE:
+        raise error(f"{path}: its YAML is no text of at most {MAX_YAML_FILE} characters")
     # libyaml's reader; the one in Python takes minutes for kilobytes of brackets.
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
