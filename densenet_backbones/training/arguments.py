@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from densenet_backbones.messages import CommandParser, nearest
-from densenet_backbones.untrusted.reading import read_yaml
+from densenet_backbones.untrusted.plain_yaml import read_yaml
 
 DEFAULT_CONFIG = "quickstart"
 

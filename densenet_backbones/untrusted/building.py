@@ -32,7 +32,7 @@ class BoundedBuilding(TorchDispatchMode):
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         size = sum(value.numel() * value.element_size() for value in weights.values())
         self.bytes_left = BUILDING_BYTES + BUILDING_BYTES_PER_WEIGHT_BYTE * size
         self.steps_left = BUILDING_STEPS + BUILDING_STEPS_PER_WEIGHT * len(weights)

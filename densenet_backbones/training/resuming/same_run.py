@@ -11,7 +11,8 @@ from densenet_backbones.training.resuming.checkpoint_files import EXPERIMENT, St
 from densenet_backbones.training.run_folder import RunFolder, RunFolderError
 from densenet_backbones.training.task import AnyTask
 from densenet_backbones.untrusted.limits import MAX_VALUES
-from densenet_backbones.untrusted.reading import measure_values, parse_yaml
+from densenet_backbones.untrusted.plain_yaml import parse_yaml
+from densenet_backbones.untrusted.reading import measure_values
 
 
 def check_same_model(task: AnyTask, state: State, folder: RunFolder) -> None:
