@@ -152,6 +152,8 @@ def describe_error(error: BaseException) -> str:
     Args:
         error: Any error. One without words is described by its type.
     """
+    if isinstance(error, UnicodeEncodeError):  # nearly always the name of a file
+        return f"{error.object[:300]!r} has characters that are no text; rename it"
     if not isinstance(error, OSError) or error.errno is None:
         return str(error) or type(error).__name__
     reason = (error.strerror or os.strerror(error.errno)).rstrip(".")
