@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from densenet_backbones.messages import CommandParser, nearest
+from densenet_backbones.untrusted.plain_yaml import read_yaml
 
 DEFAULT_CONFIG = "quickstart"
 _NO_TEXT = re.compile("[\ud800-\udfff]")
@@ -183,6 +184,7 @@ def is_whole_config(file: Path) -> bool:
 def find_config(name: str, form: ShortForm = DETECTION_FORM) -> Path:
     """Return a config file by path, or a shipped one by name or by its path in the repository."""
     if Path(name).is_file():
+        read_yaml(Path(name), ValueError)  # what the engine's parser takes no care of
         return Path(name)
     shipped = list_configs(form)
     if Path(name).stem in shipped:
