@@ -23,6 +23,7 @@ from typing import NoReturn, TextIO
 
 __all__ = [
     "CommandParser",
+    "advise",
     "check_choice",
     "check_interval",
     "check_whole",
@@ -158,8 +159,13 @@ def describe_error(error: BaseException) -> str:
         return str(error) or type(error).__name__
     reason = (error.strerror or os.strerror(error.errno)).rstrip(".")
     file = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    advice = _ADVICE.get(error.errno)
-    return f"{file}{reason[:1].lower()}{reason[1:]}" + (f"; {advice}" if advice else "")
+    return f"{file}{reason[:1].lower()}{reason[1:]}{advise(error)}"
+
+
+def advise(error: OSError) -> str:
+    """Return ``"; check the path"`` or what else helps against an error of the system, if known."""
+    advice = _ADVICE.get(error.errno or 0)
+    return f"; {advice}" if advice else ""
 
 
 def show_controls(text: str) -> str:

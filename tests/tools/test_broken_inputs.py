@@ -263,6 +263,7 @@ def test_broken_files(reader, kind, place, tmp_path, monkeypatch, capsys):
         pytest.skip("nothing is broken")
     monkeypatch.chdir(tmp_path)
     file = find(place)
+    capsys.readouterr()
     with broken(file, kind), pytest.raises(SystemExit) as end, signals_as_before():
         call(place, file)
     err = capsys.readouterr().err
