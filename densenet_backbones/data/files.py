@@ -77,13 +77,8 @@ def quote(names: Collection[object], limit: int = 3) -> str:
 def refuse_if_strict(problems: Sequence[Problem], strict: bool) -> None:
     """Raise one `DataError` that lists the problems when the user asked for none."""
     if strict and problems:
-        lines = [f"  {p.file}: {p.item}: {p.what}" for _, p in zip(range(20), problems)]  # noqa: B905
-        more = [f"  and {len(problems) - 20} more"] if len(problems) > 20 else []
-        raise DataError(
-            "\n".join(
-                [f"strict reading found {len(problems)} faults; correct them:", *lines, *more]
-            )
-        )
+        faults = [f"{p.file}: {p.item}: {p.what}" for p in problems]
+        refuse_faults(faults, f"strict reading found {len(problems)} faults; correct them", 20)
 
 
 def track_progress(
@@ -138,9 +133,8 @@ def map_in_threads(
         pool.shutdown(cancel_futures=True)
 
 
-def refuse_faults(faults: Sequence[str], what: str) -> None:
-    """Raise one `DataError` for all the faults there are, the first 50 in full."""
+def refuse_faults(faults: Sequence[str], what: str, limit: int = 50) -> None:
+    """Raise one `DataError` for all the faults there are, the first `limit` in full."""
     if faults:
-        first = "\n  ".join(faults[:50])
-        more = f"\n  and {len(faults) - 50} more" if len(faults) > 50 else ""
-        raise DataError(f"{what}:\n  {first}{more}")
+        more = [f"and {len(faults) - limit} more"] if len(faults) > limit else []
+        raise DataError(f"{what}:", *faults[:limit], *more)

@@ -27,7 +27,13 @@ Points = TypeVar("Points", np.ndarray, Tensor)
 
 
 class DataError(ValueError):
-    """Fault in the user's data: the message names the file, the item and the fix."""
+    """Fault in the user's data: the message names the file, the item and the fix.
+
+    Further arguments are lines of a list that the message ends with.
+    """
+
+    def __str__(self) -> str:
+        return "\n  ".join(map(str, self.args))
 
 
 class RunLengths(TypedDict):

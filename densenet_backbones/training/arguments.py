@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from densenet_backbones.messages import nearest
+from densenet_backbones.messages import CommandParser, nearest
 
 DEFAULT_CONFIG = "quickstart"
 
@@ -83,7 +83,7 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
 
 def _make_parser(form: ShortForm) -> argparse.ArgumentParser:
     """Return the parser of the short flags, whose help is one page."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=Path(sys.argv[0]).name,
         description=form.description,
         epilog="Any other option of the engine works too, e.g. --model.optimizer.lr 0.05, "

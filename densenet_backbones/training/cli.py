@@ -6,7 +6,6 @@
 
 import argparse
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from densenet_backbones.inference.model_file import (
     read_weights,
     select_fitting_weights,
 )
-from densenet_backbones.messages import one_sentence
+from densenet_backbones.messages import one_sentence, quote_word
 from densenet_backbones.reporting.console import (
     fail,
     is_first_process,
@@ -89,11 +88,11 @@ def train(task_type: type[AnyTask], argv: Sequence[str] | None = None) -> None:
     except argparse.ArgumentError as error:
         fail(one_sentence(str(error), lambda: list_keys(task_type)), 2)
     except (RunFolderError, MisconfigurationException) as error:
-        fail(str(error), 2)
+        fail(one_sentence(str(error)), 2)
     except (DataError, CheckpointError, NonFiniteLossError, ValueError, OSError) as error:
         if os.environ.get("DENSENET_BACKBONES_TRACEBACK"):
             raise
-        fail(str(error), 1)
+        fail(error, 1)
     except (KeyboardInterrupt, SIGTERMException) as stop:  # outside of the training itself
         sys.exit(130 if isinstance(stop, KeyboardInterrupt) else 143)
     finally:
@@ -243,7 +242,7 @@ def fit(cli: TrainingCLI) -> None:
         received = cli.stop.received if cli.stop else 0
         if isinstance(error, RuntimeError) and not received:
             raise
-        run_dir = shlex.quote(str(cli.folder.path))
+        run_dir = quote_word(cli.folder.path)
         how = f"the same command and --run-dir {run_dir} --resume go on"
         if not (cli.folder.checkpoints / "last.ckpt").is_file():
             how = "there is no checkpoint yet"
@@ -306,7 +305,7 @@ def check_same_model(task: AnyTask, state: Mapping[str, Any], folder: RunFolder)
             raise RunFolderError(
                 f"cannot go on from {folder.resume_from}: the {task.spec.kind}'s {name} was "
                 f"{before[name]} and is {now[name]} now; leave out --config and give "
-                f"--run-dir {folder.path} --resume, or start anew with --init-from"
+                f"--run-dir {quote_word(folder.path)} --resume, or start anew with --init-from"
             )
 
 

@@ -18,6 +18,7 @@ from densenet_backbones.inference.detection_views import add_view_options, parse
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.segmenter import SegmentationModel
+from densenet_backbones.messages import CommandParser, one_sentence
 from densenet_backbones.metrics.boundary import TOLERANCE
 from densenet_backbones.reporting.console import fail, is_first_process, quiet_libraries, say
 from densenet_backbones.training.detection_task import DetectionTask, read_target_types
@@ -27,7 +28,7 @@ from densenet_backbones.training.task import AnyTask
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="A detector: COCO's numbers of boxes, and of masks or keypoints where it gives "
         "them, VOC's average precisions, a table per "
         "class, curves, the confusion matrix, pictures and results in COCO's JSON format. A "
@@ -92,9 +93,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         evaluate(options)
     except MisconfigurationException as error:
-        fail(str(error), 2)
+        fail(one_sentence(str(error)), 2)
     except (CheckpointError, DataError, ValueError, OSError) as error:
-        fail(str(error), 1)
+        fail(error, 1)
 
 
 def evaluate(options: argparse.Namespace) -> None:

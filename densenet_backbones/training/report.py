@@ -1,6 +1,5 @@
 """Messages before and after a training: the data, the model and the plan; results and files."""
 
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from densenet_backbones.analysis.plan import plan_inputs
 from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.data.loading import AnyData
 from densenet_backbones.inference.model_file import save_model
+from densenet_backbones.messages import quote_word
 from densenet_backbones.reporting.console import is_first_process, say
 from densenet_backbones.reporting.plots import plot_training_curves
 from densenet_backbones.training.optimization import count_images_per_step
@@ -96,7 +96,7 @@ def report_results(task: AnyTask, data: AnyData, trainer: pl.Trainer, folder: Ru
     trainer.validate(task, data, verbose=False)
     if not is_first_process():
         return
-    say(f"\nBest weights ({source}) on {data.val_set.name}:")
+    say("", f"Best weights ({source}) on {data.val_set.name}:")
     task.write_evaluation(data, folder.evaluation)
     save_model(folder.slim, task.spec, task.model)
     if (folder.path / "metrics.csv").is_file():
@@ -106,20 +106,17 @@ def report_results(task: AnyTask, data: AnyData, trainer: pl.Trainer, folder: Ru
         ("Checkpoints", folder.checkpoints),
         ("Pictures", folder.pictures),
         ("Evaluation", folder.evaluation),
-        ("Curves", f"tensorboard --logdir {shlex.quote(str(folder.path))}"),
+        ("Curves", f"tensorboard --logdir {quote_word(folder.path)}"),
     ):
         say(f"{what + ':':20}{where}")
     # Commands to copy: on the run's own file and the first evaluated image.
-    image, weights = (
-        shlex.quote(str(path)) for path in (data.val_set.records[0].path, folder.slim)
-    )
+    image, weights = (quote_word(path) for path in (data.val_set.records[0].path, folder.slim))
     config, others = task.suggest_config()
-    say(f"\n{task.use + ':':21}{name_command('predict')} {weights} {image}")
+    say("", f"{task.use + ':':21}{name_command('predict')} {weights} {image}")
     say(f"Evaluate again:      {name_command('evaluate')} {weights} --data DIR")
     say(
-        f"Train on your own:   {name_command(task.tool)} --config {config} --data DIR\n"
-        f"                     ({others}; "
-        f"--init-from {weights} starts from these weights)"
+        f"Train on your own:   {name_command(task.tool)} --config {config} --data DIR",
+        f"                     ({others}; --init-from {weights} starts from these weights)",
     )
 
 
