@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint, read_state_dict
 from densenet_backbones.data.files import quote
-from densenet_backbones.file_writing import replace_file
+from densenet_backbones.file_writing import save_bytes
 from densenet_backbones.heads.backbones import LOADED_LATER
 from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.heads.normalization import ImageNormalization
@@ -257,10 +257,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def save_model(path: Path, spec: ModelSpec, model: nn.Module) -> None:
-    """Write the slim file: weights and description, nothing else; see `replace_file`."""
+    """Write the slim file: weights and description, nothing else; see `save_bytes`."""
     weights = {n: w.detach().cpu().contiguous() for n, w in model.state_dict().items()}
-    with replace_file(path) as draft:
-        safetensors.torch.save_file(weights, draft, {spec.key: json.dumps(spec.to_dict())})
+    # Its own `save_file` writes a nameless file first, which would stay where a run is killed.
+    save_bytes(path, safetensors.torch.save(weights, {spec.key: json.dumps(spec.to_dict())}))
 
 
 def select_fitting_weights(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import yaml
+
 from densenet_backbones.messages import CommandParser, nearest
 
 DEFAULT_CONFIG = "quickstart"
@@ -142,14 +144,30 @@ def list_configs(form: ShortForm = DETECTION_FORM) -> dict[str, Path]:
 
 def choose_config(known: argparse.Namespace) -> str:
     """Return the config of the run to go on with, or the quick start's, where none is named."""
+    if not (known.resume and known.run_dir):
+        return DEFAULT_CONFIG
     # A run goes on with what it last ran with, which may differ from what it began with.
-    if known.resume and known.run_dir:
-        later = Path(known.run_dir).glob("config_from_step_*.yaml")
-        resumed = sorted(later, key=lambda file: int(file.stem.rpartition("_")[2]))
-        for file in (*resumed[::-1], Path(known.run_dir, "config.yaml")):
-            if file.is_file():
-                return str(file)
-    return DEFAULT_CONFIG
+    later = Path(known.run_dir).glob("config_from_step_*.yaml")
+    resumed = sorted(later, key=lambda file: int(file.stem.rpartition("_")[2]))
+    files = [
+        file for file in (*resumed[::-1], Path(known.run_dir, "config.yaml")) if file.is_file()
+    ]
+    if files and not is_whole_config(files[0]):
+        from densenet_backbones.training.resuming.checkpoint_files import restore_config
+
+        restore_config(Path(known.run_dir), files[0])
+    return next((str(file) for file in files if is_whole_config(file)), DEFAULT_CONFIG)
+
+
+def is_whole_config(file: Path) -> bool:
+    """Return True unless a run's config is damaged or cut off; a part of one can be read too."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        options = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    # The run's own options are the last ones.
+    return isinstance(options, dict) and "ema_decay" in options and text.endswith("\n")
 
 
 def find_config(name: str, form: ShortForm = DETECTION_FORM) -> Path:

@@ -132,20 +132,51 @@ def count_images_per_step(data: BatchedData, trainer: pl.Trainer) -> int:
     return int(data.batch_size * trainer.world_size * trainer.accumulate_grad_batches)
 
 
+OPTIONS_OF_A_START = ("weight_decay", "momentum")
+"""Options of an optimizer's groups that are those of this start, whatever a checkpoint has."""
+
+
 class PlannedLR(LambdaLR):
     """Rates by the plan of this start of the run, also where a checkpoint has those of another.
 
     The plan is a function of the step: resumed with the same options, it gives the same rates.
     (torch's schedulers take the rates of the checkpoint, so that a longer run would keep them.)
+    Where an epoch has another number of steps than before, the plan goes on from the same epoch.
+    Weight decay and momentum are this start's, too.
+
+    Args:
+        optimizer: Its present rates are the top of the plan.
+        factor: Share of the top rate at a step.
+        epoch_steps: Optimizer steps of an epoch; None if the run's length is not one in epochs.
     """
 
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        factor: Callable[[int], float],
+        epoch_steps: int | None = None,
+    ) -> None:
+        self.epoch_steps, self.offset = epoch_steps, 0
+        self.options = [
+            {name: group[name] for name in OPTIONS_OF_A_START if name in group}
+            for group in optimizer.param_groups
+        ]
+        super().__init__(optimizer, lambda step: factor(step + self.offset))
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to the checkpoint's step; the top rates stay those of the options."""
-        top = self.base_lrs
-        super().load_state_dict({**state_dict, "base_lrs": top})
-        self._last_lr = [rate * self.lr_lambdas[0](self.last_epoch) for rate in top]
-        for group, rate, now in zip(self.optimizer.param_groups, top, self._last_lr, strict=True):
-            group["initial_lr"], group["lr"] = rate, now
+        """Go to the checkpoint's place in the run; rates and options stay those of this start."""
+        own = {"base_lrs": self.base_lrs, "options": self.options, "epoch_steps": self.epoch_steps}
+        before = state_dict.get("epoch_steps")
+        super().load_state_dict({**state_dict, **own})
+        if before and self.epoch_steps and before != self.epoch_steps:
+            place = self.last_epoch + self.offset
+            self.offset = round(place * self.epoch_steps / before) - self.last_epoch
+        self._last_lr = [top * self.lr_lambdas[0](self.last_epoch) for top in self.base_lrs]
+        groups = zip(
+            self.optimizer.param_groups, self.base_lrs, self._last_lr, self.options, strict=True
+        )
+        for group, top, now, options in groups:
+            group.update(options, initial_lr=top, lr=now)
 
 
 @dataclass
@@ -174,7 +205,11 @@ class Schedule:
         check_interval("schedule.warmup", self.warmup, "[0, 1)")
 
     def build(
-        self, optimizer: torch.optim.Optimizer, steps: int, epochs: int | None = None
+        self,
+        optimizer: torch.optim.Optimizer,
+        steps: int,
+        epochs: int | None = None,
+        epoch_steps: int | None = None,
     ) -> LRScheduler:
         """A scheduler that is stepped once an optimizer step.
 
@@ -182,6 +217,7 @@ class Schedule:
             optimizer: Its present rates are the top of the schedule.
             steps: Optimizer steps of the whole run.
             epochs: Of the whole run; "exponential" needs them.
+            epoch_steps: As of `PlannedLR`.
 
         Raises:
             ValueError: "exponential" without a number of epochs.
@@ -190,7 +226,7 @@ class Schedule:
             raise ValueError(
                 f"schedule.name exponential needs trainer.max_epochs (--epochs), got {epochs}"
             )
-        return PlannedLR(optimizer, lambda step: self.factor(step, steps, epochs))
+        return PlannedLR(optimizer, lambda step: self.factor(step, steps, epochs), epoch_steps)
 
     def factor(self, step: int, steps: int, epochs: int | None = None) -> float:
         """Return the share of the top rate at an optimizer step, a function of its number alone.

@@ -15,6 +15,8 @@ from densenet_backbones.messages import quote_word
 from densenet_backbones.reporting.console import is_first_process, say
 from densenet_backbones.reporting.plots import plot_training_curves
 from densenet_backbones.training.optimization import count_images_per_step
+from densenet_backbones.training.precision import remark_on_precision
+from densenet_backbones.training.resuming.checkpoint_files import is_whole
 from densenet_backbones.training.run_folder import RunFolder
 from densenet_backbones.training.task import AnyTask
 
@@ -77,6 +79,7 @@ def describe_plan(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> Iterator
         f", {trainer.max_epochs} epochs" if trainer.max_epochs and trainer.max_epochs > 0 else ""
     )
     yield f"{options.name}, {batch} images a step{epochs}, precision {trainer.precision}."
+    yield from remark_on_precision(trainer)
     if options.base_batch:
         yield (
             f"Learning rate {options.scale_lr(batch):.3g} = {options.lr:.3g} x {batch}/"
@@ -90,7 +93,7 @@ def report_results(task: AnyTask, data: AnyData, trainer: pl.Trainer, folder: Ru
     """Evaluate the best weights, write everything down, and say how to go on."""
     # Without a validation there are no best weights, and the last ones stand in.
     best = folder.checkpoints / "best.ckpt"
-    source = best if best.is_file() else folder.checkpoints / "last.ckpt"
+    source = best if is_whole(best) else folder.checkpoints / "last.ckpt"
     task.load_state_dict(read_checkpoint(source)["state_dict"])
     trainer.loggers = []  # the curves are those of the training; this is no further epoch
     trainer.validate(task, data, verbose=False)
