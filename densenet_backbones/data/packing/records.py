@@ -182,9 +182,9 @@ def pack_records(make_record: Callable[..., R], records: Iterable[R]) -> PackedR
         sizes.append((record.width, record.height))
         box_counts.append(len(record.boxes))
         row_counts.append(len(record.annotations))
-        boxes.append(record.boxes)
-        labels.append(record.labels)
-        difficult.append(record.difficult)
+        boxes.append(np.asarray(record.boxes, np.float32).reshape(-1, 4))
+        labels.append(np.asarray(record.labels, np.int64))
+        difficult.append(np.asarray(record.difficult, bool))
         own = record.annotation_of
         positions.append(np.full(len(record.boxes), -1, np.int64) if own is None else own)
         waiting += record.annotations
