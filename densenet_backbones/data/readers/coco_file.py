@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from densenet_backbones.data.boxes import MAX_SIDE
 from densenet_backbones.data.files import quote
 from densenet_backbones.data.packing.annotations import (
     AnnotationTable,
@@ -36,6 +35,8 @@ from densenet_backbones.data.readers.coco_json import (
     translate_json_errors,
 )
 from densenet_backbones.data.samples import Categories, DataError
+from densenet_backbones.untrusted.limits import MAX_JSON_FILE, MAX_PATH, MAX_SIDE
+from densenet_backbones.untrusted.reading import check_file
 
 # A relative path that needs no look: no "..", no blank or dot to begin with, no control code.
 _PLAIN_PATH = re.compile(r"(?:[\w-][\w .()+=,@-]*/)*[\w-][\w .()+=,@-]*").fullmatch
@@ -121,6 +122,7 @@ def _read_slices(
         constants.append(name)
         return float("nan")
 
+    check_file(path, MAX_JSON_FILE, DataError)
     with translate_json_errors(path):
         for name, first, value in read_members(path, note_constant):
             if name is None:
@@ -158,7 +160,8 @@ def _pack_images(entries: list[JsonObject], path: Path, first: int) -> ImageColu
     if kinds == [{int}, {int}, {int}, {str}] and all(map(_PLAIN_PATH, names)):  # type: ignore[arg-type]
         try:
             sizes = np.array([widths, heights], np.int64).T
-            if sizes.min() >= 1 and sizes.max() <= MAX_SIDE:
+            longest = max(map(len, names))  # type: ignore[arg-type]
+            if sizes.min() >= 1 and sizes.max() <= MAX_SIDE and longest <= MAX_PATH:
                 return ImageColumns(np.array(ids, np.int64), names, sizes)  # type: ignore[arg-type]
         except OverflowError:  # more than 64 bits
             pass
