@@ -60,6 +60,7 @@ _ADVICE = {
 _WRONG_VALUE = re.compile(
     r"Parser key \"(?P<key>[\w.]+)\": (?P<why>.*?)\.? (?:Got|Given) value: (?P<value>.*)"
 )
+_LONGEST_NAME, _MOST_NAMES = 100, 2000  # that `nearest` compares
 _WANTED = re.compile(r"Expected an? (<class '[\w.]+'>|[\w.]+\[.*?\](?=\.? |\.?$))")
 
 
@@ -151,6 +152,8 @@ def describe_error(error: BaseException) -> str:
     Args:
         error: Any error. One without words is described by its type.
     """
+    if isinstance(error, UnicodeEncodeError):  # nearly always the name of a file
+        return f"{error.object[:300]!r} has characters that are no text; rename it"
     if not isinstance(error, OSError) or error.errno is None:
         return str(error) or type(error).__name__
     reason = (error.strerror or os.strerror(error.errno)).rstrip(".")
@@ -210,7 +213,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
         name: Name that does not exist.
         known: Names that exist; compared without regard to case.
     """
-    by_lower = {other.lower(): other for other in known}
+    if len(name) > _LONGEST_NAME:
+        return ""
+    # Some names, and short ones: comparing takes the product of the lengths, and a hostile file
+    # may hold hundreds of thousands.
+    some = (other for _, other in zip(range(_MOST_NAMES), known, strict=False))
+    by_lower = {other.lower(): other for other in some if len(other) <= _LONGEST_NAME}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
     return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 

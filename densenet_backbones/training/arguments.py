@@ -1,6 +1,7 @@
 """Short command line of a training: a page of flags over the engine's hundreds of options."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from pathlib import Path
 import yaml
 
 from densenet_backbones.messages import CommandParser, nearest
+from densenet_backbones.untrusted.plain_yaml import read_yaml
 
 DEFAULT_CONFIG = "quickstart"
+_NO_TEXT = re.compile("[\ud800-\udfff]")
 
 SHORT_FLAGS = {
     "data": "--data.root",
@@ -59,7 +62,15 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
 
     Returns:
         Arguments for `TrainingCLI`.
+
+    Raises:
+        ArgumentError: One is no text, which the run's own config could not hold.
     """
+    for argument in arguments:
+        if _NO_TEXT.search(argument):
+            raise argparse.ArgumentError(
+                None, f"{argument!r} has bytes that are no UTF-8; rename the file or folder"
+            )
     known, rest = _make_parser(form).parse_known_args(arguments)
     # The config first, then what was typed: later arguments of the engine win.
     files = known.config or [choose_config(known)]
@@ -173,6 +184,7 @@ def is_whole_config(file: Path) -> bool:
 def find_config(name: str, form: ShortForm = DETECTION_FORM) -> Path:
     """Return a config file by path, or a shipped one by name or by its path in the repository."""
     if Path(name).is_file():
+        read_yaml(Path(name), ValueError)  # what the engine's parser takes no care of
         return Path(name)
     shipped = list_configs(form)
     if Path(name).stem in shipped:

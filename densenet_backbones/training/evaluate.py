@@ -43,6 +43,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--data", required=True, metavar="DIR", help="in one of the training's layouts"
     )
     parser.add_argument("--split", default="val", help="which part of it (%(default)s)")
+    parser.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, if named otherwise")
+    parser.add_argument("--image-folder", metavar="DIR", help="COCO's images, if named otherwise")
     parser.add_argument("--layout", default="auto", help="as in training; %(default)s looks")
     parser.add_argument(
         "--out",
@@ -172,6 +174,8 @@ def _data_options(options: argparse.Namespace) -> dict[str, Any]:
         "root": options.data,
         "train_split": options.split,
         "val_split": options.split,
+        "annotation_file": options.annotation_file,
+        "image_folder": options.image_folder,
         "layout": options.layout,
         "batch_size": options.batch_size,
         "num_workers": options.workers,

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,6 +93,12 @@ def choose_run_folder(run_dir: str | None, name: str, ckpt_path: str | None) -> 
                 f"nothing to resume: there is no {resume}; start a new run without --resume, or "
                 "name the run with --run-dir or a checkpoint with --ckpt_path FILE"
             )
+    # Lightning takes "::" for a chain of addresses, TensorBoard writes to paths of UTF-8 alone.
+    if re.search("::|[\ud800-\udfff]", str(folder.absolute())):
+        raise RunFolderError(
+            f"{folder.absolute()}: a run's folder cannot have '::' or bytes that are no UTF-8 in "
+            "its path; name another folder with --run-dir"
+        )
     os.environ[_INHERITED] = str(folder)
     return RunFolder(folder, resume, is_new=not _is_taken(folder))
 

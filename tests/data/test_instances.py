@@ -260,7 +260,7 @@ def test_faulty_outlines_are_refused_before_training(tmp_path, outline, number):
 
 def test_masks_that_would_fill_the_memory_are_refused(drawn, monkeypatch):
     record = read_coco(drawn, "train").records[0]
-    monkeypatch.setattr(instances, "MAX_MASKS", 3 * 24 * 36 - 1)
+    monkeypatch.setattr(instances, "MAX_MASK_PIXELS", 3 * 24 * 36 - 1)
     with pytest.raises(DataError, match="masks of its 3 objects of 36x24 pixels need more than"):
         read_instances(record, MASKS)
 
