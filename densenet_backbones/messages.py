@@ -207,8 +207,13 @@ class CommandParser(argparse.ArgumentParser):
     """Parser of a command line whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong, without the usage, and end with status 2."""
-        print_lines(f"error: {one_sentence(message)}; --help lists the options", file=sys.stderr)
+        """Print what is wrong with the words of the command line, and end with status 2."""
+        self.fail(f"{one_sentence(message)}; --help lists the options")
+
+    def fail(self, error: Exception | str) -> NoReturn:
+        """Print an error, or its sentence, and end with status 2."""
+        sentence = error if isinstance(error, str) else describe_error(error)
+        print_lines(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
 
 
