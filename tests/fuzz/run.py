@@ -23,7 +23,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=10, help="time of each reader")
     parser.add_argument("--reader", action="append", help="name of a reader; all by default")
-    parser.add_argument("--folder", type=Path, default=Path("fuzz"), help="corpora and findings")
+    parser.add_argument("--folder", type=Path, default=Path("runs/fuzz"), help="corpora and findings")
     parser.add_argument("--input", type=Path, help="a finding to read again, of one --reader")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
