@@ -52,11 +52,6 @@ REFUSED = {
         None,
         "its optimizer is adamw, not adam",
     ),
-    "state of no optimizer": (
-        (),
-        lambda state: state["optimizer_states"].clear(),
-        "its optimizer has other parameters than adamw here",
-    ),
     "optimizer, old checkpoint": (
         ("--model.optimizer.name", "sgd"),
         from_before_options_were_kept,

@@ -99,7 +99,7 @@ def test_no_file_is_written_under_its_name(run, tiny_scenes, tmp_path):
     }
 
 
-LENGTHS = {"half": lambda n: n // 2, "none": lambda n: 0, "all but one": lambda n: n - 1}
+LENGTHS = {"half": lambda n: n // 2, "none": lambda n: 0, "all but one": lambda n: max(n - 1, 0)}
 
 
 @pytest.mark.parametrize("name", first_now(LENGTHS, 1))
