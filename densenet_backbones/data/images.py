@@ -22,11 +22,11 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.untrusted.limits import MAX_PIXELS
 
 # Formats of photographs and masks, by Pillow's names. It would try 30 more on any file, whatever
 # its name: one of them (EPS) starts another program, and others call decoders of rare use.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-MAX_PIXELS = 89_478_485  # Pillow's own first limit: a quarter of a gigabyte at 24 bits
 PIXELS_AT_ONCE = 1 << 20  # that are converted to RGB: what else that takes is small
 _BACKGROUND = (255, 255, 255, 255)  # transparent pixels are shown on white, as on a page
 _ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4, tag "Orientation"

@@ -270,7 +270,8 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
         ]
         # Annotations are in the frame of the full image; pictures are drawn of the one at hand.
         results = list(map(self._enlarge, batch, predictions))
-        self.metric.update(results)
+        if self.counts_images:
+            self.metric.update(results)
         return {"predictions": predictions, "results": results}
 
     def _enlarge(self, sample: Sample, prediction: dict[str, Any]) -> dict[str, Any]:
