@@ -91,8 +91,8 @@ def _compile(command: list[str]) -> Path:
     sources = [source.read_bytes() for source in (*_SOURCES, *sorted(_HERE.glob("*.h")))]
     key = hashlib.sha256(b"\0".join([*map(str.encode, command), machine, *sources]))
     cache = _find_cache()
-    for folder in (cache.parents[1], cache.parent, cache):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for part in (cache.parents[1], cache.parent, cache):
+        part.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Links are followed first, so that what is checked is what is loaded.
     file = cache.resolve() / f"{key.hexdigest()[:32]}.so"
     _refuse_shared(file.parent)
