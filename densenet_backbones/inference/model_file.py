@@ -237,7 +237,10 @@ def read_spec(path: str | Path, kind: type[S]) -> S | None:
 def _read_descriptions(path: Path) -> JsonDict:
     content = read_checkpoint(path)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
+        raise CheckpointError(
+            f"{path}: holds a {type(content).__name__}, not a checkpoint; give one that the "
+            "training tools wrote"
+        )
     # A slim file keeps its description in the header, a checkpoint among its entries.
     if path.suffix != ".safetensors":
         return content

@@ -1,6 +1,7 @@
 """Detect objects or segment: ``python tools/predict.py CHECKPOINT IMAGE_OR_FOLDER…``."""
 
 import argparse
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -211,7 +212,7 @@ def choose_stems(out: Path, files: Sequence[Path]) -> dict[Path, Path]:
     Raises:
         DataError: A result would replace one of the images.
     """
-    inputs = {file.resolve() for file in files}
+    inputs = {os.path.realpath(file) for file in files}
     paths: dict[Path, Path] = {}
     taken: set[str] = set()
     for file in files:
@@ -223,7 +224,7 @@ def choose_stems(out: Path, files: Sequence[Path]) -> dict[Path, Path]:
         for ending in ENDINGS:
             taken.add(f"{stem}{ending}".lower())  # some file systems do not tell cases apart
             result = out / f"{stem}{ending}"
-            if result.resolve() in inputs:
+            if os.path.realpath(result) in inputs:
                 raise DataError(f"{result} would be overwritten; name another folder with --out")
     return paths
 

@@ -79,7 +79,7 @@ def translate_json_errors(path: Path) -> Iterator[None]:
         RecursionError,
         ValueError,
     ) as error:  # nested too deep, or numbers of thousands of digits
-        raise DataError(f"{path}: not usable JSON ({error})") from error
+        raise DataError(f"{path}: not usable JSON ({error}); correct it") from error
 
 
 def read_entries(content: JsonObject, key: str, path: Path) -> list[JsonObject]:
