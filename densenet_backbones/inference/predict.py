@@ -185,12 +185,11 @@ def find_images(arguments: Sequence[str]) -> Iterator[Path]:
         elif path.is_dir():
             files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
             if not files:
-                raise DataError(
-                    f"{path}: no images here (known: {' '.join(sorted(IMAGE_SUFFIXES))})"
-                )
+                known = " ".join(sorted(IMAGE_SUFFIXES))
+                raise DataError(f"{path}: no images here; give files, or a folder of {known}")
             yield from files
         else:
-            raise DataError(f"{path}: there is no such file or folder")
+            raise DataError(f"{path}: there is no such file or folder; check the path")
 
 
 def check_device(name: str) -> torch.device:
