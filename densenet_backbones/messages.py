@@ -59,7 +59,8 @@ _ADVICE = {
     errno.EROFS: "give a path on a disk that can be written to",
 }
 _WRONG_VALUE = re.compile(
-    r"Parser key \"(?P<key>[\w.]+)\": (?P<why>.*?)\.? (?:Got|Given) value: (?P<value>.*)"
+    r"Parser key \"(?P<key>[\w.]+)\": (?P<why>.*?)\.? (?:Got|Given) value: (?P<value>.*?)"
+    r"(?= - Expected | Given value type: |$)"
 )
 _LONGEST_NAME, _MOST_NAMES = 100, 2000  # that `nearest` compares
 _WANTED = re.compile(r"Expected an? (<class '[\w.]+'>|[\w.]+\[.*?\](?=\.? |\.?$))")

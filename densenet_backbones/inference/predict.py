@@ -266,12 +266,11 @@ def find_images(arguments: Sequence[str]) -> Iterator[Path]:
                 and file.is_file()
             )
             if not files:
-                raise DataError(
-                    f"{path}: no images here (known: {' '.join(sorted(IMAGE_SUFFIXES))})"
-                )
+                known = " ".join(sorted(IMAGE_SUFFIXES))
+                raise DataError(f"{path}: no images here; give files, or a folder of {known}")
             yield from files
         else:
-            raise DataError(f"{path}: there is no such file or folder")
+            raise DataError(f"{path}: there is no such file or folder; check the path")
 
 
 def check_device(name: str) -> torch.device:

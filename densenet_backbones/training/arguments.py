@@ -184,7 +184,10 @@ def is_whole_config(file: Path) -> bool:
 def find_config(name: str, form: ShortForm = DETECTION_FORM) -> Path:
     """Return a config file by path, or a shipped one by name or by its path in the repository."""
     if Path(name).is_file():
-        content = read_yaml(Path(name), ValueError)  # what the engine's parser takes no care of
+        try:  # what the engine's parser takes no care of
+            content = read_yaml(Path(name), ValueError)
+        except ValueError as error:
+            raise argparse.ArgumentError(None, str(error)) from error
         if not isinstance(content, dict):
             raise argparse.ArgumentError(
                 None, f"{name}: must be a mapping of options, as --print_config prints one"
@@ -195,6 +198,6 @@ def find_config(name: str, form: ShortForm = DETECTION_FORM) -> Path:
         return shipped[Path(name).stem]
     raise argparse.ArgumentError(
         None,
-        f"--config: there is no file {name}{nearest(Path(name).stem, shipped)}; give one, or the "
-        f"name of one that is shipped ({', '.join(shipped)})",
+        f"--config: there is no file {name}{nearest(Path(name).stem, shipped)} "
+        f"(shipped: {', '.join(shipped)}); give one of these, or a file",
     )

@@ -1,12 +1,14 @@
 """Every tool answers every kind of broken file in one line that names it and says what helps."""
 
 import errno
+import json
 import os
 import shutil
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from tiny_runs import signals_as_before, training_arguments
@@ -17,6 +19,7 @@ from densenet_backbones.checkpoints import __main__ as inspect
 from densenet_backbones.data.scenes import __main__ as scenes
 from densenet_backbones.export import export
 from densenet_backbones.inference import predict
+from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.messages import show_controls
 from densenet_backbones.training import evaluate
 from densenet_backbones.training.cli import train_det, train_seg
@@ -356,3 +359,32 @@ def test_outputs_that_cannot_be_written(writer, block, place, tmp_path, monkeypa
             stack.enter_context(full_disk(out))
         WRITERS[writer](place, out)
     assert_one_sentence(capsys.readouterr().err, end, out)
+
+
+# -- descriptions in model files -------------------------------------------------------------------
+
+DESCRIPTIONS = {
+    "no entry": lambda spec: spec.pop("args"),
+    "another type": lambda spec: spec.update(args=[1]),
+    "another name": lambda spec: spec.update(name="no_such_net"),
+    "another option": lambda spec: spec["args"].update(no_such_option=1),
+    "a wrong value": lambda spec: spec["args"].update(image_size="[/red]\x1b[31m\nx"),
+    "other classes": lambda spec: spec["categories"].update(names=["a"]),
+    "a newer format": lambda spec: spec.update(format=99),
+    "another pre-processing": lambda spec: spec.update(preprocessing={"x": "y"}),
+}
+
+
+@pytest.mark.parametrize("change", DESCRIPTIONS)
+def test_damaged_descriptions(change, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with safetensors.safe_open(place.detector, "pt") as file:
+        metadata = file.metadata()
+    spec = json.loads(metadata[DetectorSpec.key])
+    DESCRIPTIONS[change](spec)
+    model = tmp_path / "model.safetensors"
+    weights = safetensors.torch.load_file(place.detector)
+    safetensors.torch.save_file(weights, model, {DetectorSpec.key: json.dumps(spec)})
+    with pytest.raises(SystemExit) as end:
+        predict.main([str(model), str(place.image), *QUIET])
+    assert_one_sentence(capsys.readouterr().err, end, model)
