@@ -28,7 +28,7 @@ from densenet_backbones.data.loaders.image_checks import check_images
 from densenet_backbones.data.mask_samples import MaskRecord, MaskSample, SegmentationSet
 from densenet_backbones.data.readers.detection_sources import sample_subset
 from densenet_backbones.data.samplers import EpochSampler, GroupedSampler, ShardSampler
-from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Sample
+from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Problem, Sample
 from densenet_backbones.data.scenes.generation import generate_scenes
 
 SetT = TypeVar("SetT", DetectionSet, SegmentationSet)
@@ -203,7 +203,8 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         """
         skip = self.bad_images == "skip"
         problems = check_images(data_set, decode=self.check_images, skip=skip)
-        return replace(data_set, problems=(*data_set.problems, *problems))
+        before: tuple[Problem, ...] = data_set.problems  # type: ignore[has-type]  # in a cycle
+        return replace(data_set, problems=(*before, *problems))
 
     def use_class_names(self, names: Sequence[str]) -> None:
         """Read the evaluated split with the classes that a trained model knows."""

@@ -19,6 +19,7 @@ from densenet_backbones.data.segmentation import SegmentationData
 from densenet_backbones.file_writing import GrowingList, check_output, remove_drafts
 from densenet_backbones.inference.detection_views import add_view_options, parse_views
 from densenet_backbones.inference.detector import Detector
+from densenet_backbones.inference.detector_facts import read_target_types
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.segmenter import SegmentationModel
 from densenet_backbones.messages import CommandParser, one_sentence
@@ -26,7 +27,7 @@ from densenet_backbones.metrics.boundary import TOLERANCE
 from densenet_backbones.metrics.coco import format_coco_results
 from densenet_backbones.reporting.console import fail, is_first_process, quiet_libraries, say
 from densenet_backbones.training.callbacks import gather_unusable
-from densenet_backbones.training.detection_task import DetectionTask, read_target_types
+from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.precision import PrecisionTrainer, remark_on_precision
 from densenet_backbones.training.resuming.stopping import watch_signals
 from densenet_backbones.training.segmentation_task import SegmentationTask

@@ -49,7 +49,11 @@ def test_a_broken_file_costs_no_other_its_result(kind, request, folder, tmp_path
     out = tmp_path / "out"
     argv = (model, folder, "--out", out, "--device", "cpu")
     code, line = refused_command(predict.main, *argv)
-    assert code == 1 and "1 of 4 images could not be used: " in line and "2.jpg: cannot" in line
+    assert (
+        code == 1
+        and "1 of 4 images could not be used; the others are done: " in line
+        and "2.jpg: cannot" in line
+    )
     assert rows(out) == ["0", "1", "3"]
     assert {"0.png", "1.png", "3.png"} < files_below(out).keys()
 
@@ -59,7 +63,7 @@ def test_every_bad_file_is_listed(tiny_run, folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(tiny_run / "model.safetensors", [folder], tmp_path / "out", "--no-pictures")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "error: 2 of 4 images could not be used:"
+    assert lines[0] == "error: 2 of 4 images could not be used; the others are done:"
     assert "0.jpg: " in lines[1] and "2.jpg: " in lines[2] and len(lines) == 3
 
 

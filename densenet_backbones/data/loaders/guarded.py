@@ -5,10 +5,10 @@ traceback of the worker as their message.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, cast
 
 from torch.utils.data import Dataset
 
@@ -18,16 +18,6 @@ from densenet_backbones.data.samples import DataError
 BadImages = Literal["stop", "skip"]
 MOST_IN_A_ROW = 100  # unusable images that are passed over for one that is not: 1 in 100 is none
 _DEAD = "DataLoader worker"  # so torch's own errors begin
-
-
-class Images(Protocol):
-    """Samples by index, or by ``(epoch, index)``."""
-
-    def __len__(self) -> int:
-        """Number of images."""
-
-    def __getitem__(self, key: Any, /) -> Any:
-        """Return a sample."""
 
 
 @dataclass
@@ -57,11 +47,11 @@ class GuardedImages(Dataset[Any]):
             annotations, which are a fault of these, and memory that runs out.
     """
 
-    def __init__(self, images: Images, bad_images: BadImages) -> None:
+    def __init__(self, images: Dataset[Any], bad_images: BadImages) -> None:
         self.images, self.bad_images = images, bad_images
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(cast(Sized, self.images))
 
     def __getitem__(self, key: int | tuple[int, int]) -> Any:
         """Return a sample of an index (evaluation) or ``(epoch, index)`` pair (training)."""
