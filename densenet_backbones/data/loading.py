@@ -202,9 +202,8 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
             DataError: As `check_images`.
         """
         skip = self.bad_images == "skip"
-        problems = check_images(data_set, decode=self.check_images, skip=skip)
-        before: tuple[Problem, ...] = data_set.problems  # type: ignore[has-type]  # in a cycle
-        return replace(data_set, problems=(*before, *problems))
+        problems: tuple[Problem, ...] = check_images(data_set, decode=self.check_images, skip=skip)
+        return replace(data_set, problems=(*data_set.problems, *problems))
 
     def use_class_names(self, names: Sequence[str]) -> None:
         """Read the evaluated split with the classes that a trained model knows."""
