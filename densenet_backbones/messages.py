@@ -23,6 +23,7 @@ from typing import Any, NoReturn, TextIO
 
 __all__ = [
     "CommandParser",
+    "advise",
     "check_choice",
     "check_interval",
     "check_whole",
@@ -59,8 +60,10 @@ _ADVICE = {
     errno.EROFS: "give a path on a disk that can be written to",
 }
 _WRONG_VALUE = re.compile(
-    r"Parser key \"(?P<key>[\w.]+)\": (?P<why>.*?)\.? (?:Got|Given) value: (?P<value>.*)"
+    r"Parser key \"(?P<key>[\w.]+)\": (?P<why>.*?)\.? (?:Got|Given) value: (?P<value>.*?)"
+    r"(?= - Expected | Given value type: |$)"
 )
+_LONGEST_NAME, _MOST_NAMES = 100, 2000  # that `nearest` compares
 _WANTED = re.compile(r"Expected an? (<class '[\w.]+'>|[\w.]+\[.*?\](?=\.? |\.?$))")
 
 
@@ -173,12 +176,19 @@ def describe_error(error: BaseException) -> str:
     Args:
         error: Any error. One without words is described by its type.
     """
+    if isinstance(error, UnicodeEncodeError):  # nearly always the name of a file
+        return f"{error.object[:300]!r} has characters that are no text; rename it"
     if not isinstance(error, OSError) or error.errno is None:
         return str(error) or type(error).__name__
     reason = (error.strerror or os.strerror(error.errno)).rstrip(".")
     file = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    advice = _ADVICE.get(error.errno)
-    return f"{file}{reason[:1].lower()}{reason[1:]}" + (f"; {advice}" if advice else "")
+    return f"{file}{reason[:1].lower()}{reason[1:]}{advise(error)}"
+
+
+def advise(error: OSError) -> str:
+    """Return ``"; check the path"`` or what else helps against an error of the system, if known."""
+    advice = _ADVICE.get(error.errno or 0)
+    return f"; {advice}" if advice else ""
 
 
 def show_controls(text: str) -> str:
@@ -220,8 +230,13 @@ class CommandParser(argparse.ArgumentParser):
     """Parser of a command line whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong, without the usage, and end with status 2."""
-        print_lines(f"error: {one_sentence(message)}; --help lists the options", file=sys.stderr)
+        """Print what is wrong with the words of the command line, and end with status 2."""
+        self.fail(f"{one_sentence(message)}; --help lists the options")
+
+    def fail(self, error: Exception | str) -> NoReturn:
+        """Print an error, or its sentence, and end with status 2."""
+        sentence = error if isinstance(error, str) else describe_error(error)
+        print_lines(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -232,7 +247,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
         name: Name that does not exist.
         known: Names that exist; compared without regard to case.
     """
-    by_lower = {other.lower(): other for other in known}
+    if len(name) > _LONGEST_NAME:
+        return ""
+    # Some names, and short ones: comparing takes the product of the lengths, and a hostile file
+    # may hold hundreds of thousands.
+    some = (other for _, other in zip(range(_MOST_NAMES), known, strict=False))
+    by_lower = {other.lower(): other for other in some if len(other) <= _LONGEST_NAME}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
     return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 

@@ -22,10 +22,9 @@ from densenet_backbones.data.samples import (
     ImageRecord,
     Problem,
 )
+from densenet_backbones.untrusted.limits import MAX_COORDINATE, MAX_MASK_PIXELS
 
 TargetType = Literal["boxes", "masks", "keypoints"]
-FARTHEST = 1e9  # pixels that the coordinates of a keypoint may have; NaN is farther, too
-MAX_MASKS = 2**32  # bytes of one image's masks: 1000 objects of a picture of 4 megapixels
 
 
 @dataclass(eq=False)
@@ -74,7 +73,7 @@ def read_instances(
 
     Raises:
         DataError: If an outline is faulty (names the annotation), or the masks need more than
-            `MAX_MASKS` bytes.
+            `MAX_MASK_PIXELS` bytes.
     """
     objects = Instances(record.boxes, record.labels)
     if "masks" in target_types:
@@ -117,17 +116,18 @@ def keep_images_with_keypoints(detection_set: DetectionSet) -> DetectionSet:
     Raises:
         DataError: If there is none.
     """
-    records = [
-        record
-        for record in detection_set.records
+    records = detection_set.records
+    teaching = [
+        n
+        for n, record in enumerate(records)
         if any(any(a.get("keypoints", [])[2::3]) for a in _list_own_annotations(record))
     ]
-    if not records:
+    if not teaching:
         raise DataError(
             f"{detection_set.name}: no keypoint of its {len(detection_set)} images is labeled "
             "(visibility 1 or 2), so none can be learned from it; choose a detector of boxes"
         )
-    return replace(detection_set, records=tuple(records))
+    return replace(detection_set, records=[records[n] for n in teaching])
 
 
 def order_keypoints(detection_set: DetectionSet, model: Categories) -> DetectionSet:
@@ -173,17 +173,18 @@ def order_keypoints(detection_set: DetectionSet, model: Categories) -> Detection
 def _list_own_annotations(record: ImageRecord) -> list[Annotation]:
     """List the annotation of each box."""
     assert record.annotation_of is not None, "readers set it"
-    return [record.annotations[n] for n in record.annotation_of]
+    annotations = list(record.annotations)
+    return [annotations[n] for n in record.annotation_of]
 
 
 def _draw_masks(record: ImageRecord) -> np.ndarray:
     size = record.height, record.width
     masks = (len(record.boxes), *size)
     # Refused before any memory is taken.
-    if math.prod(masks) > MAX_MASKS:
+    if math.prod(masks) > MAX_MASK_PIXELS:
         raise DataError(
             f"{record.path}: the masks of its {masks[0]} objects of {size[1]}x{size[0]} pixels "
-            f"need more than the {MAX_MASKS} bytes that are allowed; cut the image into tiles"
+            f"need more than the {MAX_MASK_PIXELS} bytes that are allowed; cut the image into tiles"
         )
     pixels = np.zeros(masks, np.uint8)
     for mask, annotation in zip(pixels, _list_own_annotations(record), strict=True):
@@ -214,38 +215,27 @@ def _locate(record: ImageRecord, annotation: Annotation) -> str:
 
 def _keep_outlined(detection_set: DetectionSet, strict: bool) -> DetectionSet:
     _refuse_where(detection_set, _describe_outline_fault, "masks")
-    records, problems = [], []
+    outlined, problems = [], []
     for record in detection_set.records:
-        # Boxes whose objects have a mask stay.
-        own = _list_own_annotations(record)
-        outlined = np.array([bool(a.get("segmentation")) for a in own], dtype=bool)
-        problems += [
-            Problem(detection_set.name, _locate(record, a), "has no 'segmentation'", LEFT_OUT)
-            for a, stays in zip(own, outlined, strict=True)
-            if not stays
-        ]
-        records.append(record if outlined.all() else _select_boxes(record, outlined))
-    if problems and not any(len(record.boxes) for record in records):
+        for annotation in _list_own_annotations(record):
+            outlined.append(bool(annotation.get("segmentation")))
+            if not outlined[-1]:
+                where = _locate(record, annotation)
+                problems.append(
+                    Problem(detection_set.name, where, "has no 'segmentation'", LEFT_OUT)
+                )
+    if not problems:
+        return detection_set
+    if not any(outlined):
         raise DataError(
             f"{detection_set.name}: none of its {len(problems)} objects has a 'segmentation', so "
             "no masks can be learned from it; export it in COCO's layout with masks, or choose a "
             "detector of boxes"
         )
     refuse_if_strict(problems, strict)
-    return replace(
-        detection_set, records=tuple(records), problems=(*detection_set.problems, *problems)
-    )
-
-
-def _select_boxes(record: ImageRecord, rows: np.ndarray) -> ImageRecord:
-    assert record.annotation_of is not None
-    return replace(
-        record,
-        boxes=record.boxes[rows],
-        labels=record.labels[rows],
-        difficult=record.difficult[rows],
-        annotation_of=record.annotation_of[rows],
-    )
+    # Boxes whose objects have a mask stay; evaluation counts all.
+    records = detection_set.packed.keep_boxes(np.array(outlined))
+    return replace(detection_set, records=records, problems=(*detection_set.problems, *problems))
 
 
 def _check_keypoints(detection_set: DetectionSet) -> None:
@@ -302,7 +292,7 @@ def _describe_keypoint_fault(
     if not values:
         return None
     # Three finite numbers a keypoint, of which the third is the visibility.
-    numbers = [v for v in values if type(v) in (int, float) and abs(v) <= FARTHEST]
+    numbers = [v for v in values if type(v) in (int, float) and abs(v) <= MAX_COORDINATE]
     if len(numbers) == len(values) == 3 * count and set(numbers[2::3]) <= {0, 1, 2}:
         return None
     return (

@@ -84,7 +84,9 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")  # rows are kept
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings(
+        "ignore", message="(?s).*Checkpoint directory .* exists and is not empty.*"
+    )
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     warnings.formatwarning = _format_warning  # type: ignore[assignment]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack letters of a name

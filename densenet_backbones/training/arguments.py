@@ -1,17 +1,20 @@
 """Short command line of a training: a page of flags over the engine's hundreds of options."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-import yaml
-
 from densenet_backbones.messages import CommandParser, nearest
+from densenet_backbones.untrusted.limits import MAX_YAML_FILE
+from densenet_backbones.untrusted.plain_yaml import parse_yaml, read_yaml
+from densenet_backbones.untrusted.reading import read_text
 
 DEFAULT_CONFIG = "quickstart"
+_NO_TEXT = re.compile("[\ud800-\udfff]")
 
 SHORT_FLAGS = {
     "data": "--data.root",
@@ -59,7 +62,15 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
 
     Returns:
         Arguments for `TrainingCLI`.
+
+    Raises:
+        ArgumentError: One is no text, which the run's own config could not hold.
     """
+    for argument in arguments:
+        if _NO_TEXT.search(argument):
+            raise argparse.ArgumentError(
+                None, f"{argument!r} has bytes that are no UTF-8; rename the file or folder"
+            )
     known, rest = _make_parser(form).parse_known_args(arguments)
     # The config first, then what was typed: later arguments of the engine win.
     files = known.config or [choose_config(known)]
@@ -162,9 +173,9 @@ def choose_config(known: argparse.Namespace) -> str:
 def is_whole_config(file: Path) -> bool:
     """Return True unless a run's config is damaged or cut off; a part of one can be read too."""
     try:
-        text = file.read_text(encoding="utf-8")
-        options = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
+        text = read_text(file, MAX_YAML_FILE, ValueError)
+        options = parse_yaml(text, file, ValueError)
+    except ValueError:
         return False
     # The run's own options are the last ones.
     return isinstance(options, dict) and "ema_decay" in options and text.endswith("\n")
@@ -173,6 +184,14 @@ def is_whole_config(file: Path) -> bool:
 def find_config(name: str, form: ShortForm = DETECTION_FORM) -> Path:
     """Return a config file by path, or a shipped one by name or by its path in the repository."""
     if Path(name).is_file():
+        try:  # what the engine's parser takes no care of
+            content = read_yaml(Path(name), ValueError)
+        except ValueError as error:
+            raise argparse.ArgumentError(None, str(error)) from error
+        if not isinstance(content, dict):
+            raise argparse.ArgumentError(
+                None, f"{name}: must be a mapping of options, as --print_config prints one"
+            )
         return Path(name)
     shipped = list_configs(form)
     if Path(name).stem in shipped:
@@ -180,5 +199,5 @@ def find_config(name: str, form: ShortForm = DETECTION_FORM) -> Path:
     raise argparse.ArgumentError(
         None,
         f"--config: there is no file {name}{nearest(Path(name).stem, shipped)} "
-        f"(shipped: {', '.join(shipped)})",
+        f"(shipped: {', '.join(shipped)}); give one of these, or a file",
     )

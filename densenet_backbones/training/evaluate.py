@@ -14,6 +14,7 @@ from densenet_backbones.data.readers.detection_sources import Layout
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
+from densenet_backbones.file_writing import remove_drafts
 from densenet_backbones.inference.detection_views import add_view_options, parse_views
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.loading import load
@@ -22,6 +23,8 @@ from densenet_backbones.messages import CommandParser, one_sentence
 from densenet_backbones.metrics.boundary import TOLERANCE
 from densenet_backbones.reporting.console import fail, is_first_process, quiet_libraries, say
 from densenet_backbones.training.detection_task import DetectionTask, read_target_types
+from densenet_backbones.training.precision import PrecisionTrainer, remark_on_precision
+from densenet_backbones.training.resuming.stopping import watch_signals
 from densenet_backbones.training.segmentation_task import SegmentationTask
 from densenet_backbones.training.task import AnyTask
 
@@ -40,6 +43,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--data", required=True, metavar="DIR", help="in one of the training's layouts"
     )
     parser.add_argument("--split", default="val", help="which part of it (%(default)s)")
+    parser.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, if named otherwise")
+    parser.add_argument("--image-folder", metavar="DIR", help="COCO's images, if named otherwise")
     parser.add_argument("--layout", default="auto", help="as in training; %(default)s looks")
     parser.add_argument(
         "--out",
@@ -52,7 +57,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--devices", default="auto", help="as Lightning's: a number or 'auto'")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, auto, …")
     parser.add_argument("--strategy", default="auto", help="ddp for several devices")
-    parser.add_argument("--precision", default="32-true", help="bf16-mixed, 16-mixed, 32-true")
+    parser.add_argument(
+        "--precision",
+        default="32-true",
+        help="bf16-mixed, 16-mixed, 32-true (%(default)s), or auto",
+    )
     parser.add_argument(
         "--evaluator",
         choices=("pycocotools", "faster_coco_eval"),
@@ -91,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet_libraries()
     options = parse(argv)
     try:
-        evaluate(options)
+        with watch_signals():
+            evaluate(options)
     except MisconfigurationException as error:
         fail(one_sentence(str(error)), 2)
     except (CheckpointError, DataError, ValueError, OSError) as error:
@@ -114,7 +124,7 @@ def evaluate(options: argparse.Namespace) -> None:
         else _evaluate_detector(model, options)
     )
     devices = int(options.devices) if options.devices.isdigit() else options.devices
-    trainer = pl.Trainer(
+    trainer = PrecisionTrainer(
         accelerator=options.accelerator,
         devices=devices,
         strategy=options.strategy,
@@ -123,11 +133,14 @@ def evaluate(options: argparse.Namespace) -> None:
         enable_checkpointing=False,
         enable_model_summary=False,
     )
+    for line in remark_on_precision(trainer):
+        say(line)
     # All processes evaluate their part; the first one has the result.
     trainer.validate(task, data, verbose=False)
     if not is_first_process():
         return
     out = options.out or Path(options.checkpoint).parent / f"evaluation-{options.split}"
+    remove_drafts(out)
     write(out)
     say(f"Written to {out}/")
 
@@ -161,6 +174,8 @@ def _data_options(options: argparse.Namespace) -> dict[str, Any]:
         "root": options.data,
         "train_split": options.split,
         "val_split": options.split,
+        "annotation_file": options.annotation_file,
+        "image_folder": options.image_folder,
         "layout": options.layout,
         "batch_size": options.batch_size,
         "num_workers": options.workers,

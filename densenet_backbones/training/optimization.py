@@ -55,12 +55,13 @@ class Optimizer:
         known = [str(name) for name in list_optimizers()]
         if self.name.lower() not in known:
             raise ValueError(
-                f"optimizer.name: there is no {self.name!r}{nearest(self.name.lower(), known)}"
+                f"model.optimizer.name: there is no {self.name!r}"
+                f"{nearest(self.name.lower(), known)}"
             )
         for name in ("lr", "base_batch", "momentum", "weight_decay"):
-            check_interval(f"optimizer.{name}", getattr(self, name), "[0, inf)")
+            check_interval(f"model.optimizer.{name}", getattr(self, name), "[0, inf)")
         if self.layer_decay is not None:
-            check_interval("optimizer.layer_decay", self.layer_decay, "(0, 1]")
+            check_interval("model.optimizer.layer_decay", self.layer_decay, "(0, 1]")
 
     def scale_lr(self, images_per_step: int) -> float:
         """Return the learning rate at the real number of images a step."""
@@ -97,8 +98,8 @@ class Optimizer:
         """Return parameter groups with a rate each."""
         if not hasattr(model, "group_matcher"):
             raise ValueError(
-                f"optimizer.layer_decay needs a model that says which layers follow each other, "
-                f"and {type(model).__name__} has no group_matcher; leave it out"
+                "model.optimizer.layer_decay needs a model that says which layers follow each "
+                f"other, and {type(model).__name__} has no group_matcher; leave it out"
             )
         groups: list[Group] = param_groups_layer_decay(
             model,
@@ -200,9 +201,10 @@ class Schedule:
         rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
         if not rising or not all(0 < m < 1 for m in self.milestones):
             raise ValueError(
-                f"schedule.milestones must be rising fractions in (0, 1), got {self.milestones}"
+                "model.schedule.milestones must be rising fractions in (0, 1), got "
+                f"{self.milestones}"
             )
-        check_interval("schedule.warmup", self.warmup, "[0, 1)")
+        check_interval("model.schedule.warmup", self.warmup, "[0, 1)")
 
     def build(
         self,
@@ -224,7 +226,7 @@ class Schedule:
         """
         if self.name == "exponential" and (epochs or 0) < 1:
             raise ValueError(
-                f"schedule.name exponential needs trainer.max_epochs (--epochs), got {epochs}"
+                f"model.schedule.name exponential needs trainer.max_epochs (--epochs), got {epochs}"
             )
         return PlannedLR(optimizer, lambda step: self.factor(step, steps, epochs), epoch_steps)
 

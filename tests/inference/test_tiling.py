@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from densenet_backbones.data.images import MAX_PIXELS, read_image
+from densenet_backbones.data.images import read_image
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.inference import image_windows
 from densenet_backbones.inference.image_windows import ImageWindows
 from densenet_backbones.inference.tiling import Tiling, blend_tiles
+from densenet_backbones.untrusted.limits import MAX_PIXELS
 
 
 def noise(height, width, seed=0):
@@ -31,7 +32,7 @@ def whole(image, scores_of, tiling):
 
 
 @given(st.integers(1, 90), st.integers(2, 40), st.integers(0, 20), st.integers(0, 10))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_weights_of_all_tiles_add_up_to_one(length, tile, overlap, margin):
     if 2 * overlap > tile or 2 * margin > overlap:
         with pytest.raises(ValueError, match=r"must lie in \[0, "):

@@ -30,6 +30,7 @@ HEADERS_READ = 2000  # a fraction of a second on a local disk
 Layout = Literal["auto", "coco", "voc"]
 S = TypeVar("S", DetectionSet, SegmentationSet)
 Source = tuple[str | Path, str] | Sequence[str] | Mapping[str, Any]
+FILE_KEYS = {"annotation_file", "image_folder", "mask_folder"}
 SOURCE_KEYS = {"root", "split", "layout", "annotation_file", "image_folder"}
 
 
@@ -48,7 +49,7 @@ def read_detection(
     Args:
         root: A folder; or several sources taken as one set, each a ``(root, split)`` pair or a
             dict with `root`, `split` and, where needed, `layout`, `annotation_file` and
-            `image_folder` (COCO).
+            `image_folder` (COCO; {split} in them stands for the split).
         split: Name of the split; None with several sources.
         layout: "auto" looks; where a folder has both layouts, COCO's is read (it can say more).
         classes: Names in label order. Default: the data's own. Sources whose classes differ in
@@ -107,7 +108,10 @@ def _parse_source(entry: Source, layout: str, keys: Collection[str]) -> dict[str
                 f"a source needs root and split, and may have {quote(sorted(keys), 9)}; "
                 f"got {quote(sorted(entry), 9)}"
             )
-        return {"layout": layout, **entry}
+        files = {key: value for key, value in entry.items() if value is not None}
+        for key in files.keys() & FILE_KEYS:
+            files[key] = str(files[key]).replace("{split}", str(entry["split"]))
+        return {"layout": layout, **files}
     if isinstance(entry, str) or not isinstance(entry, Sequence) or len(entry) != 2:
         raise DataError(f"a source is a pair (root, split) or a dict, not {entry!r}")
     return {"root": entry[0], "split": entry[1], "layout": layout}
@@ -282,19 +286,25 @@ class ClassCount:
 def count_classes(detection_set: DetectionSet) -> tuple[ClassCount, ...]:
     """Count the objects and images of every class, in label order."""
     categories, size = detection_set.categories, detection_set.categories.num_classes
-    # One row of counts each, indexed by label; row 0 (background) is dropped at the end.
-    objects, images, difficult, crowd, single = np.zeros((5, size), dtype=np.int64)
-    label_of = {i: label for label, i in enumerate(categories.ids, start=1)}
-    for record in detection_set.records:
-        objects += np.bincount(record.labels, minlength=size)
-        images[np.unique(record.labels)] += 1
-        difficult += np.bincount(record.labels[record.difficult], minlength=size)
-        for annotation in record.annotations:
-            (crowd if annotation["iscrowd"] else single)[label_of[annotation["category_id"]]] += 1
-    rows = zip(objects, images, difficult, crowd, single - objects, strict=True)
+    columns = detection_set.packed.columns
+    labels, difficult = columns.labels, columns.labels[columns.difficult]
+    # Each pair of an image and a class counts once.
+    owners = np.repeat(np.arange(len(detection_set)), np.diff(columns.box_ends, prepend=0))
+    pairs = np.unique(owners * size + labels) % size
+    # Crowds and faulty boxes are among the annotations only.
+    entries = columns.table.numbers[columns.rows]
+    crowd, single = (
+        categories.labels_of_ids(entries["category_id"][(entries["iscrowd"] != 0) == is_crowd])
+        for is_crowd in (True, False)
+    )
+    counts = [
+        np.bincount(values, minlength=size)[1:]  # row 0 is the background
+        for values in (labels, pairs, difficult, crowd, single)
+    ]
+    counts[4] = counts[4] - counts[0]
     return tuple(
         ClassCount(name, *(int(value) for value in row))
-        for name, row in zip(categories.names, list(rows)[1:], strict=True)
+        for name, row in zip(categories.names, zip(*counts, strict=True), strict=True)
     )
 
 
@@ -329,8 +339,12 @@ def sample_subset(
     assert number is not None
     if not 1 <= number <= total:
         raise DataError(f"number must lie in 1 .. {total}, the images there are; got {number}")
+    if number == total:
+        return data_set
     # A permutation's first entries: smaller parts are inside larger ones.
     selected = np.sort(np.random.default_rng(seed).permutation(total)[:number])
+    if isinstance(data_set, DetectionSet):
+        return replace(data_set, records=data_set.packed.select(selected))
     return replace(data_set, records=tuple(data_set.records[i] for i in selected))
 
 
@@ -341,23 +355,24 @@ def keep_classes(detection_set: DetectionSet, names: Sequence[str]) -> Detection
         DataError: If a name is not one of the set's classes, or is given twice.
     """
     old = detection_set.categories
+    id_of = dict(zip(old.names, old.ids, strict=True))
     for name in names:
-        if name not in old.names:
+        if name not in id_of:
             raise DataError(
                 f"{detection_set.name}: has no class {name!r}{nearest(name, old.names)}"
             )
-    ids = tuple(old.ids[old.names.index(name)] for name in names)
+    ids = tuple(id_of[name] for name in names)
     new = replace(old, names=tuple(names), ids=ids)
     # Old label -> new label, 0 for classes that are left out.
     label_of = np.zeros(old.num_classes, dtype=np.int64)
     for label, name in enumerate(names, start=1):
         label_of[old.label_of_name(name)] = label
-    records = []
+    records, kept = [], set(ids)
     for record in detection_set.records:
         labels = label_of[record.labels]
         selected = labels > 0
         # Annotations of the kept classes, and the new position of each box's own.
-        stays = np.array([a["category_id"] in new.ids for a in record.annotations], dtype=bool)
+        stays = np.array([a["category_id"] in kept for a in record.annotations], dtype=bool)
         own = record.annotation_of
         records.append(
             replace(

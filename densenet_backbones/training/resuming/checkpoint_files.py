@@ -10,9 +10,11 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint
+from densenet_backbones.checkpoints.integrity import list_tensors, refuse_unusable
 from densenet_backbones.file_writing import save_bytes, save_text
 from densenet_backbones.reporting.console import say
 from densenet_backbones.training.run_folder import RunFolder
+from densenet_backbones.untrusted.plain_yaml import parse_yaml
 
 EXPERIMENT = "experiment"
 """Entry of a checkpoint with the configuration of its run."""
@@ -79,6 +81,7 @@ def restore_config(run_dir: Path, file: Path) -> None:
     for checkpoint in list_checkpoints(run_dir):
         try:
             experiment = read_checkpoint(checkpoint)[EXPERIMENT]
+            parse_yaml(experiment, checkpoint, CheckpointError)
         except (CheckpointError, KeyError):
             continue
         save_text(file, experiment)
@@ -110,4 +113,28 @@ def read_training_state(file: Path, key: str) -> dict[str, Any]:
             f"{file}: no training can go on from it (there is no {', '.join(sorted(missing))}); "
             "start one from its weights with --init-from"
         )
+    _check_trained_values(state, file)
     return dict(state)
+
+
+def _check_trained_values(state: State, file: Path) -> None:
+    """Refuse weights and optimizers that are not finite, empty, or not as torch saves them."""
+    optimizers = state["optimizer_states"]
+    needed = "state", "param_groups"
+    if not isinstance(optimizers, list) or not all(
+        isinstance(o, dict) and o.keys() >= {*needed} for o in optimizers
+    ):
+        raise CheckpointError(
+            f"{file}: its optimizer_states are not as torch saves them; start anew from its "
+            "weights with --init-from"
+        )
+    steps = state["global_step"]
+    groups = [group for optimizer in optimizers for group in optimizer["param_groups"]]
+    remembers = any(group.get("momentum") or "betas" in group for group in groups) or not groups
+    if steps and remembers and not any(optimizer["state"] for optimizer in optimizers):
+        raise CheckpointError(
+            f"{file}: its optimizer's state is empty after {steps} steps, so the training would "
+            "not go on as it was; start anew from its weights with --init-from"
+        )
+    for entry in ("state_dict", "optimizer_states"):
+        refuse_unusable(dict(list_tensors(state[entry])), f"{file}: {entry}")

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml
 
 from densenet_backbones.messages import quote_word
 from densenet_backbones.training.optimization import OPTIONS_OF_A_START
 from densenet_backbones.training.resuming.checkpoint_files import EXPERIMENT, State
 from densenet_backbones.training.run_folder import RunFolder, RunFolderError
 from densenet_backbones.training.task import AnyTask
+from densenet_backbones.untrusted.limits import MAX_VALUES
+from densenet_backbones.untrusted.plain_yaml import parse_yaml
+from densenet_backbones.untrusted.reading import measure_values
 
 
 def check_same_model(task: AnyTask, state: State, folder: RunFolder) -> None:
@@ -20,6 +22,15 @@ def check_same_model(task: AnyTask, state: State, folder: RunFolder) -> None:
         RunFolderError: Names what differs.
     """
     before, now = state[task.spec.key], task.spec.to_dict()
+    if measure_values(before) > MAX_VALUES or not {
+        "name",
+        "args",
+        *task.spec.classes_to_dict(),
+    } <= {*before}:
+        raise RunFolderError(
+            f"cannot go on from {folder.resume_from}: its description of the {task.spec.kind} is "
+            "damaged; start anew from its weights with --init-from"
+        )
     for name in ("name", "args", *task.spec.classes_to_dict()):
         if _without_ids(before[name]) != _without_ids(now[name]):
             raise RunFolderError(
@@ -55,14 +66,17 @@ def compare_training(
         RunFolderError: The checkpoint's state cannot serve this start; names the option.
     """
     # Checkpoints from before they held it have no options to compare.
-    before, now = (
-        _flatten(yaml.safe_load(text)) for text in (state.get(EXPERIMENT, "{}"), experiment)
-    )
+    file = folder.resume_from or folder.path
+    texts = (state.get(EXPERIMENT, "{}"), experiment)
+    before, now = (_flatten(parse_yaml(text, file, RunFolderError)) for text in texts)
     precision, count = "trainer.precision", "trainer.accumulate_grad_batches"
     if "precision" in state:  # what "auto" chose
         before[precision], now[precision] = state["precision"], trainer.precision
+    optimizer, name = "model.optimizer.name", task.optimizer_options.name
     fault = _find_fault_of_optimizer(task, state)
-    if "averaging_state" in state and now["ema_decay"] is None:
+    if str(before.get(optimizer, name)).lower() != name.lower():
+        fault = f"its optimizer is {before[optimizer]}, not {name}"
+    elif "averaging_state" in state and now["ema_decay"] is None:
         fault = f"its weights were averaged (ema_decay {before.get('ema_decay', '?')})"
     elif before.get(count, now[count]) != now[count] and _is_within_epoch(task, state):
         fault = f"it is in the middle of an epoch with {count} {before[count]}, now {now[count]}"
@@ -85,7 +99,7 @@ def _find_fault_of_optimizer(task: AnyTask, state: State) -> str | None:
     fresh = [_select_fixed(group) for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state["optimizer_states"][0])
-    except (ValueError, KeyError, IndexError, RuntimeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         return f"its optimizer has other parameters than {name} here ({error})"
     loaded = [_select_fixed(group) for group in optimizer.param_groups]
     for own, old in zip(fresh, loaded, strict=True):

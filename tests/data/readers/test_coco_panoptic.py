@@ -16,7 +16,7 @@ def root(tmp_path):
     return write_panoptic(tmp_path, some_masks())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(masks())
 def test_masks_come_back(tmp_path_factory, mask):
     root = write_panoptic(tmp_path_factory.mktemp("panoptic"), {"a": mask})
@@ -78,7 +78,10 @@ def test_ids_that_the_file_does_not_list_are_named_with_their_counts(root):
             lambda c: c["annotations"][0].update(file_name="../../x.png"),
             r"file name '\.\./\.\./x\.png' must be relative",
         ),
-        (lambda c: c["annotations"][0].update(file_name="x.png"), r"1 of its 3 images are not in"),
+        (
+            lambda c: c["annotations"][0].update(file_name="x.png"),
+            r"1 of its 3 pictures are not in",
+        ),
         (lambda c: c["annotations"][0].update(segments_info=7), "'segments_info' must be a list"),
         (lambda c: segment(c).update(id=1 << 24), "'id' must be a number of 24 bits, not 16777216"),
         (lambda c: segment(c).update(id=0), "id 0 is void or given twice"),
