@@ -208,7 +208,9 @@ def run_training(task_type: type[AnyTask], arguments: Sequence[str]) -> None:
     cli = TrainingCLI(task_type, arguments)
     task, data, trainer, folder = cli.model, cli.datamodule, cli.trainer, cli.folder
     task.prepare(data)
-    _ = data.val_set  # a fault in it ends the run before anything is written
+    # Faults end the run before anything is written.
+    _ = data.val_set
+    data.setup("fit")
     if cli.resumed:
         check_same_model(task, cli.resumed, folder)
     lines = start_from(task, cli.config.init_from) if cli.config.init_from else []

@@ -10,6 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.loading import AnyData
 from densenet_backbones.data.readers.detection_sources import Layout
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout
 from densenet_backbones.data.samples import DataError
@@ -20,6 +21,7 @@ from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.segmenter import SegmentationModel
 from densenet_backbones.metrics.boundary import TOLERANCE
 from densenet_backbones.reporting.console import fail, is_first_process, quiet_libraries, say
+from densenet_backbones.training import report
 from densenet_backbones.training.detection_task import DetectionTask, read_target_types
 from densenet_backbones.training.segmentation_task import SegmentationTask
 from densenet_backbones.training.task import AnyTask
@@ -112,6 +114,8 @@ def evaluate(options: argparse.Namespace) -> None:
         if isinstance(model, SegmentationModel)
         else _evaluate_detector(model, options)
     )
+    if is_first_process():
+        report.say_faults(None, data.val_set)
     devices = int(options.devices) if options.devices.isdigit() else options.devices
     trainer = pl.Trainer(
         accelerator=options.accelerator,
@@ -131,7 +135,7 @@ def evaluate(options: argparse.Namespace) -> None:
     say(f"Written to {out}/")
 
 
-Evaluation = tuple[AnyTask, pl.LightningDataModule, Callable[[Path], None]]
+Evaluation = tuple[AnyTask, AnyData, Callable[[Path], None]]
 """A task with its model, the data, and a function that writes the result into a folder."""
 
 

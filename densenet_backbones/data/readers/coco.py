@@ -65,7 +65,8 @@ def read_coco(
         masks: Keep the objects' outlines, which only the evaluation of masks needs. A file of
             train2017's size (860 thousand objects) was read in 27 instead of 38 seconds without
             them, and took 1.8 instead of 3.6 GB.
-        keypoints: Read the file of keypoints, where there is one, instead of the instances file.
+        keypoints: Read the file of keypoints, where there is one, instead of the instances file,
+            and refuse classes that name different keypoints.
         strict: Raise for what is otherwise reported in `DetectionSet.problems`.
 
     Returns:
@@ -85,7 +86,7 @@ def read_coco(
         path = root / annotation_file
     folders = [root / image_folder] if image_folder else list_image_folders(root, split, path)
     with _without_garbage_collection():
-        content = read_coco_json(path, masks=masks)
+        content = read_coco_json(path, masks=masks, keypoints=keypoints)
         categories = _order_classes(content, classes) if classes is not None else content.categories
         folder = find_folder_with(folders, [image.file_name for image in content.images], path)
         records, problems = _make_records(content, categories, folder)

@@ -5,7 +5,7 @@ The format: https://cocodataset.org/#format-data, and `pycocotools/coco.py` for 
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from densenet_backbones.data.boxes import MAX_SIDE
@@ -46,16 +46,18 @@ class CocoFile:
     annotations: dict[int, list[Annotation]]
 
 
-def read_coco_json(path: Path, *, masks: bool = True) -> CocoFile:
+def read_coco_json(path: Path, *, masks: bool = True, keypoints: bool = False) -> CocoFile:
     """Read and check an annotation file.
 
     Args:
         path: The file.
         masks: Keep `segmentation`.
+        keypoints: Refuse keypoints that cannot be learned together.
 
     Raises:
         DataError: If the file is not JSON (line and column), not a COCO instances file, an id is
-            given twice or unknown, or a value is not what it should be (entry and field).
+            given twice or unknown, a value is not what it should be (entry and field), or classes
+            whose objects have keypoints name different ones.
     """
     content, has_constants = load_json(path, masks)
     if isinstance(content, list):
@@ -68,7 +70,8 @@ def read_coco_json(path: Path, *, masks: bool = True) -> CocoFile:
             f"{path}: not a COCO annotation file; it must be a JSON object with the lists "
             "images, annotations and categories"
         )
-    categories = read_categories(read_entries(content, "categories", path), path)
+    listed = read_entries(content, "categories", path)
+    categories = read_categories(listed, path)
     images = read_images(read_entries(content, "images", path), path)
     entries = read_entries(content, "annotations", path)
     annotations = _read_annotations(
@@ -76,6 +79,8 @@ def read_coco_json(path: Path, *, masks: bool = True) -> CocoFile:
     )
     if has_constants:  # in a field that nothing here reads; those that are read have been checked
         raise DataError(f"{path}: has NaN or Infinity, which JSON has not; write null instead")
+    if keypoints and not categories.keypoints:
+        categories = _choose_keypoints(categories, listed, annotations, path)
     return CocoFile(path, images, categories, annotations)
 
 
@@ -174,6 +179,32 @@ def _read_keypoints(
         for pair in pairs
     )
     return tuple(names), tuple((a - 1, b - 1) for a, b in pairs) if valid else ()
+
+
+def _choose_keypoints(
+    categories: Categories,
+    entries: list[JsonObject],
+    annotations: dict[int, list[Annotation]],
+    path: Path,
+) -> Categories:
+    """Name the keypoints as the classes do whose objects have some, where classes differ.
+
+    Raises:
+        DataError: If these classes differ too.
+    """
+    used = {a["category_id"] for own in annotations.values() for a in own if a.get("keypoints")}
+    having = [entry for entry in entries if entry.get("keypoints") and entry["id"] in used]
+    differing = [entry for entry in having if entry["keypoints"] != having[0]["keypoints"]]
+    if differing:
+        pair = having[0], differing[0]
+        lists = " and ".join(f"{abbreviate(e['keypoints'])} of {e['name']!r}" for e in pair)
+        raise DataError(
+            f"{path}: categories differ in 'keypoints' ({lists}), but a detector learns one list: "
+            "give these categories the same one in one order (0, 0, 0 in an object for points that "
+            "it does not have), or leave the keypoints of all but one category out"
+        )
+    names, skeleton = _read_keypoints(having)
+    return replace(categories, keypoints=names, skeleton=skeleton)
 
 
 def read_images(entries: list[JsonObject], path: Path) -> tuple[CocoImage, ...]:

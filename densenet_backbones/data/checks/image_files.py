@@ -1,0 +1,133 @@
+"""Finds images that are in two places of the data, and images that are almost black.
+
+Costs stay small whatever the number of images: sizes of all files are asked for, pieces of a few
+thousand are read, and whole files only where size and piece are the same.
+"""
+
+import filecmp
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from densenet_backbones.data.checks.contents import AnySet
+from densenet_backbones.data.files import quote, spread
+from densenet_backbones.data.images import read_reduced_image
+from densenet_backbones.data.mask_samples import MaskRecord
+from densenet_backbones.data.samples import DataError, ImageRecord
+
+EVALUATED_COMPARED = 2000  # images of an evaluated set that are looked for among the others
+PIECES_READ = 4000  # training images of an evaluated one's size whose piece is read
+PIECE = 4096  # bytes, from the middle of a file, where images of one camera differ
+MAX_COMPARED = 2**28  # bytes of files that are read whole
+DARK = 64  # of 255: below lies what 14 bits of 16 reach
+DARK_LOOKED_AT = 16  # images; one is enough where it is bright
+
+
+@dataclass(frozen=True)
+class _File:
+    """Image file: its device and number are its identity, whatever links lead there."""
+
+    record: ImageRecord | MaskRecord
+    identity: tuple[int, int]
+    size: int
+
+    @property
+    def path(self) -> Path:
+        """Path of the image."""
+        return self.record.path
+
+
+def remark_on_repeated(data: AnySet) -> Iterator[str]:
+    """Yield a line if entries of a set have the same image file."""
+    entries: dict[tuple[int, int], list[_File]] = defaultdict(list)
+    for file in _list_files(data.records):
+        entries[file.identity].append(file)
+    repeated = [files for files in entries.values() if len(files) > 1]
+    if repeated:
+        first = repeated[0]
+        ids = quote([file.record.image_id for file in first])
+        yield (
+            f"{data.name}: files that are in several entries: {len(repeated)} ({first[0].path} in "
+            f"those with the ids {ids}), each of which calls the others' objects background; merge "
+            "them into one entry"
+        )
+
+
+def remark_on_shared(train: AnySet, val: AnySet) -> Iterator[str]:
+    """Yield a line if evaluated images are trained on: the same files, or copies of them."""
+    records: Sequence[ImageRecord | MaskRecord] = val.records
+    evaluated = list(_list_files(spread(records, EVALUATED_COMPARED)))
+    twins = _find_twins(list(_list_files(train.records)), evaluated)
+    if twins:
+        one, other = twins[0]
+        how = "the same file as" if one.identity == other.identity else "a copy of"
+        yield (
+            f"{val.name}: evaluated images that are training images too: {len(twins)} of "
+            f"{len(evaluated)} ({one.path} is {how} {other.path}), so the scores say little about "
+            "new images; take them out of one of the two"
+        )
+
+
+def remark_on_dark(data: AnySet) -> Iterator[str]:
+    """Yield a line if images are almost black, as 12 bits in files of 16 are."""
+    records: Sequence[ImageRecord | MaskRecord] = data.records
+    brightest, names = 0, []
+    for record in spread(records, DARK_LOOKED_AT):
+        with suppress(DataError):  # its first use says so
+            brightest = max(brightest, int(read_reduced_image(record.path, (64, 64))[0].max()))
+            names.append(record.path.name)
+            if brightest > DARK:
+                return
+    if names:
+        yield (
+            f"{data.name}: no pixel of {len(names)} images looked at ({quote(names)}) is brighter "
+            f"than {brightest} of 255; files of 16 bits must reach 65535, so multiply values of 12 "
+            "bits by 16, and values from 0 to 1 by the largest of their type"
+        )
+
+
+def _list_files(records: Sequence[ImageRecord | MaskRecord]) -> Iterator[_File]:
+    """Yield the files that are there and not empty; who reads them reports the others."""
+    for record in records:
+        with suppress(OSError, ValueError):
+            state = os.stat(record.path)
+            if state.st_size and stat.S_ISREG(state.st_mode):
+                yield _File(record, (state.st_dev, state.st_ino), state.st_size)
+
+
+def _find_twins(trained: Sequence[_File], evaluated: Sequence[_File]) -> list[tuple[_File, _File]]:
+    """Pair evaluated files with training files that are the same, or have the same bytes."""
+    same = {file.identity: file for file in trained}
+    # Of one size and with one piece: candidates for copies.
+    sizes = {file.size for file in evaluated if file.identity not in same}
+    alike: dict[tuple[int, bytes], list[_File]] = defaultdict(list)
+    for file in spread([file for file in trained if file.size in sizes], PIECES_READ):
+        alike[file.size, _read_piece(file)].append(file)
+    known = {size for size, _ in alike}
+    left = MAX_COMPARED
+    twins = []
+    for file in evaluated:
+        if file.identity in same:
+            twins.append((file, same[file.identity]))
+            continue
+        for other in alike.get((file.size, _read_piece(file)), ()) if file.size in known else ():
+            left -= 2 * file.size
+            if left < 0:
+                break
+            with suppress(OSError):
+                if filecmp.cmp(file.path, other.path, shallow=False):
+                    twins.append((file, other))
+                    break
+    return twins
+
+
+def _read_piece(file: _File) -> bytes:
+    """Read a piece of a file's middle; nothing where it cannot be read."""
+    with suppress(OSError), file.path.open("rb", buffering=0) as content:
+        content.seek(max(0, (file.size - PIECE) // 2))
+        return content.read(PIECE)
+    return b""
