@@ -10,8 +10,8 @@ import stat
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from densenet_backbones.data.checks.contents import AnySet
 from densenet_backbones.data.files import quote, spread
@@ -27,9 +27,8 @@ DARK = 64  # of 255: below lies what 14 bits of 16 reach
 DARK_LOOKED_AT = 16  # images; one is enough where it is bright
 
 
-@dataclass(frozen=True)
-class _File:
-    """Image file: its device and number are its identity, whatever links lead there."""
+class ImageFile(NamedTuple):
+    """Image file; its device and number are its identity, whatever links lead there."""
 
     record: ImageRecord | MaskRecord
     identity: tuple[int, int]
@@ -41,32 +40,52 @@ class _File:
         return self.record.path
 
 
-def remark_on_repeated(data: AnySet) -> Iterator[str]:
+def list_image_files(data: AnySet) -> list[ImageFile]:
+    """List the files of a set that are there and not empty; who reads them reports the others."""
+    files = []
+    for record in data.records:
+        try:
+            state = os.stat(record.path)
+        except (OSError, ValueError):
+            continue
+        if state.st_size and stat.S_ISREG(state.st_mode):
+            files.append(ImageFile(record, (state.st_dev, state.st_ino), state.st_size))
+    return files
+
+
+def remark_on_repeated(name: str, files: Sequence[ImageFile]) -> Iterator[str]:
     """Yield a line if entries of a set have the same image file."""
-    entries: dict[tuple[int, int], list[_File]] = defaultdict(list)
-    for file in _list_files(data.records):
-        entries[file.identity].append(file)
-    repeated = [files for files in entries.values() if len(files) > 1]
+    entries: dict[tuple[int, int], list[ImageFile]] = {}
+    for file in files:
+        entries.setdefault(file.identity, []).append(file)
+    repeated = [same for same in entries.values() if len(same) > 1]
     if repeated:
         first = repeated[0]
         ids = quote([file.record.image_id for file in first])
         yield (
-            f"{data.name}: files that are in several entries: {len(repeated)} ({first[0].path} in "
+            f"{name}: files that are in several entries: {len(repeated)} ({first[0].path} in "
             f"those with the ids {ids}), each of which calls the others' objects background; merge "
             "them into one entry"
         )
 
 
-def remark_on_shared(train: AnySet, val: AnySet) -> Iterator[str]:
-    """Yield a line if evaluated images are trained on: the same files, or copies of them."""
-    records: Sequence[ImageRecord | MaskRecord] = val.records
-    evaluated = list(_list_files(spread(records, EVALUATED_COMPARED)))
-    twins = _find_twins(list(_list_files(train.records)), evaluated)
+def remark_on_shared(
+    name: str, trained: Sequence[ImageFile], evaluated: Sequence[ImageFile]
+) -> Iterator[str]:
+    """Yield a line if evaluated images are trained on: the same files, or copies of them.
+
+    Args:
+        name: Name of the evaluated set.
+        trained: Files of the training set.
+        evaluated: Files of the evaluated set.
+    """
+    evaluated = spread(evaluated, EVALUATED_COMPARED)
+    twins = _find_twins(trained, evaluated)
     if twins:
         one, other = twins[0]
         how = "the same file as" if one.identity == other.identity else "a copy of"
         yield (
-            f"{val.name}: evaluated images that are training images too: {len(twins)} of "
+            f"{name}: evaluated images that are training images too: {len(twins)} of "
             f"{len(evaluated)} ({one.path} is {how} {other.path}), so the scores say little about "
             "new images; take them out of one of the two"
         )
@@ -90,21 +109,14 @@ def remark_on_dark(data: AnySet) -> Iterator[str]:
         )
 
 
-def _list_files(records: Sequence[ImageRecord | MaskRecord]) -> Iterator[_File]:
-    """Yield the files that are there and not empty; who reads them reports the others."""
-    for record in records:
-        with suppress(OSError, ValueError):
-            state = os.stat(record.path)
-            if state.st_size and stat.S_ISREG(state.st_mode):
-                yield _File(record, (state.st_dev, state.st_ino), state.st_size)
-
-
-def _find_twins(trained: Sequence[_File], evaluated: Sequence[_File]) -> list[tuple[_File, _File]]:
+def _find_twins(
+    trained: Sequence[ImageFile], evaluated: Sequence[ImageFile]
+) -> list[tuple[ImageFile, ImageFile]]:
     """Pair evaluated files with training files that are the same, or have the same bytes."""
     same = {file.identity: file for file in trained}
     # Of one size and with one piece: candidates for copies.
     sizes = {file.size for file in evaluated if file.identity not in same}
-    alike: dict[tuple[int, bytes], list[_File]] = defaultdict(list)
+    alike: dict[tuple[int, bytes], list[ImageFile]] = defaultdict(list)
     for file in spread([file for file in trained if file.size in sizes], PIECES_READ):
         alike[file.size, _read_piece(file)].append(file)
     known = {size for size, _ in alike}
@@ -125,7 +137,7 @@ def _find_twins(trained: Sequence[_File], evaluated: Sequence[_File]) -> list[tu
     return twins
 
 
-def _read_piece(file: _File) -> bytes:
+def _read_piece(file: ImageFile) -> bytes:
     """Read a piece of a file's middle; nothing where it cannot be read."""
     with suppress(OSError), file.path.open("rb", buffering=0) as content:
         content.seek(max(0, (file.size - PIECE) // 2))

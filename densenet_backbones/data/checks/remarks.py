@@ -9,6 +9,7 @@ from densenet_backbones.data.checks.contents import (
     remark_on_untaught_classes,
 )
 from densenet_backbones.data.checks.image_files import (
+    list_image_files,
     remark_on_dark,
     remark_on_repeated,
     remark_on_shared,
@@ -24,11 +25,13 @@ def remark_on_data(train: AnySet | None, val: AnySet) -> Iterator[str]:
     """
     if train is not None:
         yield from remark_on_untaught_classes(train)
-        if val is not train:
-            yield from remark_on_shared(train, val)
     if val is not train:
         yield from remark_on_unmeasurable(val)
-    for part in (train, val) if train is not None and train is not val else (val,):
-        yield from remark_on_repeated(part)
+    parts = (val,) if train is None or train is val else (train, val)
+    files = [list_image_files(part) for part in parts]
+    if len(parts) > 1:
+        yield from remark_on_shared(val.name, *files)
+    for part, listed in zip(parts, files, strict=True):
+        yield from remark_on_repeated(part.name, listed)
         yield from remark_on_corners(part)
         yield from remark_on_dark(part)

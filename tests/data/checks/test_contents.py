@@ -31,6 +31,8 @@ from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
+from densenet_backbones.reporting.segmentation_report import tabulate_data
+from densenet_backbones.reporting.tables import render
 
 NAMES = ["background", "crack"]
 
@@ -315,3 +317,25 @@ def test_of_many_masks_some_are_looked_at(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="% ignored ones in the 3 masks looked at, so nothing"):
         refuse_unlearnable(data)
     assert len(read) == 3
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_the_table_has_the_share_of_ignored_pixels(task, tmp_path):
+    found = some_masks(4)
+    data = read_segmentation(write_coco(tmp_path, found), "train", task=task)
+    table = render([tabulate_data(data, data)])
+    total = 4 * 54 * (2 if task == "multilabel" else 1)
+    (row,) = [line.split() for line in table.splitlines() if "ignored" in line]
+    assert row == ["ignored", f"{8 / total:.2%}", f"{8 / total:.2%}"]
+
+
+def test_the_table_of_a_large_set_counts_a_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(mask_statistics, "CHECKED_UP_TO", 5)
+    monkeypatch.setattr(mask_statistics, "LOOKED_AT", 3)
+    train = read_segmentation(write_voc(tmp_path / "t", some_masks(9)), "train")
+    val = read_segmentation(write_voc(tmp_path / "v", some_masks(2)), "train")
+    table = render([tabulate_data(train, val)])
+    assert "9 images   evaluated" in table
+    assert "train images of 3" in " ".join(table.split()) and "val images of" not in table
+    rows = [line.split() for line in table.splitlines()]
+    assert [row[1] for row in rows if row[:1] == ["cat"]] == ["3"]

@@ -11,11 +11,7 @@ from mask_sets import some_masks, write_coco
 from PIL import Image
 
 from densenet_backbones.data.checks import image_files
-from densenet_backbones.data.checks.image_files import (
-    remark_on_dark,
-    remark_on_repeated,
-    remark_on_shared,
-)
+from densenet_backbones.data.checks.image_files import list_image_files, remark_on_dark
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord
@@ -33,6 +29,14 @@ def write_files(folder, contents):
     for path, content in zip(paths, contents, strict=True):
         path.write_bytes(content)
     return paths
+
+
+def remark_on_shared(train, val):
+    return image_files.remark_on_shared(val.name, list_image_files(train), list_image_files(val))
+
+
+def remark_on_repeated(data):
+    return image_files.remark_on_repeated(data.name, list_image_files(data))
 
 
 LINKS = {
