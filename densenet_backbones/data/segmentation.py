@@ -78,9 +78,9 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
         task: "multiclass", "binary" (two classes, one output) or "multilabel" (COCO instances).
         augmentation: "light", "scale_crop", "fcdensenet_crop", "full_size" or "none".
         crop: (H, W) of training images in pixels, for the first three augmentations.
-        check_masks: Read every mask before training. None does so for sets of up to 2000 images;
-            faults of larger ones end the run when they are met. Files that were checked once are
-            not read again until they change.
+        check_masks: Read every mask before training. None does so for sets of up to 2000 images,
+            and looks at 200 masks of larger ones, whose other faults end the run when they are met.
+            Files that were checked once are not read again until they change.
     """
 
     batch_size: int = 8

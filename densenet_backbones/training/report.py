@@ -66,14 +66,13 @@ def say_faults(train: AnySet | None, val: AnySet) -> None:
         train: Training set; None where there is none.
         val: Evaluated set.
     """
-    parts = (val,) if train is None or train is val else (train, val)
-    problems = [problem for part in parts for problem in part.problems]
-    if problems:
-        strictly = "" if train is None else " (data.strict refuses them)"
-        say(f"{len(problems)} faults in the data{strictly}:")
-        for problem in problems[:FAULTS_SHOWN]:
+    strictly = "" if train is None else " (data.strict refuses them)"
+    for part in (val,) if train is None or train is val else (train, val):
+        if part.problems:
+            say(f"{len(part.problems)} faults in {part.name}{strictly}:")
+        for problem in part.problems[:FAULTS_SHOWN]:
             say(f"  {problem}")
-    for line in remark_on_data(train, val):
+    for line in dict.fromkeys(remark_on_data(train, val)):  # both may be one folder
         say(f"warning: {line}", style="yellow")
 
 

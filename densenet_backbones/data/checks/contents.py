@@ -10,7 +10,7 @@ import numpy as np
 from densenet_backbones.data.files import quote, spread
 from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import IGNORED, MaskReader, MaskRecord, SegmentationSet
-from densenet_backbones.data.mask_statistics import PixelCounts, count_class_pixels, thin_out
+from densenet_backbones.data.mask_statistics import count_class_pixels, thin_out
 from densenet_backbones.data.readers.coco_masks import InstanceMask
 from densenet_backbones.data.readers.mask_files import MaskFile, RelabeledMask
 from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Outline
@@ -43,19 +43,21 @@ def remark_on_untaught_classes(data: AnySet) -> Iterator[str]:
         labels = np.concatenate([record.labels for record in data.records])
         names = data.categories.names
         counts = np.bincount(labels, minlength=len(names) + 1)[1:]
-        what, advice = "an object", ""
+        what, advice = "an object to learn from", ""
     else:
-        pixels = _count_pixels(data)
+        part = thin_out(data)
+        pixels = count_class_pixels(part)
         counts, names = np.array(pixels.pixels), data.classes.names
-        what = "a pixel"
+        looked_at = "" if part is data else f" in {len(part)} masks looked at"
+        what = f"a pixel to learn from{looked_at}"
         missing = [name for name, count in zip(names, counts, strict=True) if not count]
         # Where one class alone is missing, the ignored pixels may be its own.
         advice = _advise_on_ids(data, missing) if len(missing) == 1 and pixels.ignored else ""
     untaught = [name for name, count in zip(names, counts, strict=True) if not count]
     if untaught:
         yield (
-            f"{data.name}: classes without {what} to learn from{_say_part(data)}: "
-            f"{len(untaught)} of {len(names)} ({quote(untaught)}){advice}"
+            f"{data.name}: classes without {what}: {len(untaught)} of {len(names)} "
+            f"({quote(untaught)}){advice}"
         )
 
 
@@ -147,30 +149,21 @@ def _ends_in_corner(outline: Outline | None) -> bool:
 # -- pixels ----------------------------------------------------------------------------------------
 
 
-def _count_pixels(data: SegmentationSet) -> PixelCounts:
-    return count_class_pixels(thin_out(data))
-
-
-def _say_part(data: AnySet) -> str:
-    """Say how many masks were looked at, where these are not all."""
-    part = data if isinstance(data, DetectionSet) else thin_out(data)
-    return "" if part is data else f" in the {len(part)} masks looked at"
-
-
 def _describe_missing_pixels(data: SegmentationSet, so: str) -> str | None:
     """Describe that the masks of a set tell no classes apart, and the fix; None if they do."""
-    counts, names = _count_pixels(data), data.classes.names
-    present = [name for name, pixels in zip(names, counts.pixels, strict=True) if pixels]
-    if len(present) >= min(2, len(names)) or (present and data.task == "multilabel"):
-        return None
+    # All masks of a large set are read only where a part of them tells no classes apart.
+    for part in (thin_out(data), data):
+        counts, names = count_class_pixels(part), data.classes.names
+        present = [name for name, pixels in zip(names, counts.pixels, strict=True) if pixels]
+        if len(present) >= min(2, len(names)) or (present and data.task == "multilabel"):
+            return None
     head = f"{data.name}: its {len(data)} masks have"
-    part, share = _say_part(data), f"{counts.ignored_share:.2%} ignored ones"
-    if not present and not counts.labeled:
-        return f"{head} ignored pixels alone{part}, {so}{_advise_on_ids(data, names)}"
+    if not counts.labeled:
+        return f"{head} ignored pixels alone, {so}{_advise_on_ids(data, names)}"
     alone = f"pixels of {present[0]!r} alone" if present else "no pixel of any class"
     others = [name for name in names if name not in present]
     advice = _advise_on_ids(data, others) if counts.ignored else "; label the others' pixels"
-    return f"{head} {alone} and {share}{part}, {so}{advice}"
+    return f"{head} {alone} and {counts.ignored_share:.2%} ignored ones, {so}{advice}"
 
 
 def _advise_on_ids(data: SegmentationSet, missing: Sequence[str]) -> str:

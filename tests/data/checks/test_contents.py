@@ -313,10 +313,22 @@ def test_of_many_masks_some_are_looked_at(tmp_path, monkeypatch):
         return count_one(record, count)
 
     monkeypatch.setattr(mask_statistics, "_count", note)
-    data = read_segmentation(write_named(tmp_path, as_255(9)), "train")
-    with pytest.raises(DataError, match="% ignored ones in the 3 masks looked at, so nothing"):
+    found = {f"{n}": mask for n, mask in enumerate(some_masks(9, labels=2).values())}
+    data = read_segmentation(write_named(tmp_path / "a", found), "train")
+    refuse_unlearnable(data)
+    assert len(read) == 3 and list(remark_on_untaught_classes(data)) == []
+    # All are read where the part shows one class alone: the other may be rare.
+    read.clear()
+    rare = {name: np.where(mask == 1, 0, mask).astype(np.uint8) for name, mask in found.items()}
+    rare["1"][2, 2] = 1
+    data = read_segmentation(write_named(tmp_path / "b", rare), "train")
+    refuse_unlearnable(data)
+    assert len(read) == 3 + 9
+    (line,) = remark_on_untaught_classes(data)
+    assert "classes without a pixel to learn from in 3 masks looked at: 1 of 2 ('crack');" in line
+    data = read_segmentation(write_named(tmp_path / "c", as_255(9)), "train")
+    with pytest.raises(DataError, match="its 9 masks have pixels of 'background' alone and"):
         refuse_unlearnable(data)
-    assert len(read) == 3
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
