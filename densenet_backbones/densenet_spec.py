@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard, TypeVar, get_args
 
 from densenet_backbones.messages import check_choice
+from densenet_backbones.untrusted.limits import MAX_LAYERS
 
 __all__ = ["Act", "BlockPlan", "DenseNetSpec", "Init", "Norm", "Pool", "Stem", "StemPool"]
 
@@ -156,6 +157,7 @@ class DenseNetSpec:
         blocks = self.block_config
         fits = isinstance(blocks, tuple) and len(blocks) > 0 and all(map(_is_positive, blocks))
         _require(fits, self, "block_config", "one or more layer counts, each an integer >= 1")
+        _require(sum(blocks) <= MAX_LAYERS, self, "block_config", f"{MAX_LAYERS} layers at most")
         transitions = len(blocks) - 1
         _check_each(self, "growth_rate", len(blocks), _is_positive, "an integer >= 1")
         _check_each(self, "compression", transitions, _is_share, "a number in (0, 1]")

@@ -31,12 +31,14 @@ from densenet_backbones.dense_block import (
     FoldedTransition,
     ScaleShift,
     find_change,
+    find_folded_change,
     find_layer_change,
     has_hooks,
     is_recorded,
     run_folded,
     run_folded_compiled,
     run_plain,
+    warn_eagerly,
 )
 from densenet_backbones.dense_block.norms import read_norm
 from densenet_backbones.layers import DenseBlock, DenseLayer
@@ -87,7 +89,8 @@ def deploy(model: nn.Module) -> nn.Module:
         says why: norms without fixed statistics (group norm, statistics of the batch in
         evaluation), parts with hooks, parametrizations or a ``forward`` of their own, and what was
         put in the place of a layer: a subclass, another geometry, two activations in one layer.
-        Hooks registered on parts of the copy are called.
+        Hooks registered on parts of the copy are called, and a block whose layers carry some runs
+        layer by layer, which a warning says.
 
     Raises:
         ValueError: There is no DenseNet and no dense block in the model.
@@ -141,10 +144,12 @@ class FoldedBlock(nn.ModuleDict):
     Args:
         layers: Layers by name, in order.
         in_channels: Number of channels of the block's input.
+        name: Name for warnings.
     """
 
-    def __init__(self, layers: OrderedDict[str, nn.Module], in_channels: int) -> None:
+    def __init__(self, layers: OrderedDict[str, nn.Module], in_channels: int, name: str) -> None:
         super().__init__(layers)
+        self.name = name
         self.in_channels = in_channels
 
     def _get_layers(self) -> list[FoldedLayer]:
@@ -158,8 +163,13 @@ class FoldedBlock(nn.ModuleDict):
     def forward(self, x: Tensor) -> Tensor:
         """Concatenate the input and all new maps, (N, C + layers * k, H, W)."""
         layers = self._get_layers()
-        # Layers with hooks are called one by one, as nothing else would call their hooks.
-        if is_recorded(x) or any(layer.has_hooks() for layer in layers):
+        if is_recorded(x):
+            return run_plain(x, layers)
+        changes = (find_folded_change(layer, name) for name, layer in self.items())
+        change = next(filter(None, changes), None)
+        # Nothing but calling layers one by one calls hooks, and what was put in a part's place.
+        if change is not None:
+            warn_eagerly(f"{self.name} runs layer by layer in plain operators, as {change}")
             return run_plain(x, layers)
         if torch.compiler.is_compiling():
             return run_folded_compiled(x, layers)
@@ -176,7 +186,7 @@ def _fold_block(model: nn.Module, name: str, block: DenseBlock) -> None:
             raise _UnfoldableError(change)
         layers[child] = _fold_layer(cast(DenseLayer, layer), f"{name}.{child}")
     first = cast(DenseLayer, next(iter(block.values())))
-    model.set_submodule(name, FoldedBlock(layers, first.conv1.in_channels))
+    model.set_submodule(name, FoldedBlock(layers, first.conv1.in_channels, name))
 
 
 def _check_calls(module: nn.Module, name: str, kind: type[nn.Module]) -> None:
@@ -232,7 +242,7 @@ def _list_stages(net: DenseStages, prefix: str) -> Iterator[tuple[str, Callable[
             if isinstance(pool, nn.AvgPool2d):  # a known one, or one that may compute anything
                 yield f"{prefix}pool{number}", partial(_check_pool, pool, f"{prefix}pool{number}")
         elif name == "norm5":
-            yield prefix + name, partial(_fold_last_norm, net, tapped, prefix)
+            yield prefix + name, partial(_fold_last_norm, net, prefix)
         elif name.startswith("norm"):
             yield prefix + name, partial(_fold_stem, net, number, tapped, prefix)
 
@@ -251,8 +261,6 @@ def _fold_stem(net: DenseStages, number: str, tapped: set[str], prefix: str) -> 
     fused = _fuse(conv, norm, f"{prefix}norm{number}")
     setattr(net, f"conv{number}", FoldedConv2d(conv, *fused))
     setattr(net, f"norm{number}", nn.Identity())
-    if f"norm{number}" not in tapped:
-        _work_in_place(getattr(net, f"relu{number}"))
 
 
 def _fold_transition(net: DenseStages, number: str, tapped: set[str], prefix: str) -> None:
@@ -280,7 +288,7 @@ def _fold_transition(net: DenseStages, number: str, tapped: set[str], prefix: st
             folded["pool"] = pool
             setattr(net, f"pool{number}", nn.Identity())
         folded["conv"] = _fold_conv(conv)
-    setattr(net, name, FoldedTransition(folded))
+    setattr(net, name, FoldedTransition(folded, prefix + name))
 
 
 def _is_average(pool: nn.Module | None) -> bool:
@@ -293,16 +301,8 @@ def _check_pool(pool: nn.Module, name: str) -> None:
         raise _UnfoldableError(f"{name} {change}")
 
 
-def _fold_last_norm(net: DenseStages, tapped: set[str], prefix: str) -> None:
-    children = dict(net.named_children())
-    net.norm5 = _make_scale_shift(children["norm5"], f"{prefix}norm5")
-    if "norm5" not in tapped:
-        _work_in_place(children["relu5"])
-
-
-def _work_in_place(act: nn.Module) -> None:
-    if find_change(act, "relu") is None:  # others may need their input twice
-        cast(nn.ReLU, act).inplace = True
+def _fold_last_norm(net: DenseStages, prefix: str) -> None:
+    net.norm5 = _make_scale_shift(net.get_submodule("norm5"), f"{prefix}norm5")
 
 
 def _fold_conv(conv: nn.Conv2d) -> FoldedConv2d:

@@ -31,6 +31,7 @@ from typing import Any, Literal, get_args
 from timm.models._features import FeatureInfo
 from torch import Tensor, nn
 
+from densenet_backbones.dense_block import calls_children_in_turn
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.layers import DenseBlock
 from densenet_backbones.messages import check_choice, check_whole
@@ -194,6 +195,11 @@ class _ScriptableStages(nn.Module):
             widths = [width for layer, width in inner if f"{name}.{layer}" in tapped_names]
             # A tap inside a transition cuts it behind its ReLU; its convolution waits for the next.
             if f"{name}.relu" in tapped_names:
+                if not calls_children_in_turn(stage):
+                    raise ValueError(
+                        f"{name} has a forward of its own, which TorchScript cannot cut at the "
+                        "norm tap; use torch.export, or choose another tap"
+                    )
                 norm, relu, *conv = stage.children()
                 self.segments.append(_Segment([*waiting, norm, relu], [], tapped=True))
                 waiting = conv

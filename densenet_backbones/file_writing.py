@@ -1,14 +1,27 @@
-"""Write a file whole or not at all: every result, picture and model file goes through here.
+"""Write a file whole or not at all: results, pictures, checkpoints and models go through here.
 
 A file is written under another name beside its target, flushed to disk and renamed, so that neither
-a reader nor a crash ever sees half of it.
+a reader nor a crash ever sees half of it. What a killed writer leaves is told by its name.
 """
 
+import hashlib
+import itertools
 import json
 import os
+import platform
+import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_HOST = hashlib.blake2s(platform.node().encode(), digest_size=4).hexdigest()
+_DRAFT = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-\d+\.draft", re.DOTALL)
+_NUMBERS = itertools.count()
+_LONGEST_START = 100
+"""Bytes of a target's name in its draft's: file systems allow 255."""
+_ABANDONED = 24 * 3600
+"""Seconds without a write after which a draft is taken for one of a machine that is gone."""
 
 
 @contextmanager
@@ -16,24 +29,92 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     """Give the path of a draft to write, and put it in the place of a file at the end.
 
     Args:
-        path: Replaced if it exists; it stays as it was if the block fails. Its folder is made.
+        path: Replaced if it exists; it stays as it was if the block fails. Its folder is made. A
+            link is followed: what it leads to is replaced.
 
     Yields:
-        The draft, in the same folder, which does not exist yet.
+        The draft, an empty file in the same folder.
+
+    Raises:
+        OSError: The folder or file cannot be written, or the disk is full; names the file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    draft = _name_draft(target)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft.touch()
+        mode = draft.stat().st_mode  # as the umask says; some writers give their own
         yield draft
+        draft.chmod(mode)
         with draft.open("rb+") as file:
             os.fsync(file.fileno())  # else a crash may keep the new name and lose the content
-        draft.replace(path)
+        draft.replace(target)
+        _flush_names(target.parent)
+    except OSError as error:
+        # A write to a full disk names no file, and the draft is none of the user's.
+        if error.errno is not None and error.filename in (None, str(draft)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         draft.unlink(missing_ok=True)
 
 
-def save_bytes(path: str | Path, content: bytes) -> None:
+def remove_drafts(folder: Path) -> list[Path]:
+    """Remove the drafts of writers that were killed, in a folder and those in it.
+
+    Args:
+        folder: May be missing. This process must not be writing there.
+
+    Returns:
+        Removed files: drafts of dead processes of this machine, and all that nobody has written to
+        for a day.
+    """
+    removed = []
+    for file in folder.rglob(".*.draft"):
+        named = _DRAFT.fullmatch(file.name)
+        with suppress(OSError):  # its writer may be about to rename it
+            if named and (
+                (named["host"] == _HOST and is_dead(int(named["process"])))
+                or time.time() - file.stat().st_mtime > _ABANDONED
+            ):
+                file.unlink()
+                removed.append(file)
+    return removed
+
+
+def _name_draft(path: Path) -> Path:
+    """Return a name that no other writer takes, on this machine or another, in any thread."""
+    start = os.fsencode(path.name)[:_LONGEST_START].decode(errors="ignore")
+    return path.with_name(f".{start}.{_HOST}-{os.getpid()}-{next(_NUMBERS)}.draft")
+
+
+def is_dead(process: int) -> bool:
+    """Return True if no process of this machine has a number but, perhaps, this one."""
+    if process == os.getpid():
+        return True  # a former one with our number, as in restarted containers
+    if os.name != "posix":  # where signal 0 is not a question
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # alive, and another user's
+        return False
+    return False
+
+
+def _flush_names(folder: Path) -> None:
+    """Make a renaming last over a crash, where a system lets folders be flushed."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def save_bytes(path: str | Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all; see `replace_file`."""
     with replace_file(path) as draft:
         draft.write_bytes(content)

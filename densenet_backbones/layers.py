@@ -58,10 +58,11 @@ def _make_norm(channels: int, spec: DenseNetSpec) -> nn.Module:
     return kind(channels, eps=spec.norm_eps, momentum=spec.norm_momentum)
 
 
-def _make_act(spec: DenseNetSpec, fresh_input: bool) -> nn.Module:
-    # In place only where nothing else reads the input: a tap on a norm would see changed values.
-    in_place = fresh_input and spec.act_layer == "relu"
-    act: nn.Module = create_act_layer(spec.act_layer, inplace=in_place)
+def _make_act(spec: DenseNetSpec) -> nn.Module:
+    # Not in place, though a norm keeps its input alone and training would keep no less: hooks and
+    # extracted features at the norm would see the values behind the activation, and full backward
+    # hooks would raise.
+    act: nn.Module = create_act_layer(spec.act_layer, inplace=False)
     return act
 
 
@@ -106,14 +107,14 @@ class DenseLayer(nn.Module):
         growth_rate, dilation = plan.growth_rate, plan.dilation
         self.bottleneck = spec.bn_size is not None
         self.norm1 = _make_norm(in_channels, spec)
-        self.relu1 = _make_act(spec, fresh_input=True)
+        self.relu1 = _make_act(spec)
         if spec.bn_size is None:
             self.conv1 = _make_conv(in_channels, growth_rate, kernel_size=3, dilation=dilation)
         else:
             width = growth_rate * spec.bn_size
             self.conv1 = _make_conv(in_channels, width, kernel_size=1)
             self.norm2 = _make_norm(width, spec)
-            self.relu2 = _make_act(spec, fresh_input=True)
+            self.relu2 = _make_act(spec)
             self.conv2 = _make_conv(width, growth_rate, kernel_size=3, dilation=dilation)
         self.drop_rate = float(spec.proj_drop_rate)
         self.drop_path_rate = float(drop_path_rate)
@@ -145,24 +146,28 @@ class DenseBlock(nn.ModuleDict):
         layers: The layers, in order.
         memory: What training keeps for the backward pass; see `dense_block.modes`. Without effect
             in eval mode, without gradients, and in scripted, traced and exported nets.
+        name: Name for warnings.
     """
 
-    def __init__(self, layers: Iterable[DenseLayer], memory: Memory = "none") -> None:
+    def __init__(
+        self, layers: Iterable[DenseLayer], memory: Memory = "none", name: str = "a dense block"
+    ) -> None:
         super().__init__()
         self.memory: Memory = memory
+        self.name = name
         for i, layer in enumerate(layers, start=1):
             self[f"denselayer{i}"] = layer
 
     @classmethod
-    def from_plan(cls, plan: BlockPlan, spec: DenseNetSpec) -> "DenseBlock":
-        """Build a new block as ``plan`` says."""
+    def from_plan(cls, plan: BlockPlan, spec: DenseNetSpec, name: str) -> "DenseBlock":
+        """Build a new block of that name as ``plan`` says."""
         widths = range(plan.in_channels, plan.channels, plan.growth_rate)
         pairs = zip(widths, plan.drop_path, strict=True)
-        return cls(DenseLayer(width, plan, spec, rate) for width, rate in pairs)
+        return cls((DenseLayer(width, plan, spec, rate) for width, rate in pairs), name=name)
 
     def first(self, count: int) -> "DenseBlock":
         """Return a block of the first ``count`` layers, which it shares."""
-        return DenseBlock(self._layers()[:count], self.memory)
+        return DenseBlock(self._layers()[:count], self.memory, self.name)
 
     def widths(self) -> Iterator[tuple[str, int]]:
         """Yield each layer's name, and the channels of the concatenation with its maps."""
@@ -188,7 +193,7 @@ class DenseBlock(nn.ModuleDict):
             return run_plain(x, layers)
         if is_traced(x) or torch.compiler.is_exporting():
             return run_plain(x, layers)
-        return run_block(x, layers, self.memory)
+        return run_block(x, layers, self.memory, self.name)
 
 
 class Transition(nn.Sequential):
@@ -203,7 +208,7 @@ class Transition(nn.Sequential):
         super().__init__()
         assert plan.transition_channels is not None
         self.norm = _make_norm(plan.channels, spec)
-        self.relu = _make_act(spec, fresh_input=True)
+        self.relu = _make_act(spec)
         self.conv = _make_conv(plan.channels, plan.transition_channels, kernel_size=1)
 
 
@@ -224,7 +229,7 @@ def _build_stem(spec: DenseNetSpec, in_chans: int) -> Iterator[tuple[str, nn.Mod
     for i, conv in enumerate(convs):
         yield f"conv{i}", conv
         yield f"norm{i}", _make_norm(conv.out_channels, spec)
-        yield f"relu{i}", _make_act(spec, fresh_input=False)
+        yield f"relu{i}", _make_act(spec)
     yield "pool0", make_stem_pool(spec)
 
 
@@ -232,7 +237,7 @@ def feature_modules(spec: DenseNetSpec, in_chans: int) -> Iterator[tuple[str, nn
     """Build everything before the classifier, by torchvision's names, in the order it runs."""
     yield from _build_stem(spec, in_chans)
     for i, plan in enumerate(spec.blocks, start=1):
-        yield f"denseblock{i}", DenseBlock.from_plan(plan, spec)
+        yield f"denseblock{i}", DenseBlock.from_plan(plan, spec, f"denseblock{i}")
         if plan.transition_channels is None:
             continue
         yield f"transition{i}", Transition(plan, spec)
@@ -245,7 +250,7 @@ def feature_modules(spec: DenseNetSpec, in_chans: int) -> Iterator[tuple[str, nn
     if spec.final_norm:
         # These names hold for any number of blocks, as in torchvision and timm.
         yield "norm5", _make_norm(spec.blocks[-1].channels, spec)
-        yield "relu5", _make_act(spec, fresh_input=False)
+        yield "relu5", _make_act(spec)
 
 
 def set_memory(model: nn.Module, memory: Memory) -> None:

@@ -1,23 +1,36 @@
-"""One voice for errors: checks of arguments, the nearest right name, sentences for argparse.
+"""One voice for errors, and for all that is printed: text, in which nothing acts on a terminal.
 
 A check raises a ``ValueError`` that says the argument, what is legal and what it got::
 
     check_choice("tap", "nrom", ("raw", "norm"))
     # tap must be one of 'raw', 'norm', got 'nrom'; did you mean 'norm'?
     check_interval("drop_rate", 1.5, "[0, 1)")  # drop_rate must lie in [0, 1), got 1.5
+
+Names of classes, files and folders may hold anything. `print_lines` prints them for the commands
+that need no rich tables; ``reporting.console.say`` prints for the others.
 """
 
+import argparse
 import difflib
+import errno
+import os
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterable
 from numbers import Integral
+from typing import NoReturn, TextIO
 
 __all__ = [
+    "CommandParser",
     "check_choice",
     "check_interval",
     "check_whole",
+    "describe_error",
     "nearest",
     "one_sentence",
+    "print_lines",
+    "quote_word",
     "show_controls",
 ]
 
@@ -25,11 +38,29 @@ __all__ = [
 _UNKNOWN = re.compile(
     r"(?:unrecognized arguments: -*|(?<!\w)option '|Key ')([\w.-]+)", re.IGNORECASE
 )
-# Control codes (C0 but the line feed, and C1), lone surrogates, and codes that reverse text.
-_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control codes (C0 and C1), other ends of lines, codes that reverse text, and lone surrogates.
+_CONTROLS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+# What helps against an error of the system, by its number.
+_ADVICE = {
+    errno.EACCES: "change its permissions, or give another path",
+    errno.EDQUOT: "remove other files, or choose another disk",
+    errno.EEXIST: "remove it, or give another path",
+    errno.EISDIR: "it is a folder, give a file",
+    errno.ELOOP: "its links lead in a circle, correct one of them",
+    errno.EMFILE: "raise the limit with `ulimit -n`",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ENOENT: "check the path",
+    errno.ENOSPC: "remove other files, or choose another disk",
+    errno.ENOTDIR: "a part of the path is a file, check the path",
+    errno.EPERM: "change its permissions, or give another path",
+    errno.EROFS: "give a path on a disk that can be written to",
+}
 _WRONG_VALUE = re.compile(
     r"Parser key \"(?P<key>[\w.]+)\": (?P<why>.*?)\.? (?:Got|Given) value: (?P<value>.*)"
 )
+_LONGEST_NAME, _MOST_NAMES = 100, 2000  # that `nearest` compares
 _WANTED = re.compile(r"Expected an? (<class '[\w.]+'>|[\w.]+\[.*?\](?=\.? |\.?$))")
 
 
@@ -115,13 +146,64 @@ def one_sentence(message: str, known_keys: Callable[[], Iterable[str]] = tuple) 
     return text
 
 
+def describe_error(error: BaseException) -> str:
+    """Describe an error in one sentence; those of the system with the file and what helps.
+
+    Args:
+        error: Any error. One without words is described by its type.
+    """
+    if isinstance(error, UnicodeEncodeError):  # nearly always the name of a file
+        return f"{error.object[:300]!r} has characters that are no text; rename it"
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error) or type(error).__name__
+    reason = (error.strerror or os.strerror(error.errno)).rstrip(".")
+    file = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    advice = _ADVICE.get(error.errno)
+    return f"{file}{reason[:1].lower()}{reason[1:]}" + (f"; {advice}" if advice else "")
+
+
 def show_controls(text: str) -> str:
-    """Return a text for a terminal: control codes but line feeds are spelled in hexadecimal.
+    """Return a text for one line of a terminal: control codes are spelled, line feeds too.
 
     Args:
         text: Text with names of files, folders or classes in it, which may hold anything.
     """
     return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def quote_word(text: object) -> str:
+    """Quote a path for a command that people copy: a shell takes it as one word."""
+    shown = show_controls(str(text))
+    if shown == str(text):
+        return shlex.quote(shown)
+    escaped = str(text).replace("\\", "\\\\").replace("'", "\\'")
+    spelled = _CONTROLS.sub(
+        lambda found: "".join(f"\\x{byte:02x}" for byte in os.fsencode(found[0])), escaped
+    )
+    return f"$'{spelled}'"
+
+
+def print_lines(*lines: str, file: TextIO | None = None) -> None:
+    """Print one line for each text; control codes in it are spelled.
+
+    Args:
+        lines: Texts of a line each.
+        file: Standard output by default.
+    """
+    file = file or sys.stdout
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    for line in lines:  # letters that the terminal has not are spelled as well
+        text = show_controls(line).encode(encoding, "backslashreplace").decode(encoding)
+        print(text, file=file, flush=True)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parser of a command line whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, without the usage, and end with status 2."""
+        print_lines(f"error: {one_sentence(message)}; --help lists the options", file=sys.stderr)
+        sys.exit(2)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -131,7 +213,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
         name: Name that does not exist.
         known: Names that exist; compared without regard to case.
     """
-    by_lower = {other.lower(): other for other in known}
+    if len(name) > _LONGEST_NAME:
+        return ""
+    # Some names, and short ones: comparing takes the product of the lengths, and a hostile file
+    # may hold hundreds of thousands.
+    some = (other for _, other in zip(range(_MOST_NAMES), known, strict=False))
+    by_lower = {other.lower(): other for other in some if len(other) <= _LONGEST_NAME}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
     return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 

@@ -16,6 +16,8 @@ import runpy
 import sys
 from collections.abc import Sequence
 
+from densenet_backbones.messages import CommandParser
+
 __all__ = ["main"]
 
 
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m densenet_backbones.run",
         description="Register the networks of densenet_backbones with timm and torchvision, then "
         "run a Python script.",

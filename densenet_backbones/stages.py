@@ -4,17 +4,25 @@ Shapes: N images, C channels, H and W pixels.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
 from densenet_backbones.checkpoints import CLASSIFIER, CheckpointError, recognize, to_ours
-from densenet_backbones.dense_block import Memory, has_shared_buffer, join_lean_steps, run_lean
+from densenet_backbones.dense_block import (
+    Memory,
+    calls_children_in_turn,
+    has_hooks,
+    has_shared_buffer,
+    join_lean_steps,
+    run_lean,
+)
 from densenet_backbones.densenet_spec import DenseNetSpec
-from densenet_backbones.layers import get_memory, is_traced, set_memory
+from densenet_backbones.layers import DenseBlock, get_memory, is_traced, set_memory
 from densenet_backbones.messages import check_choice
 
 __all__ = ["DenseStages", "take_indices"]
@@ -78,15 +86,11 @@ class DenseStages(nn.Module):
         for name, step in self._choose_steps(x, points):
             stage = getattr(self, name)
             if f"{name}.relu" in points:
-                norm, relu, *conv = stage.children()
-                x = relu(norm(x)) if step is stage else run_lean(x, (norm, relu))
-                maps[f"{name}.relu"] = x
-                for module in conv:  # cut off behind a last tap
-                    x = module(x)
+                x, maps[f"{name}.relu"] = _run_tapped(stage, name, x, lean=step is not stage)
             else:
                 x = step(x)
             if any(point.startswith(f"{name}.denselayer") for point in points):
-                for layer, width in stage.widths():
+                for layer, width in _list_widths(stage, name):
                     if f"{name}.{layer}" in points:
                         # A block's maps are stacked in the order they are made. The clone is
                         # dense in memory, in the order of the block's own layout.
@@ -244,6 +248,65 @@ class DenseStages(nn.Module):
                 if not beyond and (has_classifier or not key.startswith(CLASSIFIER)):
                     state_dict[prefix + key] = value
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _run_tapped(stage: nn.Module, name: str, x: Tensor, lean: bool) -> tuple[Tensor, Tensor]:
+    """Run a transition; return what it returns and what its activation returns.
+
+    Args:
+        stage: A transition, or what was put in its place.
+        name: Its name.
+        x: (N, C, H, W).
+        lean: Keep less of norm and activation, as `run_lean` does.
+
+    Raises:
+        ValueError: It does not run an activation ``relu`` once.
+    """
+    parts = dict(stage.named_children())
+    in_turn = calls_children_in_turn(stage) and "relu" in parts
+    split = list(parts).index("relu") + 1 if in_turn else 0
+    head, rest = list(parts.values())[:split], list(parts.values())[split:]
+    if in_turn and not has_hooks(stage):
+        tapped = run_lean(x, head) if lean and len(head) == 2 else _run_in_turn(x, head)
+        return _run_in_turn(tapped, rest), tapped
+    if in_turn and not rest:  # cut off behind a last tap
+        x = stage(x)
+        return x, x
+    # What has hooks or a forward of its own runs as a whole, and is watched from within: at what
+    # reads the tap if that is known, as full backward hooks act behind forward hooks.
+    maps: list[Tensor] = []
+    watch: AbstractContextManager[object] = nullcontext()
+    if in_turn:
+        watch = rest[0].register_forward_pre_hook(
+            lambda _, args: maps.append(args[0]), prepend=True
+        )
+    elif "relu" in parts:
+        watch = parts["relu"].register_forward_hook(lambda _, args, out: maps.append(out))
+    with watch:
+        x = stage(x)
+    if len(maps) != 1:
+        raise ValueError(
+            f"the norm tap reads {name}.relu, which {name} ({type(stage).__name__}) does not run "
+            "once; choose another tap, or leave the transition as it was built"
+        )
+    return x, maps[0]
+
+
+def _run_in_turn(x: Tensor, modules: Iterable[nn.Module]) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x
+
+
+def _list_widths(stage: nn.Module, name: str) -> list[tuple[str, int]]:
+    """List the layers of a block, and the channels of the concatenation with each one's maps."""
+    try:
+        return list(cast(DenseBlock, stage).widths())
+    except AttributeError as error:
+        raise ValueError(
+            f"layer taps need the channels of every layer of {name}, of which one was replaced "
+            f"({error}); choose other taps, or subclass DenseLayer"
+        ) from error
 
 
 def take_indices(count: int, indices: int | Iterable[int] | None) -> tuple[int, ...]:

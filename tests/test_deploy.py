@@ -328,11 +328,35 @@ def test_hooks_on_parts_of_a_deployed_net_are_called(part):
     )
     seen = []
     handle = module.register_forward_hook(lambda *_: seen.append(1))
-    assert difference(net, deployed, image()) <= 1e-5
+    hooked = "transition1 runs in parts, as relu"
+    if "layer" in part:
+        hooked = f"denseblock2 runs layer by layer in plain operators, as {part}"
+    with pytest.warns(UserWarning, match=f"{hooked} carries hooks"):
+        assert difference(net, deployed, image()) <= 1e-5
     assert seen
     handle.remove()
     count = len(seen)
     assert difference(net, deployed, image()) <= 1e-5 and len(seen) == count
+
+
+@pytest.mark.parametrize("part", ["denselayer1", "denselayer1.conv"])
+def test_parts_replaced_in_a_deployed_net_are_called(part):
+    class Wrapper(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return 2 * self.inner(x)
+
+    deployed = deploy(tiny("densenet121_features").eval())
+    block = deployed.denseblock2
+    expected = block(torch.ones(1, block.in_channels, 8, 8))
+    block.set_submodule(part, Wrapper(block.get_submodule(part)))
+    with pytest.warns(UserWarning, match=f"as {part} is a Wrapper"):
+        found = block(torch.ones(1, block.in_channels, 8, 8))
+    new = slice(block.in_channels, block.in_channels + 4)
+    torch.testing.assert_close(found[:, new], 2 * expected[:, new])
 
 
 @pytest.mark.parametrize("model", [nn.Linear(1, 1), timm.create_model("test_resnet")])

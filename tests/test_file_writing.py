@@ -2,11 +2,20 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from densenet_backbones.file_writing import replace_file, save_bytes, save_json, save_text
+from densenet_backbones.file_writing import (
+    remove_drafts,
+    replace_file,
+    save_bytes,
+    save_json,
+    save_text,
+)
 
 
 def test_contents_and_folders(tmp_path):
@@ -44,4 +53,55 @@ def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
     events = []
     monkeypatch.setattr(os, "fsync", lambda _: events.append((tmp_path / "a").exists()))
     save_bytes(tmp_path / "a", b"1")
-    assert events == [False] and (tmp_path / "a").read_bytes() == b"1"
+    assert events == [False, True]  # then the folder, with the name in it
+    assert (tmp_path / "a").read_bytes() == b"1"
+
+
+def test_modes_are_those_of_the_umask(tmp_path):
+    for mask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        before = os.umask(mask)
+        try:
+            with replace_file(tmp_path / "a") as draft:
+                draft.unlink()
+                os.close(os.open(draft, os.O_CREAT | os.O_WRONLY, 0o600))  # as some writers do
+        finally:
+            os.umask(before)
+        assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "a").symlink_to("disk/b")
+    save_text(tmp_path / "a", "1")
+    save_text(tmp_path / "a", "2")
+    assert (tmp_path / "a").is_symlink() and (tmp_path / "disk/b").read_text() == "2"
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    for name in ("a" * 255, "ä" * 127):
+        save_text(tmp_path / name, name)
+        assert (tmp_path / name).read_text() == name
+
+
+def test_drafts_of_dead_writers_alone_are_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = {}
+    with replace_file(tmp_path / "deep" / "a.txt") as draft:
+        prefix, _, number = draft.name.rpartition("-")
+        host = prefix.rpartition("-")[0]
+        for what, process in (("dead", dead.pid), ("alive", os.getppid())):
+            names[what] = draft.with_name(f"{host}-{process}-{number}")
+        names["elsewhere"] = draft.with_name(f".a.txt.00000000-{os.getppid()}-3.draft")
+        names["old"] = draft.with_name(f".a.txt.00000000-{os.getppid()}-4.draft")
+        names["not ours"] = draft.with_name(".notes.draft")
+        for file in names.values():
+            file.touch()
+        os.utime(names["old"], (0, time.time() - 48 * 3600))
+    assert set(remove_drafts(tmp_path)) == {names["dead"], names["old"]}
+    assert {name for name, file in names.items() if file.exists()} == {
+        "alive",
+        "elsewhere",
+        "not ours",
+    }
+    assert remove_drafts(tmp_path / "none") == []

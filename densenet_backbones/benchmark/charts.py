@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from densenet_backbones.benchmark.report import Cell, Table
+from densenet_backbones.file_writing import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +87,8 @@ def draw(tables: Sequence[Table], caption: str, file: Path) -> None:
             columns = math.ceil(len(styles) / keys)
             legend.legend(handles=handles, loc="center", ncols=columns, frameon=False, fontsize=8)
         foot.text(0.5, 0.5, "\n".join(words), ha="center", va="center", fontsize=7, color=_GRAY)
-        figure.savefig(file, dpi=160, facecolor="white")
+        with replace_file(file) as draft:
+            figure.savefig(draft, format=file.suffix[1:], dpi=160, facecolor="white")
 
 
 def _arrange_rows(tables: Sequence[Table]) -> list[Sequence[Table]]:

@@ -14,6 +14,7 @@ import torch
 from densenet_backbones.benchmark.charts import check_chart, draw
 from densenet_backbones.benchmark.report import Report, Unavailable
 from densenet_backbones.benchmark.subcommands import SUBCOMMANDS, Subcommand, parse_positive
+from densenet_backbones.messages import CommandParser, print_lines
 
 __all__ = ["main"]
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
+    parser = CommandParser(prog=_PROGRAM, description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     one = subparsers.add_parser(_ALL, help="every measurement below with its defaults, in turn")
     _add_common_arguments(one, charts=True)
@@ -120,7 +121,7 @@ def _draw(report: Report, file: Path) -> None:
     tables = [table for _, table in report.tables]
     facts = (f"{fact}: {report.machine[fact]}" for fact in ("CPU", "GPU", "packages"))
     draw(tables, "; ".join(facts), file)
-    print(f"drawn: {file}")
+    print_lines(f"drawn: {file}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from densenet_backbones.file_writing import save_json
-from densenet_backbones.messages import show_controls
+from densenet_backbones.messages import print_lines
 
 __all__ = ["Cell", "Column", "Report", "Table", "Unavailable", "describe_machine"]
 
@@ -110,27 +110,28 @@ class Report:
         self.tables: list[tuple[str, Table]] = []
         self.missing: dict[str, str] = {}
         self.failed: dict[str, str] = {}
-        facts = "\n".join(f"{name}: {fact}" for name, fact in self.machine.items())
-        warning = "\nA quick run, tiny and with one turn: its figures are not to be quoted."
-        print(f"$ {show_controls(self.command)}\n{facts}{warning if quick else ''}\n", flush=True)
+        facts = [f"{name}: {fact}" for name, fact in self.machine.items()]
+        if quick:
+            facts.append("A quick run, tiny and with one turn: its figures are not to be quoted.")
+        print_lines(f"$ {self.command}", *facts, "")
 
     def add(self, measurement: str, table: Table) -> None:
         """Print a table, and write it to the file."""
         self.tables.append((measurement, table))
-        print(f"{measurement}: {table.text()}\n", flush=True)
+        print_lines(*f"{measurement}: {table.text()}".splitlines(), "")
         self._write()
 
     def miss(self, measurement: str, reason: str) -> None:
         """Report that something cannot be measured here."""
         self.missing[measurement] = reason
-        print(f"{measurement}: not measured, {show_controls(reason)}\n", flush=True)
+        print_lines(f"{measurement}: not measured, {reason}", "")
         self._write()
 
     def fail(self, measurement: str, error: Exception) -> None:
         """Report that a measurement ended with an error."""
         reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         self.failed[measurement] = reason
-        print(f"{measurement}: FAILED, {show_controls(reason)}\n", flush=True)
+        print_lines(f"{measurement}: FAILED, {reason}", "")
         self._write()
 
     def _write(self) -> None:

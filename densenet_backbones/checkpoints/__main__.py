@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from densenet_backbones.checkpoints.errors import CheckpointError
 from densenet_backbones.checkpoints.inspection import inspect_file
-from densenet_backbones.messages import show_controls
+from densenet_backbones.messages import CommandParser, print_lines
 
 __all__ = ["main"]
 
@@ -28,7 +28,7 @@ exit status        0 when the file was read, 2 when it was not
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m densenet_backbones.checkpoints",
         description="Print what a file of DenseNet weights holds: where the weights are, whose\n"
         "names they have, the architecture, and values that look wrong.",
@@ -60,10 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         report = inspect_file(options.file, options.prefix, options.entry)
     except CheckpointError as error:
-        print(show_controls(str(error)), file=sys.stderr)
+        print_lines(str(error), file=sys.stderr)
         return 2
-    lines = "\n".join(report.lines())
-    print(json.dumps(report.to_dict(), indent=2) if options.json else show_controls(lines))
+    as_json = json.dumps(report.to_dict(), indent=2)
+    print_lines(*(as_json.splitlines() if options.json else report.lines()))
     return 0
 
 

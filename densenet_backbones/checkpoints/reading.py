@@ -2,23 +2,33 @@
 
 import pickle
 import re
+import reprlib
 import warnings
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import safetensors
 import torch
 from torch import Tensor
 
 from densenet_backbones.checkpoints.errors import CheckpointError
+from densenet_backbones.checkpoints.integrity import (
+    check_safetensors_header,
+    check_size_of_content,
+    check_torch_file,
+    compare_digests,
+    refuse_damaged,
+    refuse_unusable,
+)
 from densenet_backbones.checkpoints.pickled import ALLOWED
+from densenet_backbones.untrusted.limits import MAX_NAME, MAX_TENSORS
 
 __all__ = [
     "WeightsFile",
     "read_checkpoint",
+    "read_metadata",
     "read_state_dict",
     "read_weights_file",
 ]
@@ -86,6 +96,26 @@ def _load_torch(path: Path, map_location: str | torch.device) -> Any:
                 )
 
 
+def _load_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Tensor]:
+    check_safetensors_header(path)
+    with safetensors.safe_open(path, "pt", device=str(map_location)) as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
+    check_size_of_content(weights, path, allow_meta=True)
+    compare_digests(weights, metadata, path)
+    return weights
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file, texts by name; empty for other files."""
+    path = Path(path)
+    if _read_format(path) != "safetensors":
+        return {}
+    check_safetensors_header(path)
+    with safetensors.safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
+
+
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> Any:
     """Read a safetensors file, or a torch file that holds tensors and plain values only.
 
@@ -100,26 +130,31 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         What was saved: for safetensors a dictionary of tensors.
 
     Raises:
-        CheckpointError: The file does not exist, cannot be read, needs unpickling of code, or is a
-            TorchScript archive.
+        CheckpointError: The file does not exist, cannot be read, is damaged, needs unpickling of
+            code, is a TorchScript archive, or stands for more than it holds.
     """
-    path = Path(path)
+    path, damaged = Path(path), list[str]()
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     try:
         kind = _read_format(path)
         if kind == "safetensors":
-            return safetensors.torch.load_file(path, device=str(map_location))
+            return _load_safetensors(path, map_location)
         if kind == "torch (zip)" and _is_torchscript(path):
             raise CheckpointError(
                 f"{path}: it is a TorchScript archive, which holds a program, so it is refused; in "
                 "a place that trusts the file, save the weights alone with "
                 "torch.save(torch.jit.load(file).state_dict(), ...) and give that file"
             )
-        return _load_torch(path, map_location)
+        damaged = check_torch_file(path, kind == "torch (zip)")
+        content = _load_torch(path, map_location)
+        check_size_of_content(content, path, allow_meta=str(map_location) == "meta")
+        refuse_damaged(damaged, content, path)
+        return content
     except CheckpointError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
+        refuse_damaged(damaged, None, path)
         raise CheckpointError(f"{path}: {_explain(error)}") from error
 
 
@@ -179,7 +214,9 @@ def read_weights_file(
     others = (
         [name for name in _find_weight_entries(content) if name not in taken[:1]] if taken else []
     )
-    return WeightsFile(_read_format(path), ".".join(taken), tuple(others), dict(weights))
+    return WeightsFile(
+        _read_format(path), ".".join(taken), tuple(others), dict(dict.items(weights))
+    )
 
 
 def read_state_dict(
@@ -196,36 +233,44 @@ def read_state_dict(
         Parameter names, as saved, to tensors.
 
     Raises:
-        CheckpointError: As `read_weights_file`.
+        CheckpointError: As `read_weights_file`; or weights are not finite, or no floating-point
+            numbers.
     """
-    return read_weights_file(path, map_location, entry=entry).weights
+    weights = read_weights_file(path, map_location, entry=entry).weights
+    refuse_unusable(weights, path)
+    return weights
 
 
 def _find_weight_entries(content: object) -> list[str]:
     """Return the usual entries of weights that the content has."""
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         return []
-    return [name for name in _WEIGHT_ENTRIES if isinstance(content.get(name), Mapping)]
+    return [name for name in _WEIGHT_ENTRIES if isinstance(dict.get(content, name), dict)]
 
 
 def _read_entry(content: object, name: str, path: Path) -> object:
-    if not isinstance(content, Mapping) or name not in content:
-        known = list(content) if isinstance(content, Mapping) else []
-        has = ", ".join(map(repr, known[:8])) or "none"
+    if not isinstance(content, dict) or name not in content:
+        known = list(content) if isinstance(content, dict) else []
+        has = ", ".join(map(reprlib.repr, known[:8])) or "none"
         raise CheckpointError(f"{path}: there is no entry {name!r} in it; its entries are {has}")
     return content[name]
 
 
 def _check_weights(weights: object, path: Path, wrapped: bool) -> None:
-    if not isinstance(weights, Mapping) or not weights:
+    if not isinstance(weights, dict) or not weights:
         what = "no weights" if not wrapped else "no weights in that entry"
         raise CheckpointError(
             f"{path}: it holds {what} but a {type(weights).__name__}; a dictionary from "
             "parameter names to tensors is needed"
         )
-    for key, value in weights.items():
-        if not isinstance(value, Tensor) or not isinstance(key, str):
+    if len(weights) > MAX_TENSORS:
+        raise CheckpointError(
+            f"{path}: it holds {len(weights)} tensors, more than the {MAX_TENSORS} that are read; "
+            "it is no network's"
+        )
+    for key, value in dict.items(weights):
+        if not isinstance(value, Tensor) or not isinstance(key, str) or len(key) > MAX_NAME:
             raise CheckpointError(
-                f"{path}: entry {key!r} is a {type(value).__name__} where a tensor is needed; give "
-                f"bare weights, or weights under one of {_WEIGHT_ENTRIES}"
+                f"{path}: entry {reprlib.repr(key)} is a {type(value).__name__} where a tensor is "
+                f"needed; give bare weights, or weights under one of {_WEIGHT_ENTRIES}"
             )

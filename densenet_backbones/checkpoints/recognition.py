@@ -21,6 +21,7 @@ from densenet_backbones.checkpoints.errors import CheckpointError
 from densenet_backbones.checkpoints.keys import CLASSIFIER, to_ours
 from densenet_backbones.densenet_spec import DenseNetSpec, Norm, Stem
 from densenet_backbones.layers import Transition, feature_modules
+from densenet_backbones.untrusted.limits import MAX_LAYERS
 from densenet_backbones.variants import VARIANTS
 
 __all__ = ["ROWS", "Recognized", "recognize"]
@@ -139,6 +140,8 @@ def _read_blocks(shapes: Shapes) -> tuple[_Block, ...]:
     # The network is built below: a damaged name must not make it endless.
     if max(layers.values()) > len(shapes):
         raise CheckpointError(f"they name a layer {max(layers.values())}, more than they hold")
+    if sum(layers.values()) > MAX_LAYERS:
+        raise CheckpointError(f"they have {sum(layers.values())} layers of {MAX_LAYERS} at most")
     last = next(i for i in range(1, len(layers) + 2) if i + 1 not in layers)
     return tuple(_read_block(shapes, i, layers[i]) for i in range(1, last + 1))
 

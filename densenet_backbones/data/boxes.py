@@ -6,7 +6,8 @@ Legend: B boxes; sizes are (W, H) pixels of the image as shown; boxes are xyxy i
 import cv2
 import numpy as np
 
-MAX_SIDE = 1_000_000  # pixels of an image; float32 holds every whole number up to 16 million
+from densenet_backbones.untrusted.limits import MAX_SIDE as MAX_SIDE
+
 OVERHANG = 1.0  # pixels: rounding, and counting from 0 or 1, reach this far; clipped silently
 LEFT_OUT = "left out of training, still counted in evaluation"
 

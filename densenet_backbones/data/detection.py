@@ -15,7 +15,7 @@ from densenet_backbones.data.instances import (
     keep_learnable_objects,
     order_keypoints,
 )
-from densenet_backbones.data.loading import ImageData, Root
+from densenet_backbones.data.loading import ImageData, Sources
 from densenet_backbones.data.mask_samples import MaskRecord
 from densenet_backbones.data.readers.detection_sources import (
     Layout,
@@ -101,13 +101,10 @@ class DetectionData(ImageData[DetectionSet, Sample]):
         learned = "keypoints" in self.target_types
         return order_keypoints(data_set, model) if learned else data_set
 
-    def read_set(
-        self, root: Root, split: str | None, classes: Sequence[str] | None
-    ) -> DetectionSet:
+    def read_set(self, sources: Sources, classes: Sequence[str] | None) -> DetectionSet:
         """Read one split, or several sources; see `read_detection`."""
         data_set = read_detection(
-            root,
-            split,
+            sources,
             layout=self.layout,
             classes=classes,
             strict=self.strict,

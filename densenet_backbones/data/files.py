@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from densenet_backbones.data.samples import DataError, Problem
 from densenet_backbones.messages import show_controls
+from densenet_backbones.untrusted.limits import MAX_PATH
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # no file system takes them all
@@ -40,6 +41,10 @@ def check_relative_path(name: str, where: str) -> PurePosixPath:
         DataError: If the name is empty, absolute, has a drive letter, ``..`` or control codes.
     """
     path = PurePosixPath(name.replace("\\", "/"))
+    if len(name) > MAX_PATH:
+        raise DataError(
+            f"{where}: file name {name[:60]!r}... has more than {MAX_PATH} characters; shorten it"
+        )
     if not path.parts or path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
         raise DataError(
             f"{where}: file name {name!r} must be relative and stay inside the image folder; "
@@ -75,7 +80,8 @@ def spread(items: Sequence[T], limit: int) -> Sequence[T]:
 
 def quote(names: Collection[object], limit: int = 3) -> str:
     """Quote the first names and say how many more there are: ``'a', 'b', 'c' and 9 more``."""
-    first = ", ".join(repr(name) for _, name in zip(range(limit), names, strict=False))
+    shown = (name for _, name in zip(range(limit), names, strict=False))
+    first = ", ".join(f"{name[:200]!r}" if isinstance(name, str) else repr(name) for name in shown)
     more = len(names) - limit
     return f"{first} and {more} more" if more > 0 else first
 
@@ -83,13 +89,8 @@ def quote(names: Collection[object], limit: int = 3) -> str:
 def refuse_if_strict(problems: Sequence[Problem], strict: bool) -> None:
     """Raise one `DataError` that lists the problems when the user asked for none."""
     if strict and problems:
-        lines = [f"  {p.file}: {p.item}: {p.what}" for _, p in zip(range(20), problems)]  # noqa: B905
-        more = [f"  and {len(problems) - 20} more"] if len(problems) > 20 else []
-        raise DataError(
-            "\n".join(
-                [f"strict reading found {len(problems)} faults; correct them:", *lines, *more]
-            )
-        )
+        faults = [f"{p.file}: {p.item}: {p.what}" for p in problems]
+        refuse_faults(faults, f"strict reading found {len(problems)} faults; correct them", 20)
 
 
 def track_progress(
@@ -144,9 +145,8 @@ def map_in_threads(
         pool.shutdown(cancel_futures=True)
 
 
-def refuse_faults(faults: Sequence[str], what: str) -> None:
-    """Raise one `DataError` for all the faults there are, the first 50 in full."""
+def refuse_faults(faults: Sequence[str], what: str, limit: int = 50) -> None:
+    """Raise one `DataError` for all the faults there are, the first `limit` in full."""
     if faults:
-        first = "\n  ".join(faults[:50])
-        more = f"\n  and {len(faults) - 50} more" if len(faults) > 50 else ""
-        raise DataError(f"{what}:\n  {first}{more}")
+        more = [f"and {len(faults) - limit} more"] if len(faults) > limit else []
+        raise DataError(f"{what}:", *faults[:limit], *more)

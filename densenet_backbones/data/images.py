@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.untrusted.limits import MAX_PIXELS
 
-MAX_PIXELS = 89_478_485  # Pillow's own first limit: a quarter of a gigabyte at 24 bits
 _BACKGROUND = (255, 255, 255, 255)  # transparent pixels are shown on white, as on a page
 _ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4, tag "Orientation"
 _TURN = {  # EXIF orientation -> what makes it upright

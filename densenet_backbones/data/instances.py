@@ -22,10 +22,9 @@ from densenet_backbones.data.samples import (
     ImageRecord,
     Problem,
 )
+from densenet_backbones.untrusted.limits import MAX_COORDINATE, MAX_MASK_PIXELS
 
 TargetType = Literal["boxes", "masks", "keypoints"]
-FARTHEST = 1e9  # pixels that the coordinates of a keypoint may have; NaN is farther, too
-MAX_MASKS = 2**32  # bytes of one image's masks: 1000 objects of a picture of 4 megapixels
 
 
 @dataclass(eq=False)
@@ -74,7 +73,7 @@ def read_instances(
 
     Raises:
         DataError: If an outline is faulty (names the annotation), or the masks need more than
-            `MAX_MASKS` bytes.
+            `MAX_MASK_PIXELS` bytes.
     """
     objects = Instances(record.boxes, record.labels)
     if "masks" in target_types:
@@ -180,10 +179,10 @@ def _draw_masks(record: ImageRecord) -> np.ndarray:
     size = record.height, record.width
     masks = (len(record.boxes), *size)
     # Refused before any memory is taken.
-    if math.prod(masks) > MAX_MASKS:
+    if math.prod(masks) > MAX_MASK_PIXELS:
         raise DataError(
             f"{record.path}: the masks of its {masks[0]} objects of {size[1]}x{size[0]} pixels "
-            f"need more than the {MAX_MASKS} bytes that are allowed; cut the image into tiles"
+            f"need more than the {MAX_MASK_PIXELS} bytes that are allowed; cut the image into tiles"
         )
     pixels = np.zeros(masks, np.uint8)
     for mask, annotation in zip(pixels, _list_own_annotations(record), strict=True):
@@ -302,7 +301,7 @@ def _describe_keypoint_fault(
     if not values:
         return None
     # Three finite numbers a keypoint, of which the third is the visibility.
-    numbers = [v for v in values if type(v) in (int, float) and abs(v) <= FARTHEST]
+    numbers = [v for v in values if type(v) in (int, float) and abs(v) <= MAX_COORDINATE]
     if len(numbers) == len(values) == 3 * count and set(numbers[2::3]) <= {0, 1, 2}:
         return None
     return (

@@ -7,7 +7,7 @@ may differ in size.
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
@@ -27,8 +27,8 @@ from densenet_backbones.data.scenes.generation import generate_scenes
 SetT = TypeVar("SetT", DetectionSet, SegmentationSet)
 SampleT = TypeVar("SampleT", Sample, MaskSample)
 T = TypeVar("T")
-Root = str | list[tuple[str, str]]
-"""A folder, or the (folder, split) pairs of a training set that is made of several."""
+Sources = list[dict[str, str | None]]
+"""Folders that make one set, each a `Source` as a dictionary."""
 
 
 class LoaderOptions(TypedDict):
@@ -104,10 +104,19 @@ def _quiet_worker(_: int) -> None:
 
 @dataclass
 class Source:
-    """One folder and one split of it, for training sets made of several (VOC07+12)."""
+    """One folder and one split of it, for training sets made of several (VOC07+12).
+
+    Attributes:
+        root: Folder of the data set.
+        split: Name of the split.
+        annotation_file: As `ImageData` has it.
+        image_folder: As `ImageData` has it.
+    """
 
     root: str
     split: str
+    annotation_file: str | None = None
+    image_folder: str | None = None
 
 
 @dataclass
@@ -143,6 +152,9 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         val_split: Name of the split that is evaluated.
         train: Several (root, split) taken together as the training set, instead of `root` and
             `train_split`; their classes are unified by name.
+        annotation_file: COCO's JSON file where it has another name, absolute or below `root`. In it
+            and in `image_folder`, {split} stands for the split's name.
+        image_folder: Folder of COCO's images where it has another name.
         classes: Class names in label order; needed where sources differ, optional elsewhere.
         batch_size: Images a step and process, at least 1.
         num_workers: Loader processes; None takes half of the cores, at most 8.
@@ -167,6 +179,8 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
     train_split: str = "train"
     val_split: str = "val"
     train: list[Source] | None = None
+    annotation_file: str | None = None
+    image_folder: str | None = None
     classes: list[str] | None = None
     batch_size: int = 16
     num_workers: int | None = None
@@ -192,8 +206,8 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         self._sets: dict[str, SetT] = {}
 
     @abstractmethod
-    def read_set(self, root: Root, split: str | None, classes: Sequence[str] | None) -> SetT:
-        """Read a split of a folder, or (folder, split) pairs when `split` is None."""
+    def read_set(self, sources: Sources, classes: Sequence[str] | None) -> SetT:
+        """Read the splits of one folder or several as one set."""
 
     @abstractmethod
     def name_classes(self, data_set: SetT) -> tuple[str, ...]:
@@ -226,9 +240,8 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
     def train_set(self) -> SetT:
         """The training images (read at first use)."""
         if "train" not in self._sets:
-            sources = [(source.root, source.split) for source in self.train or ()]
-            split = None if sources else self.train_split
-            full = self.read_set(sources or self._find_root(), split, self.classes)
+            sources = [asdict(source) for source in self.train or ()]
+            full = self.read_set(sources or self._name_source(self.train_split), self.classes)
             self._sets["train"] = sample_subset(full, self.fraction, seed=self.seed)
         return self._sets["train"]
 
@@ -240,14 +253,18 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         if "val" not in self._sets:
             if self.root is None and self.train:
                 raise DataError("data.root is needed: it holds the split that is evaluated")
-            root, names = self._find_root(), self.name_classes(self.train_set)
-            self._sets["val"] = self.read_set(root, self.val_split, names)
+            names = self.name_classes(self.train_set)
+            self._sets["val"] = self.read_set(self._name_source(self.val_split), names)
         return self._sets["val"]
 
     def use_class_names(self, names: Sequence[str]) -> None:
         """Read the evaluated split with the classes that a trained model knows."""
         self.classes = list(names)
-        self._sets["val"] = self.read_set(self._find_root(), self.val_split, names)
+        self._sets["val"] = self.read_set(self._name_source(self.val_split), names)
+
+    def _name_source(self, split: str) -> Sources:
+        files = self.annotation_file, self.image_folder
+        return [asdict(Source(self._find_root(), split, *files))]
 
     def _find_root(self) -> str:
         """Return the folder of the data, which is drawn first where none is given."""

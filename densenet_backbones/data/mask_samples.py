@@ -13,10 +13,16 @@ from typing import Literal, Protocol, TypedDict
 import numpy as np
 from torch import Tensor
 
-from densenet_backbones.data.samples import DataError, Problem, pin_tensors
+from densenet_backbones.data.samples import (
+    DataError,
+    Problem,
+    check_class_names,
+    pin_tensors,
+    refuse_repeated,
+)
 
 IGNORED = 255  # counts neither in losses nor in metrics
-MAX_CLASSES = 255
+MAX_CLASSES = IGNORED  # labels of 8 bits
 BACKGROUND = "background"
 Color = tuple[int, int, int]  # RGB, each 0..255
 MaskTask = Literal["multiclass", "binary", "multilabel"]
@@ -67,12 +73,9 @@ class MaskClasses:
         counts = len(self.names), len(self.colors), len(self.ids)
         if len(set(counts)) > 1:
             raise DataError("classes: {} names, {} colors and {} ids".format(*counts))
-        if not 1 <= counts[0] <= MAX_CLASSES:
-            raise DataError(f"classes must be 1 to {MAX_CLASSES}, got {counts[0]}")
+        check_class_names(self.names, MAX_CLASSES)
         for what, values in (("name", self.names), ("id", self.ids)):
-            twice = {value for value in values if values.count(value) > 1}
-            if twice:
-                raise DataError(f"class {what}s must be unique; given twice: {sorted(twice)}")
+            refuse_repeated(what, values)
         for name, color in zip(self.names, self.colors, strict=True):
             if len(color) != 3 or not all(0 <= c <= 255 for c in color):
                 raise DataError(f"class {name!r}: color must be RGB in 0..255, got {color}")

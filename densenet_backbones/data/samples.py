@@ -8,13 +8,17 @@ including the background, Kp keypoints of an object.
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NotRequired, TypedDict, TypeVar
 
 import numpy as np
 from torch import Tensor
+
+from densenet_backbones.untrusted.limits import MAX_CLASSES, MAX_KEYPOINTS, MAX_NAME
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # of "left_eye", "LeftEye", "eye L"
 _MIRROR = {"left": "right", "right": "left", "l": "r", "r": "l"}
@@ -25,7 +29,40 @@ Points = TypeVar("Points", np.ndarray, Tensor)
 
 
 class DataError(ValueError):
-    """Fault in the user's data: the message names the file, the item and the fix."""
+    """Fault in the user's data: the message names the file, the item and the fix.
+
+    Further arguments are lines of a list that the message ends with.
+    """
+
+    def __str__(self) -> str:
+        return "\n  ".join(map(str, self.args))
+
+
+def check_class_names(names: Sequence[str], most: int) -> None:
+    """Refuse no class, too many, or names that are none.
+
+    Args:
+        names: Names of classes.
+        most: Number that there may be.
+
+    Raises:
+        DataError: Says what is wrong.
+    """
+    if not 1 <= len(names) <= most:
+        raise DataError(f"classes must be 1 to {most}, got {len(names)}")
+    for name in names:
+        if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME:
+            raise DataError(
+                f"the name of a class must be a text of at most {MAX_NAME} characters, not "
+                f"{name!r:.60}"
+            )
+
+
+def refuse_repeated(what: str, values: Sequence[str] | Sequence[int]) -> None:
+    """Raise a `DataError` where a name or an id of a class is there more than once."""
+    twice = sorted(value for value, count in Counter[str | int](values).items() if count > 1)
+    if twice:
+        raise DataError(f"class {what}s must be unique; given twice: {twice[:5]}")
 
 
 class RunLengths(TypedDict):
@@ -125,11 +162,12 @@ class Categories:
     def __post_init__(self) -> None:
         if len(self.names) != len(self.ids):
             raise DataError(f"{len(self.names)} class names but {len(self.ids)} class ids")
+        check_class_names(self.names, MAX_CLASSES)
         for what, values in (("name", self.names), ("id", self.ids)):
-            twice = {value for value in values if values.count(value) > 1}
-            if twice:
-                raise DataError(f"class {what}s must be unique; given twice: {sorted(twice)}")
+            refuse_repeated(what, values)
         count = len(self.keypoints)
+        if count > MAX_KEYPOINTS:
+            raise DataError(f"an object may have {MAX_KEYPOINTS} keypoints at most, got {count}")
         if any(not 0 <= end < count for pair in self.skeleton for end in pair):
             raise DataError(
                 f"skeleton must join keypoints 0 .. {count - 1}, got {list(self.skeleton)}"
@@ -191,19 +229,21 @@ class Categories:
         ]
         return tuple(mirrored)
 
+    @cached_property
+    def _label_of_name(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.names, start=1)}
+
+    @cached_property
+    def _label_of_id(self) -> dict[int, int]:
+        return {category_id: label for label, category_id in enumerate(self.ids, start=1)}
+
     def label_of_name(self, name: str) -> int:
         """Return the label of a class name; ``KeyError`` where there is none."""
-        try:
-            return self.names.index(name) + 1
-        except ValueError:
-            raise KeyError(name) from None
+        return self._label_of_name[name]
 
     def label_of_id(self, category_id: int) -> int:
         """Return the label of the data set's own id; ``KeyError`` where there is none."""
-        try:
-            return self.ids.index(category_id) + 1
-        except ValueError:
-            raise KeyError(category_id) from None
+        return self._label_of_id[category_id]
 
     def id_of_label(self, label: int) -> int:
         """Return the data set's own id of a label in ``1 .. len(names)``, else ``KeyError``."""

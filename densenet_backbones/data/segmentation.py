@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from densenet_backbones.data.augment.segmentation import MaskPreset, SegmentationAugmentation
 from densenet_backbones.data.images import read_image
-from densenet_backbones.data.loading import ImageData, Root
+from densenet_backbones.data.loading import ImageData, Sources
 from densenet_backbones.data.mask_samples import MaskClasses, MaskSample, MaskTask, SegmentationSet
 from densenet_backbones.data.mask_statistics import CHECKED_UP_TO, check_masks
 from densenet_backbones.data.readers.detection_sources import check_images
@@ -118,12 +118,10 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
         """Read the evaluated split with the classes that a trained model knows."""
         self.use_class_names(classes.names)
 
-    def read_set(
-        self, root: Root, split: str | None, classes: Sequence[str] | None
-    ) -> SegmentationSet:
+    def read_set(self, sources: Sources, classes: Sequence[str] | None) -> SegmentationSet:
         """Read one split, or several sources, and check its masks; see `read_segmentation`."""
         data_set = read_segmentation(
-            root, split, self.layout, task=self.task, classes=classes, strict=self.strict
+            sources, layout=self.layout, task=self.task, classes=classes, strict=self.strict
         )
         is_small = self.check_masks is None and len(data_set) <= CHECKED_UP_TO
         # Classes that the model does not know must not be met in the middle of a training.

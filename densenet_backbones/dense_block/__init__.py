@@ -4,14 +4,21 @@
 it in evaluation. All compute what `run_plain` does: outputs, gradients and batch-norm buffers.
 """
 
-from densenet_backbones.dense_block.folded import FoldedLayer, run_folded, run_folded_compiled
+from densenet_backbones.dense_block.folded import (
+    FoldedLayer,
+    find_folded_change,
+    run_folded,
+    run_folded_compiled,
+)
 from densenet_backbones.dense_block.folded_conv import FoldedConv2d, is_recorded
 from densenet_backbones.dense_block.folded_transition import FoldedTransition, ScaleShift
 from densenet_backbones.dense_block.interfaces import (
     DenseLayerLike,
+    calls_children_in_turn,
     find_change,
     find_layer_change,
     has_hooks,
+    warn_eagerly,
 )
 from densenet_backbones.dense_block.lean import join_lean_steps, run_lean
 from densenet_backbones.dense_block.modes import (
@@ -33,8 +40,10 @@ __all__ = [
     "Memory",
     "ScaleShift",
     "SharedMemory",
+    "calls_children_in_turn",
     "check_memory",
     "find_change",
+    "find_folded_change",
     "find_layer_change",
     "has_hooks",
     "has_shared_buffer",
@@ -45,4 +54,5 @@ __all__ = [
     "run_folded_compiled",
     "run_lean",
     "run_plain",
+    "warn_eagerly",
 ]

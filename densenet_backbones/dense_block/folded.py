@@ -39,6 +39,7 @@ from densenet_backbones.dense_block.plain import run_plain
 __all__ = [
     "LIBRARY",
     "FoldedLayer",
+    "find_folded_change",
     "run_folded",
     "run_folded_compiled",
 ]
@@ -92,7 +93,7 @@ class FoldedLayer(LayoutCache, nn.Module):
         """Compute the activated bottleneck of cells, (M, C) to (M, B)."""
         if not is_for_onednn(cells):
             weight, bias = self.weight.to(cells.dtype), self.bias.to(cells.dtype)
-            return _squeeze(weight, bias, self.act, cells)
+            return _squeeze(weight, bias, _work_in_place(self.act), cells)
 
         def lay_out() -> tuple[Tensor, Tensor]:
             weight = self.weight.to(cells.dtype).t().contiguous()
@@ -103,19 +104,41 @@ class FoldedLayer(LayoutCache, nn.Module):
         out: Tensor = ONEDNN._linear_pointwise(cells, *weights, fused, [], "")
         return out if fused == "relu" else self.act(out)
 
-    def has_hooks(self) -> bool:
-        """Return True if hooks were registered on the layer or in it since it was folded."""
-        return has_hooks(self) or has_hooks(self.act) or has_hooks(self.conv)
-
     def make_step(self) -> "_Step":
         """Return the layer as `run_folded` runs it."""
         squeeze = self.squeeze if self.bottleneck else None
-        return _Step(self.scale, self.shift, self.act, squeeze, self.conv, self.conv.out_channels)
+        act = _work_in_place(self.act)
+        return _Step(self.scale, self.shift, act, squeeze, self.conv, self.conv.out_channels)
 
     def list_tensors(self) -> list[Tensor]:
         """Return scale and shift, then weights and biases in order of use: `LayerWeights`."""
         squeeze = [self.weight, self.bias] if self.bottleneck else []
         return [self.scale, self.shift, *squeeze, *self.conv.list_tensors()]
+
+
+def find_folded_change(layer: nn.Module, name: str) -> str | None:
+    """Return which part of a folded layer was changed since it was folded; None if none was.
+
+    Args:
+        layer: A `FoldedLayer`, or what was put in its place.
+        name: Its name, with which the sentence begins.
+    """
+    if type(layer) is not FoldedLayer:
+        return f"{name} is a {type(layer).__name__}"
+    if type(layer.conv) is not FoldedConv2d:
+        return f"{name}.conv is a {type(layer.conv).__name__}"
+    for part, module in ((name, layer), (f"{name}.act", layer.act), (f"{name}.conv", layer.conv)):
+        if has_hooks(module):
+            return f"{part} carries hooks"
+        if "forward" in vars(module):
+            return f"{part} has a forward of its own"
+    return None
+
+
+def _work_in_place(act: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return ``act``, as a function that overwrites its input if it is ReLU or ReLU6."""
+    ceiling = read_relu_ceiling(act)
+    return act if ceiling is None else partial(torch.clamp_, min=0.0, max=ceiling)
 
 
 def _squeeze(

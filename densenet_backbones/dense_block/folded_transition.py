@@ -21,6 +21,7 @@ from densenet_backbones.dense_block.interfaces import (
     find_change,
     has_hooks,
     read_relu_ceiling,
+    warn_eagerly,
 )
 
 __all__ = ["FoldedTransition", "ScaleShift"]
@@ -52,10 +53,14 @@ class FoldedTransition(nn.Sequential):
 
     Args:
         parts: Modules by these names and in this order.
+        name: Name for warnings.
     """
 
-    def __init__(self, parts: OrderedDict[str, nn.Module]) -> None:
+    calls_children_in_turn = True
+
+    def __init__(self, parts: OrderedDict[str, nn.Module], name: str = "a transition") -> None:
         super().__init__(parts)
+        self.name = name
         self._ceiling = None
         known = "conv" in parts and find_change(parts["relu"], "act") is None
         if known and _is_halving(parts.get("pool")):
@@ -63,8 +68,11 @@ class FoldedTransition(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the transition, (N, C, H, W) to (N, C', H', W')."""
-        hooked = any(map(has_hooks, self))
-        if self._ceiling is None or hooked or is_recorded(x) or not has_kernels(x):
+        plain = self._ceiling is None or is_recorded(x) or not has_kernels(x)
+        hooked = next((part for part, module in self.named_children() if has_hooks(module)), None)
+        if hooked and not plain:
+            warn_eagerly(f"{self.name} runs in parts, as {hooked} carries hooks")
+        if hooked or plain:
             for part in self:
                 x = part(x)
             return x

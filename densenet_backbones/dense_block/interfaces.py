@@ -5,10 +5,12 @@ A dense layer is that of Huang et al. (1608.06993, section 3).
 Shapes: N images, C channels of the concatenation, B of the bottleneck, k new maps, H and W pixels.
 """
 
+import warnings
 from collections.abc import Iterator
 from math import inf
 from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torchvision.ops import FrozenBatchNorm2d
@@ -18,12 +20,14 @@ __all__ = [
     "LayerWeights",
     "Role",
     "allocate_channels_last",
+    "calls_children_in_turn",
     "find_change",
     "find_layer_change",
     "has_hooks",
     "is_in_rows",
     "list_parts",
     "read_relu_ceiling",
+    "warn_eagerly",
 ]
 
 
@@ -114,6 +118,17 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
+
+
+def calls_children_in_turn(module: nn.Module) -> bool:
+    """Return True if a module's ``forward`` calls its children in turn.
+
+    So does what runs by `nn.Sequential`'s ``forward``, and classes (not their heirs) that say so
+    by an attribute ``calls_children_in_turn``.
+    """
+    kind = type(module)
+    known = kind.forward is nn.Sequential.forward or "calls_children_in_turn" in vars(kind)
+    return known and "forward" not in vars(module)
 
 
 Role = Literal["norm", "relu", "act", "conv", "pool", "layer"]
@@ -224,6 +239,12 @@ def read_relu_ceiling(act: nn.Module) -> float | None:
     if type(act) is nn.ReLU6:
         return 6.0
     return inf if type(act) is nn.ReLU else None
+
+
+def warn_eagerly(text: str) -> None:
+    """Warn as the caller of the function that calls this; not in compiled code, which cannot."""
+    if not torch.compiler.is_compiling():
+        warnings.warn(text, stacklevel=3)
 
 
 def is_in_rows(x: Tensor, dense: bool = False) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from densenet_backbones.dense_block.elementwise import compute_norm_gradient
-from densenet_backbones.dense_block.interfaces import find_change, has_hooks
+from densenet_backbones.dense_block.interfaces import calls_children_in_turn, find_change, has_hooks
 from densenet_backbones.dense_block.norms import Moments, compute_moments, count_values
 from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, read_unit
 
@@ -49,7 +49,7 @@ def join_lean_steps(
         name, last = rest[count - 1]
         if count > 1:
             yield name, partial(run_lean, modules=[module for _, module in rest[:count]])
-        elif _is_chain(last):
+        elif calls_children_in_turn(last) and not has_hooks(last):
             yield name, partial(_run_steps, stages=list(last.named_children()))
         else:
             yield name, partial(_run_pool, pool=last)
@@ -65,12 +65,6 @@ def _count_joined(stages: Sequence[tuple[str, nn.Module]], wanted: Collection[st
     if len(stages) < 3 or stages[1][0] in wanted or not isinstance(stages[2][1], nn.Conv2d):
         return 2
     return 3
-
-
-def _is_chain(module: nn.Module) -> bool:
-    """Return True if calling ``module`` calls its children in turn, with no hooks around it."""
-    own = type(module).forward is nn.Sequential.forward and "forward" not in vars(module)
-    return isinstance(module, nn.Sequential) and own and not has_hooks(module)
 
 
 def _run_steps(x: Tensor, stages: Sequence[tuple[str, nn.Module]]) -> Tensor:

@@ -20,7 +20,6 @@ before the 3x3, so there it means ``layer``. ``block`` needs room for one block'
 backward.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeGuard, cast, get_args
 
@@ -32,7 +31,12 @@ from densenet_backbones.dense_block.checkpointed import (
     checkpoint_bottlenecks,
     checkpoint_layers,
 )
-from densenet_backbones.dense_block.interfaces import DenseLayerLike, find_change, has_hooks
+from densenet_backbones.dense_block.interfaces import (
+    DenseLayerLike,
+    find_change,
+    has_hooks,
+    warn_eagerly,
+)
 from densenet_backbones.dense_block.plain import run_plain
 from densenet_backbones.dense_block.shared import read_block, run_shared
 
@@ -84,56 +88,61 @@ def check_memory(memory: str) -> None:
         )
 
 
-def run_block(x: Tensor, layers: Sequence[DenseLayerLike], memory: Memory) -> Tensor:
+def run_block(
+    x: Tensor, layers: Sequence[DenseLayerLike], memory: Memory, name: str = "a dense block"
+) -> Tensor:
     """Run a dense block in a memory mode.
 
     Args:
         x: Input of the block, (N, C, H, W).
         layers: Dense layers in order; each reads the input and the maps of all layers before it.
         memory: One of `MEMORY_MODES`.
+        name: Name of the block for warnings.
 
     Returns:
         The concatenation of the input and all new maps, (N, C + sum of k, H, W), as `run_plain`
-        returns it. A block runs plain, and a warning names the layer and says why, if a layer
+        returns it. A block runs plain, and a warning names the part and says why, if a layer
         carries hooks; if a mode with one buffer does not know a layer's modules (see
         `shared.read_block`); and if ``bottleneck``, which runs the two halves of a layer, does not
         know the layer. ``layer`` and ``block`` call whatever stands in a layer's place, unless it
         has buffers, which computing it again might update again.
     """
-    if memory == "none":
+    if memory == "none" or not layers:
         return run_plain(x, layers)
-    in_one_buffer = has_shared_buffer(memory)
-    # Compiled code carries its hooks within, and computes nothing again behind our back.
-    hooks_matter = in_one_buffer or not torch.compiler.is_compiling()
-    hooked = _find_module(layers, has_hooks) if hooks_matter else None
-    if hooked is not None:
-        return _run_plain_instead(
-            x,
-            *(layers, memory),
-            f"whose layers carry hooks, as hooks must see every pass once ({hooked})",
-            advice="hook the blocks instead, or remove the hooks",
-        )
-    if not in_one_buffer and not torch.compiler.is_compiling():
-        updated = _find_module(layers, _has_own_state)
-        if updated is not None:
-            reason = f"whose layers may update buffers in every pass ({updated} has some)"
-            return _run_plain_instead(x, layers, memory, reason, advice="use 'none'")
-    if memory == "bottleneck":
-        for number, layer in enumerate(layers, start=1):
-            change = find_change(cast(nn.Module, layer), "layer")
-            if change is not None:
-                reason = f"with layers of another kind: denselayer{number} {change}"
-                return _run_plain_instead(
-                    x, layers, memory, reason, advice="use 'layer' or 'block'"
-                )
-    if not in_one_buffer:
+    reason = _find_obstacle(layers, memory)
+    if reason is None and not has_shared_buffer(memory):
         return _CHECKPOINTS[memory](x, layers)
-    if x.numel() <= x.shape[1] or not layers:
-        return run_plain(x, layers)  # which refuses to norm a single value
-    form = read_block(x, layers, lean=memory == "shared_lean")
-    if isinstance(form, str):
-        return _run_plain_instead(x, layers, memory, form)
-    return cast(Tensor, run_shared(x, form))
+    if reason is None:
+        if x.numel() <= x.shape[1]:
+            return run_plain(x, layers)  # which refuses to norm a single value
+        form = read_block(x, layers, lean=memory == "shared_lean")
+        if not isinstance(form, str):
+            return cast(Tensor, run_shared(x, form))
+        reason = f"{form}; use 'bottleneck', 'layer' or 'block'"
+    warn_eagerly(f"memory={memory!r} is off for {name}, {reason}")
+    return run_plain(x, layers)
+
+
+def _find_obstacle(layers: Sequence[DenseLayerLike], memory: Memory) -> str | None:
+    """Return why a block has to run plain, and what to do; None if `run_shared` may say more."""
+    # Compiled code carries its hooks within, and computes nothing again behind our back.
+    in_one_buffer, compiled = has_shared_buffer(memory), torch.compiler.is_compiling()
+    hooked = _find_module(layers, has_hooks) if in_one_buffer or not compiled else None
+    if hooked is not None:
+        return (
+            f"whose layers carry hooks, as hooks must see every pass once ({hooked}); hook the "
+            "blocks instead, or remove the hooks"
+        )
+    updated = None if in_one_buffer or compiled else _find_module(layers, _has_own_state)
+    if updated is not None:
+        return f"whose layers may update buffers in every pass ({updated} has some); use 'none'"
+    for number, layer in enumerate(layers if memory == "bottleneck" else (), start=1):
+        change = find_change(cast(nn.Module, layer), "layer")
+        if change is not None:
+            return (
+                f"with layers of another kind (denselayer{number} {change}); use 'layer' or 'block'"
+            )
+    return None
 
 
 def _find_module(
@@ -154,14 +163,3 @@ def _has_own_state(module: nn.Module) -> bool:
     norms and observers of quantization do.
     """
     return bool(module._buffers) and "running_mean" not in module._buffers
-
-
-def _run_plain_instead(
-    x: Tensor,
-    layers: Sequence[DenseLayerLike],
-    memory: Memory,
-    reason: str,
-    advice: str = "use 'bottleneck', 'layer' or 'block'",
-) -> Tensor:
-    warnings.warn(f"memory={memory!r} is off for dense blocks {reason}; {advice}", stacklevel=3)
-    return run_plain(x, layers)

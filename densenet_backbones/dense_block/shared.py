@@ -114,7 +114,7 @@ def read_block(x: Tensor, layers: Sequence[DenseLayerLike], lean: bool) -> Block
         lean: Compute bottlenecks again in the backward pass instead of keeping them.
 
     Returns:
-        The form; or the end of a sentence about dense blocks, if a layer or a module in it is not
+        The form; or the end of a sentence about the block, if a layer or a module in it is not
         known to `find_change`: a subclass, with hooks or parametrizations, an activation other than
         ReLU, a norm other than batch norm (its frozen and synchronized forms included).
     """
@@ -125,7 +125,7 @@ def read_block(x: Tensor, layers: Sequence[DenseLayerLike], lean: bool) -> Block
             change = find_layer_change(cast(nn.Module, layer), f"denselayer{number}")
             return (
                 "with other layers than (frozen, synchronized) batch norm, ReLU and unchanged "
-                f"convolutions: {change}"
+                f"convolutions ({change})"
             )
         forms.append(form)
     norms = [unit.norm for form in forms for unit in form.units if unit.norm.of_batch]

@@ -27,6 +27,7 @@ from densenet_backbones.export.plan import LARGEST, SMALLEST, Plan, make_plan
 from densenet_backbones.file_writing import replace_file
 from densenet_backbones.inference.image_tensors import to_image_tensor
 from densenet_backbones.inference.loading import load
+from densenet_backbones.messages import CommandParser
 from densenet_backbones.reporting.console import fail, quiet_libraries, say
 
 # Sizes (H, W) of the images that a file of any size is checked with.
@@ -36,7 +37,7 @@ _OLDEST_OPSET = 18  # of torch.onnx's translations
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Write a trained detector (DSOD, SSD, RetinaNet, FCOS) or segmenter as an ONNX "
         "file, and compare what onnxruntime computes from it with the model itself. A detector's "
         "graph takes one image (1, 3, H, W), RGB floats 0..1, of any size; it normalizes and "
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         export(options)
     except (CheckpointError, DataError, ExportError, ValueError, OSError) as error:
-        fail(" ".join(str(error).split()), 1)
+        fail(error, 1)
 
 
 def export(options: argparse.Namespace) -> None:

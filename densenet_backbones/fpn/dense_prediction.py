@@ -122,9 +122,7 @@ def _bn_relu_conv(
     conv = nn.Conv2d(
         in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False
     )
-    return nn.Sequential(
-        OrderedDict(norm=nn.BatchNorm2d(in_channels), relu=nn.ReLU(inplace=True), conv=conv)
-    )
+    return nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(in_channels), relu=nn.ReLU(), conv=conv))
 
 
 def _halve_to(x: Tensor, other: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image, ImageFile
 from tifffile import TiffFile, TiffPage
 
-from densenet_backbones.data.images import MAX_PIXELS, read_image
+from densenet_backbones.data.images import read_image
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.inference.tiling import Window
+from densenet_backbones.untrusted.limits import MAX_PIXELS
 
 # TIFF 6.0, tags of a page whose strips or tiles are rows of plain 8-bit bytes from the top down.
 _UNCOMPRESSED, _BY_PIXEL, _UPRIGHT, _ORIENTATION_TAG = 1, 1, 1, 274

@@ -14,19 +14,23 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import jsonargparse
-import safetensors
 import safetensors.torch
 import torchvision
 from torch import Tensor, nn
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint, read_state_dict
+from densenet_backbones.checkpoints.integrity import DIGESTS, compute_digests
+from densenet_backbones.checkpoints.reading import read_metadata
 from densenet_backbones.data.files import quote
-from densenet_backbones.file_writing import replace_file
+from densenet_backbones.file_writing import save_bytes
 from densenet_backbones.heads.backbones import LOADED_LATER
 from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.messages import nearest, one_sentence
 from densenet_backbones.torchvision_models import MODELS
+from densenet_backbones.untrusted.building import BoundedBuilding
+from densenet_backbones.untrusted.limits import MAX_VALUES
+from densenet_backbones.untrusted.reading import measure_values, parse_json
 
 FORMAT = 2
 """Format 1 had other names of some options, see `rename_options`."""
@@ -99,11 +103,16 @@ class ModelSpec:
                 f"{cls.kind} format {state.get('format')!r} is unknown here (this release reads up "
                 f"to {FORMAT}); install the release of densenet-backbones that wrote the file"
             )
+        if measure_values(state) > MAX_VALUES:
+            raise CheckpointError(
+                f"the description of the {cls.kind} is damaged: more than {MAX_VALUES} values"
+            )
         try:
             return cls.from_entries(state)
-        except (KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever was expected of a value that is something else
+            reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
-                f"the description of the {cls.kind} is damaged: {type(error).__name__}: {error}"
+                f"the description of the {cls.kind} is damaged: {type(error).__name__}: {reason}"
             ) from error
 
     def with_preprocessing(self, described: JsonDict) -> Self:
@@ -142,9 +151,10 @@ class ModelSpec:
             CheckpointError: They are not weights of this model.
         """
         try:
-            model = self.build(**self.without_downloads())
+            with BoundedBuilding(weights):
+                model = self.build(**self.without_downloads())
             model.load_state_dict(weights)
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # a damaged description makes builders fail in any way
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
                 f"{path}: the weights do not fit the {self.kind} the file describes: {reason}"
@@ -231,17 +241,15 @@ def _read_descriptions(path: Path) -> JsonDict:
     # A slim file keeps its description in the header, a checkpoint among its entries.
     if path.suffix != ".safetensors":
         return content
-    with safetensors.safe_open(path, "pt") as file:
-        return {key: _parse_json(text) for key, text in (file.metadata() or {}).items()}
+    return {key: _parse_json(text) for key, text in read_metadata(path).items() if key != DIGESTS}
 
 
 def _parse_json(text: str) -> object:
     """Return what a text of JSON holds, or None if it is no JSON."""
     try:
-        parsed: object = json.loads(text)
+        return parse_json(text)
     except ValueError:
         return None
-    return parsed
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -257,10 +265,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def save_model(path: Path, spec: ModelSpec, model: nn.Module) -> None:
-    """Write the slim file: weights and description, nothing else; see `replace_file`."""
+    """Write the slim file: weights, description and digests of them; see `save_bytes`."""
     weights = {n: w.detach().cpu().contiguous() for n, w in model.state_dict().items()}
-    with replace_file(path) as draft:
-        safetensors.torch.save_file(weights, draft, {spec.key: json.dumps(spec.to_dict())})
+    described = {spec.key: json.dumps(spec.to_dict())}
+    metadata = {**described, DIGESTS: compute_digests(weights, described)}
+    # Its own `save_file` writes a nameless file first, which would stay where a run is killed.
+    save_bytes(path, safetensors.torch.save(weights, metadata))
 
 
 def select_fitting_weights(

@@ -19,7 +19,7 @@ from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.model_file import JsonDict
 from densenet_backbones.inference.predict_masks import ENDINGS, predict_mask
 from densenet_backbones.inference.segmenter import SegmentationModel
-from densenet_backbones.messages import check_interval, check_whole
+from densenet_backbones.messages import CommandParser, check_interval, check_whole
 from densenet_backbones.reporting.console import fail, quiet_libraries, say
 from densenet_backbones.reporting.instance_pictures import (
     DrawnInstances,
@@ -34,7 +34,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Draw what a trained detector or segmenter finds in pictures. A detector's "
         "objects go to predictions.json, with masks as COCO's run-length codes and keypoints where "
         "it gives them; a segmenter writes a PNG of class indices for each "
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         predict(options)
     except (CheckpointError, DataError, ValueError, OSError) as error:
-        fail(str(error), 1)
+        fail(error, 1)
 
 
 def predict(options: argparse.Namespace) -> None:

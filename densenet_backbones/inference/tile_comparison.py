@@ -6,7 +6,6 @@ A tile's outer pixels are seen without what lies beyond the tile. Where the blen
 much as the network sees, nothing changes; where it leaves out less, this table tells how much.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.predict import find_images
 from densenet_backbones.inference.segmenter import Segmentation, SegmentationModel
 from densenet_backbones.inference.tiling import Tiling
-from densenet_backbones.messages import show_controls
+from densenet_backbones.messages import CommandParser, print_lines
 from densenet_backbones.reporting.console import fail
 
 __all__ = ["TileRow", "compare_tiles", "format_rows", "main"]
@@ -107,7 +106,7 @@ def _measure_distance(tiling: Tiling, length: int) -> np.ndarray:
     return np.min(away, axis=0) if away else np.full(length, np.inf)
 
 
-def format_rows(rows: Sequence[TileRow]) -> str:
+def format_rows(rows: Sequence[TileRow]) -> list[str]:
     """Format a table, one line a row."""
     lines = ["pixels from edges of tiles  share  labels equal  probability: largest, 99 % below"]
     for row in rows:
@@ -115,7 +114,7 @@ def format_rows(rows: Sequence[TileRow]) -> str:
             f"{row.distance:>20} or more  {row.share:5.3f}  {row.same:12.4f}  "
             f"{row.largest:20.4f}  {row.typical:10.4f}"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -125,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: 1 with one line on standard error for wrong input.
     """
     name = "python -m densenet_backbones.inference.tile_comparison"
-    parser = argparse.ArgumentParser(prog=name, description=(__doc__ or "").partition("\n")[0])
+    parser = CommandParser(prog=name, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoint", help="of a segmenter: *.ckpt or model.safetensors")
     parser.add_argument("images", nargs="+", help="images, and folders of images")
     parser.add_argument("--tile", type=int, default=512, help="side in pixels (%(default)s)")
@@ -141,8 +140,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             images=options.limit,
         )
     except (ValueError, OSError) as error:
-        fail(str(error), 1)
-    print(show_controls(format_rows(rows)))
+        fail(error, 1)
+    print_lines(*format_rows(rows))
 
 
 if __name__ == "__main__":

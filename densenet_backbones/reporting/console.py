@@ -1,5 +1,6 @@
 """Print what a run tells its user, on the terminal and into the run's log file."""
 
+import io
 import logging
 import sys
 import warnings
@@ -11,7 +12,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from densenet_backbones.messages import show_controls
+from densenet_backbones.data.samples import DataError
+from densenet_backbones.messages import describe_error, print_lines, show_controls
 
 
 class PlainConsole(Console):
@@ -21,7 +23,7 @@ class PlainConsole(Console):
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return the text as it is; rich's options for the styles of parts are left out."""
+        """Return the text as one line; rich's options for the styles of parts are left out."""
         layout = {k: v for k, v in options.items() if k in ("style", "justify", "overflow")}
         layout["style"] = layout.get("style") or ""
         return Text(show_controls(text), **layout)
@@ -47,33 +49,62 @@ def is_first_process() -> bool:
 
 
 @rank_zero_only
-def say(*texts: RenderableType, style: str | None = None) -> None:
-    """Print text, as it is, or rich tables, once however many processes run."""
-    _terminal.print(*texts, style=style)
+def say(*lines: RenderableType, style: str | None = None) -> None:
+    """Print lines of text, as they are, or rich tables, once however many processes run.
+
+    Args:
+        lines: A line each: line feeds in a name do not end it.
+        style: Rich's style of the lines on the terminal.
+    """
+    _terminal.print(*lines, style=style, sep="\n")
     for path in _log_files:
         with path.open("a", encoding="utf-8") as file:
-            PlainConsole(file=file, width=120, soft_wrap=True).print(*texts)
+            PlainConsole(file=file, width=120, soft_wrap=True).print(*lines, sep="\n")
 
 
-def fail(message: str, code: int) -> NoReturn:
-    """Print one error and exit; every process does, since each has its own images."""
+def fail(error: Exception | str, code: int) -> NoReturn:
+    """Print one error and exit; every process does, since each has its own images.
+
+    Args:
+        error: An error that the user can do something about, or its sentence. A `DataError` may
+            have further lines.
+        code: Exit status.
+    """
     rank = "" if is_first_process() else f"process {get_process_number()}: "
-    print(f"error: {rank}{show_controls(message)}", file=sys.stderr)
+    sentence = error if isinstance(error, str) else describe_error(error)
+    first, *more = error.args if isinstance(error, DataError) else [sentence]
+    print_lines(f"error: {rank}{first}", *(f"  {line}" for line in more), file=sys.stderr)
     sys.exit(code)
 
 
 def quiet_libraries() -> None:
-    """Silence adverts and deprecations inside the libraries, which users can do nothing about."""
+    """Silence what users can do nothing about, and print what the libraries say as text too."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*litlogger.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")  # rows are kept
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings(
+        "ignore", message="(?s).*Checkpoint directory .* exists and is not empty.*"
+    )
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    warnings.formatwarning = _format_warning  # type: ignore[assignment]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack letters of a name
+        sys.stdout.reconfigure(errors="backslashreplace")
     adverts = ["litlogger", "litmodels", "Loading `train_dataloader`"]
     adverts += ["TPU available", "HPU available"]
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not any(text in record.getMessage() for text in adverts)
-    )
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(lambda record: not any(text in record.getMessage() for text in adverts))
+    logger.addFilter(_spell_controls)
     torch.set_float32_matmul_precision("high")  # tensor cores on GPUs that have them
+
+
+def _format_warning(message: Warning | str, *place: object) -> str:
+    """Return a warning as one line, without the line of code that it comes from."""
+    return f"warning: {show_controls(' '.join(str(message).split()))}\n"
+
+
+def _spell_controls(record: logging.LogRecord) -> bool:
+    """Put a record's final text in the place of its parts; every record passes."""
+    record.msg, record.args = show_controls(record.getMessage()), None
+    return True

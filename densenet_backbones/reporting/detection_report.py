@@ -106,7 +106,7 @@ def write_evaluation(
     )
     text += "\n" + format_voc_table(voc)
     summary["voc"] = voc.to_dict()
-    say(text)
+    say(*text.splitlines())
     save_text(folder / "table.txt", text)
     save_json(folder / "metrics.json", summary, indent=2)
     save_json(folder / "results.json", metric.results, indent=None)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, make_grid
 
 from densenet_backbones.file_writing import save_bytes
+from densenet_backbones.messages import show_controls
 from densenet_backbones.reporting.colors import RGB, get_class_color
 
 PAPER, INK = (255, 255, 255), (24, 26, 32)
@@ -28,6 +29,7 @@ LARGEST_CELL, SMALLEST_CELL = 480, 320
 """Pixels of the longer side of an image in a sheet."""
 
 _GAP = 8  # pixels between the images of a sheet
+_LONGEST_NAME = 100  # letters of a tag
 _TITLE_FONT = 14
 
 Rectangle = tuple[float, float, float, float]
@@ -226,7 +228,7 @@ def _measure_covered(places: np.ndarray, taken: np.ndarray) -> np.ndarray:
 
 def _shorten(name: str, score: str, font: ImageFont.FreeTypeFont, room: float) -> str:
     """Fit name and score into `room` pixels; the name gives way first."""
-    name = " ".join(name.split())  # a line break would spoil the measure
+    name = show_controls(name)[:_LONGEST_NAME]  # a line break would spoil the measure
     text = name + score
     while name and font.getlength(text) > room:
         name = name[:-1]

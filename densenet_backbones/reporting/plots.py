@@ -23,6 +23,7 @@ from densenet_backbones.metrics.voc import VocClass, VocEvaluation
 from densenet_backbones.reporting.colors import RGB, get_class_color
 
 _LEGEND_LIMIT = 24  # classes; more of them are drawn without names
+_LONGEST_NAME = 40  # letters
 _GRAY = "#5b6068"
 _SCORES = {"AP", "AP50", "AP75", "APs", "APm", "APl"}
 _SCORES |= {f"{what}_{name}" for what in ("mask", "keypoint") for name in ("AP", "AP50", "AP75")}
@@ -258,8 +259,13 @@ def _to_floats(color: RGB) -> tuple[float, float, float]:
 
 
 def _escape(name: str) -> str:
-    """Make matplotlib take a name as it is: $ begins a formula, a leading _ hides a label."""
+    """Make matplotlib take a name as it is: $ begins a formula, a leading _ hides a label.
+
+    The middle of a long name is left out: its plot would have no room for anything else.
+    """
     name = show_controls(name)
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[: _LONGEST_NAME - 10]}…{name[-9:]}"
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 

@@ -71,7 +71,7 @@ def write_evaluation(
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = format_segmentation_table(evaluation)
-    say(text)
+    say(*text.splitlines())
     save_text(folder / "table.txt", text)
     save_json(folder / "metrics.json", evaluation.to_dict(), indent=2)
     rows: list[list[object]] = [list(vars(evaluation.classes[0]))]

@@ -1,15 +1,20 @@
 """Short command line of a training: a page of flags over the engine's hundreds of options."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from densenet_backbones.messages import nearest
+import yaml
+
+from densenet_backbones.messages import CommandParser, nearest
+from densenet_backbones.untrusted.plain_yaml import read_yaml
 
 DEFAULT_CONFIG = "quickstart"
+_NO_TEXT = re.compile("[\ud800-\udfff]")
 
 SHORT_FLAGS = {
     "data": "--data.root",
@@ -57,7 +62,15 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
 
     Returns:
         Arguments for `TrainingCLI`.
+
+    Raises:
+        ArgumentError: One is no text, which the run's own config could not hold.
     """
+    for argument in arguments:
+        if _NO_TEXT.search(argument):
+            raise argparse.ArgumentError(
+                None, f"{argument!r} has bytes that are no UTF-8; rename the file or folder"
+            )
     known, rest = _make_parser(form).parse_known_args(arguments)
     # The config first, then what was typed: later arguments of the engine win.
     files = known.config or [choose_config(known)]
@@ -83,7 +96,7 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
 
 def _make_parser(form: ShortForm) -> argparse.ArgumentParser:
     """Return the parser of the short flags, whose help is one page."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=Path(sys.argv[0]).name,
         description=form.description,
         epilog="Any other option of the engine works too, e.g. --model.optimizer.lr 0.05, "
@@ -142,19 +155,36 @@ def list_configs(form: ShortForm = DETECTION_FORM) -> dict[str, Path]:
 
 def choose_config(known: argparse.Namespace) -> str:
     """Return the config of the run to go on with, or the quick start's, where none is named."""
+    if not (known.resume and known.run_dir):
+        return DEFAULT_CONFIG
     # A run goes on with what it last ran with, which may differ from what it began with.
-    if known.resume and known.run_dir:
-        later = Path(known.run_dir).glob("config_from_step_*.yaml")
-        resumed = sorted(later, key=lambda file: int(file.stem.rpartition("_")[2]))
-        for file in (*resumed[::-1], Path(known.run_dir, "config.yaml")):
-            if file.is_file():
-                return str(file)
-    return DEFAULT_CONFIG
+    later = Path(known.run_dir).glob("config_from_step_*.yaml")
+    resumed = sorted(later, key=lambda file: int(file.stem.rpartition("_")[2]))
+    files = [
+        file for file in (*resumed[::-1], Path(known.run_dir, "config.yaml")) if file.is_file()
+    ]
+    if files and not is_whole_config(files[0]):
+        from densenet_backbones.training.resuming.checkpoint_files import restore_config
+
+        restore_config(Path(known.run_dir), files[0])
+    return next((str(file) for file in files if is_whole_config(file)), DEFAULT_CONFIG)
+
+
+def is_whole_config(file: Path) -> bool:
+    """Return True unless a run's config is damaged or cut off; a part of one can be read too."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        options = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    # The run's own options are the last ones.
+    return isinstance(options, dict) and "ema_decay" in options and text.endswith("\n")
 
 
 def find_config(name: str, form: ShortForm = DETECTION_FORM) -> Path:
     """Return a config file by path, or a shipped one by name or by its path in the repository."""
     if Path(name).is_file():
+        read_yaml(Path(name), ValueError)  # what the engine's parser takes no care of
         return Path(name)
     shipped = list_configs(form)
     if Path(name).stem in shipped:

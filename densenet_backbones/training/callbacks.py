@@ -1,26 +1,24 @@
-"""Callbacks of a training: averaged weights, an orderly stop, checkpoints, lines and pictures."""
+"""Callbacks of a training: averaged weights, checkpoints, lines and pictures."""
 
-import signal
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from densenet_backbones.data.loading import AnyData
 from densenet_backbones.messages import check_interval
 from densenet_backbones.reporting.console import say
 from densenet_backbones.reporting.pictures import save_picture
+from densenet_backbones.training.resuming.checkpoint_files import is_whole
+from densenet_backbones.training.resuming.stopping import has_whole_steps, is_epoch_end
 from densenet_backbones.training.run_folder import RunFolder
 from densenet_backbones.training.task import AnyTask, IndexedSample, Outputs
 
@@ -77,68 +75,19 @@ class EMA(WeightAveraging):
         self._average_model = None
 
 
-class OrderlyStop(Callback):
-    """Lets Ctrl-C and SIGTERM end a run between two optimizer steps or two evaluated batches only.
+class RunCheckpoint(ModelCheckpoint):
+    """Checkpoint callback that has the rows of the run's table written first.
 
-    At any other moment the weights, the statistics of the batch norms and the counters of progress
-    do not belong together, and a checkpoint of them could not be resumed exactly: Lightning's own
-    handling of signals stops anywhere. Several processes agree on the step. A second signal stops
-    at once; `LastCheckpoint` then keeps what was written before.
-
-    Attributes:
-        received: The signal that asked for the stop; 0 before.
+    Those of steps that are in a checkpoint are not made again after a kill.
     """
 
-    def __init__(self) -> None:
-        self.received = 0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over; Lightning's teardown restores the handlers from before."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._note)
-        # The loader asks when a step is over and logged, and the next batch is not yet counted.
-        trainer.datamodule.between_batches = partial(self._between_batches, trainer)  # type: ignore[attr-defined]
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop before an evaluation during the training; it is made after resuming."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._stop_if_asked(trainer)
-
-    def on_validation_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
-        """Stop in an evaluation; several processes, whose batches may differ in number, end it."""
-        if trainer.state.fn == "fit" and trainer.world_size == 1 and not trainer.sanity_checking:
-            self._stop_if_asked(trainer)
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop between two epochs."""
-        self._stop_if_asked(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop after the last epoch; the report is made after resuming."""
-        self._stop_if_asked(trainer)
-
-    def _between_batches(self, trainer: pl.Trainer) -> None:
-        if _has_whole_steps(trainer):
-            self._stop_if_asked(trainer)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
-            _leave(number)
-        self.received = number
-
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
-        agreed = self.received
-        if trainer.world_size > 1:
-            received = torch.tensor(agreed, device=trainer.strategy.root_device)
-            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
-            agreed = int(received)
-        if agreed:  # a signal that came while the processes agreed on none waits for the next time
-            self.received = agreed
-            _leave(agreed)
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        super()._save_checkpoint(trainer, filepath)
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(RunCheckpoint):
     """`last.ckpt` at the end of an epoch, from time to time and on a stop, of whole steps only.
 
     After an exception in the middle of a step (a loss that is not finite, memory that ran out)
@@ -153,23 +102,43 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self, **options: Any) -> None:
         super().__init__(filename="last", enable_version_counter=False, **options)
         self._begun = False
+        self._write_if_due: Callable[[], None] = _do_nothing
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From now on the trainer's state is one of this run."""
         super().on_train_start(trainer, pl_module)
         self._begun = True
+        data: AnyData = trainer.datamodule  # type: ignore[attr-defined]
+        data.between_batches = partial(self._between_batches, data.between_batches)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Write if it is time, unless gradients are being summed or the epoch's end writes soon."""
-        if _has_whole_steps(trainer) and not _is_epoch_end(trainer):
-            super().on_train_batch_end(trainer, *args)
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Write if it is time, unless gradients are being summed or the epoch's end writes soon.
+
+        It is done when the next batch is asked for: now, the step's numbers are not logged yet.
+        """
+        if has_whole_steps(trainer) and not is_epoch_end(trainer):
+            self._write_if_due = partial(
+                super().on_train_batch_end, trainer, pl_module, None, None, batch_idx
+            )
+
+    def _between_batches(self, before: Callable[[], None]) -> None:
+        write, self._write_if_due = self._write_if_due, _do_nothing
+        write()
+        before()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Write the state, if it is one from which the run can go on."""
         batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        whole = batches.processed == batches.ready and _has_whole_steps(trainer)
+        whole = batches.processed == batches.ready and has_whole_steps(trainer)
         if not self._begun or not whole or trainer.state.fn != "fit":
             return
         if trainer.validating:
@@ -177,19 +146,8 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_exception(trainer, pl_module, exception)
 
 
-def _leave(number: int) -> None:
-    raise SIGTERMException if number == signal.SIGTERM else KeyboardInterrupt
-
-
-def _has_whole_steps(trainer: pl.Trainer) -> bool:
-    """Return True if the batches taken so far made whole optimizer steps."""
-    batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    return batches % trainer.accumulate_grad_batches == 0 or _is_epoch_end(trainer)
-
-
-def _is_epoch_end(trainer: pl.Trainer) -> bool:
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    return progress.is_last_batch or progress.current.ready == trainer.num_training_batches
+def _do_nothing() -> None:
+    pass
 
 
 def _forget_evaluation(trainer: pl.Trainer) -> None:
@@ -202,7 +160,7 @@ def _forget_evaluation(trainer: pl.Trainer) -> None:
     progress.total.ready = progress.total.started = 1
 
 
-class BestCheckpoint(ModelCheckpoint):
+class BestCheckpoint(RunCheckpoint):
     """`best.ckpt`, also in a run's folder that was moved since it was written.
 
     Lightning forgets the best score where the folder's path has changed, and would write the next
@@ -210,9 +168,9 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the score over if the file that has it is here."""
+        """Take the score over if the file that has it is here, and whole."""
         file = Path(self.dirpath or ".", f"{self.filename}.ckpt")
-        if state_dict["best_k_models"] and file.is_file():
+        if state_dict["best_k_models"] and is_whole(file):
             moved = {
                 "dirpath": self.dirpath,
                 "best_model_path": str(file),

@@ -6,10 +6,9 @@
 
 import argparse
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,19 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from densenet_backbones.checkpoints import CheckpointError, read_checkpoint
+from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.file_writing import remove_drafts, save_text
 from densenet_backbones.inference.model_file import (
     compare_names,
     read_spec,
     read_weights,
     select_fitting_weights,
 )
-from densenet_backbones.messages import one_sentence
+from densenet_backbones.messages import one_sentence, quote_word
 from densenet_backbones.reporting.console import (
     fail,
     is_first_process,
@@ -42,15 +42,24 @@ from densenet_backbones.training.arguments import DEFAULT_CONFIG, SHORT_FLAGS, e
 from densenet_backbones.training.callbacks import (
     EMA,
     EpochLines,
-    OrderlyStop,
     TrainingPictures,
     make_checkpoint_callbacks,
 )
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.memory_choice import settle_memory
+from densenet_backbones.training.precision import PrecisionTrainer
 from densenet_backbones.training.profiling import PartsProfiler, profile_training
+from densenet_backbones.training.resuming.checkpoint_files import (
+    State,
+    WholeCheckpoints,
+    read_newest_state,
+    read_training_state,
+)
+from densenet_backbones.training.resuming.lock import hold_run_folder, release_run_folders
+from densenet_backbones.training.resuming.run_logs import ContinuedCSVLogger, EventLogger
+from densenet_backbones.training.resuming.same_run import check_same_model, compare_training
+from densenet_backbones.training.resuming.stopping import OrderlyStop, watch_signals
 from densenet_backbones.training.run_folder import (
-    ContinuedCSVLogger,
     RunFolder,
     RunFolderError,
     choose_run_folder,
@@ -85,18 +94,20 @@ def train(task_type: type[AnyTask], argv: Sequence[str] | None = None) -> None:
     quiet_libraries()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        run_training(task_type, expand_short_flags(arguments, task_type.form))
+        with watch_signals():
+            run_training(task_type, expand_short_flags(arguments, task_type.form))
     except argparse.ArgumentError as error:
         fail(one_sentence(str(error), lambda: list_keys(task_type)), 2)
     except (RunFolderError, MisconfigurationException) as error:
-        fail(str(error), 2)
+        fail(one_sentence(str(error)), 2)
     except (DataError, CheckpointError, NonFiniteLossError, ValueError, OSError) as error:
         if os.environ.get("DENSENET_BACKBONES_TRACEBACK"):
             raise
-        fail(str(error), 1)
+        fail(error, 1)
     except (KeyboardInterrupt, SIGTERMException) as stop:  # outside of the training itself
         sys.exit(130 if isinstance(stop, KeyboardInterrupt) else 143)
     finally:
+        release_run_folders()
         forget_run_folder()
         log_to(None)
 
@@ -111,6 +122,7 @@ class TrainingCLI(LightningCLI):
         super().__init__(
             task_type,
             task_type.data_type,
+            trainer_class=PrecisionTrainer,
             args=list(arguments),
             run=False,
             save_config_callback=None,
@@ -174,11 +186,29 @@ class TrainingCLI(LightningCLI):
         if config.profile and config.trainer.profiler:
             raise RunFolderError("--profile and trainer.profiler are both profilers: give one")
         self.folder = choose_run_folder(config.run_dir, name, config.ckpt_path)
-        self.resumed = None
-        if self.folder.resume_from:
-            self.resumed = read_training_state(
-                self.folder.resume_from, self.task_type.spec_type.key
-            )
+        self.resumed: State | None = None
+        self.lines: list[str] = []
+        key = self.task_type.spec_type.key
+        # A folder with files in it is that of the run to go on with: nobody else does so now.
+        if self.writes and not self.folder.is_new:
+            hold_run_folder(self.folder.path)
+        if config.ckpt_path == "last":
+            self.folder, self.resumed, self.lines = read_newest_state(self.folder, key)
+        elif self.folder.resume_from:
+            self.resumed = read_training_state(self.folder.resume_from, key)
+
+    @property
+    def writes(self) -> bool:
+        """True in the process that writes the run's files, unless it is a dry run."""
+        return is_first_process() and not self.config.trainer.fast_dev_run
+
+    def describe_experiment(self) -> str:
+        """Return the configuration of this start as YAML, which starts a new run of its kind."""
+        config = self.config.clone()
+        config.run_dir = config.ckpt_path = None
+        config.profile = False
+        config.pop("config", None)
+        return str(self.parser.dump(config, skip_none=False))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Return the trainer with this run's checkpoints, loggers and pictures."""
@@ -195,9 +225,13 @@ class TrainingCLI(LightningCLI):
         if trainer.logger in (None, True) and not trainer.fast_dev_run:
             step = self.resumed["global_step"] if self.resumed else None
             kwargs["logger"] = [
-                TensorBoardLogger(self.folder.path, name="", version=""),
+                EventLogger(self.folder.path, name="", version=""),
                 ContinuedCSVLogger(self.folder.path, until_step=step),
             ]
+        plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, WholeCheckpoints(self.describe_experiment())]
+        kwargs["plugins"] = [plugin for plugin in plugins if plugin is not None]
         if self.config_init.profile:
             kwargs["profiler"] = PartsProfiler()
         return super().instantiate_trainer(default_root_dir=str(self.folder.path), **kwargs)
@@ -211,10 +245,11 @@ def run_training(task_type: type[AnyTask], arguments: Sequence[str]) -> None:
     # Faults end the run before anything is written.
     _ = data.val_set
     data.setup("fit")
+    lines = [*cli.lines, *(start_from(task, cli.config.init_from) if cli.config.init_from else [])]
     if cli.resumed:
         check_same_model(task, cli.resumed, folder)
-    lines = start_from(task, cli.config.init_from) if cli.config.init_from else []
-    if is_first_process() and not cli.config.trainer.fast_dev_run:
+        lines += compare_training(task, trainer, cli.describe_experiment(), cli.resumed, folder)
+    if cli.writes:
         prepare_folder(cli)
     for line in lines:
         say(line)
@@ -245,7 +280,7 @@ def fit(cli: TrainingCLI) -> None:
         received = cli.stop.received if cli.stop else 0
         if isinstance(error, RuntimeError) and not received:
             raise
-        run_dir = shlex.quote(str(cli.folder.path))
+        run_dir = quote_word(cli.folder.path)
         how = f"the same command and --run-dir {run_dir} --resume go on"
         if not (cli.folder.checkpoints / "last.ckpt").is_file():
             how = "there is no checkpoint yet"
@@ -261,14 +296,11 @@ def fit(cli: TrainingCLI) -> None:
 def prepare_folder(cli: TrainingCLI) -> None:
     """Write the configuration and the environment before anything runs."""
     folder: RunFolder = cli.folder
+    hold_run_folder(folder.path, folder.is_new)
+    remove_drafts(folder.path)
     folder.pictures.mkdir(parents=True, exist_ok=True)
     log_to(folder.path / "log.txt")
-    config = cli.config.clone()
-    config.run_dir = config.ckpt_path = None  # so that the file starts a new run of the same kind
-    config.profile = False
-    config.pop("config", None)
-    file = name_start_file(cli, "config.yaml")
-    cli.parser.save(config, file, skip_none=False, overwrite=True, multifile=False)
+    save_text(name_start_file(cli, "config.yaml"), cli.describe_experiment())
     write_environment(folder)
 
 
@@ -277,46 +309,6 @@ def name_start_file(cli: TrainingCLI, name: str) -> Path:
     file = cli.folder.path / name
     since = f"_from_step_{cli.resumed['global_step']}" if cli.resumed else ""
     return file.with_stem(f"{file.stem}{since}")
-
-
-def read_training_state(file: Path, key: str) -> dict[str, Any]:
-    """Read a checkpoint from which a training can go on.
-
-    Raises:
-        CheckpointError: The file cannot be read safely, or holds no state of a training.
-    """
-    state = read_checkpoint(file)
-    entries = set(state) if isinstance(state, dict) else set()
-    missing = {key, "state_dict", "loops", "optimizer_states", "global_step"} - entries
-    if missing:
-        raise CheckpointError(
-            f"{file}: no training can go on from it (there is no {', '.join(sorted(missing))}); "
-            "start one from its weights with --init-from"
-        )
-    return dict(state)
-
-
-def check_same_model(task: AnyTask, state: Mapping[str, Any], folder: RunFolder) -> None:
-    """Refuse to go on with another model or other classes than the run began with.
-
-    Raises:
-        RunFolderError: Names what differs.
-    """
-    before, now = state[task.spec.key], task.spec.to_dict()
-    for name in ("name", "args", *task.spec.classes_to_dict()):
-        if _without_ids(before[name]) != _without_ids(now[name]):
-            raise RunFolderError(
-                f"cannot go on from {folder.resume_from}: the {task.spec.kind}'s {name} was "
-                f"{before[name]} and is {now[name]} now; leave out --config and give "
-                f"--run-dir {folder.path} --resume, or start anew with --init-from"
-            )
-
-
-def _without_ids(entry: object) -> object:
-    """Return an entry of a description without ids of classes: they are the data file's alone."""
-    if not isinstance(entry, Mapping):
-        return entry
-    return {key: value for key, value in entry.items() if key != "ids"}
 
 
 def start_from(task: AnyTask, file: str) -> list[str]:
@@ -345,7 +337,7 @@ def start_from(task: AnyTask, file: str) -> list[str]:
 def list_keys(task_type: type[AnyTask]) -> list[str]:
     """Return every option of the command line, the engine's by their dotted keys."""
     parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_lightning_class_args(pl.Trainer, "trainer")
+    parser.add_lightning_class_args(PrecisionTrainer, "trainer")
     parser.add_lightning_class_args(task_type, "model")
     parser.add_lightning_class_args(task_type.data_type, "data")
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]

@@ -19,6 +19,7 @@ from densenet_backbones.inference.detection_views import add_view_options, parse
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.segmenter import SegmentationModel
+from densenet_backbones.messages import CommandParser, one_sentence
 from densenet_backbones.metrics.boundary import TOLERANCE
 from densenet_backbones.reporting.console import fail, is_first_process, quiet_libraries, say
 from densenet_backbones.training import report
@@ -29,7 +30,7 @@ from densenet_backbones.training.task import AnyTask
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="A detector: COCO's numbers of boxes, and of masks or keypoints where it gives "
         "them, VOC's average precisions, a table per "
         "class, curves, the confusion matrix, pictures and results in COCO's JSON format. A "
@@ -41,6 +42,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--data", required=True, metavar="DIR", help="in one of the training's layouts"
     )
     parser.add_argument("--split", default="val", help="which part of it (%(default)s)")
+    parser.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, if named otherwise")
+    parser.add_argument("--image-folder", metavar="DIR", help="COCO's images, if named otherwise")
     parser.add_argument("--layout", default="auto", help="as in training; %(default)s looks")
     parser.add_argument(
         "--out",
@@ -94,9 +97,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         evaluate(options)
     except MisconfigurationException as error:
-        fail(str(error), 2)
+        fail(one_sentence(str(error)), 2)
     except (CheckpointError, DataError, ValueError, OSError) as error:
-        fail(str(error), 1)
+        fail(error, 1)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -164,6 +167,8 @@ def _data_options(options: argparse.Namespace) -> dict[str, Any]:
         "root": options.data,
         "train_split": options.split,
         "val_split": options.split,
+        "annotation_file": options.annotation_file,
+        "image_folder": options.image_folder,
         "layout": options.layout,
         "batch_size": options.batch_size,
         "num_workers": options.workers,

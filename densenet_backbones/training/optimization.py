@@ -55,12 +55,13 @@ class Optimizer:
         known = [str(name) for name in list_optimizers()]
         if self.name.lower() not in known:
             raise ValueError(
-                f"optimizer.name: there is no {self.name!r}{nearest(self.name.lower(), known)}"
+                f"model.optimizer.name: there is no {self.name!r}"
+                f"{nearest(self.name.lower(), known)}"
             )
         for name in ("lr", "base_batch", "momentum", "weight_decay"):
-            check_interval(f"optimizer.{name}", getattr(self, name), "[0, inf)")
+            check_interval(f"model.optimizer.{name}", getattr(self, name), "[0, inf)")
         if self.layer_decay is not None:
-            check_interval("optimizer.layer_decay", self.layer_decay, "(0, 1]")
+            check_interval("model.optimizer.layer_decay", self.layer_decay, "(0, 1]")
 
     def scale_lr(self, images_per_step: int) -> float:
         """Return the learning rate at the real number of images a step."""
@@ -97,8 +98,8 @@ class Optimizer:
         """Return parameter groups with a rate each."""
         if not hasattr(model, "group_matcher"):
             raise ValueError(
-                f"optimizer.layer_decay needs a model that says which layers follow each other, "
-                f"and {type(model).__name__} has no group_matcher; leave it out"
+                "model.optimizer.layer_decay needs a model that says which layers follow each "
+                f"other, and {type(model).__name__} has no group_matcher; leave it out"
             )
         groups: list[Group] = param_groups_layer_decay(
             model,
@@ -132,20 +133,51 @@ def count_images_per_step(data: BatchedData, trainer: pl.Trainer) -> int:
     return int(data.batch_size * trainer.world_size * trainer.accumulate_grad_batches)
 
 
+OPTIONS_OF_A_START = ("weight_decay", "momentum")
+"""Options of an optimizer's groups that are those of this start, whatever a checkpoint has."""
+
+
 class PlannedLR(LambdaLR):
     """Rates by the plan of this start of the run, also where a checkpoint has those of another.
 
     The plan is a function of the step: resumed with the same options, it gives the same rates.
     (torch's schedulers take the rates of the checkpoint, so that a longer run would keep them.)
+    Where an epoch has another number of steps than before, the plan goes on from the same epoch.
+    Weight decay and momentum are this start's, too.
+
+    Args:
+        optimizer: Its present rates are the top of the plan.
+        factor: Share of the top rate at a step.
+        epoch_steps: Optimizer steps of an epoch; None if the run's length is not one in epochs.
     """
 
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        factor: Callable[[int], float],
+        epoch_steps: int | None = None,
+    ) -> None:
+        self.epoch_steps, self.offset = epoch_steps, 0
+        self.options = [
+            {name: group[name] for name in OPTIONS_OF_A_START if name in group}
+            for group in optimizer.param_groups
+        ]
+        super().__init__(optimizer, lambda step: factor(step + self.offset))
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to the checkpoint's step; the top rates stay those of the options."""
-        top = self.base_lrs
-        super().load_state_dict({**state_dict, "base_lrs": top})
-        self._last_lr = [rate * self.lr_lambdas[0](self.last_epoch) for rate in top]
-        for group, rate, now in zip(self.optimizer.param_groups, top, self._last_lr, strict=True):
-            group["initial_lr"], group["lr"] = rate, now
+        """Go to the checkpoint's place in the run; rates and options stay those of this start."""
+        own = {"base_lrs": self.base_lrs, "options": self.options, "epoch_steps": self.epoch_steps}
+        before = state_dict.get("epoch_steps")
+        super().load_state_dict({**state_dict, **own})
+        if before and self.epoch_steps and before != self.epoch_steps:
+            place = self.last_epoch + self.offset
+            self.offset = round(place * self.epoch_steps / before) - self.last_epoch
+        self._last_lr = [top * self.lr_lambdas[0](self.last_epoch) for top in self.base_lrs]
+        groups = zip(
+            self.optimizer.param_groups, self.base_lrs, self._last_lr, self.options, strict=True
+        )
+        for group, top, now, options in groups:
+            group.update(options, initial_lr=top, lr=now)
 
 
 @dataclass
@@ -169,12 +201,17 @@ class Schedule:
         rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
         if not rising or not all(0 < m < 1 for m in self.milestones):
             raise ValueError(
-                f"schedule.milestones must be rising fractions in (0, 1), got {self.milestones}"
+                "model.schedule.milestones must be rising fractions in (0, 1), got "
+                f"{self.milestones}"
             )
-        check_interval("schedule.warmup", self.warmup, "[0, 1)")
+        check_interval("model.schedule.warmup", self.warmup, "[0, 1)")
 
     def build(
-        self, optimizer: torch.optim.Optimizer, steps: int, epochs: int | None = None
+        self,
+        optimizer: torch.optim.Optimizer,
+        steps: int,
+        epochs: int | None = None,
+        epoch_steps: int | None = None,
     ) -> LRScheduler:
         """A scheduler that is stepped once an optimizer step.
 
@@ -182,15 +219,16 @@ class Schedule:
             optimizer: Its present rates are the top of the schedule.
             steps: Optimizer steps of the whole run.
             epochs: Of the whole run; "exponential" needs them.
+            epoch_steps: As of `PlannedLR`.
 
         Raises:
             ValueError: "exponential" without a number of epochs.
         """
         if self.name == "exponential" and (epochs or 0) < 1:
             raise ValueError(
-                f"schedule.name exponential needs trainer.max_epochs (--epochs), got {epochs}"
+                f"model.schedule.name exponential needs trainer.max_epochs (--epochs), got {epochs}"
             )
-        return PlannedLR(optimizer, lambda step: self.factor(step, steps, epochs))
+        return PlannedLR(optimizer, lambda step: self.factor(step, steps, epochs), epoch_steps)
 
     def factor(self, step: int, steps: int, epochs: int | None = None) -> float:
         """Return the share of the top rate at an optimizer step, a function of its number alone.

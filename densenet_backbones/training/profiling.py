@@ -6,6 +6,7 @@ moment to the innermost part that is open, so that the shares add up to the whol
 """
 
 import functools
+import io
 import re
 import time
 from collections import defaultdict
@@ -22,7 +23,7 @@ from rich.table import Table
 from torchmetrics import Metric
 
 from densenet_backbones.data.loading import AnyData
-from densenet_backbones.file_writing import save_json
+from densenet_backbones.file_writing import save_json, save_text
 from densenet_backbones.reporting.console import PlainConsole, is_first_process, say
 from densenet_backbones.training.task import AnyTask
 
@@ -267,8 +268,9 @@ def _report(profiler: PartsProfiler, trainer: pl.Trainer, file: Path) -> None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     save_json(file.with_suffix(".json"), results, indent=2)
-    with file.with_suffix(".txt").open("w") as text:
-        PlainConsole(file=text, width=80).print(table)
+    text = io.StringIO()
+    PlainConsole(file=text, width=80).print(table)
+    save_text(file.with_suffix(".txt"), text.getvalue())
 
 
 def _table(profiler: PartsProfiler, title: str) -> Table:

@@ -1,6 +1,5 @@
 """Messages before and after a training: the data, the model and the plan; results and files."""
 
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +13,12 @@ from densenet_backbones.data.checks.contents import AnySet
 from densenet_backbones.data.checks.remarks import remark_on_data
 from densenet_backbones.data.loading import AnyData
 from densenet_backbones.inference.model_file import save_model
+from densenet_backbones.messages import quote_word
 from densenet_backbones.reporting.console import is_first_process, say
 from densenet_backbones.reporting.plots import plot_training_curves
 from densenet_backbones.training.optimization import count_images_per_step
+from densenet_backbones.training.precision import remark_on_precision
+from densenet_backbones.training.resuming.checkpoint_files import is_whole
 from densenet_backbones.training.run_folder import RunFolder
 from densenet_backbones.training.task import AnyTask
 
@@ -92,6 +94,7 @@ def describe_plan(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> Iterator
         f", {trainer.max_epochs} epochs" if trainer.max_epochs and trainer.max_epochs > 0 else ""
     )
     yield f"{options.name}, {batch} images a step{epochs}, precision {trainer.precision}."
+    yield from remark_on_precision(trainer)
     if options.base_batch:
         yield (
             f"Learning rate {options.scale_lr(batch):.3g} = {options.lr:.3g} x {batch}/"
@@ -105,13 +108,13 @@ def report_results(task: AnyTask, data: AnyData, trainer: pl.Trainer, folder: Ru
     """Evaluate the best weights, write everything down, and say how to go on."""
     # Without a validation there are no best weights, and the last ones stand in.
     best = folder.checkpoints / "best.ckpt"
-    source = best if best.is_file() else folder.checkpoints / "last.ckpt"
+    source = best if is_whole(best) else folder.checkpoints / "last.ckpt"
     task.load_state_dict(read_checkpoint(source)["state_dict"])
     trainer.loggers = []  # the curves are those of the training; this is no further epoch
     trainer.validate(task, data, verbose=False)
     if not is_first_process():
         return
-    say(f"\nBest weights ({source}) on {data.val_set.name}:")
+    say("", f"Best weights ({source}) on {data.val_set.name}:")
     task.write_evaluation(data, folder.evaluation)
     save_model(folder.slim, task.spec, task.model)
     if (folder.path / "metrics.csv").is_file():
@@ -121,20 +124,17 @@ def report_results(task: AnyTask, data: AnyData, trainer: pl.Trainer, folder: Ru
         ("Checkpoints", folder.checkpoints),
         ("Pictures", folder.pictures),
         ("Evaluation", folder.evaluation),
-        ("Curves", f"tensorboard --logdir {shlex.quote(str(folder.path))}"),
+        ("Curves", f"tensorboard --logdir {quote_word(folder.path)}"),
     ):
         say(f"{what + ':':20}{where}")
     # Commands to copy: on the run's own file and the first evaluated image.
-    image, weights = (
-        shlex.quote(str(path)) for path in (data.val_set.records[0].path, folder.slim)
-    )
+    image, weights = (quote_word(path) for path in (data.val_set.records[0].path, folder.slim))
     config, others = task.suggest_config()
-    say(f"\n{task.use + ':':21}{name_command('predict')} {weights} {image}")
+    say("", f"{task.use + ':':21}{name_command('predict')} {weights} {image}")
     say(f"Evaluate again:      {name_command('evaluate')} {weights} --data DIR")
     say(
-        f"Train on your own:   {name_command(task.tool)} --config {config} --data DIR\n"
-        f"                     ({others}; "
-        f"--init-from {weights} starts from these weights)"
+        f"Train on your own:   {name_command(task.tool)} --config {config} --data DIR",
+        f"                     ({others}; --init-from {weights} starts from these weights)",
     )
 
 

@@ -1,9 +1,9 @@
 """Folder of a run: where it is, what to resume from, and what is written there first."""
 
-import csv
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.pytorch.loggers import CSVLogger
 
 from densenet_backbones.file_writing import save_json
-from densenet_backbones.reporting.console import is_first_process
+from densenet_backbones.reporting.console import is_first_process, say
 
 _INHERITED = "DENSENET_BACKBONES_RUN_DIR"
 """Variable by which the first process tells those it launches which folder was chosen."""
+
+LOCK, HOLDER = ".lock", ".holder.json"
+"""Files of the lock on a folder; the second says who holds it."""
 
 
 class RunFolderError(ValueError):
@@ -34,10 +35,12 @@ class RunFolder:
     Attributes:
         path: The folder.
         resume_from: Checkpoint to go on from, or None for a new run.
+        is_new: The folder was missing or empty when it was chosen.
     """
 
     path: Path
     resume_from: Path | None = None
+    is_new: bool = True
 
     @property
     def checkpoints(self) -> Path:
@@ -84,14 +87,20 @@ def choose_run_folder(run_dir: str | None, name: str, ckpt_path: str | None) -> 
         folder = _find_folder_of(Path(ckpt_path), run_dir)
     resume = None
     if ckpt_path is not None:
-        resume = folder / "checkpoints" / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+        resume = _find_last(folder) if ckpt_path == "last" else Path(ckpt_path)
         if not resume.is_file():
             raise RunFolderError(
                 f"nothing to resume: there is no {resume}; start a new run without --resume, or "
                 "name the run with --run-dir or a checkpoint with --ckpt_path FILE"
             )
+    # Lightning takes "::" for a chain of addresses, TensorBoard writes to paths of UTF-8 alone.
+    if re.search("::|[\ud800-\udfff]", str(folder.absolute())):
+        raise RunFolderError(
+            f"{folder.absolute()}: a run's folder cannot have '::' or bytes that are no UTF-8 in "
+            "its path; name another folder with --run-dir"
+        )
     os.environ[_INHERITED] = str(folder)
-    return RunFolder(folder, resume)
+    return RunFolder(folder, resume, is_new=not _is_taken(folder))
 
 
 def forget_run_folder() -> None:
@@ -100,7 +109,12 @@ def forget_run_folder() -> None:
 
 
 def _is_taken(folder: Path) -> bool:
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    return folder.exists() and (not folder.is_dir() or not is_unused(folder))
+
+
+def is_unused(folder: Path) -> bool:
+    """Return True if a folder holds nothing, or only the files of the lock."""
+    return all(file.name in (LOCK, HOLDER) for file in folder.iterdir())
 
 
 def _new_folder(run_dir: str | None, name: str) -> Path:
@@ -142,6 +156,15 @@ def _find_latest_folder(name: str) -> Path:
     return folders[-1] if folders else Path("runs") / name
 
 
+def _find_last(folder: Path) -> Path:
+    """The checkpoint that a run goes on from, or the one of its best weights where it has no other.
+
+    A run that is killed in its first evaluation has only the latter.
+    """
+    last, best = (folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
+    return best if best.is_file() and not last.is_file() else last
+
+
 def _number_folders(name: str) -> Iterator[Path]:
     yield Path("runs") / name
     number = 2
@@ -153,7 +176,7 @@ def _number_folders(name: str) -> Iterator[Path]:
 def write_environment(folder: RunFolder) -> None:
     """Add this start's machine, versions and command to ``environment.json``."""
     path = folder.path / "environment.json"
-    starts = json.loads(path.read_text()) if path.is_file() else []
+    starts = _read_starts(path)
     packages = ["densenet-backbones", "torch", "torchvision", "timm", "lightning", "albumentations"]
     packages += ["numpy", "opencv-python-headless", "pycocotools", "torchmetrics", "jsonargparse"]
     starts.append(
@@ -172,6 +195,20 @@ def write_environment(folder: RunFolder) -> None:
         }
     )
     save_json(path, starts, indent=2)
+
+
+def _read_starts(path: Path) -> list[object]:
+    """Return the earlier starts; none, with a line about it, where the file is damaged."""
+    if not path.is_file():
+        return []
+    try:
+        starts = json.loads(path.read_bytes())
+    except ValueError:
+        starts = None
+    if isinstance(starts, list):
+        return starts
+    say(f"Left aside: {path} is damaged; it begins anew with this start.", style="yellow")
+    return []
 
 
 def _version(package: str) -> str | None:
@@ -198,31 +235,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()
-
-
-class ContinuedCSVLogger(CSVLogger):
-    """CSV logger whose resumed run keeps the rows written before; Lightning's removes the file.
-
-    Args:
-        save_dir: The run folder; the file is ``metrics.csv`` in it.
-        until_step: Rows of this step and later are dropped: they will be written again.
-    """
-
-    def __init__(self, save_dir: Path, until_step: int | None = None) -> None:
-        file = Path(save_dir) / "metrics.csv"
-        self._earlier: list[dict[str, Any]] = []
-        if until_step is not None and file.is_file():
-            with file.open(newline="") as rows:
-                filled = [{k: v for k, v in row.items() if v} for row in csv.DictReader(rows)]
-            self._earlier = [row for row in filled if float(row["step"]) < until_step]
-        super().__init__(save_dir, name="", version="")
-
-    @property
-    def experiment(self) -> Any:
-        """Writer of the file, given the earlier rows when it is made."""
-        writer = super().experiment
-        if self._earlier and is_first_process():
-            writer.metrics = self._earlier + writer.metrics
-            self._earlier = []
-            writer.save()  # Lightning has removed the file
-        return writer

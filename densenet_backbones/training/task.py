@@ -4,6 +4,7 @@
 what is special about their models, data, metrics, reports and command lines.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
@@ -245,7 +246,13 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
         optimizer = self.optimizer_options.build(self.model, batch)
         epochs = self.trainer.max_epochs if self.schedule.name == "exponential" else None
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = self.schedule.build(optimizer, steps, epochs)
+        batches, accumulated = (
+            self.trainer.num_training_batches,
+            self.trainer.accumulate_grad_batches,
+        )
+        # A run of a number of steps has its plan whatever an epoch is.
+        epoch_steps = math.ceil(batches / accumulated) if self.trainer.max_steps < 0 else None
+        scheduler = self.schedule.build(optimizer, steps, epochs, epoch_steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -271,8 +278,9 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
     # -- checkpoints ---------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the checkpoint describe the model it holds."""
+        """Make the checkpoint describe the model it holds, and how it was computed."""
         checkpoint[self.spec.key] = self.spec.to_dict()
+        checkpoint["precision"] = str(self.trainer.precision)
 
 
 def refuse_other_names(part: str, what: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -121,9 +121,9 @@ def _build_extra(in_channels: int, out_channels: int, to_one: bool) -> nn.Sequen
     stride, padding = (1, 0) if to_one else (2, 1)
     block = nn.Sequential(
         nn.Conv2d(in_channels, out_channels // 2, kernel_size=1),
-        nn.ReLU(inplace=True),
+        nn.ReLU(),
         nn.Conv2d(out_channels // 2, out_channels, kernel_size=3, stride=stride, padding=padding),
-        nn.ReLU(inplace=True),
+        nn.ReLU(),
     )
     return block.apply(_init_xavier)
 

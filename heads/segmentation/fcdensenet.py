@@ -136,7 +136,9 @@ class FCDenseNet(nn.Module):
             exit = entry + skip.layers * growth_rate
             below = dataclasses.replace(skip, in_channels=entry, channels=exit)
             self.transitions_up.append(TransitionUp(new))
-            self.blocks_up.append(DenseBlock.from_plan(below, spec))
+            self.blocks_up.append(
+                DenseBlock.from_plan(below, spec, f"blocks_up.{len(self.blocks_up)}")
+            )
         # Biases before the initialization, which sets them, and the norms' kind once all exist.
         self.classifier = nn.Conv2d(below.channels, num_classes, kernel_size=1)
         self.apply(_add_bias)

@@ -281,7 +281,7 @@ def _build_conv_norm_relu(in_channels: int, out_channels: int, norm: DecoderNorm
             norm=nn.BatchNorm2d(out_channels)
             if norm == "bn"
             else nn.GroupNorm(out_channels // size, out_channels),
-            relu=nn.ReLU(inplace=True),
+            relu=nn.ReLU(),
         )
     )
 

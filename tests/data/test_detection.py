@@ -1,5 +1,6 @@
 """From a detection set to batches: order, augmentation, resuming, shares of processes."""
 
+import shutil
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,7 @@ from densenet_backbones.data.loading import ResumableLoader, Scenes, Source, cho
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.samplers import EpochSampler
 from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
+from densenet_backbones.data.segmentation import SegmentationData
 from densenet_backbones.inference.model_file import build_registered
 from densenet_backbones.training.detection_task import has_all_matched
 
@@ -188,6 +190,26 @@ def test_several_sources_make_one_training_set(tiny_scenes):
     assert data.train_set.name.count("+") == 1
     with pytest.raises(DataError, match=r"data\.root is needed: it holds the split"):
         _ = DetectionData(train=sources).val_set
+
+
+def test_files_of_other_names(tiny_scenes, tmp_path):
+    """Those that the errors advise to give: {split} in them is the split's name."""
+    for split in ("train", "val"):
+        shutil.copytree(tiny_scenes / split, tmp_path / f"pictures of {split}")
+        file = tiny_scenes / "annotations" / f"instances_{split}.json"
+        shutil.copy(file, tmp_path / f"{split} labels.json")
+    data = DetectionData(str(tmp_path))
+    with pytest.raises(DataError, match="expected annotations/instances_"):
+        _ = data.train_set
+    with pytest.raises(DataError, match=r"images are not in .*give image_folder"):
+        _ = DetectionData(str(tmp_path), annotation_file="{split} labels.json").train_set
+    files = {"annotation_file": "{split} labels.json", "image_folder": "pictures of {split}"}
+    data = DetectionData(str(tmp_path), **files)
+    assert (len(data.train_set), len(data.val_set)) == (12, 7)
+    sources = [Source(str(tmp_path), split, *files.values()) for split in ("train", "val")]
+    assert len(DetectionData(str(tmp_path), train=sources).train_set) == 19
+    masks = SegmentationData(str(tmp_path), **files)
+    assert (len(masks.train_set), len(masks.val_set)) == (12, 7)
 
 
 def test_a_fraction_of_the_training_images_is_used(tiny_scenes):

@@ -238,7 +238,7 @@ def test_real_data_makes_batches(shared_data):
 
 SHARED = {"root", "train_split", "val_split", "train", "layout", "classes", "batch_size"}
 SHARED |= {"num_workers", "augmentation", "seed", "fraction", "overfit_images", "strict"}
-SHARED |= {"check_images", "scenes"}
+SHARED |= {"check_images", "scenes", "annotation_file", "image_folder"}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import copy
 import types
 import warnings
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -141,9 +142,48 @@ def test_replaced_parts_compute_what_they_do_in_plain_mode(name, memory):
         warnings.simplefilter("always")
         found = run(other)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
-    told = [str(w.message) for w in caught if "is off for dense blocks" in str(w.message)]
+    told = [str(w.message) for w in caught if "is off for denseblock2, " in str(w.message)]
     assert len(told) == (memory in falling_back)
     assert all(f"memory={memory!r}" in text and part in text for text in told)
+
+
+class BentTransition(nn.Sequential):
+    def forward(self, x):
+        return bend(super().forward(x))
+
+
+def bend_transition(net):
+    net.transition2 = BentTransition(OrderedDict(net.transition2.named_children()))
+
+
+def hook_transition(net):
+    net.transition2.register_forward_hook(lambda module, args, out: bend(out))
+
+
+@pytest.mark.parametrize("memory", MEMORY_MODES)
+@pytest.mark.parametrize("change", [bend_transition, hook_transition])
+def test_changed_transitions_run_as_they_are_at_every_tap(change, memory):
+    raw, norm = tiny("densenet121_features"), tiny("densenet121_features", tap="norm")
+    for net in (raw, norm):
+        change(net)
+        net.set_memory(memory)
+        net.double()
+    expected, found = run(raw)[0], run(norm)[0]
+    torch.testing.assert_close(found[-1], expected[-1], rtol=1e-9, atol=1e-11)
+    # The tap is the activation's output, in front of what the change does.
+    tap = raw.transition2.relu(raw.transition2.norm(expected[2]))
+    torch.testing.assert_close(found[2], tap, rtol=1e-9, atol=1e-11)
+
+
+def test_transitions_without_the_tap_are_refused():
+    net = tiny("densenet121_features", tap="norm").eval()
+    net.transition2 = Wrapper(net.transition2.conv)
+    with pytest.raises(ValueError, match=r"reads transition2.relu, .*\(Wrapper\) does not"):
+        net(torch.randn(2, 3, 64, 64))
+    net = tiny("densenet121_features", layer_taps=[LAYER]).eval()
+    replace(LAYER, Wrapper)(net)
+    with pytest.raises(ValueError, match=r"layer taps need the channels .* of denseblock2"):
+        net(torch.randn(2, 3, 64, 64))
 
 
 def test_parts_as_they_are_built_are_known():

@@ -13,7 +13,8 @@ def block_of(layers=3, growth=4, entry=6, **fields):
     """A block in double precision with statistics and affine maps of its own."""
     torch.manual_seed(0)
     spec = DenseNetSpec(growth, (layers,), entry, bn_size=fields.pop("bn_size", 2), **fields)
-    return randomise_norms(DenseBlock.from_plan(spec.blocks[0], spec)).double().train()
+    block = DenseBlock.from_plan(spec.blocks[0], spec, name="denseblock1")
+    return randomise_norms(block).double().train()
 
 
 def maps(*shape, seed=1, **kwargs):

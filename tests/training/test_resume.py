@@ -178,10 +178,14 @@ def test_the_best_score_is_kept_where_the_folder_was_moved(tmp_path):
     before.best_model_path, before.best_model_score = file, torch.tensor(0.5)
     moved = best(tmp_path / "new")
     (tmp_path / "new/checkpoints").mkdir()
-    (tmp_path / "new/checkpoints/best.ckpt").touch()
+    torch.save({}, tmp_path / "new/checkpoints/best.ckpt")
     moved.load_state_dict(before.state_dict())
     assert (better(moved, 0.4), better(moved, 0.6)) == (False, True)
     assert moved.best_model_path == str(tmp_path / "new/checkpoints/best.ckpt")
+    # a damaged file is replaced by the next weights
+    (tmp_path / "new/checkpoints/best.ckpt").write_bytes(b"PK")
+    (again := best(tmp_path / "new")).load_state_dict(before.state_dict())
+    assert better(again, 0.4)
     elsewhere = best(tmp_path / "fork")  # goes on from a checkpoint, without the best file
     elsewhere.load_state_dict(before.state_dict())
     assert better(elsewhere, 0.4)
@@ -194,7 +198,7 @@ def test_without_config_a_resumed_run_takes_its_own(tmp_path):
     argv = ("--run-dir", str(tmp_path), "--resume")
     assert chosen(*argv).endswith("quickstart.yaml")
     for name in ("config.yaml", "config_from_step_9.yaml", "config_from_step_10.yaml"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("ema_decay: null\n")
         assert chosen(*argv) == f"--config={tmp_path / name}"
     assert chosen(*argv, "--config", "dsod300_voc").endswith("dsod300_voc.yaml")
     assert chosen("--run-dir", str(tmp_path)).endswith("quickstart.yaml")

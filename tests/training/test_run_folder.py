@@ -7,8 +7,8 @@ import os
 import pytest
 
 from densenet_backbones.reporting import console
+from densenet_backbones.training.resuming.run_logs import ContinuedCSVLogger
 from densenet_backbones.training.run_folder import (
-    ContinuedCSVLogger,
     RunFolderError,
     choose_run_folder,
     forget_run_folder,

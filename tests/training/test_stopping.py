@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from densenet_backbones.training.callbacks import OrderlyStop
+from densenet_backbones.training.resuming.stopping import OrderlyStop
 
 TWO = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=torch.device("cpu")))
 

@@ -173,7 +173,13 @@ def list_image_folders(root: Path, split: str, path: Path) -> list[Path]:
     return [*folders, root / "images", root]
 
 
-def find_folder_with(folders: Sequence[Path], names: Collection[str], path: Path) -> Path:
+def find_folder_with(
+    folders: Sequence[Path],
+    names: Collection[str],
+    path: Path,
+    what: str = "images",
+    fix: str = "give image_folder",
+) -> Path:
     """Return the first folder that has all the images; lists folders, looks at no image."""
     fewest: tuple[list[str], Path] | None = None
     for folder in folders:
@@ -193,8 +199,8 @@ def find_folder_with(folders: Sequence[Path], names: Collection[str], path: Path
     assert fewest is not None
     missing, folder = fewest
     raise DataError(
-        f"{path}: {len(missing)} of its {len(names)} images are not in {folder} "
-        f"({quote(missing)}); add them, give image_folder, or take them out of the file"
+        f"{path}: {len(missing)} of its {len(names)} {what} are not in {folder} "
+        f"({quote(missing)}); add them, {fix}, or take them out of the file"
     )
 
 

@@ -5,12 +5,21 @@ The format: https://cocodataset.org/#format-data, and `pycocotools/coco.py` for 
 
 import json
 import math
-from dataclasses import dataclass, replace
+import reprlib
+from dataclasses import dataclass
 from pathlib import Path
 
-from densenet_backbones.data.boxes import MAX_SIDE
 from densenet_backbones.data.files import check_relative_path, quote
+from densenet_backbones.data.readers.coco_keypoints import choose_keypoints, read_keypoints
 from densenet_backbones.data.samples import Annotation, Categories, DataError
+from densenet_backbones.untrusted.limits import (
+    MAX_CLASSES,
+    MAX_JSON_FILE,
+    MAX_NAME,
+    MAX_PIXELS,
+    MAX_SIDE,
+)
+from densenet_backbones.untrusted.reading import parse_json, read_text
 
 JsonObject = dict[str, object]
 """Object of an untrusted JSON file, before its values are checked."""
@@ -80,7 +89,7 @@ def read_coco_json(path: Path, *, masks: bool = True, keypoints: bool = False) -
     if has_constants:  # in a field that nothing here reads; those that are read have been checked
         raise DataError(f"{path}: has NaN or Infinity, which JSON has not; write null instead")
     if keypoints and not categories.keypoints:
-        categories = _choose_keypoints(categories, listed, annotations, path)
+        categories = choose_keypoints(categories, listed, annotations, path)
     return CocoFile(path, images, categories, annotations)
 
 
@@ -101,20 +110,18 @@ def load_json(path: Path, masks: bool = True) -> tuple[object, bool]:
         return math.nan
 
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, MAX_JSON_FILE, DataError)
         # Dropped while parsing, so that the outlines of a large file are never there all at once.
         hook = None if masks else _drop_outline
-        return json.loads(text, parse_constant=note_constant, object_hook=hook), bool(constants)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+        return parse_json(text, parse_constant=note_constant, object_hook=hook), bool(constants)
+    except DataError:
+        raise
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
             "correct it or fetch the file again"
         ) from error
-    except (RecursionError, ValueError) as error:  # nested, or numbers of thousands of digits
+    except ValueError as error:  # nested too deep, or numbers of thousands of digits
         raise DataError(f"{path}: not usable JSON ({error})") from error
 
 
@@ -143,68 +150,26 @@ def read_categories(entries: list[JsonObject], path: Path) -> Categories:
     """Read the classes, sorted by id; `DataError` where ids or names are missing or repeated."""
     if not entries:
         raise DataError(f"{path}: 'categories' is empty; list the classes with id and name")
+    if len(entries) > MAX_CLASSES:
+        raise DataError(f"{path}: 'categories' has {len(entries)} entries of {MAX_CLASSES} at most")
     names: dict[int, str] = {}
+    seen: set[str] = set()
     for position, entry in enumerate(entries):
         where = f"{path}: categories[{position}]"
         category_id, name = read_integer(entry, "id", where), entry.get("name")
-        if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{where}: 'name' must be a text, not {abbreviate(name)}")
+        if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME:
+            raise DataError(
+                f"{where}: 'name' must be a text of at most {MAX_NAME} characters, not "
+                f"{abbreviate(name)}"
+            )
         if category_id in names:
             raise DataError(f"{where}: category id {category_id} is given twice; ids are unique")
-        if name in names.values():
+        if name in seen:
             raise DataError(f"{where}: category name {name!r} is given twice; rename or remove one")
         names[category_id] = name
+        seen.add(name)
     ids = sorted(names)
-    return Categories(tuple(names[i] for i in ids), tuple(ids), *_read_keypoints(entries))
-
-
-def _read_keypoints(
-    entries: list[JsonObject],
-) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
-    """Read the keypoints' names and skeleton (from 0; in files from 1) that all classes share.
-
-    Empty where they differ, or are not in COCO's form: boxes can be learned all the same.
-    """
-    having = [entry for entry in entries if entry.get("keypoints")]
-    if not having or any(e["keypoints"] != having[0]["keypoints"] for e in having):
-        return (), ()
-    names, pairs = having[0]["keypoints"], having[0].get("skeleton")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return (), ()
-    pairs = pairs if isinstance(pairs, list) else []
-    valid = all(
-        isinstance(pair, list)
-        and len(pair) == 2
-        and all(type(end) is int and 1 <= end <= len(names) for end in pair)
-        for pair in pairs
-    )
-    return tuple(names), tuple((a - 1, b - 1) for a, b in pairs) if valid else ()
-
-
-def _choose_keypoints(
-    categories: Categories,
-    entries: list[JsonObject],
-    annotations: dict[int, list[Annotation]],
-    path: Path,
-) -> Categories:
-    """Name the keypoints as the classes do whose objects have some, where classes differ.
-
-    Raises:
-        DataError: If these classes differ too.
-    """
-    used = {a["category_id"] for own in annotations.values() for a in own if a.get("keypoints")}
-    having = [entry for entry in entries if entry.get("keypoints") and entry["id"] in used]
-    differing = [entry for entry in having if entry["keypoints"] != having[0]["keypoints"]]
-    if differing:
-        pair = having[0], differing[0]
-        lists = " and ".join(f"{abbreviate(e['keypoints'])} of {e['name']!r}" for e in pair)
-        raise DataError(
-            f"{path}: categories differ in 'keypoints' ({lists}), but a detector learns one list: "
-            "give these categories the same one in one order (0, 0, 0 in an object for points that "
-            "it does not have), or leave the keypoints of all but one category out"
-        )
-    names, skeleton = _read_keypoints(having)
-    return replace(categories, keypoints=names, skeleton=skeleton)
+    return Categories(tuple(names[i] for i in ids), tuple(ids), *read_keypoints(entries))
 
 
 def read_images(entries: list[JsonObject], path: Path) -> tuple[CocoImage, ...]:
@@ -325,15 +290,15 @@ def _check_outline(mask: object, where: str) -> None:
         )
     else:
         valid = valid and isinstance(counts, str)
-    if not valid:
+    if not valid or math.prod(size or ()) > MAX_PIXELS:
         raise DataError(
-            f"{where}: 'segmentation' as run lengths must have 'size' [height, width] and "
-            "'counts' that add up to height x width"
+            f"{where}: 'segmentation' as run lengths must have 'size' [height, width] of at most "
+            f"{MAX_PIXELS} pixels and 'counts' that add up to height x width"
         )
 
 
 def _is_length(value: object) -> bool:
-    return type(value) is int and 0 <= value <= MAX_SIDE**2
+    return type(value) is int and 0 <= value <= MAX_PIXELS
 
 
 def read_integer(entry: JsonObject, key: str, where: str) -> int:
@@ -362,6 +327,7 @@ def abbreviate(value: object) -> str:
     if isinstance(value, int) and abs(value) >= 2**64:
         return "a whole number of more than 64 bits"  # printing it may itself be refused
     if isinstance(value, list | dict):
-        value = json.dumps(value)[:60] if len(value) < 10 else f"{len(value)} entries"
-        return f"{value}"
+        return reprlib.repr(value)[:60] if len(value) < 10 else f"{len(value)} entries"
+    if isinstance(value, str):
+        value = value[:60]
     return repr(value)[:60] if value is not None else "null (missing)"

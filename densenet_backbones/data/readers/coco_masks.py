@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from densenet_backbones.data.files import refuse_if_strict
-from densenet_backbones.data.images import MAX_PIXELS
 from densenet_backbones.data.mask_samples import (
     BACKGROUND,
     IGNORED,
@@ -28,7 +28,11 @@ from densenet_backbones.data.mask_samples import (
     SegmentationSet,
 )
 from densenet_backbones.data.readers.coco import find_annotation_file, read_coco
-from densenet_backbones.data.readers.coco_outlines import draw_outline, make_box_outline
+from densenet_backbones.data.readers.coco_outlines import (
+    decode_mask,
+    encode_outline,
+    make_box_outline,
+)
 from densenet_backbones.data.readers.mask_files import reorder_classes
 from densenet_backbones.data.samples import (
     Annotation,
@@ -38,7 +42,9 @@ from densenet_backbones.data.samples import (
     ImageRecord,
     Outline,
     Problem,
+    RunLengths,
 )
+from densenet_backbones.untrusted.limits import MAX_MASK_PIXELS, MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -87,22 +93,23 @@ class InstanceMask:
         Raises:
             DataError: If an outline is faulty; names the annotation.
         """
-        masks = [(item, self._draw(item)) for item in self.objects]
+        # Codes of some hundred bytes; the pixels of a single object exist at once.
+        codes = [(item, self._encode(item)) for item in self.objects]
         # Largest first; crowds before all, so that objects lie on them. The sort is stable.
-        masks.sort(key=lambda pair: (pair[0].label != IGNORED, -int(pair[1].sum())))
+        codes.sort(key=lambda pair: (pair[0].label != IGNORED, -int(coco_mask.area(pair[1]))))
         if self.channels is None:
             labels = np.zeros(self.size, np.uint8)
-            for item, mask in masks:
-                labels[mask] = item.label
+            for item, code in codes:
+                labels[decode_mask(code)] = item.label
             return labels
         channels = np.zeros((self.channels, *self.size), np.uint8)
-        for item, mask in masks:
-            channels[item.channel][mask] = IGNORED if item.label == IGNORED else 1
+        for item, code in codes:
+            channels[item.channel][decode_mask(code)] = IGNORED if item.label == IGNORED else 1
         return channels
 
-    def _draw(self, item: ObjectOutline) -> np.ndarray:
+    def _encode(self, item: ObjectOutline) -> RunLengths:
         where = f"{self.file}: annotation {item.annotation_id}"
-        return draw_outline(item.outline, self.size, where)
+        return encode_outline(item.outline, self.size, where)
 
 
 def read_coco_masks(
@@ -147,7 +154,7 @@ def read_coco_masks(
     problems: list[Problem] = []
     records = []
     for record in data.records:
-        _refuse_huge(record, path)
+        _refuse_huge(record, path, channels)
         # Outlines only: pixels are drawn when a mask is read.
         objects = tuple(_make_outline(a, label_of, channel_of) for a in record.annotations)
         problems += [
@@ -215,11 +222,17 @@ def _make_classes(
     return classes, labels, dict.fromkeys(labels, 0)
 
 
-def _refuse_huge(record: ImageRecord, path: Path) -> None:
+def _refuse_huge(record: ImageRecord, path: Path, channels: int | None) -> None:
     if record.width * record.height > MAX_PIXELS:
         raise DataError(
             f"{path}: image {record.image_id} is {record.width}x{record.height}, more than the "
             f"{MAX_PIXELS} pixels that are allowed; cut it into tiles or correct its size"
+        )
+    if record.width * record.height * max(len(record.annotations), channels or 1) > MAX_MASK_PIXELS:
+        raise DataError(
+            f"{path}: image {record.image_id} of {record.width}x{record.height} pixels has "
+            f"{len(record.annotations)} objects, whose masks are more than the {MAX_MASK_PIXELS} "
+            "pixels that are allowed; cut it into tiles"
         )
 
 

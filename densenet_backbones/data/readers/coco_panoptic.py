@@ -103,7 +103,8 @@ def read_coco_panoptic(
     folder = find_folder_with(folders, [i.file_name for i in images], path)
     name = f"{_PREFIX}{split}"
     beside = [root / mask_folder] if mask_folder else [path.parent / name, root / name]
-    masks = find_folder_with(beside, [pictures[i.image_id] for i in images], path)
+    names = [pictures[i.image_id] for i in images]
+    masks = find_folder_with(beside, names, path, "pictures", f"rename the folder to {name}")
     readers = {i: MaskFile(masks / pictures[i], code) for i, code in codes.items()}
     records = _make_records(images, folder, readers, path)
     data = SegmentationSet(f"{root.name}/{split}", records, mask_classes)

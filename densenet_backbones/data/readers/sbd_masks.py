@@ -22,11 +22,11 @@ from densenet_backbones.data.readers.mask_files import refuse_missing, reorder_c
 from densenet_backbones.data.readers.voc import read_split, report_unannotated
 from densenet_backbones.data.readers.voc_masks import VOC_MASK_CLASSES
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.untrusted.limits import MAX_MAT_CONTENT, MAX_MAT_FILE
+from densenet_backbones.untrusted.reading import read_bytes
 
 _HEADER = 128  # bytes before the first element (MAT-File Format, section "Level 5 MAT-Files")
 _COMPRESSED = 15  # miCOMPRESSED
-_MAX_FILE = 1 << 20  # bytes; the data set's own have some thousands
-_MAX_UNPACKED = 1 << 26  # bytes
 _CODE = MaskCode.from_classes(
     VOC_MASK_CLASSES, ignored_ids=(), fix="SBD has VOC's classes only; fetch the file again"
 )
@@ -125,7 +125,7 @@ def read_mat_mask(path: Path) -> np.ndarray:
 
     fix = "fetch the file again (SBD's are MATLAB files of version 5)"
     try:
-        _refuse_bombs(path.read_bytes() if path.stat().st_size <= _MAX_FILE else None, path)
+        _refuse_bombs(read_bytes(path, MAX_MAT_FILE, DataError), path)
         content = loadmat(path, variable_names=["GTcls"], struct_as_record=True)
         values = content["GTcls"][0, 0]["Segmentation"]
         values = values[0, 0] if values.dtype == object else values
@@ -143,10 +143,8 @@ def read_mat_mask(path: Path) -> np.ndarray:
     return whole
 
 
-def _refuse_bombs(content: bytes | None, path: Path) -> None:
-    """Refuse other formats and large files, and unpack each compressed element up to a limit."""
-    if content is None:
-        raise DataError(f"{path}: has more than {_MAX_FILE} bytes, which no mask of SBD has")
+def _refuse_bombs(content: bytes, path: Path) -> None:
+    """Refuse other formats, and unpack each compressed element up to a limit."""
     if not content.startswith(b"MATLAB 5.0 MAT-file"):
         raise DataError(f"{path}: is not a MATLAB file of version 5 to 7; save it with -v7")
     order = "<" if content[126:128] == b"IM" else ">"
@@ -155,7 +153,7 @@ def _refuse_bombs(content: bytes | None, path: Path) -> None:
         kind, length = struct.unpack_from(f"{order}II", content, place)
         if kind == _COMPRESSED:
             unpacking = zlib.decompressobj()
-            unpacking.decompress(content[place + 8 : place + 8 + length], _MAX_UNPACKED)
+            unpacking.decompress(content[place + 8 : place + 8 + length], MAX_MAT_CONTENT)
             if unpacking.unconsumed_tail:
-                raise DataError(f"{path}: unpacks to more than {_MAX_UNPACKED} bytes; remove it")
+                raise DataError(f"{path}: unpacks to more than {MAX_MAT_CONTENT} bytes; remove it")
         place += 8 + length

@@ -38,6 +38,8 @@ from densenet_backbones.data.samples import (
     Problem,
 )
 from densenet_backbones.messages import nearest
+from densenet_backbones.untrusted.limits import MAX_LIST_FILE
+from densenet_backbones.untrusted.reading import read_text
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -173,10 +175,7 @@ def read_split(lists: Path, split: str, annotated: list[str]) -> list[str]:
 
 def read_list(path: Path, annotated: frozenset[str]) -> list[str]:
     """Read the ids of a list: lines are an id, or in class lists an id and -1, 0 (difficult), 1."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    lines = read_text(path, MAX_LIST_FILE, DataError).splitlines()
     ids = []
     for number, line in enumerate(lines, start=1):
         name, where = line.strip(), f"{path}: line {number}"
@@ -184,7 +183,7 @@ def read_list(path: Path, annotated: frozenset[str]) -> list[str]:
             name, *flag = name.rsplit(maxsplit=1)
             if flag and flag[0] not in ("-1", "0", "1"):
                 raise DataError(
-                    f"{where}: {line.strip()!r} must be an image id, or an id and -1, 0 or 1; "
+                    f"{where}: {line.strip()[:60]!r} must be an image id, or an id and -1, 0 or 1; "
                     "there is no annotation file of that name"
                 )
             if flag == ["-1"]:
@@ -192,7 +191,7 @@ def read_list(path: Path, annotated: frozenset[str]) -> list[str]:
         if not name:
             continue
         if len(check_relative_path(name, where).parts) != 1:
-            raise DataError(f"{where}: {name!r} must be an image id, not a path")
+            raise DataError(f"{where}: {name[:60]!r} must be an image id, not a path")
         ids.append(name)
     return ids
 

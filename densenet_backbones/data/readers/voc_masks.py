@@ -37,6 +37,8 @@ from densenet_backbones.data.readers.voc import (
     report_unannotated,
 )
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.untrusted.limits import MAX_YAML_FILE
+from densenet_backbones.untrusted.reading import read_text
 
 VOC_MASK_CLASSES = MaskClasses.from_names((BACKGROUND, *VOC_CLASSES))
 LABEL_MAP = "labelmap.txt"
@@ -137,10 +139,7 @@ def read_label_map(path: Path) -> dict[str, tuple[int, Color]]:
     Raises:
         DataError: Names the line that is not ``name:r,g,b:...``.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    lines = read_text(path, MAX_YAML_FILE, DataError).splitlines()
     classes: dict[str, tuple[int, Color]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -148,14 +147,15 @@ def read_label_map(path: Path) -> dict[str, tuple[int, Color]]:
         name, _, rest = line.partition(":")
         parts = rest.split(":")[0].split(",")
         # A line is name:r,g,b:parts:actions, of which the last two say nothing here.
-        values = [int(p) for p in parts if p.strip().isascii() and p.strip().isdigit()]
+        numbers = (part.strip() for part in parts)
+        values = [int(n) for n in numbers if n.isascii() and n.isdigit() and len(n) < 9]
         if len(values) != 3 or len(parts) != 3 or max(values) > 255 or not name.strip():
             raise DataError(
                 f"{path}: line {number}: {line.strip()[:60]!r} must be a name and a color, such as "
                 "'road:128,64,128::'"
             )
         if name.strip() in classes:
-            raise DataError(f"{path}: line {number}: class {name.strip()!r} is there twice")
+            raise DataError(f"{path}: line {number}: class {name.strip()[:60]!r} is there twice")
         classes[name.strip()] = len(classes), (values[0], values[1], values[2])
     if not classes:
         raise DataError(f"{path}: names no classes; write a line 'name:r,g,b::' for each")

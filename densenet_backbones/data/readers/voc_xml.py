@@ -13,9 +13,10 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.untrusted.limits import MAX_COORDINATE, MAX_NAME, MAX_XML_FILE
+from densenet_backbones.untrusted.reading import read_bytes
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_FARTHEST = 1e9  # pixels; differences and areas stay finite
 _FLAGS = {"0": False, "1": True, "false": False, "true": True, "": False}
 
 
@@ -56,7 +57,7 @@ def read_voc_annotation(path: Path) -> VocAnnotation:
     root = _parse(path)
     if root.tag != "annotation":
         raise DataError(
-            f"{path}: the outermost element is <{root.tag}>, not <annotation>; "
+            f"{path}: the outermost element is <{root.tag[:40]}>, not <annotation>; "
             "this is not a VOC annotation file"
         )
     objects = tuple(
@@ -68,10 +69,10 @@ def read_voc_annotation(path: Path) -> VocAnnotation:
 
 def _parse(path: Path) -> Element:
     try:
-        root: Element = fromstring(path.read_bytes())
+        root: Element = fromstring(read_bytes(path, MAX_XML_FILE, DataError))
         return root
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except DataError:
+        raise
     except ParseError as error:
         line, column = error.position
         raise DataError(
@@ -101,7 +102,7 @@ def _read_number(parent: Element, tag: str, where: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not abs(value) <= _FARTHEST:  # so that NaN fails
+    if not abs(value) <= MAX_COORDINATE:  # so that NaN fails
         raise DataError(f"{where}: <{tag}> must be a number of pixels, not {text[:40]!r}")
     return value
 
@@ -110,7 +111,7 @@ def _read_flag(parent: Element, tag: str, where: str) -> bool:
     text = _get_text(parent, tag) or ""
     # LabelImg and others write "Unspecified" where nobody looked.
     if text.lower() not in _FLAGS and text != "Unspecified":
-        raise DataError(f"{where}: <{tag}> must be 0 or 1, not {text!r}")
+        raise DataError(f"{where}: <{tag}> must be 0 or 1, not {text[:40]!r}")
     return _FLAGS.get(text.lower(), False)
 
 
@@ -118,6 +119,10 @@ def _read_object(element: Element, where: str) -> VocObject:
     name = _get_text(element, "name")
     if not name:
         raise DataError(f"{where}: has no class <name>; add it or remove the object")
+    if len(name) > MAX_NAME:
+        raise DataError(
+            f"{where}: its class <name> has more than {MAX_NAME} characters; shorten it"
+        )
     where = f"{where} ({name!r})"
     box = element.find("bndbox")
     if box is None:

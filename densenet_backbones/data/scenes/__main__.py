@@ -10,12 +10,12 @@ from pathlib import Path
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.scenes import generation
 from densenet_backbones.data.scenes.generation import MADE_BY
-from densenet_backbones.messages import show_controls
+from densenet_backbones.messages import CommandParser, print_lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse a command line, the process's own by default, and draw the scenes."""
-    parser = argparse.ArgumentParser(prog=f"python -m {MADE_BY}", description=generation.__doc__)
+    parser = CommandParser(prog=f"python -m {MADE_BY}", description=generation.__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("root", type=Path, help="folder to write")
     parser.add_argument("--train", type=int, default=400, help="training images")
@@ -38,9 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             progress=not options.quiet,
         )
     except DataError as error:
-        parser.error(show_controls(str(error)))
-    folder = show_controls(str(root))
-    print(f"{folder}: {options.train} training and {options.val} validation images")
+        parser.error(str(error))
+    print_lines(f"{root}: {options.train} training and {options.val} validation images")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from densenet_backbones.data.samples import Annotation, DataError, ImageEntry
 from densenet_backbones.data.scenes import annotations as forms
 from densenet_backbones.data.scenes.drawing import MIN_SIDE, Scene, draw_scene
 from densenet_backbones.file_writing import save_json
-from densenet_backbones.messages import show_controls
+from densenet_backbones.messages import print_lines
 
 SPLITS = ("train", "val")
 MARKER = "scenes.json"
@@ -134,7 +134,7 @@ def _explain_redrawing(state: Marker, marker: Marker) -> str:
 
 
 def _say(line: str) -> None:
-    print(show_controls(line), file=sys.stderr, flush=True)  # standard output is for results
+    print_lines(line, file=sys.stderr)  # standard output is for results
 
 
 def _is_whole(root: Path, parameters: dict[str, int]) -> bool:
@@ -197,7 +197,7 @@ def _write_split(root: Path, split: str, parameters: dict[str, int], progress: b
     panoptic: list[forms.PanopticAnnotation] = []
     size = parameters["height"], parameters["width"]
     palette = forms.make_voc_palette()
-    for index in track(range(parameters[split]), f"Drawing {split} scenes", disable=not progress):
+    for index in track(range(parameters[split]), "Drawing scenes", disable=not progress):
         scene = draw_numbered_scene(parameters["seed"], split, index, size)
         image_id = _ID_OFFSET[split] + index + 1
         stem = f"{split}_{index + 1:06d}"

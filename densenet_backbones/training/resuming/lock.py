@@ -1,0 +1,83 @@
+"""One process writes in a run's folder: the lock that it holds while it runs."""
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from densenet_backbones.file_writing import is_dead, save_json
+from densenet_backbones.reporting.console import say
+from densenet_backbones.training.run_folder import HOLDER, LOCK, RunFolderError, is_unused
+
+_PATIENCE = 20
+"""Seconds that a dead process's lock is waited for: its loader workers, which have it too, end
+within 5."""
+
+_held: dict[Path, FileLock] = {}
+
+
+def hold_run_folder(folder: Path, is_new: bool = False) -> None:
+    """Take a run's folder for this process until `release_run_folders`, or until it dies.
+
+    Args:
+        folder: Made if it is missing.
+        is_new: The folder must have stayed empty since it was chosen.
+
+    Raises:
+        RunFolderError: Another process has it, or had it just now; names the process.
+    """
+    if folder.resolve() in _held:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=_PATIENCE if _is_left_behind(_read_holder(folder)) else 0)
+    except Timeout:
+        raise RunFolderError(_explain(folder)) from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        say(f"{folder}: cannot be locked here ({error}); start no other run in it", style="yellow")
+        return
+    if is_new and not is_unused(folder):
+        lock.release()
+        raise RunFolderError(_explain(folder))
+    _held[folder.resolve()] = lock
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    who = {"process": os.getpid(), "host": platform.node(), "since": since}
+    save_json(folder / HOLDER, who, indent=None)
+
+
+def release_run_folders() -> None:
+    """Leave the folders that this process holds to others."""
+    while _held:
+        folder, lock = _held.popitem()
+        (folder / HOLDER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _read_holder(folder: Path) -> dict[str, Any]:
+    try:
+        holder = json.loads((folder / HOLDER).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _is_left_behind(holder: dict[str, Any]) -> bool:
+    """Return True if the holder was a process of this machine that is no more."""
+    process = holder.get("process")
+    return isinstance(process, int) and holder.get("host") == platform.node() and is_dead(process)
+
+
+def _explain(folder: Path) -> str:
+    holder = _read_holder(folder)
+    who = "another process"
+    if holder:
+        process, host, since = (holder.get(name) for name in ("process", "host", "since"))
+        who = f"process {process} on {host}, since {since}"
+    return f"{folder} is in use by {who}: wait for it to end, or name another folder (--run-dir)"

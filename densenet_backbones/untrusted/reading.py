@@ -1,0 +1,78 @@
+"""Read text and JSON of untrusted files within bounds.
+
+Every failure becomes the error that the caller names, in one sentence with the file and the fix.
+"""
+
+import json
+import stat
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from densenet_backbones.untrusted.limits import MAX_VALUES
+
+
+def read_bytes(path: Path, most: int, error: type[Exception]) -> bytes:
+    """Read a file of bounded size.
+
+    Args:
+        path: The file; pipes and devices, which may never end, are refused.
+        most: Bytes that it may have.
+        error: Type of what is raised.
+    """
+    try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise error(f"{path}: cannot be read (it is no regular file); give a file")
+        if state.st_size > most:
+            raise error(
+                f"{path}: has more than {most} bytes, the most that is read of such files, to "
+                "protect the memory; split it, or check that it is the right file"
+            )
+        return path.read_bytes()
+    except OSError as fault:
+        raise error(f"{path}: cannot be read ({fault.strerror or fault})") from fault
+
+
+def read_text(path: Path, most: int, error: type[Exception]) -> str:
+    """Read UTF-8 text, with or without a byte-order mark; arguments are those of `read_bytes`."""
+    try:
+        return read_bytes(path, most, error).decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        raise error(f"{path}: cannot be read as UTF-8 text ({fault}); save it as UTF-8") from fault
+
+
+def parse_json(text: str | bytes, **options: Any) -> object:
+    """Parse JSON; whatever fails is a `ValueError`, too deep nesting included."""
+    try:
+        parsed: object = json.loads(text, **options)
+    except RecursionError as fault:
+        raise ValueError(str(fault)) from fault
+    return parsed
+
+
+def measure_values(content: object, most: int = MAX_VALUES) -> int:
+    """Count plain values in nested lists and mappings, shared ones once for each place.
+
+    A pickle of a kilobyte can hold lists in lists that would print as terabytes: walking, comparing
+    or printing it costs that many steps.
+
+    Args:
+        content: Lists, tuples, mappings and anything else.
+        most: Count after which to stop.
+
+    Returns:
+        The number, or a larger one than `most`.
+    """
+    count, waiting = 1, [content]
+    while waiting and count <= most:
+        value = waiting.pop()
+        inner: Collection[object] = ()
+        if isinstance(value, Mapping):
+            inner = value.values()
+        elif isinstance(value, list | tuple | set | frozenset):
+            inner = value
+        count += len(inner)
+        if count <= most:
+            waiting.extend(inner)
+    return count

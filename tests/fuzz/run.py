@@ -1,0 +1,102 @@
+"""Fuzz the readers of untrusted files: ``python tests/fuzz/run.py --minutes 10``.
+
+Needs atheris (``pip install atheris``), which is no dependency of the project. Each reader of
+`fuzzed_readers` gets the minutes, one after the other, in a process of bounded memory. An input
+that takes too long, too much memory, or ends in an error that is not the project's, ends that
+reader's turn; it is kept in the folder of findings, and ``--input FILE`` reads it again.
+"""
+
+import argparse
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SUPPORT = Path(__file__).resolve().parent.parent / "support"
+SECONDS, MEGABYTES = 20, 3000  # of one input, and of the whole process (torch and Lightning: 900)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=10, help="time of each reader")
+    parser.add_argument("--reader", action="append", help="name of a reader; all by default")
+    parser.add_argument("--folder", type=Path, default=Path("fuzz"), help="corpora and findings")
+    parser.add_argument("--input", type=Path, help="a finding to read again, of one --reader")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def fuzz_in_child(name: str, options: argparse.Namespace) -> bool:
+    """Fuzz one reader in a process of its own, and print a line; True if nothing was found."""
+    corpus, findings = options.folder / name, options.folder / "findings"
+    corpus.mkdir(parents=True, exist_ok=True)
+    findings.mkdir(exist_ok=True)
+    command = [sys.executable, __file__, "--child", "--reader", name]
+    command += ["--folder", str(options.folder), "--minutes", str(options.minutes)]
+    log = options.folder / f"{name}.log"
+    with log.open("wb") as output:
+        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+    text = log.read_text(errors="replace")
+    runs = re.findall(r"#(\d+)\s+\w+\s+cov: (\d+)", text)
+    count, edges = runs[-1] if runs else ("0", "0")
+    found = "nothing found" if not code.returncode else f"FOUND, see {log}"
+    print(f"{name:<10} {count:>9} inputs {edges:>6} edges  {found}", flush=True)
+    return not code.returncode
+
+
+def fuzz(name: str, options: argparse.Namespace) -> None:
+    """Fuzz one reader in this process; ends it."""
+    atheris = importlib.import_module("atheris")  # no dependency of the project
+
+    with atheris.instrument_imports(include=["densenet_backbones", "defusedxml", "yaml"]):
+        from fuzzed_readers import READERS, check_reading
+
+    reader, corpus = READERS[name], options.folder / name
+    for number, seed in enumerate(reader.seeds()):
+        (corpus / f"seed_{number}").write_bytes(seed)
+    words = options.folder / f"{name}.dict"
+    found = {w for s in reader.seeds() for w in re.findall(rb"[A-Za-z_]{2,30}", s)} or {b"a"}
+    words.write_text("".join(f'"{word.decode()}"\n' for word in sorted(found)))
+    with tempfile.TemporaryDirectory() as folder:
+
+        def read(data: bytes) -> None:
+            check_reading(reader, data, Path(folder))
+
+        arguments = [
+            sys.argv[0],
+            f"-max_total_time={round(60 * options.minutes)}",
+            f"-timeout={SECONDS}",
+            f"-rss_limit_mb={MEGABYTES}",
+            f"-artifact_prefix={options.folder / 'findings'}/{name}-",
+            f"-dict={words}",
+            "-max_len=65536",
+            "-print_final_stats=1",
+            str(corpus),
+        ]
+        atheris.Setup(arguments, read)
+        atheris.Fuzz()
+
+
+def main() -> int:
+    options = parse_arguments()
+    sys.path.insert(0, str(SUPPORT))
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    if options.child:
+        fuzz(options.reader[0], options)
+        return 0
+    from fuzzed_readers import READERS, check_reading
+
+    names = options.reader or list(READERS)
+    if options.input is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            check_reading(READERS[names[0]], options.input.read_bytes(), Path(folder))
+        return 0
+    clean = [fuzz_in_child(name, options) for name in names]  # all of them, whatever is found
+    return int(not all(clean))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
