@@ -165,7 +165,8 @@ class DetectionData(ImageData[DetectionSet, Sample]):
         """Return 1 for each portrait, 0 for others, where batches are not to mix them."""
         own_shapes = self.known_input.size is None and self._training_preset != "lsj"
         grouped = own_shapes if self.group_by_shape is None else self.group_by_shape
-        return [int(r.height > r.width) for r in self.train_set.records] if grouped else None
+        width, height = self.train_set.packed.columns.sizes.T
+        return (height > width).astype(int).tolist() if grouped else None
 
     @property
     def scales_training_images(self) -> bool:

@@ -116,17 +116,18 @@ def keep_images_with_keypoints(detection_set: DetectionSet) -> DetectionSet:
     Raises:
         DataError: If there is none.
     """
-    records = [
-        record
-        for record in detection_set.records
+    records = detection_set.records
+    teaching = [
+        n
+        for n, record in enumerate(records)
         if any(any(a.get("keypoints", [])[2::3]) for a in _list_own_annotations(record))
     ]
-    if not records:
+    if not teaching:
         raise DataError(
             f"{detection_set.name}: no keypoint of its {len(detection_set)} images is labeled "
             "(visibility 1 or 2), so none can be learned from it; choose a detector of boxes"
         )
-    return replace(detection_set, records=tuple(records))
+    return replace(detection_set, records=[records[n] for n in teaching])
 
 
 def order_keypoints(detection_set: DetectionSet, model: Categories) -> DetectionSet:
@@ -172,7 +173,8 @@ def order_keypoints(detection_set: DetectionSet, model: Categories) -> Detection
 def _list_own_annotations(record: ImageRecord) -> list[Annotation]:
     """List the annotation of each box."""
     assert record.annotation_of is not None, "readers set it"
-    return [record.annotations[n] for n in record.annotation_of]
+    annotations = list(record.annotations)
+    return [annotations[n] for n in record.annotation_of]
 
 
 def _draw_masks(record: ImageRecord) -> np.ndarray:
@@ -213,38 +215,27 @@ def _locate(record: ImageRecord, annotation: Annotation) -> str:
 
 def _keep_outlined(detection_set: DetectionSet, strict: bool) -> DetectionSet:
     _refuse_where(detection_set, _describe_outline_fault, "masks")
-    records, problems = [], []
+    outlined, problems = [], []
     for record in detection_set.records:
-        # Boxes whose objects have a mask stay.
-        own = _list_own_annotations(record)
-        outlined = np.array([bool(a.get("segmentation")) for a in own], dtype=bool)
-        problems += [
-            Problem(detection_set.name, _locate(record, a), "has no 'segmentation'", LEFT_OUT)
-            for a, stays in zip(own, outlined, strict=True)
-            if not stays
-        ]
-        records.append(record if outlined.all() else _select_boxes(record, outlined))
-    if problems and not any(len(record.boxes) for record in records):
+        for annotation in _list_own_annotations(record):
+            outlined.append(bool(annotation.get("segmentation")))
+            if not outlined[-1]:
+                where = _locate(record, annotation)
+                problems.append(
+                    Problem(detection_set.name, where, "has no 'segmentation'", LEFT_OUT)
+                )
+    if not problems:
+        return detection_set
+    if not any(outlined):
         raise DataError(
             f"{detection_set.name}: none of its {len(problems)} objects has a 'segmentation', so "
             "no masks can be learned from it; export it in COCO's layout with masks, or choose a "
             "detector of boxes"
         )
     refuse_if_strict(problems, strict)
-    return replace(
-        detection_set, records=tuple(records), problems=(*detection_set.problems, *problems)
-    )
-
-
-def _select_boxes(record: ImageRecord, rows: np.ndarray) -> ImageRecord:
-    assert record.annotation_of is not None
-    return replace(
-        record,
-        boxes=record.boxes[rows],
-        labels=record.labels[rows],
-        difficult=record.difficult[rows],
-        annotation_of=record.annotation_of[rows],
-    )
+    # Boxes whose objects have a mask stay; evaluation counts all.
+    records = detection_set.packed.keep_boxes(np.array(outlined))
+    return replace(detection_set, records=records, problems=(*detection_set.problems, *problems))
 
 
 def _check_keypoints(detection_set: DetectionSet) -> None:

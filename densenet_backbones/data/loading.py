@@ -316,9 +316,16 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         )
 
     def val_dataloader(self) -> DataLoader[SampleT]:
-        """Return images as they are; every one goes to exactly one process."""
+        """Return images as they are; every one goes to exactly one process.
+
+        Where there are fewer images than processes, those without get the others' as well, because
+        all evaluate together (`DistributedDataParallel` talks at the first batch): the task does
+        not count them.
+        """
         trainer = self._its_trainer()
         sampler = ShardSampler(self.val_set, trainer.world_size, trainer.global_rank)
+        if not len(sampler):
+            sampler = ShardSampler(self.val_set, 1, 0)
         return DataLoader(self.make_evaluated_images(), sampler=sampler, **self._loader_options())
 
     def state_dict(self) -> dict[str, int]:

@@ -18,6 +18,7 @@ from typing import NotRequired, TypedDict, TypeVar
 import numpy as np
 from torch import Tensor
 
+from densenet_backbones.data.packing.records import PackedRecords, pack_records
 from densenet_backbones.untrusted.limits import MAX_CLASSES, MAX_KEYPOINTS, MAX_NAME
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # of "left_eye", "LeftEye", "eye L"
@@ -245,6 +246,12 @@ class Categories:
         """Return the label of the data set's own id; ``KeyError`` where there is none."""
         return self._label_of_id[category_id]
 
+    def labels_of_ids(self, category_ids: np.ndarray) -> np.ndarray:
+        """Return the (n,) labels of ids, all of which must be the data set's own."""
+        known = np.array(self.ids, np.int64)
+        order = np.argsort(known)
+        return np.asarray(order[np.searchsorted(known, category_ids, sorter=order)] + 1)
+
     def id_of_label(self, label: int) -> int:
         """Return the data set's own id of a label in ``1 .. len(names)``, else ``KeyError``."""
         if not 1 <= label <= len(self.ids):
@@ -317,7 +324,7 @@ class ImageRecord:
     boxes: np.ndarray
     labels: np.ndarray
     difficult: np.ndarray
-    annotations: tuple[Annotation, ...] = field(default=(), repr=False)
+    annotations: Sequence[Annotation] = field(default=(), repr=False)
     annotation_of: np.ndarray | None = field(default=None, repr=False)
 
 
@@ -325,17 +332,28 @@ class ImageRecord:
 class DetectionSet:
     """Part of a detection data set: its images, its classes and what was wrong with it.
 
-    Its `file` is the annotation file that all of it was read from, where there is one.
+    Its `file` is the annotation file that all of it was read from, where there is one. Records are
+    kept as columns, which worker processes share, and made when they are looked at.
     """
 
     name: str
-    records: tuple[ImageRecord, ...]
+    records: Sequence[ImageRecord]
     categories: Categories
     problems: tuple[Problem, ...] = field(default=())
     file: Path | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.records, PackedRecords):
+            object.__setattr__(self, "records", pack_records(ImageRecord, self.records))
+
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def packed(self) -> PackedRecords[ImageRecord]:
+        """The records, for what is counted over their columns."""
+        assert isinstance(self.records, PackedRecords)
+        return self.records
 
     def ground_truth(self) -> GroundTruth:
         """Return COCO's JSON form of the set, for evaluation.

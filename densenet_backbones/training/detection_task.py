@@ -264,7 +264,8 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
             {**convert_to_float32(rows), "image_id": sample.image_id}
             for sample, rows in zip(batch, detections, strict=True)
         ]
-        self.metric.update(predictions)
+        if self.counts_images:
+            self.metric.update(predictions)
         return {"predictions": predictions}
 
     def draw_batch(self, batch: Sequence[Sample]) -> np.ndarray:

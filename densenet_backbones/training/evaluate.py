@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from densenet_backbones.checkpoints import CheckpointError
@@ -15,6 +14,7 @@ from densenet_backbones.data.readers.detection_sources import Layout
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
+from densenet_backbones.file_writing import remove_drafts
 from densenet_backbones.inference.detection_views import add_view_options, parse_views
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.loading import load
@@ -24,6 +24,8 @@ from densenet_backbones.metrics.boundary import TOLERANCE
 from densenet_backbones.reporting.console import fail, is_first_process, quiet_libraries, say
 from densenet_backbones.training import report
 from densenet_backbones.training.detection_task import DetectionTask, read_target_types
+from densenet_backbones.training.precision import PrecisionTrainer, remark_on_precision
+from densenet_backbones.training.resuming.stopping import watch_signals
 from densenet_backbones.training.segmentation_task import SegmentationTask
 from densenet_backbones.training.task import AnyTask
 
@@ -56,7 +58,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--devices", default="auto", help="as Lightning's: a number or 'auto'")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, auto, …")
     parser.add_argument("--strategy", default="auto", help="ddp for several devices")
-    parser.add_argument("--precision", default="32-true", help="bf16-mixed, 16-mixed, 32-true")
+    parser.add_argument(
+        "--precision",
+        default="32-true",
+        help="bf16-mixed, 16-mixed, 32-true (%(default)s), or auto",
+    )
     parser.add_argument(
         "--evaluator",
         choices=("pycocotools", "faster_coco_eval"),
@@ -95,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet_libraries()
     options = parse(argv)
     try:
-        evaluate(options)
+        with watch_signals():
+            evaluate(options)
     except MisconfigurationException as error:
         fail(one_sentence(str(error)), 2)
     except (CheckpointError, DataError, ValueError, OSError) as error:
@@ -120,7 +127,7 @@ def evaluate(options: argparse.Namespace) -> None:
     if is_first_process():
         report.say_faults(None, data.val_set)
     devices = int(options.devices) if options.devices.isdigit() else options.devices
-    trainer = pl.Trainer(
+    trainer = PrecisionTrainer(
         accelerator=options.accelerator,
         devices=devices,
         strategy=options.strategy,
@@ -129,11 +136,14 @@ def evaluate(options: argparse.Namespace) -> None:
         enable_checkpointing=False,
         enable_model_summary=False,
     )
+    for line in remark_on_precision(trainer):
+        say(line)
     # All processes evaluate their part; the first one has the result.
     trainer.validate(task, data, verbose=False)
     if not is_first_process():
         return
     out = options.out or Path(options.checkpoint).parent / f"evaluation-{options.split}"
+    remove_drafts(out)
     write(out)
     say(f"Written to {out}/")
 

@@ -230,7 +230,8 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
         """
         assert self.metric is not None
         predictions = [self.predict_labels(sample.image) for sample in batch]
-        for labels, sample in zip(predictions, batch, strict=True):
+        counted = zip(predictions, batch, strict=True) if self.counts_images else ()
+        for labels, sample in counted:
             self.metric.update(labels[None], sample.mask[None])
         return {"predictions": predictions}
 

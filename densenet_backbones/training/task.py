@@ -267,6 +267,11 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
             self.metric = self.make_metric(self.datamodule).to(self.device)
         self.metric.reset()
 
+    @property
+    def counts_images(self) -> bool:
+        """False in a process that evaluates images of others alone; see the data's loader."""
+        return self.trainer.global_rank < len(self.datamodule.val_set)
+
     def on_validation_epoch_end(self) -> None:
         """Log all numbers of the evaluation."""
         assert self.metric is not None

@@ -12,8 +12,8 @@ from typing import Any
 from densenet_backbones.untrusted.limits import MAX_VALUES
 
 
-def read_bytes(path: Path, most: int, error: type[Exception]) -> bytes:
-    """Read a file of bounded size.
+def check_file(path: Path, most: int, error: type[Exception]) -> None:
+    """Refuse a file that is none, or has more bytes than its reader should take.
 
     Args:
         path: The file; pipes and devices, which may never end, are refused.
@@ -29,6 +29,14 @@ def read_bytes(path: Path, most: int, error: type[Exception]) -> bytes:
                 f"{path}: has more than {most} bytes, the most that is read of such files, to "
                 "protect the memory; split it, or check that it is the right file"
             )
+    except OSError as fault:
+        raise error(f"{path}: cannot be read ({fault.strerror or fault})") from fault
+
+
+def read_bytes(path: Path, most: int, error: type[Exception]) -> bytes:
+    """Read a file of bounded size; arguments are those of `check_file`."""
+    check_file(path, most, error)
+    try:
         return path.read_bytes()
     except OSError as fault:
         raise error(f"{path}: cannot be read ({fault.strerror or fault})") from fault

@@ -27,7 +27,7 @@ CLASSES_WRITTEN_OUT = 4
 def refuse_unlearnable(data: AnySet) -> None:
     """Raise a `DataError` if nothing can be learned from a training set."""
     so = "so nothing can be learned from it"
-    if isinstance(data, DetectionSet) and not any(len(r.boxes) for r in data.records):
+    if isinstance(data, DetectionSet) and not len(data.packed.columns.boxes):
         raise DataError(_describe_missing_objects(data, so))
     fault = None if isinstance(data, DetectionSet) else _describe_missing_pixels(data, so)
     in_corner, total = _count_in_corner(data)
@@ -40,8 +40,7 @@ def refuse_unlearnable(data: AnySet) -> None:
 def remark_on_untaught_classes(data: AnySet) -> Iterator[str]:
     """Yield a line about the classes of a training set that none of its images teaches."""
     if isinstance(data, DetectionSet):
-        labels = np.concatenate([record.labels for record in data.records])
-        names = data.categories.names
+        names, labels = data.categories.names, data.packed.columns.labels
         counts = np.bincount(labels, minlength=len(names) + 1)[1:]
         what, advice = "an object to learn from", ""
     else:
@@ -85,11 +84,12 @@ def remark_on_corners(data: AnySet) -> Iterator[str]:
 
 def _describe_missing_objects(data: DetectionSet, so: str) -> str:
     """Describe that no object of a set counts, the likeliest cause and the fix."""
-    annotations = [a for record in data.records for a in record.annotations]
-    crowds = sum(bool(a.get("iscrowd")) for a in annotations)
+    columns = data.packed.columns
+    annotations = columns.table.numbers[columns.rows]
+    crowds = int((annotations["iscrowd"] != 0).sum())
     where = data.file or data.name
     head = f"{where}: none of its {len(data)} images has an object that counts, {so}"
-    if not annotations:
+    if not len(annotations):
         return f"{head}; it has no annotations: add them, or give the file that has them"
     if crowds == len(annotations):
         return (
@@ -97,7 +97,7 @@ def _describe_missing_objects(data: DetectionSet, so: str) -> str:
             "set iscrowd to 0 where one is a single object"
         )
     others, regions = len(annotations) - crowds, f" and {crowds} are crowd regions" * bool(crowds)
-    if any(len(record.boxes) for record in data.records):
+    if len(columns.boxes):
         return f"{head}: {others} annotations are marked difficult{regions}"
     first = f" (the first in {data.problems[0]})" if data.problems else ""
     return f"{head}: {others} annotations have faulty boxes{first}{regions}; correct them"

@@ -10,14 +10,13 @@ import stat
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from densenet_backbones.data.checks.contents import AnySet
 from densenet_backbones.data.files import quote, spread
 from densenet_backbones.data.images import read_reduced_image
 from densenet_backbones.data.mask_samples import MaskRecord
-from densenet_backbones.data.samples import DataError, ImageRecord
+from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord
 
 EVALUATED_COMPARED = 2000  # images of an evaluated set that are looked for among the others
 PIECES_READ = 4000  # training images of an evaluated one's size whose piece is read
@@ -30,27 +29,33 @@ DARK_LOOKED_AT = 16  # images; one is enough where it is bright
 class ImageFile(NamedTuple):
     """Image file; its device and number are its identity, whatever links lead there."""
 
-    record: ImageRecord | MaskRecord
+    image_id: int
+    path: str
     identity: tuple[int, int]
     size: int
-
-    @property
-    def path(self) -> Path:
-        """Path of the image."""
-        return self.record.path
 
 
 def list_image_files(data: AnySet) -> list[ImageFile]:
     """List the files of a set that are there and not empty; who reads them reports the others."""
     files = []
-    for record in data.records:
+    for image_id, path in _list_paths(data):
         try:
-            state = os.stat(record.path)
+            state = os.stat(path)
         except (OSError, ValueError):
             continue
         if state.st_size and stat.S_ISREG(state.st_mode):
-            files.append(ImageFile(record, (state.st_dev, state.st_ino), state.st_size))
+            files.append(ImageFile(image_id, path, (state.st_dev, state.st_ino), state.st_size))
     return files
+
+
+def _list_paths(data: AnySet) -> Iterator[tuple[int, str]]:
+    """Yield id and path of each image, without making the records of a detection set."""
+    if isinstance(data, DetectionSet):
+        columns = data.packed.columns
+        for n, image_id in enumerate(columns.image_ids.tolist()):
+            yield image_id, os.fsdecode(columns.paths[n])
+    else:
+        yield from ((record.image_id, str(record.path)) for record in data.records)
 
 
 def remark_on_repeated(name: str, files: Sequence[ImageFile]) -> Iterator[str]:
@@ -61,7 +66,7 @@ def remark_on_repeated(name: str, files: Sequence[ImageFile]) -> Iterator[str]:
     repeated = [same for same in entries.values() if len(same) > 1]
     if repeated:
         first = repeated[0]
-        ids = quote([file.record.image_id for file in first])
+        ids = quote([file.image_id for file in first])
         yield (
             f"{name}: files that are in several entries: {len(repeated)} ({first[0].path} in "
             f"those with the ids {ids}), each of which calls the others' objects background; merge "
@@ -139,7 +144,7 @@ def _find_twins(
 
 def _read_piece(file: ImageFile) -> bytes:
     """Read a piece of a file's middle; nothing where it cannot be read."""
-    with suppress(OSError), file.path.open("rb", buffering=0) as content:
+    with suppress(OSError), open(file.path, "rb", buffering=0) as content:
         content.seek(max(0, (file.size - PIECE) // 2))
         return content.read(PIECE)
     return b""

@@ -6,15 +6,18 @@ The format: https://cocodataset.org/#format-data, and `pycocotools/coco.py` for 
 import json
 import math
 import reprlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from densenet_backbones.data.files import check_relative_path, quote
-from densenet_backbones.data.readers.coco_keypoints import choose_keypoints, read_keypoints
+from densenet_backbones.data.files import check_relative_path
 from densenet_backbones.data.samples import Annotation, Categories, DataError
 from densenet_backbones.untrusted.limits import (
     MAX_CLASSES,
     MAX_JSON_FILE,
+    MAX_KEYPOINTS,
     MAX_NAME,
     MAX_PIXELS,
     MAX_SIDE,
@@ -37,68 +40,8 @@ class CocoImage:
     size: tuple[int, int] | None
 
 
-@dataclass(frozen=True)
-class CocoFile:
-    """Checked content of one file.
-
-    Attributes:
-        path: The file.
-        images: Images in the file's order.
-        categories: Classes in order of their ids.
-        annotations: COCO-format entries of each image id, in the file's order: `category_id`,
-            `bbox` (four finite floats), `area` and `iscrowd` are always there.
-    """
-
-    path: Path
-    images: tuple[CocoImage, ...]
-    categories: Categories
-    annotations: dict[int, list[Annotation]]
-
-
-def read_coco_json(path: Path, *, masks: bool = True, keypoints: bool = False) -> CocoFile:
-    """Read and check an annotation file.
-
-    Args:
-        path: The file.
-        masks: Keep `segmentation`.
-        keypoints: Refuse keypoints that cannot be learned together.
-
-    Raises:
-        DataError: If the file is not JSON (line and column), not a COCO instances file, an id is
-            given twice or unknown, a value is not what it should be (entry and field), or classes
-            whose objects have keypoints name different ones.
-    """
-    content, has_constants = load_json(path, masks)
-    if isinstance(content, list):
-        raise DataError(
-            f"{path}: is a list, as files of results are; the annotation file is an object with "
-            "images, annotations and categories"
-        )
-    if not isinstance(content, dict) or not {"images", "categories"} & content.keys():
-        raise DataError(
-            f"{path}: not a COCO annotation file; it must be a JSON object with the lists "
-            "images, annotations and categories"
-        )
-    listed = read_entries(content, "categories", path)
-    categories = read_categories(listed, path)
-    images = read_images(read_entries(content, "images", path), path)
-    entries = read_entries(content, "annotations", path)
-    annotations = _read_annotations(
-        entries, path, {i.image_id for i in images}, set(categories.ids)
-    )
-    if has_constants:  # in a field that nothing here reads; those that are read have been checked
-        raise DataError(f"{path}: has NaN or Infinity, which JSON has not; write null instead")
-    if keypoints and not categories.keypoints:
-        categories = choose_keypoints(categories, listed, annotations, path)
-    return CocoFile(path, images, categories, annotations)
-
-
-def load_json(path: Path, masks: bool = True) -> tuple[object, bool]:
+def load_json(path: Path) -> tuple[object, bool]:
     """Parse a JSON file; the second value is True if it had NaN or Infinity in it.
-
-    Args:
-        path: The file.
-        masks: Keep `segmentation` of every object.
 
     Raises:
         DataError: If the file cannot be read or is not JSON (line and column).
@@ -109,29 +52,45 @@ def load_json(path: Path, masks: bool = True) -> tuple[object, bool]:
         constants.append(name)
         return math.nan
 
-    try:
+    with translate_json_errors(path):
         text = read_text(path, MAX_JSON_FILE, DataError)
-        # Dropped while parsing, so that the outlines of a large file are never there all at once.
-        hook = None if masks else _drop_outline
-        return parse_json(text, parse_constant=note_constant, object_hook=hook), bool(constants)
+        return parse_json(text, parse_constant=note_constant), bool(constants)
+
+
+@contextmanager
+def translate_json_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of reading and parsing a file into a `DataError` that names it."""
+    try:
+        yield
     except DataError:
         raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: cannot be read as UTF-8 text ({error.reason}); save it as UTF-8"
+        ) from error
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
             "correct it or fetch the file again"
         ) from error
-    except ValueError as error:  # nested too deep, or numbers of thousands of digits
+    except (
+        RecursionError,
+        ValueError,
+    ) as error:  # nested too deep, or numbers of thousands of digits
         raise DataError(f"{path}: not usable JSON ({error})") from error
-
-
-def _drop_outline(entry: JsonObject) -> JsonObject:
-    entry.pop("segmentation", None)
-    return entry
 
 
 def read_entries(content: JsonObject, key: str, path: Path) -> list[JsonObject]:
     """Return a list of objects at the top of a file; `DataError` where it is none."""
+    entries: list[JsonObject] = check_list(content, key, path)
+    check_objects(entries, key, path)
+    return entries
+
+
+def check_list(content: JsonObject, key: str, path: Path) -> list[Any]:
+    """Return a list at the top of a file; `DataError` where it is none."""
     entries = content.get(key)
     if entries is None:
         raise DataError(
@@ -140,10 +99,14 @@ def read_entries(content: JsonObject, key: str, path: Path) -> list[JsonObject]:
         )
     if not isinstance(entries, list):
         raise DataError(f"{path}: {key!r} must be a list, not {abbreviate(entries)}")
-    for position, entry in enumerate(entries):
+    return entries
+
+
+def check_objects(entries: list[Any], key: str, path: Path, first: int = 0) -> None:
+    """Raise a `DataError` if an entry of a list, counted from `first`, is no object."""
+    for position, entry in enumerate(entries, first):
         if not isinstance(entry, dict):
             raise DataError(f"{path}: {key}[{position}] must be an object, not {abbreviate(entry)}")
-    return entries
 
 
 def read_categories(entries: list[JsonObject], path: Path) -> Categories:
@@ -172,12 +135,37 @@ def read_categories(entries: list[JsonObject], path: Path) -> Categories:
     return Categories(tuple(names[i] for i in ids), tuple(ids), *read_keypoints(entries))
 
 
-def read_images(entries: list[JsonObject], path: Path) -> tuple[CocoImage, ...]:
-    """Read the image entries; file names must stay inside the image folder."""
+def read_keypoints(
+    entries: list[JsonObject],
+) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+    """Read the keypoints' names and skeleton (from 0; in files from 1) that all classes share.
+
+    Empty where they differ, or are not in COCO's form: boxes can be learned all the same.
+    """
+    having = [entry for entry in entries if entry.get("keypoints")]
+    if not having or any(e["keypoints"] != having[0]["keypoints"] for e in having):
+        return (), ()
+    names, pairs = having[0]["keypoints"], having[0].get("skeleton")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return (), ()
+    if len(names) > MAX_KEYPOINTS or max(map(len, names)) > MAX_NAME:
+        return (), ()
+    pairs = pairs if isinstance(pairs, list) else []
+    valid = all(
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(type(end) is int and 1 <= end <= len(names) for end in pair)
+        for pair in pairs
+    )
+    return tuple(names), tuple((a - 1, b - 1) for a, b in pairs) if valid else ()
+
+
+def read_images(entries: list[JsonObject], path: Path, first: int = 0) -> tuple[CocoImage, ...]:
+    """Read image entries, counted from `first`; names must stay inside the image folder."""
     if not entries:
         raise DataError(f"{path}: lists no images")
     images: dict[int, CocoImage] = {}
-    for position, entry in enumerate(entries):
+    for position, entry in enumerate(entries, first):
         where = f"{path}: images[{position}]"
         image_id, name = read_integer(entry, "id", where), entry.get("file_name")
         if image_id in images:
@@ -202,34 +190,21 @@ def _read_size(entry: JsonObject, where: str) -> tuple[int, int] | None:
     return width, height
 
 
-def _read_annotations(
-    entries: list[JsonObject], path: Path, image_ids: set[int], category_ids: set[int]
-) -> dict[int, list[Annotation]]:
-    annotations: dict[int, list[Annotation]] = {image_id: [] for image_id in image_ids}
-    seen: set[int] = set()
-    for position, entry in enumerate(entries):
-        where = f"{path}: annotations[{position}]"
-        annotation_id = read_integer(entry, "id", where)
-        where = f"{where} (id {annotation_id})"
-        if annotation_id in seen:
-            raise DataError(f"{where}: the annotation id is given twice; ids are unique")
-        seen.add(annotation_id)
-        image_id = read_integer(entry, "image_id", where)
-        if image_id not in image_ids:
-            raise DataError(f"{where}: image_id {image_id} is not among the images")
-        category_id = read_integer(entry, "category_id", where)
-        if category_id not in category_ids:
-            raise DataError(
-                f"{where}: category_id {category_id} is not among the categories "
-                f"({quote(sorted(category_ids), 6)})"
-            )
-        ids = (annotation_id, image_id, category_id)
-        annotations[image_id].append(_read_annotation(entry, ids, where))
-    return annotations
+def read_annotation(entry: JsonObject, where: str, kept: Collection[str]) -> Annotation:
+    """Read an annotation.
 
+    Args:
+        entry: Object of the file.
+        where: File and position, for messages.
+        kept: Optional keys to keep.
 
-def _read_annotation(entry: JsonObject, ids: tuple[int, int, int], where: str) -> Annotation:
-    annotation_id, image_id, category_id = ids
+    Raises:
+        DataError: Names the field that is wrong.
+    """
+    annotation_id = read_integer(entry, "id", where)
+    where = f"{where} (id {annotation_id})"
+    image_id = read_integer(entry, "image_id", where)
+    category_id = read_integer(entry, "category_id", where)
     bbox = _read_bbox(entry, where)
     crowd = entry.get("iscrowd", 0)
     if crowd not in (0, 1):
@@ -249,15 +224,17 @@ def _read_annotation(entry: JsonObject, ids: tuple[int, int, int], where: str) -
         "iscrowd": int(crowd == 1),
     }
     # What only masks and keypoints need is kept as it is, if it has the right type.
-    for key, types in _OPTIONAL.items():
-        value = entry.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, types):
+    optional = {key: entry[key] for key in kept if entry.get(key) is not None}
+    check_optional(optional, where)
+    return {**annotation, **optional}  # type: ignore[typeddict-item]  # checked
+
+
+def check_optional(values: JsonObject, where: str) -> None:
+    """Raise a `DataError` if one of an annotation's optional values has not the right type."""
+    for key, value in values.items():
+        if not isinstance(value, _OPTIONAL[key]):
             raise DataError(f"{where}: {key!r} has the wrong type: {abbreviate(value)}")
-        annotation[key] = value  # type: ignore[literal-required]  # a key of `Annotation`
-    _check_outline(annotation.get("segmentation", []), where)
-    return annotation
+    _check_outline(values.get("segmentation", []), where)
 
 
 def _read_bbox(entry: JsonObject, where: str) -> list[float]:

@@ -285,19 +285,25 @@ class ClassCount:
 def count_classes(detection_set: DetectionSet) -> tuple[ClassCount, ...]:
     """Count the objects and images of every class, in label order."""
     categories, size = detection_set.categories, detection_set.categories.num_classes
-    # One row of counts each, indexed by label; row 0 (background) is dropped at the end.
-    objects, images, difficult, crowd, single = np.zeros((5, size), dtype=np.int64)
-    label_of = {i: label for label, i in enumerate(categories.ids, start=1)}
-    for record in detection_set.records:
-        objects += np.bincount(record.labels, minlength=size)
-        images[np.unique(record.labels)] += 1
-        difficult += np.bincount(record.labels[record.difficult], minlength=size)
-        for annotation in record.annotations:
-            (crowd if annotation["iscrowd"] else single)[label_of[annotation["category_id"]]] += 1
-    rows = zip(objects, images, difficult, crowd, single - objects, strict=True)
+    columns = detection_set.packed.columns
+    labels, difficult = columns.labels, columns.labels[columns.difficult]
+    # Each pair of an image and a class counts once.
+    owners = np.repeat(np.arange(len(detection_set)), np.diff(columns.box_ends, prepend=0))
+    pairs = np.unique(owners * size + labels) % size
+    # Crowds and faulty boxes are among the annotations only.
+    entries = columns.table.numbers[columns.rows]
+    crowd, single = (
+        categories.labels_of_ids(entries["category_id"][(entries["iscrowd"] != 0) == is_crowd])
+        for is_crowd in (True, False)
+    )
+    counts = [
+        np.bincount(values, minlength=size)[1:]  # row 0 is the background
+        for values in (labels, pairs, difficult, crowd, single)
+    ]
+    counts[4] = counts[4] - counts[0]
     return tuple(
         ClassCount(name, *(int(value) for value in row))
-        for name, row in zip(categories.names, list(rows)[1:], strict=True)
+        for name, row in zip(categories.names, zip(*counts, strict=True), strict=True)
     )
 
 
@@ -332,8 +338,12 @@ def sample_subset(
     assert number is not None
     if not 1 <= number <= total:
         raise DataError(f"number must lie in 1 .. {total}, the images there are; got {number}")
+    if number == total:
+        return data_set
     # A permutation's first entries: smaller parts are inside larger ones.
     selected = np.sort(np.random.default_rng(seed).permutation(total)[:number])
+    if isinstance(data_set, DetectionSet):
+        return replace(data_set, records=data_set.packed.select(selected))
     return replace(data_set, records=tuple(data_set.records[i] for i in selected))
 
 
