@@ -6,11 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from locations import PROJECT
 from long_cases import first_now
 
 # albumentations asks the package index for updates at import unless told not to.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+# No deadline an example: what takes long on a busy machine is no fault.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 
 # Each process of `pytest -n` has a core: threads of its own would fight for the others'.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from densenet_backbones.data.images import read_image_size
 from densenet_backbones.data.mask_samples import IGNORED, MaskRecord, SegmentationSet
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.file_writing import save_json
+from densenet_backbones.untrusted.limits import MAX_YAML_FILE
+from densenet_backbones.untrusted.reading import parse_json, read_text
 
 CHECKED_UP_TO = 2000
 """Most masks of which all are read before training by default (ten seconds or so)."""
@@ -190,11 +193,11 @@ def _list_states(record: MaskRecord, states: dict[Path, str]) -> Iterator[str]:
 def _read_stored(file: Path, count: int) -> PixelCounts | None:
     """Read a stored result; None where there is none that is whole."""
     try:
-        content = json.loads(file.read_text())
+        content: Any = parse_json(read_text(file, MAX_YAML_FILE, ValueError))
         lists = {name: tuple(map(int, content[name])) for name in ("pixels", "in_images", "images")}
         ignored, labeled = (int(content[name]) for name in ("ignored", "labeled"))
         counts = PixelCounts(**lists, ignored=ignored, labeled=labeled)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return None
     return counts if {len(values) for values in lists.values()} == {count} else None
 

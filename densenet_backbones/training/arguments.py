@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-import yaml
-
 from densenet_backbones.messages import CommandParser, nearest
-from densenet_backbones.untrusted.plain_yaml import read_yaml
+from densenet_backbones.untrusted.limits import MAX_YAML_FILE
+from densenet_backbones.untrusted.plain_yaml import parse_yaml, read_yaml
+from densenet_backbones.untrusted.reading import read_text
 
 DEFAULT_CONFIG = "quickstart"
 _NO_TEXT = re.compile("[\ud800-\udfff]")
@@ -173,9 +173,9 @@ def choose_config(known: argparse.Namespace) -> str:
 def is_whole_config(file: Path) -> bool:
     """Return True unless a run's config is damaged or cut off; a part of one can be read too."""
     try:
-        text = file.read_text(encoding="utf-8")
-        options = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
+        text = read_text(file, MAX_YAML_FILE, ValueError)
+        options = parse_yaml(text, file, ValueError)
+    except ValueError:
         return False
     # The run's own options are the last ones.
     return isinstance(options, dict) and "ema_decay" in options and text.endswith("\n")

@@ -106,7 +106,7 @@ def test_batch_norm_and_group_norm_are_told_apart():
         fit_to(group, batch, needed=batch)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_what_is_wrong_is_counted_exactly(data):
     known = state(TINY_SPEC)

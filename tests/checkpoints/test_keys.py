@@ -108,7 +108,7 @@ heads = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     prefix=st.lists(words, min_size=1, max_size=5).map(lambda parts: ".".join(parts) + "."),
     naming=st.sampled_from(sorted(NAMINGS)),

@@ -50,7 +50,7 @@ def test_names_of_other_libraries_and_prefixes_are_read():
     assert recognize(twice, prefix="ema.module").classes == 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     fields=st.fixed_dictionaries(
         {
@@ -182,7 +182,7 @@ def test_what_is_no_densenet_of_ours_is_named(change, message):
         recognize(weights)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shapes=st.dictionaries(
         st.sampled_from(sorted(state(small(VARIANTS["densenet264d"])))),

@@ -33,7 +33,7 @@ def test_a_color_is_a_number(value):
     assert pack_colors(np.array([[color]], np.uint8)).tolist() == [[value]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(masks(), st.data())
 def test_any_values_become_labels(mask, data):
     """In 8 bits through a table, in more by search."""
@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("pictures")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     mask=masks(),
     form=st.sampled_from(["P png", "L png", "P bmp", "L tif", "RGB png", "RGBA png"]),

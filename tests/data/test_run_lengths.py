@@ -17,7 +17,7 @@ from densenet_backbones.data.run_lengths import decode_mask, encode_masks, mirro
 from densenet_backbones.inference.detection_views import detect
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(0, 4), st.integers(1, 9), st.integers(1, 9))
 def test_codes_are_pycocotools_and_come_back(seed, number, height, width):
     masks = np.random.default_rng(seed).random((number, height, width)) > 0.6

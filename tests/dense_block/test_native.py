@@ -46,7 +46,7 @@ def difference(a, b):
 
 
 @pytest.mark.usefixtures("instructions")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     images=st.integers(1, 3),
     height=st.integers(1, 19),
@@ -80,7 +80,7 @@ def test_bottleneck_maps_that_do_not_fit_are_made_in_strips():
 
 
 @pytest.mark.usefixtures("instructions")
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     images=st.integers(1, 3),
     height=st.integers(2, 30),

@@ -49,7 +49,7 @@ def whole_layer(channels, bottleneck, growth):
 
 
 @pytest.mark.usefixtures("multiplies_bfloat16")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     images=st.integers(1, 3),
     height=st.integers(1, 19),
@@ -83,7 +83,7 @@ def test_bottleneck_maps_that_do_not_fit_are_made_in_strips():
 
 
 @pytest.mark.usefixtures("multiplies_bfloat16")
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     images=st.integers(1, 3),
     height=st.integers(2, 30),

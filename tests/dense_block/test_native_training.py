@@ -31,7 +31,7 @@ SHAPES = st.tuples(*(st.integers(1, most) for most in (3, 300, 12, 12)))
 
 
 @pytest.mark.usefixtures("instructions")
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shape=SHAPES, wider=st.integers(0, 40), threads=st.integers(1, 3))
 def test_passes_are_what_their_definitions_say(shape, wider, threads):
     torch.manual_seed(0)
@@ -60,7 +60,7 @@ def test_passes_are_what_their_definitions_say(shape, wider, threads):
 
 
 @pytest.mark.usefixtures("instructions")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shape=SHAPES,
     wider=st.integers(0, 40),

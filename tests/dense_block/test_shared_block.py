@@ -71,7 +71,7 @@ def test_a_step_equals_the_plain_one(memory, layout, bn_size, norm):
     layout=st.sampled_from(list(FORMATS)),
     memory=st.sampled_from(MODES),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_shape_of_block_equals_the_plain_one(
     layers, growth, images, height, width, bn_size, layout, memory
 ):

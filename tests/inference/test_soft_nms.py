@@ -45,7 +45,7 @@ row = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(row, max_size=12),
     soft=st.builds(

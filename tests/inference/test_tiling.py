@@ -32,7 +32,7 @@ def whole(image, scores_of, tiling):
 
 
 @given(st.integers(1, 90), st.integers(2, 40), st.integers(0, 20), st.integers(0, 10))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_weights_of_all_tiles_add_up_to_one(length, tile, overlap, margin):
     if 2 * overlap > tile or 2 * margin > overlap:
         with pytest.raises(ValueError, match=r"must lie in \[0, "):

@@ -161,7 +161,7 @@ def test_the_published_table_through_the_metric(shared_data):
     assert printed == PUBLISHED["bbox"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from(["bbox", "segm", "keypoints"]), st.randoms())
 def test_the_metric_equals_pycocotools(seed, iou_type, random):
     truth, predictions = scene(seed, iou_type=iou_type)

@@ -99,7 +99,7 @@ rows = st.lists(st.tuples(boxes, st.integers(1, 2), st.integers(0, 10)), max_siz
 truths = st.lists(st.tuples(boxes, st.integers(1, 2)), max_size=5)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.tuples(truths, rows), min_size=1, max_size=3), st.sampled_from([0.3, 0.5, 0.8]))
 def test_every_object_and_every_detection_is_counted_once(images, threshold):
     part = part_of(*[truth for truth, _ in images])

@@ -44,7 +44,7 @@ def by_hand(prediction, target, classes):
 
 
 @given(st.integers(0, 10**6), st.integers(2, 7), st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_equals_torchmetrics_and_numpy(seed, classes, images):
     shape = (images, 9, 7)
     pairs = [random_masks(seed + i, shape, classes) for i in range(2)]
@@ -65,7 +65,7 @@ def test_equals_torchmetrics_and_numpy(seed, classes, images):
 
 
 @given(st.integers(0, 10**6), st.integers(1, 4))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_multilabel_equals_torchmetrics(seed, labels):
     prediction, target = random_masks(seed, (2, labels, 8, 8), 2)
     evaluation = found(SegmentationMetric(names(labels), "multilabel"), (prediction, target))

@@ -80,7 +80,7 @@ truths = st.lists(st.tuples(coordinates, st.integers(1, 2), st.booleans()), max_
 detections = st.lists(st.tuples(coordinates, st.integers(1, 2), st.integers(0, 4)), max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.tuples(truths, detections), min_size=1, max_size=4),
     st.sampled_from([0.3, 0.5, 1.0]),

@@ -73,7 +73,7 @@ found = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(found, st.integers(1, 120), st.integers(1, 120), st.booleans())
 def test_anything_can_be_drawn(rows, height, width, scores):
     rows = [(min(a, c), min(b, d), max(a, c), max(b, d), k, s) for a, b, c, d, k, s in rows]
@@ -136,7 +136,7 @@ def test_class_colors_differ():
     st.one_of(st.none(), st.integers(1, 5)),
     st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_montage_holds_every_image(sizes, columns, titled):
     images = [gray(h, w, 10 * i) for i, (h, w) in enumerate(sizes, start=1)]
     sheet = make_sheet(images, columns, ["title"] * len(images) if titled else None)

@@ -44,6 +44,20 @@ def coco(**changes: object) -> Case:
     return run
 
 
+def coco_with_classes(count: int) -> Case:
+    """A file of many classes that are asked for in another order."""
+
+    def run(folder: Path) -> object:
+        try:
+            coco(categories=categories(count))(folder)
+        except fuzzed_readers.DataError:
+            names = [f"c{n}" for n in reversed(range(count))]
+            return fuzzed_readers.read_coco(folder, "train", classes=names)
+        raise AssertionError("masks have labels of 8 bits")
+
+    return run
+
+
 def zigzag(points: int) -> Case:
     """A polygon that crosses from side to side, far out."""
     image = {"id": 7, "file_name": "a.png", "width": 1000, "height": 800}
@@ -206,6 +220,7 @@ READ: dict[str, Case] = {
         {f"denseblock{n}.denselayer1.conv1.weight": torch.ones(1) for n in range(1, 3000)}
     ),
     "name near 200,000 others": lambda folder: nearest("a" * 90, map(str, range(200_000))),
+    "30,000 categories in another order": coco_with_classes(30_000),
     "name of 1 MB near others": lambda folder: nearest("ab" * 500_000, ["ab" * 500_000 + "c"]),
     "5,000 small objects": coco(
         annotations=[

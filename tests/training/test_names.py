@@ -26,7 +26,6 @@ from densenet_backbones.training.detection_task import DetectionTask
 CLASSES = ("ant", "bee", "cat", "dog")
 POINTS = ("head", "left_leg", "right_leg", "tail")
 LIMITS = {
-    "deadline": None,
     "suppress_health_check": list(HealthCheck),
     "phases": (Phase.explicit, Phase.reuse, Phase.generate),  # shrinking would take minutes
 }

@@ -208,7 +208,8 @@ def _order_classes(content: CocoFile, classes: Sequence[str]) -> Categories:
     ordered = Categories.from_names(classes)  # refuses names given twice
     ids = dict(zip(content.categories.names, content.categories.ids, strict=True))
     used = set(np.unique(content.table.numbers["category_id"]).tolist())
-    lost = [name for name, i in ids.items() if i in used and name not in ordered.names]
+    known = set(ordered.names)
+    lost = [name for name, i in ids.items() if i in used and name not in known]
     if lost:
         raise DataError(
             f"{content.path}: has objects of {len(lost)} classes ({quote(lost)}) that are not "

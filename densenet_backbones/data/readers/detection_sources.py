@@ -354,23 +354,24 @@ def keep_classes(detection_set: DetectionSet, names: Sequence[str]) -> Detection
         DataError: If a name is not one of the set's classes, or is given twice.
     """
     old = detection_set.categories
+    id_of = dict(zip(old.names, old.ids, strict=True))
     for name in names:
-        if name not in old.names:
+        if name not in id_of:
             raise DataError(
                 f"{detection_set.name}: has no class {name!r}{nearest(name, old.names)}"
             )
-    ids = tuple(old.ids[old.names.index(name)] for name in names)
+    ids = tuple(id_of[name] for name in names)
     new = replace(old, names=tuple(names), ids=ids)
     # Old label -> new label, 0 for classes that are left out.
     label_of = np.zeros(old.num_classes, dtype=np.int64)
     for label, name in enumerate(names, start=1):
         label_of[old.label_of_name(name)] = label
-    records = []
+    records, kept = [], set(ids)
     for record in detection_set.records:
         labels = label_of[record.labels]
         selected = labels > 0
         # Annotations of the kept classes, and the new position of each box's own.
-        stays = np.array([a["category_id"] in new.ids for a in record.annotations], dtype=bool)
+        stays = np.array([a["category_id"] in kept for a in record.annotations], dtype=bool)
         own = record.annotation_of
         records.append(
             replace(

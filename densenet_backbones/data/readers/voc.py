@@ -38,7 +38,7 @@ from densenet_backbones.data.samples import (
     Problem,
 )
 from densenet_backbones.messages import nearest
-from densenet_backbones.untrusted.limits import MAX_LIST_FILE
+from densenet_backbones.untrusted.limits import MAX_CLASSES, MAX_LIST_FILE
 from densenet_backbones.untrusted.reading import read_text
 
 VOC_CLASSES = (
@@ -265,6 +265,11 @@ def _list_classes(folder: Path, read: dict[Path, VocAnnotation]) -> tuple[str, .
     names = {item.name for annotation in read.values() for item in annotation.objects}
     if not names:
         raise DataError(f"{annotations}: no object in {len(paths)} files; give `classes`")
+    if len(names) > MAX_CLASSES:
+        raise DataError(
+            f"{annotations}: its objects have {len(names)} names, and a detector at most "
+            f"{MAX_CLASSES} classes; correct <name>"
+        )
     return VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))
 
 

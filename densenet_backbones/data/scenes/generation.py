@@ -33,6 +33,8 @@ from densenet_backbones.data.scenes import annotations as forms
 from densenet_backbones.data.scenes.drawing import MIN_SIDE, Scene, draw_scene
 from densenet_backbones.file_writing import save_json
 from densenet_backbones.messages import print_lines
+from densenet_backbones.untrusted.limits import MAX_YAML_FILE
+from densenet_backbones.untrusted.reading import parse_json, read_text
 
 SPLITS = ("train", "val")
 MARKER = "scenes.json"
@@ -115,8 +117,8 @@ def draw_numbered_scene(seed: int, split: str, index: int, size: tuple[int, int]
 def _read_marker(root: Path) -> Marker | None:
     """Read the marker; None where there is no marker of ours."""
     try:
-        state = json.loads((root / MARKER).read_text())
-    except (OSError, ValueError):
+        state = parse_json(read_text(root / MARKER, MAX_YAML_FILE, ValueError))
+    except ValueError:
         return None
     return state if isinstance(state, dict) and state.get("made_by") == MADE_BY else None
 

@@ -21,7 +21,7 @@ def jittered(draw):
     return jitter(image, objects, (draw(st.integers(0, 10**6)),))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(jittered(), jittered(), st.integers(0, 10**6))
 def test_pasted_pixels_are_the_other_images_and_masks_know_it(first, second, seed):
     image, objects = first

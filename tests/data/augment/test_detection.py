@@ -67,7 +67,7 @@ def boxes_only(transform, image, boxes):
 # The seven-sampler crop.
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(images_with_boxes(), st.integers(0, len(SAMPLERS) - 1), st.integers(0, 2**32 - 1))
 def test_a_sampled_patch_meets_its_samplers_demand(case, sampler, seed):
     image, boxes, _ = case
@@ -105,7 +105,7 @@ def test_patches_have_the_papers_sizes_and_shapes():
     assert abs(place.mean() - 0.5) < 0.02 and place.min() < 0.02 and place.max() > 0.98
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(images_with_boxes(), st.integers(0, 2**32 - 1))
 def test_the_crop_keeps_exactly_the_boxes_with_their_center_inside(case, seed):
     image, boxes, _ = case
@@ -249,7 +249,7 @@ def test_each_color_part_acts_half_of_the_time():
 # The whole augmentation.
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(images_with_boxes(), st.sampled_from(PRESETS), st.integers(0, 2**40))
 def test_results_are_valid_for_any_image(case, preset, key):
     image, boxes, labels = case
@@ -300,7 +300,7 @@ def test_none_only_resizes():
     np.testing.assert_array_equal(new_labels, labels)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(images_with_boxes(), st.integers(0, 2**32 - 1))
 def test_a_whole_box_crop_cuts_no_box(case, seed):
     image, boxes, _ = case

@@ -40,7 +40,7 @@ def equal(first, second):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(images_with_objects())
 def test_mirroring_twice_changes_nothing(case):
     image, objects = case
@@ -56,7 +56,7 @@ def test_mirroring_twice_changes_nothing(case):
     np.testing.assert_array_equal(there.place_keypoints(once, OTHER_SIDE), objects.keypoints)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(images_with_objects())
 def test_masks_and_boxes_are_mirrored_with_their_pixels(case):
     image, objects = case
@@ -68,7 +68,7 @@ def test_masks_and_boxes_are_mirrored_with_their_pixels(case):
     np.testing.assert_array_equal(there.place_boxes(objects.boxes), masks_to_boxes(masks))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(images_with_objects(), st.data())
 def test_keypoints_follow_their_pixels_into_a_window(case, data):
     image, objects = case
@@ -94,7 +94,7 @@ def test_keypoints_follow_their_pixels_into_a_window(case, data):
             np.testing.assert_array_equal(color, image[int(y), int(x)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(images_with_objects(), st.data())
 def test_a_window_cuts_masks_and_boxes_as_it_cuts_the_image(case, data):
     image, objects = case
@@ -119,7 +119,7 @@ def test_a_window_cuts_masks_and_boxes_as_it_cuts_the_image(case, data):
     assert (cut <= (start + columns, rows) * 2).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(images_with_objects(), st.integers(1, 80), st.integers(1, 80), st.booleans())
 def test_scaled_masks_stay_in_their_scaled_boxes(case, height, width, mirrored):
     image, objects = case
@@ -156,7 +156,7 @@ def test_small_images_are_averages():
 # The presets.
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(images_with_objects(), KEYS, st.booleans())
 def test_jitter_gives_one_size_and_boxes_tight_around_the_masks(case, key, with_masks):
     image, objects = case

@@ -27,7 +27,7 @@ def labels(height, width, values=(0, 3, 9, 254), seed=1):
     return np.random.default_rng(seed).choice(np.array(values, np.uint8), (height, width))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(PRESETS), sizes, sizes, st.integers(0, 2**32 - 1))
 def test_mask_values_are_copied_never_mixed(preset, size, crop, seed):
     image, mask = picture(*size), labels(*size)
@@ -41,7 +41,7 @@ def test_mask_values_are_copied_never_mixed(preset, size, crop, seed):
     np.testing.assert_array_equal(mask, before[1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(["fcdensenet_crop", "full_size", "none"]), sizes, sizes, st.integers(0, 99))
 def test_image_and_mask_move_together(preset, size, crop, seed):
     """The image repeats the mask; what is beside it has the mean color and is ignored."""
@@ -55,7 +55,7 @@ def test_image_and_mask_move_together(preset, size, crop, seed):
     assert beside.sum() == (expected if preset == "fcdensenet_crop" else 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.floats(0.5, 2.0))
 def test_scaled_images_and_masks_stay_aligned(seed, scale):
     """A wide ramp of 16 steps: the image's interpolated value lies within a step of the mask's."""
@@ -142,7 +142,7 @@ def test_the_key_decides_everything(preset):
         assert len({picture.tobytes() for picture, _ in expected}) > 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(PRESETS), sizes, st.integers(1, 90), st.integers(0, 99))
 def test_channels_move_as_one_mask_does(preset, size, count, seed):
     mask = labels(*size, values=range(count))

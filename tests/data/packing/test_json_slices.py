@@ -42,7 +42,7 @@ def join(path):
     return content
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, suppress_health_check=list(HealthCheck))
 @given(value=VALUES, indent=st.sampled_from([None, 0, 2]))
 def test_slices_make_the_whole(tmp_path, value, indent):
     path = tmp_path / "a.json"
@@ -68,7 +68,7 @@ def test_values_on_the_edge_of_a_slice(tmp_path, text):
     assert repr(join(path)) == repr(json.loads(text.lstrip("\ufeff")))
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, suppress_health_check=list(HealthCheck))
 @given(value=VALUES, place=st.integers(0, 200), sign=st.sampled_from([*'{}[],:"x1\n\\', ""]))
 def test_faults_are_found_where_the_standard_library_finds_them(tmp_path, value, place, sign):
     text = json.dumps({"a": value, "b": [value]}, indent=1)

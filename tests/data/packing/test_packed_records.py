@@ -61,7 +61,7 @@ def assert_same(one, other):
     assert one.annotations == other.annotations and repr(list(other.annotations)) != ""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     content=st.lists(st.lists(ANNOTATIONS, max_size=3), max_size=5),
     with_positions=st.booleans(),

@@ -493,7 +493,7 @@ def folder(tmp_path_factory):
     return write(tmp_path_factory.mktemp("hostile"))
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, suppress_health_check=list(HealthCheck))
 @given(changes=st.lists(st.tuples(st.sampled_from(PLACES), JSON), min_size=1, max_size=3))
 def test_any_json_reads_or_is_refused(folder, changes):
     content = copy.deepcopy(CONTENT)
@@ -526,7 +526,7 @@ def test_any_json_reads_or_is_refused(folder, changes):
     json.dumps(truth.dataset, allow_nan=False)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(
     data=st.binary(max_size=40) | st.text(max_size=40).map(lambda t: t.encode("utf-8", "replace"))
 )

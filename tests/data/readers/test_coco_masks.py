@@ -15,7 +15,7 @@ from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.scenes import annotations as forms
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(masks())
 def test_masks_come_back(tmp_path_factory, mask):
     root = write_coco(tmp_path_factory.mktemp("coco"), {"a": mask})
@@ -127,7 +127,7 @@ def test_classes_can_be_reordered(tmp_path):
 # --- outlines ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(masks(2, ignored=False))
 def test_every_form_of_an_outline_is_drawn(mask):
     encoded = coco_mask.encode(np.asfortranarray(mask))

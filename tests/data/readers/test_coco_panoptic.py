@@ -16,7 +16,7 @@ def root(tmp_path):
     return write_panoptic(tmp_path, some_masks())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(masks())
 def test_masks_come_back(tmp_path_factory, mask):
     root = write_panoptic(tmp_path_factory.mktemp("panoptic"), {"a": mask})

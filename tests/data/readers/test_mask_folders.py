@@ -32,7 +32,7 @@ def found():
     return some_masks()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(mask=masks(), values=st.sampled_from(["colors", "ids"]))
 def test_masks_come_back(tmp_path_factory, mask, values):
     """Colors, and ids of 16 bits."""

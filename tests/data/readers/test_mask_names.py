@@ -52,7 +52,7 @@ def write_splits(root, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(drawn=st.data())
 def test_masks_have_the_labels_of_the_names(layout, drawn, tmp_path_factory):
     root = tmp_path_factory.mktemp("masks")

@@ -35,7 +35,7 @@ def test_one_split_is_read(tmp_path, found, below):
     np.testing.assert_array_equal(reordered.records[0].read_mask(), 20 - found["im0"])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(mask=masks(21, ignored=False), compress=st.booleans(), kind=st.sampled_from("BHd"))
 def test_any_form_of_matrix_gives_the_mask(tmp_path_factory, mask, compress, kind):
     path = tmp_path_factory.getbasetemp() / "form.mat"
@@ -77,7 +77,7 @@ def test_a_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
         read_mat_mask(tmp_path / "a.mat")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_damage_is_an_error_or_harmless(tmp_path_factory, seed, compress):
     """Bytes of a good file changed or cut: never another exception than ours."""

@@ -81,7 +81,7 @@ def test_tasks(tmp_path):
         read_segmentation(tmp_path / "voc", "train", "voc", task="multilabel")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(mask=masks(), order=st.permutations(NAMES))
 def test_classes_in_any_order_are_the_same_classes(tmp_path_factory, mask, order):
     root = write_voc(tmp_path_factory.mktemp("voc"), {"a": mask})

@@ -451,7 +451,7 @@ def folder(tmp_path_factory):
     return write(tmp_path_factory.mktemp("hostile"), {"a": xml(DOG)})
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(
     changes=st.dictionaries(st.sampled_from(FIELDS), TEXT | st.none(), max_size=3),
     size=st.none() | st.tuples(TEXT, TEXT),
@@ -470,7 +470,7 @@ def test_any_field_reads_or_is_refused(folder, changes, size):
     json.dumps(found.ground_truth(), allow_nan=False)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(data=st.binary(max_size=60))
 def test_any_bytes_are_refused(folder, data):
     (folder / "Annotations/a.xml").write_bytes(data)

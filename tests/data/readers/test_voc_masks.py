@@ -33,7 +33,7 @@ def test_the_classes_are_vocs_where_nothing_else_is_said(tmp_path, found):
         assert record.mask.files == (tmp_path / "SegmentationClass" / f"{record.name}.png",)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(mask=masks())
 def test_masks_come_back_in_every_mode(tmp_path_factory, mask):
     for mode in ("P", "L"):

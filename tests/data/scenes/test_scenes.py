@@ -114,7 +114,7 @@ def test_objects_stand_out_from_what_is_around_them():
 # Masks in COCO's forms.
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1), st.floats(0.1, 1))
 def test_mask_forms_give_back_the_mask(height, width, seed, share):
     mask = np.random.default_rng(seed).random((height, width)) < share

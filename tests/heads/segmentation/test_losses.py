@@ -60,7 +60,7 @@ def counted(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     ignored=st.sampled_from([0.1, 0.5, 0.9]),
     noise=st.sampled_from([1.0, 1e4, math.inf, math.nan]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_logits_at_ignored_pixels_change_nothing(
     mode: str, name: str, seed: int, size: tuple[int, int], ignored: float, noise: float
 ) -> None:
@@ -268,7 +268,7 @@ def certain(labels: Tensor, classes: int) -> Tensor:
 
 
 @given(seed=st.integers(0, 10_000), classes=st.integers(2, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_lovasz_of_hard_answers_is_the_jaccard_loss(seed: int, classes: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     said, target = torch.randint(classes, (2, 2, 3, 4), generator=generator)
@@ -281,7 +281,7 @@ def test_lovasz_of_hard_answers_is_the_jaccard_loss(seed: int, classes: int) -> 
 
 
 @given(seed=st.integers(0, 10_000), classes=st.integers(2, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_dice_of_hard_answers_is_one_minus_dice(seed: int, classes: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     said, target = torch.randint(classes, (2, 2, 3, 4), generator=generator)
