@@ -57,7 +57,8 @@ def replace_file(path: str | Path) -> Iterator[Path]:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # the reason is raised already
+            draft.unlink(missing_ok=True)
 
 
 def remove_drafts(folder: Path) -> list[Path]:

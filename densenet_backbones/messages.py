@@ -23,6 +23,7 @@ from typing import NoReturn, TextIO
 
 __all__ = [
     "CommandParser",
+    "advise",
     "check_choice",
     "check_interval",
     "check_whole",
@@ -58,7 +59,8 @@ _ADVICE = {
     errno.EROFS: "give a path on a disk that can be written to",
 }
 _WRONG_VALUE = re.compile(
-    r"Parser key \"(?P<key>[\w.]+)\": (?P<why>.*?)\.? (?:Got|Given) value: (?P<value>.*)"
+    r"Parser key \"(?P<key>[\w.]+)\": (?P<why>.*?)\.? (?:Got|Given) value: (?P<value>.*?)"
+    r"(?= - Expected | Given value type: |$)"
 )
 _LONGEST_NAME, _MOST_NAMES = 100, 2000  # that `nearest` compares
 _WANTED = re.compile(r"Expected an? (<class '[\w.]+'>|[\w.]+\[.*?\](?=\.? |\.?$))")
@@ -158,8 +160,13 @@ def describe_error(error: BaseException) -> str:
         return str(error) or type(error).__name__
     reason = (error.strerror or os.strerror(error.errno)).rstrip(".")
     file = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    advice = _ADVICE.get(error.errno)
-    return f"{file}{reason[:1].lower()}{reason[1:]}" + (f"; {advice}" if advice else "")
+    return f"{file}{reason[:1].lower()}{reason[1:]}{advise(error)}"
+
+
+def advise(error: OSError) -> str:
+    """Return ``"; check the path"`` or what else helps against an error of the system, if known."""
+    advice = _ADVICE.get(error.errno or 0)
+    return f"; {advice}" if advice else ""
 
 
 def show_controls(text: str) -> str:
@@ -201,8 +208,13 @@ class CommandParser(argparse.ArgumentParser):
     """Parser of a command line whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong, without the usage, and end with status 2."""
-        print_lines(f"error: {one_sentence(message)}; --help lists the options", file=sys.stderr)
+        """Print what is wrong with the words of the command line, and end with status 2."""
+        self.fail(f"{one_sentence(message)}; --help lists the options")
+
+    def fail(self, error: Exception | str) -> NoReturn:
+        """Print an error, or its sentence, and end with status 2."""
+        sentence = error if isinstance(error, str) else describe_error(error)
+        print_lines(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -63,7 +63,9 @@ def draw(tables: Sequence[Table], caption: str, file: Path) -> None:
 
     bars, points = ([t for t in tables if len(t.chart) == axes] for axes in (1, 2))
     if not bars and not points:
-        raise ValueError("there is nothing to draw: neither inference nor memory was measured")
+        raise ValueError(
+            "there is nothing to draw: neither inference nor memory was measured; leave out --plot"
+        )
     rows = [*_arrange_rows(bars), *_arrange_rows(points)]
     heights = [max(map(_measure_height, row)) for row in rows]
     width = _WIDTH * max(map(len, rows))

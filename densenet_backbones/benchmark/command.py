@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             torch.set_num_threads(arguments.threads)
         for file in (arguments.json, arguments.plot):
             if file is not None and not file.absolute().parent.is_dir():
-                raise ValueError(f"there is no folder {file.absolute().parent} for {file.name}")
+                folder = file.absolute().parent
+                raise ValueError(f"there is no folder {folder} for {file.name}; make it first")
         if arguments.plot is not None:
             check_chart(arguments.plot)
         report = Report([_PROGRAM, *argv], arguments.quick, arguments.json)
@@ -47,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             _measure(parser, command, argv[1:], command.devices[0], report)
         if arguments.plot is not None:
             _draw(report, arguments.plot)
-    except ValueError as error:
-        parser.error(str(error))
+    except (ValueError, OSError) as error:
+        parser.fail(error)
     return 1 if report.failed else 0
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def _make_parser() -> CommandParser:
     parser = CommandParser(prog=_PROGRAM, description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     one = subparsers.add_parser(_ALL, help="every measurement below with its defaults, in turn")

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from densenet_backbones.checkpoints.errors import CheckpointError
+from densenet_backbones.checkpoints.integrity import refuse_unusable
 from densenet_backbones.checkpoints.keys import CLASSIFIER, to_ours
 from densenet_backbones.checkpoints.recognition import recognize
 
@@ -39,7 +40,8 @@ def fit_to(
 
     Raises:
         CheckpointError: As `to_ours`; or entries are missing, unexpected or of another shape. It
-            lists them all, and says what the weights look like.
+            lists them all, and says what the weights look like. Or values are not finite, or no
+            floating-point numbers.
     """
     ours = to_ours(weights, prefix)
     fitting = {key: value for key, value in ours.items() if not _is_surplus_counter(key, known)}
@@ -50,6 +52,7 @@ def fit_to(
             f"looks like {_describe_weights(ours)}; choose the network it belongs to, or another "
             "file"
         )
+    refuse_unusable(fitting, "the weights")
     return fitting
 
 

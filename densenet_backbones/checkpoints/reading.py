@@ -23,6 +23,7 @@ from densenet_backbones.checkpoints.integrity import (
     refuse_unusable,
 )
 from densenet_backbones.checkpoints.pickled import ALLOWED
+from densenet_backbones.messages import describe_error
 from densenet_backbones.untrusted.limits import MAX_NAME, MAX_TENSORS
 
 __all__ = [
@@ -135,7 +136,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     """
     path, damaged = Path(path), list[str]()
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
+        raise CheckpointError(f"{path}: there is no such file; check the path")
     try:
         kind = _read_format(path)
         if kind == "safetensors":
@@ -172,7 +173,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         cause = "or pickled otherwise than by torch.save"
     else:
-        cause = str(error).partition("\n")[0]
+        cause = describe_error(error).partition("\n")[0].partition(". ")[0]  # not torch's advice
     return (
         f"it is no file of weights, or damaged ({cause}); give a file written by "
         "torch.save(model.state_dict(), ...) or by safetensors"

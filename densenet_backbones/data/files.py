@@ -147,6 +147,8 @@ def map_in_threads(
 
 def refuse_faults(faults: Sequence[str], what: str, limit: int = 50) -> None:
     """Raise one `DataError` for all the faults there are, the first `limit` in full."""
+    if len(faults) == 1:
+        raise DataError(f"{what}: {faults[0]}")
     if faults:
         more = [f"and {len(faults) - limit} more"] if len(faults) > limit else []
         raise DataError(f"{what}:", *faults[:limit], *more)

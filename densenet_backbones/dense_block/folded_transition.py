@@ -79,6 +79,7 @@ class FoldedTransition(nn.Sequential):
         # One operation for compilers, which cannot see into kernels.
         run = _call_operator if torch.compiler.is_compiling() else _run_transition
         norm, conv = cast(ScaleShift, self.norm), cast(FoldedConv2d, self.conv)
+        assert self._ceiling is not None, "else it runs plain"
         return run(x, [norm.scale, norm.shift, *conv.list_tensors()], self._ceiling)
 
 

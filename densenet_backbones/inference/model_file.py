@@ -32,6 +32,7 @@ from densenet_backbones.untrusted.building import BoundedBuilding
 from densenet_backbones.untrusted.limits import MAX_VALUES
 from densenet_backbones.untrusted.reading import measure_values, parse_json
 
+_FIX = "give a file as the training tools wrote it"
 FORMAT = 2
 """Format 1 had other names of some options, see `rename_options`."""
 
@@ -105,14 +106,17 @@ class ModelSpec:
             )
         if measure_values(state) > MAX_VALUES:
             raise CheckpointError(
-                f"the description of the {cls.kind} is damaged: more than {MAX_VALUES} values"
+                f"the description of the {cls.kind} is damaged: more than {MAX_VALUES} values; "
+                f"{_FIX}"
             )
         try:
             return cls.from_entries(state)
         except Exception as error:  # whatever was expected of a value that is something else
             reason = " ".join(str(error).split())[:300]
+            missing = f"no entry {reason}" if isinstance(error, KeyError) else reason
             raise CheckpointError(
-                f"the description of the {cls.kind} is damaged: {type(error).__name__}: {reason}"
+                f"the description of the {cls.kind} is damaged ({missing or 'a wrong value'}); "
+                f"{_FIX}"
             ) from error
 
     def with_preprocessing(self, described: JsonDict) -> Self:
@@ -155,9 +159,10 @@ class ModelSpec:
                 model = self.build(**self.without_downloads())
             model.load_state_dict(weights)
         except Exception as error:  # a damaged description makes builders fail in any way
-            reason = " ".join(str(error).split())[:300]
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise CheckpointError(
-                f"{path}: the weights do not fit the {self.kind} the file describes: {reason}"
+                f"{path}: the weights do not fit the {self.kind} the file describes: {reason}; "
+                f"{_FIX}"
             ) from error
         return model
 
@@ -237,7 +242,10 @@ def read_spec(path: str | Path, kind: type[S]) -> S | None:
 def _read_descriptions(path: Path) -> JsonDict:
     content = read_checkpoint(path)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
+        raise CheckpointError(
+            f"{path}: holds a {type(content).__name__}, not a checkpoint; give one that the "
+            "training tools wrote"
+        )
     # A slim file keeps its description in the header, a checkpoint among its entries.
     if path.suffix != ".safetensors":
         return content

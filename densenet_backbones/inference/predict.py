@@ -1,6 +1,7 @@
 """Detect objects or segment: ``python tools/predict.py CHECKPOINT IMAGE_OR_FOLDER…``."""
 
 import argparse
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -184,12 +185,11 @@ def find_images(arguments: Sequence[str]) -> Iterator[Path]:
         elif path.is_dir():
             files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
             if not files:
-                raise DataError(
-                    f"{path}: no images here (known: {' '.join(sorted(IMAGE_SUFFIXES))})"
-                )
+                known = " ".join(sorted(IMAGE_SUFFIXES))
+                raise DataError(f"{path}: no images here; give files, or a folder of {known}")
             yield from files
         else:
-            raise DataError(f"{path}: there is no such file or folder")
+            raise DataError(f"{path}: there is no such file or folder; check the path")
 
 
 def check_device(name: str) -> torch.device:
@@ -211,7 +211,7 @@ def choose_stems(out: Path, files: Sequence[Path]) -> dict[Path, Path]:
     Raises:
         DataError: A result would replace one of the images.
     """
-    inputs = {file.resolve() for file in files}
+    inputs = {os.path.realpath(file) for file in files}
     paths: dict[Path, Path] = {}
     taken: set[str] = set()
     for file in files:
@@ -223,7 +223,7 @@ def choose_stems(out: Path, files: Sequence[Path]) -> dict[Path, Path]:
         for ending in ENDINGS:
             taken.add(f"{stem}{ending}".lower())  # some file systems do not tell cases apart
             result = out / f"{stem}{ending}"
-            if result.resolve() in inputs:
+            if os.path.realpath(result) in inputs:
                 raise DataError(f"{result} would be overwritten; name another folder with --out")
     return paths
 

@@ -184,7 +184,14 @@ def is_whole_config(file: Path) -> bool:
 def find_config(name: str, form: ShortForm = DETECTION_FORM) -> Path:
     """Return a config file by path, or a shipped one by name or by its path in the repository."""
     if Path(name).is_file():
-        read_yaml(Path(name), ValueError)  # what the engine's parser takes no care of
+        try:  # what the engine's parser takes no care of
+            content = read_yaml(Path(name), ValueError)
+        except ValueError as error:
+            raise argparse.ArgumentError(None, str(error)) from error
+        if not isinstance(content, dict):
+            raise argparse.ArgumentError(
+                None, f"{name}: must be a mapping of options, as --print_config prints one"
+            )
         return Path(name)
     shipped = list_configs(form)
     if Path(name).stem in shipped:
@@ -192,5 +199,5 @@ def find_config(name: str, form: ShortForm = DETECTION_FORM) -> Path:
     raise argparse.ArgumentError(
         None,
         f"--config: there is no file {name}{nearest(Path(name).stem, shipped)} "
-        f"(shipped: {', '.join(shipped)})",
+        f"(shipped: {', '.join(shipped)}); give one of these, or a file",
     )

@@ -40,6 +40,12 @@ def has_fast_half() -> bool:
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
+def name_precision(trainer: pl.Trainer) -> str:
+    """Return a trainer's precision, with a word if it was chosen by "auto"."""
+    is_chosen = isinstance(trainer, PrecisionTrainer) and trainer.has_chosen
+    return f"{trainer.precision} (auto)" if is_chosen else str(trainer.precision)
+
+
 def remark_on_precision(trainer: pl.Trainer) -> Iterator[str]:
     """Yield a line where a trainer's precision is one that its processor is slow at."""
     halves = ("bf16-mixed", "16-mixed", "bf16-true", "16-true")
@@ -52,8 +58,13 @@ def remark_on_precision(trainer: pl.Trainer) -> Iterator[str]:
 
 
 class PrecisionTrainer(pl.Trainer):
-    """Lightning's trainer, whose precision may be "auto"; see `choose_precision`."""
+    """Lightning's trainer, whose precision may be "auto"; see `choose_precision`.
+
+    Attributes:
+        has_chosen: The precision was "auto".
+    """
 
     def __init__(self, *, precision: Precision | None = None, **options: Any) -> None:
         chosen = choose_precision(precision, options.get("accelerator", "auto"))
+        self.has_chosen = precision == "auto"
         super().__init__(precision=chosen, **options)

@@ -17,7 +17,7 @@ from densenet_backbones.messages import quote_word
 from densenet_backbones.reporting.console import is_first_process, say
 from densenet_backbones.reporting.plots import plot_training_curves
 from densenet_backbones.training.optimization import count_images_per_step
-from densenet_backbones.training.precision import remark_on_precision
+from densenet_backbones.training.precision import name_precision, remark_on_precision
 from densenet_backbones.training.resuming.checkpoint_files import is_whole
 from densenet_backbones.training.run_folder import RunFolder
 from densenet_backbones.training.task import AnyTask
@@ -93,7 +93,7 @@ def describe_plan(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> Iterator
     epochs = (
         f", {trainer.max_epochs} epochs" if trainer.max_epochs and trainer.max_epochs > 0 else ""
     )
-    yield f"{options.name}, {batch} images a step{epochs}, precision {trainer.precision}."
+    yield f"{options.name}, {batch} images a step{epochs}, precision {name_precision(trainer)}."
     yield from remark_on_precision(trainer)
     if options.base_batch:
         yield (

@@ -135,14 +135,15 @@ def _new_folder(run_dir: str | None, name: str) -> Path:
 
 def _find_folder_of(checkpoint: Path, run_dir: str | None) -> Path:
     """The run that a checkpoint belongs to, or a new folder for what goes on from it."""
-    own = checkpoint.resolve().parent.parent
-    if checkpoint.resolve().parent.name == "checkpoints" and run_dir in (None, str(own)):
+    place = Path(os.path.realpath(checkpoint)).parent  # which takes links in a circle as they are
+    own = place.parent
+    if place.name == "checkpoints" and run_dir in (None, str(own)):
         return own
     if run_dir is None:
         raise RunFolderError(
             f"{checkpoint} lies in no run's folder: name one for what goes on from it (--run-dir)"
         )
-    return Path(run_dir) if Path(run_dir).resolve() == own else _new_folder(run_dir, "")
+    return Path(run_dir) if Path(os.path.realpath(run_dir)) == own else _new_folder(run_dir, "")
 
 
 def _find_latest_folder(name: str) -> Path:

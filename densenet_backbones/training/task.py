@@ -270,7 +270,8 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
     @property
     def counts_images(self) -> bool:
         """False in a process that evaluates images of others alone; see the data's loader."""
-        return self.trainer.global_rank < len(self.datamodule.val_set)
+        trainer = self.trainer
+        return trainer.world_size == 1 or trainer.global_rank < len(self.datamodule.val_set)
 
     def on_validation_epoch_end(self) -> None:
         """Log all numbers of the evaluation."""

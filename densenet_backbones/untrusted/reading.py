@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from densenet_backbones.messages import advise
 from densenet_backbones.untrusted.limits import MAX_VALUES
 
 
@@ -39,7 +40,7 @@ def read_bytes(path: Path, most: int, error: type[Exception]) -> bytes:
     try:
         return path.read_bytes()
     except OSError as fault:
-        raise error(f"{path}: cannot be read ({fault.strerror or fault})") from fault
+        raise error(f"{path}: cannot be read ({fault.strerror or fault}){advise(fault)}") from fault
 
 
 def read_text(path: Path, most: int, error: type[Exception]) -> str:

@@ -15,6 +15,7 @@ from torchvision.ops import clip_boxes_to_image
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.options import Keywords, Options, drop_none
 from densenet_backbones.messages import check_whole
+from densenet_backbones.untrusted.limits import MAX_PIXELS
 
 __all__ = ["DetectionTransform", "build_transform"]
 
@@ -69,6 +70,12 @@ class DetectionTransform(GeneralizedRCNNTransform):
         if not sides or min(sides) < 1 or max(sides) > max_size:
             raise ValueError(
                 f"min_size must be 1 or more and at most max_size, got {min_size!r} and {max_size}"
+            )
+        # The shorter side times the longer: pixels that an image may be enlarged to.
+        if max(sides) * max_size > MAX_PIXELS:
+            raise ValueError(
+                f"min_size times max_size must be at most {MAX_PIXELS} pixels, to protect the "
+                f"memory; got {max(sides)} and {max_size}"
             )
         # A fixed size is the network's own, to which padding would add.
         if size_divisible is None:

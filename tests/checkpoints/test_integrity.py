@@ -7,8 +7,9 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from tiny_nets import tiny
 
-from densenet_backbones.checkpoints import CheckpointError, read_checkpoint, read_state_dict
+from densenet_backbones.checkpoints import CheckpointError, fit_to, read_checkpoint, read_state_dict
 from densenet_backbones.checkpoints.integrity import DIGESTS, compute_digests
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.model_file import read_model_file
@@ -122,3 +123,17 @@ def test_counters_and_masks_may_be_whole_numbers(tmp_path):
     more = {"norm.num_batches_tracked": torch.tensor(3), "mask": torch.ones(2, dtype=torch.bool)}
     torch.save({**some_weights(), **more}, tmp_path / "a.pth")
     assert read_state_dict(tmp_path / "a.pth").keys() >= more.keys()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_networks_take_no_weights_that_are_not_finite(tmp_path, value):
+    net = tiny("densenet121_features")
+    weights = net.state_dict()
+    weights["norm5.weight"][0] = value
+    torch.save(weights, tmp_path / "a.pth")
+    with pytest.raises(
+        CheckpointError, match=r"norm5\.weight has 1 values that are NaN or infinite"
+    ):
+        fit_to(weights, known=net.state_dict(), needed=weights)
+    with pytest.raises(CheckpointError, match=r"a\.pth: norm5\.weight has 1 values"):
+        read_state_dict(tmp_path / "a.pth")

@@ -87,6 +87,8 @@ def test_ignored_objects_neither_help_nor_harm(flag):
     part = part_of([(A, 1)], **{flag: 1})
     assert confusion_matrix(part, {}).sum() == 0
     assert confusion_matrix(part, {1: found((A, 1, 0.9), (A, 1, 0.8))}).sum() == 0
+    exactly = {1: found(((0, 0, 10, 5), 1, 0.9))}  # IoU 0.5, the threshold, which is inclusive
+    assert confusion_matrix(part, exactly).sum() == 0
     assert confusion_matrix(part, {1: found((A, 2, 0.9))})[2, 1] == 1
     small = {1: found(((0, 0, 3, 3), 1, 0.9))}  # inside, but far smaller
     assert confusion_matrix(part, small).sum() == (0 if flag == "iscrowd" else 1)

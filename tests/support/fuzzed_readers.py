@@ -262,9 +262,9 @@ def _read_config(data: bytes, folder: Path) -> None:
     from densenet_backbones.messages import one_sentence
     from densenet_backbones.training.arguments import find_config
 
-    path = find_config(str(_write(folder / "config.yaml", data)))
+    path = _write(folder / "config.yaml", data)
     try:
-        _config_parser().parse_path(path)
+        _config_parser().parse_path(find_config(str(path)))
     except (ArgumentError, TypeError) as error:  # as `train` reports them
         raise ValueError(f"{path}: {one_sentence(str(error))[: LONGEST // 2]}") from error
 

@@ -136,6 +136,8 @@ def test_weight_decay_and_rate_reach_the_optimizer():
         world_size=2,
         accumulate_grad_batches=2,
         estimated_stepping_batches=10,
+        num_training_batches=4,
+        max_steps=-1,
     )
     optimizer = task.configure_optimizers()["optimizer"]
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
@@ -158,6 +160,8 @@ def test_classical_momentum_of_the_published_schedules():
         world_size=1,
         accumulate_grad_batches=1,
         estimated_stepping_batches=10,
+        num_training_batches=4,
+        max_steps=-1,
     )
     optimizer = task.configure_optimizers()["optimizer"]
     assert isinstance(optimizer, torch.optim.SGD)

@@ -75,6 +75,16 @@ def test_workers_change_nothing(train, whole, tmp_path):
     assert differences(last(tmp_path), last(whole_folder)) == []
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_same_seed_gives_the_same_bits(workers, train, whole, tmp_path):
+    whole_folder, whole_seen = whole
+    code, seen = train(tmp_path / "again", "--data.num_workers", workers)
+    assert code is None and seen == whole_seen
+    assert differences(last(tmp_path / "again"), last(whole_folder)) == []
+    assert metrics(tmp_path / "again") == metrics(whole_folder)
+
+
 def test_a_stop_waits_for_the_whole_optimiser_step(train, tmp_path):
     summed = ("--trainer.accumulate_grad_batches", "2", "--batch-size", "2", "--ema_decay", "null")
     _, whole_seen = train(tmp_path / "whole", *summed, epochs=2)

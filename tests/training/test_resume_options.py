@@ -46,11 +46,11 @@ def from_before_options_were_kept(state):
 
 
 REFUSED = {
-    "optimizer": (("--model.optimizer.name", "sgd"), None, "its optimizer is another than sgd"),
-    "optimizer of another kind": (
-        ("--model.optimizer.name", "lion"),
+    "optimizer": (("--model.optimizer.name", "sgd"), None, "its optimizer is adamw, not sgd"),
+    "optimizer of the same options": (
+        ("--model.optimizer.name", "adam"),
         None,
-        "its optimizer is another than lion",
+        "its optimizer is adamw, not adam",
     ),
     "optimizer, old checkpoint": (
         ("--model.optimizer.name", "sgd"),
@@ -171,6 +171,8 @@ def test_auto_is_what_the_hardware_does_fast(name, monkeypatch):
 def test_slow_arithmetic_is_said(wanted, slow, monkeypatch, recwarn):
     monkeypatch.setattr(precision, "has_fast_half", lambda: False)
     trainer = precision.PrecisionTrainer(precision=wanted, accelerator="cpu", logger=False)
+    chosen = {"auto": "32-true (auto)", "16-mixed": "bf16-mixed"}.get(wanted, wanted)
+    assert precision.name_precision(trainer) == chosen
     said = list(precision.remark_on_precision(trainer))
     assert len(said) == slow
     assert all("--trainer.precision auto" in line for line in said)

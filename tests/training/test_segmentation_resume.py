@@ -62,6 +62,16 @@ def test_a_resumed_run_equals_one_never_stopped(name, train, whole, tmp_path):
     assert metrics(tmp_path) == metrics(whole_folder)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_same_seed_gives_the_same_bits(workers, train, whole, tmp_path):
+    whole_folder, whole_seen = whole
+    code, seen = train(tmp_path / "again", "--data.num_workers", workers)
+    assert code is None and seen == whole_seen
+    assert differences(last(tmp_path / "again"), last(whole_folder)) == []
+    assert metrics(tmp_path / "again") == metrics(whole_folder)
+
+
 def test_another_model_is_refused_before_anything_is_written(train, whole, capsys):
     before = files_below(whole[0])
     for other, what in (

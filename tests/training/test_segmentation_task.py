@@ -26,6 +26,8 @@ def tiny_task(**options):
         world_size=1,
         accumulate_grad_batches=1,
         estimated_stepping_batches=20,
+        num_training_batches=4,
+        max_steps=-1,
         max_epochs=5,
     )
     return task

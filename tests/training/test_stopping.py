@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -98,8 +99,32 @@ def test_a_second_signal_ends_a_process_that_is_deep_in_a_computation(number, mo
     assert code == 128 + number
     assert said.splitlines() == [
         "Stopping in order; a second signal stops at once.",
-        "Stopped at once: by a second signal; what was written before is whole.",
+        "Stopped at once by a second signal; what was written before is whole.",
     ]
+
+
+@needs_fork
+def test_a_second_signal_does_not_wait_for_what_follows_an_orderly_stop():
+    def run():
+        try:
+            with stopping.watch_signals():
+                signal.signal(signal.SIGTERM, OrderlyStop()._note)
+                os.write(2, b"begun\n")
+                time.sleep(1.5)
+                sys.stdout = os.fdopen(os.dup(2), "w")
+                sys.stdout.write("last words\n")  # waits in a buffer
+                raise SystemExit(143)
+        finally:
+            compute_for_minutes()
+
+    process, read = in_a_fork(run)
+    assert os.read(read, 6) == b"begun\n"
+    for _ in range(2):
+        os.kill(process, signal.SIGTERM)
+        time.sleep(0.3)
+    code, said = end_of(process, read)
+    assert code == 143
+    assert said == "Stopping in order; a second signal stops at once.\nlast words\n"
 
 
 @needs_fork

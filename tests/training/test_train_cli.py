@@ -326,7 +326,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(argv, expected, refused, tmp_pa
     [
         ("model:\n  optimiser: {lr: 1}\n", "did you mean 'model.optimizer.lr'?"),
         ("trainer:\n  max_epochs: ten\n", "trainer.max_epochs must be int or null, got ten"),
-        ("model: [unclosed\n", "parsing config"),
+        ("model: [unclosed\n", "mine.yaml: not valid YAML"),
         ("modle: {detector: dsod_tiny}\n", "did you mean 'model"),
     ],
 )

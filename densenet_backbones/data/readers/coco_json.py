@@ -14,6 +14,7 @@ from typing import Any
 
 from densenet_backbones.data.files import check_relative_path
 from densenet_backbones.data.samples import Annotation, Categories, DataError
+from densenet_backbones.messages import advise
 from densenet_backbones.untrusted.limits import (
     MAX_CLASSES,
     MAX_JSON_FILE,
@@ -65,7 +66,8 @@ def translate_json_errors(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        reason = error.strerror or error
+        raise DataError(f"{path}: cannot be read ({reason}){advise(error)}") from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: cannot be read as UTF-8 text ({error.reason}); save it as UTF-8"
@@ -79,7 +81,7 @@ def translate_json_errors(path: Path) -> Iterator[None]:
         RecursionError,
         ValueError,
     ) as error:  # nested too deep, or numbers of thousands of digits
-        raise DataError(f"{path}: not usable JSON ({error})") from error
+        raise DataError(f"{path}: not usable JSON ({error}); correct it") from error
 
 
 def read_entries(content: JsonObject, key: str, path: Path) -> list[JsonObject]:

@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed=options.seed,
             progress=not options.quiet,
         )
-    except DataError as error:
-        parser.error(str(error))
+    except (DataError, OSError) as error:
+        parser.fail(error)
     print_lines(f"{root}: {options.train} training and {options.val} validation images")
 
 

@@ -4,7 +4,9 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import lru_cache
@@ -88,14 +90,53 @@ def _compile(command: list[str]) -> Path:
     machine = _run([*command, "-dM", "-E", "-x", "c++", os.devnull])
     sources = [source.read_bytes() for source in (*_SOURCES, *sorted(_HERE.glob("*.h")))]
     key = hashlib.sha256(b"\0".join([*map(str.encode, command), machine, *sources]))
-    file = _find_cache() / f"{key.hexdigest()[:32]}.so"
+    cache = _find_cache()
+    for part in (cache.parents[1], cache.parent, cache):
+        part.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Links are followed first, so that what is checked is what is loaded.
+    file = cache.resolve() / f"{key.hexdigest()[:32]}.so"
+    _refuse_shared(file.parent)
     if not file.exists():
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             new_file = Path(folder) / file.name
             _run([*command, *map(str, _SOURCES), "-o", str(new_file)])
+            new_file.chmod(0o700)  # whatever the umask
             new_file.replace(file)  # other processes see all of it or nothing
+    _refuse_shared(file)
     return file
+
+
+def _refuse_shared(path: Path) -> None:
+    """Refuse a file or folder that another user could have put there, or may exchange.
+
+    What is loaded runs as this user. So it and every folder above it must belong to this user or to
+    root, and nobody else may write there (as OpenSSH asks of its keys, `misc.c`); above the path,
+    folders in which everybody may only touch what is his own, such as /tmp, are fine.
+
+    Args:
+        path: Absolute path without links.
+
+    Raises:
+        CompilationError: Names what is open to others, and the fix.
+    """
+    if not hasattr(os, "getuid"):  # Windows keeps users apart in another way
+        return
+    for part in (path, *path.parents):
+        state = part.lstat()
+        writable = state.st_mode & stat.S_IWOTH or (
+            state.st_mode & stat.S_IWGRP and state.st_gid != os.getgid()
+        )
+        if state.st_uid not in (0, os.getuid()):
+            raise CompilationError(
+                f"{part} belongs to another user, so code in it is not loaded; remove it, or name "
+                "a cache folder of your own in XDG_CACHE_HOME"
+            )
+        if writable and (part == path or not state.st_mode & stat.S_ISVTX):
+            raise CompilationError(
+                f"other users may write to {part}, so code in it is not loaded; allow only "
+                f"yourself (chmod go-w {shlex.quote(str(part))}), or name another cache folder in "
+                "XDG_CACHE_HOME"
+            )
 
 
 def _run(command: list[str]) -> bytes:

@@ -30,7 +30,7 @@ def hold_run_folder(folder: Path, is_new: bool = False) -> None:
     Raises:
         RunFolderError: Another process has it, or had it just now; names the process.
     """
-    if folder.resolve() in _held:
+    if Path(os.path.realpath(folder)) in _held:
         return
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
@@ -46,7 +46,7 @@ def hold_run_folder(folder: Path, is_new: bool = False) -> None:
     if is_new and not is_unused(folder):
         lock.release()
         raise RunFolderError(_explain(folder))
-    _held[folder.resolve()] = lock
+    _held[Path(os.path.realpath(folder))] = lock
     since = datetime.now(UTC).isoformat(timespec="seconds")
     who = {"process": os.getpid(), "host": platform.node(), "since": since}
     save_json(folder / HOLDER, who, indent=None)

@@ -72,8 +72,11 @@ def compare_training(
     precision, count = "trainer.precision", "trainer.accumulate_grad_batches"
     if "precision" in state:  # what "auto" chose
         before[precision], now[precision] = state["precision"], trainer.precision
+    optimizer, name = "model.optimizer.name", task.optimizer_options.name
     fault = _find_fault_of_optimizer(task, state)
-    if "averaging_state" in state and now["ema_decay"] is None:
+    if str(before.get(optimizer, name)).lower() != name.lower():
+        fault = f"its optimizer is {before[optimizer]}, not {name}"
+    elif "averaging_state" in state and now["ema_decay"] is None:
         fault = f"its weights were averaged (ema_decay {before.get('ema_decay', '?')})"
     elif before.get(count, now[count]) != now[count] and _is_within_epoch(task, state):
         fault = f"it is in the middle of an epoch with {count} {before[count]}, now {now[count]}"
@@ -96,7 +99,7 @@ def _find_fault_of_optimizer(task: AnyTask, state: State) -> str | None:
     fresh = [_select_fixed(group) for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state["optimizer_states"][0])
-    except (ValueError, KeyError, IndexError, RuntimeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
         return f"its optimizer has other parameters than {name} here ({error})"
     loaded = [_select_fixed(group) for group in optimizer.param_groups]
     for own, old in zip(fresh, loaded, strict=True):

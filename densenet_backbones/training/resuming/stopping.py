@@ -4,10 +4,11 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
 from typing import NoReturn
@@ -43,17 +44,24 @@ def watch_signals() -> Iterator[None]:
     pythons.setblocking(False)
     ours.settimeout(1.0)
     over = threading.Event()
+    received: list[int] = []
     former = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
     _watching.append(pythons)
-    threading.Thread(target=_watch, args=(ours, over), daemon=True).start()
+    threading.Thread(target=_watch, args=(ours, received, over), daemon=True).start()
     try:
         yield
+    except SystemExit as end:
+        if len(received) > 1:  # all is written; the interpreter's own end can take its time
+            sys.stdout.flush()
+            sys.stderr.flush()
+            _end(end.code if isinstance(end.code, int) else 128 + received[0])
+        raise
     finally:
         over.set()
         signal.set_wakeup_fd(former)
         _watching.remove(pythons)
-        pythons.send(_OVER)
-        pythons.close()
+        with pythons, suppress(OSError):  # the thread may have gone already
+            pythons.send(_OVER)
 
 
 def _leave_watch_to_parent() -> None:
@@ -67,34 +75,34 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_watch_to_parent)
 
 
-def _watch(signals: socket.socket, over: threading.Event) -> None:
-    parent = os.getppid()
-    begun = None
+def _watch(signals: socket.socket, received: list[int], over: threading.Event) -> None:
+    parent, begun = os.getppid(), 0.0
     with signals:
         while not over.is_set():
             try:
                 number = signals.recv(1)[0]
             except TimeoutError:
                 if not is_first_process() and os.getppid() != parent:
-                    _end_at_once(signal.SIGTERM, "the process that launched this one is gone")
+                    _end(128 + signal.SIGTERM)
                 continue
             except (OSError, IndexError):
                 return
             if number not in SIGNALS:
                 continue
-            if begun is None:
+            received.append(number)
+            if len(received) == 1:
                 begun = time.monotonic()
                 if is_first_process():
                     _write_line("Stopping in order; a second signal stops at once.")
             elif not over.wait(begun + GRACE - time.monotonic()):
-                _end_at_once(number, "by a second signal; what was written before is whole")
+                _write_line("Stopped at once by a second signal; what was written before is whole.")
+                _end(128 + number)
 
 
-def _end_at_once(number: int, why: str) -> NoReturn:
-    _write_line(f"Stopped at once: {why}.")
+def _end(code: int) -> NoReturn:
     for worker in multiprocessing.active_children():
         worker.kill()
-    os._exit(128 + number)
+    os._exit(code)
 
 
 def _write_line(line: str) -> None:

@@ -78,7 +78,10 @@ def test_ids_that_the_file_does_not_list_are_named_with_their_counts(root):
             lambda c: c["annotations"][0].update(file_name="../../x.png"),
             r"file name '\.\./\.\./x\.png' must be relative",
         ),
-        (lambda c: c["annotations"][0].update(file_name="x.png"), r"1 of its 3 images are not in"),
+        (
+            lambda c: c["annotations"][0].update(file_name="x.png"),
+            r"1 of its 3 pictures are not in",
+        ),
         (lambda c: c["annotations"][0].update(segments_info=7), "'segments_info' must be a list"),
         (lambda c: segment(c).update(id=1 << 24), "'id' must be a number of 24 bits, not 16777216"),
         (lambda c: segment(c).update(id=0), "id 0 is void or given twice"),

@@ -104,6 +104,7 @@ def test_rounding_does_not_leave_the_image() -> None:
     ("arguments", "message"),
     [
         ({"min_size": 0}, "min_size must be 1 or more and at most max_size, got 0 and 1333"),
+        ({"min_size": 10**4, "max_size": 10**4}, "must be at most 89478485 pixels"),
         ({"min_size": [600, 1400]}, "at most max_size"),
         ({"min_size": []}, "min_size must be"),
         ({"size_divisible": 0}, "size_divisible must be at least 1, got 0"),

@@ -18,8 +18,8 @@ boxes = st.tuples(pixels, pixels, sides, sides).map(
 
 def test_a_code_by_hand() -> None:
     prior = torch.tensor([[10.0, 20.0, 30.0, 60.0]])  # center (20, 40), 20 x 40
-    box = torch.tensor([[20.0, 30.0, 60.0, 70.0]])  # center (40, 50), 40 x 40
-    expected = [20 / 20 / 0.1, 10 / 40 / 0.1, math.log(2) / 0.2, 0.0]
+    box = torch.tensor([[20.0, 40.0, 60.0, 60.0]])  # center (40, 50), 40 x 20
+    expected = [20 / 20 / 0.1, 10 / 40 / 0.1, math.log(2) / 0.2, math.log(1 / 2) / 0.2]
     assert encode(box, prior)[0].tolist() == pytest.approx(expected, abs=1e-5)
 
 

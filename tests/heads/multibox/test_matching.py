@@ -80,6 +80,10 @@ def test_threshold_is_inclusive() -> None:
     priors = _tensor([[0, 0, 10, 10], [0, 0, 10, 20]])
     matches = match_priors(_tensor([[0, 0, 10, 10]]), priors, 0.5)  # IoU 1 and exactly 0.5
     assert matches.tolist() == [0, 0]
+    # SSD's threshold is the default, of both.
+    assert match_priors(_tensor([[0, 0, 10, 10]]), priors).tolist() == [0, 0]
+    assert out_of_reach(_tensor([[0, 0, 10, 10]]), priors[1:]).tolist() == [False]
+    assert out_of_reach(_tensor([[0, 0, 10, 9]]), priors[1:]).tolist() == [True]
 
 
 def test_images_without_objects_and_objects_without_overlap() -> None:
