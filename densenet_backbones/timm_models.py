@@ -29,6 +29,7 @@ from densenet_backbones.checkpoints import fit_to
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet
+from densenet_backbones.messages import to_plain
 from densenet_backbones.variants import VARIANTS
 
 # timm appends to it, so a list; every registered name is added there.
@@ -88,6 +89,7 @@ default_cfgs = generate_default_cfgs(_build_cfgs())
 
 
 def _create(name: str, spec: DenseNetSpec, pretrained: bool, **kwargs: Any) -> nn.Module:
+    kwargs = {key: to_plain(value) for key, value in kwargs.items()}
     spec_fields = {field.name for field in dataclasses.fields(DenseNetSpec)}
     spec = dataclasses.replace(
         spec, **{key: kwargs.pop(key) for key in spec_fields & kwargs.keys()}

@@ -1,4 +1,4 @@
-"""Checks of what a caller gives a detector: one clear error instead of a loss that is NaN later.
+"""Checks of what a caller asks of a model: one clear error instead of a loss that is NaN later.
 
 What is legal is said by torchvision's detectors (``models/detection/generalized_rcnn.py``), which
 check less of it.
@@ -8,7 +8,37 @@ from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
+
+
+class PythonModule(nn.Module):
+    """Base of detectors and segmenters, which TorchScript's compiler cannot read."""
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse ``torch.jit.script``, which asks every module for what to compile.
+
+        Raises:
+            RuntimeError: Always; it says what to do instead.
+        """
+        raise RuntimeError(_describe_alternatives(self, "torch.jit.script"))
+
+
+def refuse_tracing(model: nn.Module) -> None:
+    """Refuse ``torch.jit.trace``, for models whose operations depend on what is in the images.
+
+    Raises:
+        RuntimeError: If this is called while it traces.
+    """
+    if is_tracing():
+        raise RuntimeError(_describe_alternatives(model, "torch.jit.trace"))
+
+
+def _describe_alternatives(model: nn.Module, what: str) -> str:
+    return (
+        f"{type(model).__name__} does not support {what}, as TorchScript is deprecated: write an "
+        "ONNX file with densenet-export (tools/export.py), or use torch.export"
+    )
 
 
 def check_images(images: Sequence[Tensor], channels: int = 3) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.loading import AnyData
 from densenet_backbones.data.readers.detection_sources import Layout
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout
 from densenet_backbones.data.samples import DataError
@@ -22,6 +22,7 @@ from densenet_backbones.inference.segmenter import SegmentationModel
 from densenet_backbones.messages import CommandParser, one_sentence
 from densenet_backbones.metrics.boundary import TOLERANCE
 from densenet_backbones.reporting.console import fail, is_first_process, quiet_libraries, say
+from densenet_backbones.training import report
 from densenet_backbones.training.detection_task import DetectionTask, read_target_types
 from densenet_backbones.training.precision import PrecisionTrainer, remark_on_precision
 from densenet_backbones.training.resuming.stopping import watch_signals
@@ -123,6 +124,8 @@ def evaluate(options: argparse.Namespace) -> None:
         if isinstance(model, SegmentationModel)
         else _evaluate_detector(model, options)
     )
+    if is_first_process():
+        report.say_faults(None, data.val_set)
     devices = int(options.devices) if options.devices.isdigit() else options.devices
     trainer = PrecisionTrainer(
         accelerator=options.accelerator,
@@ -145,7 +148,7 @@ def evaluate(options: argparse.Namespace) -> None:
     say(f"Written to {out}/")
 
 
-Evaluation = tuple[AnyTask, pl.LightningDataModule, Callable[[Path], None]]
+Evaluation = tuple[AnyTask, AnyData, Callable[[Path], None]]
 """A task with its model, the data, and a function that writes the result into a folder."""
 
 

@@ -1,7 +1,6 @@
 """Reads detection data from one folder or several, and checks, counts or reduces it."""
 
 import itertools
-import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from densenet_backbones.data.files import map_in_threads, quote, refuse_faults
+from densenet_backbones.data.files import map_in_threads, quote, refuse_faults, spread
 from densenet_backbones.data.images import ImageSizeError, read_image, read_image_size
 from densenet_backbones.data.instances import order_keypoints
 from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
@@ -229,7 +228,7 @@ def check_images(
     """
     records: Sequence[ImageRecord | MaskRecord] = data_set.records
     if not decode:
-        _check_headers(data_set.name, records[:: max(1, math.ceil(len(records) / HEADERS_READ))])
+        _check_headers(data_set.name, spread(records, HEADERS_READ))
         return
     results = map_in_threads(
         _describe_image_fault, records, "Checking images", progress=progress, workers=workers
