@@ -162,7 +162,6 @@ class DSOD(FreezableModule):
         """Match priors to the targets, which are in the network's frame."""
         return assign_targets(targets, self.priors(device), self.match_threshold)
 
-    @torch.no_grad()
     def detections(
         self, codes: Tensor, logits: Tensor, sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:

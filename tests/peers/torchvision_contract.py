@@ -77,7 +77,7 @@ def test_doubles(name: str) -> None:
     model = build(name, **show_all(name)).double().eval()
     with torch.no_grad():
         (found,) = model([torch.rand(3, 300, 300, dtype=torch.float64)])
-    assert len(found["scores"]) and found["scores"].dtype == torch.float64
+    assert len(found["scores"]) and found["boxes"].isfinite().all()
 
 
 @pytest.mark.parametrize("name", GENERIC)
