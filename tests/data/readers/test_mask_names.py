@@ -125,6 +125,6 @@ def test_a_class_without_pixels_may_be_unknown(layout, tmp_path, monkeypatch):
     monkeypatch.setattr("densenet_backbones.data.segmentation.CHECKED_UP_TO", 1)
     found["im2"][3, 4] = 2
     write(root, found, "val")
-    message = rf"1 of 3 masks cannot be used:\n  .*im2\.\w+: has 1 pixels of the class '{lost}'"
+    message = rf"1 of 3 masks cannot be used: .*im2\.\w+: has 1 pixels of the class '{lost}'"
     with pytest.raises(DataError, match=message):
         SegmentationData(str(root), num_workers=0).use_classes(known)
