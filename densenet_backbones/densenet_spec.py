@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard, TypeVar, get_args
 
-from densenet_backbones.messages import check_choice
+from densenet_backbones.messages import check_choice, to_plain
 from densenet_backbones.untrusted.limits import MAX_LAYERS
 
 __all__ = ["Act", "BlockPlan", "DenseNetSpec", "Init", "Norm", "Pool", "Stem", "StemPool"]
@@ -133,9 +133,9 @@ class DenseNetSpec:
     def __post_init__(self) -> None:
         # JSON and YAML have lists only; a frozen value needs tuples, to be hashed and compared.
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
+            value = to_plain(getattr(self, field.name))
+            value = tuple(value) if isinstance(value, list) else value
+            object.__setattr__(self, field.name, value)
         if self.bn_size == 0:  # timm.create_model drops arguments that are None
             object.__setattr__(self, "bn_size", None)
         self._check_numbers()

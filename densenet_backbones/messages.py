@@ -17,9 +17,9 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 __all__ = [
     "CommandParser",
@@ -33,6 +33,7 @@ __all__ = [
     "print_lines",
     "quote_word",
     "show_controls",
+    "to_plain",
 ]
 
 # Errors of jsonargparse about an option that does not exist, in a file and on the command line.
@@ -123,9 +124,30 @@ def check_whole(name: str, value: object, least: int = 1) -> None:
         ValueError: If ``value`` is not an integer, or is below ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
+        hint = ""
+        if isinstance(value, float) and value.is_integer():
+            hint = f"; write {value:.0f}"
+        raise ValueError(f"{name} must be a whole number, got {value!r}{hint}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def to_plain(value: object) -> Any:
+    """Return an argument in Python's own types, as configs of other libraries hold numbers.
+
+    NumPy's numbers and arrays become numbers and lists; so do, with what is in them, sequences and
+    mappings such as ranges and OmegaConf's ``ListConfig`` and ``DictConfig``. Numbers keep their
+    kind: 2.0 stays a float, which counts refuse, as in torch and timm.
+    """
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {to_plain(key): to_plain(entry) for key, entry in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(to_plain, value)) if type(value) is tuple else value
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [to_plain(entry) for entry in value]
+    return value
 
 
 # ------------------------------------------------------------------------------ sentences

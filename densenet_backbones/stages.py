@@ -23,7 +23,7 @@ from densenet_backbones.dense_block import (
 )
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.layers import DenseBlock, get_memory, is_traced, set_memory
-from densenet_backbones.messages import check_choice
+from densenet_backbones.messages import check_choice, check_whole, to_plain
 
 __all__ = ["DenseStages", "take_indices"]
 
@@ -327,6 +327,7 @@ def take_indices(count: int, indices: int | Iterable[int] | None) -> tuple[int, 
     """
     if indices is None:
         return tuple(range(count))
+    indices = to_plain(indices)
     if isinstance(indices, int):
         if not 1 <= indices <= count:
             raise ValueError(
@@ -334,11 +335,13 @@ def take_indices(count: int, indices: int | Iterable[int] | None) -> tuple[int, 
                 f"{count}, or a tuple such as ({indices},) for a single position"
             )
         return tuple(range(count - indices, count))
+    if not isinstance(indices, Iterable):
+        check_whole("out_indices", indices)
     positions = tuple(indices)
     if not positions:
         raise ValueError(f"out_indices is empty; give positions from 0 to {count - 1}")
     for index in positions:
-        if not -count <= index < count:
+        if not isinstance(index, int) or not -count <= index < count:
             raise ValueError(
                 f"out_indices={positions}: there is no tap {index}; give positions from 0 to "
                 f"{count - 1}, or -1 for the last"

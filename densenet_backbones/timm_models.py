@@ -4,7 +4,8 @@ There is one for every published member of the family (`variants.VARIANTS`), nam
 ``<variant>_features``. Entries return multi-scale features; ``features_only=False`` returns the
 classifier. Every field of `DenseNetSpec` may be overridden (``growth_rate=4``, ``output_stride=8``,
 ``norm="group"``; ``bn_size=0`` for no bottleneck, since timm drops None), besides ``memory``,
-``tap``, ``layer_taps``, ``out_indices``, ``in_chans``, ``pretrained`` and timm's other arguments.
+``tap``, ``layer_taps``, ``out_indices``, ``in_chans``, ``pretrained``, ``device``, ``dtype`` and
+timm's other arguments.
 
 Local weights load with ``checkpoint_path=...``, or with ``pretrained=True,
 pretrained_cfg_overlay=dict(file=...)``, which also adapts them to ``in_chans`` and to a classifier
@@ -12,9 +13,11 @@ of other classes; both take torchvision's, timm's and our names.
 """
 
 import dataclasses
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models._builder import build_model_with_cfg
@@ -26,6 +29,7 @@ from densenet_backbones.checkpoints import fit_to
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet
+from densenet_backbones.messages import to_plain
 from densenet_backbones.variants import VARIANTS
 
 # timm appends to it, so a list; every registered name is added there.
@@ -85,6 +89,7 @@ default_cfgs = generate_default_cfgs(_build_cfgs())
 
 
 def _create(name: str, spec: DenseNetSpec, pretrained: bool, **kwargs: Any) -> nn.Module:
+    kwargs = {key: to_plain(value) for key, value in kwargs.items()}
     spec_fields = {field.name for field in dataclasses.fields(DenseNetSpec)}
     spec = dataclasses.replace(
         spec, **{key: kwargs.pop(key) for key in spec_fields & kwargs.keys()}
@@ -140,8 +145,16 @@ def _describe(spec: DenseNetSpec) -> str:
 
 
 def _register(name: str, spec: DenseNetSpec) -> None:
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return _create(name, spec, pretrained, **kwargs)
+    def create(
+        pretrained: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> nn.Module:
+        # timm's own nets hand both down to every layer; a context reaches as many with less.
+        with nullcontext() if device is None else torch.device(device):
+            net = _create(name, spec, pretrained, **kwargs)
+        return net if dtype is None else net.to(dtype)
 
     create.__name__ = create.__qualname__ = name
     create.__doc__ = _describe(spec)

@@ -53,7 +53,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "this torchvision has no models._api.register_model; densenet-backbones was tested with "
-        "torchvision 0.26 to 0.29. The models are in densenet_backbones.heads, the backbones in "
+        "torchvision 0.28 and 0.29. The models are in densenet_backbones.heads, the backbones in "
         "timm.create_model"
     ) from error
 

@@ -13,12 +13,15 @@ from typing import Any
 import timm
 import torch
 import torchvision
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import Tensor, nn
+from torch.func import functional_call
 from torchvision.models import WeightsEnum
 
 from densenet_backbones.checkpoints import CheckpointError, read_state_dict
 from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.heads.options import Keywords
+from densenet_backbones.messages import to_plain
 from densenet_backbones.timm_models import SUFFIX
 from densenet_backbones.variants import VARIANTS
 
@@ -68,7 +71,7 @@ def create_features(
         CheckpointError: The file cannot be read, or its weights do not fit.
         ValueError: The weights belong to another network, or timm refuses an argument.
     """
-    kwargs = {**kwargs, "features_only": True}
+    kwargs = {**to_plain(kwargs), "features_only": True}
     if weights_backbone in (None, "", LOADED_LATER):
         return _create(name, kwargs)
     if weights_backbone == "timm":
@@ -128,6 +131,12 @@ def _create(name: str, arguments: Keywords) -> nn.Module:
         raise ValueError(
             f"backbone {name!r} cannot be built with {described}: "
             f"{type(error).__name__}: {str(error) or 'an assertion of timm failed'}"
+            f"{'; leave out output_stride' if 'output_stride' in arguments else ''}"
+        ) from error
+    except (ConnectionError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise RuntimeError(
+            f"the weights that timm publishes of {name!r} are neither on this machine nor within "
+            "its reach (huggingface.co); give a file as weights_backbone, or leave it out"
         ) from error
     # Copies of the model and its checkpoints must not carry a file's weights along.
     for config in (getattr(net, "pretrained_cfg", None), getattr(net, "default_cfg", None)):
@@ -235,7 +244,24 @@ def is_dsod_name(name: str) -> bool:
     return name.startswith("dsod_")
 
 
-def copy_to_meta(module: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers on the meta device, for `functional_call` without data."""
+def run_on_meta(module: nn.Module, x: Tensor | list[Tensor], image_size: tuple[int, int]) -> Any:
+    """Run a network on shapes without data, on the meta device.
+
+    Args:
+        module: Backbone, or what reads its maps.
+        x: What it takes, on the meta device.
+        image_size: (H, W) of the images, for the error.
+
+    Raises:
+        ValueError: It cannot run on such images.
+    """
     state = dict(module.named_parameters()) | dict(module.named_buffers())
-    return {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    state = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    try:
+        return functional_call(module, state, (x,))
+    except (AssertionError, RuntimeError) as error:
+        reason = textwrap.shorten(str(error), 200) or "an assertion of timm failed"
+        raise ValueError(
+            f"the backbone cannot run on images of {image_size[0]}x{image_size[1]} pixels "
+            f"({reason}); choose another image_size, or a backbone that takes any"
+        ) from error

@@ -12,6 +12,7 @@ from torch import nn
 
 from densenet_backbones.heads.backbones import create_features
 from densenet_backbones.heads.options import Keywords
+from densenet_backbones.heads.validation import PythonModule
 from densenet_backbones.stages import DenseStages
 
 __all__ = ["FreezableModule", "count_frozen_stages", "freeze_layers", "list_stages"]
@@ -20,7 +21,7 @@ __all__ = ["FreezableModule", "count_frozen_stages", "freeze_layers", "list_stag
 ALL_LAYERS = 5
 
 
-class FreezableModule(nn.Module):
+class FreezableModule(PythonModule):
     """Holds a feature network whose first stages can be frozen.
 
     Attributes:

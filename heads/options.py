@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict
 
 from torchvision.models import WeightsEnum
 
-from densenet_backbones.messages import check_interval, check_whole, nearest
+from densenet_backbones.messages import check_interval, check_whole, nearest, to_plain
 
 __all__ = [
     "BackboneWeights",
@@ -101,7 +101,7 @@ def split_options(options: Options, parts: Sequence[Any]) -> list[Keywords]:
     Returns:
         The options of each part, then those that belong to none.
     """
-    rest = dict(options)
+    rest = to_plain(options)
     split = [{k: rest.pop(k) for k in part.__optional_keys__ if k in rest} for part in parts]
     return [*split, rest]
 

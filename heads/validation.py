@@ -1,13 +1,44 @@
-"""Checks of what a caller gives a detector: one clear error instead of a loss that is NaN later.
+"""Checks of what a caller asks of a model: one clear error instead of a loss that is NaN later.
 
 What is legal is said by torchvision's detectors (``models/detection/generalized_rcnn.py``), which
 check less of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
+
+
+class PythonModule(nn.Module):
+    """Base of detectors and segmenters, which TorchScript's compiler cannot read."""
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse ``torch.jit.script``, which asks every module for what to compile.
+
+        Raises:
+            RuntimeError: Always; it says what to do instead.
+        """
+        raise RuntimeError(_describe_alternatives(self, "torch.jit.script"))
+
+
+def refuse_tracing(model: nn.Module) -> None:
+    """Refuse ``torch.jit.trace``, for models whose operations depend on what is in the images.
+
+    Raises:
+        RuntimeError: If this is called while it traces.
+    """
+    if is_tracing():
+        raise RuntimeError(_describe_alternatives(model, "torch.jit.trace"))
+
+
+def _describe_alternatives(model: nn.Module, what: str) -> str:
+    return (
+        f"{type(model).__name__} does not support {what}, as TorchScript is deprecated: write an "
+        "ONNX file with densenet-export (tools/export.py), or use torch.export"
+    )
 
 
 def check_images(images: Sequence[Tensor], channels: int = 3) -> None:
@@ -25,7 +56,9 @@ def check_images(images: Sequence[Tensor], channels: int = 3) -> None:
     if len(images) == 0:
         raise ValueError(f"images is empty: give at least one {shape} tensor")
     for index, image in enumerate(images):
-        if image.dim() != 3 or image.shape[0] != channels or 0 in image.shape:
+        if not isinstance(image, Tensor) or image.dim() != 3:
+            raise ValueError(f"image {index} must be a {shape} tensor, got {_describe(image)}")
+        if image.shape[0] != channels or 0 in image.shape:
             raise ValueError(f"image {index} must be {shape}, got {tuple(image.shape)}")
         if not image.is_floating_point():
             raise ValueError(
@@ -54,19 +87,24 @@ def check_targets(
         raise ValueError(f"targets must be one an image: {num_images} images, {len(targets)} given")
     # Shapes and types cost no waiting for a device; values are looked at once for all images.
     for index, target in enumerate(targets):
+        if not isinstance(target, Mapping):
+            raise ValueError(f"target {index} must be a dict, got {_describe(target)}")
         missing = {"boxes", "labels"} - target.keys()
         if missing:
             raise ValueError(f"target {index} has no {sorted(missing)}")
         boxes, labels = target["boxes"], target["labels"]
-        if boxes.dim() != 2 or boxes.shape[-1] != 4 or not boxes.is_floating_point():
+        if not _is_floats(boxes, dims=2) or boxes.shape[-1] != 4:
             raise ValueError(
-                f"boxes of target {index} must be (B, 4) floats, got {tuple(boxes.shape)} "
-                f"{boxes.dtype}; use torch.zeros(0, 4) for an image without objects"
+                f"boxes of target {index} must be (B, 4) floats, got {_describe(boxes)}; use "
+                "torch.zeros(0, 4) for an image without objects"
             )
-        if labels.shape != boxes.shape[:1] or labels.dtype != torch.int64:
+        if not (
+            isinstance(labels, Tensor)
+            and labels.shape == boxes.shape[:1]
+            and labels.dtype == torch.int64
+        ):
             raise ValueError(
-                f"labels of target {index} must be ({len(boxes)},) int64, got "
-                f"{tuple(labels.shape)} {labels.dtype}"
+                f"labels of target {index} must be ({len(boxes)},) int64, got {_describe(labels)}"
             )
     if not torch.compiler.is_compiling():
         _check_values(targets, num_classes)
@@ -77,10 +115,10 @@ def check_masks(targets: Sequence[dict[str, Tensor]], images: Sequence[Tensor]) 
     for index, (target, image) in enumerate(zip(targets, images, strict=True)):
         legal = (len(target["boxes"]), image.shape[-2], image.shape[-1])
         masks = target.get("masks")
-        if masks is None or tuple(masks.shape) != legal:
+        if not isinstance(masks, Tensor) or tuple(masks.shape) != legal:
             raise ValueError(
                 f"target {index} must have masks {legal}, one of the image's size for each box; "
-                f"got {'none' if masks is None else tuple(masks.shape)}"
+                f"got {_describe(masks)}"
             )
 
 
@@ -89,11 +127,22 @@ def check_keypoints(targets: Sequence[dict[str, Tensor]], number: int) -> None:
     for index, target in enumerate(targets):
         legal = (len(target["boxes"]), number, 3)
         points = target.get("keypoints")
-        if points is None or tuple(points.shape) != legal or not points.is_floating_point():
+        if not _is_floats(points, dims=3) or tuple(points.shape) != legal:
             raise ValueError(
                 f"target {index} must have keypoints {legal} floats, x, y and visibility of each; "
-                f"got {'none' if points is None else (*points.shape, points.dtype)}"
+                f"got {_describe(points)}"
             )
+
+
+def _is_floats(value: object, dims: int) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.dim() == dims and value.is_floating_point()
+
+
+def _describe(value: object) -> str:
+    """Describe what was given in place of a tensor, or the tensor."""
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {value.dtype}"
+    return "none" if value is None else type(value).__name__
 
 
 def _check_values(targets: Sequence[dict[str, Tensor]], num_classes: int) -> None:

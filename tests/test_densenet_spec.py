@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from densenet_backbones.densenet_spec import DenseNetSpec
@@ -70,3 +71,12 @@ def test_spec_survives_json():
 def test_spec_names_field_range_and_value(fields, message):
     with pytest.raises(ValueError, match=message):
         DenseNetSpec(**fields)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda blocks: range(1, 3)])
+def test_config_libraries_numbers_and_sequences_are_taken(kind):
+    spec = DenseNetSpec(
+        growth_rate=np.int64(8), block_config=kind((1, 2)), compression=np.float32(0.5)
+    )
+    assert spec == DenseNetSpec(growth_rate=8, block_config=(1, 2))
+    assert DenseNetSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec

@@ -4,6 +4,7 @@ Names inside annotation files are untrusted: `check_relative_path` is the one wa
 to a path.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -78,6 +79,11 @@ def list_folders(folder: Path) -> list[str]:
             return sorted(entry.name for entry in entries if entry.is_dir())
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def spread(items: Sequence[T], limit: int) -> Sequence[T]:
+    """Return at most `limit` of the items, spread evenly, in their order."""
+    return items[:: max(1, math.ceil(len(items) / limit))]
 
 
 def quote(names: Collection[object], limit: int = 3) -> str:

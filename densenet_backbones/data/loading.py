@@ -16,6 +16,7 @@ from filelock import FileLock
 from torch.utils.data import Dataset
 
 from densenet_backbones.data.augment.presets import ModelInput
+from densenet_backbones.data.checks.contents import refuse_unlearnable
 from densenet_backbones.data.loaders.batches import (
     EvaluationLoader,
     LoaderOptions,
@@ -167,6 +168,11 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
     def group_images(self) -> Sequence[int] | None:
         """Return the group of each training image, where batches are to be of one group."""
         return None
+
+    def setup(self, stage: str) -> None:
+        """Refuse a training set that teaches nothing, whoever runs the trainer."""
+        if stage == "fit":
+            refuse_unlearnable(self.train_set)
 
     @property
     def known_input(self) -> ModelInput:

@@ -120,11 +120,14 @@ class MaskCode:
         ids: Meaning of palette and gray pictures; None where pictures must hold colors.
         colors: Meaning of RGB pictures; None where pictures must hold ids.
         fix: Advice about unknown values, for the message.
+        ids_in: File, and what else must stand in it, where classes can be given other ids, for
+            messages; empty where they cannot.
     """
 
     ids: ValueMap | None
     colors: ValueMap | None
     fix: str = "correct the mask, or name them among the classes or as ignored"
+    ids_in: str = ""
 
     @classmethod
     def from_classes(

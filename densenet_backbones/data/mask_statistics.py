@@ -9,14 +9,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from densenet_backbones.data.files import map_in_threads, refuse_faults
+from densenet_backbones.data.files import map_in_threads, refuse_faults, spread
 from densenet_backbones.data.images import read_image_size
 from densenet_backbones.data.mask_samples import IGNORED, MaskRecord, SegmentationSet
 from densenet_backbones.data.samples import DataError
@@ -26,7 +26,9 @@ from densenet_backbones.untrusted.reading import parse_json, read_text
 
 CHECKED_UP_TO = 2000
 """Most masks of which all are read before training by default (ten seconds or so)."""
-_VERSION = 1  # of what is counted
+LOOKED_AT = 200
+"""Number of masks of a larger set that are counted in the place of all."""
+_VERSION = 2  # of what is counted
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,19 @@ class PixelCounts:
         in_images: Number of labeled pixels (of any class) of the images that have the class.
         images: Number of images that have the class.
         ignored: Number of ignored pixels of all images (of a multilabel mask: of all channels).
+        labeled: Number of labeled pixels, likewise.
     """
 
     pixels: tuple[int, ...]
     in_images: tuple[int, ...]
     images: tuple[int, ...]
     ignored: int
+    labeled: int = 0
+
+    @property
+    def ignored_share(self) -> float:
+        """Share of the ignored pixels in all."""
+        return self.ignored / max(1, self.labeled + self.ignored)
 
     def frequencies(self) -> np.ndarray:
         """Return the (K,) share of each class in the images that have it; NaN where none has."""
@@ -84,13 +93,15 @@ def count_class_pixels(
     refuse_faults(faults, f"{data.name}: {len(faults)} of {len(data)} masks cannot be used")
     rows = np.array([row for row in results if not isinstance(row, str)], np.int64)
     pixels, labeled = rows[:, 0], rows[:, 1]
-    # Sums over the images.
+    # Sums over the images; labels share their pixels, channels have pixels of their own.
     has_class = pixels > 0
+    channels = slice(None) if data.task == "multilabel" else slice(1)
     counts = PixelCounts(
         pixels=tuple(pixels.sum(0).tolist()),
         in_images=tuple(np.where(has_class, labeled, 0).sum(0).tolist()),
         images=tuple(has_class.sum(0).tolist()),
-        ignored=int(rows[:, 2].sum(0).sum() if data.task == "multilabel" else rows[:, 2, 0].sum()),
+        ignored=int(rows[:, 2, channels].sum()),
+        labeled=int(labeled[:, channels].sum()),
     )
     _store(file, counts)
     return counts
@@ -103,6 +114,16 @@ def check_masks(data: SegmentationSet, *, progress: bool = True, cache: Path | N
         DataError: As `count_class_pixels`.
     """
     count_class_pixels(data, progress=progress, cache=cache)
+
+
+def thin_out(data: SegmentationSet) -> SegmentationSet:
+    """Return a set of which all masks can be read in a moment: itself, or a part of a large one.
+
+    The part has at most `LOOKED_AT` images, spread evenly.
+    """
+    if len(data) <= CHECKED_UP_TO:
+        return data
+    return replace(data, records=tuple(spread(data.records, LOOKED_AT)))
 
 
 def compute_median_frequency_weights(counts: PixelCounts) -> tuple[float, ...]:
@@ -174,7 +195,8 @@ def _read_stored(file: Path, count: int) -> PixelCounts | None:
     try:
         content: Any = parse_json(read_text(file, MAX_YAML_FILE, ValueError))
         lists = {name: tuple(map(int, content[name])) for name in ("pixels", "in_images", "images")}
-        counts = PixelCounts(**lists, ignored=int(content["ignored"]))
+        ignored, labeled = (int(content[name]) for name in ("ignored", "labeled"))
+        counts = PixelCounts(**lists, ignored=ignored, labeled=labeled)
     except (ValueError, TypeError, KeyError):
         return None
     return counts if {len(values) for values in lists.values()} == {count} else None

@@ -54,8 +54,8 @@ def check_class_names(names: Sequence[str], most: int) -> None:
     for name in names:
         if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME:
             raise DataError(
-                f"the name of a class must be a text of at most {MAX_NAME} characters, not "
-                f"{name!r:.60}"
+                f"the name of a class must be a text of 1 to {MAX_NAME} characters, not blanks "
+                f"alone, not {name!r:.60}"
             )
 
 

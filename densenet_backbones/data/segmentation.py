@@ -12,6 +12,7 @@ from densenet_backbones.data.images import read_image
 from densenet_backbones.data.loading import ImageData, Sources
 from densenet_backbones.data.mask_samples import MaskClasses, MaskSample, MaskTask, SegmentationSet
 from densenet_backbones.data.mask_statistics import CHECKED_UP_TO, check_masks
+from densenet_backbones.data.readers.mask_files import has_unknown_classes
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout, read_segmentation
 from densenet_backbones.data.samples import DataError
 
@@ -76,9 +77,9 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
         task: "multiclass", "binary" (two classes, one output) or "multilabel" (COCO instances).
         augmentation: "light", "scale_crop", "fcdensenet_crop", "full_size" or "none".
         crop: (H, W) of training images in pixels, for the first three augmentations.
-        check_masks: Read every mask before training. None does so for sets of up to 2000 images;
-            faults of larger ones end the run when they are met. Files that were checked once are
-            not read again until they change.
+        check_masks: Read every mask before training. None does so for sets of up to 2000 images,
+            and looks at 200 masks of larger ones, whose other faults end the run when they are met.
+            Files that were checked once are not read again until they change.
     """
 
     batch_size: int = 8
@@ -121,7 +122,9 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
         data_set = read_segmentation(
             sources, layout=self.layout, task=self.task, classes=classes, strict=self.strict
         )
-        if self.check_masks or (self.check_masks is None and len(data_set) <= CHECKED_UP_TO):
+        is_small = self.check_masks is None and len(data_set) <= CHECKED_UP_TO
+        # Classes that the model does not know must not be met in the middle of a training.
+        if self.check_masks or is_small or has_unknown_classes(data_set):
             check_masks(data_set)
         return self.look_at_images(data_set)
 

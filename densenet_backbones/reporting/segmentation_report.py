@@ -12,11 +12,7 @@ from rich.table import Table
 
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.mask_samples import SegmentationSet
-from densenet_backbones.data.mask_statistics import (
-    CHECKED_UP_TO,
-    PixelCounts,
-    count_class_pixels,
-)
+from densenet_backbones.data.mask_statistics import PixelCounts, count_class_pixels, thin_out
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.file_writing import save_bytes, save_json, save_text
 from densenet_backbones.metrics.segmentation import SegmentationEvaluation
@@ -30,30 +26,33 @@ PICTURED_IMAGES = 8
 
 
 def tabulate_data(train: SegmentationSet, val: SegmentationSet) -> Table:
-    """Return a table of the images that have each class and its share of the labeled pixels.
+    """Return a table of the images that have each class, and its share of the labeled pixels.
 
-    Sets of more than `CHECKED_UP_TO` images are given by their number alone: counting takes
-    minutes.
+    The last row has the share of the ignored pixels in all. Of large sets a part is counted, whose
+    number of images stands in the head: all would take minutes.
     """
     title = f"train: {train.name}, {len(train)} images   evaluated: {val.name}, {len(val)} images"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("class")
     columns: list[list[str]] = []
     for name, part in (("train", train), ("val", val)):
-        if len(part) <= CHECKED_UP_TO:
-            table.add_column(f"{name} images", justify="right")
-            table.add_column(f"{name} pixels", justify="right")
-            columns += _format_counts(count_class_pixels(part))
-    for row, name in enumerate(train.classes.names):
-        table.add_row(name, *(column[row] for column in columns))
+        counted = thin_out(part)
+        of = "" if counted is part else f" of {len(counted)}"
+        table.add_column(f"{name} images{of}", justify="right")
+        table.add_column(f"{name} pixels", justify="right")
+        columns += _format_counts(count_class_pixels(counted))
+    last = train.classes.num_classes - 1
+    for row, name in enumerate((*train.classes.names, "ignored")):
+        table.add_row(name, *(column[row] for column in columns), end_section=row == last)
     return table
 
 
 def _format_counts(counts: PixelCounts) -> list[list[str]]:
-    """Return two columns: images with each class, and its share of all labeled pixels."""
+    """Return two columns: images with each class, and its share; the ignored share at the end."""
     total = max(1, sum(counts.pixels))
     shares = [f"{pixels / total:.2%}" for pixels in counts.pixels]
-    return [[str(images) for images in counts.images], shares]
+    images = [str(number) for number in counts.images]
+    return [[*images, ""], [*shares, f"{counts.ignored_share:.2%}"]]
 
 
 def write_evaluation(

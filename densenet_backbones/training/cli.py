@@ -248,7 +248,9 @@ def run_training(task_type: type[AnyTask], arguments: Sequence[str]) -> None:
     cli = TrainingCLI(task_type, arguments)
     task, data, trainer, folder = cli.model, cli.datamodule, cli.trainer, cli.folder
     task.prepare(data)
-    _ = data.val_set  # a fault in it ends the run before anything is written
+    # Faults end the run before anything is written.
+    _ = data.val_set
+    data.setup("fit")
     lines = [*cli.lines, *(start_from(task, cli.config.init_from) if cli.config.init_from else [])]
     if cli.resumed:
         check_same_model(task, cli.resumed, folder)

@@ -26,6 +26,7 @@ from densenet_backbones.messages import CommandParser, one_sentence
 from densenet_backbones.metrics.boundary import TOLERANCE
 from densenet_backbones.metrics.coco import format_coco_results
 from densenet_backbones.reporting.console import fail, is_first_process, quiet_libraries, say
+from densenet_backbones.training import report
 from densenet_backbones.training.callbacks import gather_unusable
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.precision import PrecisionTrainer, remark_on_precision
@@ -138,6 +139,8 @@ def evaluate(options: argparse.Namespace) -> None:
         if isinstance(model, SegmentationModel)
         else _evaluate_detector(model, options)
     )
+    if is_first_process():
+        report.say_faults(None, data.val_set)
     devices = int(options.devices) if options.devices.isdigit() else options.devices
     trainer = PrecisionTrainer(
         accelerator=options.accelerator,

@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 
 from densenet_backbones.analysis.plan import plan_inputs
 from densenet_backbones.checkpoints import read_checkpoint
+from densenet_backbones.data.checks.contents import AnySet
+from densenet_backbones.data.checks.remarks import remark_on_data
 from densenet_backbones.data.loading import AnyData
 from densenet_backbones.inference.model_file import save_model
 from densenet_backbones.messages import quote_word
@@ -45,11 +47,7 @@ def print_plan(
         return
     say(task.tabulate_data(data))
     # The data and its faults first: they are what a person can still correct.
-    problems = [*data.train_set.problems, *data.val_set.problems]
-    if problems:
-        say(f"{len(problems)} faults in the data, left out of training (data.strict refuses them):")
-        for problem in problems[:FAULTS_SHOWN]:
-            say(f"  {problem}")
+    say_faults(data.train_set, data.val_set)
     for line in (*task.remark_on(data), *describe_plan(task, data, trainer), *memory):
         say(line)
     say(f"Output goes to {folder.path}/")
@@ -61,6 +59,23 @@ def print_plan(
         )
         if done >= (trainer.max_epochs or 0) > 0:
             say("The run has all its epochs already; --epochs N with a larger N goes on.")
+
+
+def say_faults(train: AnySet | None, val: AnySet) -> None:
+    """Print what is wrong in single entries of the data, and in the data as a whole.
+
+    Args:
+        train: Training set; None where there is none.
+        val: Evaluated set.
+    """
+    strictly = "" if train is None else " (data.strict refuses them)"
+    for part in (val,) if train is None or train is val else (train, val):
+        if part.problems:
+            say(f"{len(part.problems)} faults in {part.name}{strictly}:")
+        for problem in part.problems[:FAULTS_SHOWN]:
+            say(f"  {problem}")
+    for line in dict.fromkeys(remark_on_data(train, val)):  # both may be one folder
+        say(f"warning: {line}", style="yellow")
 
 
 def describe_plan(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> Iterator[str]:

@@ -27,10 +27,12 @@ from densenet_backbones.heads.options import (
 )
 from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups, prefix_names
 from densenet_backbones.heads.validation import (
+    PythonModule,
     check_images,
     check_keypoints,
     check_masks,
     check_targets,
+    refuse_tracing,
 )
 from densenet_backbones.heads.weights import load_weights
 
@@ -48,7 +50,7 @@ _Detector = TypeVar("_Detector", bound="TorchvisionDetector")
 DEFAULT_BACKBONE = "densenet121_features"
 
 
-class TorchvisionDetector(nn.Module):
+class TorchvisionDetector(PythonModule):
     """Mixed into a detector of torchvision, before its class, to go with our tools.
 
     Attributes:
@@ -92,6 +94,7 @@ class TorchvisionDetector(nn.Module):
             ValueError: An image or target has another shape, type or range.
         """
         # Our checks first, since torchvision's look at less (see `heads.validation`).
+        refuse_tracing(self)
         check_images(images, self.backbone.in_chans)
         if self.training:
             check_targets(targets, len(images), self.num_classes)

@@ -10,16 +10,15 @@ from typing import Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torchvision.models.detection.transform import resize_boxes
 
 from densenet_backbones.features import feature_levels
 from densenet_backbones.fpn import DensePrediction
 from densenet_backbones.heads.backbones import (
-    copy_to_meta,
     create_base_network,
     find_base_positions,
     read_normalization,
+    run_on_meta,
 )
 from densenet_backbones.heads.detection.transform import DetectionTransform, build_transform
 from densenet_backbones.heads.freezing import FreezableModule, freeze_layers
@@ -38,8 +37,9 @@ from densenet_backbones.heads.options import (
     drop_none,
     split_options,
 )
-from densenet_backbones.heads.validation import check_images, check_targets
+from densenet_backbones.heads.validation import check_images, check_targets, refuse_tracing
 from densenet_backbones.heads.weights import load_weights
+from densenet_backbones.messages import to_plain
 
 Target = dict[str, Tensor]
 
@@ -132,6 +132,7 @@ class DSOD(FreezableModule):
         Raises:
             ValueError: An image or target has another shape, type or range.
         """
+        refuse_tracing(self)
         check_images(images)
         # Sizes are taken before resizing: detections go back to the frame of each image.
         if not self.training:
@@ -161,7 +162,6 @@ class DSOD(FreezableModule):
         """Match priors to the targets, which are in the network's frame."""
         return assign_targets(targets, self.priors(device), self.match_threshold)
 
-    @torch.no_grad()
     def detections(
         self, codes: Tensor, logits: Tensor, sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
@@ -224,10 +224,10 @@ class DSOD(FreezableModule):
         """Sizes of the prediction maps, by running the network on shapes without data."""
         batch = torch.empty(2, 3, *self.image_size, device="meta")
         with torch.no_grad():
-            features = functional_call(self.backbone, copy_to_meta(self.backbone), (batch,))
+            features = run_on_meta(self.backbone, batch, self.image_size)
             # Both are run in turn: `functional_call` swaps the tensors of one module at a time.
             base = [features[position] for position in self._base_positions]
-            maps = functional_call(self.adapter, copy_to_meta(self.adapter), (base,))
+            maps = run_on_meta(self.adapter, base, self.image_size)
         return tuple((x.shape[-2], x.shape[-1]) for x in maps)
 
 
@@ -381,6 +381,7 @@ def dsod_tiny(**options: Unpack[DSODOptions]) -> DSOD:
 
 
 def _parse_size(image_size: int | Sequence[int]) -> tuple[int, int]:
+    image_size = to_plain(image_size)
     if isinstance(image_size, int):
         return image_size, image_size
     if len(image_size) != 2:

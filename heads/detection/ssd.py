@@ -12,12 +12,11 @@ from typing import Any, Literal, Unpack
 import torch
 import torchvision.models.detection.ssd as tv
 from torch import Tensor, nn
-from torch.func import functional_call
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
 from densenet_backbones.features import FeatureLevel
 from densenet_backbones.fpn import Adapter, build_adapter
-from densenet_backbones.heads.backbones import copy_to_meta, is_ours
+from densenet_backbones.heads.backbones import is_ours, run_on_meta
 from densenet_backbones.heads.detection.backbone import (
     AdapterName,
     DetectionBackbone,
@@ -327,5 +326,5 @@ def _count_cells(backbone: DetectionBackbone, image_size: int) -> list[int]:
     """Cells on each side of the maps, by running the network on shapes without data."""
     batch = torch.empty(2, backbone.in_chans, image_size, image_size, device="meta")
     with torch.no_grad():
-        maps = functional_call(backbone, copy_to_meta(backbone), (batch,))
+        maps = run_on_meta(backbone, batch, (image_size, image_size))
     return [x.shape[-1] for x in maps.values()]

@@ -14,7 +14,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.options import Keywords, Options, drop_none
-from densenet_backbones.messages import check_whole
+from densenet_backbones.messages import check_whole, to_plain
 from densenet_backbones.untrusted.limits import MAX_PIXELS
 
 __all__ = ["DetectionTransform", "build_transform"]
@@ -66,6 +66,7 @@ class DetectionTransform(GeneralizedRCNNTransform):
                 raise ValueError(f"image_size must be (H, W) in pixels, got {image_size!r}")
             min_size, max_size = min(image_size), max(image_size)
         # With a fixed size the limits are its sides, so that one check holds for both rules.
+        min_size = to_plain(min_size)
         sides = (min_size,) if isinstance(min_size, int) else tuple(min_size)
         if not sides or min(sides) < 1 or max(sides) > max_size:
             raise ValueError(

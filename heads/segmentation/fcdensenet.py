@@ -29,6 +29,7 @@ from densenet_backbones.heads.options import (
 )
 from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups
 from densenet_backbones.heads.segmentation.segmenter import Segmenter
+from densenet_backbones.heads.validation import PythonModule
 from densenet_backbones.heads.weights import load_weights
 from densenet_backbones.layers import DenseBlock, set_memory
 from densenet_backbones.messages import check_whole
@@ -84,7 +85,7 @@ class TransitionUp(nn.Module):
         return torch.cat((up[..., :height, :width], skip), dim=1)
 
 
-class FCDenseNet(nn.Module):
+class FCDenseNet(PythonModule):
     """Dense blocks on the way down and, with the skips joined in, on the way up.
 
     The way down is a `DenseNet` with a CIFAR stem, no bottlenecks, no compression and max pools,

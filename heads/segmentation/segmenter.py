@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups, prefix_names
-from densenet_backbones.heads.validation import check_images
+from densenet_backbones.heads.validation import PythonModule, check_images
 from densenet_backbones.layers import is_traced
 
 __all__ = ["Segmenter", "SegmenterOutput", "SupervisedLogits", "TorchvisionSegmenter"]
@@ -33,7 +33,7 @@ class SupervisedLogits(TypedDict):
 SegmenterOutput = Tensor | SupervisedLogits
 
 
-class Segmenter(nn.Module):
+class Segmenter(PythonModule):
     """Normalization, a network, and the padding that brings any image to a size it can see.
 
     Images are padded at the right and the bottom with the mean, which is 0 to the network, and the

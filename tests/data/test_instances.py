@@ -197,6 +197,30 @@ def test_keypoints_without_common_names_are_refused_where_they_are_learned(tmp_p
         keep_learnable_objects(data, POINTS, strict=False)
 
 
+def test_classes_that_name_different_keypoints_are_refused_where_they_are_learned(tmp_path):
+    def name_others(content):
+        content["categories"][1]["keypoints"] = list(reversed(KEYPOINTS))
+
+    def use_them(content):
+        box = next(a for a in content["annotations"] if a["category_id"] == 7)
+        box["keypoints"] = [1, 2, 2] * len(KEYPOINTS)
+
+    # A class whose objects have none does not matter.
+    root = change(write_instances(tmp_path), name_others)
+    data = read_coco(root, "train", keypoints=True)
+    assert data.categories.keypoints == KEYPOINTS and data.categories.skeleton
+    keep_learnable_objects(data, POINTS, strict=False)
+    assert read_coco(change(root, use_them), "train").categories.keypoints == ()
+    message = r"_train.json: categories 'person', 'box' differ in 'keypoints' \(in another order\)"
+    with pytest.raises(DataError, match=message) as error:
+        read_coco(root, "train", keypoints=True)
+    assert "\n" not in str(error.value)
+    for names in (["beak", *KEYPOINTS[1:]], "beak", [["beak"]], 7):
+        change(root, lambda content, names=names: content["categories"][1].update(keypoints=names))
+        with pytest.raises(DataError, match=r"differ in 'keypoints' \(.* in one of them only\)"):
+            read_coco(root, "train", keypoints=True)
+
+
 @pytest.mark.parametrize("skeleton", [[[0, 1]], [[1, 6]], [[1, 2, 3]], [[1, 2.0]], "lines", [3]])
 def test_a_skeleton_in_another_form_is_not_drawn(tmp_path, skeleton):
     def edit(content):

@@ -54,6 +54,7 @@ def test_pixels_are_counted(tmp_path, found):
     values = np.stack(list(found.values()))
     assert counts.pixels == tuple(int((values == c).sum()) for c in range(3))
     assert counts.ignored == (values == 255).sum() == 8
+    assert counts.labeled == values.size - 8 and counts.ignored_share == 8 / values.size
     assert counts.images == (4, 4, 3)
     assert counts.in_images == (4 * 52, 4 * 52, 3 * 52)
 
@@ -64,6 +65,7 @@ def test_channels_are_counted_each_by_itself(tmp_path, found):
     values = np.stack(list(found.values()))
     assert counts.pixels == ((values == 1).sum(), (values == 2).sum())
     assert counts.ignored == 8  # the crowds are of the first category
+    assert counts.labeled == 2 * values.size - 8
     assert counts.in_images == (4 * 52, 3 * 54)
 
 

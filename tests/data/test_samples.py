@@ -35,9 +35,9 @@ def test_unknown_labels_names_and_ids_are_key_errors():
 
 
 @given(
-    st.dictionaries(st.integers(), st.text(min_size=1), max_size=5).filter(
-        lambda d: len(set(d.values())) == len(d)
-    )
+    st.dictionaries(
+        st.integers(), st.text(min_size=1).filter(str.strip), min_size=1, max_size=5
+    ).filter(lambda d: len(set(d.values())) == len(d))
 )
 def test_categories_survive_json(named):
     categories = Categories(tuple(named.values()), tuple(named))

@@ -1,11 +1,15 @@
 """Backbones by name: ``weights_backbone`` means the same in every builder."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 from torchvision.models import DenseNet, DenseNet121_Weights, ResNet50_Weights, WeightsEnum
 
@@ -98,3 +102,68 @@ def test_timm_s_own_densenets_are_not_ours() -> None:
     for builder in BUILDERS:
         model: Any = torchvision.models.get_model(builder, num_classes=3, backbone="densenet121")
         assert any("timm.models.densenet" in type(m).__module__ for m in model.modules())
+
+
+PYRAMIDS = ["retinanet_fpn", "fasterrcnn_fpn", "fcos_fpn", "unet"]
+THEIRS = ["densenet121", *timm.list_models("test_*")]  # timm's own tiny nets, one of each kind
+
+
+@pytest.mark.parametrize("builder", PYRAMIDS)
+@pytest.mark.parametrize("name", THEIRS)
+def test_networks_of_timm_work_or_say_why_not(builder: str, name: str) -> None:
+    with torch.device("meta"):
+        try:
+            model = torchvision.models.get_model(builder, num_classes=3, backbone=name)
+        except ValueError as error:
+            assert "stride" in str(error) or "NCHW" in str(error)
+            assert "vit" in name or "mamba" in name  # one stride alone, or channels last
+            return
+    assert any(type(m).__module__.startswith("timm.models") for m in model.modules())
+
+
+def test_output_stride_where_a_network_has_none_is_said() -> None:
+    for builder in ("retinanet_fpn", "unet"):
+        given: Any = {"backbone_kwargs": {"output_stride": 8}}
+        with pytest.raises(ValueError, match=r"cannot be built .* leave out output_stride"):
+            torchvision.models.get_model(builder, num_classes=3, backbone="densenet121", **given)
+    with pytest.raises(ValueError, match=r"strides double.* output_stride of the backbone"):
+        torchvision.models.get_model("unet", num_classes=3, **given)
+
+
+def test_networks_of_one_size_name_the_size() -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match="cannot run on images of 300x300"):
+        torchvision.models.get_model("ssd300", num_classes=3, backbone="test_coatnet")
+
+
+def test_timms_weights_out_of_reach_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", fail)
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", fail)
+    with pytest.raises(RuntimeError, match="timm publishes of 'test_resnet' are neither on this"):
+        create_features("test_resnet", "timm")
+
+
+@pytest.mark.parametrize("builder", ["retinanet_fpn", "ssd300", "dsod300", "unet", "fcdensenet56"])
+def test_torchscript_is_refused_with_what_to_do_instead(builder: str) -> None:
+    with torch.device("meta"):
+        model = torchvision.models.get_model(builder, num_classes=3).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own word on it
+        with pytest.raises(RuntimeError, match=r"does not support torch.jit.script.* densenet-exp"):
+            torch.jit.script(model)
+        if "unet" in builder or "fcdense" in builder:
+            return  # a segmenter's operations are the same for all images: traces hold
+        with pytest.raises(RuntimeError, match=r"does not support torch.jit.trace.* densenet-exp"):
+            torch.jit.trace(model, ([torch.rand(3, 64, 64)],))
+
+
+def test_config_libraries_numbers_are_taken_by_builders() -> None:
+    numbers: Any = {"min_size": np.int64(64), "max_size": np.int64(96), "out_channels": np.int64(8)}
+    body: Any = {name: np.array(value) for name, value in BODY.items()}
+    model = torchvision.models.get_model(
+        "retinanet_fpn", num_classes=np.int64(3), backbone_kwargs=body, **numbers
+    )
+    assert model.transform.min_size == (64,)
+    assert model.backbone.body.spec.block_config == BODY["block_config"]

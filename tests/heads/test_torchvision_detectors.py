@@ -347,10 +347,15 @@ def test_unknown_keywords_and_too_few_classes() -> None:
         ("retinanet_fpn", {"labels": torch.tensor([4])}, "label 4: labels must lie in 1..3"),
         ("maskrcnn_fpn", {"masks": torch.zeros(1, 9, 9)}, r"masks \(1, 64, 64\), .*got \(1, 9, 9"),
         ("keypointrcnn_fpn", {"keypoints": torch.zeros(1, 17, 3)}, r"keypoints \(1, 3, 3\) floats"),
+        ("retinanet_fpn", {"boxes": 0.0}, r"boxes of target 0 must be \(B, 4\) floats, got float"),
+        ("retinanet_fpn", {"boxes": torch.zeros(4)}, r"must be \(B, 4\) floats, got \(4,\) torch"),
+        ("retinanet_fpn", {"labels": [1]}, r"labels of target 0 must be \(1,\) int64, got list"),
+        ("maskrcnn_fpn", {"masks": [[0]]}, r"masks \(1, 64, 64\), .*got list"),
+        ("keypointrcnn_fpn", {"keypoints": [[0.0]]}, r"keypoints \(1, 3, 3\) floats.*got list"),
     ],
 )
-def test_targets_that_are_wrong(name: str, change: dict[str, Tensor], message: str) -> None:
-    wrong = targets()
+def test_targets_that_are_wrong(name: str, change: dict[str, object], message: str) -> None:
+    wrong: list[Any] = targets()
     wrong[0] |= change
     with pytest.raises(ValueError, match=message):
         build(name)(images(), wrong)
@@ -360,6 +365,10 @@ def test_images_that_are_wrong() -> None:
     model = build("retinanet_fpn", in_chans=1)
     with pytest.raises(ValueError, match=r"image 0 must be \(1, H, W\), got \(3, 64, 64\)"):
         model(images(), targets())
+    with pytest.raises(ValueError, match=r"image 0 must be a \(1, H, W\) tensor, got ndarray"):
+        model([images()[0].numpy()], targets()[:1])
+    with pytest.raises(ValueError, match="target 0 must be a dict, got list"):
+        model([torch.zeros(1, 64, 64)], [[]])
 
 
 def test_batch_norm_on_a_single_cell_has_a_sentence() -> None:

@@ -55,6 +55,15 @@ def test_entry_is_a_classifier_on_demand(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("features_only", [True, False])
+def test_device_and_type_are_those_asked_for(name, features_only):
+    options = {"device": "meta", "dtype": torch.float64, "features_only": features_only}
+    tensors = timm.create_model(name, **options, **TINY_ENTRY).state_dict().values()
+    assert {t.device.type for t in tensors} == {"meta"}
+    assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.float64}
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("tap", ["norm", "compressed", "pooled"])
 def test_taps_and_indices_pass_through(name, tap):
     net = timm.create_model(name, tap=tap, out_indices=(1, -1), **TINY_ENTRY)

@@ -298,6 +298,7 @@ def test_flags_in_the_text_exist(help_of):
         known |= flags(help_of("densenet-benchmark", name, "--help"))
     known |= {"--device-modules", "--model-kwargs"}  # of timm's train.py
     known |= {"--model", "--weights-backbone"}  # of torchvision's references
+    known |= {"--accept"}  # of tests/quick_schedules/run.py
     code = [c for page in PAGES for c in re.findall(r"`(--[^`]+)`", page.prose)]
     shown = set().union(*map(flags, code))
     assert shown

@@ -54,6 +54,8 @@ def _train(command, arguments, temporary, output, instant):
     handle = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(handle, stream)
+    # Loader workers of this process are its own, and end with it, as in a run of a command.
+    multiprocessing.set_start_method("fork", force=True)
     import torch
 
     from densenet_backbones.training import callbacks, cli

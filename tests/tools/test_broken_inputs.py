@@ -107,9 +107,9 @@ class Place:
                 folder = self.masks / kind / split
                 folder.mkdir(parents=True)
                 for number in range(2):
-                    size = (64, 64)
-                    mode = "RGB" if kind == "images" else "L"
-                    Image.new(mode, size).save(folder / f"{number}.{suffix}")
+                    image = Image.new("RGB" if kind == "images" else "L", (64, 64))
+                    image.paste(1, (0, 0, 32, 64))  # both classes
+                    image.save(folder / f"{number}.{suffix}")
         (self.masks / "classes.yaml").write_text("classes: [sky, road]\n")
 
 

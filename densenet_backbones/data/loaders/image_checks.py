@@ -4,14 +4,13 @@ A file is looked at where damage shows at once: a copy or a download that was in
 end that its format has. What looks damaged is decoded, so that only a decoder's word counts.
 """
 
-import math
 import os
 import stat
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
-from densenet_backbones.data.files import map_in_threads, refuse_faults
+from densenet_backbones.data.files import map_in_threads, refuse_faults, spread
 from densenet_backbones.data.images import ImageSizeError, read_image, read_image_size
 from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
 from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Problem
@@ -54,13 +53,13 @@ def check_images(
     records: Sequence[Record] = data_set.records
     total, looked_at = len(records), list(records)
     if not decode:
-        _check_sizes(data_set.name, _spread(records, HEADERS_READ))
+        _check_sizes(data_set.name, spread(records, HEADERS_READ))
         parts = [records[i : i + _AT_ONCE] for i in range(0, total, _AT_ONCE)]
         found = map_in_threads(
             _list_suspects, parts, "Looking at images", progress=progress, workers=workers
         )
-        suspects = _spread(list(chain.from_iterable(found)), SUSPECTS_DECODED)
-        looked_at = list({id(r): r for r in (*suspects, *_spread(records, DECODED))}.values())
+        suspects = spread(list(chain.from_iterable(found)), SUSPECTS_DECODED)
+        looked_at = list({id(r): r for r in (*suspects, *spread(records, DECODED))}.values())
     results = map_in_threads(
         _find_fault, looked_at, "Checking images", progress=progress, workers=workers
     )
@@ -130,8 +129,3 @@ def _check_sizes(name: str, records: Sequence[Record]) -> None:
     if faults:
         others = f" ({len(faults)} of {len(records)} images looked at differ)"
         raise DataError(f"{name}: {faults[0]}{others * (len(faults) > 1)}")
-
-
-def _spread(records: Sequence[Record], most: int) -> Sequence[Record]:
-    """Return at most so many of the records, at even distances."""
-    return records[:: max(1, math.ceil(len(records) / most))]

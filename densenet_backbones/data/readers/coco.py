@@ -65,7 +65,8 @@ def read_coco(
         image_folder: The images' folder, where it has another name; absolute or relative.
         classes: Names in label order. Default: the file's categories in order of their ids.
         masks: Keep the objects' outlines, which only the training and evaluation of masks need.
-        keypoints: Read the file of keypoints, where there is one, instead of the instances file.
+        keypoints: Read the file of keypoints, where there is one, instead of the instances file,
+            and refuse classes that name different keypoints.
         strict: Raise for what is otherwise reported in `DetectionSet.problems`.
 
     Returns:
@@ -85,7 +86,7 @@ def read_coco(
         path = root / annotation_file
     folders = [root / image_folder] if image_folder else list_image_folders(root, split, path)
     with _without_garbage_collection():
-        content = read_coco_file(path, masks=masks)
+        content = read_coco_file(path, masks=masks, keypoints=keypoints)
         categories = _order_classes(content, classes) if classes is not None else content.categories
         folder = find_folder_with(folders, content.images.names, path)
         records, problems = _make_records(content, categories, folder)

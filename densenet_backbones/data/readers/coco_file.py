@@ -9,7 +9,7 @@ Legend: D images, A annotations of the file, n of a slice.
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from densenet_backbones.data.readers.coco_json import (
     read_annotation,
     read_categories,
     read_images,
+    read_keypoints,
     translate_json_errors,
 )
 from densenet_backbones.data.samples import Categories, DataError
@@ -77,16 +78,18 @@ class CocoFile:
     owners: np.ndarray
 
 
-def read_coco_file(path: Path, *, masks: bool = True) -> CocoFile:
+def read_coco_file(path: Path, *, masks: bool = True, keypoints: bool = False) -> CocoFile:
     """Read and check an annotation file.
 
     Args:
         path: The file.
         masks: Keep `segmentation`.
+        keypoints: Refuse keypoints that cannot be learned together.
 
     Raises:
         DataError: If the file is not JSON (line and column), not a COCO instances file, an id is
-            given twice or unknown, or a value is not what it should be (entry and field).
+            given twice or unknown, a value is not what it should be (entry and field), or classes
+            whose objects have keypoints name different ones.
     """
     kept = _OPTIONAL if masks else _OPTIONAL[1:]
 
@@ -99,16 +102,46 @@ def read_coco_file(path: Path, *, masks: bool = True) -> CocoFile:
         "categories": lambda entries, first: entries,
     }
     content, has_constants = _read_slices(path, packers)
-    categories = read_categories(
-        list(itertools.chain(*check_list(content, "categories", path))), path
-    )
+    listed = list(itertools.chain(*check_list(content, "categories", path)))
+    categories = read_categories(listed, path)
     images = _join_images(check_list(content, "images", path))
     _refuse_repeated(images.ids, lambda n: f"{path}: images[{n}]: image id {images.ids[n]}")
     table = join_tables(check_list(content, "annotations", path))
     owners = _find_owners(table, images, categories, path)
     if has_constants:  # in a field that nothing here reads; those that are read have been checked
         raise DataError(f"{path}: has NaN or Infinity, which JSON has not; write null instead")
+    if keypoints and not categories.keypoints:
+        categories = _choose_keypoints(categories, listed, table, path)
     return CocoFile(path, images, categories, table, owners)
+
+
+def _choose_keypoints(
+    categories: Categories, entries: list[JsonObject], table: AnnotationTable, path: Path
+) -> Categories:
+    """Name the keypoints as the classes do whose objects have some, where classes differ."""
+    having = [entry for entry in entries if entry.get("keypoints")]
+    if len(having) > 1:
+        parts = (table.read(rows) for rows in np.array_split(np.arange(len(table)), 100))
+        used = {a["category_id"] for part in parts for a in part if a.get("keypoints")}
+        having = [entry for entry in having if entry["id"] in used]
+    for entry in having[1:]:
+        if entry["keypoints"] != having[0]["keypoints"]:
+            raise DataError(_describe_other_keypoints(path, having[0], entry))
+    names, skeleton = read_keypoints(having)
+    return replace(categories, keypoints=names, skeleton=skeleton)
+
+
+def _describe_other_keypoints(path: Path, first: JsonObject, other: JsonObject) -> str:
+    """Describe that two categories name different keypoints, and the fix."""
+    lists = [entry["keypoints"] for entry in (first, other)]
+    names = [{str(name) for name in own} if isinstance(own, list) else set() for own in lists]
+    alone = sorted(names[0] ^ names[1])
+    difference = f"{quote(alone, 6)} in one of them only" if alone else "in another order"
+    return (
+        f"{path}: categories {quote([first['name'], other['name']])} differ in 'keypoints' "
+        f"({difference}), but a detector learns one list: give both the same one (0, 0, 0 in an "
+        "object for points that it does not have), or leave the keypoints of one out"
+    )
 
 
 def _read_slices(

@@ -134,10 +134,10 @@ def read_categories(entries: list[JsonObject], path: Path) -> Categories:
         names[category_id] = name
         seen.add(name)
     ids = sorted(names)
-    return Categories(tuple(names[i] for i in ids), tuple(ids), *_read_keypoints(entries))
+    return Categories(tuple(names[i] for i in ids), tuple(ids), *read_keypoints(entries))
 
 
-def _read_keypoints(
+def read_keypoints(
     entries: list[JsonObject],
 ) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
     """Read the keypoints' names and skeleton (from 0; in files from 1) that all classes share.

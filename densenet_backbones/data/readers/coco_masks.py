@@ -171,7 +171,9 @@ def read_coco_masks(
     refuse_if_strict(problems, strict)
     task: MaskTask = "multilabel" if multilabel else "multiclass"
     masks = SegmentationSet(data.name, tuple(records), mask_classes, task, tuple(problems))
-    return masks if classes is None else reorder_classes(masks, classes, path)
+    if classes is None:
+        return masks
+    return reorder_classes(masks, classes, path, used=range(mask_classes.num_classes))
 
 
 def _drop_unused(data: DetectionSet, classes: Sequence[str]) -> Categories:

@@ -65,7 +65,8 @@ def read_coco_panoptic(
         annotation_file: The JSON file, where it has another name; absolute or relative to `root`.
         image_folder: The images' folder, where it has another name.
         mask_folder: The pictures' folder, where it has another name.
-        classes: Names in label order, among them all of the file's. Default: the file's.
+        classes: Names in label order, among them all of the file's that have segments. Default:
+            the file's.
 
     Returns:
         The set, with the file's own image ids, in the file's order.
@@ -107,7 +108,10 @@ def read_coco_panoptic(
     readers = {i: MaskFile(masks / pictures[i], code) for i, code in codes.items()}
     records = _make_records(images, folder, readers, path)
     data = SegmentationSet(f"{root.name}/{split}", records, mask_classes)
-    return data if classes is None else reorder_classes(data, classes, path)
+    if classes is None:
+        return data
+    used = {label for code in codes.values() if code.colors for label in code.colors.labels}
+    return reorder_classes(data, classes, path, used=used)
 
 
 def has_panoptic_layout(root: Path, split: str | None = None) -> bool:

@@ -1,6 +1,6 @@
 """Pairs image files with mask files, and puts a set's classes in another order."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,11 +105,14 @@ class RelabeledMask:
         table: New label of each old one.
         new_count: Number of channels of a multilabel mask, K, whose channels are reordered; None
             for labels.
+        unknown: Old labels that have no new one, each with a clause about its class: their pixels
+            are an error.
     """
 
     reader: MaskReader
     table: tuple[int, ...]
     new_count: int | None = None
+    unknown: tuple[tuple[int, str], ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -119,11 +122,18 @@ class RelabeledMask:
     @property
     def rule(self) -> str:
         """Rule of the reader, and the table."""
-        return f"{self.reader.rule} {self.table} {self.new_count}"
+        return f"{self.reader.rule} {self.table} {self.new_count} {self.unknown}"
 
     def read(self) -> np.ndarray:
-        """Read the mask with its new labels."""
+        """Read the mask with its new labels.
+
+        Raises:
+            DataError: As the reader; and if a class has pixels that is not among the new ones.
+        """
         mask = self.reader.read()
+        for label, clause in self.unknown:
+            if pixels := int((mask == label).sum()):
+                raise DataError(f"{self.files[0]}: has {pixels} pixels of {clause}")
         # Multilabel: channels move; new classes get empty ones.
         if self.new_count is not None:
             channels = np.zeros((self.new_count, *mask.shape[1:]), np.uint8)
@@ -135,26 +145,37 @@ class RelabeledMask:
         return np.asarray(table[mask])
 
 
+def has_unknown_classes(data: SegmentationSet) -> bool:
+    """Return True if only the pixels of a set can tell whether it has unknown classes."""
+    return any(isinstance(r.mask, RelabeledMask) and r.mask.unknown for r in data.records)
+
+
 def reorder_classes(
-    data: SegmentationSet, names: Sequence[str], file: Path | None = None
+    data: SegmentationSet,
+    names: Sequence[str],
+    file: Path | None = None,
+    used: Collection[int] | None = None,
 ) -> SegmentationSet:
     """Put the classes of a set in another label order, matched by name, perhaps among more.
 
     Args:
-        data: Set whose classes are all among the names.
+        data: Set whose classes are among the names, those at least that have pixels.
         names: Names in the new label order; classes that the set does not have get free ids.
         file: File that lists the set's classes, for messages.
+        used: Labels that masks have; None where only their pixels can tell, which are then looked
+            at whenever a mask is read.
 
     Raises:
-        DataError: If a class of the set is not among the names.
+        DataError: If a class of the set that is used is not among the names.
     """
     old = data.classes
     lost = [name for name in old.names if name not in names]
-    if lost:
+    refused = [name for name in lost if used is not None and old.names.index(name) in used]
+    if refused:
         raise DataError(
-            f"{file or data.name}: has {len(lost)} classes ({quote(lost)}) that are not among the "
-            f"{len(names)} known ({quote(names)}); rename or remove them, or train with all of "
-            f"them in `classes`{nearest(lost[0], names)}"
+            f"{file or data.name}: has {len(refused)} classes ({quote(refused)}) that are not "
+            f"among the {len(names)} known ({quote(names)}); rename or remove them, or train with "
+            f"all of them in `classes`{nearest(refused[0], names)}"
         )
     if old.names == tuple(names):
         return data
@@ -168,8 +189,18 @@ def reorder_classes(
             for i, n in enumerate(names)
         ],
     )
-    # New label of each old one.
-    table = tuple(new.names.index(name) for name in old.names)
+    # New label of each old one; pixels of those that have none are refused when they are met.
+    table = tuple(new.names.index(name) if name in names else IGNORED for name in old.names)
+    unknown = tuple(
+        (
+            old.names.index(name),
+            f"the class {name!r}, which is not among the {len(names)} known ({quote(names)}); "
+            f"rename or remove it, or train with it in `classes` too{nearest(name, names)}",
+        )
+        for name in (lost if used is None else ())
+    )
     count = len(names) if data.task == "multilabel" else None
-    records = tuple(replace(r, mask=RelabeledMask(r.mask, table, count)) for r in data.records)
+    records = tuple(
+        replace(r, mask=RelabeledMask(r.mask, table, count, unknown)) for r in data.records
+    )
     return replace(data, classes=new, records=records)

@@ -90,9 +90,9 @@ def read_mask_folders(
     Args:
         root: The folder with `classes.yaml`, or in CamVid's layout.
         split: What ``{split}`` stands for; "all" where neither folders nor lists depend on it.
-        classes: Names in label order, among them all of the data's. In CamVid's layout, names
-            that do not hold all of CamVid's are those of the ids 0, 1, 2, ... in the masks.
-            Default: the data's own.
+        classes: Names in label order, among them all of the data's that have pixels. In CamVid's
+            layout, names that do not hold all of CamVid's are those of the ids 0, 1, 2, ... in the
+            masks. Default: the data's own.
 
     Returns:
         The set, sorted by name or in the list's order; image ids count from 1.
@@ -147,13 +147,15 @@ def has_classes_file(root: Path) -> bool:
 def _choose_layout(root: Path, names: Sequence[str] | None) -> FolderLayout:
     if has_classes_file(root):
         return read_classes_file(root / CLASSES_FILE)
-    fix = f"correct the mask, or name classes and ignored ids in {root / CLASSES_FILE}"
+    file = str(root / CLASSES_FILE)
+    fix = f"correct the mask, or name classes and ignored ids in {file}"
     # CamVid's own classes, unless others are named; then these are the ids 0, 1, 2, ....
     if names is None or set(CAMVID_CLASSES.names) <= set(names):
-        code = MaskCode.from_classes(CAMVID_CLASSES, ignored_ids=(_CAMVID_VOID, IGNORED), fix=fix)
+        ignored = (_CAMVID_VOID, IGNORED)
+        code = MaskCode.from_classes(CAMVID_CLASSES, ignored_ids=ignored, fix=fix, ids_in=file)
         return FolderLayout(CAMVID_CLASSES, code)
     classes = MaskClasses.from_names(names)
-    return FolderLayout(classes, MaskCode.from_classes(classes, fix=fix))
+    return FolderLayout(classes, MaskCode.from_classes(classes, fix=fix, ids_in=file))
 
 
 def _find_folders(root: Path, layout: FolderLayout, split: str) -> tuple[Path, Path]:
@@ -258,6 +260,7 @@ def _read_layout(content: Mapping[str, object], path: Path) -> FolderLayout:
             ignored_ids=ignored_ids,
             ignored_colors=ignored_colors,
             fix=fix,
+            ids_in=str(path),
         )
     except DataError as error:
         raise DataError(f"{path}: {error}") from None

@@ -19,7 +19,7 @@ from densenet_backbones.data.images import read_image_size
 from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
 from densenet_backbones.data.readers.mask_files import refuse_missing, reorder_classes
-from densenet_backbones.data.readers.voc import read_split
+from densenet_backbones.data.readers.voc import read_split, report_unannotated
 from densenet_backbones.data.readers.voc_masks import VOC_MASK_CLASSES
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.untrusted.limits import MAX_MAT_CONTENT, MAX_MAT_FILE
@@ -68,7 +68,7 @@ def read_sbd_masks(
     Args:
         root: The folder with `img` and `cls`, or one above it (`benchmark_RELEASE`, `dataset`).
         split: "train", "val", another list, or "all".
-        classes: Names in label order, among them all of VOC's.
+        classes: Names in label order, among them all of VOC's that have pixels.
 
     Returns:
         The set; image ids count the list from 1. Sizes of masks are compared when they are read
@@ -95,7 +95,8 @@ def read_sbd_masks(
         width, height = read_image_size(image)
         mask = SbdMask(folder / "cls" / f"{name}.mat")
         records.append(MaskRecord(number, image, width, height, mask, name))
-    data = SegmentationSet(f"SBD/{split}", tuple(records), VOC_MASK_CLASSES)
+    problems = tuple(report_unannotated(folder, split, folder / "img", masks, "mask"))
+    data = SegmentationSet(f"SBD/{split}", tuple(records), VOC_MASK_CLASSES, problems=problems)
     return data if classes is None else reorder_classes(data, classes)
 
 

@@ -12,7 +12,7 @@ click and left out of training. Evaluation counts it, as VOC's own tool does, on
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,8 @@ def read_voc(
             (`VOCdevkit` with a single year in it).
         split: Name of a list in `ImageSets/Main`, such as "trainval". A class list
             ("dog_val", lines ``id flag``) gives the images with that class (flag 0 or 1).
-            "all" reads every annotation file when there is no such list.
+            "all" reads every annotation file when there is no such list; images without one are
+            left out, and reported.
         classes: Names in label order. Default: the 20 classes of VOC when every name is one of
             them, otherwise the sorted names of all annotation files, whatever the split.
         strict: Raise for what is otherwise reported in `DetectionSet.problems`.
@@ -80,7 +81,10 @@ def read_voc(
     names = _list_classes(folder, read) if classes is None else classes
     categories = Categories.from_names(names)
     images = find_images(folder, ids, split)
-    records, problems = [], []
+    records = []
+    problems = report_unannotated(
+        folder / "ImageSets" / "Main", split, folder / "JPEGImages", annotated, "annotation file"
+    )
     pairs = list(zip(paths, images, strict=True))
     for number, (path, image) in enumerate(track_progress(pairs, f"Reading {split}"), start=1):
         annotation = read.get(path) or read_voc_annotation(path)
@@ -207,10 +211,7 @@ def _find_annotations(folder: Path, ids: Iterable[str], split: str) -> list[Path
 def find_images(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
     """Find the image of each id, by the id alone; the suffix may be of any case."""
     images = folder / "JPEGImages"
-    by_id: dict[str, str] = {}
-    # The preferred suffix last, so that it stays.
-    for suffix in reversed(IMAGE_SUFFIXES):
-        by_id |= {n[: -len(suffix)]: n for n in list_files(images) if n.lower().endswith(suffix)}
+    by_id = _list_images(images)
     missing = [name for name in ids if name not in by_id]
     if missing:
         raise DataError(
@@ -219,6 +220,36 @@ def find_images(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
             "ids out of the list"
         )
     return [images / by_id[name] for name in ids]
+
+
+def _list_images(folder: Path) -> dict[str, str]:
+    """List a folder's images by id, the name without its suffix."""
+    by_id: dict[str, str] = {}
+    # The preferred suffix last, so that it stays.
+    for suffix in reversed(IMAGE_SUFFIXES):
+        by_id |= {n[: -len(suffix)]: n for n in list_files(folder) if n.lower().endswith(suffix)}
+    return by_id
+
+
+def report_unannotated(
+    lists: Path, split: str, images: Path, annotated: Collection[str], what: str
+) -> list[Problem]:
+    """Report the images that the split "all" leaves out because they have no annotations.
+
+    Args:
+        lists: Folder of the lists; a list of that name says itself what is in it.
+        split: Name of the split.
+        images: Folder of the images.
+        annotated: Ids that have annotations.
+        what: Name of the file that holds them.
+    """
+    if split != "all" or f"{split}.txt" in list_files(lists):
+        return []
+    by_id = _list_images(images)
+    bare = sorted(by_id.keys() - set(annotated))
+    fault = f"{len(bare)} of {len(by_id)} images have no {what} ({quote([by_id[i] for i in bare])})"
+    action = "left out: an image without objects needs one too"
+    return [Problem(str(images), 'split "all"', fault, action)] if bare else []
 
 
 def _list_classes(folder: Path, read: dict[Path, VocAnnotation]) -> tuple[str, ...]:

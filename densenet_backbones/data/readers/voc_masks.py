@@ -10,6 +10,7 @@ RGB pictures of those colors as well. A line named "ignored" (or with the id 255
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from densenet_backbones.data.mask_code import MaskCode
@@ -33,6 +34,7 @@ from densenet_backbones.data.readers.voc import (
     find_voc_folder,
     list_voc_folders,
     read_split,
+    report_unannotated,
 )
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.untrusted.limits import MAX_YAML_FILE
@@ -69,14 +71,17 @@ def read_voc_masks(
     folder = find_voc_folder(root, _FOLDERS, expected)
     # Classes, and the meaning of the masks' values.
     mask_classes, code = _read_classes(folder, classes)
+    code = replace(code, ids_in=_describe_classes_file(Path(root), folder))
     # Pairs of images and masks, in the order of the list.
     masks = list_masks(folder / "SegmentationClass")
-    ids = read_split(folder / "ImageSets" / "Segmentation", split, sorted(masks))
+    lists = folder / "ImageSets" / "Segmentation"
+    ids = read_split(lists, split, sorted(masks))
     refuse_missing(folder / "SegmentationClass", [i for i in ids if i not in masks], split)
     images = find_images(folder, ids, split)
     name = f"{folder.name}/{split}"
     records = read_file_records(images, [masks[i] for i in ids], code, name)
-    data = SegmentationSet(name, records, mask_classes)
+    problems = report_unannotated(lists, split, folder / "JPEGImages", masks, "mask")
+    data = SegmentationSet(name, records, mask_classes, problems=tuple(problems))
     return data if classes is None else reorder_classes(data, classes)
 
 
@@ -113,6 +118,15 @@ def _read_classes(folder: Path, names: Sequence[str] | None) -> tuple[MaskClasse
         fix=f"correct the mask, or name them in {path}",
     )
     return classes, code
+
+
+def _describe_classes_file(root: Path, folder: Path) -> str:
+    """Describe the file that makes of VOC's folders others, whose classes have any ids."""
+    below = folder.relative_to(root)
+    return (
+        f"{root / 'classes.yaml'} (with images: {below / 'JPEGImages'}, masks: "
+        f"{below / 'SegmentationClass'}, lists: {below / 'ImageSets/Segmentation'}/{{split}}.txt)"
+    )
 
 
 def _default_ignored(classes: MaskClasses) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ GRACE = 2.0
 sent to all processes."""
 _OVER = b"\0"
 _watching: list[socket.socket] = []
+_of_thread = threading.local()
 
 
 @contextmanager
@@ -64,15 +65,30 @@ def watch_signals() -> Iterator[None]:
             pythons.send(_OVER)
 
 
+def _delay_signals() -> None:
+    """Let signals wait while a process forks: its child's go to the same watch until it leaves."""
+    if _watching:
+        _of_thread.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _hear_signals() -> None:
+    mask = _of_thread.__dict__.pop("mask", None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _leave_watch_to_parent() -> None:
     """Keep the signals of a forked process, such as a loader's worker, from its parent's watch."""
     if _watching:
         signal.set_wakeup_fd(-1)
         _watching.clear()
+    _hear_signals()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_watch_to_parent)
+    os.register_at_fork(
+        before=_delay_signals, after_in_parent=_hear_signals, after_in_child=_leave_watch_to_parent
+    )
 
 
 def _watch(signals: socket.socket, received: list[int], over: threading.Event) -> None:

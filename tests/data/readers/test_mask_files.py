@@ -1,6 +1,7 @@
 """Mask files as records, and classes in another order."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import MaskClasses, MaskRecord, SegmentationSet
 from densenet_backbones.data.readers.mask_files import (
     MaskFile,
+    has_unknown_classes,
     list_masks,
     read_file_records,
     refuse_missing,
@@ -22,7 +24,7 @@ IDS = MaskCode.from_classes(CLASSES)
 
 
 class Fixed:
-    files, rule = (), "fixed"
+    files, rule = (Path("m.png"),), "fixed"
 
     def __init__(self, mask):
         self.mask = mask
@@ -57,12 +59,29 @@ def test_channels_follow_their_names(tmp_path):
     assert other.records[0].read_mask().tolist() == [[[0, 0]], [[1, 255]], [[0, 0]], [[0, 1]]]
 
 
-def test_a_class_cannot_be_lost(tmp_path):
-    found = fixed_set(tmp_path, np.zeros((1, 1), np.uint8))
-    with pytest.raises(
-        DataError, match=r"data/train: has 1 classes \('dog'\) .*did you mean 'Dog'"
-    ):
-        reorder_classes(found, ["background", "cat", "Dog"])
+def test_a_class_that_is_used_cannot_be_lost(tmp_path):
+    names = ["background", "cat", "Dog"]
+    for mask in ([[0, 1, 255]], [[0, 2, 2]]):
+        found = fixed_set(tmp_path, np.array(mask, np.uint8))
+        used = {*mask[0]}
+        if 2 not in used:
+            known = reorder_classes(found, names, used=used)
+            assert known.records[0].read_mask().tolist() == mask and not has_unknown_classes(known)
+            continue
+        with pytest.raises(DataError, match=r"data/train: has 1 classes \('dog'\) .*mean 'Dog'"):
+            reorder_classes(found, names, used=used)
+
+
+def test_pixels_of_a_lost_class_are_refused(tmp_path):
+    """Where nothing but the pixels tells which classes a set uses."""
+    names = ["cat", "background", "Dog"]
+    bare = reorder_classes(fixed_set(tmp_path, np.array([[0, 1, 255]], np.uint8)), names)
+    assert bare.records[0].read_mask().tolist() == [[1, 0, 255]] and has_unknown_classes(bare)
+    found = reorder_classes(fixed_set(tmp_path, np.array([[0, 2, 2]], np.uint8)), names)
+    message = r"m.png: has 2 pixels of the class 'dog', which is not among the 3 .*mean 'Dog'"
+    with pytest.raises(DataError, match=message):
+        found.records[0].read_mask()
+    assert found.records[0].mask.rule != bare.records[0].mask.reader.rule
 
 
 def test_readers_are_small(tmp_path):

@@ -6,10 +6,22 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mask_sets import NAMES, some_masks, write_coco, write_panoptic
+from mask_sets import (
+    NAMES,
+    some_masks,
+    write_coco,
+    write_image,
+    write_mask,
+    write_panoptic,
+    write_sbd,
+    write_voc,
+)
 
+from densenet_backbones.data.mask_samples import MaskClasses
+from densenet_backbones.data.readers.mask_files import has_unknown_classes
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.segmentation import SegmentationData
 
 LAYOUTS = {
     "coco_instances": (write_coco, "instances", "multiclass"),
@@ -67,7 +79,7 @@ def test_a_class_that_is_not_known_is_named_with_its_file(layout, tmp_path):
         read_segmentation(tmp_path, "val", classes=names, **options)
 
 
-@pytest.mark.parametrize("layout", ["coco_instances", "multilabel"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_class_without_objects_may_be_unknown(layout, tmp_path):
     file, options = write_splits(tmp_path, layout)
     content = json.loads(file.read_text())
@@ -76,3 +88,43 @@ def test_a_class_without_objects_may_be_unknown(layout, tmp_path):
     train = read_segmentation(tmp_path, "train", **options)
     val = read_segmentation(tmp_path, "val", classes=train.classes.names, **options)
     np.testing.assert_array_equal(train.records[0].read_mask(), val.records[0].read_mask())
+    assert not has_unknown_classes(val)  # the file says it: no mask is read for that
+
+
+def write_ids(root, found, split):
+    """Masks of ids and a classes.yaml with a class more than the images of cats show."""
+    for name, mask in found.items():
+        write_image(root / f"images/{split}/{name}.jpg", mask)
+        write_mask(root / f"masks/{split}/{name}.png", mask)
+    (root / "classes.yaml").write_text(json.dumps({"classes": NAMES}))
+    return root
+
+
+# Of each layout whose pixels alone tell which classes it uses: writer, and a class that is lost.
+BY_PIXELS = {
+    "folders": (write_ids, "dog"),
+    "voc": (write_voc, "dog"),
+    "sbd": (write_sbd, "bicycle"),
+}
+
+
+@pytest.mark.parametrize("layout", BY_PIXELS)
+def test_a_class_without_pixels_may_be_unknown(layout, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write, lost = BY_PIXELS[layout]
+    found = {n: np.minimum(mask, 1) for n, mask in some_masks().items()}
+    root = write(tmp_path / "data", found, "val")
+    own = read_segmentation(root, "val").classes.names
+    known = MaskClasses.from_names([name for name in own[::-1] if name != lost])
+    data = SegmentationData(str(root), num_workers=0)
+    data.use_classes(known)
+    for record, mask in zip(data.val_set.records, found.values(), strict=True):
+        labels = np.array([known.names.index(own[0]), known.names.index(own[1])])
+        np.testing.assert_array_equal(record.read_mask(), labels[mask])
+    # With a pixel of it the set is refused before its first use, however large it is.
+    monkeypatch.setattr("densenet_backbones.data.segmentation.CHECKED_UP_TO", 1)
+    found["im2"][3, 4] = 2
+    write(root, found, "val")
+    message = rf"1 of 3 masks cannot be used: .*im2\.\w+: has 1 pixels of the class '{lost}'"
+    with pytest.raises(DataError, match=message):
+        SegmentationData(str(root), num_workers=0).use_classes(known)

@@ -143,8 +143,11 @@ def test_differing_classes_are_refused_unless_given(tmp_path):
     table = np.arange(256, dtype=np.uint8)
     table[1:3] = 2, 3
     np.testing.assert_array_equal(data.records[3].read_mask(), table[found["im0"]])
-    with pytest.raises(DataError, match=r"has 1 classes \('cat'\) that are not among the 3"):
-        read_segmentation(sources, classes=["background", "dog", "fox"])
+    bare = read_segmentation(sources, classes=["background", "dog", "fox"])
+    with pytest.raises(DataError, match=r"im0.png: has \d+ pixels of the class 'cat', which"):
+        bare.records[0].read_mask()
+    with pytest.raises(DataError, match=r"has 1 classes \('fox'\) that are not among the 3"):
+        read_segmentation(sources, classes=["background", "dog", "cat"])
 
 
 def test_sources_may_name_their_files(tmp_path):

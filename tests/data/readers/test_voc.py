@@ -175,6 +175,19 @@ def test_split_all_reads_every_annotation_file(tmp_path):
     assert [r.path.stem for r in read_voc(tmp_path, "all").records] == ["b"]
 
 
+def test_split_all_says_which_images_it_leaves_out(tmp_path):
+    write(tmp_path, {"b": xml(DOG), "a": xml(DOG)}, {"train": ["a"]})
+    assert read_voc(tmp_path, "all").problems == ()
+    for name in ("x.JPG", "y.png", "a.bmp", "notes.txt"):  # the third is another form of `a`
+        (tmp_path / "JPEGImages" / name).write_bytes(b"")
+    (problem,) = read_voc(tmp_path, "all").problems
+    said = "2 of 4 images have no annotation file ('x.JPG', 'y.png'); left out: an image without"
+    assert str(problem) == f'{tmp_path / "JPEGImages"}: split "all": {said} objects needs one too'
+    assert read_voc(tmp_path, "train").problems == ()
+    with pytest.raises(DataError, match="2 of 4 images have no annotation file"):
+        read_voc(tmp_path, "all", strict=True)
+
+
 def test_class_list_gives_images_with_the_class(tmp_path):
     files = {name: xml(DOG) for name in ("a", "b", "c c", "d 1")}
     lists = {"dog_train": ["a  1", "b -1", "", "c c\t0", "d 1"]}

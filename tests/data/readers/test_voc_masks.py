@@ -116,6 +116,10 @@ def test_wrong_splits_are_explained(tmp_path, found):
         read_voc_masks(tmp_path, "train")
     (lists / "train.txt").unlink()
     assert len(read_voc_masks(tmp_path, "all")) == 3
+    assert read_voc_masks(tmp_path, "all").problems == ()
+    (tmp_path / "SegmentationClass/im1.png").unlink()
+    (problem,) = read_voc_masks(tmp_path, "all").problems
+    assert problem.what == "1 of 3 images have no mask ('im1.jpg')"
 
 
 def test_a_folder_of_another_kind_is_explained(tmp_path):

@@ -1,0 +1,150 @@
+"""Finds images that are in two places of the data, and images that are almost black.
+
+Costs stay small whatever the number of images: sizes of all files are asked for, pieces of a few
+thousand are read, and whole files only where size and piece are the same.
+"""
+
+import filecmp
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from densenet_backbones.data.checks.contents import AnySet
+from densenet_backbones.data.files import quote, spread
+from densenet_backbones.data.images import read_reduced_image
+from densenet_backbones.data.mask_samples import MaskRecord
+from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord
+
+EVALUATED_COMPARED = 2000  # images of an evaluated set that are looked for among the others
+PIECES_READ = 4000  # training images of an evaluated one's size whose piece is read
+PIECE = 4096  # bytes, from the middle of a file, where images of one camera differ
+MAX_COMPARED = 2**28  # bytes of files that are read whole
+DARK = 64  # of 255: below lies what 14 bits of 16 reach
+DARK_LOOKED_AT = 16  # images; one is enough where it is bright
+
+
+class ImageFile(NamedTuple):
+    """Image file; its device and number are its identity, whatever links lead there."""
+
+    image_id: int
+    path: str
+    identity: tuple[int, int]
+    size: int
+
+
+def list_image_files(data: AnySet) -> list[ImageFile]:
+    """List the files of a set that are there and not empty; who reads them reports the others."""
+    files = []
+    for image_id, path in _list_paths(data):
+        try:
+            state = os.stat(path)
+        except (OSError, ValueError):
+            continue
+        if state.st_size and stat.S_ISREG(state.st_mode):
+            files.append(ImageFile(image_id, path, (state.st_dev, state.st_ino), state.st_size))
+    return files
+
+
+def _list_paths(data: AnySet) -> Iterator[tuple[int, str]]:
+    """Yield id and path of each image, without making the records of a detection set."""
+    if isinstance(data, DetectionSet):
+        columns = data.packed.columns
+        for n, image_id in enumerate(columns.image_ids.tolist()):
+            yield image_id, os.fsdecode(columns.paths[n])
+    else:
+        yield from ((record.image_id, str(record.path)) for record in data.records)
+
+
+def remark_on_repeated(name: str, files: Sequence[ImageFile]) -> Iterator[str]:
+    """Yield a line if entries of a set have the same image file."""
+    entries: dict[tuple[int, int], list[ImageFile]] = {}
+    for file in files:
+        entries.setdefault(file.identity, []).append(file)
+    repeated = [same for same in entries.values() if len(same) > 1]
+    if repeated:
+        first = repeated[0]
+        ids = quote([file.image_id for file in first])
+        yield (
+            f"{name}: files that are in several entries: {len(repeated)} ({first[0].path} in "
+            f"those with the ids {ids}), each of which calls the others' objects background; merge "
+            "them into one entry"
+        )
+
+
+def remark_on_shared(
+    name: str, trained: Sequence[ImageFile], evaluated: Sequence[ImageFile]
+) -> Iterator[str]:
+    """Yield a line if evaluated images are trained on: the same files, or copies of them.
+
+    Args:
+        name: Name of the evaluated set.
+        trained: Files of the training set.
+        evaluated: Files of the evaluated set.
+    """
+    evaluated = spread(evaluated, EVALUATED_COMPARED)
+    twins = _find_twins(trained, evaluated)
+    if twins:
+        one, other = twins[0]
+        how = "the same file as" if one.identity == other.identity else "a copy of"
+        yield (
+            f"{name}: evaluated images that are training images too: {len(twins)} of "
+            f"{len(evaluated)} ({one.path} is {how} {other.path}), so the scores say little about "
+            "new images; take them out of one of the two"
+        )
+
+
+def remark_on_dark(data: AnySet) -> Iterator[str]:
+    """Yield a line if images are almost black, as 12 bits in files of 16 are."""
+    records: Sequence[ImageRecord | MaskRecord] = data.records
+    brightest, names = 0, []
+    for record in spread(records, DARK_LOOKED_AT):
+        with suppress(DataError):  # its first use says so
+            brightest = max(brightest, int(read_reduced_image(record.path, (64, 64))[0].max()))
+            names.append(record.path.name)
+            if brightest > DARK:
+                return
+    if names:
+        yield (
+            f"{data.name}: no pixel of {len(names)} images looked at ({quote(names)}) is brighter "
+            f"than {brightest} of 255; files of 16 bits must reach 65535, so multiply values of 12 "
+            "bits by 16, and values from 0 to 1 by the largest of their type"
+        )
+
+
+def _find_twins(
+    trained: Sequence[ImageFile], evaluated: Sequence[ImageFile]
+) -> list[tuple[ImageFile, ImageFile]]:
+    """Pair evaluated files with training files that are the same, or have the same bytes."""
+    same = {file.identity: file for file in trained}
+    # Of one size and with one piece: candidates for copies.
+    sizes = {file.size for file in evaluated if file.identity not in same}
+    alike: dict[tuple[int, bytes], list[ImageFile]] = defaultdict(list)
+    for file in spread([file for file in trained if file.size in sizes], PIECES_READ):
+        alike[file.size, _read_piece(file)].append(file)
+    known = {size for size, _ in alike}
+    left = MAX_COMPARED
+    twins = []
+    for file in evaluated:
+        if file.identity in same:
+            twins.append((file, same[file.identity]))
+            continue
+        for other in alike.get((file.size, _read_piece(file)), ()) if file.size in known else ():
+            left -= 2 * file.size
+            if left < 0:
+                break
+            with suppress(OSError):
+                if filecmp.cmp(file.path, other.path, shallow=False):
+                    twins.append((file, other))
+                    break
+    return twins
+
+
+def _read_piece(file: ImageFile) -> bytes:
+    """Read a piece of a file's middle; nothing where it cannot be read."""
+    with suppress(OSError), open(file.path, "rb", buffering=0) as content:
+        content.seek(max(0, (file.size - PIECE) // 2))
+        return content.read(PIECE)
+    return b""
