@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from densenet_backbones.data import images
 from densenet_backbones.data.images import read_image, read_image_size, read_reduced_image
@@ -280,3 +280,14 @@ def test_truncated_files_are_refused_at_a_reduced_size_too(tmp_path):
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(DataError, match="cannot be read as an image"):
         read_reduced_image(path, (60, 80))
+
+
+@pytest.mark.parametrize("look", [read_image, read_image_size, read_reduced_image])
+def test_no_file_starts_a_program(tmp_path, monkeypatch, look):
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **options: started.append(1))
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (9, 9)).save(path, "EPS")
+    with pytest.raises(DataError, match=r"a\.jpg: cannot be read as an image \(it is none of JPEG"):
+        look(path)
+    assert not started

@@ -12,6 +12,10 @@ from locations import PROJECT
 ROOMS = ("densenet_backbones", "heads", "tools")
 MOST_FILES = 14
 RIDDLE = re.compile(r"(What|How|Whether|Which|Of each|Of the|Of what)\b")
+DECODERS = re.compile(
+    r"(.*\.)?(Image\.open|imread\w*|imdecode\w*|ImageFile\.Parser|decode_(image|jpeg|png|gif|webp))"
+    r"|(torchvision\.)?io\.read_image"
+)
 
 
 def sources() -> Iterator[Path]:
@@ -67,3 +71,36 @@ def test_the_reader_of_docstrings_sees(first, wrong):
     source = f'"""{first}"""'
     assert bool(riddles(source)) == wrong
     assert bool(riddles(f'def f():\n    """{first}\n\n    What it says."""')) == wrong
+
+
+def decoder_calls(source: str) -> list[str]:
+    """Calls that decode an image file or its bytes: Pillow's, OpenCV's and those of others."""
+    calls = (node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    return [name for name in map(ast.unparse, calls) if DECODERS.fullmatch(name)]
+
+
+def test_one_function_alone_opens_images():
+    found = {
+        str(path.relative_to(PROJECT)): calls
+        for path in sources()
+        if (calls := decoder_calls(path.read_text()))
+    }
+    assert found == {"densenet_backbones/data/images.py": ["Image.open"]}, (
+        "call open_image of densenet_backbones/data/images.py: it bounds formats and sizes"
+    )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "PIL.Image.open(path)",
+        "Image.open(path)",
+        "cv2.imread(path)",
+        "cv2.imdecode(data, 1)",
+        "plt.imread(path)",
+        "io.decode_image(data)",
+        "torchvision.io.read_image(path)",
+    ],
+)
+def test_the_search_for_decoders_sees(call):
+    assert decoder_calls(call)

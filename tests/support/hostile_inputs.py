@@ -11,6 +11,7 @@ import resource
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from fuzzed_readers import READERS
 
+from densenet_backbones.data.images import read_image
 from densenet_backbones.messages import nearest
 
 MEGABYTES, SECONDS = 700, 12
@@ -126,6 +128,35 @@ def mat(kind: int, dims: tuple[int, ...]) -> bytes:
     return b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM" + element(14, body)
 
 
+def image(content: Callable[[], bytes]) -> Case:
+    """An image file of that content, whatever its name says."""
+
+    def run(folder: Path) -> object:
+        path = folder / "a.jpg"
+        path.write_bytes(content())
+        return read_image(path)
+
+    return run
+
+
+def png(width: int, height: int, rows: int) -> Callable[[], bytes]:
+    """A black RGB image whose header promises a size, and which has so many of its rows."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    def make() -> bytes:
+        packer = zlib.compressobj(9)
+        packed = b"".join(packer.compress(bytes(3 * width + 1)) for _ in range(rows))
+        header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\0\0\0"
+        pixels = chunk(b"IDAT", packed + packer.flush())
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
+
+    return make
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n%%EOF\n"
 SAFE = {"a.weight": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}
 REFUSED: dict[str, Case] = {
     "polygon of 5 kB": zigzag(900),
@@ -208,10 +239,15 @@ REFUSED: dict[str, Case] = {
         args={**fuzzed_readers.TINY_DETECTOR["args"], "image_size": 10**9}
     ),
     "model nested": read("models", b"[" * 1_000_000),
+    "image of 900 Mpixel": image(png(30_000, 30_000, 1)),
+    "image of 10^18 pixels": image(png(10**9, 10**9, 0)),
+    "image of 80 Mpixel without pixels": image(png(10_000, 8_000, 0)),
+    "program that is called an image": image(lambda: EPS),
 }
 """Cases that end in one of the reader's errors."""
 
 READ: dict[str, Case] = {
+    "image of 80 Mpixel in 230 kB": image(png(10_000, 8_000, 8_000)),
     "boxes of 1e308": coco(bbox=[1e308, 1e308, 1e308, 1e308]),
     "layers without end": saved(
         {f"denseblock1.denselayer{n}.conv1.weight": torch.ones(1) for n in range(1, 2200)}
