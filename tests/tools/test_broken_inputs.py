@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from PIL import Image
 from tiny_runs import signals_as_before, training_arguments
 from tiny_segmenters import segmentation_arguments
@@ -99,7 +100,10 @@ class Place:
         self.detector = shutil.copy(detector / "model.safetensors", root / "detector.safetensors")
         self.segmenter = shutil.copy(segmenter / "model.safetensors", root / "mask.safetensors")
         self.checkpoint = shutil.copy(detector / "checkpoints" / "last.ckpt", root / "last.ckpt")
-        self.config = shutil.copy(detector / "config.yaml", root / "own.yaml")
+        # As JSON, half of which is never whole; half of a block of YAML may be.
+        self.config = root / "own.yaml"
+        options = yaml.safe_load((detector / "config.yaml").read_text())
+        self.config.write_text(json.dumps(options))
         self.image = shutil.copy(next(self.scenes.glob("val/*.jpg")), root / "photo.jpg")
         self.masks = root / "masks"
         for kind, suffix in (("images", "jpg"), ("masks", "png")):
@@ -164,11 +168,11 @@ READERS = {
         lambda place, file: detection(place, "--data.check_images", "true"),
     ),
     "config": (
-        lambda place: Path(place.config),
+        lambda place: place.config,
         lambda place, file: train_det(["--config", str(file), "--run-dir", str(place.root / "r")]),
     ),
     "config of segmentation": (
-        lambda place: Path(place.config),
+        lambda place: place.config,
         lambda place, file: train_seg(["--config", str(file), "--run-dir", str(place.root / "r")]),
     ),
     "--init-from": (
