@@ -213,7 +213,15 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
             (self.seed, self.global_step, batch_idx, self.global_rank)
         )
         torch.manual_seed(int(rank_seed.generate_state(1)[0]))
-        losses = self.losses(batch)
+        try:
+            losses = self.losses(batch)
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise DataError(
+                    "a batch norm of the model sees one value of each channel, which has no "
+                    "spread; give a --batch-size of 2 or more, or larger images"
+                ) from error
+            raise
         loss = torch.stack(list(losses.values())).sum()
         self._stop_if_not_finite(loss, losses, batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))

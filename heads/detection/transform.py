@@ -8,8 +8,13 @@ Legend: H and W pixels, D detections, C channels.
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.models.detection.transform import (
+    GeneralizedRCNNTransform,
+    resize_boxes,
+    resize_keypoints,
+)
 from torchvision.ops import clip_boxes_to_image
 
 from densenet_backbones.heads.normalization import ImageNormalization
@@ -24,8 +29,8 @@ class DetectionTransform(GeneralizedRCNNTransform):
     """Normalization, resizing and padding to a batch, by torchvision's class.
 
     Images keep their aspect ratio: the shorter side becomes ``min_size``, unless the longer would
-    exceed ``max_size``. Or all of them become ``image_size``. Boxes, masks and keypoints of targets
-    move with them.
+    exceed ``max_size``; no side becomes less than a pixel. Or all of them become ``image_size``.
+    Boxes, masks and keypoints of targets move with them.
 
     Args:
         min_size: Pixels of the shorter side. Of a list, one is drawn for each image in training,
@@ -134,8 +139,29 @@ class DetectionTransform(GeneralizedRCNNTransform):
         """Image and target at the network's size; untouched where the image has it already."""
         if tuple(image.shape[-2:]) == self.image_size:
             return image, target
+        short, long = sorted(image.shape[-2:])
+        keeps_size = self.training and not self.resize_in_training
+        if self.image_size is None and not keeps_size and short * self.max_size <= long:
+            return self._resize_thin(image, target)
         resized: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target)
         return resized
+
+    def _resize_thin(
+        self, image: Tensor, target: dict[str, Tensor] | None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Resize an image of which torchvision would leave less than a pixel: it becomes one."""
+        before = image.shape[-2:]
+        size = [max(1, side * self.max_size // max(before)) for side in before]
+        image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+        if target is not None:
+            target["boxes"] = resize_boxes(target["boxes"], before, size)
+            if "masks" in target:
+                target["masks"] = F.interpolate(target["masks"][:, None].float(), size=size)[
+                    :, 0
+                ].byte()
+            if "keypoints" in target:
+                target["keypoints"] = resize_keypoints(target["keypoints"], before, size)
+        return image, target
 
     def postprocess(
         self,

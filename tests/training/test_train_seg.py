@@ -302,6 +302,17 @@ def test_every_shipped_config_runs(name, tiny_masks, tmp_path, monkeypatch, caps
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_norm_of_a_single_value_gets_a_sentence(tiny_masks, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    segmenter = {"encoder_weights": None, "encoder_name": "resnet18", "decoder_channels": 8}
+    small = ("--model.segmenter", "smp:DeepLabV3Plus", "--model.args", json.dumps(segmenter))
+    with pytest.raises(SystemExit) as end:
+        train_seg(segmentation_arguments(tiny_masks, *small, "--batch-size", "1", epochs=1))
+    assert end.value.code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "sees one value of each channel" in error and "--batch-size of 2 or more" in error
+
+
 def test_class_weights_come_from_the_training_masks(tiny_masks, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(cli, "fit", kept.append)

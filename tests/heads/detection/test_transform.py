@@ -214,3 +214,25 @@ def test_resizing_in_training_can_be_turned_off() -> None:
     assert min(transform(images)[0].image_sizes[0]) == 30
     fixed = DetectionTransform(image_size=(60, 80), resize_in_training=False)
     assert fixed.resize_in_training and fixed(images)[0].image_sizes == [(60, 80)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("size", [(3, 2000), (2000, 3), (20, 2000), (1, 100_000)])
+def test_no_side_of_a_thin_image_vanishes(size: tuple[int, int], training: bool) -> None:
+    transform = DetectionTransform(min_size=64, max_size=100).train(training)
+    height, width = size
+    target = {
+        "boxes": torch.tensor([[0.0, 0, width, height]]),
+        "masks": torch.ones(1, height, width, dtype=torch.uint8),
+        "keypoints": torch.tensor([[[width, height, 1.0]]]),
+    }
+    batch, (moved,) = transform([torch.rand(3, height, width)], [target])
+    ((down, across),) = batch.image_sizes
+    assert min(down, across) == 1 and max(down, across) == 100
+    assert torch.allclose(moved["boxes"], torch.tensor([[0.0, 0, across, down]]))
+    assert moved["masks"].tolist() == torch.ones(1, down, across).tolist()
+    assert torch.allclose(moved["keypoints"], torch.tensor([[[across, down, 1.0]]]))
+    if not training:
+        found = [{"boxes": moved["boxes"], "scores": torch.ones(1), "labels": torch.ones(1)}]
+        (back,) = transform.postprocess(found, batch.image_sizes, [size])
+        assert torch.allclose(back["boxes"], target["boxes"])
