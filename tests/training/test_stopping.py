@@ -152,7 +152,7 @@ def test_workers_end_with_a_process_that_is_stopped_at_once(monkeypatch, tmp_pat
 
 
 def wait_until_gone(process):
-    """Fail unless a process ends within 20 seconds: a killed one takes its time on a busy machine."""
+    """Fail unless a process ends within 20 s: a killed one takes its time on a busy machine."""
     deadline = time.monotonic() + 20
     while not is_gone(process):
         assert time.monotonic() < deadline
