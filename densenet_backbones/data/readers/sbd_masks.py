@@ -27,6 +27,9 @@ from densenet_backbones.untrusted.reading import read_bytes
 
 _HEADER = 128  # bytes before the first element (MAT-File Format, section "Level 5 MAT-Files")
 _COMPRESSED = 15  # miCOMPRESSED
+_MATRIX = 14
+_TYPES = {*range(1, 8), 9, 12, 13, _MATRIX, 16, 17, 18}
+_CLASSES = {1, 2, 4, *range(6, 16)}  # cells, structs, texts and numbers
 _CODE = MaskCode.from_classes(
     VOC_MASK_CLASSES, ignored_ids=(), fix="SBD has VOC's classes only; fetch the file again"
 )
@@ -153,7 +156,32 @@ def _refuse_bombs(content: bytes, path: Path) -> None:
         kind, length = struct.unpack_from(f"{order}II", content, place)
         if kind == _COMPRESSED:
             unpacking = zlib.decompressobj()
-            unpacking.decompress(content[place + 8 : place + 8 + length], MAX_MAT_CONTENT)
+            packed = content[place + 8 : place + 8 + length]
+            element = unpacking.decompress(packed, MAX_MAT_CONTENT)
             if unpacking.unconsumed_tail:
                 raise DataError(f"{path}: unpacks to more than {MAX_MAT_CONTENT} bytes; remove it")
+            _check_tags(element, order, path)
+        else:
+            _check_tags(content[place : place + 8 + length], order, path)
         place += 8 + length
+
+
+def _check_tags(element: bytes, order: str, path: Path) -> None:
+    """Refuse codes of types and classes that SciPy would look up beyond the end of its tables.
+
+    Elements are looked at in the order in which SciPy reads them: a matrix is a tag and, behind it,
+    the elements in it ("MAT-File Format", MathWorks, section "Data Element Format").
+    """
+    place = 0
+    while place + 8 <= len(element):
+        kind, length = struct.unpack_from(f"{order}II", element, place)
+        if kind >> 16:  # four bytes at most, in the tag itself
+            kind, length, step = kind & 0xFFFF, 0, 8
+        else:
+            step = 8 if kind == _MATRIX else 8 + length + -length % 8
+        is_matrix = kind == _MATRIX and length > 0
+        # The class is the lowest byte of the flags, which have a tag of their own.
+        flags = struct.unpack_from(f"{order}I", element[place + 16 : place + 20].ljust(4, b"\0"))[0]
+        if kind not in _TYPES or (is_matrix and flags & 0xFF not in _CLASSES):
+            raise DataError(f"{path}: is damaged at byte {place} of an element; fetch it again")
+        place += step

@@ -117,3 +117,20 @@ def test_unknown_ids_and_missing_files_are_named(tmp_path, found):
         read_sbd_masks(tmp_path, "val")
     with pytest.raises(DataError, match="not SBD's layout"):
         read_sbd_masks(tmp_path / "dataset/img", "train")
+
+
+@pytest.mark.parametrize("place", [0, 16])
+@pytest.mark.parametrize("compress", [False, True])
+def test_codes_beyond_scipys_tables_never_reach_it(tmp_path, place, compress, monkeypatch):
+    """A type (at the tag's start) or a class of 255, which SciPy looks up in tables of twenty."""
+    whole = io.BytesIO()
+    savemat(whole, {"GTcls": {"Segmentation": np.eye(6, dtype=np.uint8)}})
+    content = bytearray(whole.getvalue())
+    content[128 + place] = 255
+    if compress:
+        packed = zlib.compress(bytes(content[128:]))
+        content[128:] = struct.pack("<II", 15, len(packed)) + packed
+    (tmp_path / "a.mat").write_bytes(content)
+    monkeypatch.setattr("scipy.io.loadmat", lambda *args, **options: pytest.fail("was read"))
+    with pytest.raises(DataError, match=r"a\.mat: is damaged at byte 0"):
+        read_mat_mask(tmp_path / "a.mat")
