@@ -156,9 +156,8 @@ class DetectionTransform(GeneralizedRCNNTransform):
         if target is not None:
             target["boxes"] = resize_boxes(target["boxes"], before, size)
             if "masks" in target:
-                target["masks"] = F.interpolate(target["masks"][:, None].float(), size=size)[
-                    :, 0
-                ].byte()
+                masks = F.interpolate(target["masks"][:, None].float(), size=size)
+                target["masks"] = masks[:, 0].byte()
             if "keypoints" in target:
                 target["keypoints"] = resize_keypoints(target["keypoints"], before, size)
         return image, target
