@@ -1,4 +1,4 @@
-"""Splits a set without splits into images to train on and images that are held out."""
+"""Splits sets into images to train on and images that are held out, and takes parts of them."""
 
 import os
 from collections.abc import Sequence
@@ -79,8 +79,10 @@ def split_set(
     split = stored or StoredSplit(options.seed, fraction or FRACTION, options.group_pattern, {})
     known = np.array([split.sides.get(name, OPEN) for name in names])
     sides = known if OPEN not in known else _choose_sides(data, names, split, known)
-    train = _select(data, f"{root.name}/train", sides == TRAIN)
-    val = _select(data, f"{root.name}/val", sides == VAL)
+    train, val = (
+        replace(select_images(data, np.flatnonzero(sides == side)), name=f"{root.name}/{part}")
+        for side, part in ((TRAIN, "train"), (VAL, "val"))
+    )
     if not len(train) or not len(val):
         raise DataError(
             f"{root}: its {len(data)} images cannot be split into two parts{_explain(data, file)}"
@@ -114,13 +116,6 @@ def _choose_sides(
         for n in own:
             sides[n] = side if known[n] == OPEN else known[n]
     return sides
-
-
-def _select(data: S, name: str, chosen: np.ndarray) -> S:
-    indices = np.flatnonzero(chosen)
-    if isinstance(data, DetectionSet):
-        return replace(data, name=name, records=data.packed.select(indices))
-    return replace(data, name=name, records=tuple(data.records[n] for n in indices))
 
 
 def _refuse_other_options(file: Path, stored: StoredSplit, options: SplitOptions) -> None:
@@ -163,3 +158,48 @@ def _describe(
     ]
     said = "".join(f"; {change}" for change in changes if change)
     return f"Split of {file}: {counts}{said}"
+
+
+def select_images(data: S, indices: np.ndarray) -> S:
+    """Return a set of some of the images, in the order of (n,) indices."""
+    if isinstance(data, DetectionSet):
+        return replace(data, records=data.packed.select(indices))
+    return replace(data, records=tuple(data.records[n] for n in indices))
+
+
+def sample_subset(
+    data_set: S,
+    fraction: float | None = None,
+    *,
+    number: int | None = None,
+    seed: int = 0,
+) -> S:
+    """Take a random part of the images, in their old order.
+
+    The same seed gives nested parts: a smaller one is inside a larger one.
+
+    Args:
+        data_set: Set of detection or of segmentation.
+        fraction: Share of the images, above 0 and at most 1; at least one image is kept.
+        number: Number of images instead, from 1 to all.
+        seed: Seed of the choice.
+
+    Raises:
+        DataError: If neither or both are given, or out of range.
+    """
+    total = len(data_set)
+    if (fraction is None) == (number is None):
+        raise DataError("give either the fraction or the number of images")
+    # A share becomes a number, of at least one image.
+    if fraction is not None:
+        if not 0 < fraction <= 1:
+            raise DataError(f"fraction must lie in (0, 1], got {fraction}")
+        number = max(1, round(total * fraction))
+    assert number is not None
+    if not 1 <= number <= total:
+        raise DataError(f"number must lie in 1 .. {total}, the images there are; got {number}")
+    if number == total:
+        return data_set
+    # A permutation's first entries: smaller parts are inside larger ones.
+    selected = np.sort(np.random.default_rng(seed).permutation(total)[:number])
+    return select_images(data_set, selected)
