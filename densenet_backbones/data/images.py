@@ -132,6 +132,16 @@ def read_image_size(path: str | Path, promised: tuple[int, int] | None = None) -
         return _check_size(path, image, _read_orientation(image), stored, promised)
 
 
+def is_turned(path: str | Path) -> bool:
+    """Return True if a camera's tag says that an image is shown turned or mirrored (no TIFF).
+
+    Raises:
+        DataError: As `read_image_size`.
+    """
+    with open_image(path) as image:
+        return image.format != "TIFF" and _read_orientation(image) in _TURN
+
+
 def _check_size(
     path: str | Path,
     image: Image.Image,
