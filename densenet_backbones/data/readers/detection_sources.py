@@ -12,8 +12,8 @@ import numpy as np
 from densenet_backbones.data.files import quote
 from densenet_backbones.data.instances import order_keypoints
 from densenet_backbones.data.mask_samples import SegmentationSet
-from densenet_backbones.data.readers.coco import has_coco_layout, read_coco
-from densenet_backbones.data.readers.voc import has_voc_layout, read_voc
+from densenet_backbones.data.readers.coco.boxes import has_coco_layout, read_coco
+from densenet_backbones.data.readers.voc.boxes import has_voc_layout, read_voc
 from densenet_backbones.data.samples import (
     Annotation,
     Categories,
