@@ -178,7 +178,7 @@ class SegmentationSet:
     """Part of a segmentation data set: its images, its classes and what was wrong with it."""
 
     name: str
-    records: tuple[MaskRecord, ...]
+    records: Sequence[MaskRecord]
     classes: MaskClasses
     task: MaskTask = "multiclass"
     problems: tuple[Problem, ...] = field(default=())

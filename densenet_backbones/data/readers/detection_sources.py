@@ -12,6 +12,7 @@ import numpy as np
 from densenet_backbones.data.files import quote
 from densenet_backbones.data.instances import order_keypoints
 from densenet_backbones.data.mask_samples import SegmentationSet
+from densenet_backbones.data.packing.records import select_records
 from densenet_backbones.data.readers.coco.boxes import has_coco_layout, read_coco
 from densenet_backbones.data.readers.voc.boxes import has_voc_layout, read_voc
 from densenet_backbones.data.samples import (
@@ -285,9 +286,8 @@ def sample_subset(
         return data_set
     # A permutation's first entries: smaller parts are inside larger ones.
     selected = np.sort(np.random.default_rng(seed).permutation(total)[:number])
-    if isinstance(data_set, DetectionSet):
-        return replace(data_set, records=data_set.packed.select(selected))
-    return replace(data_set, records=tuple(data_set.records[i] for i in selected))
+    records: Sequence[Any] = data_set.records  # of either kind
+    return replace(data_set, records=select_records(records, selected))
 
 
 def keep_classes(detection_set: DetectionSet, names: Sequence[str]) -> DetectionSet:

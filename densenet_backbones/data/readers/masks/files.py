@@ -18,6 +18,7 @@ from densenet_backbones.data.mask_samples import (
     describe_size_fault,
     voc_color,
 )
+from densenet_backbones.data.packing.records import MappedRecords
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
 
@@ -145,6 +146,20 @@ class RelabeledMask:
         return np.asarray(table[mask])
 
 
+@dataclass(frozen=True)
+class Relabeling:
+    """Makes records whose masks have new labels; see `RelabeledMask`."""
+
+    table: tuple[int, ...]
+    new_count: int | None
+    unknown: tuple[tuple[int, str], ...]
+
+    def __call__(self, record: MaskRecord) -> MaskRecord:
+        """Return a record with the same image."""
+        mask = RelabeledMask(record.mask, self.table, self.new_count, self.unknown)
+        return replace(record, mask=mask)
+
+
 def has_unknown_classes(data: SegmentationSet) -> bool:
     """Return True if only the pixels of a set can tell whether it has unknown classes."""
     return any(isinstance(r.mask, RelabeledMask) and r.mask.unknown for r in data.records)
@@ -200,7 +215,5 @@ def reorder_classes(
         for name in (lost if used is None else ())
     )
     count = len(names) if data.task == "multilabel" else None
-    records = tuple(
-        replace(r, mask=RelabeledMask(r.mask, table, count, unknown)) for r in data.records
-    )
-    return replace(data, classes=new, records=records)
+    relabel = Relabeling(table, count, unknown)
+    return replace(data, classes=new, records=MappedRecords(data.records, relabel))
