@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from densenet_backbones.data.files import list_files, quote, refuse_faults, track_progress
-from densenet_backbones.data.images import open_image, read_image_size
+from densenet_backbones.data.images import STAND_IN, read_image_size
 from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import (
     IGNORED,
@@ -87,14 +87,21 @@ def read_file_records(
     for number, (image, mask) in enumerate(track_progress(pairs, f"Reading {name}"), start=1):
         width, height = read_image_size(image)
         record = MaskRecord(number, image, width, height, MaskFile(mask, code), image.stem)
-        # Sizes are compared from the headers, before training.
-        with open_image(mask) as picture:
-            size = picture.size
-        if size != (width, height):
-            faults.append(describe_size_fault(mask, size, record))
+        faults += compare_sizes(record, mask)
         records.append(record)
     refuse_faults(faults, f"{name}: {len(faults)} of {len(records)} masks have the wrong size")
     return tuple(records)
+
+
+def compare_sizes(record: MaskRecord, mask: Path) -> list[str]:
+    """Compare a mask's size with its image's, before training; list the fault there is.
+
+    The header is enough for that.
+    """
+    size, own = read_image_size(mask, as_stored=True), (record.width, record.height)
+    if size == own or STAND_IN in (size, own):
+        return []
+    return [describe_size_fault(mask, size, record)]
 
 
 @dataclass(frozen=True)
