@@ -88,7 +88,7 @@ def _list_backbones() -> Iterator[tuple[str, str]]:
 _KINDS = {
     "configs": ("experiments, for --config", _list_experiments),
     "backbones": (
-        "networks, for --model.args '{backbone: NAME}'; any timm name works",
+        "for --model.args '{backbone: NAME}', or any timm name",
         _list_backbones,
     ),
     "detectors": (

@@ -59,7 +59,7 @@ def choose_task(options: argparse.Namespace, engine: Sequence[str]) -> Task:
         return task
     for word in engine:
         for key, task in _KEYS.items():
-            if word.partition("=")[0] == f"--model.{key}":
+            if word.lstrip("-").partition("=")[0] == f"model.{key}":
                 return task
     configs = options.config or []
     if not configs and (own := arguments.choose_config(options)) != arguments.DEFAULT_CONFIG:

@@ -301,6 +301,7 @@ def test_flags_in_the_text_exist(help_of):
     known = flags(help_of("densenet-train-det", "--help"))
     known |= flags(help_of("densenet-train-det", "--help-all"))
     known |= flags(help_of("densenet-train-seg", "--help-all"))
+    known |= flags(help_of("densenet", "train", "--help"))
     for name in ("densenet-train-seg", "densenet-evaluate", "densenet-predict", "densenet-export"):
         known |= flags(help_of(name, "--help"))
     for name in ("all", *(command.name for command in SUBCOMMANDS)):
