@@ -18,6 +18,9 @@ _NO_TEXT = re.compile("[\ud800-\udfff]")
 
 SHORT_FLAGS = {
     "data": "--data.root",
+    "layout": "--data.layout",
+    "annotation_file": "--data.annotation_file",
+    "image_folder": "--data.image_folder",
     "epochs": "--trainer.max_epochs",
     "batch_size": "--data.batch_size",
     "overfit": "--data.overfit_images",
@@ -43,12 +46,12 @@ class ShortForm:
 
 DETECTION_FORM = ShortForm(
     "Train a detector. Without arguments: draw a small data set and train on it.",
-    "folder of the data set, COCO or VOC layout",
+    "folder, annotation file or zip archive of the data; what it is is recognized",
     "densenet_backbones.configs.det",
 )
 SEGMENTATION_FORM = ShortForm(
     "Train a segmentation model. Without arguments: draw a small data set and train on it.",
-    "folder of the data set: VOC, COCO, or images with masks",
+    "folder, annotation file or zip archive of the data; what it is is recognized",
     "densenet_backbones.configs.seg",
 )
 
@@ -109,7 +112,10 @@ def _make_parser(form: ShortForm) -> argparse.ArgumentParser:
         action="append",
         help=f"experiment: a YAML file or one of {', '.join(list_configs(form))}",
     )
-    parser.add_argument("--data", metavar="DIR", help=form.data)
+    parser.add_argument("--data", metavar="PATH", help=form.data)
+    parser.add_argument("--layout", metavar="NAME", help="layout of the data; auto looks")
+    parser.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, of several")
+    parser.add_argument("--image-folder", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument("--epochs", metavar="N", help="length of the training")
     parser.add_argument("--batch-size", metavar="N", help="images a step and process")
     parser.add_argument(

@@ -27,12 +27,13 @@ from densenet_backbones.data.mask_samples import (
     MaskTask,
     SegmentationSet,
 )
-from densenet_backbones.data.readers.coco.boxes import find_annotation_file, read_coco
+from densenet_backbones.data.readers.coco.boxes import read_coco
 from densenet_backbones.data.readers.coco.outlines import (
     decode_mask,
     encode_outline,
     make_box_outline,
 )
+from densenet_backbones.data.readers.foreign.content import CocoContent
 from densenet_backbones.data.readers.masks.files import reorder_classes
 from densenet_backbones.data.samples import (
     Annotation,
@@ -121,6 +122,7 @@ def read_coco_masks(
     image_folder: str | Path | None = None,
     classes: Sequence[str] | None = None,
     strict: bool = False,
+    content: CocoContent | None = None,
 ) -> SegmentationSet:
     """Read one split of a data set with an instances file.
 
@@ -133,6 +135,7 @@ def read_coco_masks(
         classes: Names in label order, among them all of the file's (and "background", unless
             multilabel). Default: background and the file's categories.
         strict: Raise for what is otherwise reported in `SegmentationSet.problems`.
+        content: Annotations that were read from another format, instead of a file's.
 
     Returns:
         The set, with the file's own image ids, in the file's order. Outlines are drawn, and looked
@@ -141,10 +144,12 @@ def read_coco_masks(
     Raises:
         DataError: As `read_coco`; and if no object has an outline.
     """
-    path = Path(root) / annotation_file if annotation_file else None
     # The detection reader checks the file; its records keep every annotation.
-    data = read_coco(root, split, annotation_file=annotation_file, image_folder=image_folder)
-    path = path or find_annotation_file(Path(root), split)[0]
+    data = read_coco(
+        root, split, annotation_file=annotation_file, image_folder=image_folder, content=content
+    )
+    assert data.file is not None, "the reader sets it"
+    path, files = data.file, content.files if content is not None else {}
     categories = data.categories
     if classes is not None:
         categories = _drop_unused(data, classes)
@@ -157,18 +162,21 @@ def read_coco_masks(
         _refuse_huge(record, path, channels)
         # Outlines only: pixels are drawn when a mask is read.
         objects = tuple(_make_outline(a, label_of, channel_of) for a in record.annotations)
+        file = files.get(record.image_id, path)
         problems += [
-            _report_missing_outline(path, a) for a in record.annotations if not _has_outline(a)
+            _report_missing_outline(file, a) for a in record.annotations if not _has_outline(a)
         ]
         size = record.height, record.width
-        mask = InstanceMask(path, size, objects, channels, rule)
+        mask = InstanceMask(file, size, objects, channels, rule)
         records.append(
             MaskRecord(
                 record.image_id, record.path, record.width, record.height, mask, record.path.stem
             )
         )
     _refuse_boxes_only(data.records, problems, path)
+    problems += content.problems if content is not None else ()
     refuse_if_strict(problems, strict)
+    problems += [problem for problem in data.problems if problem.item == "categories"]
     task: MaskTask = "multilabel" if multilabel else "multiclass"
     masks = SegmentationSet(data.name, tuple(records), mask_classes, task, tuple(problems))
     if classes is None:
