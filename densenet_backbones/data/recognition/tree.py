@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from densenet_backbones.data.files import IMAGE_SUFFIXES, quote
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.sets.split_file import SPLIT_FILE
 from densenet_backbones.untrusted.limits import MAX_FOLDER_DEPTH, MAX_LISTED_FILES
 
 ANNOTATION_SUFFIXES = {".json", ".xml", ".csv", ".yaml", ".yml"}
@@ -140,7 +141,7 @@ def _walk(root: Path) -> Iterator[str]:
         except PermissionError as error:
             raise DataError(f"{root / folder}: cannot be read ({error.strerror})") from error
         for entry in entries:
-            if entry.name.startswith(".") or entry.name in _SYSTEM:
+            if entry.name.startswith(".") or entry.name in _SYSTEM or _is_split(entry.name):
                 continue
             name = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_dir(follow_symlinks=False):
@@ -148,6 +149,11 @@ def _walk(root: Path) -> Iterator[str]:
                     waiting.append((name, depth + 1))
             elif entry.is_file() and (not entry.is_symlink() or _is_inside(entry.path, real)):
                 yield name
+
+
+def _is_split(name: str) -> bool:
+    """Return True for a split that was stored beside the data: it has no annotations."""
+    return name.endswith(SPLIT_FILE)
 
 
 def _is_inside(path: str, real_root: Path) -> bool:
