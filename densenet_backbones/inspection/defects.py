@@ -8,10 +8,11 @@ from typing import Any
 
 from densenet_backbones.data.checks.contents import AnySet
 from densenet_backbones.data.checks.remarks import remark_on_data
+from densenet_backbones.data.files import spread
 from densenet_backbones.data.mask_samples import SegmentationSet
 from densenet_backbones.data.samples import DataError, DetectionSet, Problem
 from densenet_backbones.inspection.looking import Looks, Place
-from densenet_backbones.inspection.measuring import TINY, list_doubled, list_tiny
+from densenet_backbones.inspection.measuring import MASKS_READ, TINY, list_doubled, list_tiny
 from densenet_backbones.inspection.reading import InspectedData
 
 EXAMPLES = 5
@@ -86,9 +87,9 @@ def name_kind(problem: Problem) -> str:
 def _look_at_annotations(split: str, part: AnySet) -> Iterator[tuple[str, str, bool]]:
     """Yield kind, example and severity of faults that numbers and masks show."""
     if isinstance(part, SegmentationSet):
-        for record in part.records[:: max(1, len(part) // 500)]:
+        for masked in spread(part.records, MASKS_READ):
             try:
-                record.read_mask()
+                masked.read_mask()
             except DataError as error:
                 yield "masks that cannot be used", str(error), True
         return
@@ -117,8 +118,8 @@ def _list_duplicates(parts: Mapping[str, AnySet], looks: Looks) -> Iterator[tupl
         kind = "images that are in two splits" if across else "copies of an image in one split"
         yield kind, " = ".join(map(show, places[:4]))
     for one, other in looks.alike:
-        across = " in two splits" * (one[0] != other[0])
-        yield f"near duplicates{across}", f"{show(one)} ~ {show(other)}"
+        where = " in two splits" * (one[0] != other[0])
+        yield f"near duplicates{where}", f"{show(one)} ~ {show(other)}"
 
 
 def _remark(parts: Mapping[str, AnySet]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Makes clean sets of a data set, and lists what was changed; its files stay as they are."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,9 +55,10 @@ def clean_data(parts: Mapping[str, AnySet]) -> CleanData:
     clean: dict[str, AnySet] = {}
     for split, data in parts.items():
         changes += [f"{split}: {_describe(problem)}" for problem in data.problems]
-        states = map_in_threads(_look, data.records, f"Decoding {split}")
+        records: Sequence[ImageRecord | MaskRecord] = data.records
+        states = map_in_threads(_look, records, f"Decoding {split}")
         stays = []
-        for position, (record, state) in enumerate(zip(data.records, states, strict=True)):
+        for position, (record, state) in enumerate(zip(records, states, strict=True)):
             if position in doubles[split]:
                 continue
             if isinstance(state, str):
@@ -69,11 +70,13 @@ def clean_data(parts: Mapping[str, AnySet]) -> CleanData:
                 changes.append(f"{split}: {record.path}: turned upright, without its EXIF tag")
         if not stays:
             raise DataError(f"{data.name}: none of its {len(data)} images is left; correct them")
-        chosen = select_images(data, np.array(stays, np.int64))
-        if isinstance(chosen, DetectionSet):
-            chosen, lines = _drop_doubled(chosen)
+        indices = np.array(stays, np.int64)
+        if isinstance(data, DetectionSet):
+            single, lines = _drop_doubled(select_images(data, indices))
             changes += [f"{split}: {line}" for line in lines]
-        clean[split] = replace(chosen, problems=())
+            clean[split] = replace(single, problems=())
+        else:
+            clean[split] = replace(select_images(data, indices), problems=())
     return CleanData(clean, frozenset(upright), tuple(changes))
 
 

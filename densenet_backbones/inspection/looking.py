@@ -18,7 +18,8 @@ from densenet_backbones.data.checks.contents import AnySet
 from densenet_backbones.data.checks.image_files import ImageFile, find_copies, list_image_files
 from densenet_backbones.data.files import map_in_threads, spread
 from densenet_backbones.data.images import ImageSizeError, is_turned, read_reduced_image
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.mask_samples import MaskRecord
+from densenet_backbones.data.samples import DataError, ImageRecord
 
 _SIDE = 16  # of the hash: 256 bits
 _BITS_APART = 20  # of 256; other pictures of one place differ in 40 and more
@@ -88,7 +89,8 @@ def find_copied_places(parts: dict[str, AnySet]) -> list[list[Place]]:
     files: list[ImageFile] = []
     place_of: dict[int, Place] = {}
     for split, data in parts.items():
-        positions = {record.image_id: n for n, record in enumerate(data.records)}
+        records: Sequence[ImageRecord | MaskRecord] = data.records
+        positions = {record.image_id: n for n, record in enumerate(records)}
         for file in list_image_files(data):
             place_of[len(files)] = split, positions[file.image_id]
             files.append(file._replace(image_id=len(files)))

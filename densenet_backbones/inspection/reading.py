@@ -69,8 +69,8 @@ def read_data(options: argparse.Namespace) -> InspectedData:
     refused: dict[str, str] = {}
     for split in found.splits:
         try:
-            data = _read_split(found, split, options.masks, None)
-            parts[split.name] = change_classes(data, changes, chosen)
+            data = _read_split(found, split, options.masks)
+            parts[split.name] = _change(data, changes, chosen)
         except DataError as error:
             refused[split.name] = str(error)
     _drop_unions(parts)
@@ -80,7 +80,7 @@ def read_data(options: argparse.Namespace) -> InspectedData:
     names = list(dict.fromkeys(name for part in parts.values() for name in name_classes(part)))
     for name, part in parts.items():
         if name_classes(part) != tuple(names):
-            parts[name] = change_classes(part, ClassChanges(), names)
+            parts[name] = _change(part, ClassChanges(), names)
     return InspectedData(found, parts, refused)
 
 
@@ -93,11 +93,15 @@ def _drop_unions(parts: dict[str, AnySet]) -> None:
             del parts[name], paths[name]
 
 
-def _read_split(
-    found: Recognized, split: Split, as_masks: bool, classes: Sequence[str] | None
-) -> AnySet:
+def _change(data: AnySet, changes: ClassChanges, classes: Sequence[str] | None) -> AnySet:
+    if isinstance(data, DetectionSet):
+        return change_classes(data, changes, classes)
+    return change_classes(data, changes, classes)
+
+
+def _read_split(found: Recognized, split: Split, as_masks: bool) -> AnySet:
     sources = [dict(split.source)]
     if "boxes" in found.serves and not as_masks:
         keypoints = "keypoints" in found.serves
-        return read_detection(sources, classes=classes, keypoints=keypoints)
-    return read_segmentation(sources, classes=classes)
+        return read_detection(sources, keypoints=keypoints)
+    return read_segmentation(sources)

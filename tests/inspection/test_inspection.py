@@ -132,7 +132,7 @@ def test_a_clean_copy_has_none_of_the_faults_and_says_what_was_changed(dirty, tm
         "lies outside",
         "; clipped",
         "turned.jpg: turned upright",
-        "object 2 ('person'): left out: it is object 1",
+        "object 4 ('person'): left out: it is object 1",
         "6.png: cannot be read",
         "7.png: is 9x9 pixels",
     ):

@@ -108,7 +108,7 @@ def parse_renaming(text: str) -> dict[str, str]:
     Raises:
         DataError: If a part is not two names.
     """
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    pairs = [part.rpartition("=") for part in text.split(",") if part.strip()]
     wrong = [old for old, _, new in pairs if not old.strip() or not new.strip()]
     if wrong or not pairs:
         raise DataError(f"new names are given as 'old=new,older=new', got {text!r:.80}")

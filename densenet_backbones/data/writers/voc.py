@@ -102,8 +102,8 @@ def _add_object(root: ElementTree.Element, name: str, item: WritableObject) -> N
     element = ElementTree.SubElement(root, "object")
     _add_child(element, "name", name)
     _add_child(element, "pose", "Unspecified")
-    for flag in ("truncated", "difficult"):
-        _add_child(element, flag, int(item.annotation.get(flag, 0)))
+    _add_child(element, "truncated", int(bool(item.annotation.get("truncated"))))
+    _add_child(element, "difficult", int(bool(item.annotation.get("difficult"))))
     box = ElementTree.SubElement(element, "bndbox")
     x1, y1, x2, y2 = item.box
     corners = {"xmin": x1 + 1, "ymin": y1 + 1, "xmax": x2, "ymax": y2}
