@@ -155,13 +155,16 @@ class ImageFinder:
         Raises:
             DataError: If some are nowhere, or may be any of several files.
         """
-        try:
-            return find_folder_with(folders, names, self.path), names
-        except DataError as error:
-            found = [self.find(name) for name in names]
-            if None in found:
-                raise error from None
-            return self.root, [name for name in found if name is not None]
+        missing, folder = find_fullest_folder(folders, names)
+        if not missing:
+            return folder, names
+        found = {name: self.find(name) for name in names}
+        lost = [name for name in names if found[name] is None]
+        # The place that was promised is named where looking elsewhere found no more.
+        if lost:
+            where = folder if len(lost) == len(missing) else self.root
+            raise DataError(_describe_missing(self.path, lost, len(names), where))
+        return self.root, [str(found[name]) for name in names]
 
 
 @contextmanager
@@ -251,6 +254,14 @@ def find_folder_with(
     fix: str = "give image_folder",
 ) -> Path:
     """Return the first folder that has all the images; lists folders, looks at no image."""
+    missing, folder = find_fullest_folder(folders, names)
+    if missing:
+        raise DataError(_describe_missing(path, missing, len(names), folder, what, fix))
+    return folder
+
+
+def find_fullest_folder(folders: Sequence[Path], names: Collection[str]) -> tuple[list[str], Path]:
+    """Return the first folder that lacks the fewest of the names, and those that it lacks."""
     fewest: tuple[list[str], Path] | None = None
     for folder in folders:
         listings: dict[str, frozenset[str]] = {}
@@ -262,13 +273,23 @@ def find_folder_with(
             if file not in listings[parent]:
                 missing.append(name)
         if not missing:
-            return folder
+            return [], folder
         if fewest is None or len(missing) < len(fewest[0]):
             fewest = (missing, folder)
     assert fewest is not None
-    missing, folder = fewest
-    raise DataError(
-        f"{path}: {len(missing)} of its {len(names)} {what} are not in {folder} "
+    return fewest
+
+
+def _describe_missing(
+    path: Path,
+    missing: Sequence[str],
+    total: int,
+    folder: Path,
+    what: str = "images",
+    fix: str = "give image_folder",
+) -> str:
+    return (
+        f"{path}: {len(missing)} of its {total} {what} are not in {folder} "
         f"({quote(missing)}); add them, {fix}, or take them out of the file"
     )
 
