@@ -25,6 +25,7 @@ COMMANDS = {
     "train": Command("train a detector or segmenter", "command.training:train"),
     "evaluate": Command("evaluate a trained model on annotated data", "training.evaluate:main"),
     "predict": Command("draw what a model finds in images", "inference.predict:main"),
+    "inspect": Command("look at a data set, convert it or clean it", "inspection.command:main"),
     "export": Command("write a model as an ONNX file", "export.export:main"),
     "push": Command("send a model to the Hugging Face Hub", "sharing.push:main"),
     "benchmark": Command("measure backbones and training beside peers", "benchmark.command:main"),

@@ -1,184 +1,96 @@
-"""Inspects, converts and cleans a data set: ``python tools/inspect_data.py PATH``."""
+"""Command line of ``python tools/inspect_data.py PATH``, which imports nothing heavy itself."""
 
 import argparse
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+from densenet_backbones.messages import CommandParser
 
-from rich import box
-from rich.table import Table
+LAYOUTS = ("coco", "voc", "yolo")
+"""Layouts that data can be written in."""
+IMAGES_DECODED = 2000
 
-from densenet_backbones.data.samples import DataError, DetectionSet
-from densenet_backbones.data.writers.writing import write_data_set
-from densenet_backbones.file_writing import check_output, save_json, save_text
-from densenet_backbones.inspection.arguments import parse
-from densenet_backbones.inspection.defects import Defect, list_defects
-from densenet_backbones.inspection.fixing import clean_data
-from densenet_backbones.inspection.looking import Looks, look_at_images
-from densenet_backbones.inspection.measuring import match_priors, measure
-from densenet_backbones.inspection.page import make_page
-from densenet_backbones.inspection.reading import InspectedData, read_data
-from densenet_backbones.inspection.sheets import (
-    CLASSES_CROPPED,
-    choose_samples,
-    draw_crops,
-    draw_pair,
-    draw_samples,
-)
-from densenet_backbones.reporting.console import fail, quiet_libraries, say
 
-PAIRS_SHOWN = 8
-CLASSES_PRINTED = 15
-CHANGES_PRINTED = 12
+def make_parser() -> CommandParser:
+    """Make the parser of the inspection's options."""
+    parser = CommandParser(
+        description="Look at a data set: counts and sizes, faults, duplicates, what no prior of a "
+        "detector matches, and sheets of pictures, on one HTML page. With --to or --fix write it "
+        "in another layout, or without its faults; the data itself is never changed."
+    )
+    parser.add_argument(
+        "data", metavar="PATH", help="folder, annotation file, data.yaml or zip archive"
+    )
+    parser.add_argument("--layout", default="auto", metavar="NAME", help="%(default)s looks")
+    parser.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, where several fit")
+    parser.add_argument("--image-folder", metavar="DIR", help="COCO's images, if named otherwise")
+    parser.add_argument(
+        "--masks",
+        action="store_true",
+        help="take data that has boxes and masks as masks, one class a pixel",
+    )
+    classes = parser.add_argument_group("classes")
+    classes.add_argument("--classes", metavar="A,B", help="names in the order of their labels")
+    classes.add_argument("--rename", metavar="OLD=NEW,…", help="those of one new name are merged")
+    classes.add_argument(
+        "--drop", metavar="A,B", help="classes to leave out; '*' for all that are not in --classes"
+    )
+    report = parser.add_argument_group("report")
+    report.add_argument(
+        "--report", type=Path, metavar="DIR", help="where report.html goes (runs/inspect-NAME)"
+    )
+    report.add_argument(
+        "--images",
+        type=int,
+        default=IMAGES_DECODED,
+        metavar="N",
+        help="most images that are decoded, spread evenly (%(default)s)",
+    )
+    report.add_argument(
+        "--detector",
+        default="dsod300",
+        metavar="NAME",
+        help="detector whose priors are matched with the boxes (%(default)s)",
+    )
+    writing = parser.add_argument_group("writing")
+    writing.add_argument("--to", choices=LAYOUTS, help="write the data in this layout, to --out")
+    writing.add_argument("--out", type=Path, metavar="DIR", help="new folder for --to")
+    writing.add_argument(
+        "--fix",
+        type=Path,
+        metavar="OUT",
+        help="write a clean copy: faulty boxes clipped or left out, images upright and readable, "
+        "duplicates once; in the layout of --to (coco; voc for masks)",
+    )
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    if options.images < 1:
+        parser.error(f"--images must be at least 1, got {options.images}")
+    if options.to and not (options.out or options.fix):
+        parser.error("--to needs --out DIR, a new folder")
+    if options.out and (options.fix or not options.to):
+        parser.error("--out belongs to --to; --fix OUT names its folder itself")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command of ``tools/inspect_data.py`` and ``densenet-inspect``.
+    """Run the command of ``tools/inspect_data.py`` and ``densenet-inspect-data``.
 
     Raises:
         SystemExit: 2 for wrong usage, 1 for wrong data; with one line on standard error.
     """
-    quiet_libraries()
     options = parse(argv)
+    # Help and wrong words need no more than what is above.
+    from densenet_backbones.inspection.inspecting import run
+    from densenet_backbones.reporting.console import fail, quiet_libraries
+
+    quiet_libraries()
     try:
         run(options)
-    except (DataError, ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         fail(error, 1)
-
-
-def run(options: argparse.Namespace) -> None:
-    """Do what the command line asks for.
-
-    Raises:
-        DataError: The data cannot be read or written.
-    """
-    data = read_data(options)
-    say(*data.found.lines)
-    for split, reason in data.refused.items():
-        say(f"{split}: cannot be read: {reason}", style="red")
-    if options.to or options.fix:
-        convert(data, options)
-    else:
-        inspect(data, options)
-
-
-def convert(data: InspectedData, options: argparse.Namespace) -> None:
-    """Write the data in another layout, or a clean copy of it.
-
-    Raises:
-        DataError: A split cannot be read, so that it would be missing.
-    """
-    if data.refused:
-        split, reason = next(iter(data.refused.items()))
-        raise DataError(f"{split} would be missing in what is written: {reason}")
-    layout = options.to or ("voc" if data.has_masks_of_classes else "coco")
-    if not options.fix:
-        say(*write_data_set(data.parts, options.out, layout))
-        return
-    clean = clean_data(data.parts)
-    say(f"{len(clean.changes)} changes" + ":" * bool(clean.changes))
-    say(*(f"  {line}" for line in clean.changes[:CHANGES_PRINTED]))
-    if len(clean.changes) > CHANGES_PRINTED:
-        say(f"  and {len(clean.changes) - CHANGES_PRINTED} more, in changes.txt")
-    lines = write_data_set(
-        clean.parts, options.fix, layout, upright=clean.upright, changes=clean.changes
-    )
-    say(*lines)
-
-
-def inspect(data: InspectedData, options: argparse.Namespace) -> None:
-    """Write the report and print its numbers."""
-    name = re.sub(r"[^\w.-]+", "-", data.found.root.resolve().name) or "data"
-    folder = options.report or Path("runs") / f"inspect-{name}"
-    check_output(folder, "--report")
-    looks = look_at_images(data.parts, options.images)
-    report = measure(data.parts)
-    defects = list_defects(data, looks)
-    report = {
-        "name": data.found.root.resolve().name,
-        "path": str(options.data),
-        "layout": data.found.layout,
-        "lines": [*data.found.lines, describe_looks(looks)],
-        **report,
-        "priors": match_priors(data.parts, options.detector),
-        "defects": [defect.to_dict() for defect in defects],
-        "copies": [[show_place(data, place) for place in same] for same in looks.copies],
-        "alike": [[show_place(data, place) for place in pair] for pair in looks.alike],
-    }
-    save_json(folder / "report.json", report)
-    save_text(folder / "report.html", draw_page(data, looks, report))
-    say(tabulate(report), *describe_defects(defects))
-    if report["priors"]:
-        p = report["priors"]
-        say(f"No prior of {p['detector']} matches {p['missed']} of {p['of']} boxes.")
-    say(describe_looks(looks), f"Report: {folder / 'report.html'} (numbers: report.json)")
-
-
-def describe_looks(looks: Looks) -> str:
-    """Say how many images were decoded."""
-    decoded = len(looks.images)
-    if decoded == looks.total:
-        return f"All {decoded} images were decoded."
-    return (
-        f"{decoded} of {looks.total} images were decoded, spread evenly (--images N decodes more); "
-        "all files were compared."
-    )
-
-
-def show_place(data: InspectedData, place: tuple[str, int]) -> list[str]:
-    """Return the split and the file of an image."""
-    split, position = place
-    return [split, str(data.parts[split].records[position].path)]
-
-
-def draw_page(data: InspectedData, looks: Looks, report: dict[str, Any]) -> str:
-    """Draw the pictures and make the page."""
-    samples = {
-        split: sheet
-        for split, part in data.parts.items()
-        if (sheet := draw_samples(part, choose_samples(part))) is not None
-    }
-    crops = {}
-    first = next(iter(data.parts.values()))
-    if isinstance(first, DetectionSet):
-        for label, name in enumerate(first.categories.names[:CLASSES_CROPPED], start=1):
-            if (row := draw_crops(first, label)) is not None:
-                crops[name] = row
-    # Pairs that lie in two splits first: they make scores too good.
-    couples = [(same[0], same[1]) for same in looks.copies] + looks.alike
-    couples.sort(key=lambda pair: pair[0][0] == pair[1][0])
-    pairs = [draw_pair(data.parts, *pair) for pair in couples[:PAIRS_SHOWN]]
-    return make_page(report, samples, crops, [pair for pair in pairs if pair is not None])
-
-
-def tabulate(report: dict[str, Any]) -> Table:
-    """Return a table of the classes, or of the first of them."""
-    table = Table(box=box.SIMPLE_HEAD, title_justify="left")
-    unit = "objects" if "boxes" in report else "share"
-    table.add_column("objects" if unit == "objects" else "pixels")
-    for split in report["images"]:
-        table.add_column(split, justify="right")
-        table.add_column("images", justify="right", style="dim")
-    for row in report["classes"][:CLASSES_PRINTED]:
-        cells = []
-        for split in report["images"]:
-            numbers = row.get(split, {})
-            value = numbers.get(unit, 0)
-            cells += [f"{value:.2%}" if unit == "share" else str(value)]
-            cells += [str(numbers.get("images", 0))]
-        table.add_row(row["name"], *cells)
-    more = len(report["classes"]) - CLASSES_PRINTED
-    if more > 0:
-        table.add_row(f"{more} more", *[""] * (2 * len(report["images"])))
-    return table
-
-
-def describe_defects(defects: Sequence[Defect]) -> list[str]:
-    """Return a line for each kind of fault."""
-    if not defects:
-        return ["No faults were found."]
-    return [f"{d.count:>7} {d.kind} ({d.examples[0]})" for d in defects]
