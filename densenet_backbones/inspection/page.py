@@ -6,6 +6,7 @@ Names of files and classes come from the data and may hold anything: every text 
 import base64
 import html
 import io
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,43 +15,50 @@ from PIL import Image
 
 from densenet_backbones.messages import show_controls
 
+_COLORS = {  # of light and of dark pages
+    "ink": "#1c2330, #e6e9ef",
+    "soft": "#5b6577, #9aa5b8",
+    "line": "#d9dee7, #39414f",
+    "paper": "#ffffff, #1e232c",
+    "ground": "#f4f6f9, #14181f",
+    "blue": "#3b7dd8, #6aa2ee",
+    "red": "#c0392b, #ef7d70",
+    "green": "#2e8b57, #6cc796",
+}
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1c2330; --soft: #5b6577; --line: #d9dee7;
-  --paper: #ffffff; --ground: #f4f6f9; --bar: #3b7dd8; --bad: #c0392b; --good: #2e8b57; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #9aa5b8; --line: #39414f;
-  --paper: #1e232c; --ground: #14181f; --bar: #6aa2ee; --bad: #ef7d70; --good: #6cc796; } }
+:root { color-scheme: light dark; }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink);
+body { margin: 0; background: $ground; color: $ink;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
 main { max-width: 1120px; margin: 0 auto; padding: 24px 20px 60px; }
 h1 { font-size: 26px; margin: 8px 0 2px; overflow-wrap: anywhere; }
 h2 { font-size: 18px; margin: 0 0 12px; }
-h3 { font-size: 14px; margin: 18px 0 6px; color: var(--soft); font-weight: 600; }
-p { margin: 4px 0 10px; color: var(--soft); overflow-wrap: anywhere; }
-section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
+h3 { font-size: 14px; margin: 18px 0 6px; color: $soft; font-weight: 600; }
+p { margin: 4px 0 10px; color: $soft; overflow-wrap: anywhere; }
+section { background: $paper; border: 1px solid $line; border-radius: 10px;
   padding: 18px 20px; margin: 16px 0; }
 .tiles { display: flex; flex-wrap: wrap; gap: 12px; margin: 16px 0; }
-.tile { background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
+.tile { background: $paper; border: 1px solid $line; border-radius: 10px;
   padding: 10px 16px; min-width: 120px; }
 .tile b { display: block; font-size: 22px; }
-.tile.bad b { color: var(--bad); } .tile.good b { color: var(--good); }
-.tile span { color: var(--soft); font-size: 13px; }
+.tile.bad b { color: $red; } .tile.good b { color: $green; }
+.tile span { color: $soft; font-size: 13px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
-th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); }
+th { text-align: left; color: $soft; font-weight: 600; border-bottom: 1px solid $line; }
 th, td { padding: 5px 12px 5px 0; vertical-align: top; }
 td { overflow-wrap: break-word; } td:first-child { min-width: 90px; max-width: 420px; }
 td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums;
   width: 1%; min-width: 0; }
 code, summary { overflow-wrap: anywhere; }
-tr + tr td { border-top: 1px solid var(--line); }
-.bar { background: var(--bar); height: 10px; border-radius: 3px; min-width: 1px; margin-top: 6px; }
-.bad { color: var(--bad); }
-code { font-size: 12.5px; color: var(--soft); }
+tr + tr td { border-top: 1px solid $line; }
+.bar { background: $blue; height: 10px; border-radius: 3px; min-width: 1px; margin-top: 6px; }
+.bad { color: $red; }
+code { font-size: 12.5px; color: $soft; }
 summary { cursor: pointer; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 18px; }
-figure { margin: 0; } figcaption { color: var(--soft); font-size: 13px; margin-bottom: 4px; }
-svg { width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
-svg rect, svg circle { fill: var(--bar); }
+figure { margin: 0; } figcaption { color: $soft; font-size: 13px; margin-bottom: 4px; }
+svg { width: 100%; height: auto; } svg text { fill: $soft; font-size: 11px; }
+svg rect, svg circle { fill: $blue; }
 img { max-width: 100%; height: auto; border-radius: 6px; background: #fff; }
 .crops td:first-child { width: 160px; }
 .narrow { width: auto; } .narrow td.n, .narrow th.n { padding-left: 24px; }
@@ -106,12 +114,15 @@ def make_page(
         else "",
     ]
     lines = "".join(f"<p>{escape(line)}</p>" for line in report["lines"])
+    style = string.Template(_STYLE).substitute(
+        {color: f"light-dark({pair})" for color, pair in _COLORS.items()}
+    )
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name}: data report</title>\n<style>{_STYLE}</style></head>\n"
+        f"<title>{name}: data report</title>\n<style>{style}</style></head>\n"
         f"<body><main><h1>{name}</h1>{lines}\n" + "\n".join(sections) + "\n</main></body></html>\n"
     )
 

@@ -247,6 +247,7 @@ def run_training(task_type: type[AnyTask], arguments: Sequence[str]) -> None:
     """Run one training from the engine's arguments to the report; see `train`."""
     cli = TrainingCLI(task_type, arguments)
     task, data, trainer, folder = cli.model, cli.datamodule, cli.trainer, cli.folder
+    data.split_folders = [folder.path]
     task.prepare(data)
     # Faults end the run before anything is written.
     _ = data.val_set
@@ -257,6 +258,7 @@ def run_training(task_type: type[AnyTask], arguments: Sequence[str]) -> None:
         lines += compare_training(task, trainer, cli.describe_experiment(), cli.resumed, folder)
     if cli.writes:
         prepare_folder(cli)
+        data.store_split()
     for line in lines:
         say(line)
     # The mode before the plan, which says what it keeps.

@@ -200,7 +200,7 @@ def _find_folders(root: Path, layout: FolderLayout, split: str) -> tuple[Path, P
             if "{split}" not in pattern and split != "all":
                 raise DataError(
                     f"{root / CLASSES_FILE}: the folder {pattern!r} is the same for every split; "
-                    'give `lists`, write {split} in it, or take the split "all"'
+                    "give `lists`, or write {split} in it"
                 )
     pairs = [
         (root / a.format(split=split), root / b.format(split=split)) for a, b in layout.folders
