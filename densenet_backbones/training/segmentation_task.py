@@ -212,7 +212,8 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
 
     def make_metric(self, data: SegmentationData) -> SegmentationMetric:
         """Return the evaluation by IoU, accuracies and boundary scores."""
-        return SegmentationMetric(self.spec.classes.names, self.spec.task, self.boundary_tolerance)
+        names, tolerance = self.spec.classes.names, self.boundary_tolerance
+        return SegmentationMetric(names, self.spec.task, tolerance, records=len(data.val_set))
 
     def write_evaluation(self, data: SegmentationData, folder: Path) -> None:
         """Print and write the evaluation; see `segmentation_report.write_evaluation`."""
@@ -232,7 +233,7 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
         predictions = [self.predict_labels(sample.image) for sample in batch]
         counted = zip(predictions, batch, strict=True) if self.counts_images else ()
         for labels, sample in counted:
-            self.metric.update(labels[None], sample.mask[None])
+            self.metric.update(labels[None], sample.mask[None], [sample.index])
         return {"predictions": predictions}
 
     @torch.no_grad()

@@ -40,7 +40,8 @@ def refused(capsys):
 @pytest.fixture
 def unplotted(monkeypatch):
     """Evaluations without their plots, which take most of the time."""
-    for name in ("plot_pr_curves", "plot_confidence_curves", "plot_confusion", "draw_examples"):
+    plots = "plot_pr_curves", "plot_confidence_curves", "plot_confusion", "draw_examples"
+    for name in (*plots, "write_errors"):
         monkeypatch.setattr(detection_report, name, lambda *args: None)
 
 
