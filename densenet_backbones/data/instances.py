@@ -12,8 +12,8 @@ import numpy as np
 
 from densenet_backbones.data.boxes import LEFT_OUT
 from densenet_backbones.data.files import quote, refuse_faults, refuse_if_strict
-from densenet_backbones.data.readers.coco_json import abbreviate
-from densenet_backbones.data.readers.coco_outlines import check_outline, draw_outline
+from densenet_backbones.data.readers.coco.json_values import abbreviate
+from densenet_backbones.data.readers.coco.outlines import check_outline, draw_outline
 from densenet_backbones.data.samples import (
     Annotation,
     Categories,

@@ -12,7 +12,7 @@ from densenet_backbones.data.images import read_image
 from densenet_backbones.data.loading import ImageData, Sources
 from densenet_backbones.data.mask_samples import MaskClasses, MaskSample, MaskTask, SegmentationSet
 from densenet_backbones.data.mask_statistics import CHECKED_UP_TO, check_masks
-from densenet_backbones.data.readers.mask_files import has_unknown_classes
+from densenet_backbones.data.readers.masks.files import has_unknown_classes
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout, read_segmentation
 from densenet_backbones.data.samples import DataError
 

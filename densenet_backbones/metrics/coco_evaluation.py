@@ -12,7 +12,7 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 
-from densenet_backbones.data.readers.coco_outlines import make_box_outline
+from densenet_backbones.data.readers.coco.outlines import make_box_outline
 from densenet_backbones.data.samples import Annotation, GroundTruth
 from densenet_backbones.messages import check_choice
 from densenet_backbones.metrics.coco_summary import (

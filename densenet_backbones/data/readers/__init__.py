@@ -1,1 +1,1 @@
-"""Readers of annotation formats: COCO, VOC, SBD and mask folders, one file a format."""
+"""Readers of annotation formats, a room a family; and the choice among them."""

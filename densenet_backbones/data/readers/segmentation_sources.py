@@ -7,23 +7,23 @@ from typing import Any, Literal, get_args
 
 from densenet_backbones.data.files import quote
 from densenet_backbones.data.mask_samples import MaskRecord, MaskTask, SegmentationSet
-from densenet_backbones.data.readers.coco import has_coco_layout
-from densenet_backbones.data.readers.coco_masks import read_coco_masks
-from densenet_backbones.data.readers.coco_panoptic import has_panoptic_layout, read_coco_panoptic
+from densenet_backbones.data.readers.coco.boxes import has_coco_layout
+from densenet_backbones.data.readers.coco.masks import read_coco_masks
+from densenet_backbones.data.readers.coco.panoptic import has_panoptic_layout, read_coco_panoptic
 from densenet_backbones.data.readers.detection_sources import (
     SOURCE_KEYS,
     Source,
     list_sources,
     refuse_differing_classes,
 )
-from densenet_backbones.data.readers.mask_files import reorder_classes
-from densenet_backbones.data.readers.mask_folders import (
+from densenet_backbones.data.readers.masks.files import reorder_classes
+from densenet_backbones.data.readers.masks.folders import (
     has_camvid_layout,
     has_classes_file,
     read_mask_folders,
 )
-from densenet_backbones.data.readers.sbd_masks import has_sbd_layout, read_sbd_masks
-from densenet_backbones.data.readers.voc_masks import has_voc_masks, read_voc_masks
+from densenet_backbones.data.readers.voc.masks import has_voc_masks, read_voc_masks
+from densenet_backbones.data.readers.voc.sbd import has_sbd_layout, read_sbd_masks
 from densenet_backbones.data.samples import DataError
 
 MaskLayout = Literal["auto", "folders", "voc", "sbd", "coco_panoptic", "coco_instances"]

@@ -18,7 +18,7 @@ from mask_sets import (
 )
 
 from densenet_backbones.data.mask_samples import MaskClasses
-from densenet_backbones.data.readers.mask_files import has_unknown_classes
+from densenet_backbones.data.readers.masks.files import has_unknown_classes
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData

@@ -22,13 +22,13 @@ from densenet_backbones.data.mask_samples import (
     SegmentationSet,
     voc_color,
 )
-from densenet_backbones.data.readers.mask_files import (
+from densenet_backbones.data.readers.masks.files import (
     list_masks,
     read_file_records,
     refuse_missing,
     reorder_classes,
 )
-from densenet_backbones.data.readers.voc import (
+from densenet_backbones.data.readers.voc.boxes import (
     VOC_CLASSES,
     find_images,
     find_voc_folder,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from mask_sets import COLORS, NAMES, masks, some_masks, write_mask, write_panoptic
 
-from densenet_backbones.data.readers.coco_panoptic import has_panoptic_layout, read_coco_panoptic
+from densenet_backbones.data.readers.coco.panoptic import has_panoptic_layout, read_coco_panoptic
 from densenet_backbones.data.samples import DataError
 
 
@@ -137,7 +137,7 @@ def test_splits_are_looked_up(root):
 
 
 def test_drawn_scenes_agree_with_their_semantic_masks(tiny_scenes):
-    from densenet_backbones.data.readers.coco_masks import read_coco_masks
+    from densenet_backbones.data.readers.coco.masks import read_coco_masks
 
     panoptic = read_coco_panoptic(tiny_scenes, "val")
     assert panoptic.classes.names[-3:] == ("sky", "ground", "wall")

@@ -40,12 +40,12 @@ from densenet_backbones.data.mask_samples import (
     is_color,
     voc_color,
 )
-from densenet_backbones.data.readers.mask_files import (
+from densenet_backbones.data.readers.masks.files import (
     list_masks,
     read_file_records,
     reorder_classes,
 )
-from densenet_backbones.data.readers.voc import read_split
+from densenet_backbones.data.readers.voc.boxes import read_split
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
 from densenet_backbones.untrusted.plain_yaml import read_yaml

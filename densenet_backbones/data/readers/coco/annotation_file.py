@@ -24,7 +24,7 @@ from densenet_backbones.data.packing.annotations import (
     pack_others,
 )
 from densenet_backbones.data.packing.json_slices import read_members
-from densenet_backbones.data.readers.coco_json import (
+from densenet_backbones.data.readers.coco.json_values import (
     JsonObject,
     check_list,
     check_objects,

@@ -28,7 +28,11 @@ from densenet_backbones.data.files import (
     track_progress,
 )
 from densenet_backbones.data.images import ImageSizeError, read_image_size
-from densenet_backbones.data.readers.voc_xml import VocAnnotation, VocObject, read_voc_annotation
+from densenet_backbones.data.readers.voc.xml_file import (
+    VocAnnotation,
+    VocObject,
+    read_voc_annotation,
+)
 from densenet_backbones.data.samples import (
     Annotation,
     Categories,

@@ -29,7 +29,7 @@ from densenet_backbones.data.files import list_files, list_folders, quote, refus
 from densenet_backbones.data.images import read_image_size
 from densenet_backbones.data.packing.blobs import pack_blobs
 from densenet_backbones.data.packing.records import PackedRecords, RecordColumns
-from densenet_backbones.data.readers.coco_file import CocoFile, read_coco_file
+from densenet_backbones.data.readers.coco.annotation_file import CocoFile, read_coco_file
 from densenet_backbones.data.samples import (
     Categories,
     DataError,

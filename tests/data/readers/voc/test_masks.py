@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from mask_sets import COLORS, NAMES, colored, masks, some_masks, write_mask, write_voc
 
 from densenet_backbones.data.mask_samples import voc_color
-from densenet_backbones.data.readers.voc_masks import (
+from densenet_backbones.data.readers.voc.masks import (
     VOC_MASK_CLASSES,
     read_label_map,
     read_voc_masks,

@@ -13,8 +13,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from densenet_backbones.data.readers import coco
-from densenet_backbones.data.readers.coco import read_coco
+from densenet_backbones.data.readers.coco import boxes as coco
+from densenet_backbones.data.readers.coco.boxes import read_coco
 from densenet_backbones.data.samples import DataError
 
 CONTENT = {

@@ -9,7 +9,7 @@ from mask_sets import COLORS, NAMES, write_image, write_mask
 
 from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import MaskClasses, MaskRecord, SegmentationSet
-from densenet_backbones.data.readers.mask_files import (
+from densenet_backbones.data.readers.masks.files import (
     MaskFile,
     has_unknown_classes,
     list_masks,

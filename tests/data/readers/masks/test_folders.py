@@ -19,7 +19,7 @@ from mask_sets import (
     write_mask,
 )
 
-from densenet_backbones.data.readers.mask_folders import (
+from densenet_backbones.data.readers.masks.folders import (
     CAMVID_CLASSES,
     read_classes_file,
     read_mask_folders,

@@ -27,13 +27,13 @@ from densenet_backbones.data.mask_samples import (
     MaskTask,
     SegmentationSet,
 )
-from densenet_backbones.data.readers.coco import find_annotation_file, read_coco
-from densenet_backbones.data.readers.coco_outlines import (
+from densenet_backbones.data.readers.coco.boxes import find_annotation_file, read_coco
+from densenet_backbones.data.readers.coco.outlines import (
     decode_mask,
     encode_outline,
     make_box_outline,
 )
-from densenet_backbones.data.readers.mask_files import reorder_classes
+from densenet_backbones.data.readers.masks.files import reorder_classes
 from densenet_backbones.data.samples import (
     Annotation,
     Categories,

@@ -27,8 +27,12 @@ from densenet_backbones.data.mask_samples import (
     is_color,
     voc_color,
 )
-from densenet_backbones.data.readers.coco import find_folder_with, find_split, list_image_folders
-from densenet_backbones.data.readers.coco_json import (
+from densenet_backbones.data.readers.coco.boxes import (
+    find_folder_with,
+    find_split,
+    list_image_folders,
+)
+from densenet_backbones.data.readers.coco.json_values import (
     CocoImage,
     JsonObject,
     abbreviate,
@@ -38,7 +42,7 @@ from densenet_backbones.data.readers.coco_json import (
     read_images,
     read_integer,
 )
-from densenet_backbones.data.readers.mask_files import MaskFile, reorder_classes
+from densenet_backbones.data.readers.masks.files import MaskFile, reorder_classes
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
 

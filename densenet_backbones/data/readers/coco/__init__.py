@@ -1,0 +1,1 @@
+"""Readers of COCO: boxes and keypoints, masks of instances, panoptic pictures."""

@@ -1,0 +1,1 @@
+"""Readers of folders of images and folders of masks."""
