@@ -216,6 +216,10 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         self.classes = list(names)
         self._sets["val"] = self.read_set(self._name_source(self.val_split), names)
 
+    def use_own_classes(self) -> None:
+        """Read the evaluated split with the classes that it names itself."""
+        self._sets["val"] = self.read_set(self._name_source(self.val_split), self.classes)
+
     def _name_source(self, split: str) -> Sources:
         files = self.annotation_file, self.image_folder
         return [asdict(Source(self._find_root(), split, *files))]

@@ -54,6 +54,12 @@ _COLORS: dict[int, RGB] = {
     ),
 }
 
+KIND_LEGEND: tuple[tuple[str, RGB], ...] = (
+    ("right", _COLORS[RIGHT]),
+    *((name, _COLORS[number]) for number, name in enumerate(KINDS)),
+)
+"""Colors of pictures of errors."""
+
 
 def format_errors_table(analysis: ErrorAnalysis, width: int = 100) -> str:
     """Return the kinds of errors, their numbers and what they cost, as text."""
@@ -103,7 +109,7 @@ def write_errors(analysis: ErrorAnalysis, part: DetectionSet, folder: Path) -> N
     records = {record.image_id: record for record in part.records}
     score = analysis.best_score
     head = ["image_id", "file", "objects", "right", "wrong", "missed", "F1", "score_thresh"]
-    rows: list[list[object]] = [head]
+    rows: list[list[object]] = [[*head]]
     for image in analysis.images:
         counts = image.count(score)
         objects, file = int(image.counted.sum()), str(records[image.image_id].path)
@@ -146,27 +152,39 @@ def draw_errors(
             image = read_image(record.path)
         except DataError:  # detections made elsewhere are evaluated without images, too
             continue
-        longer = max(image.shape[:2])
-        factor = min(max(longer, SMALLEST_CELL), LARGEST_CELL) / longer
-        canvas = scale_image(image, factor)
-        kept = errors.counted
-        truth = errors.true_boxes[kept] * factor, errors.true_labels[kept]
-        drawn += [
-            draw_detections(canvas, *truth, names),
-            _draw_kinds(canvas, errors, score, factor, names),
-        ]
+        drawn += [draw_truth(image, errors, names), draw_kinds(image, errors, score, names)]
         right, wrong, missed = errors.count(score)
         titles += [record.path.name, f"{right} right, {wrong} wrong, {missed} missed"]
     sheet = make_sheet(drawn, 4 if len(images) > 2 else 2, titles)
-    legend = [("right", _COLORS[RIGHT])]
-    legend += [(name, _COLORS[number]) for number, name in enumerate(KINDS)]
-    return append_legend(sheet, legend)
+    return append_legend(sheet, KIND_LEGEND)
 
 
-def _draw_kinds(
-    canvas: np.ndarray, errors: ImageErrors, score: float, factor: float, names: Sequence[str]
+def draw_truth(image: np.ndarray, errors: ImageErrors, names: Sequence[str]) -> np.ndarray:
+    """Draw the objects of an image that count, at a size for a sheet."""
+    canvas, factor = _fit_cell(image)
+    boxes = errors.true_boxes[errors.counted] * factor
+    return draw_detections(canvas, boxes, errors.true_labels[errors.counted], names)
+
+
+def _fit_cell(image: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return an image at the size it has in a sheet, where lines and letters are sharp."""
+    longer = max(image.shape[:2])
+    factor = min(max(longer, SMALLEST_CELL), LARGEST_CELL) / longer
+    return scale_image(image, factor), factor
+
+
+def draw_kinds(
+    image: np.ndarray, errors: ImageErrors, score: float, names: Sequence[str]
 ) -> np.ndarray:
-    """Draw the detections and the missed objects of one image, each in the color of its kind."""
+    """Draw the detections and the missed objects of an image, each in the color of its kind.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        errors: Its detections.
+        score: Detections below it are not drawn, and their objects are missed.
+        names: Class names in label order.
+    """
+    canvas, factor = _fit_cell(image)
     shown = errors.scores >= score
     lost = errors.counted & (errors.taken < score)
     boxes = np.concatenate([errors.true_boxes[lost], errors.boxes[shown]]) * factor
