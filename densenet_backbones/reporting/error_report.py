@@ -65,11 +65,8 @@ def format_errors_table(analysis: ErrorAnalysis, width: int = 100) -> str:
     """Return the kinds of errors, their numbers and what they cost, as text."""
     table = Table(
         title="Kinds of errors at IoU 0.5, and the AP50 that each costs (TIDE)",
-        caption=f"from score {analysis.best_score:.2f} on, where F1 is highest, "
-        "every object without a right detection is missed",
         box=box.SIMPLE_HEAD,
         title_justify="left",
-        caption_justify="left",
     )
     table.add_column("kind")
     for name in ("AP lost", "errors", f"from score {analysis.best_score:.2f} on"):
@@ -83,7 +80,10 @@ def format_errors_table(analysis: ErrorAnalysis, width: int = 100) -> str:
         ("all objects not detected", analysis.missed_ap),
     ):
         table.add_row(name, format_number(lost), "", "")
-    return render([table], width)
+    return render([table], width) + (
+        f"From score {analysis.best_score:.2f} on F1 is highest; there every object without a right "
+        "detection is missed.\n"
+    )
 
 
 def _count_shown(analysis: ErrorAnalysis) -> dict[str, int]:
