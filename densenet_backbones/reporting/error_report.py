@@ -81,8 +81,8 @@ def format_errors_table(analysis: ErrorAnalysis, width: int = 100) -> str:
     ):
         table.add_row(name, format_number(lost), "", "")
     return render([table], width) + (
-        f"From score {analysis.best_score:.2f} on F1 is highest; there every object without a right "
-        "detection is missed.\n"
+        f"From score {analysis.best_score:.2f} on F1 is highest; there every object without a "
+        "right detection is missed.\n"
     )
 
 

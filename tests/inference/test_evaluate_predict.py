@@ -80,7 +80,7 @@ def test_a_checkpoint_evaluates_to_the_numbers_of_its_training(
 
 
 def test_its_detections_alone_evaluate_to_the_same(
-    model, tiny_run, tiny_scenes, of_the_training, tmp_path, capsys
+    model, tiny_run, tiny_scenes, of_the_training, tmp_path, capsys, unplotted
 ):
     """Classes are told by name where another list gives the ids; and nothing is better or worse."""
     results = json.loads((tiny_run / "evaluation/results.json").read_text())
@@ -105,7 +105,9 @@ def test_its_detections_alone_evaluate_to_the_same(
     compared = json.loads((out / "comparison.json").read_text())
     assert compared["models"] == ["r", tmp_path.name]
     assert compared["images"] == {
-        **{"first_better": 0, "second_better": 0, "equal": 7},
+        "first_better": 0,
+        "second_better": 0,
+        "equal": 7,
         **dict.fromkeys(("difference", "low", "high"), 0.0),
     }
     assert compared["numbers"][0] == {

@@ -112,8 +112,9 @@ def match_results(file: ResultsFile, part: DetectionSet) -> tuple[list[dict[str,
     for index, entry in enumerate(file.entries):
         image_id, row = reader.read(entry, f"{file.path}: detections[{index}]")
         rows.setdefault(image_id, []).append(row)
+    points = len(part.categories.keypoints)
     predictions = [
-        _join(record.image_id, rows.get(record.image_id, ()), file.target_types)
+        _join(record.image_id, rows.get(record.image_id, ()), file.target_types, points)
         for record in part.records
     ]
     return predictions, reader.matched_by
@@ -271,7 +272,7 @@ def _read_box(entry: JsonObject, row: Mapping[str, Any], where: str) -> list[flo
 
 
 def _join(
-    image_id: int, rows: Sequence[dict[str, Any]], kinds: Sequence[TargetType]
+    image_id: int, rows: Sequence[dict[str, Any]], kinds: Sequence[TargetType], keypoints: int
 ) -> dict[str, Any]:
     """Return the detections of one image as arrays."""
     prediction: dict[str, Any] = {
@@ -284,5 +285,5 @@ def _join(
         prediction["masks"] = [row["mask"] for row in rows]
     if "keypoints" in kinds:
         points = [row["keypoints"] for row in rows]
-        prediction["keypoints"] = np.array(points, float).reshape(len(points), -1, 3)
+        prediction["keypoints"] = np.array(points, float).reshape(len(points), keypoints, 3)
     return prediction
