@@ -141,7 +141,7 @@ def write_comparison(first: Evaluated, second: Evaluated, folder: Path) -> None:
         ValueError: The models are of two kinds, or have no image in common.
     """
     if first.measure != second.measure:
-        raise ValueError("--against: a detector and a segmenter cannot be compared")
+        raise ValueError("a detector and a segmenter cannot be compared; give two of one kind")
     ids = [image_id for image_id in first.scores if image_id in second.scores]
     own, others = (np.array([model.scores[i] for i in ids]) for model in (first, second))
     compared = compare_scores(own, others)
