@@ -165,12 +165,7 @@ class SegmentationMetric(Metric):
                     f"{int(labels.max())}"
                 )
         self.images += len(targets)
-        if self.task == "multilabel":
-            for label, counted in enumerate(valid.unbind(1)):
-                pair = predictions[:, label][counted], targets[:, label][counted]
-                self.matrix[label] += _count_pairs(*pair, 2)
-        else:
-            self.matrix += _count_pairs(predictions[valid], targets[valid], classes)
+        self.matrix += count_pixels(predictions, targets, self.task, len(self.names))
         if self.tolerance is not None:
             for prediction, target in zip(predictions, targets, strict=True):
                 self._add_boundaries(prediction.cpu().numpy(), target.cpu().numpy())
@@ -220,6 +215,26 @@ class SegmentationMetric(Metric):
         if defined.any():
             self.image_sum += round(float(scores[defined].mean()) * _ONE)
             self.image_count += 1
+
+
+def count_pixels(predictions: Tensor, targets: Tensor, task: MaskTask, classes: int) -> Tensor:
+    """Count the pixels of images by true and predicted label.
+
+    Args:
+        predictions: As `SegmentationMetric.update` takes them, and so are the next.
+        targets: Labels in their range, and 255.
+        task: How classes share pixels.
+        classes: K.
+
+    Returns:
+        int64 counts, rows the true and columns the predicted class: (K, K), or (K, 2, 2) for
+        "multilabel", one matrix a label.
+    """
+    valid = targets != IGNORED
+    if task != "multilabel":
+        return _count_pairs(predictions[valid], targets[valid], classes)
+    labels = zip(predictions.unbind(1), targets.unbind(1), valid.unbind(1), strict=True)
+    return torch.stack([_count_pairs(p[counted], t[counted], 2) for p, t, counted in labels])
 
 
 def _count_pairs(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:
