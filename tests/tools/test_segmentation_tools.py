@@ -43,9 +43,9 @@ def test_a_checkpoint_evaluates_to_the_numbers_of_its_training(
     out = tmp_path / "out"
     found = evaluated(tiny_segmentation / "checkpoints/best.ckpt", tiny_masks, out)
     assert found == json.loads((tiny_segmentation / "evaluation/metrics.json").read_text())
-    written_by_training = {*files_below(tiny_segmentation / "evaluation")}
-    assert set(files_below(out)) == {*written_by_training, "images.json"}
-    for name in ("table.txt", "iou.csv", "confusion_matrix.csv", "predictions.png"):
+    files = set(files_below(tiny_segmentation / "evaluation"))
+    assert set(files_below(out)) == files | {"timing.json", "pixel_counts.json"}
+    for name in ("table.txt", "iou.csv", "confusion_matrix.csv", "images.csv", "predictions.png"):
         written = (tiny_segmentation / "evaluation" / name).read_bytes()
         assert (out / name).read_bytes() == written, name
 
@@ -53,7 +53,7 @@ def test_a_checkpoint_evaluates_to_the_numbers_of_its_training(
 def test_what_is_done_outlives_an_evaluation(model, tiny_masks, tmp_path, monkeypatch):
     """Counts of each image, which add up to those of all."""
     whole = evaluated(model, tiny_masks, tmp_path / "whole")
-    rows = json.loads((tmp_path / "whole/images.json").read_text())
+    rows = json.loads((tmp_path / "whole/pixel_counts.json").read_text())
     matrix = np.zeros_like(whole["confusion_matrix"])
     for row in rows:
         for true, predicted_as, pixels in row["confusion"]:
@@ -72,7 +72,7 @@ def test_what_is_done_outlives_an_evaluation(model, tiny_masks, tmp_path, monkey
     if not pid:
         evaluated(model, tiny_masks, tmp_path / "part")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
-    assert json.loads((tmp_path / "part/images.json").read_text()) == rows[:4]
+    assert json.loads((tmp_path / "part/pixel_counts.json").read_text()) == rows[:4]
 
 
 def test_other_splits_and_tolerances(model, tiny_masks, tmp_path):
