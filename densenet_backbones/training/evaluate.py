@@ -236,8 +236,8 @@ class ResultsAsTheyCome(pl.Callback):
     there only.
 
     Args:
-        folder: Gets ``results.json`` of a detector, and ``pixel_counts.json`` of a segmenter: the pixels
-            of each image by true and predicted class, which add up to the confusion matrix.
+        folder: Gets ``results.json`` of a detector, and ``pixel_counts.json`` of a segmenter: the
+            pixels of each image by true and predicted class, which add up to the confusion matrix.
     """
 
     def __init__(self, folder: Path) -> None:
