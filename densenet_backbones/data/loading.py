@@ -225,7 +225,9 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
             sources = [asdict(source) for source in self.train or ()]
             unsplit = self._find_unsplit()
             if unsplit is not None and self.overfit_images is None:
-                full = self._split_data(unsplit, self.classes).train
+                whole = self.read_changed([{**unsplit.source}], self.classes)
+                refuse_unlearnable(whole)  # before its classes decide what is held out
+                full = self._split_data(whole).train
             else:
                 full = self.read_changed(
                     sources or self._name_source(self.train_split), self.classes
@@ -265,7 +267,7 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         self.classes = list(names)
         whole = self._find_unsplit()
         if whole is not None and any(file.is_file() for file in self._list_split_files()):
-            split = self._split_data(whole, names)
+            split = self._split_data(self.read_changed([{**whole.source}], names))
             self._sets["val"] = split.train if self.val_split == "train" else split.val
             return
         sources: Sources = self._name_val_sources() if whole is None else [{**whole.source}]
@@ -278,11 +280,10 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
             return self.read_set(sources, classes)
         return change_classes(self.read_set(sources, None), changes, classes)
 
-    def _split_data(self, whole: Part, classes: Sequence[str] | None) -> Split[SetT]:
+    def _split_data(self, whole: SetT) -> Split[SetT]:
         """Split data that has no splits, as it was split before or by the options."""
         options = SplitOptions(self.val_fraction, self.group_pattern, self.seed)
-        data = self.read_changed([{**whole.source}], classes)
-        self._split = split_set(data, self.recognized.root, options, self._list_split_files())
+        self._split = split_set(whole, self.recognized.root, options, self._list_split_files())
         return self._split
 
     def store_split(self) -> None:
