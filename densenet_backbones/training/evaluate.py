@@ -16,7 +16,12 @@ from densenet_backbones.data.readers.detection_sources import Layout
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
-from densenet_backbones.file_writing import GrowingList, check_output, remove_drafts
+from densenet_backbones.file_writing import (
+    GrowingList,
+    check_output,
+    find_unused_folder,
+    remove_drafts,
+)
 from densenet_backbones.inference.detection_views import add_view_options, parse_views
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.detector_facts import read_target_types
@@ -126,6 +131,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """
     out = options.out or Path(options.checkpoint).parent / f"evaluation-{options.split}"
     check_output(out, "--out")
+    earlier, out = out, find_unused_folder(out)
     model = load(options.checkpoint)
     layouts = get_args(MaskLayout if isinstance(model, SegmentationModel) else Layout)
     if options.layout not in layouts:
@@ -139,6 +145,8 @@ def evaluate(options: argparse.Namespace) -> None:
         if isinstance(model, SegmentationModel)
         else _evaluate_detector(model, options)
     )
+    if out != earlier:
+        say(f"{earlier} has the files of an earlier evaluation; those of this one go to {out}.")
     if is_first_process():
         report.say_faults(None, data.val_set)
     devices = int(options.devices) if options.devices.isdigit() else options.devices
