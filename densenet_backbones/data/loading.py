@@ -27,10 +27,10 @@ from densenet_backbones.data.loaders.batches import (
 from densenet_backbones.data.loaders.guarded import BadImages, GuardedImages, UnusableImages
 from densenet_backbones.data.loaders.image_checks import check_images
 from densenet_backbones.data.mask_samples import MaskRecord, MaskSample, SegmentationSet
-from densenet_backbones.data.readers.detection_sources import sample_subset
 from densenet_backbones.data.samplers import EpochSampler, GroupedSampler, ShardSampler
 from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Problem, Sample
 from densenet_backbones.data.scenes.generation import generate_scenes
+from densenet_backbones.data.sets.splitting import sample_subset
 
 SetT = TypeVar("SetT", DetectionSet, SegmentationSet)
 SampleT = TypeVar("SampleT", Sample, MaskSample)

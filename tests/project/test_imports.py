@@ -32,6 +32,7 @@ ROWS = (
     {"inference"},
     {"export"},
     {"training"},
+    {"sharing", "demo"},
     {"benchmark"},
     {"tools", "run"},
 )

@@ -22,7 +22,7 @@ TRAINING = tuple(
     f"{PACKAGE}.{module}"
     for module in (
         *("data", "metrics", "reporting", "inference", "export", "training"),
-        *("smp_encoders", "benchmark.input_pipeline", "untrusted.plain_yaml"),
+        *("sharing", "smp_encoders", "benchmark.input_pipeline", "untrusted.plain_yaml"),
     )
 )
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml"}

@@ -13,6 +13,7 @@ from densenet_backbones.data.scenes import __main__ as scenes
 from densenet_backbones.export import export
 from densenet_backbones.inference import predict, tile_comparison
 from densenet_backbones.messages import CommandParser
+from densenet_backbones.sharing import push
 from densenet_backbones.training import arguments, cli, evaluate
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.segmentation_task import SegmentationTask
@@ -51,6 +52,7 @@ def options():
             "export": export.parse_arguments,
             "inference/predict": predict.parse_arguments,
             "inference/tile_comparison": tile_comparison.main,
+            "sharing/push": push.main,
             "training/evaluate": evaluate.parse,
             "training": arguments.expand_short_flags,
         }

@@ -102,7 +102,7 @@ class RelabeledMask:
 
     Attributes:
         reader: Reader of the mask with its old labels.
-        table: New label of each old one.
+        table: New label of each old one; `IGNORED` for classes that are left out.
         new_count: Number of channels of a multilabel mask, K, whose channels are reordered; None
             for labels.
         unknown: Old labels that have no new one, each with a clause about its class: their pixels
@@ -134,10 +134,14 @@ class RelabeledMask:
         for label, clause in self.unknown:
             if pixels := int((mask == label).sum()):
                 raise DataError(f"{self.files[0]}: has {pixels} pixels of {clause}")
-        # Multilabel: channels move; new classes get empty ones.
+        # Multilabel: channels move, or are laid over each other; new classes get empty ones.
         if self.new_count is not None:
             channels = np.zeros((self.new_count, *mask.shape[1:]), np.uint8)
-            channels[list(self.table)] = mask
+            for channel, label in zip(mask, self.table, strict=True):
+                if label < self.new_count:  # others are left out
+                    same = channels[label]
+                    same[(channel == IGNORED) & (same == 0)] = IGNORED
+                    same[channel == 1] = 1
             return channels
         # Labels: a table for all values of 8 bits, in which unknown ones stay ignored.
         table = np.full(256, IGNORED, np.uint8)
