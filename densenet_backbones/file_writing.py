@@ -170,7 +170,7 @@ def check_output(folder: str | Path, option: str) -> None:
 
 
 def find_unused_folder(folder: str | Path) -> Path:
-    """Return a folder that is missing or empty: the one that is given, or ``NAME-2``, ``NAME-3``, ….
+    """Return a folder that is missing or empty: the given one, or ``NAME-2``, ``NAME-3``, ….
 
     Nothing is made.
     """

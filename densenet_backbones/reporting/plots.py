@@ -37,7 +37,7 @@ def plot_pr_curves(evaluation: CocoEvaluation, path: str | Path) -> None:
         evaluation: Result of `evaluate_coco`.
         path: The PNG file.
     """
-    figure, axes = _make_figure(1, 2, width=11.5, height=4.6)
+    figure, axes = make_figure(1, 2, width=11.5, height=4.6)
     named = len(evaluation.classes) <= _LEGEND_LIMIT
     for axis, iou, curves in zip(axes, CURVE_IOUS, evaluation.precision, strict=True):
         for label, (result, curve) in enumerate(
@@ -47,15 +47,15 @@ def plot_pr_curves(evaluation: CocoEvaluation, path: str | Path) -> None:
                 continue
             axis.plot(
                 *(RECALLS, curve),
-                color=_to_floats(get_class_color(label)),
+                color=to_floats(get_class_color(label)),
                 linewidth=1.4 if named else 0.7,
                 alpha=1.0 if named else 0.25,
-                label=f"{_escape(result.name)}  {np.mean(curve):.3f}" if named else None,
+                label=f"{escape_name(result.name)}  {np.mean(curve):.3f}" if named else None,
             )
         _plot_mean(axis, RECALLS, curves, f"all classes  {mean_of_defined(curves):.3f}")
         _scale_to_unit(axis, "recall", "precision", f"IoU {iou:.2f}")
         _put_legend_beside(axis, "class  AP")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_confidence_curves(evaluation: VocEvaluation, path: str | Path) -> None:
@@ -68,7 +68,7 @@ def plot_confidence_curves(evaluation: VocEvaluation, path: str | Path) -> None:
         evaluation: Result of `evaluate_voc`; classes without objects are left out.
         path: The PNG file.
     """
-    figure, axes = _make_figure(1, 3, width=14.5, height=4.4)
+    figure, axes = make_figure(1, 3, width=14.5, height=4.4)
     scores = np.linspace(0, 1, 501)
     classes = [(i, c) for i, c in enumerate(evaluation.classes, start=1) if c.objects]
     named = len(classes) <= _LEGEND_LIMIT
@@ -80,10 +80,10 @@ def plot_confidence_curves(evaluation: VocEvaluation, path: str | Path) -> None:
         for (label, result), curve in zip(classes, panel, strict=True):
             axis.plot(
                 *(scores, curve),
-                color=_to_floats(get_class_color(label)),
+                color=to_floats(get_class_color(label)),
                 linewidth=1.2 if named else 0.7,
                 alpha=1.0 if named else 0.25,
-                label=_escape(result.name) if named else None,
+                label=escape_name(result.name) if named else None,
             )
         # The mean last, above all classes; its best F1 is the score to use.
         mean = _plot_mean(axis, scores, panel, "all classes")
@@ -95,7 +95,7 @@ def plot_confidence_curves(evaluation: VocEvaluation, path: str | Path) -> None:
                 f"F1, at best {mean[best]:.2f} from score {scores[best]:.2f} on", loc="left"
             )
     _put_legend_beside(axes[-1], f"IoU {evaluation.iou_threshold:g}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _compute_confidence_curves(result: VocClass, scores: np.ndarray) -> np.ndarray:
@@ -128,7 +128,7 @@ def plot_confusion(
     Raises:
         ValueError: If names and matrix do not fit.
     """
-    labels = [*map(_escape, names), *([background] if background else [])]
+    labels = [*map(escape_name, names), *([background] if background else [])]
     size = len(labels)
     if matrix.shape != (size, size):
         raise ValueError(
@@ -138,7 +138,7 @@ def plot_confusion(
         )
     written = size <= _LEGEND_LIMIT + 1  # the numbers would not fit into smaller cells
     side = max(3.4, 0.42 * size + 1.2) if written else 0.15 * size + 2
-    figure, axes = _make_figure(1, 2, width=2 * side + 1.4, height=side + 0.5)
+    figure, axes = make_figure(1, 2, width=2 * side + 1.4, height=side + 0.5)
     figure.set_layout_engine("compressed")  # for axes of a fixed shape
     shares = normalize_rows(matrix)
     # A few large counts (the background's) would leave all the rest white: the root spreads them.
@@ -163,7 +163,7 @@ def plot_confusion(
         axis.grid(which="major", visible=False)
         if written:
             _write_cells(axis, values, shade)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_training_curves(metrics: str | Path, path: str | Path) -> None:
@@ -199,7 +199,7 @@ def plot_training_curves(metrics: str | Path, path: str | Path) -> None:
         elif name.rsplit("/", 1)[-1] in _SCORES:
             panels[scores][name] = values
 
-    figure, axes = _make_figure(1, 3, width=14.5, height=4.2)
+    figure, axes = make_figure(1, 3, width=14.5, height=4.2)
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         axis.set(xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -215,7 +215,7 @@ def plot_training_curves(metrics: str | Path, path: str | Path) -> None:
         else:
             _make_logarithmic_if_wide(axis, np.concatenate(list(curves.values())))
         axis.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plot_logged(
@@ -227,15 +227,15 @@ def _plot_logged(
         bold = all_bold or name.rsplit("/", 1)[-1] in ("loss", "AP", "mIoU")
         axis.plot(
             *(epochs[logged], values[logged]),
-            color="black" if bold else _to_floats(get_class_color(number)),
+            color="black" if bold else to_floats(get_class_color(number)),
             linewidth=1.8 if bold else 1.1,
             marker="o" if logged.sum() <= 40 else None,
             markersize=3,
-            label=_escape(name),
+            label=escape_name(name),
         )
 
 
-def _make_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def make_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Make an empty figure in the house style; sizes in inches of 110 pixels."""
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     axes = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
@@ -248,17 +248,19 @@ def _make_figure(rows: int, columns: int, width: float, height: float) -> tuple[
     return figure, axes
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.1)
     save_bytes(path, buffer.getvalue())
 
 
-def _to_floats(color: RGB) -> tuple[float, float, float]:
+def to_floats(color: RGB) -> tuple[float, float, float]:
+    """Return a color as matplotlib takes it, each part in [0, 1]."""
     return color[0] / 255, color[1] / 255, color[2] / 255
 
 
-def _escape(name: str) -> str:
+def escape_name(name: str) -> str:
     """Make matplotlib take a name as it is: $ begins a formula, a leading _ hides a label.
 
     The middle of a long name is left out: its plot would have no room for anything else.

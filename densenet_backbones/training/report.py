@@ -179,8 +179,8 @@ def list_next_commands(
         yield f"{monitor} was still rising; train for longer:", f"{command} --epochs {more}"
     elif scores[-1] < 0.95 * scores[best]:
         yield (
-            f"{monitor} was best at epoch {evaluations[best]['epoch']} and fell to {scores[-1]:.3f}, "
-            "so the photos are learned by heart: add photos, or end in time:",
+            f"{monitor} was best at epoch {evaluations[best]['epoch']} and fell to "
+            f"{scores[-1]:.3f}: the photos are learned by heart. Add photos, or end in time:",
             f"{train} --data {root} --init-from {weights} --patience 3",
         )
 

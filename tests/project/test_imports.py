@@ -33,7 +33,7 @@ ROWS = (
     {"export"},
     {"training"},
     {"sharing", "demo"},
-    {"benchmark"},
+    {"benchmark", "comparison"},
     {"tools", "run"},
 )
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, RichProgressBar
-from rich.progress import ProgressColumn, TextColumn
+from rich.progress import ProgressColumn
 
 from densenet_backbones.reporting.console import log, say
 from densenet_backbones.training.progress.clock import RunClock, format_duration, format_end
@@ -123,8 +123,6 @@ class RunProgressBar(RichProgressBar):
         for column in columns:
             if hasattr(column, "bar_width"):
                 column.bar_width = 16
-            if isinstance(column, TextColumn):
-                column.markup = False
         return [column for column in columns if "Speed" not in type(column).__name__]
 
     def _get_train_description(self, current_epoch: int) -> str:

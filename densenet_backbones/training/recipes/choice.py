@@ -191,7 +191,9 @@ def insert_recipe(
         # A network that was named has options of its own.
         options = {key: v for key, v in options.items() if not key.startswith("model.args")}
         options["model.args"] = None
-    given = [f"--{key}={json.dumps(value)}" for key, value in options.items()]
+    # A word is one without quotes; json writes everything else as YAML reads it.
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in options.items()}
+    given = [f"--{key}={text}" for key, text in texts.items()]
     return [f"--config={find(recipe.config)}", *given, *typed], [recipe.reason]
 
 
