@@ -40,8 +40,8 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 R = TypeVar("R")
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
+def make_parser() -> CommandParser:
+    """Return the parser of the command line."""
     parser = CommandParser(
         description="Draw what a trained detector or segmenter finds in pictures. A detector's "
         "objects go to predictions.json, with masks as COCO's run-length codes and keypoints where "
@@ -92,7 +92,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="run the network as it was trained, not its faster folded form",
     )
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser().parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

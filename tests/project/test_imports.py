@@ -34,7 +34,8 @@ ROWS = (
     {"training"},
     {"sharing", "demo"},
     {"benchmark", "comparison"},
-    {"tools", "run"},
+    {"tools", "run", "command"},
+    {"__main__"},
 )
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 HEAVY = ("lightning", "albumentations", "pycocotools", "segmentation_models_pytorch", "matplotlib")
