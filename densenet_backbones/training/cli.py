@@ -290,7 +290,8 @@ def run_training_once(
         if not is_out_of_memory(error):
             raise
         if data.batch_size == "auto" and data.batch > 2 and can_start_anew(cli):
-            return max(2, data.batch // 2)  # batch norms need two
+            half: int = max(2, data.batch // 2)  # batch norms need two
+            return half
         raise DataError(explain_out_of_memory(data, trainer, folder.path)) from error
     if cli.config.trainer.fast_dev_run:
         say("Dry run done: one batch was trained on and one evaluated.", style="green")
