@@ -200,7 +200,7 @@ def has_test_split(data: AnyData) -> bool:
 def name_command(tool: str) -> str:
     """Return how this process's user calls a tool: as a command, a script, or a file."""
     program = Path(sys.argv[0])
-    if program.name in ("densenet", "__main__.py"):
+    if program.name == "densenet" or program.parts[-2:] == ("densenet_backbones", "__main__.py"):
         words = "densenet" if program.stem == "densenet" else "python -m densenet_backbones"
         return f"{words} {tool.partition('_')[0]}"
     if program.suffix == ".py":

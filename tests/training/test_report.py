@@ -34,9 +34,9 @@ def advise(data, path, scores=(), epochs_done=9, two_stages=False):
         start = next(n for n, w in enumerate(words) if re.search(rf"\b{name}(\.py)?$", w))
         parser = PARSERS[name]
         form = [arguments.DETECTION_FORM] if name.startswith("train") else []
-        known, rest = parser(*form).parse_known_args(words[start + 1 :])
+        _, rest = parser(*form).parse_known_args(words[start + 1 :])
         assert rest in ([], ["--patience", "3"]), command
-    return {reason: command for reason, command in rows}
+    return dict(rows)
 
 
 @pytest.fixture
