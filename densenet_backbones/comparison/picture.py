@@ -5,7 +5,7 @@ from pathlib import Path
 
 from densenet_backbones.comparison.runs import Run
 from densenet_backbones.reporting.colors import get_class_color
-from densenet_backbones.reporting.plots import escape_name, make_figure, save_figure, to_floats
+from densenet_backbones.reporting.figures import escape_name, make_figure, save_figure, to_floats
 
 COSTS: tuple[tuple[str, Callable[[Run], float | None]], ...] = (
     ("GMAC an image", lambda run: run.macs and run.macs / 1e9),

@@ -4,27 +4,28 @@ Figures are made without pyplot: that needs no display and leaves no global stat
 """
 
 import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from densenet_backbones.file_writing import save_bytes
-from densenet_backbones.messages import show_controls
 from densenet_backbones.metrics.coco_summary import CURVE_IOUS, RECALLS, CocoEvaluation
 from densenet_backbones.metrics.confusion import normalize_rows
 from densenet_backbones.metrics.undefined import mean_of_defined
 from densenet_backbones.metrics.voc import VocClass, VocEvaluation
 from densenet_backbones.reporting.colors import RGB, get_class_color
+from densenet_backbones.reporting.figures import (
+    GRAY,
+    escape_name,
+    make_figure,
+    save_figure,
+    to_floats,
+)
 
 _LEGEND_LIMIT = 24  # classes; more of them are drawn without names
-_LONGEST_NAME = 40  # letters
-_GRAY = "#5b6068"
 _SCORES = {"AP", "AP50", "AP75", "APs", "APm", "APl"}
 _SCORES |= {f"{what}_{name}" for what in ("mask", "keypoint") for name in ("AP", "AP50", "AP75")}
 _SCORES |= {"mIoU", "pixel_accuracy", "class_accuracy", "boundary_F"}
@@ -90,7 +91,7 @@ def plot_confidence_curves(evaluation: VocEvaluation, path: str | Path) -> None:
         _scale_to_unit(axis, "score", title, title)
         if title == "F1" and mean is not None:
             best = int(np.argmax(mean))
-            axis.axvline(scores[best], color=_GRAY, linestyle=":", linewidth=1)
+            axis.axvline(scores[best], color=GRAY, linestyle=":", linewidth=1)
             axis.set_title(
                 f"F1, at best {mean[best]:.2f} from score {scores[best]:.2f} on", loc="left"
             )
@@ -233,9 +234,7 @@ def plot_training_curves(metrics: str | Path, path: str | Path) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_title(title, loc="left")
         if not curves:
-            axis.text(
-                0.5, 0.5, "nothing logged", transform=axis.transAxes, ha="center", color=_GRAY
-            )
+            axis.text(0.5, 0.5, "nothing logged", transform=axis.transAxes, ha="center", color=GRAY)
             continue
         _plot_logged(axis, epochs, curves, all_bold=title == "learning rate")
         if title == scores:
@@ -261,42 +260,6 @@ def _plot_logged(
             markersize=3,
             label=escape_name(name),
         )
-
-
-def make_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """Make an empty figure in the house style; sizes in inches of 110 pixels."""
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color("#b8bcc4")
-        axis.tick_params(colors=_GRAY, labelsize=8.5)
-        axis.grid(color="#e8eaee", linewidth=0.8)
-        axis.set_axisbelow(True)
-    return figure, axes
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.1)
-    save_bytes(path, buffer.getvalue())
-
-
-def to_floats(color: RGB) -> tuple[float, float, float]:
-    """Return a color as matplotlib takes it, each part in [0, 1]."""
-    return color[0] / 255, color[1] / 255, color[2] / 255
-
-
-def escape_name(name: str) -> str:
-    """Make matplotlib take a name as it is: $ begins a formula, a leading _ hides a label.
-
-    The middle of a long name is left out: its plot would have no room for anything else.
-    """
-    name = show_controls(name)
-    if len(name) > _LONGEST_NAME:
-        name = f"{name[: _LONGEST_NAME - 10]}…{name[-9:]}"
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _plot_mean(axis: Axes, x: np.ndarray, curves: np.ndarray, name: str) -> np.ndarray | None:

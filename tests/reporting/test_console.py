@@ -133,7 +133,7 @@ def test_report_of_a_training(folder, detection, monkeypatch, capsys):
     task.tabulate_data = lambda data: detection_report.tabulate_data(detection, detection)
     task.remark_on = lambda data: NAMES
     monkeypatch.setattr(report, "describe_plan", lambda *args: ())
-    data = SimpleNamespace(train_set=detection, val_set=detection, root=None)
+    data = SimpleNamespace(train_set=detection, val_set=detection, root=None, lines=())
     trainer = SimpleNamespace(loggers=[], validate=nothing, max_epochs=1)
     progress = {"epoch_progress": {"current": {"processed": 1}}}
     resumed = {"loops": {"fit_loop": progress}, "global_step": 3}
