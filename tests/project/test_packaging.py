@@ -23,8 +23,9 @@ TRAINING = tuple(
     for module in (
         *("data", "metrics", "reporting", "inference", "export", "training"),
         *(
-            "sharing",
+            "comparison",
             "inspection",
+            "sharing",
             "smp_encoders",
             "benchmark.input_pipeline",
             "untrusted.plain_yaml",
