@@ -4,11 +4,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from densenet_backbones.data.mask_samples import SegmentationSet
+from densenet_backbones.data.packing.records import select_records
 from densenet_backbones.data.samples import DataError, DetectionSet
 from densenet_backbones.data.sets.grouping import describe_groups, group_images
 from densenet_backbones.data.sets.split_file import StoredSplit, read_split, write_split
@@ -162,9 +163,8 @@ def _describe(
 
 def select_images(data: S, indices: np.ndarray) -> S:
     """Return a set of some of the images, in the order of (n,) indices."""
-    if isinstance(data, DetectionSet):
-        return replace(data, records=data.packed.select(indices))
-    return replace(data, records=tuple(data.records[n] for n in indices))
+    records: Sequence[Any] = data.records  # of either kind
+    return replace(data, records=select_records(records, indices))
 
 
 def sample_subset(
