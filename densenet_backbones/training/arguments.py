@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from densenet_backbones.messages import CommandParser, nearest
+from densenet_backbones.messages import CommandParser, nearest, read_version
 from densenet_backbones.untrusted.limits import MAX_YAML_FILE
 from densenet_backbones.untrusted.plain_yaml import parse_yaml, read_yaml
 from densenet_backbones.untrusted.reading import read_text
@@ -15,14 +15,24 @@ from densenet_backbones.untrusted.reading import read_text
 DEFAULT_CONFIG = "quickstart"
 _NO_TEXT = re.compile("[\ud800-\udfff]")
 
+SIZE = "--size"
+"""Option that `model_arguments` takes out again: the engine's depends on the model."""
+
 SHORT_FLAGS = {
     "data": "--data.root",
     "epochs": "--trainer.max_epochs",
     "batch_size": "--data.batch_size",
     "overfit": "--data.overfit_images",
     "memory": "--model.memory",
+    "lr": "--model.optimizer.lr",
+    "workers": "--data.num_workers",
+    "precision": "--trainer.precision",
+    "size": SIZE,
 }
 """Short flag -> the engine's own."""
+
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
+DEVICES = r"auto|cpu|mps|cuda(:\d+(,\d+)*)?"
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,13 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
     for name, target in SHORT_FLAGS.items():
         if getattr(known, name) is not None:
             full.append(f"{target}={getattr(known, name)}")
-    full += [f"--run_dir={known.run_dir}"] if known.run_dir else []
+    if known.device is not None:
+        accelerator, devices = split_device(known.device)
+        full += [f"--trainer.accelerator={accelerator}", f"--trainer.devices={devices}"]
+    if known.seed is not None:
+        full += [f"--seed_everything={known.seed}", f"--data.seed={known.seed}"]
+    for name in ("run_dir", "name", "logger"):
+        full += [f"--{name}={getattr(known, name)}"] if getattr(known, name) else []
     full += [f"--init_from={known.init_from}"] if known.init_from else []
     if known.resume:
         full.append("--ckpt_path=last")
@@ -100,14 +116,32 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
     return full
 
 
+def split_device(device: str) -> tuple[str, str]:
+    """Return Lightning's accelerator and devices for a device by torch's name.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    if not re.fullmatch(DEVICES, device):
+        raise argparse.ArgumentError(
+            None, f"--device must be cpu, cuda, cuda:1, cuda:0,1, mps or auto, got {device}"
+        )
+    kind, _, numbers = device.partition(":")
+    devices = {"auto": "auto", "cpu": "auto"}.get(kind, f"[{numbers}]" if numbers else "1")
+    return kind, devices
+
+
 def make_parser(form: ShortForm) -> CommandParser:
     """Return the parser of the short flags, whose help is one page."""
     parser = CommandParser(
         description=form.description,
-        epilog="Any other option of the engine works too, e.g. --model.optimizer.lr 0.05, "
-        "--trainer.devices 2, --trainer.precision bf16-mixed; --help-all lists them.",
+        epilog="Any other option of the engine works too, e.g. --trainer.devices 2 or "
+        "--data.augmentation ssd; --help-all lists them. --model.args '{min_size: 480}' and "
+        "--model.args.min_size 480 join the config's arguments of the model; null is a value like "
+        "others, and --model.args null forgets the config's.",
         allow_abbrev=False,
     )
+    parser.handed_on = ("--model.args", "--model.optimizer", "--model.detector")
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -117,6 +151,21 @@ def make_parser(form: ShortForm) -> CommandParser:
     parser.add_argument("--data", metavar="DIR", help=form.data)
     parser.add_argument("--epochs", metavar="N", help="length of the training")
     parser.add_argument("--batch-size", metavar="N", help="images a step and process")
+    parser.add_argument(
+        "--lr", metavar="X", help="learning rate, of as many images a step as the config says"
+    )
+    parser.add_argument(
+        "--size",
+        metavar="N",
+        help="pixels of the images that the model is trained on: of the shorter side, or of both "
+        "for SSD, DSOD and crops of a segmenter",
+    )
+    parser.add_argument("--workers", metavar="N", help="processes that read images")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, cuda:0,1 or mps")
+    parser.add_argument(
+        "--precision", metavar="P", help="32-true, bf16-mixed, 16-mixed, or auto: what is fast"
+    )
+    parser.add_argument("--seed", metavar="N", help="of weights, order and augmentation")
     parser.add_argument(
         "--overfit", metavar="N", help="train and evaluate on N images, to test a set-up"
     )
@@ -129,6 +178,14 @@ def make_parser(form: ShortForm) -> CommandParser:
     parser.add_argument(
         "--run-dir", "--run_dir", metavar="DIR", help="where output goes (runs/NAME)"
     )
+    parser.add_argument(
+        "--name", metavar="NAME", help="name of the run's folder below runs/ (the config's)"
+    )
+    parser.add_argument(
+        "--logger",
+        choices=LOGGERS,
+        help="where numbers go beside metrics.csv (tensorboard)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the last run")
     parser.add_argument(
         "--init-from",
@@ -140,6 +197,7 @@ def make_parser(form: ShortForm) -> CommandParser:
     parser.add_argument(
         "--profile", action="store_true", help="a table of where the training's time went"
     )
+    parser.add_argument("--version", action="version", version=read_version())
     parser.add_argument("--help-all", action="store_true", help="every option of the engine")
     parser.add_argument(
         "--print_config",
@@ -160,6 +218,10 @@ def list_configs(form: ShortForm = DETECTION_FORM) -> dict[str, Path]:
 
 def choose_config(known: argparse.Namespace) -> str:
     """Return the config of the run to go on with, or the quick start's, where none is named."""
+    if known.resume and known.name and not known.run_dir:
+        from densenet_backbones.training.run_folder import find_latest_folder
+
+        known.run_dir = str(find_latest_folder(known.name))
     if not (known.resume and known.run_dir):
         return DEFAULT_CONFIG
     # A run goes on with what it last ran with, which may differ from what it began with.

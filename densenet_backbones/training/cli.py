@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -39,7 +39,12 @@ from densenet_backbones.reporting.console import (
     say,
 )
 from densenet_backbones.training import report
-from densenet_backbones.training.arguments import DEFAULT_CONFIG, SHORT_FLAGS, expand_short_flags
+from densenet_backbones.training.arguments import (
+    DEFAULT_CONFIG,
+    LOGGERS,
+    SHORT_FLAGS,
+    expand_short_flags,
+)
 from densenet_backbones.training.callbacks import (
     EMA,
     EpochLines,
@@ -49,6 +54,7 @@ from densenet_backbones.training.callbacks import (
 )
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.memory_choice import settle_memory
+from densenet_backbones.training.model_arguments import settle_model_arguments
 from densenet_backbones.training.precision import PrecisionTrainer
 from densenet_backbones.training.profiling import PartsProfiler, profile_training
 from densenet_backbones.training.resuming.checkpoint_files import (
@@ -58,7 +64,7 @@ from densenet_backbones.training.resuming.checkpoint_files import (
     read_training_state,
 )
 from densenet_backbones.training.resuming.lock import hold_run_folder, release_run_folders
-from densenet_backbones.training.resuming.run_logs import ContinuedCSVLogger, EventLogger
+from densenet_backbones.training.resuming.run_logs import make_loggers, start_loggers
 from densenet_backbones.training.resuming.same_run import check_same_model, compare_training
 from densenet_backbones.training.resuming.stopping import OrderlyStop, watch_signals
 from densenet_backbones.training.run_folder import (
@@ -66,6 +72,7 @@ from densenet_backbones.training.run_folder import (
     RunFolderError,
     choose_run_folder,
     forget_run_folder,
+    is_plain_name,
     write_environment,
 )
 from densenet_backbones.training.segmentation_task import SegmentationTask
@@ -129,7 +136,7 @@ class TrainingCLI(LightningCLI):
             task_type,
             task_type.data_type,
             trainer_class=PrecisionTrainer,
-            args=list(arguments),
+            args=settle_model_arguments(arguments, *task_type.name_model()),
             run=False,
             save_config_callback=None,
             auto_configure_optimizers=False,
@@ -146,6 +153,18 @@ class TrainingCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Folder of this run; by default runs/ and the config's name.",
+        )
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="Name of the run's folder below runs/; by default the config's.",
+        )
+        parser.add_argument(
+            "--logger",
+            type=Literal[LOGGERS] | None,  # type: ignore[valid-type]
+            default=None,
+            help="Where numbers go beside metrics.csv; by default to TensorBoard's files.",
         )
         parser.add_argument(
             "--ckpt_path",
@@ -179,6 +198,7 @@ class TrainingCLI(LightningCLI):
         files = config.get("config") or [DEFAULT_CONFIG]
         file = Path(str(files[-1]))
         name = file.stem if file.stem != "config" else file.resolve().parent.name
+        name = config.name or name
         # What cannot work together is refused before a folder is made for it.
         if (config.trainer.max_epochs or 0) < 1 and (config.trainer.max_steps or 0) < 1:
             raise RunFolderError(
@@ -189,6 +209,13 @@ class TrainingCLI(LightningCLI):
             raise RunFolderError(
                 "--ckpt_path goes on with a run and --init_from starts a new one: give one of them"
             )
+        if config.name and not is_plain_name(config.name):
+            raise RunFolderError(
+                f"--name must be the name of a folder below runs/, without /, got {config.name}; "
+                "--run-dir takes any path"
+            )
+        if config.logger and config.trainer.logger not in (None, True):
+            raise RunFolderError("--logger and trainer.logger are both loggers: give one")
         if config.profile and config.trainer.profiler:
             raise RunFolderError("--profile and trainer.profiler are both profilers: give one")
         self.folder = choose_run_folder(config.run_dir, name, config.ckpt_path)
@@ -211,7 +238,7 @@ class TrainingCLI(LightningCLI):
     def describe_experiment(self) -> str:
         """Return the configuration of this start as YAML, which starts a new run of its kind."""
         config = self.config.clone()
-        config.run_dir = config.ckpt_path = None
+        config.run_dir = config.ckpt_path = config.name = None
         config.profile = False
         config.pop("config", None)
         return str(self.parser.dump(config, skip_none=False))
@@ -228,12 +255,10 @@ class TrainingCLI(LightningCLI):
             callbacks += [TrainingPictures(self.folder), self.stop]
             callbacks += make_checkpoint_callbacks(self.folder, self.model.monitor)
         self.trainer_defaults["callbacks"] = callbacks
-        if trainer.logger in (None, True) and not trainer.fast_dev_run:
+        if not trainer.fast_dev_run:
             step = self.resumed["global_step"] if self.resumed else None
-            kwargs["logger"] = [
-                EventLogger(self.folder.path, name="", version=""),
-                ContinuedCSVLogger(self.folder.path, until_step=step),
-            ]
+            wanted = self.config.logger or trainer.logger
+            kwargs["logger"] = make_loggers(wanted, self.folder.path, until_step=step)
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, WholeCheckpoints(self.describe_experiment())]
@@ -257,6 +282,7 @@ def run_training(task_type: type[AnyTask], arguments: Sequence[str]) -> None:
         lines += compare_training(task, trainer, cli.describe_experiment(), cli.resumed, folder)
     if cli.writes:
         prepare_folder(cli)
+        start_loggers(trainer)
     for line in lines:
         say(line)
     # The mode before the plan, which says what it keeps.
@@ -356,5 +382,6 @@ def list_keys(task_type: type[AnyTask]) -> list[str]:
     parser.add_lightning_class_args(task_type, "model")
     parser.add_lightning_class_args(task_type.data_type, "data")
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-    keys += ["run_dir", "ckpt_path", "init_from", "ema_decay", "profile", "seed_everything"]
+    keys += ["run_dir", "name", "logger", "ckpt_path", "init_from", "ema_decay", "profile"]
+    keys += ["seed_everything", "device", "seed"]
     return keys + [name.replace("_", "-") for name in SHORT_FLAGS]

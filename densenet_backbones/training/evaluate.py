@@ -1,6 +1,8 @@
 """Evaluate a trained model: ``python tools/evaluate.py CHECKPOINT --data DIR``."""
 
 import argparse
+import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -27,6 +29,7 @@ from densenet_backbones.metrics.boundary import TOLERANCE
 from densenet_backbones.metrics.coco import format_coco_results
 from densenet_backbones.reporting.console import fail, is_first_process, quiet_libraries, say
 from densenet_backbones.training import report
+from densenet_backbones.training.arguments import split_device
 from densenet_backbones.training.callbacks import gather_unusable
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.precision import PrecisionTrainer, remark_on_precision
@@ -60,6 +63,11 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument("--batch-size", type=int, default=16, metavar="N")
     parser.add_argument("--workers", type=int, default=None, metavar="N")
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1, cuda:0,1 or mps, in place of --accelerator and --devices",
+    )
     parser.add_argument("--devices", default="auto", help="as Lightning's: a number or 'auto'")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, auto, …")
     parser.add_argument("--strategy", default="auto", help="ddp for several devices")
@@ -113,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with watch_signals():
             evaluate(options)
-    except MisconfigurationException as error:
+    except (MisconfigurationException, argparse.ArgumentError) as error:
         fail(one_sentence(str(error)), 2)
     except (CheckpointError, DataError, ValueError, OSError, MemoryError) as error:
         fail(error, 1)
@@ -146,10 +154,12 @@ def evaluate(options: argparse.Namespace) -> None:
     )
     if is_first_process():
         report.say_faults(None, data.val_set)
-    devices = int(options.devices) if options.devices.isdigit() else options.devices
+    accelerator, devices = options.accelerator, options.devices
+    if options.device is not None:
+        accelerator, devices = split_device(options.device)
     trainer = PrecisionTrainer(
-        accelerator=options.accelerator,
-        devices=devices,
+        accelerator=accelerator,
+        devices=_parse_devices(devices),
         strategy=options.strategy,
         precision=options.precision,
         logger=False,
@@ -168,6 +178,11 @@ def evaluate(options: argparse.Namespace) -> None:
     write(out)
     say(f"Written to {out}/")
     refuse_unusable(faults, len(data.val_set))
+
+
+def _parse_devices(text: str) -> Any:
+    """Return Lightning's number or list of devices; other words are refused by it."""
+    return json.loads(text) if re.fullmatch(r"\d+|\[[\d,]+\]", text) else text
 
 
 class ResultsAsTheyCome(pl.Callback):
