@@ -49,7 +49,10 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument("checkpoint", help="*.ckpt of a run or its model.safetensors")
     parser.add_argument(
-        "--data", required=True, metavar="DIR", help="in one of the training's layouts"
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="folder, annotation file or zip archive; what it is is recognized",
     )
     parser.add_argument("--split", default="val", help="which part of it (%(default)s)")
     parser.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, if named otherwise")
@@ -153,6 +156,8 @@ def evaluate(options: argparse.Namespace) -> None:
         else _evaluate_detector(model, options)
     )
     if is_first_process():
+        for line in data.lines:
+            say(line)
         report.say_faults(None, data.val_set)
     accelerator, devices = options.accelerator, options.devices
     if options.device is not None:
