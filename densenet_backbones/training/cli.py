@@ -162,7 +162,7 @@ class TrainingCLI(LightningCLI):
         )
         parser.add_argument(
             "--logger",
-            type=Literal[LOGGERS] | None,  # type: ignore[valid-type]
+            type=Literal[LOGGERS] | None,
             default=None,
             help="Where numbers go beside metrics.csv; by default to TensorBoard's files.",
         )

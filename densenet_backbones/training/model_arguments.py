@@ -39,7 +39,8 @@ def settle_model_arguments(arguments: Sequence[str], key: str, default: str | No
     Raises:
         ArgumentError: The size is no whole number, or the model takes none.
     """
-    name, args, is_merged = default, {}, False
+    name, is_merged = default, False
+    args: dict[str, Any] = {}
     rest: list[str] = []
     size: str | None = None
     for option, value in _pair(arguments):

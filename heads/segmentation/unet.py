@@ -238,7 +238,7 @@ def unet(
         ValueError: An argument is out of range, or the backbone's strides do not double.
     """
     images, weighted, unknown = split_options(options, (ImageOptions, BackboneWeights))
-    check_names(unknown, unet.__kwdefaults__.keys() | UNetOptions.__optional_keys__)
+    check_names(unknown, (unet.__kwdefaults__ or {}).keys() | UNetOptions.__optional_keys__)
     # The backbone with its weights, then the decoder on its levels.
     layers = weighted.pop("trainable_backbone_layers", None)
     kwargs = collect_network(backbone, weighted)

@@ -111,10 +111,12 @@ def test_the_task_follows_from_the_data(tmp_path):
         return choose_task(*make_parser().parse_known_args(words))
 
     picture = np.zeros((32, 32), np.uint8)
-    write_image(tmp_path / "masks_alone" / "images" / "a.jpg", picture)
-    write_mask(tmp_path / "masks_alone" / "masks" / "a.png", picture)
+    masks = tmp_path / "masks_alone"
+    write_image(masks / "images" / "train" / "a.jpg", picture)
+    write_mask(masks / "masks" / "train" / "a.png", picture)
+    (masks / "classes.yaml").write_text("classes: [road]\n")
     scenes = generate_scenes(tmp_path / "boxes", train=1, val=1, size=160, progress=False)
-    assert choose("--data", str(tmp_path / "masks_alone")) == "segmentation"
+    assert choose("--data", str(masks)) == "segmentation"
     assert choose("--data.root", str(scenes)) == "detection"
     assert choose("--data", str(tmp_path / "nowhere")) == "detection"
     assert choose("--data", str(scenes), "--task", "segmentation") == "segmentation"

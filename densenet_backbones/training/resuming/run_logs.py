@@ -146,7 +146,7 @@ def start_loggers(trainer: pl.Trainer) -> None:
     """
     for logger in trainer.loggers:
         try:
-            _ = logger.experiment
+            _ = logger.experiment  # type: ignore[attr-defined]  # every one of Lightning's has it
         except Exception as error:  # each service has its own types
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             kind = type(logger).__name__
