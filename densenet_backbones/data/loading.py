@@ -272,6 +272,10 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         named = [self.train_split, self._choose_val_split()] if whole is not None else []
         return whole if any(self.recognized.find(name) is None for name in named) else None
 
+    def use_own_classes(self) -> None:
+        """Read the evaluated split with the classes that it names itself."""
+        self._sets["val"] = self.read_set(self._name_source(self.val_split), self.classes)
+
     def _name_source(self, split: str) -> Sources:
         whole = self.recognized.whole
         if whole is not None and self._find_unsplit() is not None:

@@ -10,6 +10,10 @@ seconds, or in time and memory that grow with the file's own size.
 MAX_JSON_FILE = 2**31
 """Bytes of an annotation file: LVIS has 1.1 GB; parsed, JSON takes some ten times its size."""
 
+MAX_RESULTS_FILE = 2**29
+"""Bytes of a file of detections, which is parsed at once: COCO's 5,000 evaluated images with masks
+take 200 MB."""
+
 MAX_XML_FILE = 2**23
 """Bytes of one image's VOC annotation: 10,000 objects take 4 MB; parsed, a hundred times that."""
 
