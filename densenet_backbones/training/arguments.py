@@ -4,6 +4,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -138,11 +139,12 @@ def split_device(device: str) -> tuple[str, str]:
 def make_parser(form: ShortForm) -> CommandParser:
     """Return the parser of the short flags, whose help is one page."""
     parser = CommandParser(
+        usage="%(prog)s [OPTION [VALUE]] ...",
         description=form.description,
-        epilog="Any other option of the engine works too, e.g. --trainer.devices 2 or "
-        "--data.augmentation ssd; --help-all lists them. --model.args '{min_size: 480}' and "
-        "--model.args.min_size 480 join the config's arguments of the model; null is a value like "
-        "others, and --model.args null forgets the config's.",
+        epilog="Any other option of the engine works too, such as --trainer.devices 2; --help-all "
+        "lists them. --model.args '{min_size: 480}' (or --model.args.min_size 480) joins the "
+        "config's arguments of the model; --model.args null forgets those.",
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=34),
         allow_abbrev=False,
     )
     parser.handed_on = ("--model.args", "--model.optimizer", "--model.detector")
@@ -150,7 +152,7 @@ def make_parser(form: ShortForm) -> CommandParser:
         "--config",
         metavar="FILE",
         action="append",
-        help=f"experiment: a YAML file or one of {', '.join(list_configs(form))}",
+        help="experiment: a YAML file, or one that ships, such as quickstart (densenet list)",
     )
     parser.add_argument("--data", metavar="PATH", help=form.data)
     parser.add_argument("--layout", metavar="NAME", help="layout of the data; auto looks")
@@ -159,13 +161,12 @@ def make_parser(form: ShortForm) -> CommandParser:
     parser.add_argument("--epochs", metavar="N", help="length of the training")
     parser.add_argument("--batch-size", metavar="N", help="images a step and process")
     parser.add_argument(
-        "--lr", metavar="X", help="learning rate, of as many images a step as the config says"
+        "--lr", metavar="X", help="learning rate, at the config's number of images a step"
     )
     parser.add_argument(
         "--size",
         metavar="N",
-        help="pixels of the images that the model is trained on: of the shorter side, or of both "
-        "for SSD, DSOD and crops of a segmenter",
+        help="pixels of an image's shorter side, or of both (SSD, DSOD, crops)",
     )
     parser.add_argument("--workers", metavar="N", help="processes that read images")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, cuda:0,1 or mps")
@@ -179,8 +180,8 @@ def make_parser(form: ShortForm) -> CommandParser:
     parser.add_argument(
         "--memory",
         metavar="MODE",
-        help="what dense blocks keep for the backward pass: auto takes the fastest mode that fits "
-        "the free memory, or --model.memory_budget GiB; none, shared, shared_lean, ...",
+        help="what dense blocks keep for the backward pass: auto (the fastest that fits), none, "
+        "shared, shared_lean, ...",
     )
     parser.add_argument(
         "--run-dir", "--run_dir", metavar="DIR", help="where output goes (runs/NAME)"
@@ -190,8 +191,9 @@ def make_parser(form: ShortForm) -> CommandParser:
     )
     parser.add_argument(
         "--logger",
+        metavar="NAME",
         choices=LOGGERS,
-        help="where numbers go beside metrics.csv (tensorboard)",
+        help=f"where numbers go beside metrics.csv: {', '.join(LOGGERS)}",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the last run")
     parser.add_argument(
@@ -204,7 +206,7 @@ def make_parser(form: ShortForm) -> CommandParser:
     parser.add_argument(
         "--profile", action="store_true", help="a table of where the training's time went"
     )
-    parser.add_argument("--version", action="version", version=read_version())
+    parser.add_argument("--version", action="version", version=read_version(), help="print it")
     parser.add_argument("--help-all", action="store_true", help="every option of the engine")
     parser.add_argument(
         "--print_config",

@@ -143,8 +143,10 @@ def report_results(task: AnyTask, data: AnyData, trainer: pl.Trainer, folder: Ru
 def name_command(tool: str) -> str:
     """Return how this process's user calls a tool: as a command, a script, or a file."""
     program = Path(sys.argv[0])
-    if program.name in ("densenet", "__main__.py"):
-        words = "densenet" if program.stem == "densenet" else "python -m densenet_backbones"
+    words = {"densenet": "densenet", "densenet_backbones": "python -m densenet_backbones"}.get(
+        program.parent.name if program.name == "__main__.py" else program.name
+    )
+    if words:
         return f"{words} {tool.partition('_')[0]}"
     if program.suffix == ".py":
         return f"python tools/{tool}.py"
