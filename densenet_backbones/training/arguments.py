@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import Any, Literal
 
 from densenet_backbones.messages import CommandParser, nearest, read_version
 from densenet_backbones.untrusted.limits import MAX_YAML_FILE
@@ -14,6 +15,8 @@ from densenet_backbones.untrusted.plain_yaml import parse_yaml, read_yaml
 from densenet_backbones.untrusted.reading import read_text
 
 DEFAULT_CONFIG = "quickstart"
+RECIPE = "recipe"
+"""In the place of a config that the data will decide on; see `training.recipes`."""
 _NO_TEXT = re.compile("[\ud800-\udfff]")
 
 SIZE = "--size"
@@ -37,6 +40,43 @@ SHORT_FLAGS = {
 
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 DEVICES = r"auto|cpu|mps|cuda(:\d+(,\d+)*)?"
+
+
+RUN_OPTIONS: dict[str, tuple[Any, object, str]] = {
+    "run_dir": (str | None, None, "Folder of this run; by default runs/ and the config's name."),
+    "name": (str | None, None, "Name of the run's folder below runs/; by default the config's."),
+    "logger": (
+        Literal[LOGGERS] | None,
+        None,
+        "Where numbers go beside metrics.csv; by default to TensorBoard's files.",
+    ),
+    "ckpt_path": (
+        str | None,
+        None,
+        "Checkpoint to go on from: a file, or 'last' of the run folder.",
+    ),
+    "init_from": (
+        str | None,
+        None,
+        "Weights to start from: what fits is taken, the rest is listed.",
+    ),
+    "ema_decay": (
+        float | None,
+        None,
+        "Evaluate and keep an average of the weights with this decay.",
+    ),
+    "patience": (
+        int | None,
+        None,
+        "End the run after this many evaluations that brought no better number.",
+    ),
+    "profile": (
+        bool,
+        False,
+        "Write each part's share of the training's time to profile.txt and profile.json.",
+    ),
+}
+"""Options that belong to the run rather than to model, data or trainer: type, default, help."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +135,7 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
     known, rest = make_parser(form).parse_known_args(arguments)
     # The config first, then what was typed: later arguments of the engine win.
     files = known.config or [choose_config(known)]
-    full = [f"--config={find_config(name, form)}" for name in files]
+    full = [f"--config={RECIPE if name == RECIPE else find_config(name, form)}" for name in files]
     full += rest
     for name, target in SHORT_FLAGS.items():
         if getattr(known, name) is not None:
@@ -105,7 +145,7 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
         full += [f"--trainer.accelerator={accelerator}", f"--trainer.devices={devices}"]
     if known.seed is not None:
         full += [f"--seed_everything={known.seed}", f"--data.seed={known.seed}"]
-    for name in ("run_dir", "name", "logger"):
+    for name in ("run_dir", "name", "logger", "patience"):
         full += [f"--{name}={getattr(known, name)}"] if getattr(known, name) else []
     full += [f"--init_from={known.init_from}"] if known.init_from else []
     if known.resume:
@@ -159,7 +199,9 @@ def make_parser(form: ShortForm) -> CommandParser:
     parser.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, of several")
     parser.add_argument("--image-folder", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument("--epochs", metavar="N", help="length of the training")
-    parser.add_argument("--batch-size", metavar="N", help="images a step and process")
+    parser.add_argument(
+        "--batch-size", metavar="N", help="images a step and process, or auto: what fits"
+    )
     parser.add_argument(
         "--lr", metavar="X", help="learning rate, at the config's number of images a step"
     )
@@ -174,6 +216,9 @@ def make_parser(form: ShortForm) -> CommandParser:
         "--precision", metavar="P", help="32-true, bf16-mixed, 16-mixed, or auto: what is fast"
     )
     parser.add_argument("--seed", metavar="N", help="of weights, order and augmentation")
+    parser.add_argument(
+        "--patience", metavar="N", help="end after N evaluations without a better number"
+    )
     parser.add_argument(
         "--overfit", metavar="N", help="train and evaluate on N images, to test a set-up"
     )
@@ -226,13 +271,16 @@ def list_configs(form: ShortForm = DETECTION_FORM) -> dict[str, Path]:
 
 
 def choose_config(known: argparse.Namespace) -> str:
-    """Return the config of the run to go on with, or the quick start's, where none is named."""
+    """Return the config of the run to go on with, where none is named.
+
+    Else it is the data's to decide, or the quick start's without data.
+    """
     if known.resume and known.name and not known.run_dir:
         from densenet_backbones.training.run_folder import find_latest_folder
 
         known.run_dir = str(find_latest_folder(known.name))
     if not (known.resume and known.run_dir):
-        return DEFAULT_CONFIG
+        return RECIPE if known.data else DEFAULT_CONFIG
     # A run goes on with what it last ran with, which may differ from what it began with.
     later = Path(known.run_dir).glob("config_from_step_*.yaml")
     resumed = sorted(later, key=lambda file: int(file.stem.rpartition("_")[2]))

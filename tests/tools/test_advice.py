@@ -100,6 +100,8 @@ def test_options_that_are_named_exist(options):
             ("command", "inference", "training")
         ):  # a model's file is the training's as well
             legal = legal | options["training"]
+        if place == "training/report":  # names the next commands
+            legal = legal | options["training/evaluate"] | options["export"]
         for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", text):
             # `--model.args.min_size`: each model has its own
             if re.sub(r"(?<=^--model\.args)\..*", "", option) not in legal | NOT_OURS:
