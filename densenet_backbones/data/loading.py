@@ -333,6 +333,8 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
     def _find_unsplit(self) -> Part | None:
         """Return the whole of data that does not say which images are for evaluation."""
         whole = None if self.train or self.val else self.recognized.whole
+        if whole is not None and any(self.recognized.find(name) for name in ("val", "test")):
+            return None  # what is held out is there, and what is trained on is missing
         named = [self.train_split, self._choose_val_split()] if whole is not None else []
         return whole if any(self.recognized.find(name) is None for name in named) else None
 
