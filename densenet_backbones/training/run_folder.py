@@ -103,6 +103,11 @@ def choose_run_folder(run_dir: str | None, name: str, ckpt_path: str | None) -> 
     return RunFolder(folder, resume, is_new=not _is_taken(folder))
 
 
+def get_run_folder() -> Path:
+    """Return the folder that was chosen for the run of this process."""
+    return Path(os.environ[_INHERITED])
+
+
 def forget_run_folder() -> None:
     """Let the next run of this process choose anew (a program may train twice)."""
     os.environ.pop(_INHERITED, None)
