@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from densenet_backbones.data.augment.segmentation import MaskPreset, SegmentationAugmentation
 from densenet_backbones.data.images import read_image
-from densenet_backbones.data.loading import ImageData, Sources
+from densenet_backbones.data.loading import BatchSize, ImageData, Sources
 from densenet_backbones.data.mask_samples import MaskClasses, MaskSample, MaskTask, SegmentationSet
 from densenet_backbones.data.mask_statistics import check_masks, thin_out
 from densenet_backbones.data.readers.masks.classes_file import CLASSES_FILE
@@ -88,7 +88,7 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
             Files that were checked once are not read again until they change.
     """
 
-    batch_size: int = 8
+    batch_size: BatchSize = 8
     layout: MaskLayout = "auto"
     task: MaskTask = "multiclass"
     augmentation: MaskPreset = "light"

@@ -18,7 +18,13 @@ from densenet_backbones.data.readers.detection_sources import Layout
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
-from densenet_backbones.file_writing import GrowingList, check_output, remove_drafts, save_json
+from densenet_backbones.file_writing import (
+    GrowingList,
+    check_output,
+    find_unused_folder,
+    remove_drafts,
+    save_json,
+)
 from densenet_backbones.inference.detection_views import add_view_options, parse_views
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.detector_facts import read_target_types
@@ -167,6 +173,9 @@ def evaluate(options: argparse.Namespace) -> None:
         raise ValueError("--categories tells the ids of --detections; a model knows its classes")
     out = options.out or Path(source).parent / f"evaluation-{options.split}"
     check_output(out, "--out")
+    earlier, out = out, find_unused_folder(out)
+    if out != earlier:
+        say(f"{earlier} has the files of an earlier evaluation; those of this one go to {out}.")
     first = _evaluate_source(source, options, out)
     if options.against is not None:
         second = _evaluate_source(options.against, options, out / "against")
