@@ -28,7 +28,7 @@ _OF_TERMINALS = ("help", "help_all", "print_config")
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training left.
+    """Result of a training.
 
     Attributes:
         folder: Folder of the run; `tools/README.md` says what is in it.
@@ -91,8 +91,6 @@ def train(
         kind = choose_task(*make_parser().parse_known_args(words))
     words = take_out_task(words)
     # Imported here: words that are wrong are refused before Lightning is there.
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
     from densenet_backbones.training.cli import list_keys, start_training
     from densenet_backbones.training.detection_task import DetectionTask
     from densenet_backbones.training.segmentation_task import SegmentationTask
@@ -105,8 +103,6 @@ def train(
             folder = start_training(task_type, words)
     except argparse.ArgumentError as error:
         raise ValueError(one_sentence(str(error), lambda: list_keys(task_type))) from error
-    except MisconfigurationException as error:
-        raise ValueError(one_sentence(str(error))) from error
     numbers: dict[str, float | None] = {}
     for kind_of_result, part in read_run(folder / "model.safetensors").list_evaluations():
         prefix = "" if not numbers else f"{kind_of_result}_"

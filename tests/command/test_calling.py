@@ -13,6 +13,7 @@ from densenet_backbones.command.training import make_parser
 
 # `tiny_runs.training_arguments` as keywords.
 OPTIONS = {
+    "config": "quickstart",
     "epochs": 2,
     "batch_size": 4,
     "ema_decay": 0.9,
