@@ -23,7 +23,8 @@ from densenet_backbones.training.arguments import expand_short_flags
 __all__ = ["TrainingResult", "make_words", "train"]
 
 _GROUPS = ("model", "data", "trainer")
-_OF_TERMINALS = ("help", "help_all", "print_config")
+OF_TERMINALS = ("help", "help_all", "print_config", "version")
+"""Flags that print something and stop."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def make_words(options: Mapping[str, Any]) -> list[str]:
         flag = flags.get(name)
         if value is None:
             continue
-        if name in _OF_TERMINALS:
+        if name in OF_TERMINALS:
             raise ValueError(f"{name} is for the command line alone; leave it out")
         if name in _GROUPS and isinstance(value, Mapping):
             words += [f"--{name}.{key}={_write(entry)}" for key, entry in value.items()]

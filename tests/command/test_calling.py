@@ -8,7 +8,7 @@ from tiny_runs import DETECTOR_ARGS, signals_as_before
 
 import densenet_backbones
 from densenet_backbones.checkpoints import CheckpointError, read_state_dict
-from densenet_backbones.command.calling import make_words
+from densenet_backbones.command.calling import OF_TERMINALS, make_words
 from densenet_backbones.command.training import make_parser
 
 # `tiny_runs.training_arguments` as keywords.
