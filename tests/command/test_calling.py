@@ -67,11 +67,9 @@ def test_a_dry_run_has_a_folder_to_be_and_no_model(tiny_scenes, tmp_path, monkey
 
 
 def test_every_flag_is_a_keyword():
-    flags = [
-        a for a in make_parser()._actions if a.dest not in ("help", "help_all", "print_config")
-    ]
-    values = {a.dest: True if a.nargs == 0 else "5" for a in flags}
-    known, rest = make_parser().parse_known_args(make_words({**values, "task": "detection"}))
+    flags = [a for a in make_parser()._actions if a.dest not in OF_TERMINALS]
+    values = {a.dest: True if a.nargs == 0 else (a.choices or ["5"])[0] for a in flags}
+    known, rest = make_parser().parse_known_args(make_words(values))
     assert rest == []
     assert all(getattr(known, a.dest) not in (None, False, []) for a in flags)
 
