@@ -106,6 +106,12 @@ def write_evaluation(
     )
     text += "\n" + format_voc_table(voc)
     summary["voc"] = voc.to_dict()
+    if (best := metric.evaluation.find_best_score()) is not None:
+        summary["best_score"] = {"score": best[0], "f1": best[1]}
+        text += (
+            f"\nDetections with a score from {best[0]:g} on are best here: mean F1 of the classes "
+            f"{best[1]:.3f} at IoU 0.5\n"
+        )
     say(*text.splitlines())
     save_text(folder / "table.txt", text)
     save_json(folder / "metrics.json", summary, indent=2)
