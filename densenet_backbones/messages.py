@@ -19,7 +19,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, NoReturn, TextIO
+from typing import Any, ClassVar, NoReturn, TextIO
 
 __all__ = [
     "CommandParser",
@@ -227,7 +227,16 @@ def print_lines(*lines: str, file: TextIO | None = None) -> None:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parser of a command line whose errors are one line."""
+    """Parser of a command line whose errors are one line.
+
+    Attributes:
+        program: Words that started the command, for its help; None takes the script's name.
+    """
+
+    program: ClassVar[str | None] = None
+
+    def __init__(self, *, prog: str | None = None, **options: Any) -> None:
+        super().__init__(prog=prog or self.program, **options)
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the words of the command line, and end with status 2."""

@@ -30,12 +30,10 @@ from densenet_backbones.densenet import DenseNet
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet
 from densenet_backbones.messages import to_plain
-from densenet_backbones.variants import VARIANTS
+from densenet_backbones.variants import SUFFIX, VARIANTS
 
 # timm appends to it, so a list; every registered name is added there.
 __all__ = ["SUFFIX"]
-
-SUFFIX = "_features"
 
 _CFG = {
     "num_classes": 1000,

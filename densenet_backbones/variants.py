@@ -9,7 +9,10 @@ and compression 0.5 (c). DSOD bases: Shen et al. (1708.01241).
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.messages import check_choice
 
-__all__ = ["VARIANTS", "cifar_spec", "dsod_spec"]
+__all__ = ["SUFFIX", "VARIANTS", "cifar_spec", "dsod_spec"]
+
+SUFFIX = "_features"
+"""Ending of the names of feature nets in timm's registry: ``densenet121_features``."""
 
 
 def cifar_spec(depth: int, growth_rate: int, kind: str = "") -> DenseNetSpec:

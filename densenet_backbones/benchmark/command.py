@@ -17,7 +17,7 @@ from densenet_backbones.benchmark.subcommands import SUBCOMMANDS, Subcommand, pa
 from densenet_backbones.file_writing import check_output
 from densenet_backbones.messages import CommandParser, print_lines
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 _PROGRAM = "densenet-benchmark"
 _ALL = "all"
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Words of the command line; those of the process when None.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _make_parser()
+    parser = make_parser()
     arguments = parser.parse_args(argv)
     try:
         if arguments.threads is not None:
@@ -56,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if report.failed else 0
 
 
-def _make_parser() -> CommandParser:
-    parser = CommandParser(prog=_PROGRAM, description=__doc__)
+def make_parser() -> CommandParser:
+    """Return the parser of the command line."""
+    parser = CommandParser(description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     one = subparsers.add_parser(_ALL, help="every measurement below with its defaults, in turn")
     _add_common_arguments(one, charts=True)

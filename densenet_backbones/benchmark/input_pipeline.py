@@ -28,9 +28,10 @@ from densenet_backbones.benchmark.report import Cell, Column, Table
 from densenet_backbones.data.augment.detection import Augmentation, Preset
 from densenet_backbones.data.detection_images import DetectionImages
 from densenet_backbones.data.images import read_image
-from densenet_backbones.data.readers.detection_sources import read_detection, sample_subset
+from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.scenes.generation import generate_scenes
+from densenet_backbones.data.sets.splitting import sample_subset
 from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.messages import nearest
 

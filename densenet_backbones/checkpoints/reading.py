@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from densenet_backbones.checkpoints.errors import CheckpointError
+from densenet_backbones.checkpoints.hub import locate_file
 from densenet_backbones.checkpoints.integrity import (
     check_safetensors_header,
     check_size_of_content,
@@ -109,7 +110,7 @@ def _load_safetensors(path: Path, map_location: str | torch.device) -> dict[str,
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Read the metadata of a safetensors file, texts by name; empty for other files."""
-    path = Path(path)
+    path = locate_file(path)
     if _read_format(path) != "safetensors":
         return {}
     check_safetensors_header(path)
@@ -124,7 +125,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     besides, and a NumPy number becomes a Python number; the module ``pickled`` says why.
 
     Args:
-        path: File.
+        path: File, or its name on the Hub; see `locate_file`.
         map_location: Device of the tensors.
 
     Returns:
@@ -134,7 +135,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         CheckpointError: The file does not exist, cannot be read, is damaged, needs unpickling of
             code, is a TorchScript archive, or stands for more than it holds.
     """
-    path, damaged = Path(path), list[str]()
+    path, damaged = locate_file(path), list[str]()
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file; check the path")
     try:
@@ -198,7 +199,7 @@ def read_weights_file(
     Raises:
         CheckpointError: As `read_checkpoint`, or the file holds no dictionary of tensors there.
     """
-    path = Path(path)
+    path = locate_file(path)
     content = read_checkpoint(path, map_location)
     taken: list[str] = []
     weights = content

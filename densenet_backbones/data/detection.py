@@ -99,13 +99,15 @@ class DetectionData(ImageData[DetectionSet, Sample]):
 
     def read_set(self, sources: Sources, classes: Sequence[str] | None) -> DetectionSet:
         """Read one split, or several sources; see `read_detection`."""
-        data_set = read_detection(
-            sources,
-            layout=self.layout,
-            classes=classes,
-            strict=self.strict,
-            masks="masks" in self.target_types,
-            keypoints="keypoints" in self.target_types,
+        data_set = self.leave_out_unreadable(
+            lambda: read_detection(
+                sources,
+                layout=self.layout,
+                classes=classes,
+                strict=self.strict,
+                masks="masks" in self.target_types,
+                keypoints="keypoints" in self.target_types,
+            )
         )
         data_set = keep_learnable_objects(data_set, self.target_types, self.strict)
         return self.look_at_images(data_set)

@@ -31,6 +31,9 @@ from densenet_backbones.untrusted.limits import MAX_PIXELS
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 PIXELS_AT_ONCE = 1 << 20  # that are converted to RGB: what else that takes is small
 _OPENING = threading.Lock()  # Pillow's limit on pixels is one for all threads
+STAND_IN = (4093, 4091)
+"""Size of a file that cannot be read: two primes, so that hardly an image has it."""
+_unreadable: dict[str, DataError] | None = None  # see `collect_unreadable`
 _BACKGROUND = (255, 255, 255, 255)  # transparent pixels are shown on white, as on a page
 _ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4, tag "Orientation"
 _TURN = {  # EXIF orientation -> what makes it upright
@@ -141,7 +144,11 @@ def read_reduced_image(
 
 
 def read_image_size(
-    path: str | Path, promised: tuple[int, int] | None = None, content: bytes | None = None
+    path: str | Path,
+    promised: tuple[int, int] | None = None,
+    *,
+    as_stored: bool = False,
+    content: bytes | None = None,
 ) -> tuple[int, int]:
     """Read the size of an image as shown, ``(W, H)`` pixels, from the file's header.
 
@@ -150,15 +157,40 @@ def read_image_size(
     Args:
         path: The file, in one of `FORMATS`.
         promised: Its (W, H) as shown, as annotations say; None if there are none.
+        as_stored: Return the size before the EXIF orientation turns it, as masks are read.
         content: As `read_image`.
 
     Raises:
         DataError: If the file is missing, not an image, larger than `MAX_PIXELS`, or not of the
             promised size (`ImageSizeError`).
     """
-    with open_image(path, content=content) as image:
-        stored = image.size
-        return _check_size(path, image, _read_orientation(image), stored, promised)
+    try:
+        with open_image(path, content=content) as image:
+            stored = image.size
+            shown = _check_size(path, image, _read_orientation(image), stored, promised)
+    except ImageSizeError:
+        raise
+    except DataError as error:
+        if _unreadable is None:
+            raise
+        _unreadable[str(path)] = error
+        return promised or STAND_IN
+    return stored if as_stored else shown
+
+
+@contextmanager
+def collect_unreadable() -> Iterator[dict[str, DataError]]:
+    """Have `read_image_size` collect the files that it cannot read, by path, and go on.
+
+    Readers of every layout ask for sizes amid their work. What they make of such a file has the
+    size that annotations promise or `STAND_IN`; who calls them leaves it out.
+    """
+    global _unreadable  # threads of the readers share it, as they would not a context variable
+    before, _unreadable = _unreadable, {}
+    try:
+        yield _unreadable
+    finally:
+        _unreadable = before
 
 
 def _check_size(

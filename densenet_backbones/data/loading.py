@@ -25,12 +25,12 @@ from densenet_backbones.data.loaders.batches import (
     quiet_worker,
 )
 from densenet_backbones.data.loaders.guarded import BadImages, GuardedImages, UnusableImages
-from densenet_backbones.data.loaders.image_checks import check_images
+from densenet_backbones.data.loaders.image_checks import check_images, leave_out_unreadable
 from densenet_backbones.data.mask_samples import MaskRecord, MaskSample, SegmentationSet
-from densenet_backbones.data.readers.detection_sources import sample_subset
 from densenet_backbones.data.samplers import EpochSampler, GroupedSampler, ShardSampler
 from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Problem, Sample
 from densenet_backbones.data.scenes.generation import generate_scenes
+from densenet_backbones.data.sets.splitting import sample_subset
 
 SetT = TypeVar("SetT", DetectionSet, SegmentationSet)
 SampleT = TypeVar("SampleT", Sample, MaskSample)
@@ -103,7 +103,8 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
             at, sizes compared by headers, and few images decoded.
         bad_images: "stop" ends the run at an image that cannot be decoded, before training where
             that shows at once; "skip" names and counts such images, trains on the next one of the
-            data set in their place, and leaves them out of evaluation.
+            data set in their place, and leaves them out of evaluation; those without a size or
+            with a damaged mask it leaves out from the start.
         scenes: What to draw when `root` is None.
 
     Attributes:
@@ -200,6 +201,10 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
             names = self.name_classes(self.train_set)
             self._sets["val"] = self.read_set(self._name_source(self.val_split), names)
         return self._sets["val"]
+
+    def leave_out_unreadable(self, read: Callable[[], SetT]) -> SetT:
+        """Read a set; under `bad_images` skip, without images whose size cannot be read."""
+        return leave_out_unreadable(read) if self.bad_images == "skip" else read()
 
     def look_at_images(self, data_set: SetT) -> SetT:
         """Look for image files that cannot be used; those that are passed over become problems.

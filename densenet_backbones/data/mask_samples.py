@@ -13,6 +13,7 @@ from typing import Literal, Protocol, TypedDict
 import numpy as np
 from torch import Tensor
 
+from densenet_backbones.data.images import ImageSizeError
 from densenet_backbones.data.samples import (
     DataError,
     Problem,
@@ -154,12 +155,13 @@ class MaskRecord:
         """Read the mask, uint8 (H, W), or (K, H, W) where it is multilabel.
 
         Raises:
-            DataError: If it cannot be read, has unknown values, or not the image's size.
+            DataError: If it cannot be read, has unknown values, or not the image's size
+                (`ImageSizeError`).
         """
         mask = self.mask.read()
         if mask.shape[-2:] != (self.height, self.width):
             size = (mask.shape[-1], mask.shape[-2])
-            raise DataError(describe_size_fault(self.mask.files[0], size, self))
+            raise ImageSizeError(describe_size_fault(self.mask.files[0], size, self))
         return mask
 
 
@@ -178,7 +180,7 @@ class SegmentationSet:
     """Part of a segmentation data set: its images, its classes and what was wrong with it."""
 
     name: str
-    records: tuple[MaskRecord, ...]
+    records: Sequence[MaskRecord]
     classes: MaskClasses
     task: MaskTask = "multiclass"
     problems: tuple[Problem, ...] = field(default=())

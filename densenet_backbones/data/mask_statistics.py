@@ -8,7 +8,7 @@ JSON file for each list of files with their sizes and times of change.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from densenet_backbones.data.files import map_in_threads, refuse_faults, spread
-from densenet_backbones.data.images import read_image_size
+from densenet_backbones.data.images import ImageSizeError, read_image_size
 from densenet_backbones.data.mask_samples import IGNORED, MaskRecord, SegmentationSet
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.packing.records import select_records
+from densenet_backbones.data.samples import DataError, Problem
 from densenet_backbones.file_writing import save_json
 from densenet_backbones.untrusted.limits import MAX_YAML_FILE
 from densenet_backbones.untrusted.reading import parse_json, read_text
@@ -63,6 +64,7 @@ class PixelCounts:
 def count_class_pixels(
     data: SegmentationSet,
     *,
+    skip: bool = False,
     progress: bool = True,
     workers: int | None = None,
     cache: Path | None = None,
@@ -71,6 +73,7 @@ def count_class_pixels(
 
     Args:
         data: Set to count.
+        skip: Leave out masks that cannot be used instead of raising.
         progress: Show a progress bar (it vanishes at the end).
         workers: Number of threads; None takes one a core, at most 8.
         cache: Folder of stored results; None takes the user's (see above).
@@ -79,41 +82,90 @@ def count_class_pixels(
         DataError: One for all the masks that cannot be read, have unknown values, or are not of
             their image's size as shown.
     """
-    file = (cache or find_cache_folder()) / f"pixels-{fingerprint_files(data)}.json"
+    file = _name_file(data, cache)
     # A result for these very files is used again.
     stored = _read_stored(file, data.classes.num_classes)
     if stored is not None:
         return stored
-    # All masks are read, and all faults reported at once.
+    rows, faults = _count_all(data, progress, workers)
+    if not skip or not len(rows):
+        _refuse(data, faults)
+    counts = _add_up(data, rows)
+    if not faults:
+        _store(file, counts)
+    return counts
+
+
+def _count_all(
+    data: SegmentationSet, progress: bool, workers: int | None
+) -> tuple[np.ndarray, dict[int, DataError]]:
+    """Read all masks; return (n, 3, K) counts of those that can be used, and the others' faults."""
     count = partial(_count, count=data.classes.num_classes)
     results = list(
         map_in_threads(count, data.records, "Reading masks", progress=progress, workers=workers)
     )
-    faults = [fault for fault in results if isinstance(fault, str)]
-    refuse_faults(faults, f"{data.name}: {len(faults)} of {len(data)} masks cannot be used")
-    rows = np.array([row for row in results if not isinstance(row, str)], np.int64)
+    faults = {n: fault for n, fault in enumerate(results) if isinstance(fault, DataError)}
+    rows = [row for row in results if not isinstance(row, DataError)]
+    return np.array(rows, np.int64).reshape(-1, 3, data.classes.num_classes), faults
+
+
+def _refuse(data: SegmentationSet, faults: Mapping[int, DataError]) -> None:
+    """Raise one error for all the faults."""
+    reasons = [str(fault) for fault in faults.values()]
+    refuse_faults(reasons, f"{data.name}: {len(faults)} of {len(data)} masks cannot be used")
+
+
+def _add_up(data: SegmentationSet, rows: np.ndarray) -> PixelCounts:
+    """Add up the counts of the images."""
     pixels, labeled = rows[:, 0], rows[:, 1]
-    # Sums over the images; labels share their pixels, channels have pixels of their own.
+    # Labels share their pixels, channels have pixels of their own.
     has_class = pixels > 0
     channels = slice(None) if data.task == "multilabel" else slice(1)
-    counts = PixelCounts(
+    return PixelCounts(
         pixels=tuple(pixels.sum(0).tolist()),
         in_images=tuple(np.where(has_class, labeled, 0).sum(0).tolist()),
         images=tuple(has_class.sum(0).tolist()),
         ignored=int(rows[:, 2, channels].sum()),
         labeled=int(labeled[:, channels].sum()),
     )
-    _store(file, counts)
-    return counts
 
 
-def check_masks(data: SegmentationSet, *, progress: bool = True, cache: Path | None = None) -> None:
+def check_masks(
+    data: SegmentationSet, *, skip: bool = False, progress: bool = True, cache: Path | None = None
+) -> SegmentationSet:
     """Read every mask, unless these very files were read before.
 
+    Args:
+        data: Set to check.
+        skip: Leave out images whose masks cannot be used, and report them among the problems;
+            masks of another size than their image's raise all the same.
+        progress: As `count_class_pixels` has it.
+        cache: As `count_class_pixels` has it.
+
+    Returns:
+        The set, or that without such images.
+
     Raises:
-        DataError: As `count_class_pixels`.
+        DataError: As `count_class_pixels`; and if no image stays.
     """
-    count_class_pixels(data, progress=progress, cache=cache)
+    if not skip:
+        count_class_pixels(data, progress=progress, cache=cache)
+        return data
+    file = _name_file(data, cache)
+    if _read_stored(file, data.classes.num_classes) is not None:
+        return data
+    rows, faults = _count_all(data, progress, None)
+    if not len(rows) or any(isinstance(fault, ImageSizeError) for fault in faults.values()):
+        _refuse(data, faults)
+    problems = [
+        Problem(str(data.records[n].mask.files[0]), "mask", str(fault), "its image is left out")
+        for n, fault in faults.items()
+    ]
+    stays = np.array([n for n in range(len(data)) if n not in faults])
+    records = select_records(data.records, stays) if faults else data.records
+    data = replace(data, records=records, problems=(*data.problems, *problems))
+    _store(_name_file(data, cache), _add_up(data, rows))
+    return data
 
 
 def thin_out(data: SegmentationSet) -> SegmentationSet:
@@ -140,13 +192,18 @@ def compute_median_frequency_weights(counts: PixelCounts) -> tuple[float, ...]:
     return tuple(median / f if f > 0 else 1.0 for f in frequencies.tolist())
 
 
-def _count(record: MaskRecord, count: int) -> list[list[int]] | str:
+def _count(record: MaskRecord, count: int) -> list[list[int]] | DataError:
     """Count (3, K) of an image: pixels of each class, labeled and ignored ones; or its fault."""
     try:
         mask = record.read_mask()
-        read_image_size(record.path, (record.width, record.height))
     except DataError as error:
-        return str(error)
+        return error
+    try:
+        read_image_size(record.path, (record.width, record.height))
+    except ImageSizeError as error:
+        return error
+    except DataError:
+        pass  # who checks the images says so
     # Labels: one count of all values.
     if mask.ndim == 2:
         counts = np.bincount(mask.ravel(), minlength=256)
@@ -188,6 +245,10 @@ def _list_states(record: MaskRecord, states: dict[Path, str]) -> Iterator[str]:
             except OSError:
                 states[path] = f"{path.absolute()} missing"
         yield states[path]
+
+
+def _name_file(data: SegmentationSet, cache: Path | None) -> Path:
+    return (cache or find_cache_folder()) / f"pixels-{fingerprint_files(data)}.json"
 
 
 def _read_stored(file: Path, count: int) -> PixelCounts | None:

@@ -11,7 +11,7 @@ from densenet_backbones.data.augment.segmentation import MaskPreset, Segmentatio
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.loading import ImageData, Sources
 from densenet_backbones.data.mask_samples import MaskClasses, MaskSample, MaskTask, SegmentationSet
-from densenet_backbones.data.mask_statistics import CHECKED_UP_TO, check_masks
+from densenet_backbones.data.mask_statistics import check_masks, thin_out
 from densenet_backbones.data.readers.masks.files import has_unknown_classes
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout, read_segmentation
 from densenet_backbones.data.samples import DataError
@@ -119,13 +119,18 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
 
     def read_set(self, sources: Sources, classes: Sequence[str] | None) -> SegmentationSet:
         """Read one split, or several sources, and check its masks; see `read_segmentation`."""
-        data_set = read_segmentation(
-            sources, layout=self.layout, task=self.task, classes=classes, strict=self.strict
+        data_set = self.leave_out_unreadable(
+            lambda: read_segmentation(
+                sources, layout=self.layout, task=self.task, classes=classes, strict=self.strict
+            )
         )
-        is_small = self.check_masks is None and len(data_set) <= CHECKED_UP_TO
+        skip, part = self.bad_images == "skip", thin_out(data_set)
+        is_small = self.check_masks is None and part is data_set
         # Classes that the model does not know must not be met in the middle of a training.
         if self.check_masks or is_small or has_unknown_classes(data_set):
-            check_masks(data_set)
+            data_set = check_masks(data_set, skip=skip)
+        elif self.check_masks is None and not skip:
+            check_masks(part)
         return self.look_at_images(data_set)
 
     def make_training_images(self) -> SegmentationImages:

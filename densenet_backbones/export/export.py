@@ -35,8 +35,8 @@ _CHECKED = ((256, 320), (353, 217))
 _OLDEST_OPSET = 18  # of torch.onnx's translations
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
+def make_parser() -> CommandParser:
+    """Return the parser of the command line."""
     parser = CommandParser(
         description="Write a trained detector (DSOD, SSD, RetinaNet, FCOS) or segmenter as an ONNX "
         "file, and compare what onnxruntime computes from it with the model itself. A detector's "
@@ -72,7 +72,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="pictures to compare file and model on, in place of two random ones",
     )
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser().parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

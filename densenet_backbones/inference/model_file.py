@@ -19,6 +19,7 @@ import torchvision
 from torch import Tensor, nn
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint, read_state_dict
+from densenet_backbones.checkpoints.hub import locate_file
 from densenet_backbones.checkpoints.integrity import DIGESTS, compute_digests
 from densenet_backbones.checkpoints.reading import read_metadata
 from densenet_backbones.data.files import quote
@@ -205,13 +206,14 @@ def read_model_file(path: str | Path, kinds: Sequence[type[S]]) -> tuple[S, dict
     """Read the description and the weights in a model's file.
 
     Args:
-        path: `*.ckpt` or `*.safetensors` written by the training tools.
+        path: `*.ckpt` or `*.safetensors` written by the training tools, or its name on the Hub;
+            see `locate_file`.
         kinds: Kinds of model that it may hold.
 
     Raises:
         CheckpointError: The file is missing, needs unpickling of code, or holds no such model.
     """
-    path = Path(path)
+    path = locate_file(path)
     described = _read_descriptions(path)
     for kind in kinds:
         if isinstance(state := described.get(kind.key), dict):
@@ -232,7 +234,7 @@ def read_spec(path: str | Path, kind: type[S]) -> S | None:
     Raises:
         CheckpointError: The file is missing, or needs unpickling of code.
     """
-    state = _read_descriptions(Path(path)).get(kind.key)
+    state = _read_descriptions(locate_file(path)).get(kind.key)
     try:
         return kind.from_dict(state) if isinstance(state, dict) else None
     except CheckpointError:

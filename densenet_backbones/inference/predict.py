@@ -43,8 +43,8 @@ _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.fl
 _SEGMENTER_TILE = 2048
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
+def make_parser() -> CommandParser:
+    """Return the parser of the command line."""
     parser = CommandParser(
         description="Draw what a trained detector or segmenter finds in pictures and videos. A "
         "detector's objects go to predictions.json, with masks as COCO's run-length codes and "
@@ -120,7 +120,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="run the network as it was trained, not its faster folded form",
     )
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser().parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -40,7 +40,7 @@ def tabulate_data(train: SegmentationSet, val: SegmentationSet) -> Table:
         of = "" if counted is part else f" of {len(counted)}"
         table.add_column(f"{name} images{of}", justify="right")
         table.add_column(f"{name} pixels", justify="right")
-        columns += _format_counts(count_class_pixels(counted))
+        columns += _format_counts(count_class_pixels(counted, skip=True))
     last = train.classes.num_classes - 1
     for row, name in enumerate((*train.classes.names, "ignored")):
         table.add_row(name, *(column[row] for column in columns), end_section=row == last)

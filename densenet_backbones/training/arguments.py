@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -33,24 +32,31 @@ class ShortForm:
     Attributes:
         description: First lines of the help.
         data: What the folder of the data may be.
-        configs: Package of the experiments that ship with it.
+        configs: Packages of the experiments that ship with it.
     """
 
     description: str
     data: str
-    configs: str
+    configs: tuple[str, ...]
 
 
 DETECTION_FORM = ShortForm(
     "Train a detector. Without arguments: draw a small data set and train on it.",
     "folder of the data set, COCO or VOC layout",
-    "densenet_backbones.configs.det",
+    ("densenet_backbones.configs.det",),
 )
 SEGMENTATION_FORM = ShortForm(
     "Train a segmentation model. Without arguments: draw a small data set and train on it.",
     "folder of the data set: VOC, COCO, or images with masks",
-    "densenet_backbones.configs.seg",
+    ("densenet_backbones.configs.seg",),
 )
+EITHER_FORM = ShortForm(
+    "Train a detector or a segmentation model, whichever the config or the data are of. Without "
+    "arguments: draw a small data set and train a detector on it.",
+    "folder of the data set: COCO or VOC layout, or images with masks",
+    DETECTION_FORM.configs + SEGMENTATION_FORM.configs,
+)
+"""Of `densenet train`."""
 
 
 def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FORM) -> list[str]:
@@ -71,7 +77,7 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
             raise argparse.ArgumentError(
                 None, f"{argument!r} has bytes that are no UTF-8; rename the file or folder"
             )
-    known, rest = _make_parser(form).parse_known_args(arguments)
+    known, rest = make_parser(form).parse_known_args(arguments)
     # The config first, then what was typed: later arguments of the engine win.
     files = known.config or [choose_config(known)]
     full = [f"--config={find_config(name, form)}" for name in files]
@@ -94,10 +100,9 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
     return full
 
 
-def _make_parser(form: ShortForm) -> argparse.ArgumentParser:
+def make_parser(form: ShortForm) -> CommandParser:
     """Return the parser of the short flags, whose help is one page."""
     parser = CommandParser(
-        prog=Path(sys.argv[0]).name,
         description=form.description,
         epilog="Any other option of the engine works too, e.g. --model.optimizer.lr 0.05, "
         "--trainer.devices 2, --trainer.precision bf16-mixed; --help-all lists them.",
@@ -148,9 +153,9 @@ def _make_parser(form: ShortForm) -> argparse.ArgumentParser:
 
 def list_configs(form: ShortForm = DETECTION_FORM) -> dict[str, Path]:
     """Return the experiments that come with the package, by name."""
-    folder = resources.files(form.configs)
-    files = [Path(str(f)) for f in folder.iterdir() if f.name.endswith(".yaml")]
-    return {file.stem: file for file in sorted(files)}
+    folders = map(resources.files, form.configs)
+    files = [Path(str(f)) for folder in folders for f in folder.iterdir()]
+    return {file.stem: file for file in sorted(files) if file.suffix == ".yaml"}
 
 
 def choose_config(known: argparse.Namespace) -> str:

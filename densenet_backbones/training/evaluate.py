@@ -35,8 +35,8 @@ from densenet_backbones.training.segmentation_task import SegmentationTask
 from densenet_backbones.training.task import AnyTask
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
+def make_parser() -> CommandParser:
+    """Return the parser of the command line."""
     parser = CommandParser(
         description="A detector: COCO's numbers of boxes, and of masks or keypoints where it gives "
         "them, VOC's average precisions, a table per "
@@ -94,7 +94,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="T",
         help="segmenter: by how much of the image's diagonal a border may be off (%(default)s)",
     )
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser().parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -139,7 +139,11 @@ def report_results(task: AnyTask, data: AnyData, trainer: pl.Trainer, folder: Ru
 
 
 def name_command(tool: str) -> str:
-    """Return how this installation calls a tool: its script, or its file in a checkout."""
-    if Path(sys.argv[0]).suffix == ".py":
+    """Return how this process's user calls a tool: as a command, a script, or a file."""
+    program = Path(sys.argv[0])
+    if program.name in ("densenet", "__main__.py"):
+        words = "densenet" if program.stem == "densenet" else "python -m densenet_backbones"
+        return f"{words} {tool.partition('_')[0]}"
+    if program.suffix == ".py":
         return f"python tools/{tool}.py"
     return f"densenet-{tool.replace('_', '-')}"

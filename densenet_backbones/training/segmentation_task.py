@@ -81,7 +81,7 @@ class Loss:
         if self.class_weights == "median_frequency":
             options["class_weights"] = None
             if train_set is not None:
-                counts = count_class_pixels(train_set)
+                counts = count_class_pixels(train_set, skip=True)
                 options["class_weights"] = compute_median_frequency_weights(counts)
         try:
             return SegmentationLoss(task, **options)

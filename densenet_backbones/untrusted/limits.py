@@ -16,6 +16,9 @@ MAX_XML_FILE = 2**23
 MAX_YAML_FILE = 2**18
 """Bytes of a `classes.yaml` or a run's config: the largest shipped one has 2 kB."""
 
+MAX_RUN_FILE = 2**24
+"""Bytes of a JSON or YAML file in a run's folder: an evaluation of 30,000 classes has 6 MB."""
+
 MAX_LIST_FILE = 2**26
 """Bytes of a list of image names: ImageNet's 14 million ids would not fit, COCO's take 2 MB."""
 
@@ -87,6 +90,9 @@ after the other, each time along all that was joined before."""
 MAX_TENSORS = 20_000
 """Tensors among a file's weights, each of which costs a millisecond: our largest detector has
 1,500. A checkpoint with the optimizer's state may have four times as many."""
+
+MAX_HUB_FILE = 2**32
+"""Bytes of a model's file on the Hugging Face Hub: the largest detector we build has 0.6 GB."""
 
 MAX_LAYERS = 2_000
 """Dense layers of a network that is rebuilt from the names of its weights: DenseNet-264 has 130."""

@@ -12,6 +12,7 @@ import pytest
 from large_sets import write_coco, write_voc
 
 from densenet_backbones.data.readers.detection_sources import read_detection
+from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -40,13 +41,25 @@ def own_memory():
 
 def look_at_all(records):
     """Go through every record, as the workers do in an epoch."""
-    return sum(len(record.boxes) + len(str(record.path)) for record in records)
+    for record in records:
+        objects = record.boxes if hasattr(record, "boxes") else list(record.mask.reader.objects)
+        assert len(objects) + len(str(record.path))
 
 
-def read_and_measure(root):
+def read_boxes(root):
+    return read_detection(root, "train", masks=False)
+
+
+def read_masks(root):
+    """Matched to a model's classes, in another order than the file's."""
+    names = ["background", *(f"class {n}" for n in range(80, 0, -1))]
+    return read_segmentation(root, "train", "coco_instances", classes=names)
+
+
+def read_and_measure(root, read=read_boxes):
     """CPU seconds and bytes of reading, and bytes that a worker comes to own by looking."""
     before = resource.getrusage(resource.RUSAGE_SELF)
-    data = read_detection(root, "train", masks=False)
+    data = read(root)
     after = resource.getrusage(resource.RUSAGE_SELF)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     # A collection in the worker would touch, and so copy, whatever earlier tests left behind.
@@ -68,6 +81,15 @@ def test_workers_share_what_was_read(tmp_path):
     assert images == 5_000
     # As dicts the annotations took 35 MB, and a worker 30 MB.
     assert memory < 60e6 and of_worker < 5e6
+
+
+@linux
+def test_workers_share_outlines(tmp_path):
+    root = write_coco(tmp_path / "coco", 3_000, 20_000, outlines=True)
+    images, _, memory, of_worker = run_in_fork(lambda: read_and_measure(root, read_masks))
+    assert images == 3_000
+    # As Python objects they took 55 MB, and a worker 7 MB.
+    assert memory < 45e6 and of_worker < 4e6
 
 
 @linux

@@ -32,8 +32,10 @@ ROWS = (
     {"inference"},
     {"export"},
     {"training"},
+    {"sharing", "demo"},
     {"benchmark"},
-    {"tools", "run"},
+    {"tools", "run", "command"},
+    {"__main__"},
 )
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 HEAVY = ("lightning", "albumentations", "pycocotools", "segmentation_models_pytorch", "matplotlib")

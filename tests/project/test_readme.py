@@ -167,16 +167,24 @@ def test_the_reader_of_commands_sees():
 
 
 # For each training tool, the line that its resolved experiment has.
-TRAINERS = {"densenet-train-det": "detector: ", "densenet-train-seg": "segmenter: "}
+TRAINERS = {
+    "densenet-train-det": "  detector: ",
+    "densenet-train-seg": "  segmenter: ",
+    "densenet": "er: ",
+}
 SHOWN = list(dict.fromkeys(program for block in SHELL for program in programs(block.text)))
-TRAININGS = [program for program in SHOWN if program[0] in TRAINERS]
+TRAININGS = [
+    program
+    for program in SHOWN
+    if program[0] in TRAINERS and (program[0] != "densenet" or program[1][:1] == ("train",))
+]
 SCRIPTS = [program for program in SHOWN if program[0].endswith(".sh")]
 OTHERS = [program for program in SHOWN if program not in TRAININGS + SCRIPTS]
 
 
 def entry(name: str) -> Callable[[list[str]], object]:
     """The function behind a console script or, for a dotted name, behind ``python -m``."""
-    if not name.startswith("densenet-"):
+    if not re.match("densenet(-|$)", name):
         return lambda arguments: run_module(name, arguments)
     assert name in PYPROJECT["scripts"], f"{name} is shown, which is not there"
     module, _, function = PYPROJECT["scripts"][name].partition(":")
@@ -240,8 +248,9 @@ def test_every_tool_is_shown():
 def test_flags_exist(name, arguments, help_of):
     used = [word.partition("=")[0] for word in arguments if word.startswith("-")]
     # Sub-commands have their own help; the words of other programs are files.
-    first = arguments[:1] if name == "densenet-benchmark" else ()
-    assert set(used) <= flags(help_of(name, *first, "--help"))
+    first = {"densenet-benchmark": 1, "densenet": 1}.get(name, 0)
+    first += arguments[:1] == ("benchmark",)
+    assert set(used) <= flags(help_of(name, *arguments[:first], "--help"))
 
 
 @pytest.mark.parametrize(("name", "arguments"), TRAININGS)
@@ -292,7 +301,9 @@ def test_flags_in_the_text_exist(help_of):
     known = flags(help_of("densenet-train-det", "--help"))
     known |= flags(help_of("densenet-train-det", "--help-all"))
     known |= flags(help_of("densenet-train-seg", "--help-all"))
-    for name in ("densenet-train-seg", "densenet-evaluate", "densenet-predict", "densenet-export"):
+    known |= flags(help_of("densenet", "train", "--help"))
+    trainers = ("densenet-train-det", "densenet-benchmark")  # with helps of their own
+    for name in set(PYPROJECT["scripts"]) - set(trainers):
         known |= flags(help_of(name, "--help"))
     for name in ("all", *(command.name for command in SUBCOMMANDS)):
         known |= flags(help_of("densenet-benchmark", name, "--help"))

@@ -87,7 +87,7 @@ def programs(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 def _program(word: str, after: str) -> str | None:
     if tool := re.fullmatch(r"(?:.*/)?tools/(\w+)\.py", word):
         return f"densenet-{tool[1].replace('_', '-')}"
-    if script := re.fullmatch(r"(?:.*/)?(densenet-[\w-]+|\w+\.sh)", word):
+    if script := re.fullmatch(r"(?:.*/)?(densenet(?:-[\w-]+)?|\w+\.sh)", word):
         return script[1]
     module = after == "-m" and re.fullmatch(r"densenet_backbones[\w.]*", word)
     return word if module else None

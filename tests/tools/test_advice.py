@@ -9,10 +9,12 @@ from locations import PROJECT
 
 from densenet_backbones.benchmark import command as benchmark
 from densenet_backbones.checkpoints import __main__ as inspection
+from densenet_backbones.command import training
 from densenet_backbones.data.scenes import __main__ as scenes
 from densenet_backbones.export import export
 from densenet_backbones.inference import predict, tile_comparison
 from densenet_backbones.messages import CommandParser
+from densenet_backbones.sharing import push
 from densenet_backbones.training import arguments, cli, evaluate
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.segmentation_task import SegmentationTask
@@ -47,10 +49,12 @@ def options():
         commands = {
             "benchmark": benchmark.main,
             "checkpoints": inspection.main,
+            "command": training.train,
             "data/scenes": scenes.main,
             "export": export.parse_arguments,
             "inference/predict": predict.parse_arguments,
             "inference/tile_comparison": tile_comparison.main,
+            "sharing/push": push.main,
             "training/evaluate": evaluate.parse,
             "training": arguments.expand_short_flags,
         }
@@ -92,7 +96,9 @@ def test_options_that_are_named_exist(options):
     for file, text in list_texts():
         place = file.removeprefix("densenet_backbones/").removesuffix(".py")
         legal = next((o for module, o in options.items() if place.startswith(module)), every)
-        if place.startswith(("inference", "training")):  # a model's file is the training's as well
+        if place.startswith(
+            ("command", "inference", "training")
+        ):  # a model's file is the training's as well
             legal = legal | options["training"]
         for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", text):
             if option not in legal | NOT_OURS:

@@ -45,7 +45,7 @@ def remark_on_untaught_classes(data: AnySet) -> Iterator[str]:
         what, advice = "an object to learn from", ""
     else:
         part = thin_out(data)
-        pixels = count_class_pixels(part)
+        pixels = count_class_pixels(part, skip=True)
         counts, names = np.array(pixels.pixels), data.classes.names
         looked_at = "" if part is data else f" in {len(part)} masks looked at"
         what = f"a pixel to learn from{looked_at}"
@@ -153,7 +153,7 @@ def _describe_missing_pixels(data: SegmentationSet, so: str) -> str | None:
     """Describe that the masks of a set tell no classes apart, and the fix; None if they do."""
     # All masks of a large set are read only where a part of them tells no classes apart.
     for part in (thin_out(data), data):
-        counts, names = count_class_pixels(part), data.classes.names
+        counts, names = count_class_pixels(part, skip=True), data.classes.names
         present = [name for name, pixels in zip(names, counts.pixels, strict=True) if pixels]
         if len(present) >= min(2, len(names)) or (present and data.task == "multilabel"):
             return None

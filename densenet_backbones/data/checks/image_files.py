@@ -5,11 +5,13 @@ thousand are read, and whole files only where size and piece are the same.
 """
 
 import filecmp
+import hashlib
 import os
 import stat
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import NamedTuple
 
 from densenet_backbones.data.checks.contents import AnySet
@@ -94,6 +96,40 @@ def remark_on_shared(
             f"{len(evaluated)} ({one.path} is {how} {other.path}), so the scores say little about "
             "new images; take them out of one of the two"
         )
+
+
+def find_copies(files: Sequence[ImageFile]) -> list[list[ImageFile]]:
+    """Group the files that are one, by links, or have the same bytes; single files are left out."""
+    by_identity: dict[tuple[int, int], list[ImageFile]] = {}
+    for file in files:
+        by_identity.setdefault(file.identity, []).append(file)
+    # Of one size, then with one piece, then with one content: most files are never read.
+    alike: list[list[list[ImageFile]]] = [list(by_identity.values())]
+    for key in (_get_size, _read_piece, _hash_content):
+        parted: list[list[list[ImageFile]]] = []
+        for candidates in alike:
+            parts: dict[object, list[list[ImageFile]]] = {}
+            for same in candidates if len(candidates) > 1 else ():
+                parts.setdefault(key(same[0]), []).append(same)
+            parted += [part for part in parts.values() if len(part) > 1]
+        alike = parted
+    copies = [list(chain.from_iterable(part)) for part in alike]
+    copied = {file.identity for same in copies for file in same}
+    links = [same for same in by_identity.values() if len(same) > 1]
+    return copies + [same for same in links if same[0].identity not in copied]
+
+
+def _get_size(file: ImageFile) -> int:
+    return file.size
+
+
+def _hash_content(file: ImageFile) -> object:
+    """Return a digest of a file; of one that cannot be read, what no other has."""
+    try:
+        with open(file.path, "rb") as content:
+            return hashlib.file_digest(content, "blake2b").digest()
+    except OSError:
+        return file.identity
 
 
 def remark_on_dark(data: AnySet) -> Iterator[str]:

@@ -6,13 +6,23 @@ end that its format has. What looks damaged is decoded, so that only a decoder's
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
 
 from densenet_backbones.data.files import map_in_threads, refuse_faults, spread
-from densenet_backbones.data.images import ImageSizeError, read_image, read_image_size
+from densenet_backbones.data.images import (
+    ImageSizeError,
+    collect_unreadable,
+    read_image,
+    read_image_size,
+)
 from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
+from densenet_backbones.data.packing.records import select_records
 from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Problem
 
 HEADERS_READ = 2000  # a fraction of a second on a local disk
@@ -26,6 +36,7 @@ _ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82", b"GIF8": b";"}
 
 Record = ImageRecord | MaskRecord
 Fault = tuple[Record, DataError]
+SetT = TypeVar("SetT", DetectionSet, SegmentationSet)
 
 
 def check_images(
@@ -59,13 +70,14 @@ def check_images(
             _list_suspects, parts, "Looking at images", progress=progress, workers=workers
         )
         suspects = spread(list(chain.from_iterable(found)), SUSPECTS_DECODED)
-        looked_at = list({id(r): r for r in (*suspects, *spread(records, DECODED))}.values())
+        looked_at = list({r.image_id: r for r in (*suspects, *spread(records, DECODED))}.values())
     results = map_in_threads(
         _find_fault, looked_at, "Checking images", progress=progress, workers=workers
     )
     faults = [fault for fault in results if fault]
     if skip and not any(isinstance(error, ImageSizeError) for _, error in faults):
-        return tuple(_describe(*fault) for fault in faults)
+        action = "training takes another, evaluation leaves it out"
+        return tuple(_describe(str(record.path), error, action) for record, error in faults)
     if faults and not decode:
         others = f" ({len(faults)} of {len(looked_at)} images decoded cannot be)"
         raise DataError(
@@ -75,6 +87,38 @@ def check_images(
     reasons = [str(error) for _, error in faults]
     refuse_faults(reasons, f"{data_set.name}: {len(faults)} of {total} images cannot be used")
     return ()
+
+
+def leave_out_unreadable(read: Callable[[], SetT]) -> SetT:
+    """Read a set without the images that have no size, as their file or their mask's is damaged.
+
+    Args:
+        read: Reads the set.
+
+    Raises:
+        DataError: If no image stays.
+    """
+    with collect_unreadable() as unreadable:
+        data_set = read()
+    if not unreadable:
+        return data_set
+    records: Sequence[Any] = data_set.records  # of either kind
+    stays = [n for n, record in enumerate(records) if not _list_files(record) & unreadable.keys()]
+    if not stays:
+        raise DataError(
+            f"no image can be used, the first of them: {next(iter(unreadable.values()))}"
+        )
+    problems = tuple(_describe(path, error, "left out") for path, error in unreadable.items())
+    return replace(
+        data_set,
+        records=select_records(records, np.array(stays)),
+        problems=data_set.problems + problems,
+    )
+
+
+def _list_files(record: Record) -> set[str]:
+    masks = record.mask.files if isinstance(record, MaskRecord) else ()
+    return {str(path) for path in (record.path, *masks)}
 
 
 def looks_whole(path: Path) -> bool:
@@ -110,10 +154,8 @@ def _find_fault(record: Record) -> Fault | None:
     return None
 
 
-def _describe(record: Record, error: DataError) -> Problem:
-    path = str(record.path)
-    reason = str(error).removeprefix(f"{path}: ")
-    return Problem(path, "image", reason, "training takes another, evaluation leaves it out")
+def _describe(path: str, error: DataError, action: str) -> Problem:
+    return Problem(path, "image", str(error).removeprefix(f"{path}: "), action)
 
 
 def _check_sizes(name: str, records: Sequence[Record]) -> None:

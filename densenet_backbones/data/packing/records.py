@@ -46,6 +46,8 @@ class Record(Protocol):
 
 
 R = TypeVar("R", bound=Record)
+OldT = TypeVar("OldT")
+NewT = TypeVar("NewT")
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +160,44 @@ class PackedRecords(Sequence[R], Generic[R]):
             annotation_of=c.annotation_of[stays],
         )
         return PackedRecords(self.make_record, columns)
+
+
+class MappedRecords(Sequence[NewT], Generic[OldT, NewT]):
+    """Records that are made of other ones when they are looked at.
+
+    Args:
+        records: The others.
+        change: Makes a record; small and picklable, as worker processes get it.
+    """
+
+    def __init__(self, records: Sequence[OldT], change: Callable[[OldT], NewT]) -> None:
+        self.records, self.change = records, change
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> NewT: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[NewT]: ...
+    def __getitem__(self, index: int | slice) -> NewT | Sequence[NewT]:
+        if isinstance(index, slice):
+            return MappedRecords(self.records[index], self.change)
+        return self.change(self.records[index])
+
+    def __iter__(self) -> Iterator[NewT]:
+        return map(self.change, self.records)
+
+    def select(self, indices: np.ndarray) -> "MappedRecords[OldT, NewT]":
+        """Return some of the records, in the order of (n,) indices."""
+        return MappedRecords(select_records(self.records, indices), self.change)
+
+
+def select_records(records: Sequence[NewT], indices: np.ndarray) -> Sequence[NewT]:
+    """Return some records, in the order of (n,) indices; packed ones stay so."""
+    if isinstance(records, PackedRecords | MappedRecords):
+        return records.select(indices)
+    return tuple(records[index] for index in indices)
 
 
 def _select_rows(ends: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,17 +1,15 @@
-"""Reads detection data from one folder or several, and checks, counts or reduces it."""
+"""Reads detection data from one folder or several."""
 
-import itertools
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from densenet_backbones.data.files import quote
 from densenet_backbones.data.instances import order_keypoints
-from densenet_backbones.data.mask_samples import SegmentationSet
 from densenet_backbones.data.readers.coco.boxes import has_coco_layout, read_coco
 from densenet_backbones.data.readers.voc.boxes import has_voc_layout, read_voc
 from densenet_backbones.data.samples import (
@@ -21,10 +19,8 @@ from densenet_backbones.data.samples import (
     DetectionSet,
     ImageRecord,
 )
-from densenet_backbones.messages import nearest
 
 Layout = Literal["auto", "coco", "voc"]
-S = TypeVar("S", DetectionSet, SegmentationSet)
 Source = tuple[str | Path, str] | Sequence[str] | Mapping[str, Any]
 FILE_KEYS = {"annotation_file", "image_folder", "mask_folder"}
 SOURCE_KEYS = {"root", "split", "layout", "annotation_file", "image_folder"}
@@ -202,128 +198,3 @@ def _relabel(part: DetectionSet, new: Categories, offset: int) -> list[ImageReco
         )
         for image_id, record in enumerate(part.records, start=offset + 1)
     ]
-
-
-@dataclass(frozen=True)
-class ClassCount:
-    """Counts of a class in a set.
-
-    Attributes:
-        name: Name of the class.
-        objects: Number of boxes that training may use.
-        images: Number of images with at least one of them.
-        difficult: Number of `objects` marked difficult (VOC).
-        crowd: Number of crowd regions (COCO), which are not among `objects`.
-        left_out: Number of objects whose box is faulty; evaluation alone counts them.
-    """
-
-    name: str
-    objects: int
-    images: int
-    difficult: int
-    crowd: int
-    left_out: int
-
-
-def count_classes(detection_set: DetectionSet) -> tuple[ClassCount, ...]:
-    """Count the objects and images of every class, in label order."""
-    categories, size = detection_set.categories, detection_set.categories.num_classes
-    columns = detection_set.packed.columns
-    labels, difficult = columns.labels, columns.labels[columns.difficult]
-    # Each pair of an image and a class counts once.
-    owners = np.repeat(np.arange(len(detection_set)), np.diff(columns.box_ends, prepend=0))
-    pairs = np.unique(owners * size + labels) % size
-    # Crowds and faulty boxes are among the annotations only.
-    entries = columns.table.numbers[columns.rows]
-    crowd, single = (
-        categories.labels_of_ids(entries["category_id"][(entries["iscrowd"] != 0) == is_crowd])
-        for is_crowd in (True, False)
-    )
-    counts = [
-        np.bincount(values, minlength=size)[1:]  # row 0 is the background
-        for values in (labels, pairs, difficult, crowd, single)
-    ]
-    counts[4] = counts[4] - counts[0]
-    return tuple(
-        ClassCount(name, *(int(value) for value in row))
-        for name, row in zip(categories.names, zip(*counts, strict=True), strict=True)
-    )
-
-
-def sample_subset(
-    data_set: S,
-    fraction: float | None = None,
-    *,
-    number: int | None = None,
-    seed: int = 0,
-) -> S:
-    """Take a random part of the images, in their old order.
-
-    The same seed gives nested parts: a smaller one is inside a larger one.
-
-    Args:
-        data_set: Set of detection or of segmentation.
-        fraction: Share of the images, above 0 and at most 1; at least one image is kept.
-        number: Number of images instead, from 1 to all.
-        seed: Seed of the choice.
-
-    Raises:
-        DataError: If neither or both are given, or out of range.
-    """
-    total = len(data_set)
-    if (fraction is None) == (number is None):
-        raise DataError("give either the fraction or the number of images")
-    # A share becomes a number, of at least one image.
-    if fraction is not None:
-        if not 0 < fraction <= 1:
-            raise DataError(f"fraction must lie in (0, 1], got {fraction}")
-        number = max(1, round(total * fraction))
-    assert number is not None
-    if not 1 <= number <= total:
-        raise DataError(f"number must lie in 1 .. {total}, the images there are; got {number}")
-    if number == total:
-        return data_set
-    # A permutation's first entries: smaller parts are inside larger ones.
-    selected = np.sort(np.random.default_rng(seed).permutation(total)[:number])
-    if isinstance(data_set, DetectionSet):
-        return replace(data_set, records=data_set.packed.select(selected))
-    return replace(data_set, records=tuple(data_set.records[i] for i in selected))
-
-
-def keep_classes(detection_set: DetectionSet, names: Sequence[str]) -> DetectionSet:
-    """Keep some of a set's classes only, in the given order; all images stay.
-
-    Raises:
-        DataError: If a name is not one of the set's classes, or is given twice.
-    """
-    old = detection_set.categories
-    id_of = dict(zip(old.names, old.ids, strict=True))
-    for name in names:
-        if name not in id_of:
-            raise DataError(
-                f"{detection_set.name}: has no class {name!r}{nearest(name, old.names)}"
-            )
-    ids = tuple(id_of[name] for name in names)
-    new = replace(old, names=tuple(names), ids=ids)
-    # Old label -> new label, 0 for classes that are left out.
-    label_of = np.zeros(old.num_classes, dtype=np.int64)
-    for label, name in enumerate(names, start=1):
-        label_of[old.label_of_name(name)] = label
-    records, kept = [], set(ids)
-    for record in detection_set.records:
-        labels = label_of[record.labels]
-        selected = labels > 0
-        # Annotations of the kept classes, and the new position of each box's own.
-        stays = np.array([a["category_id"] in kept for a in record.annotations], dtype=bool)
-        own = record.annotation_of
-        records.append(
-            replace(
-                record,
-                boxes=record.boxes[selected],
-                labels=labels[selected],
-                difficult=record.difficult[selected],
-                annotations=tuple(itertools.compress(record.annotations, stays)),
-                annotation_of=None if own is None else (np.cumsum(stays) - 1)[own[selected]],
-            )
-        )
-    return replace(detection_set, records=tuple(records), categories=new)

@@ -11,13 +11,12 @@ from densenet_backbones.data import files
 from densenet_backbones.data.loaders import image_checks
 from densenet_backbones.data.loaders.image_checks import check_images
 from densenet_backbones.data.readers.detection_sources import (
-    ClassCount,
-    count_classes,
-    keep_classes,
     read_detection,
-    sample_subset,
 )
 from densenet_backbones.data.samples import Categories, DataError
+from densenet_backbones.data.sets.classes import keep_classes
+from densenet_backbones.data.sets.counts import ClassCount, count_classes
+from densenet_backbones.data.sets.splitting import sample_subset
 
 
 def write_voc(root, names=("dog", "cat"), *, images=2, split="train", classes=None):

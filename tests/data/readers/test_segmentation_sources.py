@@ -17,9 +17,9 @@ from mask_sets import (
 )
 
 from densenet_backbones.data.loaders.image_checks import check_images
-from densenet_backbones.data.readers.detection_sources import sample_subset
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.sets.splitting import sample_subset
 
 WRITERS = {
     "voc": write_voc,

@@ -11,7 +11,7 @@ a pixel.
 The format: https://cocodataset.org/#format-data, section "Object Detection".
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from densenet_backbones.data.mask_samples import (
     MaskTask,
     SegmentationSet,
 )
+from densenet_backbones.data.packing.records import MappedRecords
 from densenet_backbones.data.readers.coco.boxes import find_annotation_file, read_coco
 from densenet_backbones.data.readers.coco.outlines import (
     decode_mask,
@@ -64,28 +65,69 @@ class ObjectOutline:
     outline: Outline
 
 
+@dataclass(frozen=True)
+class MaskLabels:
+    """Labels and channels of the categories of a file, and makes records of its images.
+
+    Attributes:
+        file: The annotation file.
+        label_of: Label of each category id.
+        channel_of: Channel of each category id in a multilabel mask.
+        channels: Number of channels of a multilabel mask, K; None for labels.
+    """
+
+    file: Path
+    label_of: Mapping[int, int]
+    channel_of: Mapping[int, int]
+    channels: int | None
+
+    def __call__(self, record: ImageRecord) -> MaskRecord:
+        """Make the record of an image; its outlines stay packed until its mask is read."""
+        mask = InstanceMask((record.height, record.width), record.annotations, self)
+        path = record.path
+        return MaskRecord(record.image_id, path, record.width, record.height, mask, path.stem)
+
+    def make_outline(self, annotation: Annotation) -> ObjectOutline:
+        """Return the outline of an annotation, its box where it has none."""
+        outline = annotation.get("segmentation")
+        category = annotation["category_id"]
+        ignored = annotation["iscrowd"] or not outline
+        return ObjectOutline(
+            annotation["id"],
+            IGNORED if ignored else self.label_of[category],
+            self.channel_of[category],
+            outline or make_box_outline(annotation["bbox"]),
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class InstanceMask:
     """Reader of a mask that draws the outlines of one image's objects.
 
     Attributes:
-        file: The annotation file.
         size: (H, W) of the mask, pixels.
-        objects: Objects in the file's order.
-        channels: Number of channels of a multilabel mask, K; None for labels.
-        rule: Text that changes when labels come about in another way.
+        annotations: The image's own, in the file's order.
+        labels: Labels of their categories.
     """
 
-    file: Path
     size: tuple[int, int]
-    objects: tuple[ObjectOutline, ...]
-    channels: int | None
-    rule: str
+    annotations: Sequence[Annotation]
+    labels: MaskLabels
+
+    @property
+    def objects(self) -> Iterator[ObjectOutline]:
+        """Objects in the file's order."""
+        return map(self.labels.make_outline, self.annotations)
+
+    @property
+    def rule(self) -> str:
+        """Text that changes when labels come about in another way."""
+        return f"smaller on top, {sorted(self.labels.label_of.items())}"
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The annotation file."""
-        return (self.file,)
+        return (self.labels.file,)
 
     def read(self) -> np.ndarray:
         """Draw (H, W) labels, or (K, H, W) of 0, 1 and `IGNORED`.
@@ -97,18 +139,18 @@ class InstanceMask:
         codes = [(item, self._encode(item)) for item in self.objects]
         # Largest first; crowds before all, so that objects lie on them. The sort is stable.
         codes.sort(key=lambda pair: (pair[0].label != IGNORED, -int(coco_mask.area(pair[1]))))
-        if self.channels is None:
+        if self.labels.channels is None:
             labels = np.zeros(self.size, np.uint8)
             for item, code in codes:
                 labels[decode_mask(code)] = item.label
             return labels
-        channels = np.zeros((self.channels, *self.size), np.uint8)
+        channels = np.zeros((self.labels.channels, *self.size), np.uint8)
         for item, code in codes:
             channels[item.channel][decode_mask(code)] = IGNORED if item.label == IGNORED else 1
         return channels
 
     def _encode(self, item: ObjectOutline) -> RunLengths:
-        where = f"{self.file}: annotation {item.annotation_id}"
+        where = f"{self.labels.file}: annotation {item.annotation_id}"
         return encode_outline(item.outline, self.size, where)
 
 
@@ -149,28 +191,19 @@ def read_coco_masks(
     if classes is not None:
         categories = _drop_unused(data, classes)
     mask_classes, label_of, channel_of = _make_classes(categories, multilabel)
-    rule = f"smaller on top, {sorted(label_of.items())}"
     channels = mask_classes.num_classes if multilabel else None
     problems: list[Problem] = []
-    records = []
     for record in data.records:
         _refuse_huge(record, path, channels)
-        # Outlines only: pixels are drawn when a mask is read.
-        objects = tuple(_make_outline(a, label_of, channel_of) for a in record.annotations)
         problems += [
             _report_missing_outline(path, a) for a in record.annotations if not _has_outline(a)
         ]
-        size = record.height, record.width
-        mask = InstanceMask(path, size, objects, channels, rule)
-        records.append(
-            MaskRecord(
-                record.image_id, record.path, record.width, record.height, mask, record.path.stem
-            )
-        )
     _refuse_boxes_only(data.records, problems, path)
     refuse_if_strict(problems, strict)
     task: MaskTask = "multilabel" if multilabel else "multiclass"
-    masks = SegmentationSet(data.name, tuple(records), mask_classes, task, tuple(problems))
+    # Outlines stay as the detection reader packed them; pixels are drawn when a mask is read.
+    records = MappedRecords(data.records, MaskLabels(path, label_of, channel_of, channels))
+    masks = SegmentationSet(data.name, records, mask_classes, task, tuple(problems))
     if classes is None:
         return masks
     return reorder_classes(masks, classes, path, used=range(mask_classes.num_classes))
@@ -183,20 +216,6 @@ def _drop_unused(data: DetectionSet, classes: Sequence[str]) -> Categories:
     pairs = zip(own.names, own.ids, strict=True)
     stay = [(name, i) for name, i in pairs if i in used or name in classes]
     return Categories(tuple(name for name, _ in stay), tuple(i for _, i in stay))
-
-
-def _make_outline(
-    annotation: Annotation, label_of: dict[int, int], channel_of: dict[int, int]
-) -> ObjectOutline:
-    outline = annotation.get("segmentation")
-    category = annotation["category_id"]
-    ignored = annotation["iscrowd"] or not outline
-    return ObjectOutline(
-        annotation["id"],
-        IGNORED if ignored else label_of[category],
-        channel_of[category],
-        outline or make_box_outline(annotation["bbox"]),
-    )
 
 
 def _has_outline(annotation: Annotation) -> bool:

@@ -15,7 +15,7 @@ from densenet_backbones.data.files import (
     refuse_faults,
     track_progress,
 )
-from densenet_backbones.data.images import open_image, read_image_size
+from densenet_backbones.data.images import read_image_size
 from densenet_backbones.data.mask_code import MaskCode, ValueMap
 from densenet_backbones.data.mask_samples import (
     IGNORED,
@@ -23,7 +23,6 @@ from densenet_backbones.data.mask_samples import (
     MaskClasses,
     MaskRecord,
     SegmentationSet,
-    describe_size_fault,
     is_color,
     voc_color,
 )
@@ -42,7 +41,7 @@ from densenet_backbones.data.readers.coco.json_values import (
     read_images,
     read_integer,
 )
-from densenet_backbones.data.readers.masks.files import MaskFile, reorder_classes
+from densenet_backbones.data.readers.masks.files import MaskFile, compare_sizes, reorder_classes
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
 
@@ -217,11 +216,7 @@ def _make_records(
         file, reader = folder / image.file_name, readers[image.image_id]
         width, height = image.size or read_image_size(file)
         record = MaskRecord(image.image_id, file, width, height, reader, file.stem)
-        # The header is enough to compare sizes before training.
-        with open_image(reader.path) as picture:
-            size = picture.size
-        if size != (width, height):
-            faults.append(describe_size_fault(reader.path, size, record))
+        faults += compare_sizes(record, reader.path)
         records.append(record)
     refuse_faults(faults, f"{path}: {len(faults)} pictures have the wrong size")
     return tuple(records)

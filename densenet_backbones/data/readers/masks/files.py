@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from densenet_backbones.data.files import list_files, quote, refuse_faults, track_progress
-from densenet_backbones.data.images import open_image, read_image_size
+from densenet_backbones.data.images import STAND_IN, read_image_size
 from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import (
     IGNORED,
@@ -18,6 +18,7 @@ from densenet_backbones.data.mask_samples import (
     describe_size_fault,
     voc_color,
 )
+from densenet_backbones.data.packing.records import MappedRecords
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
 
@@ -86,14 +87,21 @@ def read_file_records(
     for number, (image, mask) in enumerate(track_progress(pairs, f"Reading {name}"), start=1):
         width, height = read_image_size(image)
         record = MaskRecord(number, image, width, height, MaskFile(mask, code), image.stem)
-        # Sizes are compared from the headers, before training.
-        with open_image(mask) as picture:
-            size = picture.size
-        if size != (width, height):
-            faults.append(describe_size_fault(mask, size, record))
+        faults += compare_sizes(record, mask)
         records.append(record)
     refuse_faults(faults, f"{name}: {len(faults)} of {len(records)} masks have the wrong size")
     return tuple(records)
+
+
+def compare_sizes(record: MaskRecord, mask: Path) -> list[str]:
+    """Compare a mask's size with its image's, before training; list the fault there is.
+
+    The header is enough for that.
+    """
+    size, own = read_image_size(mask, as_stored=True), (record.width, record.height)
+    if size == own or STAND_IN in (size, own):
+        return []
+    return [describe_size_fault(mask, size, record)]
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class RelabeledMask:
 
     Attributes:
         reader: Reader of the mask with its old labels.
-        table: New label of each old one.
+        table: New label of each old one; `IGNORED` for classes that are left out.
         new_count: Number of channels of a multilabel mask, K, whose channels are reordered; None
             for labels.
         unknown: Old labels that have no new one, each with a clause about its class: their pixels
@@ -134,15 +142,33 @@ class RelabeledMask:
         for label, clause in self.unknown:
             if pixels := int((mask == label).sum()):
                 raise DataError(f"{self.files[0]}: has {pixels} pixels of {clause}")
-        # Multilabel: channels move; new classes get empty ones.
+        # Multilabel: channels move, or are laid over each other; new classes get empty ones.
         if self.new_count is not None:
             channels = np.zeros((self.new_count, *mask.shape[1:]), np.uint8)
-            channels[list(self.table)] = mask
+            for channel, label in zip(mask, self.table, strict=True):
+                if label < self.new_count:  # others are left out
+                    same = channels[label]
+                    same[(channel == IGNORED) & (same == 0)] = IGNORED
+                    same[channel == 1] = 1
             return channels
         # Labels: a table for all values of 8 bits, in which unknown ones stay ignored.
         table = np.full(256, IGNORED, np.uint8)
         table[: len(self.table)] = self.table
         return np.asarray(table[mask])
+
+
+@dataclass(frozen=True)
+class Relabeling:
+    """Makes records whose masks have new labels; see `RelabeledMask`."""
+
+    table: tuple[int, ...]
+    new_count: int | None
+    unknown: tuple[tuple[int, str], ...]
+
+    def __call__(self, record: MaskRecord) -> MaskRecord:
+        """Return a record with the same image."""
+        mask = RelabeledMask(record.mask, self.table, self.new_count, self.unknown)
+        return replace(record, mask=mask)
 
 
 def has_unknown_classes(data: SegmentationSet) -> bool:
@@ -200,7 +226,5 @@ def reorder_classes(
         for name in (lost if used is None else ())
     )
     count = len(names) if data.task == "multilabel" else None
-    records = tuple(
-        replace(r, mask=RelabeledMask(r.mask, table, count, unknown)) for r in data.records
-    )
-    return replace(data, classes=new, records=records)
+    relabel = Relabeling(table, count, unknown)
+    return replace(data, classes=new, records=MappedRecords(data.records, relabel))

@@ -60,7 +60,3 @@ def _make_parser() -> argparse.ArgumentParser:
         help="the script's own arguments, all that follow it",
     )
     return parser
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,34 @@
+"""Table of the commands of ``densenet``; nothing is imported before one is called."""
+
+from dataclasses import dataclass
+
+__all__ = ["COMMANDS", "PROGRAM", "Command"]
+
+PROGRAM = "densenet"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of ``densenet``.
+
+    Attributes:
+        help: Purpose, a line of `densenet --help`.
+        entry: Function that takes the words after the command's name, as ``module:function`` below
+            the package. Its module has a `make_parser`, from which words are completed.
+    """
+
+    help: str
+    entry: str
+
+
+COMMANDS = {
+    "train": Command("train a detector or segmenter", "command.training:train"),
+    "evaluate": Command("evaluate a trained model on annotated data", "training.evaluate:main"),
+    "predict": Command("draw what a model finds in images", "inference.predict:main"),
+    "export": Command("write a model as an ONNX file", "export.export:main"),
+    "push": Command("send a model to the Hugging Face Hub", "sharing.push:main"),
+    "benchmark": Command("measure backbones and training beside peers", "benchmark.command:main"),
+    "list": Command("list configs, backbones, detectors, segmenters", "command.listing:main"),
+    "completion": Command("print a shell's completion of words", "command.completion:main"),
+}
+"""Name -> command, in the order of the help."""

@@ -1,0 +1,86 @@
+"""`densenet train`: a detector or a segmenter, by what the words, the config or the data say."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from densenet_backbones.messages import CommandParser
+from densenet_backbones.training import arguments
+from densenet_backbones.training.arguments import DETECTION_FORM, EITHER_FORM, SEGMENTATION_FORM
+from densenet_backbones.untrusted.plain_yaml import read_yaml
+
+__all__ = ["choose_task", "make_parser", "train"]
+
+Task = Literal["detection", "segmentation"]
+
+_FORMS = {"detection": DETECTION_FORM, "segmentation": SEGMENTATION_FORM}
+_KEYS: dict[str, Task] = {"detector": "detection", "segmenter": "segmentation"}
+_FOLDERS: dict[str, Task] = {"det": "detection", "seg": "segmentation"}
+
+
+def train(argv: Sequence[str]) -> None:
+    """Run `train_det` or `train_seg` with the words of the command line.
+
+    Raises:
+        SystemExit: Theirs; 0 after ``--help``.
+    """
+    parser = make_parser()
+    options, engine = parser.parse_known_args(argv)
+    task = choose_task(options, engine)
+    only_task = CommandParser(add_help=False, allow_abbrev=False)
+    only_task.add_argument("--task")
+    words = only_task.parse_known_args(argv)[1]
+    from densenet_backbones.training.cli import train_det, train_seg
+
+    (train_seg if task == "segmentation" else train_det)(words)
+
+
+def make_parser() -> CommandParser:
+    """Return the parser of the short flags of both trainings."""
+    parser = arguments.make_parser(EITHER_FORM)
+    parser.add_argument(
+        "--task",
+        choices=tuple(_FORMS),
+        help="which of the two, where neither config nor data say it (detection)",
+    )
+    return parser
+
+
+def choose_task(options: argparse.Namespace, engine: Sequence[str]) -> Task:
+    """Return the kind of training that is meant.
+
+    Args:
+        options: Short flags.
+        engine: Words for the engine.
+    """
+    if options.task:
+        task: Task = options.task
+        return task
+    for word in engine:
+        for key, task in _KEYS.items():
+            if word.lstrip("-").partition("=")[0] == f"model.{key}":
+                return task
+    configs = options.config or []
+    if not configs and (own := arguments.choose_config(options)) != arguments.DEFAULT_CONFIG:
+        configs = [own]  # of the run to go on with
+    tasks = [said for said in map(_read_task, configs) if said]
+    return tasks[-1] if tasks else "detection"
+
+
+def _read_task(name: str) -> Task | None:
+    """Return the task of an experiment, a file or one that ships; None where nothing says it."""
+    path = Path(name)
+    if path.is_file():
+        try:
+            content = read_yaml(path, ValueError)
+        except ValueError:  # whose sentence the training says
+            return None
+        model = content.get("model") if isinstance(content, dict) else None
+        for key, task in _KEYS.items():
+            if isinstance(model, dict) and key in model:
+                return task
+    elif path.parent.name not in _FOLDERS:
+        homes = [task for task, f in _FORMS.items() if path.stem in arguments.list_configs(f)]
+        return homes[0] if len(homes) == 1 else None  # type: ignore[return-value]
+    return _FOLDERS.get(path.parent.name)
