@@ -180,7 +180,8 @@ class _CompressedPiece:
         top, left, bottom, right = (
             edge - self.window[number % 2] for number, edge in enumerate(window)
         )
-        return self.decode()[top:bottom, left:right]
+        part: np.ndarray = self.decode()[top:bottom, left:right]
+        return part
 
     @lru_cache(maxsize=_PIECES_KEPT)  # noqa: B019 - of all images together
     def decode(self) -> np.ndarray:

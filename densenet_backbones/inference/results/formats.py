@@ -225,8 +225,11 @@ def _make_shape(name: str, kind: str, points: object, group: int, score: float) 
 
 
 def trace(mask: RunLengths) -> list[np.ndarray]:
-    """Return the outer outlines of a mask, (P, 2) pixels each, the largest first."""
+    """Return the outer outlines of a mask, the largest first.
+
+    Each is (P, 2): x and y of the middles of the pixels along it.
+    """
     pixels = decode_mask(mask).astype(np.uint8)
     outlines, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    large = [o[:, 0].astype(float) for o in outlines if len(o) >= 3]
+    large = [o[:, 0] + 0.5 for o in outlines if len(o) >= 3]
     return sorted(large, key=len, reverse=True)
