@@ -5,8 +5,10 @@ a reader nor a crash ever sees half of it. What a killed writer leaves is told b
 A list of results that take long to compute is a `GrowingList`, a whole file after each of them.
 """
 
+import csv
 import errno
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -14,7 +16,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -138,6 +140,13 @@ def save_json(path: str | Path, content: object, indent: int | None = 1) -> None
         indent: Blanks a level; None writes one line.
     """
     save_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def save_csv(path: str | Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows of a table, the head among them, as a CSV file, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    save_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 def check_output(folder: str | Path, option: str) -> None:

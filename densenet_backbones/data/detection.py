@@ -18,6 +18,7 @@ from densenet_backbones.data.instances import (
 from densenet_backbones.data.loading import ImageData, Sources
 from densenet_backbones.data.mask_samples import MaskRecord
 from densenet_backbones.data.readers.detection_sources import Layout, read_detection
+from densenet_backbones.data.recognition.recognize import Recognized, recognize
 from densenet_backbones.data.samples import (
     Categories,
     DataError,
@@ -29,11 +30,11 @@ from densenet_backbones.data.samples import (
 
 @dataclass(eq=False, repr=False)
 class DetectionData(ImageData[DetectionSet, Sample]):
-    """Detection data in COCO or VOC layout, or the quick start's generated scenes.
+    """Detection data in any layout, or the quick start's generated scenes.
 
     Args:
-        layout: "coco" (`annotations/instances_*.json`) or "voc" (`Annotations`, `ImageSets`,
-            `JPEGImages`, or a VOCdevkit); "auto" recognizes it.
+        layout: "coco" (JSON), "voc" (XML), "yolo", "labelme", "cvat" (XML) or "csv"; "auto"
+            recognizes it.
         augmentation: "ssd" (zoom-out, seven-sampler crop, photometric, flip) or "light", for boxes
             and detectors of one image size; "flip"; for detectors that take images of any size
             "multiscale" (shortest side 0.8 to 1 of the detector's own, flip); "lsj" (large-scale
@@ -96,6 +97,16 @@ class DetectionData(ImageData[DetectionSet, Sample]):
         """Put a set's keypoints in the model's order, if they are learned."""
         learned = "keypoints" in self.target_types
         return order_keypoints(data_set, model) if learned else data_set
+
+    def recognize_data(self, path: str) -> Recognized:
+        """Recognize what lies at a path; see `recognize`."""
+        return recognize(
+            path,
+            "detection",
+            layout=self.layout,
+            annotation_file=self.annotation_file,
+            image_folder=self.image_folder,
+        )
 
     def read_set(self, sources: Sources, classes: Sequence[str] | None) -> DetectionSet:
         """Read one split, or several sources; see `read_detection`."""

@@ -8,6 +8,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +28,7 @@ from densenet_backbones.data.loaders.batches import (
 from densenet_backbones.data.loaders.guarded import BadImages, GuardedImages, UnusableImages
 from densenet_backbones.data.loaders.image_checks import check_images, leave_out_unreadable
 from densenet_backbones.data.mask_samples import MaskRecord, MaskSample, SegmentationSet
+from densenet_backbones.data.recognition.recognize import Recognized, Split
 from densenet_backbones.data.samplers import EpochSampler, GroupedSampler, ShardSampler
 from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Problem, Sample
 from densenet_backbones.data.scenes.generation import generate_scenes
@@ -44,13 +46,13 @@ class Source:
 
     Attributes:
         root: Folder of the data set.
-        split: Name of the split.
+        split: Name of the split; "all" where the folder has none.
         annotation_file: As `ImageData` has it.
         image_folder: As `ImageData` has it.
     """
 
     root: str
-    split: str
+    split: str = "all"
     annotation_file: str | None = None
     image_folder: str | None = None
 
@@ -83,11 +85,13 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
     data sets of samples from them (`make_training_images`, `make_evaluated_images`).
 
     Args:
-        root: Folder of the data set, in one of the layouts. None draws `scenes`.
+        root: Folder, annotation file or zip archive of the data; what it is is recognized. None
+            draws `scenes`.
         train_split: Name of the training split under `root`.
         val_split: Name of the split that is evaluated.
         train: Several (root, split) taken together as the training set, instead of `root` and
             `train_split`; their classes are unified by name.
+        val: Several (root, split) that are evaluated together, instead of `root` and `val_split`.
         annotation_file: COCO's JSON file where it has another name, absolute or below `root`. In it
             and in `image_folder`, {split} stands for the split's name.
         image_folder: Folder of COCO's images where it has another name.
@@ -122,6 +126,7 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
     train_split: str = "train"
     val_split: str = "val"
     train: list[Source] | None = None
+    val: list[Source] | None = None
     annotation_file: str | None = None
     image_folder: str | None = None
     classes: list[str] | None = None
@@ -149,6 +154,10 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         self.between_batches: Callable[[], None] = lambda: None
         self.replaced, self.left_out = UnusableImages(), UnusableImages()
         self._sets: dict[str, SetT] = {}
+
+    @abstractmethod
+    def recognize_data(self, path: str) -> Recognized:
+        """Recognize what lies at a path, with the layout and the files that options name."""
 
     @abstractmethod
     def read_set(self, sources: Sources, classes: Sequence[str] | None) -> SetT:
@@ -196,10 +205,14 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         if self.overfit_images is not None:
             return self.train_set
         if "val" not in self._sets:
-            if self.root is None and self.train:
-                raise DataError("data.root is needed: it holds the split that is evaluated")
             names = self.name_classes(self.train_set)
-            self._sets["val"] = self.read_set(self._name_source(self.val_split), names)
+            unsplit = self._find_unsplit()
+            if unsplit is not None:
+                raise DataError(
+                    f"{self.recognized.root}: its {unsplit.images or ''} images are in no splits; "
+                    "put those to evaluate into a folder named val, and the others into train"
+                )
+            self._sets["val"] = self.read_set(self._name_val_sources(), names)
         return self._sets["val"]
 
     def leave_out_unreadable(self, read: Callable[[], SetT]) -> SetT:
@@ -219,11 +232,55 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
     def use_class_names(self, names: Sequence[str]) -> None:
         """Read the evaluated split with the classes that a trained model knows."""
         self.classes = list(names)
-        self._sets["val"] = self.read_set(self._name_source(self.val_split), names)
+        whole = None if self.val else self.recognized.whole
+        sources: Sources = self._name_val_sources() if whole is None else [{**whole.source}]
+        self._sets["val"] = self.read_set(sources, names)
+
+    @cached_property
+    def recognized(self) -> Recognized:
+        """Data at `root` as it is recognized, at first use, and the way its splits are read."""
+        return self.recognize_data(self._find_root())
+
+    @property
+    def lines(self) -> list[str]:
+        """Sentences that say what `root` was recognized as, and which split is evaluated."""
+        if self.train and (self.val or self.root is None):
+            return []
+        lines = list(self.recognized.lines)
+        split = self.recognized.find(self._choose_val_split())
+        if split is not None and split.name != self.val_split and not self.val:
+            lines[1] += f" {split.name!r} is evaluated."
+        return lines
+
+    def _name_val_sources(self) -> Sources:
+        if self.val:
+            return [asdict(source) for source in self.val]
+        if self.root is None and self.train:
+            raise DataError("data.root is needed: it holds the split that is evaluated")
+        return self._name_source(self._choose_val_split())
+
+    def _choose_val_split(self) -> str:
+        """Return the split that is evaluated: "test" stands in for "val" where there is none."""
+        recognized = self.recognized
+        if self.val_split == "val" and recognized.find("val") is None:
+            return "test" if recognized.find("test") is not None else "val"
+        return self.val_split
+
+    def _find_unsplit(self) -> Split | None:
+        """Return the whole of data that does not say which images are for evaluation."""
+        whole = None if self.train or self.val else self.recognized.whole
+        named = [self.train_split, self._choose_val_split()] if whole is not None else []
+        return whole if any(self.recognized.find(name) is None for name in named) else None
+
+    def use_own_classes(self) -> None:
+        """Read the evaluated split with the classes that it names itself."""
+        self._sets["val"] = self.read_set(self._name_source(self.val_split), self.classes)
 
     def _name_source(self, split: str) -> Sources:
-        files = self.annotation_file, self.image_folder
-        return [asdict(Source(self._find_root(), split, *files))]
+        whole = self.recognized.whole
+        if whole is not None and self._find_unsplit() is not None:
+            return [{**whole.source}]
+        return [dict(self.recognized.name_source(split))]
 
     def _find_root(self) -> str:
         """Return the folder of the data, which is drawn first where none is given."""

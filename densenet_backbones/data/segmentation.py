@@ -14,6 +14,7 @@ from densenet_backbones.data.mask_samples import MaskClasses, MaskSample, MaskTa
 from densenet_backbones.data.mask_statistics import check_masks, thin_out
 from densenet_backbones.data.readers.masks.files import has_unknown_classes
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout, read_segmentation
+from densenet_backbones.data.recognition.recognize import Recognized, recognize
 from densenet_backbones.data.samples import DataError
 
 MIN_CROP = 32  # pixels; a net of five halvings sees nothing in less
@@ -73,7 +74,8 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
 
     Args:
         layout: "folders" of images and masks (CamVid's, or any with a `classes.yaml`), "voc"
-            (`SegmentationClass`), "sbd", "coco_panoptic" or "coco_instances"; "auto" recognizes it.
+            (`SegmentationClass`), "sbd", "coco_panoptic", or outlines of objects: "coco_instances",
+            "yolo", "labelme", "cvat"; "auto" recognizes it.
         task: "multiclass", "binary" (two classes, one output) or "multilabel" (COCO instances).
         augmentation: "light", "scale_crop", "fcdensenet_crop", "full_size" or "none".
         crop: (H, W) of training images in pixels, for the first three augmentations.
@@ -116,6 +118,16 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
     def use_classes(self, classes: MaskClasses) -> None:
         """Read the evaluated split with the classes that a trained model knows."""
         self.use_class_names(classes.names)
+
+    def recognize_data(self, path: str) -> Recognized:
+        """Recognize what lies at a path; see `recognize`."""
+        return recognize(
+            path,
+            "segmentation",
+            layout=self.layout,
+            annotation_file=self.annotation_file,
+            image_folder=self.image_folder,
+        )
 
     def read_set(self, sources: Sources, classes: Sequence[str] | None) -> SegmentationSet:
         """Read one split, or several sources, and check its masks; see `read_segmentation`."""

@@ -16,6 +16,7 @@ from densenet_backbones.messages import check_interval
 from densenet_backbones.metrics.evaluated_images import (
     EvaluatedImage,
     Predictions,
+    compute_overlaps,
     pair_predictions,
 )
 from densenet_backbones.metrics.undefined import divide_counts
@@ -84,7 +85,7 @@ def _match(
     """Return (true, predicted) pairs of one image as zero-based classes."""
     true: list[int] = []
     predicted: list[int] = []
-    iou = _compute_overlaps(image, detections)  # (n, B)
+    iou = compute_overlaps(image, detections)  # (n, B)
     free = ~image.ignored
     for row, detection in enumerate(detections):
         same = image.true_labels == image.labels[detection]
@@ -105,18 +106,3 @@ def _match(
     # Objects that no detection took.
     missed = image.true_labels[free] - 1
     return true + missed.tolist(), predicted + [background] * len(missed)
-
-
-def _compute_overlaps(image: EvaluatedImage, detections: np.ndarray) -> np.ndarray:
-    """(n, B) IoU, or for crowds the share of the detection that lies on them.
-
-    (`pycocotools.mask.iou` computes the same from xywh; converting to it would round.)
-    """
-    a, b = image.boxes[detections][:, None], image.true_boxes[None]
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    intersection = sides.clip(min=0).prod(axis=-1)
-    own = (a[..., 2:] - a[..., :2]).prod(axis=-1)  # (n, 1)
-    union = own + (b[..., 2:] - b[..., :2]).prod(axis=-1) - intersection
-    divisor = np.where(image.crowd, own, union)
-    overlaps = np.divide(intersection, divisor, out=np.zeros_like(union), where=divisor > 0)
-    return np.asarray(overlaps)

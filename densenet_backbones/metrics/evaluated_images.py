@@ -118,3 +118,22 @@ def _pair_image(
         labels=labels,
         scores=scores,
     )
+
+
+def compute_overlaps(image: EvaluatedImage, detections: np.ndarray) -> np.ndarray:
+    """Return (n, B) IoUs, or for crowds the shares of the detections that lie on them.
+
+    Args:
+        image: Objects and detections.
+        detections: (n,) places of the detections to compare.
+
+    (`pycocotools.mask.iou` computes the same from xywh; converting to it would round.)
+    """
+    a, b = image.boxes[detections][:, None], image.true_boxes[None]
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    intersection = sides.clip(min=0).prod(axis=-1)
+    own = (a[..., 2:] - a[..., :2]).prod(axis=-1)  # (n, 1)
+    union = own + (b[..., 2:] - b[..., :2]).prod(axis=-1) - intersection
+    divisor = np.where(image.crowd, own, union)
+    overlaps = np.divide(intersection, divisor, out=np.zeros_like(union), where=divisor > 0)
+    return np.asarray(overlaps)

@@ -9,7 +9,7 @@ Legend: N images, H x W pixels, K classes (labels, where an image may have sever
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ class SegmentationEvaluation:
         classes: One row a class, in label order.
         matrix: int64 counts of pixels, rows the true and columns the predicted class: (K, K), or
             (K, 2, 2) for "multilabel", one matrix a label.
+        image_scores: Mean IoU of each image of the set, over the classes annotated or predicted in
+            it; NaN for images that were not evaluated or have no pixel that counts.
     """
 
     task: MaskTask
@@ -65,6 +67,7 @@ class SegmentationEvaluation:
     numbers: dict[str, float]
     classes: tuple[ClassScore, ...]
     matrix: np.ndarray
+    image_scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def to_dict(self) -> dict[str, object]:
         """Return the evaluation in plain JSON types; numbers that are not defined are None."""
@@ -92,6 +95,7 @@ class SegmentationMetric(Metric):
             for each label.
         tolerance: Distance by which a border may be off, as a share of the image's diagonal; None
             leaves boundary scores out, which take longer than all the rest.
+        records: Number of images of the set, of each of which the mean IoU is kept.
 
     Attributes:
         evaluation: Result of the last `compute`; None before.
@@ -110,12 +114,14 @@ class SegmentationMetric(Metric):
     boundary_counts: Tensor  # (K,)
     image_sum: Tensor  # ()
     image_count: Tensor  # ()
+    record_scores: Tensor  # (records,), parts of `_ONE` and 1 more; 0 for images not seen
 
     def __init__(
         self,
         names: Sequence[str],
         task: MaskTask = "multiclass",
         tolerance: float | None = TOLERANCE,
+        records: int = 0,
     ) -> None:
         super().__init__()
         if not names or (task == "binary" and len(names) != 2):
@@ -133,18 +139,22 @@ class SegmentationMetric(Metric):
             "boundary_counts": (k,),
             "image_sum": (),
             "image_count": (),
+            "record_scores": (records,),
         }
         for name, size in sizes.items():
             self.add_state(name, torch.zeros(size, dtype=torch.int64), dist_reduce_fx="sum")
         self.evaluation: SegmentationEvaluation | None = None
 
-    def update(self, predictions: Tensor, targets: Tensor) -> None:
+    def update(
+        self, predictions: Tensor, targets: Tensor, indices: Sequence[int] | None = None
+    ) -> None:
         """Add images of one size.
 
         Args:
             predictions: (N, H, W) labels of any integer type; (N, K, H, W) of 0 and 1 for
                 "multilabel".
             targets: Labels of the same shape, with 255 where a pixel does not count.
+            indices: Place of each image in the set, whose own scores are then kept.
 
         Raises:
             ValueError: If the shapes differ, or a label is out of range.
@@ -165,29 +175,24 @@ class SegmentationMetric(Metric):
                     f"{int(labels.max())}"
                 )
         self.images += len(targets)
-        if self.task == "multilabel":
-            for label, counted in enumerate(valid.unbind(1)):
-                pair = predictions[:, label][counted], targets[:, label][counted]
-                self.matrix[label] += _count_pairs(*pair, 2)
-        else:
-            self.matrix += _count_pairs(predictions[valid], targets[valid], classes)
+        for n in range(len(targets)):
+            matrix = self._count(predictions[n], targets[n], valid[n])
+            self.matrix += matrix
+            if indices is not None:
+                iou = _measure_iou(matrix.cpu().numpy())[0]
+                score = mean_of_defined(iou)
+                self.record_scores[indices[n]] = 0 if np.isnan(score) else round(score * _ONE) + 1
         if self.tolerance is not None:
             for prediction, target in zip(predictions, targets, strict=True):
                 self._add_boundaries(prediction.cpu().numpy(), target.cpu().numpy())
 
     def compute(self) -> dict[str, float]:
         """Return the scores by name (see `SegmentationEvaluation.numbers`), NaN if undefined."""
-        # Hits, true and predicted pixels of each class; a multilabel one has a matrix of its own.
         matrix = self.matrix.cpu().numpy()
-        if self.task == "multilabel":
-            hits, true, predicted = matrix[:, 1, 1], matrix[:, 1].sum(1), matrix[:, :, 1].sum(1)
-            correct = (matrix[:, 0, 0] + hits).sum()
-        else:
-            hits, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-            correct = hits.sum()
+        iou, hits, true, predicted = _measure_iou(matrix)
+        correct = hits.sum() + (matrix[:, 0, 0].sum() if matrix.ndim == 3 else 0)
         # Scores of each class, and their means.
-        iou, accuracy = divide_counts(hits, true + predicted - hits), divide_counts(hits, true)
-        precision = divide_counts(hits, predicted)
+        accuracy, precision = divide_counts(hits, true), divide_counts(hits, predicted)
         boundary = divide_counts(
             self.boundary_sums.cpu().numpy() / _ONE, self.boundary_counts.cpu().numpy()
         )
@@ -202,8 +207,19 @@ class SegmentationMetric(Metric):
         rows = zip(self.names, true, iou, accuracy, precision, boundary, strict=True)
         classes = (ClassScore(n, int(t), *map(float, values)) for n, t, *values in rows)
         images = int(self.images)
-        self.evaluation = SegmentationEvaluation(self.task, images, numbers, tuple(classes), matrix)
+        parts = self.record_scores.cpu().numpy()
+        scores = np.where(parts > 0, (parts - 1) / _ONE, np.nan)
+        self.evaluation = SegmentationEvaluation(
+            self.task, images, numbers, tuple(classes), matrix, scores
+        )
         return numbers
+
+    def _count(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """Return the confusion matrix of one image, shaped as that of the whole set."""
+        if self.task != "multilabel":
+            return _count_pairs(prediction[valid], target[valid], len(self.names))
+        layers = zip(prediction, target, valid, strict=True)
+        return torch.stack([_count_pairs(p[counted], t[counted], 2) for p, t, counted in layers])
 
     def _add_boundaries(self, prediction: np.ndarray, target: np.ndarray) -> None:
         assert self.tolerance is not None
@@ -220,6 +236,15 @@ class SegmentationMetric(Metric):
         if defined.any():
             self.image_sum += round(float(scores[defined].mean()) * _ONE)
             self.image_count += 1
+
+
+def _measure_iou(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return IoU, hits, true and predicted pixels of each class, (K,) each."""
+    if matrix.ndim == 3:  # a matrix a label
+        hits, true, predicted = matrix[:, 1, 1], matrix[:, 1].sum(1), matrix[:, :, 1].sum(1)
+    else:
+        hits, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    return divide_counts(hits, true + predicted - hits), hits, true, predicted
 
 
 def _count_pairs(predictions: Tensor, targets: Tensor, classes: int) -> Tensor:

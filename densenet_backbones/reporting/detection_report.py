@@ -16,8 +16,10 @@ from densenet_backbones.file_writing import save_json, save_text
 from densenet_backbones.metrics.coco import PREFIXES, CocoMetric
 from densenet_backbones.metrics.coco_truth import IOU_TYPES
 from densenet_backbones.metrics.confusion import confusion_matrix
+from densenet_backbones.metrics.error_kinds import find_errors
 from densenet_backbones.metrics.voc import evaluate_voc
 from densenet_backbones.reporting.console import say
+from densenet_backbones.reporting.error_report import format_errors_table, write_errors
 from densenet_backbones.reporting.instance_pictures import (
     collect_annotations,
     draw_beside_ground_truth,
@@ -85,7 +87,8 @@ def write_evaluation(
         part: The images that were evaluated.
         folder: Gets ``table.txt``, ``metrics.json``, ``results.json`` (COCO's results format, with
             masks and keypoints where there are some), PR curves, the confusion matrix of the boxes,
-            and predictions beside the ground truth. Ids and the order of keypoints are those of the
+            the kinds of their errors (see `write_errors`), and predictions beside the ground truth.
+            Ids and the order of keypoints are those of the
             evaluated file; classes that it does not list have ids above its own.
         voc_iou: IoU from which a detection is right in VOC's numbers.
         count_difficult: Count VOC's difficult objects too.
@@ -104,8 +107,9 @@ def write_evaluation(
     voc = evaluate_voc(
         part, predictions, voc_iou, count_difficult=count_difficult, image_ids=metric.images
     )
-    text += "\n" + format_voc_table(voc)
-    summary["voc"] = voc.to_dict()
+    errors = find_errors(part, predictions, image_ids=metric.images)
+    text += "\n" + format_voc_table(voc) + "\n" + format_errors_table(errors)
+    summary |= {"voc": voc.to_dict(), "errors": errors.to_dict()}
     if (best := metric.evaluation.find_best_score()) is not None:
         summary["best_score"] = {"score": best[0], "f1": best[1]}
         text += (
@@ -121,6 +125,7 @@ def write_evaluation(
     plot_confidence_curves(voc, folder / "confidence_curves.png")
     matrix = confusion_matrix(part, predictions, image_ids=metric.images)
     plot_confusion(matrix, part.categories.names, folder / "confusion_matrix.png")
+    write_errors(errors, part, folder)
     target_types = [name for name, iou in IOU_TYPES.items() if iou in metric.evaluations]
     draw_examples(part, predictions, set(metric.images), folder / "predictions.png", target_types)
 

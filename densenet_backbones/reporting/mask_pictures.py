@@ -18,6 +18,7 @@ from densenet_backbones.reporting.pictures import make_sheet, scale_image
 
 OPACITY = 0.55
 _IGNORED_COLOR = (224, 224, 192)  # VOC's, of index 255
+_WRONG_COLOR = (213, 40, 0)
 _LONGEST = 480  # pixels of a picture in a sheet
 
 
@@ -80,29 +81,60 @@ def draw_masks_side_by_side(
     annotated: Sequence[np.ndarray],
     predicted: Sequence[np.ndarray],
     colors: Sequence[Color],
+    titles: Sequence[tuple[str, str]] | None = None,
 ) -> np.ndarray:
     """Draw a sheet with three pictures an image: the image, its annotation, the prediction.
 
-    The title of a prediction gives the share of the known pixels that are right.
+    The title of a prediction gives the share of the known pixels that are right. With titles there
+    is a fourth picture, of the wrong pixels.
 
     Args:
         images: (H, W, 3) uint8 each.
         annotated: Label mask of each image, (H, W) uint8.
         predicted: Predicted labels of each image, (H, W) uint8, without ignored pixels.
         colors: RGB of each class.
+        titles: Title of each image, and of its wrong pixels.
 
     Returns:
         (H, W, 3) uint8.
     """
-    drawn, titles = [], []
-    for image, truth, labels in zip(images, annotated, predicted, strict=True):
+    drawn, heads = [], []
+    names = titles if titles is not None else [("image", "")] * len(images)
+    for image, truth, labels, (name, score) in zip(
+        images, annotated, predicted, names, strict=True
+    ):
         counted = truth != IGNORED
         right = f" {(truth == labels)[counted].mean():.1%}" if counted.any() else ""
-        for mask, title in ((None, "image"), (truth, "annotated"), (labels, f"predicted{right}")):
-            drawn.append(_shrink(image if mask is None else draw_mask(image, mask, colors)))
-            titles.append(title)
-    in_a_row = 3 if len(images) <= 4 else 6
-    return make_sheet(drawn, in_a_row, titles)
+        drawn.append(_shrink(image))
+        drawn += [_shrink(draw_mask(image, mask, colors)) for mask in (truth, labels)]
+        heads += [name, "annotated", f"predicted{right}"]
+        if titles is not None:
+            drawn.append(_shrink(draw_mask_errors(image, truth, labels)))
+            heads.append(score)
+    kinds = 3 if titles is None else 4
+    return make_sheet(drawn, kinds if len(images) <= 4 else 2 * kinds, heads)
+
+
+def draw_mask_errors(image: np.ndarray, annotated: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Draw the wrong pixels of a prediction in red over a pale gray copy of its image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        annotated: Label mask of the image; ignored pixels are drawn dark.
+        predicted: Predicted labels, of the same shape.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+    """
+    wrong, ignored = annotated != predicted, annotated == IGNORED
+    wrong &= ~ignored
+    if annotated.ndim == 3:  # a layer a label: wrong in one of them, ignored in all
+        wrong, ignored = wrong.any(axis=0), ignored.all(axis=0)
+    picture = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    pale = picture // 3 + 150
+    pale[ignored] = picture[ignored] // 3
+    pale[wrong] = pale[wrong] // 4 + np.array([c * 3 // 4 for c in _WRONG_COLOR], np.uint8)
+    return np.asarray(pale, np.uint8)
 
 
 def draw_masks_sheet(

@@ -41,6 +41,7 @@ def draw_detections(
     labels: np.ndarray,
     names: Sequence[str],
     scores: np.ndarray | None = None,
+    colors: Sequence[RGB] | None = None,
 ) -> np.ndarray:
     """Draw boxes with their class, and score if there is one, on a copy of an image.
 
@@ -54,6 +55,7 @@ def draw_detections(
         labels: (n,) in ``1 .. len(names)``.
         names: Class names in label order.
         scores: (n,) in [0, 1], or None for ground truth.
+        colors: RGB of each box; None takes those of the classes.
 
     Returns:
         (H, W, 3) uint8, a new array.
@@ -88,7 +90,8 @@ def draw_detections(
         if tag is not None:
             tags[i] = tag
     rising = falling[::-1]
-    colors = [get_class_color(int(label)) for label in labels]
+    if colors is None:
+        colors = [get_class_color(int(label)) for label in labels]
     picture = Image.fromarray(
         _draw_boxes(image, boxes[rising], [colors[i] for i in rising], max(1, round(side / 240)))
     )
@@ -151,6 +154,28 @@ def _make_cell(image: np.ndarray, title: str | None, size: tuple[int, int]) -> n
     if title is not None:
         cell[_GAP : _GAP + head, _GAP:] = _draw_title(title, width, head)
     return cell
+
+
+def append_legend(sheet: np.ndarray, entries: Sequence[tuple[str, RGB]]) -> np.ndarray:
+    """Return a sheet with a line below it that says what each color stands for.
+
+    Args:
+        sheet: (H, W, 3) uint8.
+        entries: Name and color; names that find no room in a line go to the next one.
+    """
+    height = _TITLE_FONT + 10
+    lines: list[np.ndarray] = []
+    x = sheet.shape[1]
+    for name, color in entries:
+        patch = _draw_title(name, int(_load_font(_TITLE_FONT).getlength(name)) + 4, height)
+        if x + height + patch.shape[1] > sheet.shape[1]:
+            lines.append(np.full((height, sheet.shape[1], 3), PAPER, np.uint8))
+            x = _GAP
+        room = lines[-1][:, x + height : x + height + patch.shape[1]]
+        room[:] = patch[:, : room.shape[1]]
+        lines[-1][5:-5, x : x + height - 8] = color
+        x += height + patch.shape[1] + 2 * _GAP
+    return np.concatenate([sheet, *lines])
 
 
 def to_pixels(image: Tensor) -> np.ndarray:

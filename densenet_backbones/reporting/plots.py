@@ -166,6 +166,34 @@ def plot_confusion(
     _save(figure, path)
 
 
+def plot_bars(
+    names: Sequence[str],
+    values: Sequence[float],
+    colors: Sequence[RGB],
+    title: str,
+    path: str | Path,
+) -> None:
+    """Plot numbers as bars with their values, the first one on top.
+
+    Args:
+        names: Name of each bar.
+        values: Length of each; NaN, for what is not defined, has no bar.
+        colors: RGB of each bar.
+        title: Line above.
+        path: The PNG file.
+    """
+    figure, (axis,) = _make_figure(1, 1, width=6.5, height=0.42 * len(names) + 0.9)
+    lengths = np.nan_to_num(np.asarray(values, float))
+    bars = axis.barh(range(len(names)), lengths, color=[_to_floats(color) for color in colors])
+    axis.bar_label(bars, [f"{v:.3f}" if v == v else "-" for v in values], padding=4, fontsize=8.5)
+    axis.set_yticks(range(len(names)), [_escape(name) for name in names])
+    axis.set_xlim(0, 1.15 * max(lengths.max(initial=0), 1e-3))
+    axis.invert_yaxis()
+    axis.grid(visible=False, axis="y")
+    axis.set_title(title, loc="left")
+    _save(figure, path)
+
+
 def plot_training_curves(metrics: str | Path, path: str | Path) -> None:
     """Plot losses, the evaluation's scores and learning rate against the epoch.
 

@@ -1,8 +1,6 @@
 """Report on a segmentation data set and on a finished evaluation: tables, matrices, pictures."""
 
-import csv
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from densenet_backbones.data.images import read_image
 from densenet_backbones.data.mask_samples import SegmentationSet
 from densenet_backbones.data.mask_statistics import PixelCounts, count_class_pixels, thin_out
 from densenet_backbones.data.samples import DataError
-from densenet_backbones.file_writing import save_bytes, save_json, save_text
+from densenet_backbones.file_writing import save_csv, save_json, save_text
 from densenet_backbones.metrics.segmentation import SegmentationEvaluation
 from densenet_backbones.reporting.console import say
 from densenet_backbones.reporting.mask_pictures import draw_masks_side_by_side
@@ -67,7 +65,8 @@ def write_evaluation(
         evaluation: What the metric computed.
         part: The images that were evaluated.
         folder: Gets ``table.txt``, ``metrics.json``, ``iou.csv``, ``confusion_matrix.csv`` (pixels;
-            rows the true class), the matrix as a picture, and predictions beside the annotations.
+            rows the true class), the matrix as a picture, predictions beside the annotations, and
+            where the scores of single images are known, ``images.csv`` and ``worst_images.png``.
         predict: Maps an image (H, W, 3) uint8 RGB to its labels, uint8 (H, W), or (K, H, W) if
             they are multilabel; called for the few images that are drawn.
     """
@@ -78,13 +77,50 @@ def write_evaluation(
     save_json(folder / "metrics.json", evaluation.to_dict(), indent=2)
     rows: list[list[object]] = [list(vars(evaluation.classes[0]))]
     rows += [list(vars(score).values()) for score in evaluation.classes]
-    _write_csv(folder / "iou.csv", rows)
-    _write_csv(folder / "confusion_matrix.csv", tabulate_confusion(evaluation))
+    save_csv(folder / "iou.csv", rows)
+    save_csv(folder / "confusion_matrix.csv", tabulate_confusion(evaluation))
     # Pictures last: the numbers are safe if drawing fails.
     if evaluation.task != "multilabel":
         file = folder / "confusion_matrix.png"
         plot_confusion(evaluation.matrix, part.classes.names, file, background=None)
     save_picture(folder / "predictions.png", draw_examples(part, predict))
+    if len(evaluation.image_scores):
+        write_images(evaluation.image_scores, part, folder, predict)
+
+
+def write_images(
+    scores: np.ndarray,
+    part: SegmentationSet,
+    folder: Path,
+    predict: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    """Write the mean IoU of each image, and draw those where it is lowest, with wrong pixels.
+
+    Args:
+        scores: (I,) of the images of the set, NaN for those that were not evaluated.
+        part: The set.
+        folder: Gets ``images.csv`` and ``worst_images.png``.
+        predict: As of `write_evaluation`.
+    """
+    rows: list[list[object]] = [["image_id", "file", "mIoU"]]
+    for record, score in zip(part.records, scores.tolist(), strict=True):
+        if score == score:
+            rows.append([record.image_id, str(record.path), round(score, 6)])
+    save_csv(folder / "images.csv", rows)
+    order = np.argsort(scores, kind="stable")  # NaN comes last
+    worst = [i for i in order[:PICTURED_IMAGES].tolist() if scores[i] < 1]
+    if not worst:
+        return
+    records = [part.records[i] for i in worst]
+    images = [read_image(record.path) for record in records]
+    sheet = draw_masks_side_by_side(
+        images,
+        [record.read_mask() for record in records],
+        [predict(image) for image in images],
+        part.classes.colors,
+        [(part.records[i].path.name, f"wrong, mIoU {scores[i]:.2f}") for i in worst],
+    )
+    save_picture(folder / "worst_images.png", sheet)
 
 
 def format_segmentation_table(evaluation: SegmentationEvaluation, width: int = 100) -> str:
@@ -120,9 +156,3 @@ def draw_examples(part: SegmentationSet, predict: Callable[[np.ndarray], np.ndar
             annotations.append(pair[1])
     predictions = [predict(image) for image in images]
     return draw_masks_side_by_side(images, annotations, predictions, part.classes.colors)
-
-
-def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    save_bytes(path, text.getvalue().encode())

@@ -17,6 +17,9 @@ _NO_TEXT = re.compile("[\ud800-\udfff]")
 
 SHORT_FLAGS = {
     "data": "--data.root",
+    "layout": "--data.layout",
+    "annotation_file": "--data.annotation_file",
+    "image_folder": "--data.image_folder",
     "epochs": "--trainer.max_epochs",
     "batch_size": "--data.batch_size",
     "overfit": "--data.overfit_images",
@@ -40,20 +43,21 @@ class ShortForm:
     configs: tuple[str, ...]
 
 
+DATA_HELP = "folder, annotation file or zip archive of the data; what it is is recognized"
 DETECTION_FORM = ShortForm(
     "Train a detector. Without arguments: draw a small data set and train on it.",
-    "folder of the data set, COCO or VOC layout",
+    DATA_HELP,
     ("densenet_backbones.configs.det",),
 )
 SEGMENTATION_FORM = ShortForm(
     "Train a segmentation model. Without arguments: draw a small data set and train on it.",
-    "folder of the data set: VOC, COCO, or images with masks",
+    DATA_HELP,
     ("densenet_backbones.configs.seg",),
 )
 EITHER_FORM = ShortForm(
     "Train a detector or a segmentation model, whichever the config or the data are of. Without "
     "arguments: draw a small data set and train a detector on it.",
-    "folder of the data set: COCO or VOC layout, or images with masks",
+    DATA_HELP,
     DETECTION_FORM.configs + SEGMENTATION_FORM.configs,
 )
 """Of `densenet train`."""
@@ -114,7 +118,10 @@ def make_parser(form: ShortForm) -> CommandParser:
         action="append",
         help=f"experiment: a YAML file or one of {', '.join(list_configs(form))}",
     )
-    parser.add_argument("--data", metavar="DIR", help=form.data)
+    parser.add_argument("--data", metavar="PATH", help=form.data)
+    parser.add_argument("--layout", metavar="NAME", help="layout of the data; auto looks")
+    parser.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, of several")
+    parser.add_argument("--image-folder", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument("--epochs", metavar="N", help="length of the training")
     parser.add_argument("--batch-size", metavar="N", help="images a step and process")
     parser.add_argument(

@@ -16,7 +16,7 @@ from densenet_backbones.data.readers.detection_sources import Layout
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
-from densenet_backbones.file_writing import GrowingList, check_output, remove_drafts
+from densenet_backbones.file_writing import GrowingList, check_output, remove_drafts, save_json
 from densenet_backbones.inference.detection_views import add_view_options, parse_views
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.detector_facts import read_target_types
@@ -29,6 +29,14 @@ from densenet_backbones.reporting.console import fail, is_first_process, quiet_l
 from densenet_backbones.training import report
 from densenet_backbones.training.callbacks import gather_unusable
 from densenet_backbones.training.detection_task import DetectionTask
+from densenet_backbones.training.evaluation.comparison import (
+    Evaluated,
+    describe_task,
+    name_source,
+    write_comparison,
+)
+from densenet_backbones.training.evaluation.given import evaluate_detections, read_data_options
+from densenet_backbones.training.evaluation.timing import ModelTimes, describe_times
 from densenet_backbones.training.precision import PrecisionTrainer, remark_on_precision
 from densenet_backbones.training.resuming.stopping import watch_signals
 from densenet_backbones.training.segmentation_task import SegmentationTask
@@ -44,9 +52,27 @@ def make_parser() -> CommandParser:
         "segmenter: mIoU, accuracies, boundary F-score, a table per class, the confusion matrix "
         "and pictures."
     )
-    parser.add_argument("checkpoint", help="*.ckpt of a run or its model.safetensors")
+    parser.add_argument("checkpoint", nargs="?", help="*.ckpt of a run or its model.safetensors")
     parser.add_argument(
-        "--data", required=True, metavar="DIR", help="in one of the training's layouts"
+        "--detections",
+        metavar="FILE",
+        help="in place of a model: detections made elsewhere, in COCO's results format",
+    )
+    parser.add_argument(
+        "--categories",
+        metavar="FILE",
+        help="JSON with the categories that tell the class ids of --detections",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="FILE",
+        help="a second model, or file of detections, to compare with image by image",
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="folder, annotation file or zip archive; what it is is recognized",
     )
     parser.add_argument("--split", default="val", help="which part of it (%(default)s)")
     parser.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, if named otherwise")
@@ -128,10 +154,32 @@ def evaluate(options: argparse.Namespace) -> None:
 
     Raises:
         DataError: Images could not be used; the others are evaluated, and the results written.
+        ValueError: Options do not go together.
     """
-    out = options.out or Path(options.checkpoint).parent / f"evaluation-{options.split}"
+    source = options.checkpoint or options.detections
+    if (options.checkpoint is None) == (options.detections is None):
+        raise ValueError("give a model, or --detections FILE in its place")
+    results = [s for s in (options.detections, options.against) if s and s.endswith(".json")]
+    if options.categories is not None and not results:
+        raise ValueError("--categories tells the ids of --detections; a model knows its classes")
+    out = options.out or Path(source).parent / f"evaluation-{options.split}"
     check_output(out, "--out")
-    model = load(options.checkpoint)
+    first = _evaluate_source(source, options, out)
+    if options.against is not None:
+        second = _evaluate_source(options.against, options, out / "against")
+        if first is not None and second is not None:
+            write_comparison(first, second, out)
+
+
+def _evaluate_source(source: str, options: argparse.Namespace, out: Path) -> Evaluated | None:
+    """Evaluate a model or a file of detections; the result in the first process, None elsewhere."""
+    if source == options.detections or source.endswith(".json"):
+        return evaluate_detections(Path(source), options, out)
+    return _evaluate_model(source, options, out)
+
+
+def _evaluate_model(checkpoint: str, options: argparse.Namespace, out: Path) -> Evaluated | None:
+    model = load(checkpoint)
     layouts = get_args(MaskLayout if isinstance(model, SegmentationModel) else Layout)
     if options.layout not in layouts:
         raise ValueError(
@@ -145,8 +193,11 @@ def evaluate(options: argparse.Namespace) -> None:
         else _evaluate_detector(model, options)
     )
     if is_first_process():
+        for line in data.lines:
+            say(line)
         report.say_faults(None, data.val_set)
     devices = int(options.devices) if options.devices.isdigit() else options.devices
+    times = ModelTimes()
     trainer = PrecisionTrainer(
         accelerator=options.accelerator,
         devices=devices,
@@ -155,19 +206,24 @@ def evaluate(options: argparse.Namespace) -> None:
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[ResultsAsTheyCome(out)],
+        callbacks=[ResultsAsTheyCome(out), times],
     )
     for line in remark_on_precision(trainer):
         say(line)
     # All processes evaluate their part; the first one has the result.
-    trainer.validate(task, data, verbose=False)
+    with times.running(trainer, task):
+        trainer.validate(task, data, verbose=False)
     faults = list(gather_unusable(data.left_out))
     if not is_first_process():
-        return
+        return None
     remove_drafts(out)
     write(out)
+    measured = times.summarize()
+    say(*describe_times(measured, one_by_one=isinstance(model, SegmentationModel)))
+    save_json(out / "timing.json", measured, indent=2)
     say(f"Written to {out}/")
     refuse_unusable(faults, len(data.val_set))
+    return describe_task(name_source(checkpoint), task, data, measured)
 
 
 class ResultsAsTheyCome(pl.Callback):
@@ -197,7 +253,7 @@ Evaluation = tuple[AnyTask, AnyData, Callable[[Path], None]]
 
 def _evaluate_detector(detector: Detector, options: argparse.Namespace) -> Evaluation:
     target_types = list(read_target_types(detector.model))
-    data = DetectionData(**_data_options(options), target_types=target_types)
+    data = DetectionData(**read_data_options(options), target_types=target_types)
     data.use_classes(detector.categories)
     mirrored = detector.categories.mirrored_keypoints
     views = parse_views(options, detector.model, mirrored)
@@ -209,21 +265,7 @@ def _evaluate_detector(detector: Detector, options: argparse.Namespace) -> Evalu
 
 def _evaluate_segmenter(model: SegmentationModel, options: argparse.Namespace) -> Evaluation:
     parse_views(options, None)  # refuses what is for detectors
-    data = SegmentationData(**_data_options(options), task=model.spec.task)
+    data = SegmentationData(**read_data_options(options), task=model.spec.task)
     data.use_classes(model.classes)
     task = SegmentationTask.from_model(model, boundary_tolerance=options.boundary_tolerance)
     return task, data, lambda out: task.write_evaluation(data, out)
-
-
-def _data_options(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "root": options.data,
-        "train_split": options.split,
-        "val_split": options.split,
-        "annotation_file": options.annotation_file,
-        "image_folder": options.image_folder,
-        "layout": options.layout,
-        "batch_size": options.batch_size,
-        "num_workers": options.workers,
-        "bad_images": "skip",  # and named at the end
-    }

@@ -68,7 +68,7 @@ _ACTIONS = [
 """Lightning's names of what it does -> part; the first that fits. What fits none belongs to the
 part that is open around it."""
 
-_PLACES = (
+PLACES = (
     ("losses", TO_MODEL),  # itself: bytes to floats; the model's calls inside are parts of theirs
     ("loss.forward", LOSS),
     ("model.forward", HEAD),
@@ -96,6 +96,7 @@ _PLACES = (
     ("model.detections", SELECTION),
     ("model.postprocess_detections", SELECTION),
     ("model.transform.postprocess", SELECTION),
+    ("select_labels", SELECTION),
 )
 """Methods below a task -> part; a model has some of them."""
 
@@ -202,11 +203,11 @@ def profile_training(trainer: pl.Trainer, task: AnyTask, file: Path) -> Iterator
         return
     try:
         with profiler.running(trainer.strategy.root_device), ExitStack() as until_the_end:
-            for place, part in _PLACES:
-                _time_method(task, place, part, profiler, until_the_end)
+            for place, part in PLACES:
+                time_method(task, place, part, profiler, until_the_end)
             for logger in trainer.loggers:
                 for name in ("log_metrics", "save"):
-                    _time_method(logger, name, LOGGING, profiler, until_the_end)
+                    time_method(logger, name, LOGGING, profiler, until_the_end)
             _time_updates(task, profiler, until_the_end)
             yield
     finally:
@@ -214,7 +215,7 @@ def profile_training(trainer: pl.Trainer, task: AnyTask, file: Path) -> Iterator
             _report(profiler, trainer, file)
 
 
-def _time_method(
+def time_method(
     root: object, place: str, part: str, profiler: PartsProfiler, until_the_end: ExitStack
 ) -> None:
     """Open a part around each call of a method below `root`, if there is such a method."""
@@ -250,7 +251,7 @@ def _time_updates(task: AnyTask, profiler: PartsProfiler, until_the_end: ExitSta
 
     def make_timed(data: AnyData) -> Metric:
         metric: Metric = make(data)
-        _time_method(metric, "update", METRICS, profiler, until_the_end)
+        time_method(metric, "update", METRICS, profiler, until_the_end)
         return metric
 
     task.make_metric = make_timed  # type: ignore[method-assign]

@@ -45,6 +45,8 @@ def print_plan(
     """
     if not is_first_process():
         return
+    for line in data.lines:
+        say(line)
     say(task.tabulate_data(data))
     # The data and its faults first: they are what a person can still correct.
     say_faults(data.train_set, data.val_set)

@@ -3,7 +3,7 @@
 Legend: N images, K classes, H x W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -212,7 +212,8 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
 
     def make_metric(self, data: SegmentationData) -> SegmentationMetric:
         """Return the evaluation by IoU, accuracies and boundary scores."""
-        return SegmentationMetric(self.spec.classes.names, self.spec.task, self.boundary_tolerance)
+        names, tolerance = self.spec.classes.names, self.boundary_tolerance
+        return SegmentationMetric(names, self.spec.task, tolerance, records=len(data.val_set))
 
     def write_evaluation(self, data: SegmentationData, folder: Path) -> None:
         """Print and write the evaluation; see `segmentation_report.write_evaluation`."""
@@ -232,14 +233,17 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
         predictions = [self.predict_labels(sample.image) for sample in batch]
         counted = zip(predictions, batch, strict=True) if self.counts_images else ()
         for labels, sample in counted:
-            self.metric.update(labels[None], sample.mask[None])
+            self.metric.update(labels[None], sample.mask[None], [sample.index])
         return {"predictions": predictions}
 
     @torch.no_grad()
     def predict_labels(self, image: Tensor) -> Tensor:
         """Return the labels of an image (3, H, W) uint8: (H, W) uint8, or (K, H, W) multilabel."""
-        output = self.model(to_float(image)[None])
-        return pick_labels(compute_probabilities(output, self.spec.task), self.spec.task)[0][0]
+        return self.select_labels(self.model(to_float(image)[None]))[0]
+
+    def select_labels(self, output: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Return the labels of the model's output for N images."""
+        return pick_labels(compute_probabilities(output, self.spec.task), self.spec.task)[0]
 
     def predict(self, image: np.ndarray) -> np.ndarray:
         """Return the same of an array (H, W, 3) uint8 RGB, computed where the model is."""

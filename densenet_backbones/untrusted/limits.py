@@ -10,6 +10,10 @@ seconds, or in time and memory that grow with the file's own size.
 MAX_JSON_FILE = 2**31
 """Bytes of an annotation file: LVIS has 1.1 GB; parsed, JSON takes some ten times its size."""
 
+MAX_RESULTS_FILE = 2**29
+"""Bytes of a file of detections, which is parsed at once: COCO's 5,000 evaluated images with masks
+take 200 MB."""
+
 MAX_XML_FILE = 2**23
 """Bytes of one image's VOC annotation: 10,000 objects take 4 MB; parsed, a hundred times that."""
 
@@ -21,6 +25,13 @@ MAX_RUN_FILE = 2**24
 
 MAX_LIST_FILE = 2**26
 """Bytes of a list of image names: ImageNet's 14 million ids would not fit, COCO's take 2 MB."""
+
+MAX_TABLE_FILE = 2**30
+"""Bytes of a file with the objects of many images (CSV, CVAT's XML), which is read row by row:
+OpenImages' 14 million boxes take 2 GB as text, in parts."""
+
+MAX_SHAPES_FILE = 2**26
+"""Bytes of one image's labelme file, with a copy of the image in it."""
 
 MAX_MAT_FILE = 2**20
 """Bytes of a MATLAB file: SBD's masks have some thousands."""
@@ -84,6 +95,30 @@ The outline of all of a 4000x4000 picture's forest has some 100,000."""
 MAX_OUTLINE_WORK = 2**30
 """Number of an outline's polygons times the pixels of their edges: pycocotools joins polygons one
 after the other, each time along all that was joined before."""
+
+# ------------------------------------------------------------------------------ folders, archives
+
+MAX_LISTED_FILES = 2_000_000
+"""Files below a folder whose layout is looked for: Objects365 has 1.9 million images."""
+
+MAX_FOLDER_DEPTH = 20
+"""Folders inside each other that are looked into: real data sets have up to 8."""
+
+MAX_SNIFFED_FILES = 200
+SNIFFED_BYTES = 2**16
+"""Files of one ending, and bytes at either end of each, that are looked at to tell formats apart.
+COCO's and labelme's keys are within the first kilobytes."""
+
+MAX_ARCHIVE_FILES = 1_000_000
+"""Files of a zip archive: COCO's train2017.zip has 118,287."""
+
+MAX_ARCHIVE_BYTES = 2**38
+"""Bytes that a zip archive may unpack to: COCO's images have 20 GB."""
+
+MAX_ARCHIVE_RATIO = 50
+FREE_ARCHIVE_BYTES = 2**30
+"""How much larger than itself an archive may become, from a gigabyte on: label files shrink to a
+tenth, masks of one class to a fiftieth, and a bomb's zeros to a thousandth."""
 
 # ------------------------------------------------------------------------------ weights
 

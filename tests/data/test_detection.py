@@ -199,11 +199,17 @@ def test_files_of_other_names(tiny_scenes, tmp_path):
         shutil.copytree(tiny_scenes / split, tmp_path / f"pictures of {split}")
         file = tiny_scenes / "annotations" / f"instances_{split}.json"
         shutil.copy(file, tmp_path / f"{split} labels.json")
-    data = DetectionData(str(tmp_path))
-    with pytest.raises(DataError, match="expected annotations/instances_"):
-        _ = data.train_set
-    with pytest.raises(DataError, match=r"images are not in .*give image_folder"):
+    for options in ({}, {"annotation_file": "{split} labels.json"}):  # looked for
+        data = DetectionData(str(tmp_path), **options)
+        assert (len(data.train_set), len(data.val_set)) == (12, 7)
+    lost = tmp_path / "pictures of train" / data.train_set.records[3].path.name
+    lost.rename(tmp_path / "lost")
+    with pytest.raises(DataError, match=r"1 of its 12 images are not in .*give image_folder"):
         _ = DetectionData(str(tmp_path), annotation_file="{split} labels.json").train_set
+    (tmp_path / "lost").rename(lost)
+    wrong = {"annotation_file": "{split} labels.json", "image_folder": "pictures"}
+    with pytest.raises(DataError, match=r"12 of its 12 images are not in .*pictures "):
+        _ = DetectionData(str(tmp_path), **wrong).train_set
     files = {"annotation_file": "{split} labels.json", "image_folder": "pictures of {split}"}
     data = DetectionData(str(tmp_path), **files)
     assert (len(data.train_set), len(data.val_set)) == (12, 7)

@@ -240,7 +240,7 @@ def test_real_data_makes_batches(shared_data):
     assert set(values) <= {*range(11), 255} and len(values) > 4
 
 
-SHARED = {"root", "train_split", "val_split", "train", "layout", "classes", "batch_size"}
+SHARED = {"root", "train_split", "val_split", "train", "val", "layout", "classes", "batch_size"}
 SHARED |= {"num_workers", "augmentation", "seed", "fraction", "overfit_images", "strict"}
 SHARED |= {"check_images", "bad_images", "scenes", "annotation_file", "image_folder"}
 

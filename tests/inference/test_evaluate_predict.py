@@ -40,7 +40,8 @@ def refused(capsys):
 @pytest.fixture
 def unplotted(monkeypatch):
     """Evaluations without their plots, which take most of the time."""
-    for name in ("plot_pr_curves", "plot_confidence_curves", "plot_confusion", "draw_examples"):
+    plots = "plot_pr_curves", "plot_confidence_curves", "plot_confusion", "draw_examples"
+    for name in (*plots, "write_errors"):
         monkeypatch.setattr(detection_report, name, lambda *args: None)
 
 
@@ -70,7 +71,50 @@ def test_a_checkpoint_evaluates_to_the_numbers_of_its_training(
     for name in ("results.json", "table.txt"):
         written = (tmp_path / "out" / name).read_bytes()
         assert written == (tiny_run / "evaluation" / name).read_bytes()
-    assert set(files_below(tmp_path / "out")) == set(files_below(tiny_run / "evaluation"))
+    files = set(files_below(tiny_run / "evaluation"))
+    assert set(files_below(tmp_path / "out")) == files | {"timing.json"}
+    times = json.loads((tmp_path / "out/timing.json").read_text())
+    assert times["batches"] == 1 and times["batch_size"] == 3  # the first does not count
+    for step in times["steps"].values():
+        assert 0 < step["p10_ms"] <= step["median_ms"] <= step["p90_ms"]
+
+
+def test_its_detections_alone_evaluate_to_the_same(
+    model, tiny_run, tiny_scenes, of_the_training, tmp_path, capsys, unplotted
+):
+    """Classes are told by name where another list gives the ids; and nothing is better or worse."""
+    results = json.loads((tiny_run / "evaluation/results.json").read_text())
+    file = tiny_scenes / "annotations/instances_val.json"
+    known = {c["id"]: c["name"] for c in json.loads(file.read_text())["categories"]}
+    others = {name: number for number, name in enumerate(sorted(known.values()), start=300)}
+    renumbered = [{**r, "category_id": others[known[r["category_id"]]]} for r in results]
+    (tmp_path / "r.json").write_text(json.dumps(renumbered))
+    listed = [{"id": number, "name": name} for name, number in others.items()]
+    (tmp_path / "classes.json").write_text(json.dumps(listed))
+    out = tmp_path / "out"
+    evaluate.main(
+        [
+            *("--detections", str(tmp_path / "r.json"), "--categories"),
+            *(str(tmp_path / "classes.json"), "--against", str(model), "--workers", "0"),
+            *("--data", str(tiny_scenes), "--out", str(out), "--batch-size", "4"),
+            *("--accelerator", "cpu", "--devices", "1"),
+        ]
+    )
+    assert json.loads((out / "metrics.json").read_text()) == of_the_training
+    assert "the names that the list of categories gives to their ids" in capsys.readouterr().out
+    compared = json.loads((out / "comparison.json").read_text())
+    assert compared["models"] == ["r", tmp_path.name]
+    assert compared["images"] == {
+        "first_better": 0,
+        "second_better": 0,
+        "equal": 7,
+        **dict.fromkeys(("difference", "low", "high"), 0.0),
+    }
+    assert compared["numbers"][0] == {
+        k: v for k, v in compared["numbers"][1].items() if k != "seconds_an_image"
+    }
+    rows = (out / "comparison.csv").read_text().splitlines()
+    assert len(rows) == 8 and rows[0].startswith(f"image_id,file,F1 r,F1 {tmp_path.name},")
 
 
 def test_voc_layout_gives_the_numbers_of_coco_layout(model, tiny_scenes, tmp_path, unplotted):
@@ -171,6 +215,10 @@ def test_evaluate_refuses_in_one_line(refused, model, tiny_scenes, tmp_path):
         ((model, "--data", tmp_path / "none"), 1, "none: is not a folder"),
         ((model, *common, "--split", "test"), 1, "has no annotations/instances_test.json"),
         ((model, *common, "--batch-size", "0"), 1, "batch_size must be at least 1"),
+        (common, 1, "give a model, or --detections FILE in its place"),
+        ((model, *common, "--detections", "x"), 1, "give a model, or --detections FILE"),
+        ((model, *common, "--categories", "x"), 1, "--categories tells the ids of --detections"),
+        (("--detections", tmp_path / "no.json", *common), 1, "no.json: cannot be read"),
         ((tmp_path / "no.ckpt", *common), 1, "no.ckpt: there is no such file"),
         ((tmp_path / "bad.ckpt", *common), 1, "bad.ckpt: "),
         ((model, *common, "--tta-scales", "1,2"), 1, "DSOD sees every image at one size"),

@@ -198,3 +198,22 @@ def test_deep_in_an_ignored_region_nothing_counts():
     assert np.isnan(boundary_scores(half(30), target, 2, 1e-9)).all()
     assert np.isnan(boundary_scores(half(25), target, 2, 1e-9)).all()
     assert boundary_scores(half(5), target, 2, 1e-9).tolist() == [0, 0]  # where all is known
+
+
+def test_every_image_has_its_own_score():
+    torch.manual_seed(0)
+    targets = torch.randint(0, 3, (4, 6, 5))
+    targets[1, :2] = 255
+    targets[2] = 255
+    predictions = torch.randint(0, 3, targets.shape)
+    metric = SegmentationMetric(("a", "b", "c"), tolerance=None, records=6)
+    metric.update(predictions, targets, [5, 0, 1, 2])
+    metric.compute()
+    alone = []
+    for prediction, target in zip(predictions, targets, strict=True):
+        single = SegmentationMetric(("a", "b", "c"), tolerance=None)
+        single.update(prediction[None], target[None])
+        alone.append(single.compute()["mIoU"])
+    undefined = float("nan")  # nothing is annotated, or it was not evaluated
+    expected = [alone[1], undefined, alone[3], undefined, undefined, alone[0]]
+    np.testing.assert_allclose(metric.evaluation.image_scores, expected, atol=1e-9)

@@ -22,6 +22,7 @@ from densenet_backbones.data import files
 from densenet_backbones.data.mask_samples import MaskClasses, MaskRecord, SegmentationSet
 from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord, Problem
 from densenet_backbones.data.scenes.__main__ import main as draw_scenes
+from densenet_backbones.file_writing import save_csv
 from densenet_backbones.messages import describe_error, print_lines, quote_word, show_controls
 from densenet_backbones.metrics.coco import CocoMetric
 from densenet_backbones.metrics.segmentation import ClassScore, SegmentationEvaluation
@@ -202,7 +203,7 @@ def test_tables_for_spreadsheets(tmp_path):
         "multiclass", 1, {"mIoU": 1.0}, scores, np.eye(len(names), dtype=np.int64)
     )
     file = tmp_path / "matrix.csv"
-    segmentation_report._write_csv(file, segmentation_report.tabulate_confusion(evaluation))
+    save_csv(file, segmentation_report.tabulate_confusion(evaluation))
     with file.open(newline="", encoding="utf-8") as rows:
         head, *body = csv.reader(rows)
     assert head[1:] == [row[0] for row in body] == list(names)

@@ -41,8 +41,9 @@ def test_a_checkpoint_evaluates_to_the_numbers_of_its_training(
     out = tmp_path / "out"
     found = evaluated(tiny_segmentation / "checkpoints/best.ckpt", tiny_masks, out)
     assert found == json.loads((tiny_segmentation / "evaluation/metrics.json").read_text())
-    assert set(files_below(out)) == set(files_below(tiny_segmentation / "evaluation"))
-    for name in ("table.txt", "iou.csv", "confusion_matrix.csv", "predictions.png"):
+    files = set(files_below(tiny_segmentation / "evaluation"))
+    assert set(files_below(out)) == files | {"timing.json"}
+    for name in ("table.txt", "iou.csv", "confusion_matrix.csv", "images.csv", "predictions.png"):
         written = (tiny_segmentation / "evaluation" / name).read_bytes()
         assert (out / name).read_bytes() == written, name
 

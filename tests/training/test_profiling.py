@@ -120,8 +120,8 @@ def test_methods_are_as_before_after_a_profile(tmp_path):
     task.model = Model()
     own, profiler = task.model.forward, PartsProfiler()
     with profiler.running(torch.device("cpu")), profiling.ExitStack() as until_the_end:
-        for place, part in profiling._PLACES:
-            profiling._time_method(task, place, part, profiler, until_the_end)
+        for place, part in profiling.PLACES:
+            profiling.time_method(task, place, part, profiler, until_the_end)
         assert task.model(torch.ones(2)).tolist() == [2, 2]
     assert task.model.forward is own and "forward" not in vars(task.model.backbone)
     timed = {action for _, action in profiler.seconds}

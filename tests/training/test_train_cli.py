@@ -345,7 +345,7 @@ WRONG_DATA = [
     ),
     (("--model.args", '{"image_size": "big"}'), "image_size must be int or Sequence, got big"),
     (("--model.detector", "dsod30"), "no detector is called 'dsod30'; did you mean 'dsod300'?"),
-    (("--data", "nowhere"), "nowhere: is not a folder; expected annotations/instances_<split>"),
+    (("--data", "nowhere"), "nowhere: is not a folder; give that of the data set"),
     (("--data", "."), "has neither COCO's nor VOC's layout"),
     (("--data.val_split", "test"), "has no annotations/instances_test.json"),
     (("--overfit", "0"), "data.overfit_images must be at least 1, got 0"),

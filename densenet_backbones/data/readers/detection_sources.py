@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from densenet_backbones.data.files import quote
 from densenet_backbones.data.instances import order_keypoints
 from densenet_backbones.data.readers.coco.boxes import has_coco_layout, read_coco
 from densenet_backbones.data.readers.voc.boxes import has_voc_layout, read_voc
+from densenet_backbones.data.readers.voc.loose import read_loose_voc
+from densenet_backbones.data.recognition.recognize import find_part, read_foreign, recognize
 from densenet_backbones.data.samples import (
     Annotation,
     Categories,
@@ -20,10 +22,11 @@ from densenet_backbones.data.samples import (
     ImageRecord,
 )
 
-Layout = Literal["auto", "coco", "voc"]
+Layout = Literal["auto", "coco", "voc", "yolo", "labelme", "cvat", "csv"]
 Source = tuple[str | Path, str] | Sequence[str] | Mapping[str, Any]
 FILE_KEYS = {"annotation_file", "image_folder", "mask_folder"}
 SOURCE_KEYS = {"root", "split", "layout", "annotation_file", "image_folder"}
+FOREIGN_LAYOUTS = ("yolo", "labelme", "cvat", "csv")
 
 
 def read_detection(
@@ -36,14 +39,15 @@ def read_detection(
     keypoints: bool = False,
     strict: bool = False,
 ) -> DetectionSet:
-    """Read detection data in COCO or VOC layout.
+    """Read detection data in any layout.
 
     Args:
-        root: A folder; or several sources taken as one set, each a ``(root, split)`` pair or a
-            dict with `root`, `split` and, where needed, `layout`, `annotation_file` and
-            `image_folder` (COCO; {split} in them stands for the split).
+        root: A folder, annotation file or zip archive; or several sources taken as one set, each
+            a ``(root, split)`` pair or a dict with `root`, `split` and, where needed, `layout`,
+            `annotation_file` and `image_folder` (COCO; {split} in them stands for the split).
         split: Name of the split; None with several sources.
-        layout: "auto" looks; where a folder has both layouts, COCO's is read (it can say more).
+        layout: "auto" looks (see `recognize`); where a folder has COCO's and VOC's, COCO's is read
+            (it can say more).
         classes: Names in label order. Default: the data's own. Sources whose classes differ in
             name need it; sources that name the same classes in another order do not.
         masks: Keep COCO's outlines of objects (see `read_coco`).
@@ -115,28 +119,23 @@ def _read_one(
     """Read one source, with the options of all readers and those of COCO's alone."""
     root, split, layout = Path(source["root"]), source["split"], source["layout"]
     files = {key: source[key] for key in ("annotation_file", "image_folder") if key in source}
-    # Names of files only make sense in COCO's layout.
-    if layout == "auto":
-        layout = "coco" if files else _find_layout(root)
-    if layout == "coco":
-        return read_coco(root, split, **options, **coco_options, **files)
-    if layout != "voc":
-        raise DataError(f'layout must be "auto", "coco" or "voc", not {layout!r}')
-    if files:
+    if layout not in get_args(Layout):
+        raise DataError(f"layout must be one of {get_args(Layout)}, not {layout!r}")
+    if layout in FOREIGN_LAYOUTS:
+        match, content = read_foreign(root, layout, split, files.get("annotation_file"))
+        return read_coco(root, match, content=content, **options, **coco_options)
+    # Names of files make sense in COCO's layout alone.
+    if files and layout == "voc":
         raise DataError(f"{root}: {quote(list(files))} belong to COCO's layout, not to VOC's")
-    return read_voc(root, split, **options)
-
-
-def _find_layout(root: Path) -> Literal["coco", "voc"]:
-    if has_coco_layout(root):
-        return "coco"
+    if layout == "coco" or files or (layout == "auto" and has_coco_layout(root)):
+        return read_coco(root, split, **options, **coco_options, **files)
     if has_voc_layout(root):
-        return "voc"
-    fault = "is not a folder" if not root.is_dir() else "has neither COCO's nor VOC's layout"
-    raise DataError(
-        f"{root}: {fault}; expected annotations/instances_<split>.json (COCO), "
-        "<split>/_annotations.coco.json, or Annotations, ImageSets/Main and JPEGImages (VOC)"
-    )
+        return read_voc(root, split, **options)
+    if layout == "voc":
+        tree, finding, match = find_part(root, layout, split)
+        return read_loose_voc(tree, finding, match, **options)
+    source = recognize(root, "detection").name_source(split)
+    return _read_one(source, options, coco_options)
 
 
 def _merge_sets(sets: Sequence[DetectionSet], keypoints: bool) -> DetectionSet:

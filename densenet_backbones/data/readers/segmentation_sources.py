@@ -11,6 +11,7 @@ from densenet_backbones.data.readers.coco.boxes import has_coco_layout
 from densenet_backbones.data.readers.coco.masks import read_coco_masks
 from densenet_backbones.data.readers.coco.panoptic import has_panoptic_layout, read_coco_panoptic
 from densenet_backbones.data.readers.detection_sources import (
+    FOREIGN_LAYOUTS,
     SOURCE_KEYS,
     Source,
     list_sources,
@@ -24,10 +25,14 @@ from densenet_backbones.data.readers.masks.folders import (
 )
 from densenet_backbones.data.readers.voc.masks import has_voc_masks, read_voc_masks
 from densenet_backbones.data.readers.voc.sbd import has_sbd_layout, read_sbd_masks
+from densenet_backbones.data.recognition.recognize import read_foreign, recognize
 from densenet_backbones.data.samples import DataError
 
-MaskLayout = Literal["auto", "folders", "voc", "sbd", "coco_panoptic", "coco_instances"]
-_FILES = {
+MaskLayout = Literal[
+    "auto", "folders", "voc", "sbd", "coco_panoptic", "coco_instances", "yolo", "labelme", "cvat"
+]
+_FILES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(FOREIGN_LAYOUTS, ("annotation_file",)),
     "coco_panoptic": ("annotation_file", "image_folder", "mask_folder"),
     "coco_instances": ("annotation_file", "image_folder"),
 }
@@ -82,20 +87,29 @@ def _read_one(
     }
     # Names of files, and the task, narrow down what the layout can be.
     if layout == "auto":
-        layout = _find_layout(root, split, task, files)
+        known = _find_layout(root, split, task, files)
+        if known is None:
+            source = recognize(root, "segmentation").name_source(split)
+            return _read_one({"layout": "folders", **source}, classes, task, strict)
+        layout = known
     if layout not in get_args(MaskLayout):
         raise DataError(f"layout must be one of {get_args(MaskLayout)}, not {layout!r}")
     # Options that the layout does not have.
     if set(files) - set(_FILES.get(layout, ())):
         raise DataError(f"{root}: {quote(list(files))} do not belong to the layout {layout!r}")
-    if task == "multilabel" and layout != "coco_instances":
+    if task == "multilabel" and layout != "coco_instances" and layout not in FOREIGN_LAYOUTS:
         raise DataError(
             f"{root}: a multilabel task needs COCO's instances, where objects may overlap; the "
             f"layout {layout!r} has one class a pixel"
         )
     # The reader of the layout.
-    if layout == "coco_instances":
-        many = task == "multilabel"
+    many = task == "multilabel"
+    if layout in FOREIGN_LAYOUTS:
+        match, content = read_foreign(root, layout, split, files.get("annotation_file"))
+        data = read_coco_masks(
+            root, match, multilabel=many, classes=classes, strict=strict, content=content
+        )
+    elif layout == "coco_instances":
         data = read_coco_masks(
             root, split, multilabel=many, classes=classes, strict=strict, **files
         )
@@ -107,8 +121,10 @@ def _read_one(
     return replace(data, task=task)
 
 
-def _find_layout(root: Path, split: str, task: MaskTask, files: Mapping[str, Any]) -> MaskLayout:
-    if task == "multilabel":
+def _find_layout(
+    root: Path, split: str, task: MaskTask, files: Mapping[str, Any]
+) -> MaskLayout | None:
+    if task == "multilabel" and has_coco_layout(root):
         return "coco_instances"
     if files:
         return "coco_panoptic" if "mask_folder" in files else "coco_instances"
@@ -123,12 +139,7 @@ def _find_layout(root: Path, split: str, task: MaskTask, files: Mapping[str, Any
         return "coco_panoptic"
     if has_coco_layout(root):
         return "coco_instances"
-    fault = "is not a folder" if not root.is_dir() else "has no layout that is known"
-    raise DataError(
-        f"{root}: {fault}; expected classes.yaml, <split> and <split>annot (CamVid), JPEGImages "
-        "and SegmentationClass (VOC), dataset/img and dataset/cls (SBD), or "
-        "annotations/panoptic_<split>.json or instances_<split>.json (COCO)"
-    )
+    return None
 
 
 def _merge_sets(sets: Sequence[SegmentationSet]) -> SegmentationSet:

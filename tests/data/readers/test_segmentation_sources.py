@@ -168,14 +168,14 @@ def test_sources_may_name_their_files(tmp_path):
 
 
 def test_faults_of_the_call_are_explained(tmp_path):
-    with pytest.raises(DataError, match=r"has no layout that is known; expected classes\.yaml"):
+    with pytest.raises(DataError, match=r"nor any other that is known; it has no files"):
         read_segmentation(tmp_path, "train")
     with pytest.raises(DataError, match="is not a folder"):
         read_segmentation(tmp_path / "none", "train")
     with pytest.raises(DataError, match="which split"):
         read_segmentation(tmp_path)
-    with pytest.raises(DataError, match=r"layout must be one of .* not 'yolo'"):
-        read_segmentation(tmp_path, "train", "yolo")
+    with pytest.raises(DataError, match=r"layout must be one of .* not 'yolov9'"):
+        read_segmentation(tmp_path, "train", "yolov9")
     with pytest.raises(DataError, match="no sources"):
         read_segmentation([])
     with pytest.raises(DataError, match="each names its own split"):

@@ -8,7 +8,7 @@ Legend: D images, A annotations of the file, n of a slice.
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ from densenet_backbones.data.readers.coco.json_values import (
     read_keypoints,
     translate_json_errors,
 )
-from densenet_backbones.data.samples import Categories, DataError
+from densenet_backbones.data.readers.foreign.content import CocoContent
+from densenet_backbones.data.samples import Categories, DataError, Problem
 from densenet_backbones.untrusted.limits import MAX_JSON_FILE, MAX_PATH, MAX_SIDE
 from densenet_backbones.untrusted.reading import check_file
 
@@ -69,6 +70,7 @@ class CocoFile:
         categories: Classes in order of their ids.
         table: Annotations; `area` and `iscrowd` are always there.
         owners: (A,) int64 position of each annotation's image.
+        remarks: What was left out of the file as a whole.
     """
 
     path: Path
@@ -76,15 +78,29 @@ class CocoFile:
     categories: Categories
     table: AnnotationTable
     owners: np.ndarray
+    remarks: tuple[Problem, ...] = ()
 
 
-def read_coco_file(path: Path, *, masks: bool = True, keypoints: bool = False) -> CocoFile:
+def read_coco_file(
+    path: Path,
+    *,
+    masks: bool = True,
+    keypoints: bool = False,
+    content: CocoContent | None = None,
+    find_image: Callable[[str], str | None] = lambda name: None,
+) -> CocoFile:
     """Read and check an annotation file.
+
+    Annotations without an id are numbered. A category that nothing is of, and that all others name
+    as their `supercategory`, is dropped (Roboflow writes one), and said.
 
     Args:
         path: The file.
         masks: Keep `segmentation`.
         keypoints: Refuse keypoints that cannot be learned together.
+        content: Annotations that were read from another format; `path` is where they come from.
+        find_image: Called with a name that is not below a folder, or is another machine's; returns
+            the image that it means, relative, or None if there is none.
 
     Raises:
         DataError: If the file is not JSON (line and column), not a COCO instances file, an id is
@@ -97,22 +113,58 @@ def read_coco_file(path: Path, *, masks: bool = True, keypoints: bool = False) -
         return _pack_annotations(entries, path, first, kept)
 
     packers: dict[str, Callable[[list[JsonObject], int], Any]] = {
-        "images": lambda entries, first: _pack_images(entries, path, first),
+        "images": lambda entries, first: _pack_images(entries, path, first, find_image),
         "annotations": pack,
         "categories": lambda entries, first: entries,
     }
-    content, has_constants = _read_slices(path, packers)
-    listed = list(itertools.chain(*check_list(content, "categories", path)))
-    categories = read_categories(listed, path)
-    images = _join_images(check_list(content, "images", path))
+    lists, has_constants = _read_slices(path, packers, content)
+    listed = list(itertools.chain(*check_list(lists, "categories", path)))
+    images = _join_images(check_list(lists, "images", path))
     _refuse_repeated(images.ids, lambda n: f"{path}: images[{n}]: image id {images.ids[n]}")
-    table = join_tables(check_list(content, "annotations", path))
+    table = _number_annotations(join_tables(check_list(lists, "annotations", path)))
+    listed, remarks = _drop_supercategory(listed, table, path)
+    categories = read_categories(listed, path)
     owners = _find_owners(table, images, categories, path)
     if has_constants:  # in a field that nothing here reads; those that are read have been checked
         raise DataError(f"{path}: has NaN or Infinity, which JSON has not; write null instead")
     if keypoints and not categories.keypoints:
         categories = _choose_keypoints(categories, listed, table, path)
-    return CocoFile(path, images, categories, table, owners)
+    return CocoFile(path, images, categories, table, owners, remarks)
+
+
+def _number_annotations(table: AnnotationTable) -> AnnotationTable:
+    """Give annotations without an id the next ones above those of the others."""
+    bare = table.numbers["has"] & 1 == 0
+    if bare.any():
+        first = int(table.numbers["id"].max(initial=0, where=~bare)) + 1
+        table.numbers["id"][bare] = np.arange(first, first + int(bare.sum()))
+        table.numbers["has"][bare] |= 1
+    return table
+
+
+def _drop_supercategory(
+    entries: list[JsonObject], table: AnnotationTable, path: Path
+) -> tuple[list[JsonObject], tuple[Problem, ...]]:
+    """Drop the category that stands for all others and has no objects, and report it."""
+    parents = {str(entry.get("supercategory")) for entry in entries}
+    for entry in entries:
+        others = [other for other in entries if other is not entry]
+        name = entry.get("name")
+        if (
+            isinstance(name, str)
+            and name in parents
+            and others
+            and all(other.get("supercategory") == name for other in others)
+            and not (table.numbers["category_id"] == _to_id(entry)).any()
+        ):
+            what = f"{name!r} has no object, and is the supercategory of all others"
+            return others, (Problem(str(path), "categories", what, "left out"),)
+    return entries, ()
+
+
+def _to_id(entry: JsonObject) -> int:
+    value = entry.get("id")
+    return value if type(value) is int and abs(value) < 2**63 else -1
 
 
 def _choose_keypoints(
@@ -145,7 +197,9 @@ def _describe_other_keypoints(path: Path, first: JsonObject, other: JsonObject) 
 
 
 def _read_slices(
-    path: Path, packers: dict[str, Callable[[list[JsonObject], int], Any]]
+    path: Path,
+    packers: dict[str, Callable[[list[JsonObject], int], Any]],
+    annotated: CocoContent | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Return the packed slices of each list that is known, and True if NaN or Infinity was seen."""
     content: dict[str, Any] = {}
@@ -155,9 +209,14 @@ def _read_slices(
         constants.append(name)
         return float("nan")
 
-    check_file(path, MAX_JSON_FILE, DataError)
+    members: Iterator[tuple[str | None, int | None, Any]]
+    if annotated is None:
+        check_file(path, MAX_JSON_FILE, DataError)
+        members = read_members(path, note_constant)
+    else:
+        members = ((name, 0, getattr(annotated, name)) for name in packers)
     with translate_json_errors(path):
-        for name, first, value in read_members(path, note_constant):
+        for name, first, value in members:
             if name is None:
                 _refuse_outermost(value, path)
             elif name in packers:
@@ -185,7 +244,9 @@ def _refuse_outermost(content: object, path: Path) -> None:
     )
 
 
-def _pack_images(entries: list[JsonObject], path: Path, first: int) -> ImageColumns:
+def _pack_images(
+    entries: list[JsonObject], path: Path, first: int, find_image: Callable[[str], str | None]
+) -> ImageColumns:
     ids, names, widths, heights = (
         [entry.get(key) for entry in entries] for key in ("id", "file_name", "width", "height")
     )
@@ -198,7 +259,7 @@ def _pack_images(entries: list[JsonObject], path: Path, first: int) -> ImageColu
                 return ImageColumns(np.array(ids, np.int64), names, sizes)  # type: ignore[arg-type]
         except OverflowError:  # more than 64 bits
             pass
-    images = read_images(entries, path, first)
+    images = read_images(entries, path, first, find_image)
     return ImageColumns(
         np.array([image.image_id for image in images], np.int64),
         [image.file_name for image in images],
@@ -235,7 +296,7 @@ def _pack_annotations(
 def _read_columns(entries: list[JsonObject]) -> tuple[dict[str, np.ndarray], np.ndarray] | None:
     """Return the numbers and boxes of a slice's annotations; None if one is not of plain type."""
     keys = ("id", "image_id", "category_id")
-    ids = {key: [entry.get(key) for entry in entries] for key in keys}
+    ids: Any = {key: [entry.get(key) for entry in entries] for key in keys}
     boxes: Any = [entry.get("bbox") for entry in entries]
     areas: Any = [entry.get("area") for entry in entries]
     crowds: Any = [entry.get("iscrowd", 0) for entry in entries]

@@ -17,9 +17,10 @@ there, an object without area counts as one that was never found.
 import gc
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ from densenet_backbones.data.images import read_image_size
 from densenet_backbones.data.packing.blobs import pack_blobs
 from densenet_backbones.data.packing.records import PackedRecords, RecordColumns
 from densenet_backbones.data.readers.coco.annotation_file import CocoFile, read_coco_file
+from densenet_backbones.data.readers.foreign.content import CocoContent
+from densenet_backbones.data.recognition.tree import Tree
 from densenet_backbones.data.samples import (
     Categories,
     DataError,
@@ -54,8 +57,11 @@ def read_coco(
     masks: bool = True,
     keypoints: bool = False,
     strict: bool = False,
+    content: CocoContent | None = None,
 ) -> DetectionSet:
     """Read one split of a data set in COCO's layout.
+
+    Images that are not where they should be are looked for by their names below `root`.
 
     Args:
         root: The folder of the data set.
@@ -68,6 +74,8 @@ def read_coco(
         keypoints: Read the file of keypoints, where there is one, instead of the instances file,
             and refuse classes that name different keypoints.
         strict: Raise for what is otherwise reported in `DetectionSet.problems`.
+        content: Annotations that were read from another format, instead of a file's; their images
+            are named relative to `root`.
 
     Returns:
         The set, with the file's own image ids and category ids, in the file's order; images
@@ -80,18 +88,83 @@ def read_coco(
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; give the folder of the data set")
-    if annotation_file is None:
+    if content is not None:
+        path, folders = root, [root]
+    elif annotation_file is None:
         path, split = find_annotation_file(root, split, keypoints=keypoints)
+        folders = list_image_folders(root, split, path)
     else:
         path = root / annotation_file
-    folders = [root / image_folder] if image_folder else list_image_folders(root, split, path)
+        folders = list_image_folders(root, split, path)
+    if image_folder:
+        folders = [root / image_folder]
+    finder = ImageFinder(root, path)
+    # In the published layout a name that leads out of its folder is an error.
+    find_image = finder.find if annotation_file is not None else lambda name: None
     with _without_garbage_collection():
-        content = read_coco_file(path, masks=masks, keypoints=keypoints)
-        categories = _order_classes(content, classes) if classes is not None else content.categories
-        folder = find_folder_with(folders, content.images.names, path)
-        records, problems = _make_records(content, categories, folder)
+        file = read_coco_file(
+            path, masks=masks, keypoints=keypoints, content=content, find_image=find_image
+        )
+        categories = _order_classes(file, classes) if classes is not None else file.categories
+        names = file.images.names
+        if image_folder:
+            folder = find_folder_with(folders, names, path)
+        else:
+            folder, names = finder.locate(folders, names)
+        file = replace(file, images=replace(file.images, names=names))
+        files = content.files if content is not None else {}
+        records, problems = _make_records(file, categories, folder, files)
+    problems += content.problems if content is not None else ()
     refuse_if_strict(problems, strict)
+    problems += file.remarks
     return DetectionSet(f"{root.name}/{split}", records, categories, tuple(problems), path)
+
+
+class ImageFinder:
+    """Looks below a data set's root for images that are not where their annotations say.
+
+    Args:
+        root: The folder of the data set, which is listed when an image is looked for.
+        path: The annotation file.
+    """
+
+    def __init__(self, root: Path, path: Path) -> None:
+        self.root, self.path = root, path
+
+    @cached_property
+    def _tree(self) -> Tree:
+        return Tree(self.root)
+
+    def find(self, name: str) -> str | None:
+        """Return the one file that a name means, relative to the root; see `Tree.find`."""
+        near = ""
+        if self.path.parent.is_relative_to(self.root):
+            near = self.path.parent.relative_to(self.root).as_posix()
+        return self._tree.find(name, "" if near == "." else near, str(self.path))
+
+    def locate(self, folders: Sequence[Path], names: list[str]) -> tuple[Path, list[str]]:
+        """Find all images of a file.
+
+        Args:
+            folders: Folders where they may be, the likeliest first.
+            names: Their names relative to one of them.
+
+        Returns:
+            The folder, and the names relative to it.
+
+        Raises:
+            DataError: If some are nowhere, or may be any of several files.
+        """
+        missing, folder = find_fullest_folder(folders, names)
+        if not missing:
+            return folder, names
+        found = {name: self.find(name) for name in names}
+        lost = [name for name in names if found[name] is None]
+        # The place that was promised is named where looking elsewhere found no more.
+        if lost:
+            where = folder if len(lost) == len(missing) else self.root
+            raise DataError(_describe_missing(self.path, lost, len(names), where))
+        return self.root, [str(found[name]) for name in names]
 
 
 @contextmanager
@@ -117,7 +190,7 @@ def find_annotation_file(root: Path, split: str, *, keypoints: bool = False) -> 
     Raises:
         DataError: If there is none; says which splits there are.
     """
-    known = _list_annotation_files(root, keypoints)
+    known = list_annotation_files(root, keypoints)
     full = find_split(split, known)
     if full is not None:
         return known[full], full
@@ -130,10 +203,10 @@ def find_annotation_file(root: Path, split: str, *, keypoints: bool = False) -> 
 
 def has_coco_layout(root: Path) -> bool:
     """Return True if a folder has annotation files where COCO data sets have them."""
-    return root.is_dir() and bool(_list_annotation_files(root))
+    return root.is_dir() and bool(list_annotation_files(root))
 
 
-def _list_annotation_files(root: Path, keypoints: bool = False) -> dict[str, Path]:
+def list_annotation_files(root: Path, keypoints: bool = False) -> dict[str, Path]:
     """Map split names to files; an instances file before one with the split's name alone."""
     folder = root / "annotations"
     files = {
@@ -181,6 +254,14 @@ def find_folder_with(
     fix: str = "give image_folder",
 ) -> Path:
     """Return the first folder that has all the images; lists folders, looks at no image."""
+    missing, folder = find_fullest_folder(folders, names)
+    if missing:
+        raise DataError(_describe_missing(path, missing, len(names), folder, what, fix))
+    return folder
+
+
+def find_fullest_folder(folders: Sequence[Path], names: Collection[str]) -> tuple[list[str], Path]:
+    """Return the first folder that lacks the fewest of the names, and those that it lacks."""
     fewest: tuple[list[str], Path] | None = None
     for folder in folders:
         listings: dict[str, frozenset[str]] = {}
@@ -192,13 +273,23 @@ def find_folder_with(
             if file not in listings[parent]:
                 missing.append(name)
         if not missing:
-            return folder
+            return [], folder
         if fewest is None or len(missing) < len(fewest[0]):
             fewest = (missing, folder)
     assert fewest is not None
-    missing, folder = fewest
-    raise DataError(
-        f"{path}: {len(missing)} of its {len(names)} {what} are not in {folder} "
+    return fewest
+
+
+def _describe_missing(
+    path: Path,
+    missing: Sequence[str],
+    total: int,
+    folder: Path,
+    what: str = "images",
+    fix: str = "give image_folder",
+) -> str:
+    return (
+        f"{path}: {len(missing)} of its {total} {what} are not in {folder} "
         f"({quote(missing)}); add them, {fix}, or take them out of the file"
     )
 
@@ -226,7 +317,7 @@ def _order_classes(content: CocoFile, classes: Sequence[str]) -> Categories:
 
 
 def _make_records(
-    content: CocoFile, categories: Categories, folder: Path
+    content: CocoFile, categories: Categories, folder: Path, files: Mapping[int, Path]
 ) -> tuple[PackedRecords[ImageRecord], list[Problem]]:
     """Make the columns of all records; the boxes of the whole file are clipped at once."""
     images, table = content.images, content.table
@@ -249,8 +340,12 @@ def _make_records(
     for n in np.flatnonzero(~usable | (measure_overhang(boxes, sizes[owner]) > OVERHANG)):
         width, height = sizes[owner[n]].tolist()
         what, action = describe_box_fault(boxes[n], (width, height))
-        item = f"annotation {table.numbers['id'][objects[n]]} ({images.names[owner[n]]})"
-        problems.append(Problem(str(content.path), item, what, action))
+        file, item = content.path, f"annotation {table.numbers['id'][objects[n]]}"
+        # Other formats have no ids: the place in the image's own file says more.
+        if files:
+            file = files[int(images.ids[owner[n]])]
+            item = f"object {place[n] + 1}"
+        problems.append(Problem(str(file), f"{item} ({images.names[owner[n]]})", what, action))
     columns = RecordColumns(
         image_ids=images.ids,
         paths=pack_blobs(os.fsencode(f"{folder}{os.sep}{name}") for name in images.names),

@@ -6,7 +6,7 @@ The format: https://cocodataset.org/#format-data, and `pycocotools/coco.py` for 
 import json
 import math
 import reprlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from densenet_backbones.untrusted.limits import (
     MAX_JSON_FILE,
     MAX_KEYPOINTS,
     MAX_NAME,
+    MAX_PATH,
     MAX_PIXELS,
     MAX_SIDE,
 )
@@ -162,8 +163,16 @@ def read_keypoints(
     return tuple(names), tuple((a - 1, b - 1) for a, b in pairs) if valid else ()
 
 
-def read_images(entries: list[JsonObject], path: Path, first: int = 0) -> tuple[CocoImage, ...]:
-    """Read image entries, counted from `first`; names must stay inside the image folder."""
+def read_images(
+    entries: list[JsonObject],
+    path: Path,
+    first: int = 0,
+    find_image: Callable[[str], str | None] = lambda name: None,
+) -> tuple[CocoImage, ...]:
+    """Read image entries, counted from `first`.
+
+    Names must stay inside the image folder, or be of an image that `find_image` finds.
+    """
     if not entries:
         raise DataError(f"{path}: lists no images")
     images: dict[int, CocoImage] = {}
@@ -175,9 +184,19 @@ def read_images(entries: list[JsonObject], path: Path, first: int = 0) -> tuple[
         if not isinstance(name, str):
             raise DataError(f"{where}: 'file_name' must be a text, not {abbreviate(name)}")
         images[image_id] = CocoImage(
-            image_id, str(check_relative_path(name, where)), _read_size(entry, where)
+            image_id, _check_name(name, where, find_image), _read_size(entry, where)
         )
     return tuple(images.values())
+
+
+def _check_name(name: str, where: str, find_image: Callable[[str], str | None]) -> str:
+    try:
+        return str(check_relative_path(name, where))
+    except DataError:
+        image = find_image(name[:MAX_PATH])
+        if image is None:
+            raise
+        return image
 
 
 def _read_size(entry: JsonObject, where: str) -> tuple[int, int] | None:
@@ -203,8 +222,8 @@ def read_annotation(entry: JsonObject, where: str, kept: Collection[str]) -> Ann
     Raises:
         DataError: Names the field that is wrong.
     """
-    annotation_id = read_integer(entry, "id", where)
-    where = f"{where} (id {annotation_id})"
+    annotation_id = read_integer(entry, "id", where) if entry.get("id") is not None else None
+    where = where if annotation_id is None else f"{where} (id {annotation_id})"
     image_id = read_integer(entry, "image_id", where)
     category_id = read_integer(entry, "category_id", where)
     bbox = _read_bbox(entry, where)
@@ -218,13 +237,14 @@ def read_annotation(entry: JsonObject, where: str, kept: Collection[str]) -> Ann
     if number is None:
         raise DataError(f"{where}: 'area' must be a finite number, not {abbreviate(area)}")
     annotation: Annotation = {
-        "id": annotation_id,
         "image_id": image_id,
         "category_id": category_id,
         "bbox": bbox,
         "area": number,
         "iscrowd": int(crowd == 1),
     }
+    if annotation_id is not None:  # the others are numbered when all are known
+        annotation["id"] = annotation_id
     # What only masks and keypoints need is kept as it is, if it has the right type.
     optional = {key: entry[key] for key in kept if entry.get(key) is not None}
     check_optional(optional, where)

@@ -12,7 +12,7 @@ The format: https://cocodataset.org/#format-data, section "Object Detection".
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +28,13 @@ from densenet_backbones.data.mask_samples import (
     SegmentationSet,
 )
 from densenet_backbones.data.packing.records import MappedRecords
-from densenet_backbones.data.readers.coco.boxes import find_annotation_file, read_coco
+from densenet_backbones.data.readers.coco.boxes import read_coco
 from densenet_backbones.data.readers.coco.outlines import (
     decode_mask,
     encode_outline,
     make_box_outline,
 )
+from densenet_backbones.data.readers.foreign.content import CocoContent
 from densenet_backbones.data.readers.masks.files import reorder_classes
 from densenet_backbones.data.samples import (
     Annotation,
@@ -74,16 +75,20 @@ class MaskLabels:
         label_of: Label of each category id.
         channel_of: Channel of each category id in a multilabel mask.
         channels: Number of channels of a multilabel mask, K; None for labels.
+        files: Files of single images, by their ids, where they have some.
     """
 
     file: Path
     label_of: Mapping[int, int]
     channel_of: Mapping[int, int]
     channels: int | None
+    files: Mapping[int, Path] = field(default_factory=dict)
 
     def __call__(self, record: ImageRecord) -> MaskRecord:
         """Make the record of an image; its outlines stay packed until its mask is read."""
-        mask = InstanceMask((record.height, record.width), record.annotations, self)
+        file = self.files.get(record.image_id, self.file)
+        labels = self if file is self.file else replace(self, file=file, files={})
+        mask = InstanceMask((record.height, record.width), record.annotations, labels)
         path = record.path
         return MaskRecord(record.image_id, path, record.width, record.height, mask, path.stem)
 
@@ -163,6 +168,7 @@ def read_coco_masks(
     image_folder: str | Path | None = None,
     classes: Sequence[str] | None = None,
     strict: bool = False,
+    content: CocoContent | None = None,
 ) -> SegmentationSet:
     """Read one split of a data set with an instances file.
 
@@ -175,6 +181,7 @@ def read_coco_masks(
         classes: Names in label order, among them all of the file's (and "background", unless
             multilabel). Default: background and the file's categories.
         strict: Raise for what is otherwise reported in `SegmentationSet.problems`.
+        content: Annotations that were read from another format, instead of a file's.
 
     Returns:
         The set, with the file's own image ids, in the file's order. Outlines are drawn, and looked
@@ -183,10 +190,12 @@ def read_coco_masks(
     Raises:
         DataError: As `read_coco`; and if no object has an outline.
     """
-    path = Path(root) / annotation_file if annotation_file else None
     # The detection reader checks the file; its records keep every annotation.
-    data = read_coco(root, split, annotation_file=annotation_file, image_folder=image_folder)
-    path = path or find_annotation_file(Path(root), split)[0]
+    data = read_coco(
+        root, split, annotation_file=annotation_file, image_folder=image_folder, content=content
+    )
+    assert data.file is not None, "the reader sets it"
+    path, files = data.file, content.files if content is not None else {}
     categories = data.categories
     if classes is not None:
         categories = _drop_unused(data, classes)
@@ -195,14 +204,17 @@ def read_coco_masks(
     problems: list[Problem] = []
     for record in data.records:
         _refuse_huge(record, path, channels)
+        file = files.get(record.image_id, path)
         problems += [
-            _report_missing_outline(path, a) for a in record.annotations if not _has_outline(a)
+            _report_missing_outline(file, a) for a in record.annotations if not _has_outline(a)
         ]
     _refuse_boxes_only(data.records, problems, path)
+    problems += content.problems if content is not None else ()
     refuse_if_strict(problems, strict)
+    problems += [problem for problem in data.problems if problem.item == "categories"]
     task: MaskTask = "multilabel" if multilabel else "multiclass"
     # Outlines stay as the detection reader packed them; pixels are drawn when a mask is read.
-    records = MappedRecords(data.records, MaskLabels(path, label_of, channel_of, channels))
+    records = MappedRecords(data.records, MaskLabels(path, label_of, channel_of, channels, files))
     masks = SegmentationSet(data.name, records, mask_classes, task, tuple(problems))
     if classes is None:
         return masks

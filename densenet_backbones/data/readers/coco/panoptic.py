@@ -80,7 +80,7 @@ def read_coco_panoptic(
     """
     root = Path(root)
     if annotation_file is None:
-        known = _list_panoptic_files(root)
+        known = list_panoptic_files(root)
         full = find_split(split, known)
         if full is None:
             raise DataError(
@@ -119,11 +119,12 @@ def read_coco_panoptic(
 
 def has_panoptic_layout(root: Path, split: str | None = None) -> bool:
     """Return True if a folder has panoptic files where COCO has them (of the split, if given)."""
-    known = _list_panoptic_files(root)
+    known = list_panoptic_files(root)
     return bool(known) if split is None else find_split(split, known) is not None
 
 
-def _list_panoptic_files(root: Path) -> dict[str, Path]:
+def list_panoptic_files(root: Path) -> dict[str, Path]:
+    """Map split names to panoptic files where COCO has them."""
     folder = root / "annotations"
     names = [n for n in list_files(folder) if n.startswith(_PREFIX) and n.endswith(".json")]
     return {n[len(_PREFIX) : -len(".json")]: folder / n for n in names}

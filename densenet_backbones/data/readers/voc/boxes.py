@@ -12,7 +12,7 @@ click and left out of training. Evaluation counts it, as VOC's own tool does, on
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,20 +83,45 @@ def read_voc(
     read: dict[Path, VocAnnotation] = {}
     # Files that are read to find the classes are not read again.
     names = _list_classes(folder, read) if classes is None else classes
-    categories = Categories.from_names(names)
     images = find_images(folder, ids, split)
-    records = []
     problems = report_unannotated(
         folder / "ImageSets" / "Main", split, folder / "JPEGImages", annotated, "annotation file"
     )
     pairs = list(zip(paths, images, strict=True))
-    for number, (path, image) in enumerate(track_progress(pairs, f"Reading {split}"), start=1):
-        annotation = read.get(path) or read_voc_annotation(path)
+    return read_pairs(f"{folder.name}/{split}", pairs, names, problems, read, strict=strict)
+
+
+def read_pairs(
+    name: str,
+    pairs: Sequence[tuple[Path, Path]],
+    classes: Sequence[str],
+    problems: Sequence[Problem] = (),
+    read: Mapping[Path, VocAnnotation] | None = None,
+    *,
+    strict: bool = False,
+) -> DetectionSet:
+    """Read annotation files and their images.
+
+    Args:
+        name: Name of the set.
+        pairs: Annotation file and image, of each.
+        classes: Names in label order.
+        problems: What was found so far.
+        read: Content of files that were read before.
+        strict: Raise for what is otherwise reported.
+
+    Raises:
+        DataError: As `read_voc`.
+    """
+    categories, records, found = Categories.from_names(classes), [], list(problems)
+    text = f"Reading {name.rpartition('/')[2]}"
+    for number, (path, image) in enumerate(track_progress(pairs, text), start=1):
+        annotation = (read or {}).get(path) or read_voc_annotation(path)
         record, faults = _make_record(number, annotation, image, categories)
         records.append(record)
-        problems.extend(faults)
-    refuse_if_strict(problems, strict)
-    return DetectionSet(f"{folder.name}/{split}", tuple(records), categories, tuple(problems))
+        found.extend(faults)
+    refuse_if_strict(found, strict)
+    return DetectionSet(name, tuple(records), categories, tuple(found))
 
 
 def has_voc_layout(root: Path) -> bool:
@@ -264,6 +289,22 @@ def _list_classes(folder: Path, read: dict[Path, VocAnnotation]) -> tuple[str, .
         return VOC_CLASSES
     annotations = folder / "Annotations"
     paths = [annotations / n for n in sorted(list_files(annotations)) if n.endswith(".xml")]
+    return name_classes(annotations, paths, read)
+
+
+def name_classes(
+    annotations: Path, paths: Sequence[Path], read: dict[Path, VocAnnotation]
+) -> tuple[str, ...]:
+    """List the classes that files have objects of.
+
+    Args:
+        annotations: Their folder, for messages.
+        paths: The files.
+        read: Gets their content.
+
+    Returns:
+        The 20 classes of VOC where every name is one of them, otherwise the sorted names.
+    """
     for path in track_progress(paths, "Looking for classes"):
         read[path] = read_voc_annotation(path)
     names = {item.name for annotation in read.values() for item in annotation.objects}

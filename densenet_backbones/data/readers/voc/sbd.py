@@ -80,7 +80,7 @@ def read_sbd_masks(
     Raises:
         DataError: If the layout or the list is wrong, or images or masks are missing.
     """
-    folder = _find_sbd_folder(Path(root))
+    folder = find_sbd_folder(Path(root))
     if folder is None:
         raise DataError(
             f"{root}: not SBD's layout; expected img/*.jpg, cls/*.mat, train.txt and val.txt in "
@@ -105,10 +105,11 @@ def read_sbd_masks(
 
 def has_sbd_layout(root: Path) -> bool:
     """Return True if a folder holds SBD."""
-    return _find_sbd_folder(root) is not None
+    return find_sbd_folder(root) is not None
 
 
-def _find_sbd_folder(root: Path) -> Path | None:
+def find_sbd_folder(root: Path) -> Path | None:
+    """Return the folder with SBD's `img` and `cls`: a folder, or one below it."""
     for folder in (root, root / "dataset", root / "benchmark_RELEASE" / "dataset"):
         if (folder / "cls").is_dir() and (folder / "img").is_dir():
             return folder

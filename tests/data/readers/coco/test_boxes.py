@@ -382,7 +382,6 @@ def test_file_that_is_no_text(tmp_path):
         (changed("categories", 1, "name", value="toothbrush"), "'toothbrush' is given twice"),
         (changed("categories", 1, "name", value=" "), "'name' must be a text"),
         (changed("annotations", 1, "id", value=1), r"annotations\[1\] \(id 1\): .* given twice"),
-        (changed("annotations", 1, "id", remove=True), r"annotations\[1\]: 'id' must be"),
         (changed("annotations", 1, "image_id", value=8), "image_id 8 is not among the images"),
         (changed("annotations", 1, "category_id", value=1), r"category_id 1 is not among .*2, 90"),
         (changed("annotations", 1, "area", value="big"), "'area' must be a finite number"),
@@ -451,6 +450,14 @@ def test_whole_numbers_written_with_a_point_are_taken(tmp_path):
 def test_file_names_may_not_leave_the_folder(tmp_path, name):
     (tmp_path / "a.png").touch()
     refused(tmp_path, changed("images", 0, "file_name", value=name), r"images\[0\]: file name")
+
+
+def test_annotations_without_an_id_are_numbered_above_the_others(tmp_path):
+    content = changed("annotations", 1, "id", remove=True)
+    others = [a["id"] for a in content["annotations"] if "id" in a]
+    data = read_coco(write(tmp_path, content), "train")
+    ids = sorted(a["id"] for record in data.records for a in record.annotations)
+    assert ids == sorted([*others, max(others) + 1])
 
 
 def test_lone_surrogates_in_names_are_refused(tmp_path):

@@ -1,0 +1,1 @@
+"""Readers of other tools' formats: YOLO, labelme, CVAT, tables; each becomes COCO's structure."""

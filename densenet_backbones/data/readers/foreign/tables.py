@@ -1,0 +1,168 @@
+"""Reads tables of boxes (CSV), an object a row, coordinates in pixels.
+
+Two forms: with a header that names the columns, such as TensorFlow's tutorials export
+(``filename,width,height,class,xmin,ymin,xmax,ymax``, in any order), and without one
+``path,x1,y1,x2,y2,class`` (github.com/fizyr/keras-retinanet, README, "CSV datasets"), where an
+image without objects has a row ``path,,,,,``.
+"""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from densenet_backbones.data.readers.foreign.content import (
+    CocoContent,
+    Finding,
+    ForeignFormat,
+    Item,
+    assign_splits,
+    check_name,
+    check_number,
+    find_image,
+)
+from densenet_backbones.data.recognition.sniffing import choose_some, read_ends
+from densenet_backbones.data.recognition.tree import Tree
+from densenet_backbones.data.samples import DataError
+from densenet_backbones.untrusted.limits import MAX_CLASSES, MAX_SIDE, MAX_TABLE_FILE
+from densenet_backbones.untrusted.reading import check_file
+
+_COLUMNS = {
+    "image": ("filename", "file_name", "image", "image_path", "image_name", "path", "file", "img"),
+    "class": ("class", "label", "class_name", "name", "category"),
+    "x1": ("xmin", "x1", "x_min", "left"),
+    "y1": ("ymin", "y1", "y_min", "top"),
+    "x2": ("xmax", "x2", "x_max", "right"),
+    "y2": ("ymax", "y2", "y_max", "bottom"),
+    "width": ("width", "image_width", "img_width"),
+    "height": ("height", "image_height", "img_height"),
+}
+_NEEDED = ("image", "class", "x1", "y1", "x2", "y2")
+_BARE = {"image": 0, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "class": 5}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Row of a table; `corners` and `label` are None for an image without objects."""
+
+    where: str
+    image: str
+    size: tuple[int, int] | None
+    corners: tuple[float, float, float, float] | None
+    label: str | None
+
+
+def find_tables(tree: Tree) -> Finding | None:
+    """Look for tables whose columns are known."""
+    files = [n for n in choose_some(tree.list_with(".csv")) if _find_columns(tree.root / n)]
+    if not files:
+        return None
+    items = [
+        Item(find_image(tree, row.image, file, row.where), file)
+        for file in files
+        for row in {row.image: row for row in _read_rows(tree.root / file)}.values()
+    ]
+    return Finding(
+        layout="csv",
+        title="a table of boxes (CSV)",
+        evidence=", ".join(files[:3]),
+        serves=frozenset({"boxes"}),
+        parts=assign_splits(items, in_tables=True),
+    )
+
+
+def _find_columns(path: Path) -> tuple[dict[str, int], bool] | None:
+    """Return the place of each column that is known, and True if there is a header."""
+    text = read_ends(path).decode("utf-8-sig", "replace").partition("\n")[0]
+    first = next(csv.reader([text.strip("\r\0")]), [])
+    names = [word.strip().lower() for word in first]
+    places = {
+        key: next(names.index(name) for name in known if name in names)
+        for key, known in _COLUMNS.items()
+        if set(known) & set(names)
+    }
+    if set(_NEEDED) <= places.keys():
+        return places, True
+    numbers = [word.strip() for word in first[1:5]]
+    if len(first) == 6 and (all(map(_is_number, numbers)) or not any([*numbers, first[5]])):
+        return dict(_BARE), False
+    return None
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").replace(".", "", 1).isdecimal()
+
+
+def _read_rows(path: Path) -> Iterator[Row]:
+    check_file(path, MAX_TABLE_FILE, DataError)
+    columns = _find_columns(path)
+    if columns is None:
+        raise DataError(
+            f"{path}: its columns are not known; write filename, class, xmin, ymin, xmax, ymax "
+            "into the first line"
+        )
+    places, has_header = columns
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            for number, cells in enumerate(csv.reader(file), start=1):
+                if cells and not (has_header and number == 1):
+                    yield _read_row(cells, places, number, path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error.reason}); save it so") from (
+            error
+        )
+    except csv.Error as error:
+        raise DataError(f"{path}: is no table ({error}); export it again") from error
+
+
+def _read_row(cells: Sequence[str], places: Mapping[str, int], number: int, path: Path) -> Row:
+    where = f"{path}: line {number}"
+    if len(cells) <= max(places.values()):
+        raise DataError(f"{where}: has {len(cells)} cells, too few; correct it")
+    texts = {key: cells[place].strip() for key, place in places.items()}
+    if not texts["image"]:
+        raise DataError(f"{where}: names no image; correct it")
+    size = None
+    if texts.get("width") and texts.get("height"):
+        sides = [check_number(texts[key], key, where) for key in ("width", "height")]
+        if not all(1 <= side <= MAX_SIDE and side.is_integer() for side in sides):
+            raise DataError(f"{where}: sides must be 1 to {MAX_SIDE} pixels; correct them")
+        size = int(sides[0]), int(sides[1])
+    if not any(texts[key] for key in _NEEDED[1:]):
+        return Row(where, texts["image"], size, None, None)
+    x1, y1, x2, y2 = (check_number(texts[key], key, where) for key in ("x1", "y1", "x2", "y2"))
+    return Row(where, texts["image"], size, (x1, y1, x2, y2), check_name(texts["class"], where))
+
+
+def read_tables(tree: Tree, finding: Finding, split: str) -> CocoContent:
+    """Read the tables of one split.
+
+    Raises:
+        DataError: Names the file and the line that is wrong.
+    """
+    files = dict.fromkeys(item.labels for items in finding.parts.values() for item in items)
+    names = {row.label for name in files for row in _read_rows(tree.root / name) if row.label}
+    if not 1 <= len(names) <= MAX_CLASSES:
+        raise DataError(
+            f"{tree.root}: its tables name {len(names)} classes; there must be 1 to {MAX_CLASSES}"
+        )
+    content = CocoContent()
+    labels = content.name_classes(sorted(names))
+    wanted = {(item.labels, item.image) for item in finding.parts[split]}
+    ids: dict[str, int] = {}
+    for file in files:
+        found: dict[str, str] = {}
+        for row in _read_rows(tree.root / file):
+            if row.image not in found:
+                found[row.image] = find_image(tree, row.image, file, row.where)
+            image = found[row.image]
+            if (file, image) not in wanted:
+                continue
+            if image not in ids:
+                ids[image] = content.add_image(image, row.size, tree.root / file)
+            if row.corners is not None and row.label is not None:
+                content.add_object(ids[image], labels[row.label], row.corners)
+    return content
+
+
+TABLES = ForeignFormat(find_tables, read_tables)

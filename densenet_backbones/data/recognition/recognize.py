@@ -1,0 +1,375 @@
+"""Recognizes what lies at a path, and says how each of its splits is read.
+
+Layouts that are published (COCO, VOC, CamVid, SBD) come first, as their readers always took them;
+then the formats of labelling tools, by the content of their files. Two that both fit are an error
+that shows the option for each.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from densenet_backbones.data.readers.foreign.content import CocoContent, Finding, ForeignFormat
+from densenet_backbones.data.readers.foreign.cvat import CVAT
+from densenet_backbones.data.readers.foreign.labelme import LABELME
+from densenet_backbones.data.readers.foreign.tables import TABLES
+from densenet_backbones.data.readers.foreign.yolo import YOLO
+from densenet_backbones.data.readers.voc.loose import find_voc
+from densenet_backbones.data.recognition.archives import unpack_archive
+from densenet_backbones.data.recognition.coco_files import (
+    CocoFiles,
+    find_coco_files,
+    is_ambiguous,
+    list_mask_folders,
+)
+from densenet_backbones.data.recognition.known_layouts import (
+    KnownLayout,
+    find_only_folder,
+    list_known_layouts,
+)
+from densenet_backbones.data.recognition.sniffing import (
+    choose_some,
+    describe_files,
+    sniff_json,
+    sniff_xml,
+    summarize_kinds,
+)
+from densenet_backbones.data.recognition.splits import WHOLE, match_split, order_splits
+from densenet_backbones.data.recognition.tree import ANNOTATION_SUFFIXES, Tree
+from densenet_backbones.data.samples import DataError
+from densenet_backbones.messages import nearest, quote_word
+
+FOREIGN: Mapping[str, ForeignFormat] = {
+    "yolo": YOLO,
+    "labelme": LABELME,
+    "cvat": CVAT,
+    "csv": TABLES,
+}
+"""Formats of other tools, by their names in options."""
+_TEACHES = {"detection": {"boxes"}, "segmentation": {"masks", "semantic"}}
+_FINDERS: Mapping[str, Callable[[Tree], Finding | None]] = {
+    "voc": find_voc,
+    **{name: form.find for name, form in FOREIGN.items()},
+}
+_KNOWN = (
+    "COCO (JSON of any name), VOC (XML), YOLO (data.yaml, labels/*.txt), labelme (JSON), CVAT "
+    "(XML), tables (CSV), folders of images and masks, panoptic pictures"
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Part of a data set.
+
+    Attributes:
+        name: Name of the split as the data has it; "all" where it has no splits.
+        images: Number of images.
+        source: What the readers take: root, split and, where needed, layout and files.
+    """
+
+    name: str
+    images: int
+    source: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """Data that was recognized.
+
+    Attributes:
+        root: Its folder.
+        layout: Name of its layout in options.
+        serves: What it can teach: "boxes", "masks" (of objects), "keypoints", "semantic".
+        splits: Its parts.
+        lines: At most three sentences for people.
+    """
+
+    root: Path
+    layout: str
+    serves: frozenset[str]
+    splits: tuple[Split, ...]
+    lines: tuple[str, ...]
+
+    def find(self, name: str) -> Split | None:
+        """Return the split that a name means ("val" is "valid", too); None if there is none."""
+        own = {split.name: split for split in self.splits}
+        match = match_split(name, own)
+        return None if match is None else own[match]
+
+    def name_source(self, name: str) -> Mapping[str, str]:
+        """Return what the readers take for a split.
+
+        Raises:
+            DataError: If the data has no splits, or not this one, and its layout's own reader does
+                not know more names.
+        """
+        split = self.find(name)
+        if split is not None:
+            return split.source
+        if any("layout" in own.source for own in self.splits):
+            known = ", ".join(own.name for own in self.splits)
+            raise DataError(
+                f"{self.root}: has no split {name!r} (there are: {known}); choose one of them"
+                f"{nearest(name, [own.name for own in self.splits])}"
+            )
+        # VOC's lists of classes, and years.
+        return {**self.splits[0].source, "split": name}
+
+    @property
+    def whole(self) -> Split | None:
+        """All of the data, where it is in one part, whatever that is called."""
+        return self.splits[0] if len(self.splits) == 1 else None
+
+
+def recognize(
+    path: str | Path,
+    kind: str | None = None,
+    *,
+    layout: str = "auto",
+    annotation_file: str | None = None,
+    image_folder: str | None = None,
+) -> Recognized:
+    """Recognize the data at a path.
+
+    Args:
+        path: Folder, annotation file, YOLO's `data.yaml`, or zip archive, which is unpacked.
+        kind: "detection" or "segmentation": what the data is wanted for; None for either.
+        layout: Name of the layout; "auto" looks.
+        annotation_file: COCO's file, where it is given; {split} in it stands for the split.
+        image_folder: Folder of COCO's images, where it is given.
+
+    Raises:
+        DataError: If nothing is recognized (says what lies there), several layouts fit (shows the
+            option for each), or a file that must be read to know is faulty.
+    """
+    path, notes, only = Path(path), [], None
+    if path.suffix.lower() == ".zip" and path.is_file():
+        path, note = unpack_archive(path)
+        notes.append(note)
+    if path.is_file():
+        path, only = _find_root_of(path)
+    files = {"annotation_file": annotation_file, "image_folder": image_folder}
+    given = {key: value for key, value in files.items() if value is not None}
+    if annotation_file is not None:
+        return _take_given_file(path, given)
+    kinds = [kind] if kind else ["detection", "segmentation"]
+    while only is None:
+        known = [k for each in kinds for k in list_known_layouts(path, each)]
+        fitting = [k for k in known if layout in ("auto", k.layout)]
+        if fitting:
+            return _describe_known(path, fitting[0], known, notes, given)
+        inner = find_only_folder(path)
+        if inner is None:
+            break
+        path = inner
+    tree = Tree(path, only)
+    readings = list(_find_readings(tree, kinds, layout, given))
+    wanted = set().union(*(_TEACHES[each] for each in kinds))
+    fitting_readings = [reading for reading in readings if reading.serves & wanted]
+    if not fitting_readings:
+        raise DataError(_describe_nothing(tree, readings, layout, kind))
+    if len(fitting_readings) > 1:
+        options = [_show_option(reading) for reading in fitting_readings]
+        raise DataError(
+            f"{tree.root}: may be read in {len(options)} ways; add one of these options:", *options
+        )
+    reading = fitting_readings[0]
+    if only is not None and len(reading.splits) == 1:
+        reading = replace(reading, splits=(replace(reading.splits[0], name=WHOLE),))
+    return replace(reading, lines=_make_lines(reading, notes))
+
+
+def _find_root_of(path: Path) -> tuple[Path, str | None]:
+    """Return the folder of an annotation file that has images below it, and the file's name."""
+    if path.suffix.lower() not in ANNOTATION_SUFFIXES:
+        raise DataError(
+            f"{path}: is neither a folder nor one of {', '.join(sorted(ANNOTATION_SUFFIXES))}, "
+            ".zip; give the folder of the data set"
+        )
+    root = path.absolute().parent
+    for folder in (root, *list(root.parents)[:2]):
+        if folder != Path(folder.anchor) and Tree(folder).images:
+            return folder, path.absolute().relative_to(folder).as_posix()
+    return root, path.name
+
+
+def _take_given_file(root: Path, given: Mapping[str, str]) -> Recognized:
+    """Take the annotation file that an option names, without looking."""
+    pattern = given["annotation_file"]
+    known = {WHOLE: pattern}
+    if "{split}" in pattern:
+        before, _, after = pattern.partition("{split}")
+        paths = (
+            root.glob(pattern.replace("{split}", "*")) if not Path(pattern).is_absolute() else []
+        )
+        names = [path.relative_to(root).as_posix() for path in paths]
+        known = {
+            name[len(before) : len(name) - len(after)]: name
+            for name in sorted(names)
+            if len(name) > len(before) + len(after)
+        }
+    splits = [Split(name, 0, {"root": str(root), "split": name, **given}) for name in known]
+    line = f"Data: COCO's annotations in {pattern}, below {root}"
+    return Recognized(root, "coco", frozenset({"boxes", "masks"}), tuple(splits), (line,))
+
+
+def _describe_known(
+    root: Path,
+    layout: KnownLayout,
+    others: Sequence[KnownLayout],
+    notes: Sequence[str],
+    given: Mapping[str, str],
+) -> Recognized:
+    splits = [
+        Split(name, layout.splits[name], {"root": str(root), "split": name, **given})
+        for name in order_splits(layout.splits)
+    ]
+    serves = layout.serves.union(*(other.serves for other in others))
+    reading = Recognized(root, layout.layout, serves, tuple(splits), (layout.title, ""))
+    return replace(reading, lines=_make_lines(reading, notes))
+
+
+def _find_readings(
+    tree: Tree, kinds: Sequence[str], layout: str, given: Mapping[str, str]
+) -> Iterator[Recognized]:
+    """Yield every way in which the files can be read; `lines` are title, evidence and remarks."""
+    for name in ("coco", "coco_panoptic"):
+        wanted = ("auto", name, "coco_instances") if name == "coco" else ("auto", name)
+        found = find_coco_files(tree, name) if layout in wanted else None
+        if found is not None:
+            yield from _read_coco_files(tree, found, kinds, given)
+    for name, find in _FINDERS.items():
+        finding = find(tree) if layout in ("auto", name) else None
+        if finding is not None:
+            source = {"root": str(tree.root), "layout": name}
+            source |= {"annotation_file": tree.only} if tree.only else {}
+            splits = [
+                Split(split, len(finding.parts[split]), {**source, "split": split})
+                for split in order_splits(finding.parts)
+            ]
+            lines = (finding.title, finding.evidence, *finding.remarks)
+            yield Recognized(tree.root, name, finding.serves, tuple(splits), lines)
+
+
+def _read_coco_files(
+    tree: Tree, found: CocoFiles, kinds: Sequence[str], given: Mapping[str, str]
+) -> Iterator[Recognized]:
+    """Yield one reading of all files, or where they name no splits one of each."""
+    layout, serves = found.layout, {"semantic"}
+    if layout == "coco":
+        serves = {"boxes"}
+        serves |= {"masks"} if found.has_masks else set()
+        serves |= {"keypoints"} if found.has_keypoints else set()
+        layout = "coco" if "detection" in kinds else "coco_instances"
+    splits = []
+    for name in order_splits(found.files):
+        file = found.files[name]
+        source: dict[str, str] = {"root": str(tree.root), "layout": layout, **given}
+        source |= {"split": name, "annotation_file": file}
+        folders = list_mask_folders(tree, file) if layout == "coco_panoptic" else []
+        source |= {"mask_folder": folders[0]} if folders else {}
+        splits.append(Split(name, found.counts[name], source))
+    title = "COCO's panoptic pictures" if layout == "coco_panoptic" else "COCO's annotations"
+    groups = [[split] for split in splits] if is_ambiguous(found) else [splits]
+    for group in groups:
+        evidence = ", ".join(split.source["annotation_file"] for split in group[:3])
+        yield Recognized(tree.root, layout, frozenset(serves), tuple(group), (title, evidence))
+
+
+def _show_option(reading: Recognized) -> str:
+    """Return the option that chooses a reading, and what it is."""
+    option = f"--layout {reading.layout}"
+    file = reading.splits[0].source.get("annotation_file")
+    if file is not None and len(reading.splits) == 1:
+        option = f"--annotation-file {quote_word(file)}"
+    title, evidence, *_ = reading.lines
+    images = sum(split.images for split in reading.splits)
+    return f"{option:40} {title} ({evidence}), {images} images"
+
+
+def _make_lines(reading: Recognized, notes: Sequence[str]) -> tuple[str, ...]:
+    title, evidence, *remarks = reading.lines
+    teaches = " and ".join(sorted(reading.serves)).replace("semantic", "masks of classes")
+    first = f"Data: {title} in {reading.root}" + f" ({evidence})" * bool(evidence)
+    parts = [f"{s.name} {s.images:,} images" if s.images else s.name for s in reading.splits]
+    second = f"Found: {', '.join(parts)}; {teaches}."
+    third = "; ".join([*notes, *remarks])
+    return (first, second, *([third] if third else []))
+
+
+def _describe_nothing(
+    tree: Tree, readings: Sequence[Recognized], layout: str, kind: str | None
+) -> str:
+    """Describe what lies in a folder where nothing was recognized, and why its files are not."""
+    if readings:
+        title = " and ".join(dict.fromkeys(reading.lines[0] for reading in readings))
+        teaches = set().union(*(reading.serves for reading in readings))
+        other = (
+            "segmenter (tools/train_seg.py)"
+            if kind == "detection"
+            else ("detector (tools/train_det.py)")
+        )
+        what = "no boxes" if kind == "detection" else "boxes only, no outlines"
+        return f"{tree.root}: {title}: has {what}, so it can only teach a {other}" * bool(teaches)
+    if layout != "auto":
+        return f"{tree.root}: has nothing in the layout {layout!r}; it has {describe_files(tree)}"
+    reasons = []
+    for suffix, sniff in ((".json", sniff_json), (".xml", sniff_xml)):
+        files = choose_some(tree.list_with(suffix))[:50]
+        reasons.append(summarize_kinds((name, sniff(tree.root / name)) for name in files))
+    why = "".join(f" ({reason})" for reason in reasons if reason)
+    return (
+        f"{tree.root}: has neither COCO's nor VOC's layout, nor any other that is known; it has "
+        f"{describe_files(tree)}{why}; known are {_KNOWN}"
+    )
+
+
+def find_part(
+    root: Path, layout: str, split: str, annotation_file: str | None = None
+) -> tuple[Tree, Finding, str]:
+    """Find a format's files again, for reading one split.
+
+    Args:
+        root: The folder.
+        layout: Name of the format.
+        split: Name of the split; "all" stands for all of them together.
+        annotation_file: The only file to take, relative to the root.
+
+    Returns:
+        The files, what was found, and the split's full name, one of its `parts`.
+
+    Raises:
+        DataError: If they are not there, or not the split.
+    """
+    tree = Tree(root, annotation_file)
+    finding = _FINDERS[layout](tree)
+    if finding is None:
+        seen = describe_files(tree)
+        raise DataError(f"{root}: has nothing in the layout {layout!r}; it has {seen}")
+    parts = dict(finding.parts)
+    match = match_split(split, parts)
+    if match is None and split == WHOLE:
+        match = WHOLE
+        parts[WHOLE] = [item for name in order_splits(parts) for item in parts[name]]
+    if match is None:
+        known = ", ".join(order_splits(parts))
+        raise DataError(
+            f"{root}: has no split {split!r} (there are: {known}); choose one of them, or "
+            f'"{WHOLE}"{nearest(split, parts)}'
+        )
+    return tree, replace(finding, parts=parts), match
+
+
+def read_foreign(
+    root: Path, layout: str, split: str, annotation_file: str | None = None
+) -> tuple[str, CocoContent]:
+    """Read one split of another tool's format as COCO's structure.
+
+    Returns:
+        The split's full name, and its content.
+
+    Raises:
+        DataError: As `find_part`, and if a file or a value in it is wrong.
+    """
+    tree, finding, match = find_part(root, layout, split, annotation_file)
+    return match, FOREIGN[layout].read(tree, finding, match)

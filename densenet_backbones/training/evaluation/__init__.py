@@ -1,0 +1,1 @@
+"""Parts of an evaluation: time of the model, detections made elsewhere, two models compared."""
