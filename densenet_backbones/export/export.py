@@ -25,7 +25,7 @@ from densenet_backbones.export.onnx_file import (
 )
 from densenet_backbones.export.plan import LARGEST, SMALLEST, Plan, make_plan
 from densenet_backbones.file_writing import check_output, replace_file
-from densenet_backbones.inference.image_tensors import to_image_tensor
+from densenet_backbones.inference.inputs.image_tensors import to_image_tensor
 from densenet_backbones.inference.loading import load
 from densenet_backbones.messages import CommandParser
 from densenet_backbones.reporting.console import fail, quiet_libraries, say

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from densenet_backbones.export.operators import CROP, RESIZE
+from densenet_backbones.inference.exported.runtimes import OnnxSession
 
 if TYPE_CHECKING:
     import onnx
@@ -213,41 +213,3 @@ def _translate_crop() -> Callable[..., object]:
         return cropped
 
     return crop
-
-
-class OnnxSession:
-    """ONNX file in onnxruntime, on the CPU."""
-
-    def __init__(self, path: str | Path) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors: its warnings are about what it could not fold
-        self.session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-        (self.input,) = self.session.get_inputs()
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """Metadata that `write_onnx` put into the file."""
-        return dict(self.session.get_modelmeta().custom_metadata_map)
-
-    def __call__(self, image: Tensor) -> dict[str, np.ndarray]:
-        """Compute the outputs of an image, by name.
-
-        Args:
-            image: The input, of the shape that the file asks for.
-
-        Raises:
-            ExportError: The file cannot be computed on the image.
-        """
-        names = [output.name for output in self.session.get_outputs()]
-        try:
-            outputs = self.session.run(names, {self.input.name: image.numpy()})
-        except Exception as error:  # onnxruntime's own kinds have no common base
-            raise ExportError(
-                f"onnxruntime cannot compute the file on an image of {image.shape[-2]} x "
-                f"{image.shape[-1]}: {find_cause(error)}"
-            ) from error
-        return dict(zip(names, outputs, strict=True))

@@ -61,17 +61,23 @@ KIND_LEGEND: tuple[tuple[str, RGB], ...] = (
 """Colors of pictures of errors."""
 
 
-def format_errors_table(analysis: ErrorAnalysis, width: int = 100) -> str:
-    """Return the kinds of errors, their numbers and what they cost, as text."""
+def format_errors_table(analysis: ErrorAnalysis, score: float, width: int = 100) -> str:
+    """Return the kinds of errors, their numbers and what they cost, as text.
+
+    Args:
+        analysis: The errors.
+        score: Errors of detections from this score on are counted besides.
+        width: Columns of the terminal or file.
+    """
     table = Table(
         title="Kinds of errors at IoU 0.5, and the AP50 that each costs (TIDE)",
         box=box.SIMPLE_HEAD,
         title_justify="left",
     )
     table.add_column("kind")
-    for name in ("AP lost", "errors", f"from score {analysis.best_score:.2f} on"):
+    for name in ("AP lost", "errors", f"from score {score:.2f} on"):
         table.add_column(name, justify="right", no_wrap=True)
-    shown = _count_shown(analysis)
+    shown = _count_shown(analysis, score)
     for kind in analysis.kinds:
         cells = format_number(kind.lost_ap), str(kind.count), str(shown[kind.name])
         table.add_row(kind.name, *cells, end_section=kind.name == KINDS[-1])
@@ -81,14 +87,12 @@ def format_errors_table(analysis: ErrorAnalysis, width: int = 100) -> str:
     ):
         table.add_row(name, format_number(lost), "", "")
     return render([table], width) + (
-        f"From score {analysis.best_score:.2f} on F1 is highest; there every object without a "
-        "right detection is missed.\n"
+        f"From score {score:.2f} on every object without a right detection is missed.\n"
     )
 
 
-def _count_shown(analysis: ErrorAnalysis) -> dict[str, int]:
-    """Return the errors of each kind that one sees at the best score; objects for "missed"."""
-    score = analysis.best_score
+def _count_shown(analysis: ErrorAnalysis, score: float) -> dict[str, int]:
+    """Return the errors of each kind that one sees from a score on; objects for "missed"."""
     shown = np.zeros(len(KINDS), np.int64)
     for image in analysis.images:
         kinds = image.kinds[(image.scores >= score) & (image.kinds >= 0)]
@@ -97,7 +101,7 @@ def _count_shown(analysis: ErrorAnalysis) -> dict[str, int]:
     return dict(zip(KINDS, shown.tolist(), strict=True))
 
 
-def write_errors(analysis: ErrorAnalysis, part: DetectionSet, folder: Path) -> None:
+def write_errors(analysis: ErrorAnalysis, part: DetectionSet, folder: Path, score: float) -> None:
     """Write a table of the images, a picture of the kinds and one of the worst images.
 
     Args:
@@ -105,9 +109,9 @@ def write_errors(analysis: ErrorAnalysis, part: DetectionSet, folder: Path) -> N
         part: The images that were evaluated.
         folder: Gets ``images.csv``, ``error_kinds.png`` and, if there are errors and images can be
             read, ``worst_images.png``.
+        score: Detections below it are left out.
     """
     records = {record.image_id: record for record in part.records}
-    score = analysis.best_score
     head = ["image_id", "file", "objects", "right", "wrong", "missed", "F1", "score_thresh"]
     rows: list[list[object]] = [[*head]]
     for image in analysis.images:
@@ -119,16 +123,16 @@ def write_errors(analysis: ErrorAnalysis, part: DetectionSet, folder: Path) -> N
     colors = [_COLORS[number] for number in range(len(KINDS))]
     lost = [kind.lost_ap for kind in analysis.kinds]
     plot_bars(KINDS, lost, colors, "AP50 lost by each kind of error", folder / "error_kinds.png")
-    worst = find_worst(analysis)
+    worst = find_worst(analysis, score)
     if worst:
         pairs = [(image, records[image.image_id]) for image in worst]
         sheet = draw_errors(pairs, score, part.categories.names)
         save_picture(folder / "worst_images.png", sheet)
 
 
-def find_worst(analysis: ErrorAnalysis) -> list[ImageErrors]:
+def find_worst(analysis: ErrorAnalysis, score: float) -> list[ImageErrors]:
     """Return the images with most wrong detections and missed objects, the worst first."""
-    errors = [sum(image.count(analysis.best_score)[1:]) for image in analysis.images]
+    errors = [sum(image.count(score)[1:]) for image in analysis.images]
     order = np.argsort(-np.array(errors, int), kind="stable")[:WORST_IMAGES]
     return [analysis.images[i] for i in order.tolist() if errors[i]]
 

@@ -75,7 +75,7 @@ def draw_detections(
             f"{labels.max()}"
         )
     side = math.sqrt(image.shape[0] * image.shape[1])
-    font = _load_font(max(9, round(0.018 * side + 5)))
+    font = load_font(max(9, round(0.018 * side + 5)))
     falling = np.arange(len(boxes))
     if scores is not None:
         falling = np.argsort(-np.asarray(scores, float), kind="stable")
@@ -209,7 +209,8 @@ class _Tag:
 
 
 @functools.lru_cache(maxsize=32)
-def _load_font(size: int) -> ImageFont.FreeTypeFont:
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Return the font of all pictures, at a size in pixels."""
     # DejaVu comes with matplotlib and knows Latin, Greek, Cyrillic, Arabic and more.
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
     return ImageFont.truetype(str(file), size)
@@ -300,7 +301,7 @@ def _draw_tag(
 
 def _draw_title(text: str, width: int, height: int) -> np.ndarray:
     strip = Image.new("RGB", (width, height), PAPER)
-    font = _load_font(_TITLE_FONT)
+    font = load_font(_TITLE_FONT)
     text = _shorten(text, "", font, width)
     ImageDraw.Draw(strip).text((0, height / 2), text, fill=INK, font=font, anchor="lm")
     return np.array(strip)

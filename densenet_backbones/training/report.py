@@ -118,7 +118,7 @@ def report_results(task: AnyTask, data: AnyData, trainer: pl.Trainer, folder: Ru
         return
     say("", f"Best weights ({source}) on {data.val_set.name}:")
     task.write_evaluation(data, folder.evaluation)
-    save_model(folder.slim, task.spec, task.model)
+    save_model(folder.slim, task.describe_evaluated(), task.model)
     if (folder.path / "metrics.csv").is_file():
         plot_training_curves(folder.path / "metrics.csv", folder.pictures / "training_curves.png")
     for what, where in (
