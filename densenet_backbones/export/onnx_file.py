@@ -59,12 +59,20 @@ class Stage:
     weights: nn.Module | None = None
 
 
-def check_installed() -> None:
-    """Raise an `ExportError` unless all that an export needs is installed."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+def check_installed(formats: Sequence[str] = ("onnx",)) -> None:
+    """Raise an `ExportError` unless all that an export to some formats needs is installed.
+
+    Args:
+        formats: Of "onnx", "openvino" (which is made of ONNX) and "pt2", which needs torch alone.
+    """
+    extra_of = dict.fromkeys(NEEDED if {"onnx", "openvino"} & set(formats) else (), "export")
+    if "openvino" in formats:
+        extra_of["openvino"] = "openvino"
+    missing = [name for name in extra_of if importlib.util.find_spec(name) is None]
     if missing:
+        extras = ",".join(dict.fromkeys(extra_of[name] for name in missing))
         raise ExportError(
-            f"the export needs {', '.join(missing)}: pip install 'densenet-backbones[export]'"
+            f"the export needs {', '.join(missing)}: pip install 'densenet-backbones[{extras}]'"
         )
 
 

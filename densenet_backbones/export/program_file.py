@@ -12,6 +12,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -65,7 +66,8 @@ def _name_outputs(stage: Stage) -> Stage:
     """Return a stage that returns its outputs in a dictionary."""
 
     def compute(*inputs: Tensor) -> dict[str, Tensor]:
-        return dict(zip(stage.outputs, stage.compute(*inputs), strict=True))
+        outputs = cast(tuple[Tensor, ...], stage.compute(*inputs))
+        return dict(zip(stage.outputs, outputs, strict=True))
 
     return dataclasses.replace(stage, compute=compute)
 

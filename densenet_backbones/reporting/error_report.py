@@ -53,8 +53,9 @@ _COLORS: dict[int, RGB] = {
         )
     ),
 }
-
+_ANNOTATED: RGB = (232, 232, 232)
 KIND_LEGEND: tuple[tuple[str, RGB], ...] = (
+    ("annotated", _ANNOTATED),
     ("right", _COLORS[RIGHT]),
     *((name, _COLORS[number]) for number, name in enumerate(KINDS)),
 )
@@ -167,7 +168,9 @@ def draw_truth(image: np.ndarray, errors: ImageErrors, names: Sequence[str]) -> 
     """Draw the objects of an image that count, at a size for a sheet."""
     canvas, factor = _fit_cell(image)
     boxes = errors.true_boxes[errors.counted] * factor
-    return draw_detections(canvas, boxes, errors.true_labels[errors.counted], names)
+    labels = errors.true_labels[errors.counted]
+    # One color for all: classes have the colors of kinds.
+    return draw_detections(canvas, boxes, labels, names, colors=[_ANNOTATED] * len(labels))
 
 
 def _fit_cell(image: np.ndarray) -> tuple[np.ndarray, float]:

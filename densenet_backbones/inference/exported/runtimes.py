@@ -14,7 +14,6 @@ import numpy as np
 from torch import Tensor
 
 from densenet_backbones.checkpoints import CheckpointError
-from densenet_backbones.file_writing import replace_file
 
 SUFFIXES = (".onnx", ".xml")
 """Endings of the files that `open_runtime` opens."""
@@ -106,7 +105,7 @@ class OpenvinoModel:
         self.facts: Mapping[str, str] = {}
         if model.has_rt_info([_SECTION]):
             entries = model.get_rt_info([_SECTION])
-            self.facts = {key: str(entry.value) for key, entry in dict(entries.value).items()}
+            self.facts = {key: str(value) for key, value in dict(entries.value).items()}
         shape = self.compiled.input(0).partial_shape
         self.fixed_size = _read_fixed_size([d.get_length() if d.is_static else None for d in shape])
 
@@ -137,7 +136,7 @@ def convert_to_ir(onnx_file: Path, path: Path) -> None:
 
     Args:
         onnx_file: The file, as our export writes it.
-        path: The ``.xml``; its ``.bin`` is written beside it, first.
+        path: The ``.xml``, in a folder of drafts; its ``.bin`` is written beside it.
 
     Raises:
         CheckpointError: OpenVINO is not installed, or cannot read the file.
@@ -150,8 +149,7 @@ def convert_to_ir(onnx_file: Path, path: Path) -> None:
         raise _describe_failure(onnx_file, error) from error
     for key, value in facts.items():
         model.set_rt_info(value, [_SECTION, key])
-    with replace_file(path.with_suffix(".bin")) as weights, replace_file(path) as text:
-        openvino.serialize(model, str(text), str(weights))
+    openvino.serialize(model, str(path), str(path.with_suffix(".bin")))
 
 
 def _import(package: str, path: str | Path, extra: str) -> ModuleType:
