@@ -140,7 +140,7 @@ def test_a_trained_detector(detector, tiny_scenes, tmp_path, capsys):
 
 ALONE = """
 import sys, torch, torchvision
-outputs = torch.export.load(sys.argv[1]).module()(torch.rand(1, 3, 70, 90))
+outputs = torch.export.load("{file}").module()(torch.rand(1, 3, 70, 90))
 print("densenet_backbones" in sys.modules, *sorted(outputs))
 """
 
@@ -162,7 +162,7 @@ def test_other_formats_of_a_trained_model(kind, request, tiny_scenes, tmp_path, 
     own, again = (load(file).predict(picture) for file in (model, tmp_path / "model.xml"))
     if kind == "detector":
         np.testing.assert_allclose(again.boxes, own.boxes, atol=1e-2)
-        said = run_fresh(ALONE, str(tmp_path / "model.pt2"))
+        said = run_fresh(ALONE.format(file=tmp_path / "model.pt2"))
         assert said.split() == ["False", *sorted(OUTPUTS)]
     else:
         assert (again.labels == own.labels).mean() > 0.99
