@@ -22,10 +22,10 @@ from densenet_backbones.metrics.error_kinds import (
     ImageErrors,
 )
 from densenet_backbones.reporting.colors import RGB
+from densenet_backbones.reporting.legends import append_legend
 from densenet_backbones.reporting.pictures import (
     LARGEST_CELL,
     SMALLEST_CELL,
-    append_legend,
     draw_detections,
     make_sheet,
     save_picture,

@@ -26,8 +26,9 @@ from densenet_backbones.reporting.console import say
 from densenet_backbones.reporting.detection_report import group_by_image
 from densenet_backbones.reporting.error_report import KIND_LEGEND, draw_kinds, draw_truth
 from densenet_backbones.reporting.instance_pictures import DRAWN_SCORE
+from densenet_backbones.reporting.legends import append_legend
 from densenet_backbones.reporting.mask_pictures import draw_mask
-from densenet_backbones.reporting.pictures import append_legend, make_sheet, save_picture
+from densenet_backbones.reporting.pictures import make_sheet, save_picture
 from densenet_backbones.reporting.tables import format_number, render
 from densenet_backbones.training.segmentation_task import SegmentationTask
 from densenet_backbones.training.task import AnyTask
