@@ -148,24 +148,31 @@ print("densenet_backbones" in sys.modules, *sorted(outputs))
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["detector", "segmenter"])
 def test_other_formats_of_a_trained_model(kind, request, tiny_scenes, tmp_path, capsys):
-    """Each is compared with the model on the way; both tell the same facts, and can be used."""
+    """Each is compared with the model on the way; both tell the same facts, and can be used.
+
+    OpenVINO pools no map of a single cell, which this detector has of images of 64 pixels.
+    """
     model = request.getfixturevalue(kind)
     picture = next((tiny_scenes / "VOC").rglob("*.jpg"))
-    more = [] if kind == "segmenter" else ["--check-image", str(picture)]  # any size, else
-    export.main([str(model), "--format", "pt2", "openvino", *more])
-    assert capsys.readouterr().out.count("agree; largest difference") == (2 if more else 4)
-    program, ir = ProgramFile(tmp_path / "model.pt2"), OpenvinoModel(tmp_path / "model.xml")
-    assert program.facts == ir.facts and program.facts["kind"] == kind
+    export.main([str(model), "--format", "pt2", "--check-image", str(picture)])
+    assert "agree; largest difference" in capsys.readouterr().out
+    program = ProgramFile(tmp_path / "model.pt2")
+    assert program.facts["kind"] == kind
+    if kind == "detector":
+        said = run_fresh(ALONE.format(file=tmp_path / "model.pt2"))
+        assert said.split() == ["False", *sorted(OUTPUTS)]
+        with pytest.raises(SystemExit):
+            export.main([str(model), "--format", "openvino"])
+        assert "OpenVINO cannot convert this model" in capsys.readouterr().err
+        return
+    export.main([str(model), "--format", "openvino"])
+    assert capsys.readouterr().out.count("agree; largest difference") == 2
+    assert program.facts == OpenvinoModel(tmp_path / "model.xml").facts
     assert {file.name for file in tmp_path.iterdir()} == {
         *("model.safetensors", "model.pt2", "model.xml", "model.bin")
     }
     own, again = (load(file).predict(picture) for file in (model, tmp_path / "model.xml"))
-    if kind == "detector":
-        np.testing.assert_allclose(again.boxes, own.boxes, atol=1e-2)
-        said = run_fresh(ALONE.format(file=tmp_path / "model.pt2"))
-        assert said.split() == ["False", *sorted(OUTPUTS)]
-    else:
-        assert (again.labels == own.labels).mean() > 0.99
+    assert (again.labels == own.labels).mean() > 0.99
 
 
 def test_programs_return_outputs_by_name(tmp_path):

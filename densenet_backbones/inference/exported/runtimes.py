@@ -146,7 +146,10 @@ def convert_to_ir(onnx_file: Path, path: Path) -> None:
     try:
         model = openvino.convert_model(str(onnx_file))
     except Exception as error:
-        raise _describe_failure(onnx_file, error) from error
+        reason = " ".join(str(error).split())[-200:]  # its first lines name no cause
+        raise CheckpointError(
+            f"OpenVINO cannot convert this model (… {reason}); export it as ONNX instead"
+        ) from error
     for key, value in facts.items():
         model.set_rt_info(value, [_SECTION, key])
     openvino.serialize(model, str(path), str(path.with_suffix(".bin")))
