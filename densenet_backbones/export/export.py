@@ -26,7 +26,7 @@ from densenet_backbones.export.onnx_file import (
 from densenet_backbones.export.plan import LARGEST, SMALLEST, Plan, make_plan
 from densenet_backbones.file_writing import check_output, replace_file
 from densenet_backbones.inference.inputs.image_tensors import to_image_tensor
-from densenet_backbones.inference.loading import load
+from densenet_backbones.inference.loading import find_model_file, load
 from densenet_backbones.messages import CommandParser
 from densenet_backbones.reporting.console import fail, quiet_libraries, say
 
@@ -98,7 +98,7 @@ def export(options: argparse.Namespace) -> None:
     """Write the file that the command line asks for, if it computes what the model computes."""
     check_installed()
     _check_options(options)
-    out = options.out or options.checkpoint.with_suffix(".onnx")
+    out = options.out or find_model_file(options.checkpoint).with_suffix(".onnx")
     check_output(out.parent, "--out")
     model = load(options.checkpoint)
     plan = make_plan(model, options.output)

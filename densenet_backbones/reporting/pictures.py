@@ -167,7 +167,7 @@ def append_legend(sheet: np.ndarray, entries: Sequence[tuple[str, RGB]]) -> np.n
     lines: list[np.ndarray] = []
     x = sheet.shape[1]
     for name, color in entries:
-        patch = _draw_title(name, int(_load_font(_TITLE_FONT).getlength(name)) + 4, height)
+        patch = _draw_title(name, int(load_font(_TITLE_FONT).getlength(name)) + 4, height)
         if x + height + patch.shape[1] > sheet.shape[1]:
             lines.append(np.full((height, sheet.shape[1], 3), PAPER, np.uint8))
             x = _GAP
