@@ -84,14 +84,19 @@ def check_targets(
     if targets is None:
         raise ValueError("targets must be given in training mode; call model.eval() to predict")
     if len(targets) != num_images:
-        raise ValueError(f"targets must be one an image: {num_images} images, {len(targets)} given")
+        raise ValueError(
+            f"targets must be one an image: {num_images} images, {len(targets)} given; give one "
+            "without boxes for an image without objects"
+        )
     # Shapes and types cost no waiting for a device; values are looked at once for all images.
     for index, target in enumerate(targets):
         if not isinstance(target, Mapping):
             raise ValueError(f"target {index} must be a dict, got {_describe(target)}")
         missing = {"boxes", "labels"} - target.keys()
         if missing:
-            raise ValueError(f"target {index} has no {sorted(missing)}")
+            raise ValueError(
+                f"target {index} has no {sorted(missing)}; give boxes (B, 4) and labels (B,)"
+            )
         boxes, labels = target["boxes"], target["labels"]
         if not _is_floats(boxes, dims=2) or boxes.shape[-1] != 4:
             raise ValueError(

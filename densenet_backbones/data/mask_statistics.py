@@ -29,7 +29,7 @@ CHECKED_UP_TO = 2000
 """Most masks of which all are read before training by default (ten seconds or so)."""
 LOOKED_AT = 200
 """Number of masks of a larger set that are counted in the place of all."""
-_VERSION = 2  # of what is counted
+_VERSION = 3  # of what is counted
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class PixelCounts:
         images: Number of images that have the class.
         ignored: Number of ignored pixels of all images (of a multilabel mask: of all channels).
         labeled: Number of labeled pixels, likewise.
+        with_ignored: Number of images with ignored pixels.
+        beside_ignored: Number of those that have each class.
     """
 
     pixels: tuple[int, ...]
@@ -49,6 +51,8 @@ class PixelCounts:
     images: tuple[int, ...]
     ignored: int
     labeled: int = 0
+    with_ignored: int = 0
+    beside_ignored: tuple[int, ...] = ()
 
     @property
     def ignored_share(self) -> float:
@@ -118,8 +122,8 @@ def _refuse(data: SegmentationSet, faults: Mapping[int, DataError]) -> None:
 def _add_up(data: SegmentationSet, rows: np.ndarray) -> PixelCounts:
     """Add up the counts of the images."""
     pixels, labeled = rows[:, 0], rows[:, 1]
+    has_class, has_ignored = pixels > 0, rows[:, 2].any(1)
     # Labels share their pixels, channels have pixels of their own.
-    has_class = pixels > 0
     channels = slice(None) if data.task == "multilabel" else slice(1)
     return PixelCounts(
         pixels=tuple(pixels.sum(0).tolist()),
@@ -127,6 +131,8 @@ def _add_up(data: SegmentationSet, rows: np.ndarray) -> PixelCounts:
         images=tuple(has_class.sum(0).tolist()),
         ignored=int(rows[:, 2, channels].sum()),
         labeled=int(labeled[:, channels].sum()),
+        with_ignored=int(has_ignored.sum()),
+        beside_ignored=tuple(has_class[has_ignored].sum(0).tolist()),
     )
 
 
@@ -255,9 +261,10 @@ def _read_stored(file: Path, count: int) -> PixelCounts | None:
     """Read a stored result; None where there is none that is whole."""
     try:
         content: Any = parse_json(read_text(file, MAX_YAML_FILE, ValueError))
-        lists = {name: tuple(map(int, content[name])) for name in ("pixels", "in_images", "images")}
-        ignored, labeled = (int(content[name]) for name in ("ignored", "labeled"))
-        counts = PixelCounts(**lists, ignored=ignored, labeled=labeled)
+        names = ("pixels", "in_images", "images", "beside_ignored")
+        lists = {name: tuple(map(int, content[name])) for name in names}
+        ignored, labeled, beside = (int(content[n]) for n in ("ignored", "labeled", "with_ignored"))
+        counts = PixelCounts(**lists, ignored=ignored, labeled=labeled, with_ignored=beside)
     except (ValueError, TypeError, KeyError):
         return None
     return counts if {len(values) for values in lists.values()} == {count} else None

@@ -176,7 +176,7 @@ class SegmentationMetric(Metric):
                 )
         self.images += len(targets)
         for n in range(len(targets)):
-            matrix = self._count(predictions[n], targets[n], valid[n])
+            matrix = count_pixels(predictions[n], targets[n], self.task, len(self.names))
             self.matrix += matrix
             if indices is not None:
                 iou = _measure_iou(matrix.cpu().numpy())[0]
@@ -214,13 +214,6 @@ class SegmentationMetric(Metric):
         )
         return numbers
 
-    def _count(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        """Return the confusion matrix of one image, shaped as that of the whole set."""
-        if self.task != "multilabel":
-            return _count_pairs(prediction[valid], target[valid], len(self.names))
-        layers = zip(prediction, target, valid, strict=True)
-        return torch.stack([_count_pairs(p[counted], t[counted], 2) for p, t, counted in layers])
-
     def _add_boundaries(self, prediction: np.ndarray, target: np.ndarray) -> None:
         assert self.tolerance is not None
         if self.task == "multilabel":
@@ -236,6 +229,26 @@ class SegmentationMetric(Metric):
         if defined.any():
             self.image_sum += round(float(scores[defined].mean()) * _ONE)
             self.image_count += 1
+
+
+def count_pixels(predictions: Tensor, targets: Tensor, task: MaskTask, classes: int) -> Tensor:
+    """Count the pixels of an image by true and predicted label.
+
+    Args:
+        predictions: (H, W) labels; (K, H, W) of 0 and 1 for "multilabel".
+        targets: The same of the annotations, with 255 where a pixel does not count.
+        task: How classes share pixels.
+        classes: K.
+
+    Returns:
+        int64 counts, rows the true and columns the predicted class: (K, K), or (K, 2, 2) for
+        "multilabel", one matrix a label.
+    """
+    valid = targets != IGNORED
+    if task != "multilabel":
+        return _count_pairs(predictions[valid], targets[valid], classes)
+    labels = zip(predictions, targets, valid, strict=True)
+    return torch.stack([_count_pairs(p[counted], t[counted], 2) for p, t, counted in labels])
 
 
 def _measure_iou(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from densenet_backbones.messages import CommandParser, nearest
 from densenet_backbones.untrusted.limits import MAX_YAML_FILE
@@ -13,6 +14,8 @@ from densenet_backbones.untrusted.plain_yaml import parse_yaml, read_yaml
 from densenet_backbones.untrusted.reading import read_text
 
 DEFAULT_CONFIG = "quickstart"
+RECIPE = "recipe"
+"""In the place of a config that the data will decide on; see `training.recipes`."""
 _NO_TEXT = re.compile("[\ud800-\udfff]")
 
 SHORT_FLAGS = {
@@ -26,6 +29,37 @@ SHORT_FLAGS = {
     "memory": "--model.memory",
 }
 """Short flag -> the engine's own."""
+
+
+RUN_OPTIONS: dict[str, tuple[Any, object, str]] = {
+    "run_dir": (str | None, None, "Folder of this run; by default runs/ and the config's name."),
+    "ckpt_path": (
+        str | None,
+        None,
+        "Checkpoint to go on from: a file, or 'last' of the run folder.",
+    ),
+    "init_from": (
+        str | None,
+        None,
+        "Weights to start from: what fits is taken, the rest is listed.",
+    ),
+    "ema_decay": (
+        float | None,
+        None,
+        "Evaluate and keep an average of the weights with this decay.",
+    ),
+    "patience": (
+        int | None,
+        None,
+        "End the run after this many evaluations that brought no better number.",
+    ),
+    "profile": (
+        bool,
+        False,
+        "Write each part's share of the training's time to profile.txt and profile.json.",
+    ),
+}
+"""Options that belong to the run rather than to model, data or trainer: type, default, help."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +118,7 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
     known, rest = make_parser(form).parse_known_args(arguments)
     # The config first, then what was typed: later arguments of the engine win.
     files = known.config or [choose_config(known)]
-    full = [f"--config={find_config(name, form)}" for name in files]
+    full = [f"--config={RECIPE if name == RECIPE else find_config(name, form)}" for name in files]
     full += rest
     for name, target in SHORT_FLAGS.items():
         if getattr(known, name) is not None:
@@ -123,7 +157,9 @@ def make_parser(form: ShortForm) -> CommandParser:
     parser.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, of several")
     parser.add_argument("--image-folder", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument("--epochs", metavar="N", help="length of the training")
-    parser.add_argument("--batch-size", metavar="N", help="images a step and process")
+    parser.add_argument(
+        "--batch-size", metavar="N", help="images a step and process, or auto: what fits"
+    )
     parser.add_argument(
         "--overfit", metavar="N", help="train and evaluate on N images, to test a set-up"
     )
@@ -166,9 +202,12 @@ def list_configs(form: ShortForm = DETECTION_FORM) -> dict[str, Path]:
 
 
 def choose_config(known: argparse.Namespace) -> str:
-    """Return the config of the run to go on with, or the quick start's, where none is named."""
+    """Return the config of the run to go on with, where none is named.
+
+    Else it is the data's to decide, or the quick start's without data.
+    """
     if not (known.resume and known.run_dir):
-        return DEFAULT_CONFIG
+        return RECIPE if known.data else DEFAULT_CONFIG
     # A run goes on with what it last ran with, which may differ from what it began with.
     later = Path(known.run_dir).glob("config_from_step_*.yaml")
     resumed = sorted(later, key=lambda file: int(file.stem.rpartition("_")[2]))

@@ -7,16 +7,24 @@ from typing import Any, get_args
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.loaders.guarded import describe_dead_worker, refuse_unusable
 from densenet_backbones.data.loading import AnyData
+from densenet_backbones.data.mask_samples import MaskSample
 from densenet_backbones.data.readers.detection_sources import Layout
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
-from densenet_backbones.file_writing import GrowingList, check_output, remove_drafts, save_json
+from densenet_backbones.file_writing import (
+    GrowingList,
+    check_output,
+    find_unused_folder,
+    remove_drafts,
+    save_json,
+)
 from densenet_backbones.inference.detection_views import add_view_options, parse_views
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.detector_facts import read_target_types
@@ -25,6 +33,7 @@ from densenet_backbones.inference.segmenter import SegmentationModel
 from densenet_backbones.messages import CommandParser, one_sentence
 from densenet_backbones.metrics.boundary import TOLERANCE
 from densenet_backbones.metrics.coco import format_coco_results
+from densenet_backbones.metrics.segmentation import count_pixels
 from densenet_backbones.reporting.console import fail, is_first_process, quiet_libraries, say
 from densenet_backbones.training import report
 from densenet_backbones.training.callbacks import gather_unusable
@@ -165,6 +174,9 @@ def evaluate(options: argparse.Namespace) -> None:
     beside = Path(source) if Path(source).is_dir() else Path(source).parent
     out = options.out or beside / f"evaluation-{options.split}"
     check_output(out, "--out")
+    earlier, out = out, find_unused_folder(out)
+    if out != earlier:
+        say(f"{earlier} has the files of an earlier evaluation; those of this one go to {out}.")
     first = _evaluate_source(source, options, out)
     if options.against is not None:
         second = _evaluate_source(options.against, options, out / "against")
@@ -228,24 +240,45 @@ def _evaluate_model(checkpoint: str, options: argparse.Namespace, out: Path) -> 
 
 
 class ResultsAsTheyCome(pl.Callback):
-    """Keeps the detections of the images that are done, should an evaluation not reach its end.
+    """Keeps the results of the images that are done, should an evaluation not reach its end.
 
-    The report writes the same file at the end. Several processes gather theirs there only.
+    A detector's report writes the same file at the end. Several processes gather their results
+    there only.
 
     Args:
-        folder: Gets ``results.json``.
+        folder: Gets ``results.json`` of a detector, and ``pixel_counts.json`` of a segmenter: the
+            pixels of each image by true and predicted class, which add up to the confusion matrix.
     """
 
     def __init__(self, folder: Path) -> None:
         self._results = GrowingList(folder / "results.json")
+        self._counts = GrowingList(folder / "pixel_counts.json")
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, *batch: object
+        self,
+        trainer: pl.Trainer,
+        task: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        *place: object,
     ) -> None:
-        """Add the detections of a batch."""
-        if isinstance(task, DetectionTask) and trainer.world_size == 1:
+        """Add the results of a batch."""
+        if trainer.world_size > 1:
+            return
+        if isinstance(task, DetectionTask):
             categories = task.datamodule.val_set.categories
             self._results.extend(format_coco_results(outputs["results"], categories))
+        elif isinstance(task, SegmentationTask):
+            images = zip(outputs["predictions"], batch, strict=True)
+            self._counts.extend([_count_image(task, *image) for image in images])
+
+
+def _count_image(task: SegmentationTask, labels: Tensor, sample: MaskSample) -> dict[str, object]:
+    """Return an image's counts that are not 0: [true, predicted, pixels], a label before these."""
+    record = task.datamodule.val_set.records[sample.index]
+    counts = count_pixels(labels, sample.mask, task.spec.task, task.spec.classes.num_classes)
+    rows = [[*place, int(counts[tuple(place)])] for place in counts.nonzero().tolist()]
+    return {"image_id": sample.image_id, "file_name": record.path.name, "confusion": rows}
 
 
 Evaluation = tuple[AnyTask, AnyData, Callable[[Path], None]]

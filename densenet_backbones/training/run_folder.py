@@ -186,16 +186,25 @@ def write_environment(folder: RunFolder) -> None:
             "command": [sys.executable, *sys.argv],
             "folder": os.getcwd(),
             "git": _git_revision(),
-            "python": platform.python_version(),
             "platform": platform.platform(),
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-            "cuda": torch.version.cuda,
+            **describe_machine(),
             "packages": {name: _version(name) for name in packages},
         }
     )
     save_json(path, starts, indent=2)
+
+
+def describe_machine() -> dict[str, object]:
+    """Return the hardware and the versions that a training's speed depends on, in short."""
+    return {
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "densenet_backbones": _version("densenet-backbones"),
+    }
 
 
 def _read_starts(path: Path) -> list[object]:

@@ -122,7 +122,10 @@ def build_roi_pool(
     """
     strides = [level.stride for level in levels]
     if any(later != 2 * earlier for earlier, later in pairwise(strides)):
-        raise ValueError(f"RoI pooling needs levels whose strides double, got {strides}")
+        raise ValueError(
+            f"RoI pooling needs levels whose strides double, got {strides}: choose another "
+            "output_stride, or levels of the backbone without a repeated stride"
+        )
     pool = MultiScaleRoIAlign([level.name for level in levels], output_size, sampling_ratio)
     pool.scales = [1 / stride for stride in strides]
     # torchvision would find them from the first batch, wrongly where padding is a large part of it.

@@ -64,7 +64,10 @@ class DetectionBackbone(FreezableModule):
         published = feature_levels(body)
         missing = [level for level in adapter.levels_in if level not in published]
         if missing:
-            raise ValueError(f"the adapter reads {missing}, the body gives {list(published)}")
+            raise ValueError(
+                f"the adapter reads {missing}, the body gives {list(published)}: build the adapter "
+                "from levels of this body"
+            )
         self.body = body
         self.adapter = adapter
         self.levels = adapter.levels

@@ -96,7 +96,10 @@ class PriorSpec:
             shape: the order in which a head's (N, A * C, H, W) output is flattened.
         """
         if len(grid_sizes) != len(self.min_sizes):
-            raise ValueError(f"{len(self.min_sizes)} levels of priors, {len(grid_sizes)} maps")
+            raise ValueError(
+                f"{len(self.min_sizes)} levels of priors, {len(grid_sizes)} maps: give a grid size "
+                "for each level"
+            )
         return torch.cat([self._build_level_boxes(i, *grid) for i, grid in enumerate(grid_sizes)])
 
     def _build_level_boxes(self, level: int, rows: int, columns: int) -> Tensor:
@@ -136,7 +139,9 @@ def compute_ratio_sizes(shorter_side: int, num_levels: int, sizes: str) -> tuple
     """
     check_choice("prior_sizes", sizes, SIZE_RATIOS)
     if num_levels < 3:
-        raise ValueError(f"SSD's ratio rule needs 3 or more levels, got {num_levels}")
+        raise ValueError(
+            f"SSD's ratio rule needs 3 or more levels, got {num_levels}: give sizes in pixels"
+        )
     # Whole percents as in SSD's Caffe scripts, whose last size therefore ends above 100 percent.
     first, low, high = SIZE_RATIOS[sizes]
     step = (high - low) // (num_levels - 2)

@@ -100,6 +100,8 @@ def test_options_that_are_named_exist(options):
             ("command", "inference", "training")
         ):  # a model's file is the training's as well
             legal = legal | options["training"]
+        if place == "training/report":  # names the next commands
+            legal = legal | options["training/evaluate"] | options["export"]
         for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", text):
             if option not in legal | NOT_OURS:
                 wrong.append(f"{file}: {option} in {text[:80]!r}")

@@ -1,6 +1,7 @@
 """`evaluate` and `predict` with a segmenter: numbers, masks, overlays, JSON, refusals."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from densenet_backbones.data.images import read_image
 from densenet_backbones.inference import predict
 from densenet_backbones.inference.loading import load
 from densenet_backbones.training import evaluate
+from densenet_backbones.training.segmentation_task import SegmentationTask
 
 
 @pytest.fixture
@@ -42,10 +44,35 @@ def test_a_checkpoint_evaluates_to_the_numbers_of_its_training(
     found = evaluated(tiny_segmentation / "checkpoints/best.ckpt", tiny_masks, out)
     assert found == json.loads((tiny_segmentation / "evaluation/metrics.json").read_text())
     files = set(files_below(tiny_segmentation / "evaluation"))
-    assert set(files_below(out)) == files | {"timing.json"}
+    assert set(files_below(out)) == files | {"timing.json", "pixel_counts.json"}
     for name in ("table.txt", "iou.csv", "confusion_matrix.csv", "images.csv", "predictions.png"):
         written = (tiny_segmentation / "evaluation" / name).read_bytes()
         assert (out / name).read_bytes() == written, name
+
+
+def test_what_is_done_outlives_an_evaluation(model, tiny_masks, tmp_path, monkeypatch):
+    """Counts of each image, which add up to those of all."""
+    whole = evaluated(model, tiny_masks, tmp_path / "whole")
+    rows = json.loads((tmp_path / "whole/pixel_counts.json").read_text())
+    matrix = np.zeros_like(whole["confusion_matrix"])
+    for row in rows:
+        for true, predicted_as, pixels in row["confusion"]:
+            matrix[true, predicted_as] += pixels
+    assert matrix.tolist() == whole["confusion_matrix"]
+    assert [row["file_name"] for row in rows] == [f"val_{n:06d}.jpg" for n in range(1, 8)]
+    step = SegmentationTask.validation_step
+
+    def end_in_the_second_batch(task, batch, number):
+        if number:
+            os._exit(9)
+        return step(task, batch, number)
+
+    monkeypatch.setattr(SegmentationTask, "validation_step", end_in_the_second_batch)
+    pid = os.fork()
+    if not pid:
+        evaluated(model, tiny_masks, tmp_path / "part")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert json.loads((tmp_path / "part/pixel_counts.json").read_text()) == rows[:4]
 
 
 def test_other_splits_and_tolerances(model, tiny_masks, tmp_path):

@@ -72,6 +72,22 @@ def remark_on_unmeasurable(data: AnySet) -> Iterator[str]:
         yield fault
 
 
+def remark_on_mixed_values(data: AnySet) -> Iterator[str]:
+    """Yield a line if the ignored id looks as if it meant in some masks what 1 means in others.
+
+    No mask has ignored pixels beside its second class then, as one with ignored borders has.
+    """
+    if isinstance(data, DetectionSet) or data.classes.num_classes != 2:
+        return
+    counts, name = count_class_pixels(thin_out(data), skip=True), data.classes.names[1]
+    if counts.images[1] and counts.with_ignored and not counts.beside_ignored[1]:
+        yield (
+            f"{data.name}: {counts.with_ignored} masks have ignored pixels and none of {name!r}, "
+            f"{counts.images[1]} others have {name!r} and no ignored ones, as if some were written "
+            "in 0 and 1 and some in 0 and 255; write all with the same values"
+        )
+
+
 def remark_on_corners(data: AnySet) -> Iterator[str]:
     """Yield a line if objects have coordinates that look like shares of their image's size."""
     in_corner, total = _count_in_corner(data)

@@ -9,7 +9,7 @@ import hashlib
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import NamedTuple
@@ -74,6 +74,35 @@ def remark_on_repeated(name: str, files: Sequence[ImageFile]) -> Iterator[str]:
             f"those with the ids {ids}), each of which calls the others' objects background; merge "
             "them into one entry"
         )
+
+
+def remark_on_copies(name: str, files: Sequence[ImageFile]) -> Iterator[str]:
+    """Yield a line if a set has an image twice, as files of other names with the same bytes."""
+    by_identity = {file.identity: file for file in files}.values()
+    alike: dict[tuple[int, bytes], list[ImageFile]] = defaultdict(list)
+    for file in _take_of_one_size(by_identity):
+        alike[file.size, _read_piece(file)].append(file)
+    left, copies = MAX_COMPARED, []
+    for first, *others in alike.values():
+        for other in others:
+            left -= 2 * first.size
+            if left > 0 and _have_same_bytes(first, other):
+                copies.append((first, other))
+    if copies:
+        first, other = copies[0]
+        yield (
+            f"{name}: images that are copies of others under another name: {len(copies)} "
+            f"({other.path} is a copy of {first.path}); they count twice, and contradict each "
+            "other where their annotations differ: keep one of each"
+        )
+
+
+def _take_of_one_size(files: Iterable[ImageFile]) -> list[ImageFile]:
+    """Take the files that share their size with another, `PIECES_READ` of them at most."""
+    by_size: dict[int, list[ImageFile]] = defaultdict(list)
+    for file in files:
+        by_size[file.size].append(file)
+    return [file for same in by_size.values() if len(same) > 1 for file in same][:PIECES_READ]
 
 
 def remark_on_shared(
@@ -171,11 +200,16 @@ def _find_twins(
             left -= 2 * file.size
             if left < 0:
                 break
-            with suppress(OSError):
-                if filecmp.cmp(file.path, other.path, shallow=False):
-                    twins.append((file, other))
-                    break
+            if _have_same_bytes(file, other):
+                twins.append((file, other))
+                break
     return twins
+
+
+def _have_same_bytes(file: ImageFile, other: ImageFile) -> bool:
+    with suppress(OSError):
+        return filecmp.cmp(file.path, other.path, shallow=False)
+    return False
 
 
 def _read_piece(file: ImageFile) -> bytes:

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from densenet_backbones.data.checks.contents import (
     AnySet,
     remark_on_corners,
+    remark_on_mixed_values,
     remark_on_unmeasurable,
     remark_on_untaught_classes,
 )
 from densenet_backbones.data.checks.image_files import (
     list_image_files,
+    remark_on_copies,
     remark_on_dark,
     remark_on_repeated,
     remark_on_shared,
@@ -33,5 +35,7 @@ def remark_on_data(train: AnySet | None, val: AnySet) -> Iterator[str]:
         yield from remark_on_shared(val.name, *files)
     for part, listed in zip(parts, files, strict=True):
         yield from remark_on_repeated(part.name, listed)
+        yield from remark_on_copies(part.name, listed)
+        yield from remark_on_mixed_values(part)
         yield from remark_on_corners(part)
         yield from remark_on_dark(part)

@@ -1,5 +1,8 @@
 """Loaders: one that goes on in the middle of an epoch, and one of evaluated images."""
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypedDict, TypeVar, Unpack
 
@@ -123,3 +126,16 @@ def keep_list(samples: list[Any]) -> list[Any]:
 def quiet_worker(_: int) -> None:
     """Set up a loader process; loaders call it."""
     cv2.setNumThreads(0)  # each worker is a process: threads of its own would fight for the cores
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when that of the loader does, killed or not.
+
+    torch's worker looks whether it has got another parent. Where a server forks the workers (the
+    default since Python 3.14) their parent is the server, which lives as long as they do.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

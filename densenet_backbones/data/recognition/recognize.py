@@ -5,6 +5,7 @@ then the formats of labelling tools, by the content of their files. Two that bot
 that shows the option for each.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from densenet_backbones.data.readers.foreign.cvat import CVAT
 from densenet_backbones.data.readers.foreign.labelme import LABELME
 from densenet_backbones.data.readers.foreign.tables import TABLES
 from densenet_backbones.data.readers.foreign.yolo import YOLO
+from densenet_backbones.data.readers.masks.classes_file import CLASSES_FILE
 from densenet_backbones.data.readers.voc.loose import find_voc
 from densenet_backbones.data.recognition.archives import unpack_archive
 from densenet_backbones.data.recognition.coco_files import (
@@ -27,6 +29,7 @@ from densenet_backbones.data.recognition.known_layouts import (
     find_only_folder,
     list_known_layouts,
 )
+from densenet_backbones.data.recognition.mask_pairs import find_mask_pairs
 from densenet_backbones.data.recognition.sniffing import (
     choose_some,
     describe_files,
@@ -167,7 +170,9 @@ def recognize(
     wanted = set().union(*(_TEACHES[each] for each in kinds))
     fitting_readings = [reading for reading in readings if reading.serves & wanted]
     if not fitting_readings:
-        raise DataError(_describe_nothing(tree, readings, layout, kind))
+        if kind is not None and layout == "auto":
+            _refuse_other_kind(tree, kind)
+        raise DataError(_describe_nothing(tree, layout))
     if len(fitting_readings) > 1:
         options = [_show_option(reading) for reading in fitting_readings]
         raise DataError(
@@ -233,11 +238,23 @@ def _find_readings(
     tree: Tree, kinds: Sequence[str], layout: str, given: Mapping[str, str]
 ) -> Iterator[Recognized]:
     """Yield every way in which the files can be read; `lines` are title, evidence and remarks."""
+    has_panoptic = False
     for name in ("coco", "coco_panoptic"):
         wanted = ("auto", name, "coco_instances") if name == "coco" else ("auto", name)
         found = find_coco_files(tree, name) if layout in wanted else None
         if found is not None:
+            has_panoptic = name == "coco_panoptic"  # whose pictures are masks of their own kind
             yield from _read_coco_files(tree, found, kinds, given)
+    if "segmentation" in kinds and layout in ("auto", "folders") and not has_panoptic:
+        for pairs in find_mask_pairs(tree):
+            source = {"root": str(tree.root), "layout": "folders"}
+            source |= {"classes_yaml": pairs.classes_yaml}
+            splits = [
+                Split(name, pairs.splits[name], {**source, "split": name})
+                for name in order_splits(pairs.splits)
+            ]
+            said = ("images and masks", pairs.evidence, _describe_classes(pairs.classes_yaml))
+            yield Recognized(tree.root, "folders", frozenset({"semantic"}), tuple(splits), said)
     for name, find in _FINDERS.items():
         finding = find(tree) if layout in ("auto", name) else None
         if finding is not None:
@@ -249,6 +266,15 @@ def _find_readings(
             ]
             lines = (finding.title, finding.evidence, *finding.remarks)
             yield Recognized(tree.root, name, finding.serves, tuple(splits), lines)
+
+
+def _describe_classes(classes_yaml: str) -> str:
+    """Describe the classes that masks seem to have, and how they are given names."""
+    classes = ", ".join(re.findall(r'"name": "([^"]*)"', classes_yaml)[:12])
+    return (
+        f"classes by the values of the masks: {classes}; --data.write_classes true writes "
+        f"{CLASSES_FILE}, in which they can be named"
+    )
 
 
 def _read_coco_files(
@@ -279,6 +305,10 @@ def _read_coco_files(
 def _show_option(reading: Recognized) -> str:
     """Return the option that chooses a reading, and what it is."""
     option = f"--layout {reading.layout}"
+    if "classes_yaml" in reading.splits[0].source:
+        own = reading.splits[0].source["classes_yaml"].splitlines()
+        folders = ", ".join(line for line in own if line.startswith(("images:", "masks:")))
+        option = f"{CLASSES_FILE} with {folders}"
     file = reading.splits[0].source.get("annotation_file")
     if file is not None and len(reading.splits) == 1:
         option = f"--annotation-file {quote_word(file)}"
@@ -297,20 +327,24 @@ def _make_lines(reading: Recognized, notes: Sequence[str]) -> tuple[str, ...]:
     return (first, second, *([third] if third else []))
 
 
-def _describe_nothing(
-    tree: Tree, readings: Sequence[Recognized], layout: str, kind: str | None
-) -> str:
+def _refuse_other_kind(tree: Tree, kind: str) -> None:
+    """Raise a `DataError` if the data can teach the other kind of model."""
+    other = "segmentation" if kind == "detection" else "detection"
+    titles = [known.title for known in list_known_layouts(tree.root, other)]
+    titles += [reading.lines[0] for reading in _find_readings(tree, [other], "auto", {})]
+    if not titles:
+        return
+    lacks, tool = ("masks of classes, no boxes", "train_seg")
+    if kind == "segmentation":
+        lacks, tool = ("boxes only, no outlines", "train_det")
+    raise DataError(
+        f"{tree.root}: {' and '.join(dict.fromkeys(titles))}, with {lacks}; it can teach what "
+        f"tools/{tool}.py trains"
+    )
+
+
+def _describe_nothing(tree: Tree, layout: str) -> str:
     """Describe what lies in a folder where nothing was recognized, and why its files are not."""
-    if readings:
-        title = " and ".join(dict.fromkeys(reading.lines[0] for reading in readings))
-        teaches = set().union(*(reading.serves for reading in readings))
-        other = (
-            "segmenter (tools/train_seg.py)"
-            if kind == "detection"
-            else ("detector (tools/train_det.py)")
-        )
-        what = "no boxes" if kind == "detection" else "boxes only, no outlines"
-        return f"{tree.root}: {title}: has {what}, so it can only teach a {other}" * bool(teaches)
     if layout != "auto":
         return f"{tree.root}: has nothing in the layout {layout!r}; it has {describe_files(tree)}"
     reasons = []

@@ -23,9 +23,11 @@ from densenet_backbones.data import mask_statistics
 from densenet_backbones.data.checks.contents import (
     refuse_unlearnable,
     remark_on_corners,
+    remark_on_mixed_values,
     remark_on_unmeasurable,
     remark_on_untaught_classes,
 )
+from densenet_backbones.data.checks.remarks import remark_on_data
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
@@ -249,6 +251,18 @@ def test_masks_of_0_and_255_are_refused_and_the_advice_works(kind, task, tmp_pat
     assert data.mask_classes.names == tuple(NAMES)
     for record, mask in zip(data.train_set.records, found.values(), strict=True):
         np.testing.assert_array_equal(record.read_mask(), mask == 255)
+
+
+def test_masks_that_mix_0_and_1_with_0_and_255_are_named(tmp_path):
+    found = {**as_255(2), "im9": some_masks(1, labels=2)["im0"] % 255}
+    data = read_segmentation(write_named(tmp_path / "mixed", found), "train")
+    (line,) = remark_on_mixed_values(data)
+    assert "2 masks have ignored pixels and none of 'crack', 1 others have 'crack'" in line
+    assert line in list(remark_on_data(data, data))
+    bordered = {**found, "im8": some_masks(1, labels=2)["im0"]}  # both in one mask: borders
+    for name, masks in (("bordered", bordered), ("whole", {"im9": found["im9"]})):
+        data = read_segmentation(write_named(tmp_path / name, masks), "train")
+        assert not list(remark_on_mixed_values(data))
 
 
 WRITERS = [write_voc, write_camvid, write_folders, write_coco, write_panoptic, write_sbd]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from densenet_backbones.data.checks import image_files
 from densenet_backbones.data.checks.image_files import list_image_files, remark_on_dark
+from densenet_backbones.data.checks.remarks import remark_on_data
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord
@@ -66,6 +67,20 @@ def test_files_that_are_alike_in_part_are_no_copies(tmp_path):
     blank[7] = 1
     val = write_files(tmp_path / "val", [blank, b"", b""])
     assert list(remark_on_shared(make_set(train), make_set(val))) == []
+
+
+def test_copies_within_a_set_are_named(tmp_path):
+    """Copies under other names; links are entries of one file, which another line is about."""
+    contents = [os.urandom(9000), b"x" * 9000, os.urandom(700)]
+    paths = write_files(tmp_path / "train", contents)
+    paths += write_files(tmp_path / "again", [contents[0], os.urandom(9000), contents[0]])
+    os.link(paths[1], tmp_path / "link.bmp")
+    data = make_set([*paths, tmp_path / "link.bmp"], name="data/train")
+    (line,) = image_files.remark_on_copies(data.name, list_image_files(data))
+    assert line.startswith("data/train: images that are copies of others under another name: 2 (")
+    assert f"({paths[3]} is a copy of {paths[0]})" in line
+    assert line in list(remark_on_data(data, data))
+    assert not list(image_files.remark_on_copies("", list_image_files(make_set(paths[:3]))))
 
 
 def test_missing_and_unreadable_files_are_left_to_who_reads_them(tmp_path):

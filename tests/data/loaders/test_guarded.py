@@ -5,6 +5,8 @@ import os
 import pickle
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from attached_trainers import with_trainer
@@ -175,7 +177,7 @@ except RuntimeError as error:
 """
 
 
-def run(program, *argv):
+def run(program, *argv, timeout=None):
     """In a process of its own: torch raises the error wherever the main process is."""
     path = os.pathsep.join([str(PROJECT), str(PROJECT / "tests/support")])
     return subprocess.run(
@@ -184,6 +186,7 @@ def run(program, *argv):
         capture_output=True,
         text=True,
         check=False,
+        timeout=timeout,
     )
 
 
@@ -192,6 +195,28 @@ def test_a_killed_loader_process_says_what_to_do(tmp_path):
     lines = run(KILLED + LOADED, "3", tmp_path).stdout.splitlines()
     assert len(lines) == 1 and "as memory ran out" in lines[0]
     assert "give fewer with --data.num_workers, where 0 loads in the main process" in lines[0]
+
+
+ORPHANED = """
+import multiprocessing, os, signal
+from torch.utils.data import DataLoader
+from densenet_backbones.data.loaders.batches import quiet_worker
+options = {"num_workers": 1, "multiprocessing_context": "forkserver"}
+batches = iter(DataLoader([1, 2, 3, 4], worker_init_fn=quiet_worker, **options))
+next(batches)
+print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.long
+def test_loader_processes_of_a_server_end_with_a_killed_run():
+    """They held the standard output, too, so that whoever reads it waited forever."""
+    (pid,) = map(int, run(ORPHANED, timeout=90).stdout.split())
+    end = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.long
