@@ -136,22 +136,14 @@ def test_a_trained_detector(detector, tiny_scenes, tmp_path, capsys):
     assert facts["kind"] == "detector"
     assert set(json.loads(facts["outputs"])) == set(OUTPUTS)
     assert not list(tmp_path.glob(".model.onnx*"))
-    # Both kinds of exported file are models like the trained one, with its classes and best score.
-    convert_to_ir(tmp_path / "model.onnx", tmp_path / "model.xml")
-    trained = load(detector)
-    for name in ("model.onnx", "model.xml"):
-        exported = load(tmp_path / name)
-        assert exported.spec == trained.spec and exported.score_thresh == trained.score_thresh
-        assert_same_detections(exported, trained, pictures)
-
-
-def assert_same_detections(exported, trained, pictures):
+    # The file is a model like the trained one, with its classes and its best score.
+    trained, exported = load(detector), load(tmp_path / "model.onnx")
+    assert exported.spec == trained.spec and exported.score_thresh == trained.score_thresh
     for picture in pictures:
-        found, expected = (model.predict(picture, 0.05) for model in (exported, trained))
+        found, expected = (one.predict(picture, 0.05) for one in (exported, trained))
         assert found.names == expected.names and len(found) > 0
         np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2, rtol=0)
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4, rtol=0)
-        assert found.to_coco()[0].keys() == expected.to_coco()[0].keys()
 
 
 @pytest.mark.long
@@ -173,12 +165,16 @@ def test_a_trained_segmenter(output, segmenter, tmp_path, capsys):
     assert ("logits agree" if output == "logits" else "pixels agree") in said
     session = OnnxSession(tmp_path / "model.onnx")
     model = load(segmenter)
-    for seed in range(2):  # the file is a model like the trained one
-        pixels = np.random.default_rng(seed).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-        result, expected = (m.predict(pixels) for m in (load(tmp_path / "model.onnx"), model))
+    # The file, and OpenVINO's form of it, are models like the trained one.
+    convert_to_ir(tmp_path / "model.onnx", tmp_path / "model.xml")
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    expected = model.predict(pixels)
+    for name in ("model.onnx", "model.xml"):
+        exported = load(tmp_path / name)
+        result = exported.predict(pixels)
+        assert exported.spec == model.spec and result.names == expected.names
         assert (result.labels == expected.labels).mean() > 0.99
         np.testing.assert_allclose(result.scores, expected.scores, atol=1e-3)
-        assert result.names == expected.names and result.colors == expected.colors
     images = torch.rand(3, 3, 70, 90)
     found = session(images)
     with torch.no_grad():
