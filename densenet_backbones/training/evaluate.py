@@ -179,7 +179,8 @@ def evaluate(options: argparse.Namespace) -> None:
     results = [s for s in (options.detections, options.against) if s and s.endswith(".json")]
     if options.categories is not None and not results:
         raise ValueError("--categories tells the ids of --detections; a model knows its classes")
-    out = options.out or Path(source).parent / f"evaluation-{options.split}"
+    beside = Path(source) if Path(source).is_dir() else Path(source).parent
+    out = options.out or beside / f"evaluation-{options.split}"
     check_output(out, "--out")
     earlier, out = out, find_unused_folder(out)
     if out != earlier:

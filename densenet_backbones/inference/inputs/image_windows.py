@@ -5,6 +5,7 @@ memory as a whole. Compressed ones are decoded piece by piece, by tifffile; what
 (imagecodecs, for LZW and JPEG) is asked for only where Pillow cannot read the file at once.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,6 +25,9 @@ from densenet_backbones.untrusted.limits import MAX_PIXELS
 # TIFF 6.0, tags of a page whose strips or tiles are rows of plain 8-bit bytes from the top down.
 _UNCOMPRESSED, _BY_PIXEL, _UPRIGHT, _ORIENTATION_TAG = 1, 1, 1, 274
 _LARGEST_PIECE, _PIECES_KEPT = 2**23, 16  # pixels of a compressed one; together 400 MB
+_MOST_BANDS = 4
+_MOST_BYTES = 2 * _MOST_BANDS * _LARGEST_PIECE  # of a piece of 16 bits
+_DEFLATE, _CODECS = (8, 32946), (5, 7, 8, 32773, 32946)  # LZW, JPEG, deflate, PackBits
 _YCBCR = 6  # of JPEG, whose decoder makes RGB of it
 _BANDS = {1: 1, 2: 3}  # photometric interpretation (dark is 0; RGB) -> samples a pixel
 
@@ -193,7 +197,11 @@ class _CompressedPiece:
         try:
             with self.path.open("rb") as file:
                 file.seek(self.page.dataoffsets[self.number])
-                content = file.read(self.page.databytecounts[self.number])
+                content = file.read(min(self.page.databytecounts[self.number], _MOST_BYTES))
+            if self.page.compression in _DEFLATE:  # tifffile would unpack a thousandfold
+                unpacked = zlib.decompressobj().decompress(content, _MOST_BYTES)
+                if len(unpacked) == _MOST_BYTES:
+                    raise ValueError("it unpacks to more than a piece can hold")
             pixels, _, _ = self.page.decode(content, self.number)
         except Exception as error:  # of any codec
             needs = "imagecodecs" in str(error)
@@ -205,8 +213,8 @@ class _CompressedPiece:
         if pixels is None:  # left out: the background
             height, width = (self.window[k + 2] - self.window[k] for k in (0, 1))
             return np.zeros((height, width, 1), np.uint8)
-        pixels = pixels[0]
-        return pixels if pixels.dtype == np.uint8 else (pixels // 257).astype(np.uint8)
+        values: np.ndarray = pixels[0]
+        return values if values.dtype == np.uint8 else (values // 257).astype(np.uint8)
 
 
 def _find_pieces(path: Path) -> tuple[tuple[int, int], list[_PlainPiece]]:
@@ -265,6 +273,7 @@ def _find_compressed_pieces(path: Path) -> Sequence[_CompressedPiece]:
     known = page.photometric in (*_BANDS, _YCBCR) and page.dtype in (np.uint8, np.uint16)
     count = -(-height // rows) * -(-width // columns)
     fits = rows * columns <= _LARGEST_PIECE and len(page.dataoffsets) == count
+    known &= page.compression in _CODECS and page.samplesperpixel <= _MOST_BANDS
     if not (upright and known and fits and page.planarconfig == _BY_PIXEL):
         return []
     pieces = []
