@@ -52,6 +52,7 @@ from densenet_backbones.training.callbacks import (
 )
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.memory_choice import settle_memory
+from densenet_backbones.training.model_arguments import settle_model_arguments
 from densenet_backbones.training.precision import PrecisionTrainer
 from densenet_backbones.training.profiling import PartsProfiler, profile_training
 from densenet_backbones.training.progress.clock import RunClock
@@ -72,7 +73,7 @@ from densenet_backbones.training.resuming.checkpoint_files import (
     read_training_state,
 )
 from densenet_backbones.training.resuming.lock import hold_run_folder, release_run_folders
-from densenet_backbones.training.resuming.run_logs import ContinuedCSVLogger, EventLogger
+from densenet_backbones.training.resuming.run_logs import make_loggers, start_loggers
 from densenet_backbones.training.resuming.same_run import check_same_model, compare_training
 from densenet_backbones.training.resuming.stopping import OrderlyStop, watch_signals
 from densenet_backbones.training.resuming.weights import start_from
@@ -81,6 +82,7 @@ from densenet_backbones.training.run_folder import (
     RunFolderError,
     choose_run_folder,
     forget_run_folder,
+    is_plain_name,
     write_environment,
 )
 from densenet_backbones.training.segmentation_task import SegmentationTask
@@ -147,7 +149,7 @@ class TrainingCLI(LightningCLI):
             task_type,
             task_type.data_type,
             trainer_class=PrecisionTrainer,
-            args=list(arguments),
+            args=settle_model_arguments(arguments, *task_type.name_model()),
             run=False,
             save_config_callback=None,
             auto_configure_optimizers=False,
@@ -168,7 +170,8 @@ class TrainingCLI(LightningCLI):
         config = self.config
         files = config.get("config") or [DEFAULT_CONFIG]
         file = Path(str(files[-1]))
-        self.name = name = file.stem if file.stem != "config" else file.resolve().parent.name
+        name = file.stem if file.stem != "config" else file.resolve().parent.name
+        self.name = name = config.name or name
         # What cannot work together is refused before a folder is made for it.
         if (config.trainer.max_epochs or 0) < 1 and (config.trainer.max_steps or 0) < 1:
             raise RunFolderError(
@@ -179,6 +182,13 @@ class TrainingCLI(LightningCLI):
             raise RunFolderError(
                 "--ckpt_path goes on with a run and --init_from starts a new one: give one of them"
             )
+        if config.name and not is_plain_name(config.name):
+            raise RunFolderError(
+                f"--name must be the name of a folder below runs/, without /, got {config.name}; "
+                "--run-dir takes any path"
+            )
+        if config.logger and config.trainer.logger not in (None, True):
+            raise RunFolderError("--logger and trainer.logger are both loggers: give one")
         if config.profile and config.trainer.profiler:
             raise RunFolderError("--profile and trainer.profiler are both profilers: give one")
         self.folder = choose_run_folder(config.run_dir, name, config.ckpt_path)
@@ -201,7 +211,7 @@ class TrainingCLI(LightningCLI):
     def describe_experiment(self) -> str:
         """Return the configuration of this start as YAML, which starts a new run of its kind."""
         config = self.config.clone()
-        config.run_dir = config.ckpt_path = None
+        config.run_dir = config.ckpt_path = config.name = None
         config.profile = False
         config.pop("config", None)
         return str(self.parser.dump(config, skip_none=False))
@@ -225,12 +235,10 @@ class TrainingCLI(LightningCLI):
             callbacks += [TrainingPictures(self.folder), self.summary, self.stop]
             callbacks += make_checkpoint_callbacks(self.folder, self.model.monitor)
         self.trainer_defaults["callbacks"] = callbacks
-        if trainer.logger in (None, True) and not trainer.fast_dev_run:
+        if not trainer.fast_dev_run:
             step = self.resumed["global_step"] if self.resumed else None
-            kwargs["logger"] = [
-                EventLogger(self.folder.path, name="", version=""),
-                ContinuedCSVLogger(self.folder.path, until_step=step),
-            ]
+            wanted = self.config.logger or trainer.logger
+            kwargs["logger"] = make_loggers(wanted, self.folder.path, until_step=step)
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, WholeCheckpoints(self.describe_experiment())]
@@ -275,6 +283,7 @@ def run_training_once(
         lines += compare_training(task, trainer, cli.describe_experiment(), cli.resumed, folder)
     if cli.writes:
         prepare_folder(cli)
+        start_loggers(trainer)
     for line in lines:
         say(line)
     # Batch and mode before the plan, which says what they keep.
@@ -374,13 +383,5 @@ def list_keys(task_type: type[AnyTask]) -> list[str]:
     parser.add_lightning_class_args(task_type, "model")
     parser.add_lightning_class_args(task_type.data_type, "data")
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-    keys += [
-        "run_dir",
-        "ckpt_path",
-        "init_from",
-        "ema_decay",
-        "patience",
-        "profile",
-        "seed_everything",
-    ]
+    keys += [*RUN_OPTIONS, "seed_everything", "device", "seed"]
     return keys + [name.replace("_", "-") for name in SHORT_FLAGS]

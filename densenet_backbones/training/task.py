@@ -4,6 +4,7 @@
 what is special about their models, data, metrics, reports and command lines.
 """
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -139,6 +140,12 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
     def link_arguments(cls, parser: LightningArgumentParser) -> None:
         """Give model and data the options that follow from each other's."""
         parser.link_arguments("data.seed", "model.seed")
+
+    @classmethod
+    def name_model(cls) -> tuple[str, str]:
+        """Return the option that names the model, and the name it has by default."""
+        names = inspect.signature(cls).parameters
+        return next((n, names[n].default) for n in ("detector", "segmenter") if n in names)
 
     def describe_input(self) -> ModelInput:
         """Return what the data must know of the model before it makes training images."""

@@ -9,7 +9,7 @@ from PIL import Image
 
 from densenet_backbones.data.readers.coco.boxes import read_coco
 from densenet_backbones.data.recognition.archives import unpack_archive
-from densenet_backbones.data.recognition.recognize import FOREIGN, read_foreign
+from densenet_backbones.data.recognition.formats import FOREIGN, read_foreign
 
 FILES = {"yolo": "a.txt", "labelme": "a.json", "cvat": "a.xml", "csv": "a.csv"}
 SEEDS = {

@@ -25,7 +25,8 @@ from densenet_backbones.data.readers.masks.folders import (
 )
 from densenet_backbones.data.readers.voc.masks import has_voc_masks, read_voc_masks
 from densenet_backbones.data.readers.voc.sbd import has_sbd_layout, read_sbd_masks
-from densenet_backbones.data.recognition.recognize import read_foreign, recognize
+from densenet_backbones.data.recognition.formats import read_foreign
+from densenet_backbones.data.recognition.recognize import recognize
 from densenet_backbones.data.samples import DataError
 
 MaskLayout = Literal[

@@ -6,17 +6,11 @@ that shows the option for each.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from densenet_backbones.data.readers.foreign.content import CocoContent, Finding, ForeignFormat
-from densenet_backbones.data.readers.foreign.cvat import CVAT
-from densenet_backbones.data.readers.foreign.labelme import LABELME
-from densenet_backbones.data.readers.foreign.tables import TABLES
-from densenet_backbones.data.readers.foreign.yolo import YOLO
 from densenet_backbones.data.readers.masks.classes_file import CLASSES_FILE
-from densenet_backbones.data.readers.voc.loose import find_voc
 from densenet_backbones.data.recognition.archives import unpack_archive
 from densenet_backbones.data.recognition.coco_files import (
     CocoFiles,
@@ -24,6 +18,7 @@ from densenet_backbones.data.recognition.coco_files import (
     is_ambiguous,
     list_mask_folders,
 )
+from densenet_backbones.data.recognition.formats import FINDERS
 from densenet_backbones.data.recognition.known_layouts import (
     KnownLayout,
     find_only_folder,
@@ -42,18 +37,7 @@ from densenet_backbones.data.recognition.tree import ANNOTATION_SUFFIXES, Tree
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest, quote_word
 
-FOREIGN: Mapping[str, ForeignFormat] = {
-    "yolo": YOLO,
-    "labelme": LABELME,
-    "cvat": CVAT,
-    "csv": TABLES,
-}
-"""Formats of other tools, by their names in options."""
 _TEACHES = {"detection": {"boxes"}, "segmentation": {"masks", "semantic"}}
-_FINDERS: Mapping[str, Callable[[Tree], Finding | None]] = {
-    "voc": find_voc,
-    **{name: form.find for name, form in FOREIGN.items()},
-}
 _KNOWN = (
     "COCO (JSON of any name), VOC (XML), YOLO (data.yaml, labels/*.txt), labelme (JSON), CVAT "
     "(XML), tables (CSV), folders of images and masks, panoptic pictures"
@@ -120,8 +104,9 @@ class Recognized:
 
     @property
     def whole(self) -> Split | None:
-        """All of the data, where it is in one part, whatever that is called."""
-        return self.splits[0] if len(self.splits) == 1 else None
+        """All of the data, where it is in one part that is not called val or test."""
+        held_out = any(match_split(word, [s.name for s in self.splits]) for word in ("val", "test"))
+        return self.splits[0] if len(self.splits) == 1 and not held_out else None
 
 
 def recognize(
@@ -214,8 +199,8 @@ def _take_given_file(root: Path, given: Mapping[str, str]) -> Recognized:
             if len(name) > len(before) + len(after)
         }
     splits = [Split(name, 0, {"root": str(root), "split": name, **given}) for name in known]
-    line = f"Data: COCO's annotations in {pattern}, below {root}"
-    return Recognized(root, "coco", frozenset({"boxes", "masks"}), tuple(splits), (line,))
+    lines = (f"Data: COCO's annotations in {pattern}, below {root}", f"Found: {', '.join(known)}.")
+    return Recognized(root, "coco", frozenset({"boxes", "masks"}), tuple(splits), lines)
 
 
 def _describe_known(
@@ -255,7 +240,7 @@ def _find_readings(
             ]
             said = ("images and masks", pairs.evidence, _describe_classes(pairs.classes_yaml))
             yield Recognized(tree.root, "folders", frozenset({"semantic"}), tuple(splits), said)
-    for name, find in _FINDERS.items():
+    for name, find in FINDERS.items():
         finding = find(tree) if layout in ("auto", name) else None
         if finding is not None:
             source = {"root": str(tree.root), "layout": name}
@@ -356,54 +341,3 @@ def _describe_nothing(tree: Tree, layout: str) -> str:
         f"{tree.root}: has neither COCO's nor VOC's layout, nor any other that is known; it has "
         f"{describe_files(tree)}{why}; known are {_KNOWN}"
     )
-
-
-def find_part(
-    root: Path, layout: str, split: str, annotation_file: str | None = None
-) -> tuple[Tree, Finding, str]:
-    """Find a format's files again, for reading one split.
-
-    Args:
-        root: The folder.
-        layout: Name of the format.
-        split: Name of the split; "all" stands for all of them together.
-        annotation_file: The only file to take, relative to the root.
-
-    Returns:
-        The files, what was found, and the split's full name, one of its `parts`.
-
-    Raises:
-        DataError: If they are not there, or not the split.
-    """
-    tree = Tree(root, annotation_file)
-    finding = _FINDERS[layout](tree)
-    if finding is None:
-        seen = describe_files(tree)
-        raise DataError(f"{root}: has nothing in the layout {layout!r}; it has {seen}")
-    parts = dict(finding.parts)
-    match = match_split(split, parts)
-    if match is None and split == WHOLE:
-        match = WHOLE
-        parts[WHOLE] = [item for name in order_splits(parts) for item in parts[name]]
-    if match is None:
-        known = ", ".join(order_splits(parts))
-        raise DataError(
-            f"{root}: has no split {split!r} (there are: {known}); choose one of them, or "
-            f'"{WHOLE}"{nearest(split, parts)}'
-        )
-    return tree, replace(finding, parts=parts), match
-
-
-def read_foreign(
-    root: Path, layout: str, split: str, annotation_file: str | None = None
-) -> tuple[str, CocoContent]:
-    """Read one split of another tool's format as COCO's structure.
-
-    Returns:
-        The split's full name, and its content.
-
-    Raises:
-        DataError: As `find_part`, and if a file or a value in it is wrong.
-    """
-    tree, finding, match = find_part(root, layout, split, annotation_file)
-    return match, FOREIGN[layout].read(tree, finding, match)
