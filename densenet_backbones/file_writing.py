@@ -178,6 +178,17 @@ def check_output(folder: str | Path, option: str) -> None:
             path.rmdir()
 
 
+def find_unused_folder(folder: str | Path) -> Path:
+    """Return a folder that is missing or empty: the given one, or ``NAME-2``, ``NAME-3``, ….
+
+    Nothing is made.
+    """
+    folder = Path(folder)
+    names = itertools.chain([folder.name], (f"{folder.name}-{n}" for n in itertools.count(2)))
+    candidates = (folder.with_name(name) for name in names)
+    return next(c for c in candidates if not c.exists() or (c.is_dir() and not any(c.iterdir())))
+
+
 class GrowingList:
     """JSON file of a list that grows by its end, so that what is in it outlives a kill.
 

@@ -17,7 +17,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any, ClassVar, NoReturn, TextIO
 
@@ -28,10 +28,12 @@ __all__ = [
     "check_interval",
     "check_whole",
     "describe_error",
+    "find_foreign",
     "nearest",
     "one_sentence",
     "print_lines",
     "quote_word",
+    "read_version",
     "show_controls",
     "to_plain",
 ]
@@ -58,6 +60,37 @@ _ADVICE = {
     errno.ENOTDIR: "a part of the path is a file, check the path",
     errno.EPERM: "change its permissions, or give another path",
     errno.EROFS: "give a path on a disk that can be written to",
+}
+# Options of other tools -> ours, the first of them that a command has, or a word on it.
+_FOREIGN = {
+    "amp fp16 half bf16 mixed-precision": ("precision",),
+    "ann-file annotation-file annotations data.annotation-file": ("annotation-file",),
+    "arch": ("model.detector", "model.segmenter"),
+    "backbone": ("model.args",),
+    "base-lr learning-rate lr0": ("lr",),
+    "batch batchsize bs imgs-per-gpu samples-per-gpu train-batch-size": ("batch-size",),
+    "cfg config-file hyp yaml": ("config",),
+    "conf conf-thres conf-threshold confidence score-thr score-threshold": ("score", "model.args"),
+    "cuda gpu gpu-id gpu-ids gpus": ("device",),
+    "data-dir data-path data-root dataset dataset-path root": ("data",),
+    "early-stop early-stopping": ("patience",),
+    "exp-dir log-dir output output-dir project save-dir work-dir": ("run-dir", "out"),
+    "freeze": ("model.args",),
+    "data.image-folder image-folder images-dir img-dir img-prefix": ("image-folder", "images"),
+    "img img-size image-size imgsz input-size resolution": ("size", "image-size"),
+    "input inputs source": ("images",),
+    "iou iou-thres iou-threshold nms-thres": ("model.args",),
+    "load-from pretrained-weights weights": ("init-from", "model", "checkpoint"),
+    "manual-seed random-seed": ("seed",),
+    "max-epoch max-epochs n-epochs num-epochs": ("epochs",),
+    "momentum optim optimizer wd weight-decay": ("model.optimizer",),
+    "n-workers num-workers nw": ("workers",),
+}
+_IN_ARGS = {
+    "backbone": "backbone",
+    "conf": "score_thresh",
+    "freeze": "trainable_backbone_layers",
+    "iou": "nms_thresh",
 }
 _WRONG_VALUE = re.compile(
     r"Parser key \"(?P<key>[\w.]+)\": (?P<why>.*?)\.? (?:Got|Given) value: (?P<value>.*?)"
@@ -191,6 +224,11 @@ def advise(error: OSError) -> str:
     return f"; {advice}" if advice else ""
 
 
+def read_version() -> str:
+    """Return the version of this package, which a bare checkout has too."""
+    return str(getattr(sys.modules.get("densenet_backbones"), "__version__", "unknown"))
+
+
 def show_controls(text: str) -> str:
     """Return a text for one line of a terminal: control codes are spelled, line feeds too.
 
@@ -226,21 +264,71 @@ def print_lines(*lines: str, file: TextIO | None = None) -> None:
         print(text, file=file, flush=True)
 
 
+def find_foreign(words: Iterable[str], known: Iterable[str]) -> str | None:
+    """Return a sentence about the first option of another tool, with ours; None without one.
+
+    Args:
+        words: Words of a command line.
+        known: Options and names of arguments of the command; those of them are nobody else's.
+    """
+    names: dict[str, str] = {}
+    for name in known:  # of two spellings, the first
+        names.setdefault(name.lstrip("-").replace("_", "-"), name)
+    for word in words:
+        option = word.partition("=")[0]
+        plain = option.lstrip("-").replace("_", "-").lower()
+        if not option.startswith("--") or f"--{plain}" in names.values():
+            continue
+        for foreign, ours in _FOREIGN.items():
+            fitting = next((name for name in ours if name in names), None)
+            if plain in foreign.split() and fitting is not None:
+                own = _name_ours(foreign, names[fitting])
+                return f"{option} is an option of other tools; {own}"
+    return None
+
+
+def _name_ours(foreign: str, ours: str) -> str:
+    if ours == "--model.args":
+        key = next(name for start, name in _IN_ARGS.items() if start in foreign.split())
+        return f"here it is {key} of {ours}, --model.args.{key} VALUE"
+    if ours.startswith("--"):
+        return f"here it is {ours}"
+    return f"give the {ours} as a word of its own"
+
+
 class CommandParser(argparse.ArgumentParser):
     """Parser of a command line whose errors are one line.
 
     Attributes:
         program: Words that started the command, for its help; None takes the script's name.
+        handed_on: Options that are no part of the help, as another parser takes them.
     """
 
     program: ClassVar[str | None] = None
+    handed_on: tuple[str, ...] = ()
 
     def __init__(self, *, prog: str | None = None, **options: Any) -> None:
         super().__init__(prog=prog or self.program, **options)
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse the words, of which options of other tools are answered with ours."""
+        words = list(sys.argv[1:] if args is None else args)
+        if self._subparsers is None and (sentence := find_foreign(words, self.list_names())):
+            self.fail(f"{sentence}; --help lists the options")
+        return super().parse_known_args(words, namespace)
+
+    def list_names(self) -> Iterator[str]:
+        """Yield the options and the names of the arguments that are words of their own."""
+        for action in self._actions:
+            yield from action.option_strings or [action.dest]
+        yield from self.handed_on
+
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the words of the command line, and end with status 2."""
-        self.fail(f"{one_sentence(message)}; --help lists the options")
+        options = (name for name in self.list_names() if name.startswith("--"))
+        self.fail(f"{one_sentence(message, lambda: options)}; --help lists the options")
 
     def fail(self, error: Exception | str) -> NoReturn:
         """Print an error, or its sentence, and end with status 2."""

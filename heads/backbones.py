@@ -20,7 +20,7 @@ from torchvision.models import WeightsEnum
 
 from densenet_backbones.checkpoints import CheckpointError, read_state_dict
 from densenet_backbones.features import FeatureLevel, feature_levels
-from densenet_backbones.heads.options import Keywords
+from densenet_backbones.heads.options import Keywords, NetworkOptions
 from densenet_backbones.messages import to_plain
 from densenet_backbones.timm_models import SUFFIX
 from densenet_backbones.variants import VARIANTS
@@ -47,6 +47,36 @@ def is_ours(name: str) -> bool:
     """True if a timm name, with or without a tag of weights, is one of ours."""
     base = name.partition(".")[0]
     return base.endswith(SUFFIX) and base.removesuffix(SUFFIX) in VARIANTS
+
+
+def collect_network(name: object, options: Keywords) -> Keywords:
+    """Take what a builder's options say of the network out of them.
+
+    Args:
+        name: timm name of the network; anything else for a module that is built already.
+        options: Keyword arguments of the builder; `NetworkOptions` and ``backbone_kwargs`` are
+            removed.
+
+    Returns:
+        Keyword arguments for `create_features`.
+
+    Raises:
+        ValueError: An argument is given in both places.
+    """
+    kwargs: Keywords = dict(options.pop("backbone_kwargs", None) or {})
+    for option in NetworkOptions.__optional_keys__ & options.keys():
+        # timm's networks have a drop_rate too; ours have it for the classifier alone.
+        target = "proj_drop_rate" if option == "drop_rate" and _is_dense(name) else option
+        if target in kwargs:
+            raise ValueError(
+                f"{option} is given, and {target} in backbone_kwargs: leave one of them out"
+            )
+        kwargs[target] = options.pop(option)
+    return kwargs
+
+
+def _is_dense(name: object) -> bool:
+    return isinstance(name, str) and is_ours(name)
 
 
 def create_features(

@@ -4,11 +4,12 @@ Each builder takes the typed dictionaries of this file by ``Unpack``, so that an
 name, one type and one explanation (torchvision ``models/detection/*.py``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from torchvision.models import WeightsEnum
 
+from densenet_backbones.dense_block import Memory
 from densenet_backbones.messages import check_interval, check_whole, nearest, to_plain
 
 __all__ = [
@@ -16,9 +17,11 @@ __all__ = [
     "ChannelOrder",
     "ImageOptions",
     "Keywords",
+    "NetworkOptions",
     "Options",
     "SelectionOptions",
     "SizeOptions",
+    "check_names",
     "check_options",
     "drop_none",
     "split_options",
@@ -37,12 +40,33 @@ _FRACTIONS = ("_thresh", "_fraction")
 _COUNTS = ("detections_per_img", "topk_candidates", "_top_n_train", "_top_n_test", "_per_image")
 
 
-class BackboneWeights(TypedDict, total=False):
+class NetworkOptions(TypedDict, total=False):
+    """Architecture of a DenseNet below a detector or segmenter, under one name in all builders.
+
+    They join ``backbone_kwargs``; what they say is explained at `DenseNetSpec`.
+
+    Attributes:
+        drop_rate: Dropout in every dense layer, ``proj_drop_rate`` there.
+        memory: What training keeps for the backward pass; see `dense_block.modes`.
+    """
+
+    growth_rate: int | Sequence[int]
+    block_config: Sequence[int]
+    num_init_features: int
+    bn_size: int | None
+    compression: float | Sequence[float]
+    transition_channels: Sequence[int | None] | None
+    transition_pool: bool | Sequence[bool]
+    drop_rate: float
+    memory: Memory
+
+
+class BackboneWeights(NetworkOptions, total=False):
     """Backbone of a builder, beside its name.
 
     Attributes:
-        backbone_kwargs: Keyword arguments for ``timm.create_model``: ``tap``, ``memory``,
-            ``growth_rate``, ...
+        backbone_kwargs: Further keyword arguments for ``timm.create_model``: ``tap``,
+            ``act_layer``, ...
         weights_backbone: None for random weights, ``timm`` for those that timm publishes, a name or
             member of torchvision's (``IMAGENET1K_V1``), or a file; see `create_features`.
         trainable_backbone_layers: How many of the last stages are trained, as torchvision counts
@@ -111,6 +135,18 @@ def drop_none(options: Options) -> Keywords:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def check_names(options: Options, known: Collection[str]) -> None:
+    """Refuse keyword arguments that a builder does not take.
+
+    Raises:
+        TypeError: One is unknown; the sentence has the nearest and all that are known.
+    """
+    for name in sorted(options.keys() - set(known)):
+        raise TypeError(
+            f"unexpected keyword argument {name!r}{nearest(name, known)} (known: {sorted(known)})"
+        )
+
+
 def check_options(num_classes: int, options: Options, known: frozenset[str]) -> None:
     """Refuse a detector's options that are unknown, and numbers outside their range.
 
@@ -124,10 +160,7 @@ def check_options(num_classes: int, options: Options, known: frozenset[str]) -> 
         ValueError: A number is outside its range.
     """
     # torchvision's classes would take an unknown option without a word.
-    for name in sorted(options.keys() - known):
-        raise TypeError(
-            f"unexpected keyword argument {name!r}{nearest(name, known)} (known: {sorted(known)})"
-        )
+    check_names(options, known)
     if num_classes < 2:
         raise ValueError(f"num_classes counts the background: 2 or more, got {num_classes}")
     for name, value in options.items():

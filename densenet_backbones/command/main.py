@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from densenet_backbones.command.table import COMMANDS, PROGRAM
-from densenet_backbones.messages import CommandParser, nearest
+from densenet_backbones.messages import CommandParser, nearest, read_version
 
 __all__ = ["import_entry", "main"]
 
@@ -63,10 +63,10 @@ def import_entry(entry: str) -> Callable[..., Any]:
 
 
 def make_parser() -> CommandParser:
-    """Return the parser of the options that stand before a command: the help alone."""
+    """Return the parser of the options that stand before a command."""
     width = max(map(len, COMMANDS)) + 2
     lines = (f"  {name:{width}}{command.help}" for name, command in COMMANDS.items())
-    return CommandParser(
+    parser = CommandParser(
         prog=PROGRAM,
         usage=f"{PROGRAM} COMMAND ...",
         description="Train, evaluate and use detectors and segmenters on DenseNet backbones.",
@@ -74,3 +74,5 @@ def make_parser() -> CommandParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=read_version())
+    return parser

@@ -65,7 +65,31 @@ def choose_task(options: argparse.Namespace, engine: Sequence[str]) -> Task:
     if not configs and (own := arguments.choose_config(options)) != arguments.DEFAULT_CONFIG:
         configs = [own]  # of the run to go on with
     tasks = [said for said in map(_read_task, configs) if said]
-    return tasks[-1] if tasks else "detection"
+    if tasks:
+        return tasks[-1]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--data.root", dest="root", default=options.data)
+    parser.add_argument("--data.layout", dest="layout", default="auto")
+    data = parser.parse_known_args(engine)[0]
+    return _recognize_task(data.root, data.layout) if data.root else "detection"
+
+
+def _recognize_task(data: str, layout: str) -> Task:
+    """Return what data can teach: boxes, unless it has masks alone."""
+    from densenet_backbones.data.recognition.recognize import recognize
+    from densenet_backbones.data.samples import DataError
+
+    try:
+        recognize(data, "detection", layout=layout)
+    except DataError as error:
+        # Several readings, which the training shows; otherwise there are no boxes.
+        if len(error.args) == 1:
+            try:
+                recognize(data, "segmentation", layout=layout)
+                return "segmentation"
+            except DataError:
+                pass  # the training says what lies there
+    return "detection"
 
 
 def _read_task(name: str) -> Task | None:

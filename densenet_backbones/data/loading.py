@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import lightning.pytorch as pl
 from filelock import FileLock
@@ -36,6 +36,7 @@ from densenet_backbones.data.sets.splitting import sample_subset
 
 SetT = TypeVar("SetT", DetectionSet, SegmentationSet)
 SampleT = TypeVar("SampleT", Sample, MaskSample)
+BatchSize = int | Literal["auto"]
 Sources = list[dict[str, str | None]]
 """Folders that make one set, each a `Source` as a dictionary."""
 
@@ -96,7 +97,7 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
             and in `image_folder`, {split} stands for the split's name.
         image_folder: Folder of COCO's images where it has another name.
         classes: Class names in label order; needed where sources differ, optional elsewhere.
-        batch_size: Images a step and process, at least 1.
+        batch_size: Images a step and process, at least 1; "auto" lets the training choose.
         num_workers: Loader processes; None takes half of the cores, at most 8.
         seed: At least 0; order and augmentation are functions of (seed, epoch, index).
         fraction: Share of the training images used, from above 0 to 1.
@@ -112,6 +113,7 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         scenes: What to draw when `root` is None.
 
     Attributes:
+        batch: Images a step and process; the training sets it where it is to be chosen.
         model_input: What the model takes; the task says so before training images are made.
         between_batches: Called before each batch of a training; a run that is to stop raises there.
         replaced: Training images that could not be used, so far.
@@ -130,7 +132,7 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
     annotation_file: str | None = None
     image_folder: str | None = None
     classes: list[str] | None = None
-    batch_size: int = 16
+    batch_size: BatchSize = 16
     num_workers: int | None = None
     seed: int = 0
     fraction: float = 1.0
@@ -147,8 +149,9 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         smallest = {"batch_size": 1, "overfit_images": 1, "num_workers": 0, "seed": 0}
         for name, least in smallest.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value not in (None, "auto") and value < least:
                 raise DataError(f"data.{name} must be at least {least}, got {value}")
+        self.batch = 2 if self.batch_size == "auto" else self.batch_size
         self.workers = choose_workers() if self.num_workers is None else self.num_workers
         self.model_input: ModelInput | None = None
         self.between_batches: Callable[[], None] = lambda: None
@@ -319,7 +322,7 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         sampler = (
             EpochSampler(self.train_set, *place, seed=self.seed)
             if groups is None
-            else GroupedSampler(groups, self.batch_size, *place, seed=self.seed)
+            else GroupedSampler(groups, self.batch, *place, seed=self.seed)
         )
         return ResumableLoader(
             GuardedImages(self.make_training_images(), self.bad_images),
@@ -327,7 +330,7 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
             batches_done=self._count_batches_done,
             between_batches=lambda: self.between_batches(),
             # A last batch of one image would leave batch normalization without a variance.
-            drop_last=len(sampler) >= self.batch_size,
+            drop_last=len(sampler) >= self.batch,
             unusable=self.replaced,
             **self._loader_options(),
         )
@@ -353,7 +356,7 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         return {
             "batches_done": 0 if ended else self._count_batches_done(),
             "images": len(self.train_set),
-            "batch_size": self.batch_size,
+            "batch_size": self.batch,
             "processes": trainer.world_size,
             "seed": self.seed,
             "grouping": int(self.group_images() is not None),
@@ -383,7 +386,7 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
 
     def _loader_options(self) -> LoaderOptions:
         return {
-            "batch_size": self.batch_size,
+            "batch_size": self.batch,
             "num_workers": self.workers,
             "collate_fn": keep_list,
             "worker_init_fn": quiet_worker,

@@ -9,13 +9,15 @@ from torch.utils.data import Dataset
 
 from densenet_backbones.data.augment.segmentation import MaskPreset, SegmentationAugmentation
 from densenet_backbones.data.images import read_image
-from densenet_backbones.data.loading import ImageData, Sources
+from densenet_backbones.data.loading import BatchSize, ImageData, Sources
 from densenet_backbones.data.mask_samples import MaskClasses, MaskSample, MaskTask, SegmentationSet
 from densenet_backbones.data.mask_statistics import check_masks, thin_out
+from densenet_backbones.data.readers.masks.classes_file import CLASSES_FILE
 from densenet_backbones.data.readers.masks.files import has_unknown_classes
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout, read_segmentation
 from densenet_backbones.data.recognition.recognize import Recognized, recognize
 from densenet_backbones.data.samples import DataError
+from densenet_backbones.file_writing import save_text
 
 MIN_CROP = 32  # pixels; a net of five halvings sees nothing in less
 
@@ -79,16 +81,19 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
         task: "multiclass", "binary" (two classes, one output) or "multilabel" (COCO instances).
         augmentation: "light", "scale_crop", "fcdensenet_crop", "full_size" or "none".
         crop: (H, W) of training images in pixels, for the first three augmentations.
+        write_classes: Write the `classes.yaml` that is proposed for images and masks without one,
+            in which classes can be named.
         check_masks: Read every mask before training. None does so for sets of up to 2000 images,
             and looks at 200 masks of larger ones, whose other faults end the run when they are met.
             Files that were checked once are not read again until they change.
     """
 
-    batch_size: int = 8
+    batch_size: BatchSize = 8
     layout: MaskLayout = "auto"
     task: MaskTask = "multiclass"
     augmentation: MaskPreset = "light"
     crop: tuple[int, int] = (224, 224)
+    write_classes: bool = False
     check_masks: bool | None = None
 
     def __post_init__(self) -> None:
@@ -121,13 +126,17 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
 
     def recognize_data(self, path: str) -> Recognized:
         """Recognize what lies at a path; see `recognize`."""
-        return recognize(
+        recognized = recognize(
             path,
             "segmentation",
             layout=self.layout,
             annotation_file=self.annotation_file,
             image_folder=self.image_folder,
         )
+        proposal = recognized.splits[0].source.get("classes_yaml")
+        if self.write_classes and proposal is not None:
+            save_text(recognized.root / CLASSES_FILE, proposal)
+        return recognized
 
     def read_set(self, sources: Sources, classes: Sequence[str] | None) -> SegmentationSet:
         """Read one split, or several sources, and check its masks; see `read_segmentation`."""

@@ -190,7 +190,10 @@ def build_registered(kind: str, name: str, num_classes: int, args: JsonDict) -> 
     allowed = parser.add_function_arguments(builder, skip={"num_classes"}, fail_untyped=False)
     for key in args:
         if key not in allowed:
-            raise ValueError(f"{name} has no argument {key!r}{nearest(key, allowed)}")
+            raise ValueError(
+                f"{name} has no argument {key!r}{nearest(key, allowed)} (known: "
+                f"{', '.join(sorted(allowed))})"
+            )
     try:
         parser.parse_object(args)
     except argparse.ArgumentError as error:

@@ -7,7 +7,9 @@ import segmentation_models_pytorch as smp
 from torch import nn
 
 import densenet_backbones.smp_encoders  # noqa: F401 - registers our encoders with smp
+from densenet_backbones.heads.backbones import collect_network
 from densenet_backbones.heads.normalization import ImageNormalization
+from densenet_backbones.heads.options import NetworkOptions
 from densenet_backbones.heads.parameter_groups import prefix_groups
 from densenet_backbones.heads.segmentation.segmenter import Segmenter
 from densenet_backbones.inference.model_file import JsonDict
@@ -48,9 +50,20 @@ def build_smp(name: str, num_classes: int, args: JsonDict) -> SmpSegmenter:
             f"(known: {', '.join(known)})"
         )
     allowed = set(inspect.signature(known[name].__init__).parameters) - _OURS
-    for key in args:
-        if key not in allowed:
-            raise ValueError(f"smp:{name} has no argument {key!r}{nearest(key, allowed)}")
+    network = args.keys() & NetworkOptions.__optional_keys__ - allowed
+    encoder = args.get("encoder_name", "")
+    for key in args.keys() - allowed - network:
+        raise ValueError(
+            f"smp:{name} has no argument {key!r}{nearest(key, allowed)} (known: "
+            f"{', '.join(sorted(allowed))})"
+        )
+    # smp drops what it does not know of its encoders without a word; timm's refuse it.
+    if network and not encoder.startswith("tu-"):
+        raise ValueError(
+            f"smp:{name}: {', '.join(sorted(network))} can be given for timm's encoders alone: "
+            f"write encoder_name tu-{encoder or 'densenet121_features'}"
+        )
+    args = {**args, **collect_network(encoder.removeprefix("tu-"), {k: args[k] for k in network})}
     options = {"encoder_weights": None, **args}
     try:
         net = known[name](classes=num_classes, **options)

@@ -43,6 +43,11 @@ def get_process_number() -> int:
     return int(getattr(rank_zero_only, "rank", 0))
 
 
+def has_terminal() -> bool:
+    """Return True if what is said is seen as it is said, so that a progress bar can be drawn."""
+    return _terminal.is_terminal or _terminal.is_jupyter
+
+
 def is_first_process() -> bool:
     """Return True in the process that prints and writes, of the one or many that run."""
     return get_process_number() == 0
@@ -57,6 +62,12 @@ def say(*lines: RenderableType, style: str | None = None) -> None:
         style: Rich's style of the lines on the terminal.
     """
     _terminal.print(*lines, style=style, sep="\n")
+    log(*lines)
+
+
+@rank_zero_only
+def log(*lines: RenderableType) -> None:
+    """Write lines to the run's log file alone; see `say`."""
     for path in _log_files:
         with path.open("a", encoding="utf-8") as file:
             PlainConsole(file=file, width=120, soft_wrap=True).print(*lines, sep="\n")

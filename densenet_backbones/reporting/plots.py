@@ -4,27 +4,28 @@ Figures are made without pyplot: that needs no display and leaves no global stat
 """
 
 import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from densenet_backbones.file_writing import save_bytes
-from densenet_backbones.messages import show_controls
 from densenet_backbones.metrics.coco_summary import CURVE_IOUS, RECALLS, CocoEvaluation
 from densenet_backbones.metrics.confusion import normalize_rows
 from densenet_backbones.metrics.undefined import mean_of_defined
 from densenet_backbones.metrics.voc import VocClass, VocEvaluation
 from densenet_backbones.reporting.colors import RGB, get_class_color
+from densenet_backbones.reporting.figures import (
+    GRAY,
+    escape_name,
+    make_figure,
+    save_figure,
+    to_floats,
+)
 
 _LEGEND_LIMIT = 24  # classes; more of them are drawn without names
-_LONGEST_NAME = 40  # letters
-_GRAY = "#5b6068"
 _SCORES = {"AP", "AP50", "AP75", "APs", "APm", "APl"}
 _SCORES |= {f"{what}_{name}" for what in ("mask", "keypoint") for name in ("AP", "AP50", "AP75")}
 _SCORES |= {"mIoU", "pixel_accuracy", "class_accuracy", "boundary_F"}
@@ -37,7 +38,7 @@ def plot_pr_curves(evaluation: CocoEvaluation, path: str | Path) -> None:
         evaluation: Result of `evaluate_coco`.
         path: The PNG file.
     """
-    figure, axes = _make_figure(1, 2, width=11.5, height=4.6)
+    figure, axes = make_figure(1, 2, width=11.5, height=4.6)
     named = len(evaluation.classes) <= _LEGEND_LIMIT
     for axis, iou, curves in zip(axes, CURVE_IOUS, evaluation.precision, strict=True):
         for label, (result, curve) in enumerate(
@@ -47,15 +48,15 @@ def plot_pr_curves(evaluation: CocoEvaluation, path: str | Path) -> None:
                 continue
             axis.plot(
                 *(RECALLS, curve),
-                color=_to_floats(get_class_color(label)),
+                color=to_floats(get_class_color(label)),
                 linewidth=1.4 if named else 0.7,
                 alpha=1.0 if named else 0.25,
-                label=f"{_escape(result.name)}  {np.mean(curve):.3f}" if named else None,
+                label=f"{escape_name(result.name)}  {np.mean(curve):.3f}" if named else None,
             )
         _plot_mean(axis, RECALLS, curves, f"all classes  {mean_of_defined(curves):.3f}")
         _scale_to_unit(axis, "recall", "precision", f"IoU {iou:.2f}")
         _put_legend_beside(axis, "class  AP")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_confidence_curves(evaluation: VocEvaluation, path: str | Path) -> None:
@@ -68,7 +69,7 @@ def plot_confidence_curves(evaluation: VocEvaluation, path: str | Path) -> None:
         evaluation: Result of `evaluate_voc`; classes without objects are left out.
         path: The PNG file.
     """
-    figure, axes = _make_figure(1, 3, width=14.5, height=4.4)
+    figure, axes = make_figure(1, 3, width=14.5, height=4.4)
     scores = np.linspace(0, 1, 501)
     classes = [(i, c) for i, c in enumerate(evaluation.classes, start=1) if c.objects]
     named = len(classes) <= _LEGEND_LIMIT
@@ -80,22 +81,22 @@ def plot_confidence_curves(evaluation: VocEvaluation, path: str | Path) -> None:
         for (label, result), curve in zip(classes, panel, strict=True):
             axis.plot(
                 *(scores, curve),
-                color=_to_floats(get_class_color(label)),
+                color=to_floats(get_class_color(label)),
                 linewidth=1.2 if named else 0.7,
                 alpha=1.0 if named else 0.25,
-                label=_escape(result.name) if named else None,
+                label=escape_name(result.name) if named else None,
             )
         # The mean last, above all classes; its best F1 is the score to use.
         mean = _plot_mean(axis, scores, panel, "all classes")
         _scale_to_unit(axis, "score", title, title)
         if title == "F1" and mean is not None:
             best = int(np.argmax(mean))
-            axis.axvline(scores[best], color=_GRAY, linestyle=":", linewidth=1)
+            axis.axvline(scores[best], color=GRAY, linestyle=":", linewidth=1)
             axis.set_title(
                 f"F1, at best {mean[best]:.2f} from score {scores[best]:.2f} on", loc="left"
             )
     _put_legend_beside(axes[-1], f"IoU {evaluation.iou_threshold:g}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _compute_confidence_curves(result: VocClass, scores: np.ndarray) -> np.ndarray:
@@ -128,7 +129,7 @@ def plot_confusion(
     Raises:
         ValueError: If names and matrix do not fit.
     """
-    labels = [*map(_escape, names), *([background] if background else [])]
+    labels = [*map(escape_name, names), *([background] if background else [])]
     size = len(labels)
     if matrix.shape != (size, size):
         raise ValueError(
@@ -138,7 +139,7 @@ def plot_confusion(
         )
     written = size <= _LEGEND_LIMIT + 1  # the numbers would not fit into smaller cells
     side = max(3.4, 0.42 * size + 1.2) if written else 0.15 * size + 2
-    figure, axes = _make_figure(1, 2, width=2 * side + 1.4, height=side + 0.5)
+    figure, axes = make_figure(1, 2, width=2 * side + 1.4, height=side + 0.5)
     figure.set_layout_engine("compressed")  # for axes of a fixed shape
     shares = normalize_rows(matrix)
     # A few large counts (the background's) would leave all the rest white: the root spreads them.
@@ -163,7 +164,7 @@ def plot_confusion(
         axis.grid(which="major", visible=False)
         if written:
             _write_cells(axis, values, shade)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_bars(
@@ -182,16 +183,16 @@ def plot_bars(
         title: Line above.
         path: The PNG file.
     """
-    figure, (axis,) = _make_figure(1, 1, width=6.5, height=0.42 * len(names) + 0.9)
+    figure, (axis,) = make_figure(1, 1, width=6.5, height=0.42 * len(names) + 0.9)
     lengths = np.nan_to_num(np.asarray(values, float))
-    bars = axis.barh(range(len(names)), lengths, color=[_to_floats(color) for color in colors])
+    bars = axis.barh(range(len(names)), lengths, color=[to_floats(color) for color in colors])
     axis.bar_label(bars, [f"{v:.3f}" if v == v else "-" for v in values], padding=4, fontsize=8.5)
-    axis.set_yticks(range(len(names)), [_escape(name) for name in names])
+    axis.set_yticks(range(len(names)), [escape_name(name) for name in names])
     axis.set_xlim(0, 1.15 * max(lengths.max(initial=0), 1e-3))
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     axis.set_title(title, loc="left")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_training_curves(metrics: str | Path, path: str | Path) -> None:
@@ -227,15 +228,13 @@ def plot_training_curves(metrics: str | Path, path: str | Path) -> None:
         elif name.rsplit("/", 1)[-1] in _SCORES:
             panels[scores][name] = values
 
-    figure, axes = _make_figure(1, 3, width=14.5, height=4.2)
+    figure, axes = make_figure(1, 3, width=14.5, height=4.2)
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         axis.set(xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_title(title, loc="left")
         if not curves:
-            axis.text(
-                0.5, 0.5, "nothing logged", transform=axis.transAxes, ha="center", color=_GRAY
-            )
+            axis.text(0.5, 0.5, "nothing logged", transform=axis.transAxes, ha="center", color=GRAY)
             continue
         _plot_logged(axis, epochs, curves, all_bold=title == "learning rate")
         if title == scores:
@@ -243,7 +242,7 @@ def plot_training_curves(metrics: str | Path, path: str | Path) -> None:
         else:
             _make_logarithmic_if_wide(axis, np.concatenate(list(curves.values())))
         axis.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plot_logged(
@@ -255,46 +254,12 @@ def _plot_logged(
         bold = all_bold or name.rsplit("/", 1)[-1] in ("loss", "AP", "mIoU")
         axis.plot(
             *(epochs[logged], values[logged]),
-            color="black" if bold else _to_floats(get_class_color(number)),
+            color="black" if bold else to_floats(get_class_color(number)),
             linewidth=1.8 if bold else 1.1,
             marker="o" if logged.sum() <= 40 else None,
             markersize=3,
-            label=_escape(name),
+            label=escape_name(name),
         )
-
-
-def _make_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """Make an empty figure in the house style; sizes in inches of 110 pixels."""
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color("#b8bcc4")
-        axis.tick_params(colors=_GRAY, labelsize=8.5)
-        axis.grid(color="#e8eaee", linewidth=0.8)
-        axis.set_axisbelow(True)
-    return figure, axes
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.1)
-    save_bytes(path, buffer.getvalue())
-
-
-def _to_floats(color: RGB) -> tuple[float, float, float]:
-    return color[0] / 255, color[1] / 255, color[2] / 255
-
-
-def _escape(name: str) -> str:
-    """Make matplotlib take a name as it is: $ begins a formula, a leading _ hides a label.
-
-    The middle of a long name is left out: its plot would have no room for anything else.
-    """
-    name = show_controls(name)
-    if len(name) > _LONGEST_NAME:
-        name = f"{name[: _LONGEST_NAME - 10]}…{name[-9:]}"
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _plot_mean(axis: Axes, x: np.ndarray, curves: np.ndarray, name: str) -> np.ndarray | None:

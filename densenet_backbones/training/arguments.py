@@ -4,16 +4,23 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import Any, Literal
 
-from densenet_backbones.messages import CommandParser, nearest
+from densenet_backbones.messages import CommandParser, nearest, read_version
 from densenet_backbones.untrusted.limits import MAX_YAML_FILE
 from densenet_backbones.untrusted.plain_yaml import parse_yaml, read_yaml
 from densenet_backbones.untrusted.reading import read_text
 
 DEFAULT_CONFIG = "quickstart"
+RECIPE = "recipe"
+"""In the place of a config that the data will decide on; see `training.recipes`."""
 _NO_TEXT = re.compile("[\ud800-\udfff]")
+
+SIZE = "--size"
+"""Option that `model_arguments` takes out again: the engine's depends on the model."""
 
 SHORT_FLAGS = {
     "data": "--data.root",
@@ -24,8 +31,52 @@ SHORT_FLAGS = {
     "batch_size": "--data.batch_size",
     "overfit": "--data.overfit_images",
     "memory": "--model.memory",
+    "lr": "--model.optimizer.lr",
+    "workers": "--data.num_workers",
+    "precision": "--trainer.precision",
+    "size": SIZE,
 }
 """Short flag -> the engine's own."""
+
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
+DEVICES = r"auto|cpu|mps|cuda(:\d+(,\d+)*)?"
+
+
+RUN_OPTIONS: dict[str, tuple[Any, object, str]] = {
+    "run_dir": (str | None, None, "Folder of this run; by default runs/ and the config's name."),
+    "name": (str | None, None, "Name of the run's folder below runs/; by default the config's."),
+    "logger": (
+        Literal[LOGGERS] | None,
+        None,
+        "Where numbers go beside metrics.csv; by default to TensorBoard's files.",
+    ),
+    "ckpt_path": (
+        str | None,
+        None,
+        "Checkpoint to go on from: a file, or 'last' of the run folder.",
+    ),
+    "init_from": (
+        str | None,
+        None,
+        "Weights to start from: what fits is taken, the rest is listed.",
+    ),
+    "ema_decay": (
+        float | None,
+        None,
+        "Evaluate and keep an average of the weights with this decay.",
+    ),
+    "patience": (
+        int | None,
+        None,
+        "End the run after this many evaluations that brought no better number.",
+    ),
+    "profile": (
+        bool,
+        False,
+        "Write each part's share of the training's time to profile.txt and profile.json.",
+    ),
+}
+"""Options that belong to the run rather than to model, data or trainer: type, default, help."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +135,18 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
     known, rest = make_parser(form).parse_known_args(arguments)
     # The config first, then what was typed: later arguments of the engine win.
     files = known.config or [choose_config(known)]
-    full = [f"--config={find_config(name, form)}" for name in files]
+    full = [f"--config={RECIPE if name == RECIPE else find_config(name, form)}" for name in files]
     full += rest
     for name, target in SHORT_FLAGS.items():
         if getattr(known, name) is not None:
             full.append(f"{target}={getattr(known, name)}")
-    full += [f"--run_dir={known.run_dir}"] if known.run_dir else []
+    if known.device is not None:
+        accelerator, devices = split_device(known.device)
+        full += [f"--trainer.accelerator={accelerator}", f"--trainer.devices={devices}"]
+    if known.seed is not None:
+        full += [f"--seed_everything={known.seed}", f"--data.seed={known.seed}"]
+    for name in ("run_dir", "name", "logger", "patience"):
+        full += [f"--{name}={getattr(known, name)}"] if getattr(known, name) else []
     full += [f"--init_from={known.init_from}"] if known.init_from else []
     if known.resume:
         full.append("--ckpt_path=last")
@@ -104,37 +161,84 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
     return full
 
 
+def split_device(device: str) -> tuple[str, str]:
+    """Return Lightning's accelerator and devices for a device by torch's name.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    if not re.fullmatch(DEVICES, device):
+        raise argparse.ArgumentError(
+            None, f"--device must be cpu, cuda, cuda:1, cuda:0,1, mps or auto, got {device}"
+        )
+    kind, _, numbers = device.partition(":")
+    devices = {"auto": "auto", "cpu": "auto"}.get(kind, f"[{numbers}]" if numbers else "1")
+    return kind, devices
+
+
 def make_parser(form: ShortForm) -> CommandParser:
     """Return the parser of the short flags, whose help is one page."""
     parser = CommandParser(
+        usage="%(prog)s [OPTION [VALUE]] ...",
         description=form.description,
-        epilog="Any other option of the engine works too, e.g. --model.optimizer.lr 0.05, "
-        "--trainer.devices 2, --trainer.precision bf16-mixed; --help-all lists them.",
+        epilog="Any other option of the engine works too, such as --trainer.devices 2; --help-all "
+        "lists them. --model.args '{min_size: 480}' (or --model.args.min_size 480) joins the "
+        "config's arguments of the model; --model.args null forgets those.",
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=34),
         allow_abbrev=False,
     )
+    parser.handed_on = ("--model.args", "--model.optimizer", "--model.detector")
     parser.add_argument(
         "--config",
         metavar="FILE",
         action="append",
-        help=f"experiment: a YAML file or one of {', '.join(list_configs(form))}",
+        help="experiment: a YAML file, or one that ships, such as quickstart (densenet list)",
     )
     parser.add_argument("--data", metavar="PATH", help=form.data)
     parser.add_argument("--layout", metavar="NAME", help="layout of the data; auto looks")
     parser.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, of several")
     parser.add_argument("--image-folder", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument("--epochs", metavar="N", help="length of the training")
-    parser.add_argument("--batch-size", metavar="N", help="images a step and process")
+    parser.add_argument(
+        "--batch-size", metavar="N", help="images a step and process, or auto: what fits"
+    )
+    parser.add_argument(
+        "--lr", metavar="X", help="learning rate, at the config's number of images a step"
+    )
+    parser.add_argument(
+        "--size",
+        metavar="N",
+        help="pixels of an image's shorter side, or of both (SSD, DSOD, crops)",
+    )
+    parser.add_argument("--workers", metavar="N", help="processes that read images")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, cuda:0,1 or mps")
+    parser.add_argument(
+        "--precision", metavar="P", help="32-true, bf16-mixed, 16-mixed, or auto: what is fast"
+    )
+    parser.add_argument("--seed", metavar="N", help="of weights, order and augmentation")
+    parser.add_argument(
+        "--patience", metavar="N", help="end after N evaluations without a better number"
+    )
     parser.add_argument(
         "--overfit", metavar="N", help="train and evaluate on N images, to test a set-up"
     )
     parser.add_argument(
         "--memory",
         metavar="MODE",
-        help="what dense blocks keep for the backward pass: auto takes the fastest mode that fits "
-        "the free memory, or --model.memory_budget GiB; none, shared, shared_lean, ...",
+        help="what dense blocks keep for the backward pass: auto (the fastest that fits), none, "
+        "shared, shared_lean, ...",
     )
     parser.add_argument(
         "--run-dir", "--run_dir", metavar="DIR", help="where output goes (runs/NAME)"
+    )
+    parser.add_argument(
+        "--name", metavar="NAME", help="name of the run's folder below runs/ (the config's)"
+    )
+    parser.add_argument(
+        "--logger",
+        metavar="NAME",
+        choices=LOGGERS,
+        help=f"where numbers go beside metrics.csv: {', '.join(LOGGERS)}",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the last run")
     parser.add_argument(
@@ -147,6 +251,7 @@ def make_parser(form: ShortForm) -> CommandParser:
     parser.add_argument(
         "--profile", action="store_true", help="a table of where the training's time went"
     )
+    parser.add_argument("--version", action="version", version=read_version(), help="print it")
     parser.add_argument("--help-all", action="store_true", help="every option of the engine")
     parser.add_argument(
         "--print_config",
@@ -166,9 +271,16 @@ def list_configs(form: ShortForm = DETECTION_FORM) -> dict[str, Path]:
 
 
 def choose_config(known: argparse.Namespace) -> str:
-    """Return the config of the run to go on with, or the quick start's, where none is named."""
+    """Return the config of the run to go on with, where none is named.
+
+    Else it is the data's to decide, or the quick start's without data.
+    """
+    if known.resume and known.name and not known.run_dir:
+        from densenet_backbones.training.run_folder import find_latest_folder
+
+        known.run_dir = str(find_latest_folder(known.name))
     if not (known.resume and known.run_dir):
-        return DEFAULT_CONFIG
+        return RECIPE if known.data else DEFAULT_CONFIG
     # A run goes on with what it last ran with, which may differ from what it began with.
     later = Path(known.run_dir).glob("config_from_step_*.yaml")
     resumed = sorted(later, key=lambda file: int(file.stem.rpartition("_")[2]))

@@ -1,6 +1,5 @@
 """Callbacks of a training: averaged weights, checkpoints, lines and pictures."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -196,28 +195,6 @@ def make_checkpoint_callbacks(folder: RunFolder, monitor: str = "val/AP") -> lis
         LastCheckpoint(dirpath=to, save_on_train_epoch_end=True, save_on_exception=True),
         LastCheckpoint(dirpath=to, train_time_interval=SAVE_EVERY),
     ]
-
-
-class EpochLines(Callback):
-    """One line at each validation, for logs and for terminals without a progress bar."""
-
-    def __init__(self) -> None:
-        self._since = time.monotonic()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the epoch's numbers and the time since the start."""
-        numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        task = cast(AnyTask, pl_module)
-        headline = [name for name in task.headline if f"val/{name}" in numbers]
-        if trainer.sanity_checking or not headline or "train/loss" not in numbers:
-            return
-        passed = timedelta(seconds=round(time.monotonic() - self._since))
-        say(
-            f"epoch {trainer.current_epoch + 1:>3}  step {trainer.global_step:>6}  "
-            f"loss {numbers['train/loss']:.3f}  lr {numbers.get('lr', float('nan')):.2e}  "
-            + "".join(f"{name} {numbers[f'val/{name}']:.3f}  " for name in headline)
-            + f"{passed}"
-        )
 
 
 class UnusableImageLines(Callback):

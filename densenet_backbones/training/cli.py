@@ -5,16 +5,19 @@
 """
 
 import argparse
+import gc
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -24,33 +27,45 @@ from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.data.loaders.guarded import describe_dead_worker
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.file_writing import remove_drafts, save_text
-from densenet_backbones.inference.model_file import (
-    compare_names,
-    read_spec,
-    read_weights,
-    select_fitting_weights,
-)
 from densenet_backbones.messages import one_sentence, quote_word
 from densenet_backbones.reporting.console import (
     fail,
+    has_terminal,
     is_first_process,
     log_to,
     quiet_libraries,
     say,
 )
 from densenet_backbones.training import report
-from densenet_backbones.training.arguments import DEFAULT_CONFIG, SHORT_FLAGS, expand_short_flags
+from densenet_backbones.training.arguments import (
+    DEFAULT_CONFIG,
+    RUN_OPTIONS,
+    SHORT_FLAGS,
+    expand_short_flags,
+    find_config,
+)
 from densenet_backbones.training.callbacks import (
     EMA,
-    EpochLines,
     TrainingPictures,
     UnusableImageLines,
     make_checkpoint_callbacks,
 )
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.memory_choice import settle_memory
+from densenet_backbones.training.model_arguments import settle_model_arguments
 from densenet_backbones.training.precision import PrecisionTrainer
 from densenet_backbones.training.profiling import PartsProfiler, profile_training
+from densenet_backbones.training.progress.clock import RunClock
+from densenet_backbones.training.progress.lines import EpochLines, RunProgressBar
+from densenet_backbones.training.progress.patience import Patience
+from densenet_backbones.training.progress.summary import RunSummary
+from densenet_backbones.training.recipes.batch import (
+    describe_choices,
+    explain_out_of_memory,
+    is_out_of_memory,
+    settle_batch,
+)
+from densenet_backbones.training.recipes.choice import insert_recipe
 from densenet_backbones.training.resuming.checkpoint_files import (
     State,
     WholeCheckpoints,
@@ -58,14 +73,16 @@ from densenet_backbones.training.resuming.checkpoint_files import (
     read_training_state,
 )
 from densenet_backbones.training.resuming.lock import hold_run_folder, release_run_folders
-from densenet_backbones.training.resuming.run_logs import ContinuedCSVLogger, EventLogger
+from densenet_backbones.training.resuming.run_logs import make_loggers, start_loggers
 from densenet_backbones.training.resuming.same_run import check_same_model, compare_training
 from densenet_backbones.training.resuming.stopping import OrderlyStop, watch_signals
+from densenet_backbones.training.resuming.weights import start_from
 from densenet_backbones.training.run_folder import (
     RunFolder,
     RunFolderError,
     choose_run_folder,
     forget_run_folder,
+    is_plain_name,
     write_environment,
 )
 from densenet_backbones.training.segmentation_task import SegmentationTask
@@ -97,7 +114,9 @@ def train(task_type: type[AnyTask], argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         with watch_signals():
-            run_training(task_type, expand_short_flags(arguments, task_type.form))
+            full = expand_short_flags(arguments, task_type.form)
+            find = partial(find_config, form=task_type.form)
+            run_training(task_type, *insert_recipe(full, task_type.data_type, find))
     except argparse.ArgumentError as error:
         fail(one_sentence(str(error), lambda: list_keys(task_type)), 2)
     except (RunFolderError, MisconfigurationException) as error:
@@ -122,6 +141,7 @@ class TrainingCLI(LightningCLI):
     """Lightning's command line with the run's own options."""
 
     stop: OrderlyStop | None = None
+    summary: RunSummary | None = None
 
     def __init__(self, task_type: type[AnyTask], arguments: Sequence[str]) -> None:
         self.task_type = task_type
@@ -129,7 +149,7 @@ class TrainingCLI(LightningCLI):
             task_type,
             task_type.data_type,
             trainer_class=PrecisionTrainer,
-            args=list(arguments),
+            args=settle_model_arguments(arguments, *task_type.name_model()),
             run=False,
             save_config_callback=None,
             auto_configure_optimizers=False,
@@ -141,36 +161,8 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that belong to the run rather than to model, data or trainer."""
-        parser.add_argument(
-            "--run_dir",
-            type=str | None,
-            default=None,
-            help="Folder of this run; by default runs/ and the config's name.",
-        )
-        parser.add_argument(
-            "--ckpt_path",
-            type=str | None,
-            default=None,
-            help="Checkpoint to go on from: a file, or 'last' of the run folder.",
-        )
-        parser.add_argument(
-            "--init_from",
-            type=str | None,
-            default=None,
-            help="Weights to start from: what fits is taken, the rest is listed.",
-        )
-        parser.add_argument(
-            "--ema_decay",
-            type=float | None,
-            default=None,
-            help="Evaluate and keep an average of the weights with this decay.",
-        )
-        parser.add_argument(
-            "--profile",
-            type=bool,
-            default=False,
-            help="Write each part's share of the training's time to profile.txt and profile.json.",
-        )
+        for name, (kind, default, text) in RUN_OPTIONS.items():
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         self.task_type.link_arguments(parser)
 
     def before_instantiate_classes(self) -> None:
@@ -179,6 +171,7 @@ class TrainingCLI(LightningCLI):
         files = config.get("config") or [DEFAULT_CONFIG]
         file = Path(str(files[-1]))
         name = file.stem if file.stem != "config" else file.resolve().parent.name
+        self.name = name = config.name or name
         # What cannot work together is refused before a folder is made for it.
         if (config.trainer.max_epochs or 0) < 1 and (config.trainer.max_steps or 0) < 1:
             raise RunFolderError(
@@ -189,6 +182,13 @@ class TrainingCLI(LightningCLI):
             raise RunFolderError(
                 "--ckpt_path goes on with a run and --init_from starts a new one: give one of them"
             )
+        if config.name and not is_plain_name(config.name):
+            raise RunFolderError(
+                f"--name must be the name of a folder below runs/, without /, got {config.name}; "
+                "--run-dir takes any path"
+            )
+        if config.logger and config.trainer.logger not in (None, True):
+            raise RunFolderError("--logger and trainer.logger are both loggers: give one")
         if config.profile and config.trainer.profiler:
             raise RunFolderError("--profile and trainer.profiler are both profilers: give one")
         self.folder = choose_run_folder(config.run_dir, name, config.ckpt_path)
@@ -211,7 +211,7 @@ class TrainingCLI(LightningCLI):
     def describe_experiment(self) -> str:
         """Return the configuration of this start as YAML, which starts a new run of its kind."""
         config = self.config.clone()
-        config.run_dir = config.ckpt_path = None
+        config.run_dir = config.ckpt_path = config.name = None
         config.profile = False
         config.pop("config", None)
         return str(self.parser.dump(config, skip_none=False))
@@ -220,20 +220,25 @@ class TrainingCLI(LightningCLI):
         """Return the trainer with this run's checkpoints, loggers and pictures."""
         # A dry run leaves no files: no checkpoints, no pictures, no loggers.
         trainer = self.config_init.trainer
-        callbacks: list[pl.Callback] = [EpochLines(), UnusableImageLines()]
+        clock = RunClock()
+        callbacks: list[pl.Callback] = [EpochLines(clock), UnusableImageLines()]
+        if trainer.enable_progress_bar is None:  # a file keeps every state of a bar
+            kwargs["enable_progress_bar"] = has_terminal()
+        if kwargs.get("enable_progress_bar", trainer.enable_progress_bar):
+            callbacks.append(RunProgressBar())
         if self.config.ema_decay is not None:
             callbacks.append(EMA(self.config.ema_decay))
+        if self.config.patience is not None:
+            callbacks.append(Patience(self.config.patience, self.model.monitor))
         if not trainer.fast_dev_run:
-            self.stop = OrderlyStop()
-            callbacks += [TrainingPictures(self.folder), self.stop]
+            self.stop, self.summary = OrderlyStop(), RunSummary(self.folder, clock)
+            callbacks += [TrainingPictures(self.folder), self.summary, self.stop]
             callbacks += make_checkpoint_callbacks(self.folder, self.model.monitor)
         self.trainer_defaults["callbacks"] = callbacks
-        if trainer.logger in (None, True) and not trainer.fast_dev_run:
+        if not trainer.fast_dev_run:
             step = self.resumed["global_step"] if self.resumed else None
-            kwargs["logger"] = [
-                EventLogger(self.folder.path, name="", version=""),
-                ContinuedCSVLogger(self.folder.path, until_step=step),
-            ]
+            wanted = self.config.logger or trainer.logger
+            kwargs["logger"] = make_loggers(wanted, self.folder.path, until_step=step)
         plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, WholeCheckpoints(self.describe_experiment())]
@@ -243,30 +248,72 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(default_root_dir=str(self.folder.path), **kwargs)
 
 
-def run_training(task_type: type[AnyTask], arguments: Sequence[str]) -> None:
-    """Run one training from the engine's arguments to the report; see `train`."""
+def run_training(
+    task_type: type[AnyTask], arguments: Sequence[str], lines: Sequence[str] = ()
+) -> None:
+    """Run one training from the engine's arguments to the report; see `train`.
+
+    Args:
+        task_type: What is trained.
+        arguments: The engine's.
+        lines: Lines to say before its plan.
+    """
+    while (batch := run_training_once(task_type, arguments, lines)) is not None:
+        # Nothing of the start that failed is held any more: all is as if it had begun with half.
+        gc.collect()
+        torch.cuda.empty_cache()
+        arguments = [*arguments, f"--data.batch_size={batch}"]
+        lines = [f"Out of memory: starts anew with {batch} images a step and process."]
+
+
+def run_training_once(
+    task_type: type[AnyTask], arguments: Sequence[str], lines: Sequence[str]
+) -> int | None:
+    """Run one training; return the images a step to start anew with if its memory ran out."""
     cli = TrainingCLI(task_type, arguments)
     task, data, trainer, folder = cli.model, cli.datamodule, cli.trainer, cli.folder
     task.prepare(data)
     # Faults end the run before anything is written.
     _ = data.val_set
     data.setup("fit")
-    lines = [*cli.lines, *(start_from(task, cli.config.init_from) if cli.config.init_from else [])]
+    lines = [*lines, *cli.lines]
+    lines += start_from(task, cli.config.init_from) if cli.config.init_from else []
     if cli.resumed:
         check_same_model(task, cli.resumed, folder)
         lines += compare_training(task, trainer, cli.describe_experiment(), cli.resumed, folder)
     if cli.writes:
         prepare_folder(cli)
+        start_loggers(trainer)
     for line in lines:
         say(line)
-    # The mode before the plan, which says what it keeps.
-    memory = settle_memory(task, data, trainer)
+    # Batch and mode before the plan, which says what they keep.
+    settle_batch(task, data, trainer, cli.resumed)
+    memory = [*settle_memory(task, data, trainer), *describe_choices(task, data, trainer)]
     report.print_plan(task, data, trainer, folder, cli.resumed, memory)
-    fit(cli)
+    if cli.summary:
+        steps = cli.resumed["global_step"] if cli.resumed else None
+        cli.summary.describe(task, data, trainer, cli.name, steps)
+    try:
+        fit(cli)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if data.batch_size == "auto" and data.batch > 2 and can_start_anew(cli):
+            half: int = max(2, data.batch // 2)  # batch norms need two
+            return half
+        raise DataError(explain_out_of_memory(data, trainer, folder.path)) from error
     if cli.config.trainer.fast_dev_run:
         say("Dry run done: one batch was trained on and one evaluated.", style="green")
-        return
-    report.report_results(task, data, trainer, folder)
+        return None
+    evaluations = cli.summary.content["evaluations"] if cli.summary else ()
+    report.report_results(task, data, trainer, folder, evaluations)
+    return None
+
+
+def can_start_anew(cli: TrainingCLI) -> bool:
+    """Return True if nothing is lost by another start: no checkpoint, and one process alone."""
+    has_checkpoint = (cli.folder.checkpoints / "last.ckpt").exists()
+    return cli.trainer.world_size == 1 and cli.resumed is None and not has_checkpoint
 
 
 def fit(cli: TrainingCLI) -> None:
@@ -314,6 +361,9 @@ def prepare_folder(cli: TrainingCLI) -> None:
     hold_run_folder(folder.path, folder.is_new)
     remove_drafts(folder.path)
     folder.pictures.mkdir(parents=True, exist_ok=True)
+    if cli.resumed is None:  # of a start that ran out of memory
+        for file in folder.path.glob("events.out.tfevents.*"):
+            file.unlink()
     log_to(folder.path / "log.txt")
     save_text(name_start_file(cli, "config.yaml"), cli.describe_experiment())
     write_environment(folder)
@@ -326,29 +376,6 @@ def name_start_file(cli: TrainingCLI, name: str) -> Path:
     return file.with_stem(f"{file.stem}{since}")
 
 
-def start_from(task: AnyTask, file: str) -> list[str]:
-    """Take the weights of a file that fit the model.
-
-    Returns:
-        Lines that say how many were taken and which were not.
-
-    Raises:
-        CheckpointError: The file cannot be read safely, nothing in it fits, or its classes are the
-            data's in another order.
-    """
-    described = read_spec(file, task.spec_type)
-    other = compare_names(file, described, task.spec) if described else []
-    fitting, left = select_fitting_weights(task.model, weights := read_weights(file))
-    if not fitting:
-        raise CheckpointError(
-            f"{file}: none of its {len(weights)} weights fits {task.spec.name}; "
-            f"first: {', '.join(list(weights)[:3])}"
-        )
-    task.model.load_state_dict(fitting, strict=False)
-    taken = f"Started from {file}: {len(fitting)} of {len(task.model.state_dict())} tensors taken."
-    return [taken, *other, *(f"  left out: {line}" for line in left)]
-
-
 def list_keys(task_type: type[AnyTask]) -> list[str]:
     """Return every option of the command line, the engine's by their dotted keys."""
     parser = LightningArgumentParser(exit_on_error=False)
@@ -356,5 +383,5 @@ def list_keys(task_type: type[AnyTask]) -> list[str]:
     parser.add_lightning_class_args(task_type, "model")
     parser.add_lightning_class_args(task_type.data_type, "data")
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-    keys += ["run_dir", "ckpt_path", "init_from", "ema_decay", "profile", "seed_everything"]
+    keys += [*RUN_OPTIONS, "seed_everything", "device", "seed"]
     return keys + [name.replace("_", "-") for name in SHORT_FLAGS]

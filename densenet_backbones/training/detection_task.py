@@ -177,13 +177,6 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
             "the threshold (each still trains its best one)."
         )
 
-    def suggest_config(self) -> tuple[str, str]:
-        """Return the config of the papers' data for what the detector learns."""
-        if self.target_types == ("boxes",):
-            return "dsod300_voc", "dsod300_coco for COCO layout"
-        kind = "maskrcnn" if "masks" in self.target_types else "keypointrcnn"
-        return f"{kind}_densenet121_fpn_coco", f"COCO layout with {self.target_types[-1]}"
-
     @property
     def monitor(self) -> str:
         """AP of the last of the target types."""

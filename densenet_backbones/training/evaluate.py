@@ -1,6 +1,8 @@
 """Evaluate a trained model: ``python tools/evaluate.py CHECKPOINT --data DIR``."""
 
 import argparse
+import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +20,13 @@ from densenet_backbones.data.readers.detection_sources import Layout
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
-from densenet_backbones.file_writing import GrowingList, check_output, remove_drafts, save_json
+from densenet_backbones.file_writing import (
+    GrowingList,
+    check_output,
+    find_unused_folder,
+    remove_drafts,
+    save_json,
+)
 from densenet_backbones.inference.detection_views import add_view_options, parse_views
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.detector_facts import read_target_types
@@ -30,6 +38,7 @@ from densenet_backbones.metrics.coco import format_coco_results
 from densenet_backbones.metrics.segmentation import count_pixels
 from densenet_backbones.reporting.console import fail, is_first_process, quiet_libraries, say
 from densenet_backbones.training import report
+from densenet_backbones.training.arguments import split_device
 from densenet_backbones.training.callbacks import gather_unusable
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.evaluation.comparison import (
@@ -89,6 +98,11 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument("--batch-size", type=int, default=16, metavar="N")
     parser.add_argument("--workers", type=int, default=None, metavar="N")
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1, cuda:0,1 or mps, in place of --accelerator and --devices",
+    )
     parser.add_argument("--devices", default="auto", help="as Lightning's: a number or 'auto'")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, auto, …")
     parser.add_argument("--strategy", default="auto", help="ddp for several devices")
@@ -142,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with watch_signals():
             evaluate(options)
-    except MisconfigurationException as error:
+    except (MisconfigurationException, argparse.ArgumentError) as error:
         fail(one_sentence(str(error)), 2)
     except (CheckpointError, DataError, ValueError, OSError, MemoryError) as error:
         fail(error, 1)
@@ -167,6 +181,9 @@ def evaluate(options: argparse.Namespace) -> None:
         raise ValueError("--categories tells the ids of --detections; a model knows its classes")
     out = options.out or Path(source).parent / f"evaluation-{options.split}"
     check_output(out, "--out")
+    earlier, out = out, find_unused_folder(out)
+    if out != earlier:
+        say(f"{earlier} has the files of an earlier evaluation; those of this one go to {out}.")
     first = _evaluate_source(source, options, out)
     if options.against is not None:
         second = _evaluate_source(options.against, options, out / "against")
@@ -199,11 +216,13 @@ def _evaluate_model(checkpoint: str, options: argparse.Namespace, out: Path) -> 
         for line in data.lines:
             say(line)
         report.say_faults(None, data.val_set)
-    devices = int(options.devices) if options.devices.isdigit() else options.devices
+    accelerator, devices = options.accelerator, options.devices
+    if options.device is not None:
+        accelerator, devices = split_device(options.device)
     times = ModelTimes()
     trainer = PrecisionTrainer(
-        accelerator=options.accelerator,
-        devices=devices,
+        accelerator=accelerator,
+        devices=_parse_devices(devices),
         strategy=options.strategy,
         precision=options.precision,
         logger=False,
@@ -227,6 +246,11 @@ def _evaluate_model(checkpoint: str, options: argparse.Namespace, out: Path) -> 
     say(f"Written to {out}/")
     refuse_unusable(faults, len(data.val_set))
     return describe_task(name_source(checkpoint), task, data, measured)
+
+
+def _parse_devices(text: str) -> Any:
+    """Return Lightning's number or list of devices; other words are refused by it."""
+    return json.loads(text) if re.fullmatch(r"\d+|\[[\d,]+\]", text) else text
 
 
 class ResultsAsTheyCome(pl.Callback):

@@ -14,7 +14,7 @@ from densenet_backbones.dense_block import MEMORY_MODES, Memory
 from densenet_backbones.layers import get_memory, set_memory
 from densenet_backbones.training.task import AnyTask
 
-__all__ = ["compute_budget", "settle_memory"]
+__all__ = ["compute_budget", "fits_memory", "settle_memory"]
 
 MIXED: dict[str, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 TRUE: dict[str, torch.dtype] = {
@@ -52,7 +52,7 @@ def settle_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> list[str
             )
         return []
     # A mode that was named, or the model's own, is set whatever it keeps.
-    size = (data.batch_size, 3, height, width)
+    size = (data.batch, 3, height, width)
     if task.memory != "auto":
         set_memory(task.model, task.memory or built)
         try:
@@ -73,6 +73,21 @@ def settle_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> list[str
     task.chosen = plan.fastest_within(budget)
     set_memory(task.model, task.chosen)
     return [*_describe_kept(task, plan, task.chosen), *_describe_choice(plan, budget, source)]
+
+
+def fits_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> bool:
+    """Return True if a batch of the data fits, in the mode that was asked for or the smallest.
+
+    So it does where nothing can be said of it: the training itself will show.
+    """
+    part, (height, width) = task.planned_part(task.training_size(data))
+    modes = MEMORY_MODES if task.memory == "auto" else (task.memory or get_memory(part) or "none",)
+    try:
+        plan = _plan(part, (data.batch, 3, height, width), trainer, modes)
+        budget, _ = _settle_budget(task, trainer)
+    except (RuntimeError, ValueError):
+        return True
+    return min(plan.saved_bytes.values()) <= budget
 
 
 def _plan(

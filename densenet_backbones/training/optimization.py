@@ -24,7 +24,7 @@ Group = dict[str, Any]
 class BatchedData(Protocol):
     """Data that comes in batches of one size."""
 
-    batch_size: int
+    batch: int
 
 
 @dataclass
@@ -130,7 +130,7 @@ def _group_all(model: nn.Module, exempt: set[str]) -> list[Group]:
 
 def count_images_per_step(data: BatchedData, trainer: pl.Trainer) -> int:
     """Return the images behind one optimizer step: a process's batch x processes x accumulation."""
-    return int(data.batch_size * trainer.world_size * trainer.accumulate_grad_batches)
+    return int(data.batch * trainer.world_size * trainer.accumulate_grad_batches)
 
 
 OPTIONS_OF_A_START = ("weight_decay", "momentum")

@@ -2,16 +2,18 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
-from densenet_backbones.analysis.plan import plan_inputs
 from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.data.checks.contents import AnySet
 from densenet_backbones.data.checks.remarks import remark_on_data
 from densenet_backbones.data.loading import AnyData
+from densenet_backbones.data.samples import DataError
+from densenet_backbones.file_writing import find_unused_folder
 from densenet_backbones.inference.model_file import save_model
 from densenet_backbones.messages import quote_word
 from densenet_backbones.reporting.console import is_first_process, say
@@ -82,14 +84,11 @@ def say_faults(train: AnySet | None, val: AnySet) -> None:
 
 def describe_plan(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> Iterator[str]:
     """Yield sentences about the model's size, the steps and the learning rate."""
-    model = task.model
-    parameters = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = f" ({trained:,} trained)" if trained < parameters else ""
-    # Planned at the size that is trained on, which sets both time and memory.
-    images, (height, width) = task.make_example(data)
-    macs = f"{plan_inputs(model, images).macs / 1e9:.2f} GMAC at {width}x{height}"
-    yield f"{task.spec.name}: {parameters:,} parameters{frozen}, {macs}."
+    cost = task.measure_cost(data)
+    frozen = f" ({cost.trained:,} trained)" if cost.trained < cost.parameters else ""
+    height, width = cost.size
+    macs = f"{cost.macs / 1e9:.2f} GMAC at {width}x{height}"
+    yield f"{task.spec.name}: {cost.parameters:,} parameters{frozen}, {macs}."
     options = task.optimizer_options
     batch = count_images_per_step(data, trainer)
     epochs = (
@@ -106,8 +105,22 @@ def describe_plan(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> Iterator
         yield f"Learning rate {options.lr:.3g}, not scaled to the batch."
 
 
-def report_results(task: AnyTask, data: AnyData, trainer: pl.Trainer, folder: RunFolder) -> None:
-    """Evaluate the best weights, write everything down, and say how to go on."""
+def report_results(
+    task: AnyTask,
+    data: AnyData,
+    trainer: pl.Trainer,
+    folder: RunFolder,
+    evaluations: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Evaluate the best weights, write everything down, and say what to do next.
+
+    Args:
+        task: The training that has ended.
+        data: Its data.
+        trainer: Its trainer.
+        folder: Where output goes; an evaluation of an earlier start stays.
+        evaluations: Those of the run, as `RunSummary` has them.
+    """
     # Without a validation there are no best weights, and the last ones stand in.
     best = folder.checkpoints / "best.ckpt"
     source = best if is_whole(best) else folder.checkpoints / "last.ckpt"
@@ -117,7 +130,8 @@ def report_results(task: AnyTask, data: AnyData, trainer: pl.Trainer, folder: Ru
     if not is_first_process():
         return
     say("", f"Best weights ({source}) on {data.val_set.name}:")
-    task.write_evaluation(data, folder.evaluation)
+    evaluation = find_unused_folder(folder.evaluation)
+    task.write_evaluation(data, evaluation)
     save_model(folder.slim, task.spec, task.model)
     if (folder.path / "metrics.csv").is_file():
         plot_training_curves(folder.path / "metrics.csv", folder.pictures / "training_curves.png")
@@ -125,25 +139,68 @@ def report_results(task: AnyTask, data: AnyData, trainer: pl.Trainer, folder: Ru
         (f"Trained {task.spec.kind}", folder.slim),
         ("Checkpoints", folder.checkpoints),
         ("Pictures", folder.pictures),
-        ("Evaluation", folder.evaluation),
+        ("Evaluation", evaluation),
         ("Curves", f"tensorboard --logdir {quote_word(folder.path)}"),
     ):
         say(f"{what + ':':20}{where}")
-    # Commands to copy: on the run's own file and the first evaluated image.
+    say("", "Next:")
+    for what, command in list_next_commands(task, data, trainer, folder, evaluations):
+        say(f"  {what}", f"    {command}")
+
+
+def list_next_commands(
+    task: AnyTask,
+    data: AnyData,
+    trainer: pl.Trainer,
+    folder: RunFolder,
+    evaluations: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[str, str]]:
+    """Yield what can be done with the result of this run: a reason, and a command to copy."""
     image, weights = (quote_word(path) for path in (data.val_set.records[0].path, folder.slim))
-    config, others = task.suggest_config()
-    say("", f"{task.use + ':':21}{name_command('predict')} {weights} {image}")
-    say(f"Evaluate again:      {name_command('evaluate')} {weights} --data DIR")
-    say(
-        f"Train on your own:   {name_command(task.tool)} --config {config} --data DIR",
-        f"                     ({others}; --init-from {weights} starts from these weights)",
-    )
+    yield f"{task.use}:", f"{name_command('predict')} {weights} {image}"
+    if data.root is None:
+        yield "Train on photos of your own:", f"{name_command(task.tool)} --data DIR"
+        return
+    root, train = quote_word(data.root), name_command(task.tool)
+    if has_test_split(data):
+        command = f"{name_command('evaluate')} {weights} --data {root} --split test"
+        yield "Evaluate on the test images, which had no part in the training:", command
+    if not hasattr(task.model, "roi_heads"):  # two-stage detectors are not exported
+        command = f"{name_command('export')} {weights} --check-image {image}"
+        yield "Export to ONNX, for use without this package:", command
+    # The last part of the curve says whether more training, or more data, would help.
+    epochs, monitor = trainer.max_epochs or 0, task.monitor.partition("/")[2]
+    scores = [e["numbers"].get(monitor) or 0.0 for e in evaluations]
+    if len(scores) < 3 or epochs < 1:
+        return
+    best = scores.index(max(scores))
+    ended_early = trainer.current_epoch < epochs
+    if best == len(scores) - 1 and scores[-1] > 1.02 * scores[-2] and not ended_early:
+        more = epochs + max(1, epochs // 2)
+        command = f"{train} --data {root} --run-dir {quote_word(folder.path)} --resume"
+        yield f"{monitor} was still rising; train for longer:", f"{command} --epochs {more}"
+    elif scores[-1] < 0.95 * scores[best]:
+        yield (
+            f"{monitor} was best at epoch {evaluations[best]['epoch']} and fell to "
+            f"{scores[-1]:.3f}: the photos are learned by heart. Add photos, or end in time:",
+            f"{train} --data {root} --init-from {weights} --patience 3",
+        )
+
+
+def has_test_split(data: AnyData) -> bool:
+    """Return True if the data has a split "test" that had no part in the training."""
+    if "test" in (data.train_split, data.val_split) or data.train or data.overfit_images:
+        return False
+    try:
+        return len(replace(data, val_split="test").val_set) > 0
+    except (DataError, OSError):
+        return False
 
 
 def name_command(tool: str) -> str:
     """Return how this process's user calls a tool: as a command, a script, or a file."""
     program = Path(sys.argv[0])
-    if program.name in ("densenet", "__main__.py"):
+    if program.name == "densenet" or program.parts[-2:] == ("densenet_backbones", "__main__.py"):
         words = "densenet" if program.stem == "densenet" else "python -m densenet_backbones"
         return f"{words} {tool.partition('_')[0]}"
     if program.suffix == ".py":

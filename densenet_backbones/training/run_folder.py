@@ -82,7 +82,7 @@ def choose_run_folder(run_dir: str | None, name: str, ckpt_path: str | None) -> 
     elif ckpt_path is None:
         folder = _new_folder(run_dir, name)
     elif ckpt_path == "last":
-        folder = Path(run_dir) if run_dir else _find_latest_folder(name)
+        folder = Path(run_dir) if run_dir else find_latest_folder(name)
     else:
         folder = _find_folder_of(Path(ckpt_path), run_dir)
     resume = None
@@ -101,6 +101,11 @@ def choose_run_folder(run_dir: str | None, name: str, ckpt_path: str | None) -> 
         )
     os.environ[_INHERITED] = str(folder)
     return RunFolder(folder, resume, is_new=not _is_taken(folder))
+
+
+def is_plain_name(name: str) -> bool:
+    """Return True for a text that names a folder in another one."""
+    return name not in (".", "..") and Path(name).name == name and "\\" not in name
 
 
 def forget_run_folder() -> None:
@@ -146,8 +151,8 @@ def _find_folder_of(checkpoint: Path, run_dir: str | None) -> Path:
     return Path(run_dir) if Path(os.path.realpath(run_dir)) == own else _new_folder(run_dir, "")
 
 
-def _find_latest_folder(name: str) -> Path:
-    """The newest ``runs/NAME*`` with something to resume, else the plain name for the message."""
+def find_latest_folder(name: str) -> Path:
+    """Return the newest ``runs/NAME*`` with something to resume, else the first, for errors."""
     folders = []
     for folder in _number_folders(name):
         if not _is_taken(folder):
@@ -186,16 +191,25 @@ def write_environment(folder: RunFolder) -> None:
             "command": [sys.executable, *sys.argv],
             "folder": os.getcwd(),
             "git": _git_revision(),
-            "python": platform.python_version(),
             "platform": platform.platform(),
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-            "cuda": torch.version.cuda,
+            **describe_machine(),
             "packages": {name: _version(name) for name in packages},
         }
     )
     save_json(path, starts, indent=2)
+
+
+def describe_machine() -> dict[str, object]:
+    """Return the hardware and the versions that a training's speed depends on, in short."""
+    return {
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "densenet_backbones": _version("densenet-backbones"),
+    }
 
 
 def _read_starts(path: Path) -> list[object]:

@@ -179,10 +179,6 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
         """Return a table of the images and pixels of each class."""
         return segmentation_report.tabulate_data(data.train_set, data.val_set)
 
-    def suggest_config(self) -> tuple[str, str]:
-        """Return the config of VOC's data, and the one for COCO's layout."""
-        return "unet_densenet121_voc", "unet_densenet121_coco for COCO layout"
-
     def losses(self, batch: Sequence[MaskSample]) -> dict[str, Tensor]:
         """Return the terms of the loss, by name."""
         images, masks = stack_padded(batch, self.model.normalization.fill_color)

@@ -4,8 +4,10 @@
 what is special about their models, data, metrics, reports and command lines.
 """
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -19,6 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from densenet_backbones.analysis.plan import plan_inputs
 from densenet_backbones.data.augment.presets import ModelInput
 from densenet_backbones.data.files import quote
 from densenet_backbones.data.loading import AnyData
@@ -47,6 +50,23 @@ Outputs = Mapping[str, Any]
 
 class NonFiniteLossError(RuntimeError):
     """The loss became infinite or NaN; the message names the step, the losses and the images."""
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Size of a model.
+
+    Attributes:
+        parameters: Learnable values.
+        trained: Those of them that are trained.
+        macs: Multiply-adds of one image.
+        size: (H, W) of that image, in pixels.
+    """
+
+    parameters: int
+    trained: int
+    macs: int
+    size: tuple[int, int]
 
 
 class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
@@ -100,6 +120,7 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
             )
         self.memory, self.memory_budget = memory, memory_budget
         self.chosen: Memory | None = None
+        self._cost: ModelCost | None = None
         self.model, self.spec = spec.build(), spec
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
@@ -120,6 +141,12 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
         """Give model and data the options that follow from each other's."""
         parser.link_arguments("data.seed", "model.seed")
 
+    @classmethod
+    def name_model(cls) -> tuple[str, str]:
+        """Return the option that names the model, and the name it has by default."""
+        names = inspect.signature(cls).parameters
+        return next((n, names[n].default) for n in ("detector", "segmenter") if n in names)
+
     def describe_input(self) -> ModelInput:
         """Return what the data must know of the model before it makes training images."""
         raise NotImplementedError
@@ -138,10 +165,6 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
     def remark_on(self, data: DataT) -> Iterable[str]:
         """Return further lines that are worth reading before a long training."""
         return ()
-
-    def suggest_config(self) -> tuple[str, str]:
-        """Return the shipped config to train on data of one's own with, and a word on others."""
-        raise NotImplementedError
 
     # -- the model and its evaluation --------------------------------------------------------------
 
@@ -181,6 +204,22 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
         """Return an input of the model and its (H, W), to count operations with."""
         raise NotImplementedError
 
+    def measure_cost(self, data: DataT) -> ModelCost:
+        """Return the size of the model at the image size that is trained on; counted once.
+
+        It sets both time and memory.
+        """
+        if self._cost is None:
+            images, size = self.make_example(data)
+            parameters = list(self.model.parameters())
+            self._cost = ModelCost(
+                sum(p.numel() for p in parameters),
+                sum(p.numel() for p in parameters if p.requires_grad),
+                plan_inputs(self.model, images).macs,
+                size,
+            )
+        return self._cost
+
     def draw_batch(self, batch: Sequence[SampleT]) -> np.ndarray:
         """Return a sheet of training images as the model is given them, (H, W, 3) uint8 RGB."""
         raise NotImplementedError
@@ -198,11 +237,12 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
     # -- training ------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Give all processes the memory mode that the first one chose.
+        """Give all processes the memory mode and the images a step that the first one chose.
 
         Each counted its own free memory; but when synchronized norms talk to each other, and what
         they exchange, depends on the mode.
         """
+        self.datamodule.batch = self.trainer.strategy.broadcast(self.datamodule.batch)
         if self.chosen is not None:
             set_memory(self.model, self.trainer.strategy.broadcast(self.chosen))
 

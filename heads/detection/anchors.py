@@ -106,7 +106,10 @@ def check_anchors(
 
 
 def build_roi_pool(
-    levels: Sequence[FeatureLevel], output_size: int, sampling_ratio: int = 2
+    levels: Sequence[FeatureLevel],
+    output_size: int,
+    sampling_ratio: int = 2,
+    names: Sequence[str] | None = None,
 ) -> MultiScaleRoIAlign:
     """RoI pooling from levels by their strides: a box of 224 pixels is read at stride 16.
 
@@ -116,6 +119,7 @@ def build_roi_pool(
         levels: One or more, of strides that double.
         output_size: Cells on each side of what a box becomes.
         sampling_ratio: Samples on each side of a cell.
+        names: Of their maps; None for those of the levels.
 
     Raises:
         ValueError: The strides do not double.
@@ -126,7 +130,8 @@ def build_roi_pool(
             f"RoI pooling needs levels whose strides double, got {strides}: choose another "
             "output_stride, or levels of the backbone without a repeated stride"
         )
-    pool = MultiScaleRoIAlign([level.name for level in levels], output_size, sampling_ratio)
+    names = [level.name for level in levels] if names is None else list(names)
+    pool = MultiScaleRoIAlign(names, output_size, sampling_ratio)
     pool.scales = [1 / stride for stride in strides]
     # torchvision would find them from the first batch, wrongly where padding is a large part of it.
     pool.map_levels = initLevelMapper(

@@ -47,6 +47,9 @@ class DetectionBackbone(FreezableModule):
 
     Attributes:
         levels: The adapter's levels, in the order of the maps.
+        map_names: Names of the maps as torchvision's detectors and RoI pooling expect them
+            (``ops/feature_pyramid_network.py``): the body's are numbered from "0", what lies
+            beyond is "pool", or "p6" and "p7".
         out_channels: Channels of each map.
         in_chans: Channels of the images.
         frozen_stages: Stages without training, of those that `freeze` counts.
@@ -72,6 +75,9 @@ class DetectionBackbone(FreezableModule):
         self.adapter = adapter
         self.levels = adapter.levels
         self.extra_levels = extra_levels
+        # `extra` is "pool" for one level more, or "p6p7".
+        beyond = ("pool",) if extra_levels == 1 else ("p6", "p7")[:extra_levels]
+        self.map_names = (*map(str, range(len(self.levels) - extra_levels)), *beyond)
         self.out_channels = self._take_widths()
         self.in_chans = _read_in_chans(body)
         self._positions = tuple(published.index(level) for level in adapter.levels_in)
@@ -86,12 +92,10 @@ class DetectionBackbone(FreezableModule):
         return widths.pop()
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        """Images (N, C, H, W) to the maps of ``levels``, by name."""
+        """Images (N, C, H, W) to the maps of ``levels``, by ``map_names``."""
         features = self.body(x)
         maps = self.adapter([features[position] for position in self._positions])
-        return OrderedDict(
-            (level.name, level_map) for level, level_map in zip(self.levels, maps, strict=True)
-        )
+        return OrderedDict(zip(self.map_names, maps, strict=True))
 
     @property
     def roi_levels(self) -> tuple[FeatureLevel, ...]:
@@ -142,6 +146,10 @@ def densenet_fpn_backbone(
     **options: Unpack[BodyOptions],
 ) -> DetectionBackbone:
     """A backbone for torchvision's detectors on the levels of any timm feature network.
+
+    It fits torchvision's own classes as it stands::
+
+        torchvision.models.detection.FasterRCNN(densenet_fpn_backbone(), num_classes=2)
 
     Args:
         name: timm's, ours or any other that has ``features_only``: ``rdnet_tiny``, ``resnet50``.

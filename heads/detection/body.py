@@ -1,7 +1,7 @@
 """The network below a detector's adapter: any timm feature network, its weights, norms, stages."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import torch
 from timm.layers import (  # type: ignore[attr-defined]
@@ -13,8 +13,8 @@ from torchvision.models import WeightsEnum
 
 from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.fpn import Adapter
-from densenet_backbones.heads.backbones import create_features, is_ours
-from densenet_backbones.heads.options import Keywords
+from densenet_backbones.heads.backbones import collect_network, create_features, is_ours
+from densenet_backbones.heads.options import Keywords, NetworkOptions
 
 __all__ = [
     "Body",
@@ -43,7 +43,7 @@ class Body(NamedTuple):
     whole: nn.Module
 
 
-class BodyOptions(TypedDict, total=False):
+class BodyOptions(NetworkOptions, total=False):
     """Keyword arguments of `densenet_fpn_backbone` about the network below the adapter."""
 
     weights_backbone: str | WeightsEnum | None
@@ -128,7 +128,7 @@ def _collect_arguments(name: str, norm: Norm, options: BodyOptions) -> Keywords:
         arguments["output_stride"] = output_stride
     if is_ours(name):
         arguments["norm"] = norm
-    return {**arguments, **(options.get("backbone_kwargs") or {})}
+    return {**arguments, **collect_network(name, {**options})}
 
 
 def _convert_norm(net: nn.Module, norm: Norm, name: str) -> nn.Module:

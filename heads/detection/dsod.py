@@ -15,6 +15,7 @@ from torchvision.models.detection.transform import resize_boxes
 from densenet_backbones.features import feature_levels
 from densenet_backbones.fpn import DensePrediction
 from densenet_backbones.heads.backbones import (
+    collect_network,
     create_base_network,
     find_base_positions,
     read_normalization,
@@ -31,6 +32,7 @@ from densenet_backbones.heads.multibox.selection import Selection, select_detect
 from densenet_backbones.heads.options import (
     BackboneWeights,
     ImageOptions,
+    NetworkOptions,
     Options,
     SelectionOptions,
     check_options,
@@ -295,13 +297,13 @@ def dsod300(
     # The feature network: built by name with its weights, or a module that comes with its own.
     name = "dsod_features" if backbone is None else backbone
     layers = weighted.pop("trainable_backbone_layers", None)
-    kwargs = weighted.pop("backbone_kwargs", None) or {}
+    kwargs = collect_network(name, weighted)
     if isinstance(name, str):
         net = create_base_network(name, **weighted, **kwargs)
     elif kwargs or weighted.get("weights_backbone") or layers is not None:
         raise ValueError(
-            "backbone_kwargs, weights_backbone and trainable_backbone_layers need a backbone given "
-            "by name"
+            "backbone_kwargs (and growth_rate and the like), weights_backbone and "
+            "trainable_backbone_layers need a backbone given by name"
         )
     else:
         net = name
@@ -363,7 +365,8 @@ def dsod_tiny(**options: Unpack[DSODOptions]) -> DSOD:
 
     Args:
         **options: As of `dsod300`; other defaults are ``image_size=160``, small
-            ``adapter_channels`` and a small base given by ``backbone_kwargs``.
+            ``adapter_channels`` and a small base by ``growth_rate``, ``block_config`` and
+            ``num_init_features``.
     """
     options.setdefault("image_size", 160)
     options.setdefault("adapter_channels", (64, 64, 64, 64))
@@ -371,12 +374,13 @@ def dsod_tiny(**options: Unpack[DSODOptions]) -> DSOD:
         options["backbone"] = "dsod_smallest_features"
         # Narrow where maps are large and memory-bound, wide where they are small: that is where a
         # CPU gets most learning for its time.
-        tiny = {
+        tiny: NetworkOptions = {
             "growth_rate": [16, 32, 48, 48],
             "block_config": [2, 3, 3, 3],
             "num_init_features": 16,
         }
-        options["backbone_kwargs"] = {**tiny, **(options.get("backbone_kwargs") or {})}
+        given = options.keys() | (options.get("backbone_kwargs") or {}).keys()
+        options |= {k: v for k, v in tiny.items() if k not in given}  # type: ignore[typeddict-item]
     return dsod300(**options)
 
 

@@ -14,6 +14,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import MultiScaleRoIAlign
 
 from densenet_backbones.heads.detection.anchors import (
     ASPECT_RATIOS,
@@ -76,6 +77,11 @@ class KeypointRCNNOptions(FasterRCNNOptions, total=False):
     num_keypoints: int
 
 
+def _build_pool(backbone: DetectionBackbone, output_size: int) -> MultiScaleRoIAlign:
+    levels = backbone.roi_levels
+    return build_roi_pool(levels, output_size, names=backbone.map_names[: len(levels)])
+
+
 class _PyramidRCNN(TorchvisionDetector):
     """Two-stage detectors whose anchors and RoI pooling follow the backbone's levels.
 
@@ -121,7 +127,7 @@ class _PyramidRCNN(TorchvisionDetector):
             layers = [256] * 4, [1024]
             head = FastRCNNConvFCHead((width, 7, 7), *layers, norm_layer=nn.BatchNorm2d)
             settings.setdefault("box_head", head)
-        settings.setdefault("box_roi_pool", build_roi_pool(backbone.roi_levels, 7))
+        settings.setdefault("box_roi_pool", _build_pool(backbone, 7))
         # torchvision's constructor makes a transform of its own, which ours then replaces.
         super().__init__(backbone, num_classes, rpn_anchor_generator=anchors, **settings)
         self.num_classes = num_classes
@@ -154,7 +160,7 @@ class MaskRCNN(_PyramidRCNN, tv.MaskRCNN):
         if v2:
             heads = MaskRCNNHeads(backbone.out_channels, [256] * 4, 1, norm_layer=nn.BatchNorm2d)
             settings.setdefault("mask_head", heads)
-        settings.setdefault("mask_roi_pool", build_roi_pool(backbone.roi_levels, 14))
+        settings.setdefault("mask_roi_pool", _build_pool(backbone, 14))
         super().__init__(backbone, num_classes, transform, v2=v2, **settings)
         keep_float32(self.roi_heads.mask_predictor)
 
@@ -183,7 +189,7 @@ class KeypointRCNN(_PyramidRCNN, tv.KeypointRCNN):
         **settings: Any,
     ) -> None:
         check_whole("num_keypoints", num_keypoints)
-        settings.setdefault("keypoint_roi_pool", build_roi_pool(backbone.roi_levels, 14))
+        settings.setdefault("keypoint_roi_pool", _build_pool(backbone, 14))
         super().__init__(backbone, num_classes, transform, num_keypoints=num_keypoints, **settings)
         self.num_keypoints = num_keypoints
         keep_float32(self.roi_heads.keypoint_predictor)

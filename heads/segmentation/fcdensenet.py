@@ -21,9 +21,9 @@ from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.options import (
-    BackboneWeights,
     ImageOptions,
     Options,
+    check_names,
     drop_none,
     split_options,
 )
@@ -303,13 +303,14 @@ def fcdensenet56(*, num_classes: int, **options: Unpack[FCDenseNetOptions]) -> S
 
 
 def _build(num_classes: int, options: Options) -> Segmenter:
-    images, loading, network = split_options(options, (ImageOptions, BackboneWeights))
-    weights = network.pop("weights", None)
-    if loading.get("weights_backbone"):
+    check_names(options, FCDenseNetOptions.__optional_keys__)
+    images, network = split_options(options, (ImageOptions,))
+    weights, published = network.pop("weights", None), network.pop("weights_backbone", None)
+    network.pop("progress", None)  # there is nothing to fetch
+    if published:
         raise ValueError(
             "FC-DenseNet has no backbone of its own whose weights are published: leave out "
-            f"weights_backbone {loading['weights_backbone']!r}, or give a segmenter's file as "
-            "weights"
+            f"weights_backbone {published!r}, or give a segmenter's file as weights"
         )
     net = FCDenseNet(num_classes, **network)
     model = Segmenter(

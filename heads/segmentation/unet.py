@@ -16,10 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densenet_backbones.features import FeatureLevel, feature_levels
-from densenet_backbones.heads.backbones import create_features, read_normalization
+from densenet_backbones.heads.backbones import (
+    collect_network,
+    create_features,
+    read_normalization,
+)
 from densenet_backbones.heads.freezing import FreezableModule, freeze_layers
 from densenet_backbones.heads.normalization import ImageNormalization
-from densenet_backbones.heads.options import BackboneWeights, ImageOptions, drop_none, split_options
+from densenet_backbones.heads.options import (
+    BackboneWeights,
+    ImageOptions,
+    check_names,
+    drop_none,
+    split_options,
+)
 from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups, prefix_names
 from densenet_backbones.heads.segmentation.segmenter import Segmenter, SegmenterOutput
 from densenet_backbones.heads.weights import load_weights
@@ -228,11 +238,10 @@ def unet(
         ValueError: An argument is out of range, or the backbone's strides do not double.
     """
     images, weighted, unknown = split_options(options, (ImageOptions, BackboneWeights))
-    if unknown:
-        raise TypeError(f"unet() got an unexpected keyword argument {next(iter(unknown))!r}")
+    check_names(unknown, (unet.__kwdefaults__ or {}).keys() | UNetOptions.__optional_keys__)
     # The backbone with its weights, then the decoder on its levels.
     layers = weighted.pop("trainable_backbone_layers", None)
-    kwargs = weighted.pop("backbone_kwargs", None) or {}
+    kwargs = collect_network(backbone, weighted)
     features = create_features(backbone, **weighted, **kwargs)
     net = UNet(
         features,

@@ -3,14 +3,17 @@
 import importlib
 import sys
 
+import numpy as np
 import pytest
 from fresh_processes import run_fresh
+from mask_sets import write_image, write_mask
 
 from densenet_backbones.command import listing
 from densenet_backbones.command.completion import make_whole_parser
 from densenet_backbones.command.main import import_entry, main
 from densenet_backbones.command.table import COMMANDS
 from densenet_backbones.command.training import choose_task, make_parser
+from densenet_backbones.data.scenes.generation import generate_scenes
 from densenet_backbones.messages import CommandParser
 from densenet_backbones.torchvision_models import DETECTORS, SEGMENTERS
 
@@ -101,6 +104,22 @@ def test_the_task_follows_from_words_and_configs(words, task, tmp_path, monkeypa
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(experiment)
     assert choose_task(*make_parser().parse_known_args(words)) == task
+
+
+def test_the_task_follows_from_the_data(tmp_path):
+    def choose(*words):
+        return choose_task(*make_parser().parse_known_args(words))
+
+    picture = np.zeros((32, 32), np.uint8)
+    masks = tmp_path / "masks_alone"
+    write_image(masks / "images" / "train" / "a.jpg", picture)
+    write_mask(masks / "masks" / "train" / "a.png", picture)
+    (masks / "classes.yaml").write_text("classes: [road]\n")
+    scenes = generate_scenes(tmp_path / "boxes", train=1, val=1, size=160, progress=False)
+    assert choose("--data", str(masks)) == "segmentation"
+    assert choose("--data.root", str(scenes)) == "detection"
+    assert choose("--data", str(tmp_path / "nowhere")) == "detection"
+    assert choose("--data", str(scenes), "--task", "segmentation") == "segmentation"
 
 
 def test_training_is_handed_the_words_without_the_task(monkeypatch):

@@ -248,7 +248,7 @@ SHARED |= {"check_images", "bad_images", "scenes", "annotation_file", "image_fol
 @pytest.mark.parametrize(
     ("data_type", "own"),
     [
-        (SegmentationData, {"task", "crop", "check_masks"}),
+        (SegmentationData, {"task", "crop", "check_masks", "write_classes"}),
         (
             DetectionData,
             {"copy_paste", "jitter_size", "target_types", "group_by_shape"},

@@ -33,7 +33,7 @@ ROWS = (
     {"export"},
     {"training"},
     {"sharing", "demo"},
-    {"benchmark"},
+    {"benchmark", "comparison"},
     {"tools", "run", "command"},
     {"__main__"},
 )

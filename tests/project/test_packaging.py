@@ -22,7 +22,13 @@ TRAINING = tuple(
     f"{PACKAGE}.{module}"
     for module in (
         *("data", "metrics", "reporting", "inference", "export", "training"),
-        *("sharing", "smp_encoders", "benchmark.input_pipeline", "untrusted.plain_yaml"),
+        *(
+            "comparison",
+            "sharing",
+            "smp_encoders",
+            "benchmark.input_pipeline",
+            "untrusted.plain_yaml",
+        ),
         "command.completion",
     )
 )

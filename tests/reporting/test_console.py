@@ -129,11 +129,11 @@ def test_report_of_a_training(folder, detection, monkeypatch, capsys):
     paths.slim, paths.resume_from = folder / "model.safetensors", folder / "last.ckpt"
     task = SimpleNamespace(load_state_dict=nothing, write_evaluation=nothing, model=None)
     task.spec, task.use = SimpleNamespace(kind="detector"), "Detect"
-    task.suggest_config, task.tool = lambda: ("[x]", "[/red]"), "train_det"
+    task.tool, task.monitor = "train_det", "val/AP"
     task.tabulate_data = lambda data: detection_report.tabulate_data(detection, detection)
     task.remark_on = lambda data: NAMES
     monkeypatch.setattr(report, "describe_plan", lambda *args: ())
-    data = SimpleNamespace(train_set=detection, val_set=detection)
+    data = SimpleNamespace(train_set=detection, val_set=detection, root=None, lines=())
     trainer = SimpleNamespace(loggers=[], validate=nothing, max_epochs=1)
     progress = {"epoch_progress": {"current": {"processed": 1}}}
     resumed = {"loops": {"fit_loop": progress}, "global_step": 3}

@@ -12,12 +12,20 @@ import zipfile
 from argparse import ArgumentError
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import safetensors.torch
 import torch
+from fuzzed_formats import (
+    SEEDS,
+    YAML_SEED,
+    archive_seeds,
+    read_archive,
+    read_labels,
+    read_yolo_yaml,
+)
 from PIL import Image
 from scipy.io import savemat
 
@@ -30,7 +38,7 @@ from densenet_backbones.data.mask_samples import MaskClasses
 from densenet_backbones.data.readers.coco.boxes import read_coco
 from densenet_backbones.data.readers.coco.masks import read_coco_masks
 from densenet_backbones.data.readers.coco.panoptic import read_coco_panoptic
-from densenet_backbones.data.readers.masks.folders import read_classes_file
+from densenet_backbones.data.readers.masks.classes_file import read_classes_file
 from densenet_backbones.data.readers.voc.boxes import read_split, read_voc
 from densenet_backbones.data.readers.voc.masks import read_label_map
 from densenet_backbones.data.readers.voc.sbd import read_mat_mask
@@ -335,6 +343,12 @@ def _read_model(data: bytes, folder: Path) -> None:
 
 
 READERS = {
+    **{
+        layout: Reader(partial(read_labels, layout), partial(list, seeds))
+        for layout, seeds in SEEDS.items()
+    },
+    "yolo's yaml": Reader(read_yolo_yaml, lambda: [YAML_SEED]),
+    "archives": Reader(read_archive, archive_seeds),
     "coco": Reader(_read_coco, _coco_seeds),
     "panoptic": Reader(_read_panoptic, _panoptic_seeds),
     "voc": Reader(_read_voc, _voc_seeds),

@@ -189,6 +189,22 @@ REFUSED: dict[str, Case] = {
     "XML attributes": read(
         "voc", b"<annotation " + b" ".join(b'a%d=""' % n for n in range(100_000)) + b"/>"
     ),
+    "CVAT of a million boxes in an image": read(
+        "cvat", b'<annotations><image name="a.png">' + b"<box/>" * 1_000_000 + b"</image>"
+    ),
+    "CVAT mask of terabytes": read(
+        "cvat",
+        b'<annotations><image name="a.png" width="1000000" height="1000000"><mask label="a" '
+        b'left="0" top="0" width="1000000" height="1000000" rle="1000000000000"/></image>',
+    ),
+    "labelme nested": read("labelme", b'{"shapes": [' + b"[" * 1_000_000),
+    "labelme of 70 MB": read("labelme", b'{"shapes": [], "imageData": "' + b"A" * (70 << 20)),
+    "CSV of a cell of 20 MB": read("csv", b"a.png,1,1,4,5," + b"x" * (20 << 20)),
+    "YOLO of 9 MB": read("yolo", b"0 0.5 0.5 0.1 0.1\n" * 500_000),
+    "YOLO keypoints of 10^9": read(
+        "yolo's yaml", b"train: .\nnames: [a]\nkpt_shape: [1000000000, 3]"
+    ),
+    "archive of zeros": lambda folder: archive_of_zeros(folder),
     "line of 20 MB in a list": read("lists", b"x" * (20 << 20)),
     "list of 70 MB": read("lists", b"x\n" * (35 << 20)),
     "YAML of 20 kB of brackets": read("classes", b"[" * 20_000),
@@ -267,6 +283,17 @@ READ: dict[str, Case] = {
     ),
 }  # fmt: skip
 """Cases that are read."""
+
+
+def archive_of_zeros(folder: Path) -> object:
+    """A gigabyte in a megabyte."""
+    with (
+        zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("zeros", "w", force_zip64=True) as file,
+    ):
+        for _ in range(65):
+            file.write(bytes(2**24))
+    return fuzzed_readers.read_archive((folder / "a.zip").read_bytes(), folder)
 
 
 def read_description(value: object, folder: Path) -> object:

@@ -56,7 +56,7 @@ def recorded(command, arguments, recorder):
     with pytest.MonkeyPatch.context() as patch, signals_as_before():
         patch.setattr(cli.report, "report_results", lambda *args: None)
         patch.setattr(cli, "TrainingPictures", lambda folder: recorder)
-        patch.setattr(cli, "EpochLines", pl.Callback)
+        patch.setattr(cli, "EpochLines", lambda clock: pl.Callback())
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             command(arguments)

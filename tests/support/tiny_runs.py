@@ -18,7 +18,8 @@ DETECTOR_ARGS = {
 def training_arguments(data, *more, epochs=2):
     """Arguments of `train_det`: nothing is left to a shipped config whose numbers may change."""
     return [
-        *("--data", str(data), "--epochs", str(epochs), "--batch-size", "4"),
+        *("--config", "quickstart", "--data", str(data)),
+        *("--epochs", str(epochs), "--batch-size", "4"),
         *("--model.detector", "dsod_tiny", "--model.args", json.dumps(DETECTOR_ARGS)),
         *("--model.optimizer", '{"name": "adamw", "lr": 0.01, "base_batch": 0}'),
         *("--model.schedule", '{"name": "cosine", "warmup": 0.1}', "--ema_decay", "0.9"),

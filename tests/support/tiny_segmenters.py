@@ -13,7 +13,8 @@ UNET_ARGS = {
 def segmentation_arguments(data, *more, epochs=2):
     """Arguments of `train_seg`: nothing is left to a shipped config whose numbers may change."""
     return [
-        *("--data", str(data), "--epochs", str(epochs), "--batch-size", "4"),
+        *("--config", "quickstart", "--data", str(data)),
+        *("--epochs", str(epochs), "--batch-size", "4"),
         *("--model.segmenter", "unet", "--model.args", json.dumps(UNET_ARGS)),
         *("--model.loss", '{"terms": {"cross_entropy": 1.0, "dice": 0.5}}'),
         *("--model.optimizer", '{"name": "adamw", "lr": 0.01, "base_batch": 0}'),

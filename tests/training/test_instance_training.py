@@ -82,7 +82,7 @@ def test_masks_are_trained_evaluated_and_drawn(mask_run):
     assert "--config maskrcnn_densenet121_fpn_coco --data DIR" in log
     size = RCNN_ARGS["min_size"]  # the scenes are square
     assert f"GMAC at {size}x{size}." in log
-    epoch = next(line for line in log.splitlines() if line.startswith("epoch   1"))
+    epoch = next(line for line in log.splitlines() if line.startswith("epoch 1/"))
     assert " AP " in epoch and " mask_AP " in epoch
     for name in ("pictures/train_batch_0.png", "evaluation/predictions.png"):
         with Image.open(mask_run / name) as picture:

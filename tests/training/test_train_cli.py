@@ -299,7 +299,7 @@ WRONG_USAGE = [
     (("--batch-sise", "4"), "did you mean 'batch-size'?"),
     (("--run-dri", "x"), "did you mean 'run"),
     (("surplus",), "surplus"),
-    (("--batch-size", "many"), "data.batch_size must be int, got many"),
+    (("--batch-size", "many"), "data.batch_size must be int or one of 'auto', got many"),
     (("--epochs", "2.5"), "trainer.max_epochs must be int or null, got 2.5"),
     (("--data.augmentation", "heavy"), "must be one of 'ssd', 'light', 'flip', "),
     (("--model.args", "[1]"), "model.args must be dict or null, got [1]"),

@@ -47,7 +47,7 @@ def test_a_training_writes_all_that_it_promises(tiny_segmentation):
     assert "unet: 13,065 parameters, 0.01 GMAC at 64x64." in log
     assert (tiny_segmentation / "evaluation/table.txt").read_text() in log
     assert "Trained segmenter:" in log and "dsod" not in log
-    assert f"Train on your own:   {name_command('train_seg')} --config" in log
+    assert f"{name_command('predict')} " in log and f"{name_command('export')} " in log
 
 
 def rows_of(file):

@@ -50,7 +50,8 @@ def list_arguments(kind: str) -> list[str]:
     model, args = MODELS[kind]
     crop = ("--data.crop", "[64, 64]") if kind == "seg" else ()
     return [
-        *("--data", DATA[kind], "--epochs", "1", "--batch-size", "2", "--run-dir", kind),
+        *("--config", "quickstart", "--data", DATA[kind]),
+        *("--epochs", "1", "--batch-size", "2", "--run-dir", kind),
         *(*model, "--model.args", json.dumps(args), *crop),
         *(*OPTIMIZERS[kind], "--model.schedule", '{"name": "cosine", "warmup": 0.1}'),
         *("--data.augmentation", "light", "--data.num_workers", "0"),

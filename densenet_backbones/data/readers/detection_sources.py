@@ -13,7 +13,8 @@ from densenet_backbones.data.instances import order_keypoints
 from densenet_backbones.data.readers.coco.boxes import has_coco_layout, read_coco
 from densenet_backbones.data.readers.voc.boxes import has_voc_layout, read_voc
 from densenet_backbones.data.readers.voc.loose import read_loose_voc
-from densenet_backbones.data.recognition.recognize import find_part, read_foreign, recognize
+from densenet_backbones.data.recognition.formats import find_part, read_foreign
+from densenet_backbones.data.recognition.recognize import recognize
 from densenet_backbones.data.samples import (
     Annotation,
     Categories,

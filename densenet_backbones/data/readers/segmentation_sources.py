@@ -25,7 +25,8 @@ from densenet_backbones.data.readers.masks.folders import (
 )
 from densenet_backbones.data.readers.voc.masks import has_voc_masks, read_voc_masks
 from densenet_backbones.data.readers.voc.sbd import has_sbd_layout, read_sbd_masks
-from densenet_backbones.data.recognition.recognize import read_foreign, recognize
+from densenet_backbones.data.recognition.formats import read_foreign
+from densenet_backbones.data.recognition.recognize import recognize
 from densenet_backbones.data.samples import DataError
 
 MaskLayout = Literal[
@@ -73,7 +74,7 @@ def read_segmentation(
     if task not in get_args(MaskTask):
         raise DataError(f"task must be one of {get_args(MaskTask)}, got {task!r}")
     options = (classes, task, strict)
-    sources = list_sources(root, split, layout, SOURCE_KEYS | {"mask_folder"})
+    sources = list_sources(root, split, layout, SOURCE_KEYS | {"mask_folder", "classes_yaml"})
     sets = [_read_one(source, *options) for source in sources]
     return sets[0] if len(sets) == 1 else _merge_sets(sets)
 
@@ -115,8 +116,11 @@ def _read_one(
         )
     elif layout == "coco_panoptic":
         data = read_coco_panoptic(root, split, classes=classes, **files)
+    elif layout == "folders":
+        text = source.get("classes_yaml")
+        data = read_mask_folders(root, split, classes=classes, classes_yaml=text)
     else:
-        readers = {"folders": read_mask_folders, "voc": read_voc_masks, "sbd": read_sbd_masks}
+        readers = {"voc": read_voc_masks, "sbd": read_sbd_masks}
         data = readers[layout](root, split, classes=classes)
     return replace(data, task=task)
 

@@ -5,16 +5,12 @@ then the formats of labelling tools, by the content of their files. Two that bot
 that shows the option for each.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from densenet_backbones.data.readers.foreign.content import CocoContent, Finding, ForeignFormat
-from densenet_backbones.data.readers.foreign.cvat import CVAT
-from densenet_backbones.data.readers.foreign.labelme import LABELME
-from densenet_backbones.data.readers.foreign.tables import TABLES
-from densenet_backbones.data.readers.foreign.yolo import YOLO
-from densenet_backbones.data.readers.voc.loose import find_voc
+from densenet_backbones.data.readers.masks.classes_file import CLASSES_FILE
 from densenet_backbones.data.recognition.archives import unpack_archive
 from densenet_backbones.data.recognition.coco_files import (
     CocoFiles,
@@ -22,11 +18,13 @@ from densenet_backbones.data.recognition.coco_files import (
     is_ambiguous,
     list_mask_folders,
 )
+from densenet_backbones.data.recognition.formats import FINDERS
 from densenet_backbones.data.recognition.known_layouts import (
     KnownLayout,
     find_only_folder,
     list_known_layouts,
 )
+from densenet_backbones.data.recognition.mask_pairs import find_mask_pairs
 from densenet_backbones.data.recognition.sniffing import (
     choose_some,
     describe_files,
@@ -39,18 +37,7 @@ from densenet_backbones.data.recognition.tree import ANNOTATION_SUFFIXES, Tree
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest, quote_word
 
-FOREIGN: Mapping[str, ForeignFormat] = {
-    "yolo": YOLO,
-    "labelme": LABELME,
-    "cvat": CVAT,
-    "csv": TABLES,
-}
-"""Formats of other tools, by their names in options."""
 _TEACHES = {"detection": {"boxes"}, "segmentation": {"masks", "semantic"}}
-_FINDERS: Mapping[str, Callable[[Tree], Finding | None]] = {
-    "voc": find_voc,
-    **{name: form.find for name, form in FOREIGN.items()},
-}
 _KNOWN = (
     "COCO (JSON of any name), VOC (XML), YOLO (data.yaml, labels/*.txt), labelme (JSON), CVAT "
     "(XML), tables (CSV), folders of images and masks, panoptic pictures"
@@ -167,7 +154,9 @@ def recognize(
     wanted = set().union(*(_TEACHES[each] for each in kinds))
     fitting_readings = [reading for reading in readings if reading.serves & wanted]
     if not fitting_readings:
-        raise DataError(_describe_nothing(tree, readings, layout, kind))
+        if kind is not None and layout == "auto":
+            _refuse_other_kind(tree, kind)
+        raise DataError(_describe_nothing(tree, layout))
     if len(fitting_readings) > 1:
         options = [_show_option(reading) for reading in fitting_readings]
         raise DataError(
@@ -233,12 +222,24 @@ def _find_readings(
     tree: Tree, kinds: Sequence[str], layout: str, given: Mapping[str, str]
 ) -> Iterator[Recognized]:
     """Yield every way in which the files can be read; `lines` are title, evidence and remarks."""
+    has_panoptic = False
     for name in ("coco", "coco_panoptic"):
         wanted = ("auto", name, "coco_instances") if name == "coco" else ("auto", name)
         found = find_coco_files(tree, name) if layout in wanted else None
         if found is not None:
+            has_panoptic = name == "coco_panoptic"  # whose pictures are masks of their own kind
             yield from _read_coco_files(tree, found, kinds, given)
-    for name, find in _FINDERS.items():
+    if "segmentation" in kinds and layout in ("auto", "folders") and not has_panoptic:
+        for pairs in find_mask_pairs(tree):
+            source = {"root": str(tree.root), "layout": "folders"}
+            source |= {"classes_yaml": pairs.classes_yaml}
+            splits = [
+                Split(name, pairs.splits[name], {**source, "split": name})
+                for name in order_splits(pairs.splits)
+            ]
+            said = ("images and masks", pairs.evidence, _describe_classes(pairs.classes_yaml))
+            yield Recognized(tree.root, "folders", frozenset({"semantic"}), tuple(splits), said)
+    for name, find in FINDERS.items():
         finding = find(tree) if layout in ("auto", name) else None
         if finding is not None:
             source = {"root": str(tree.root), "layout": name}
@@ -249,6 +250,15 @@ def _find_readings(
             ]
             lines = (finding.title, finding.evidence, *finding.remarks)
             yield Recognized(tree.root, name, finding.serves, tuple(splits), lines)
+
+
+def _describe_classes(classes_yaml: str) -> str:
+    """Describe the classes that masks seem to have, and how they are given names."""
+    classes = ", ".join(re.findall(r'"name": "([^"]*)"', classes_yaml)[:12])
+    return (
+        f"classes by the values of the masks: {classes}; --data.write_classes true writes "
+        f"{CLASSES_FILE}, in which they can be named"
+    )
 
 
 def _read_coco_files(
@@ -279,6 +289,10 @@ def _read_coco_files(
 def _show_option(reading: Recognized) -> str:
     """Return the option that chooses a reading, and what it is."""
     option = f"--layout {reading.layout}"
+    if "classes_yaml" in reading.splits[0].source:
+        own = reading.splits[0].source["classes_yaml"].splitlines()
+        folders = ", ".join(line for line in own if line.startswith(("images:", "masks:")))
+        option = f"{CLASSES_FILE} with {folders}"
     file = reading.splits[0].source.get("annotation_file")
     if file is not None and len(reading.splits) == 1:
         option = f"--annotation-file {quote_word(file)}"
@@ -297,20 +311,24 @@ def _make_lines(reading: Recognized, notes: Sequence[str]) -> tuple[str, ...]:
     return (first, second, *([third] if third else []))
 
 
-def _describe_nothing(
-    tree: Tree, readings: Sequence[Recognized], layout: str, kind: str | None
-) -> str:
+def _refuse_other_kind(tree: Tree, kind: str) -> None:
+    """Raise a `DataError` if the data can teach the other kind of model."""
+    other = "segmentation" if kind == "detection" else "detection"
+    titles = [known.title for known in list_known_layouts(tree.root, other)]
+    titles += [reading.lines[0] for reading in _find_readings(tree, [other], "auto", {})]
+    if not titles:
+        return
+    lacks, tool = ("masks of classes, no boxes", "train_seg")
+    if kind == "segmentation":
+        lacks, tool = ("boxes only, no outlines", "train_det")
+    raise DataError(
+        f"{tree.root}: {' and '.join(dict.fromkeys(titles))}, with {lacks}; it can teach what "
+        f"tools/{tool}.py trains"
+    )
+
+
+def _describe_nothing(tree: Tree, layout: str) -> str:
     """Describe what lies in a folder where nothing was recognized, and why its files are not."""
-    if readings:
-        title = " and ".join(dict.fromkeys(reading.lines[0] for reading in readings))
-        teaches = set().union(*(reading.serves for reading in readings))
-        other = (
-            "segmenter (tools/train_seg.py)"
-            if kind == "detection"
-            else ("detector (tools/train_det.py)")
-        )
-        what = "no boxes" if kind == "detection" else "boxes only, no outlines"
-        return f"{tree.root}: {title}: has {what}, so it can only teach a {other}" * bool(teaches)
     if layout != "auto":
         return f"{tree.root}: has nothing in the layout {layout!r}; it has {describe_files(tree)}"
     reasons = []
@@ -322,54 +340,3 @@ def _describe_nothing(
         f"{tree.root}: has neither COCO's nor VOC's layout, nor any other that is known; it has "
         f"{describe_files(tree)}{why}; known are {_KNOWN}"
     )
-
-
-def find_part(
-    root: Path, layout: str, split: str, annotation_file: str | None = None
-) -> tuple[Tree, Finding, str]:
-    """Find a format's files again, for reading one split.
-
-    Args:
-        root: The folder.
-        layout: Name of the format.
-        split: Name of the split; "all" stands for all of them together.
-        annotation_file: The only file to take, relative to the root.
-
-    Returns:
-        The files, what was found, and the split's full name, one of its `parts`.
-
-    Raises:
-        DataError: If they are not there, or not the split.
-    """
-    tree = Tree(root, annotation_file)
-    finding = _FINDERS[layout](tree)
-    if finding is None:
-        seen = describe_files(tree)
-        raise DataError(f"{root}: has nothing in the layout {layout!r}; it has {seen}")
-    parts = dict(finding.parts)
-    match = match_split(split, parts)
-    if match is None and split == WHOLE:
-        match = WHOLE
-        parts[WHOLE] = [item for name in order_splits(parts) for item in parts[name]]
-    if match is None:
-        known = ", ".join(order_splits(parts))
-        raise DataError(
-            f"{root}: has no split {split!r} (there are: {known}); choose one of them, or "
-            f'"{WHOLE}"{nearest(split, parts)}'
-        )
-    return tree, replace(finding, parts=parts), match
-
-
-def read_foreign(
-    root: Path, layout: str, split: str, annotation_file: str | None = None
-) -> tuple[str, CocoContent]:
-    """Read one split of another tool's format as COCO's structure.
-
-    Returns:
-        The split's full name, and its content.
-
-    Raises:
-        DataError: As `find_part`, and if a file or a value in it is wrong.
-    """
-    tree, finding, match = find_part(root, layout, split, annotation_file)
-    return match, FOREIGN[layout].read(tree, finding, match)

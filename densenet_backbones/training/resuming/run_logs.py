@@ -3,17 +3,27 @@
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import (
+    CSVLogger,
+    Logger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
 from lightning.pytorch.utilities import rank_zero_only
 
 from densenet_backbones.file_writing import save_text
 
 Row = dict[str, Any]
+_PROJECT = "densenet-backbones"
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -95,6 +105,56 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def make_loggers(wanted: object, folder: Path, until_step: int | None = None) -> list[Logger]:
+    """Return a run's loggers: that of its table, from which curves are drawn, and those wanted.
+
+    Args:
+        wanted: Name of one, an instance of Lightning's or several; None or True for TensorBoard's,
+            False for none.
+        folder: The run's.
+        until_step: As of `ContinuedCSVLogger`.
+
+    Raises:
+        MisconfigurationException: Its library is not installed.
+    """
+    table = ContinuedCSVLogger(folder, until_step)
+    if wanted in ("csv", False):
+        return [table]
+    if isinstance(wanted, Logger | Sequence) and not isinstance(wanted, str):
+        return [*(wanted if isinstance(wanted, Sequence) else [wanted]), table]
+    try:
+        if wanted == "wandb":
+            return [WandbLogger(project=_PROJECT, name=folder.name, save_dir=folder), table]
+        if wanted == "mlflow":
+            place = os.environ.get("MLFLOW_TRACKING_URI") or f"file:{folder.absolute() / 'mlruns'}"
+            return [MLFlowLogger(_PROJECT, folder.name, tracking_uri=place), table]
+    except ModuleNotFoundError as error:
+        raise MisconfigurationException(
+            f"--logger {wanted} needs {wanted}, which is not installed; pip install "
+            f'"densenet-backbones[{wanted}]"'
+        ) from error
+    return [EventLogger(folder, name="", version=""), table]
+
+
+def start_loggers(trainer: pl.Trainer) -> None:
+    """Start what the loggers write to, before the training.
+
+    Raises:
+        MisconfigurationException: One of a service cannot: nobody is logged in, or no network.
+    """
+    for logger in trainer.loggers:
+        try:
+            _ = logger.experiment  # type: ignore[attr-defined]  # every one of Lightning's has it
+        except Exception as error:  # each service has its own types
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            kind = type(logger).__name__
+            advice = "; WANDB_MODE=offline needs neither" if isinstance(logger, WandbLogger) else ""
+            raise MisconfigurationException(
+                f"{kind} cannot start ({reason}): log in and check the network, or give --logger "
+                f"csv{advice}"
+            ) from error
 
 
 class EventLogger(TensorBoardLogger):

@@ -122,7 +122,7 @@ def test_a_class_without_pixels_may_be_unknown(layout, tmp_path, monkeypatch):
         labels = np.array([known.names.index(own[0]), known.names.index(own[1])])
         np.testing.assert_array_equal(record.read_mask(), labels[mask])
     # With a pixel of it the set is refused before its first use, however large it is.
-    monkeypatch.setattr("densenet_backbones.data.segmentation.CHECKED_UP_TO", 1)
+    monkeypatch.setattr("densenet_backbones.data.mask_statistics.CHECKED_UP_TO", 1)
     found["im2"][3, 4] = 2
     write(root, found, "val")
     message = rf"1 of 3 masks cannot be used: .*im2\.\w+: has 1 pixels of the class '{lost}'"

@@ -57,7 +57,8 @@ def test_strides_are_the_network_s(
     with torch.no_grad():
         maps = backbone(image())
     assert isinstance(maps, OrderedDict)
-    assert list(maps) == [level.name for level in backbone.levels]
+    names = [*"0123"[: len(strides) - beyond], *((), ("pool",), ("p6", "p7"))[beyond]]
+    assert tuple(maps) == tuple(names) == backbone.map_names
     for level, x in zip(backbone.levels, maps.values(), strict=True):
         # halving rounds up beyond the coarsest map of the network
         assert x.shape == (2, 16, -(-64 // level.stride), -(-96 // level.stride))
@@ -66,7 +67,7 @@ def test_strides_are_the_network_s(
 def test_one_level_will_do() -> None:
     backbone = tiny(min_stride=32, extra=None).eval()
     assert [level.name for level in backbone.levels] == ["p5"]
-    assert backbone(image())["p5"].shape == (2, 16, 2, 3)
+    assert backbone(image())["0"].shape == (2, 16, 2, 3)
 
 
 def test_of_levels_with_one_stride_the_deepest_is_read() -> None:
@@ -148,7 +149,7 @@ def test_weights_are_adapted_to_other_channels(tmp_path: Path) -> None:
     assert backbone.in_chans == 1
     summed = theirs.features.conv0.weight.sum(dim=1, keepdim=True)
     assert torch.equal(backbone.body.conv0.weight, summed)
-    assert backbone(image(1))["p2"].shape == (2, 16, 16, 24)
+    assert backbone(image(1))["0"].shape == (2, 16, 16, 24)
 
 
 def test_weights_of_another_library_s_network(tmp_path: Path) -> None:
@@ -186,7 +187,18 @@ def test_norms(name: str, norm: Any, kind: type[nn.Module]) -> None:
     norms = [m for m in backbone.body.modules() if "norm" in type(m).__name__.lower()]
     assert norms
     assert all(isinstance(m, kind) or type(m).__name__ == kind.__name__ for m in norms)
-    assert backbone(image())["p5"].isfinite().all()
+    assert backbone(image())["3"].isfinite().all()
+
+
+@pytest.mark.parametrize("adapter", ["fpn", "bifpn"])
+def test_torchvisions_own_detector_stands_on_it(adapter: Any) -> None:
+    model = torchvision.models.detection.FasterRCNN(tiny(adapter=adapter), 2, min_size=64)
+    images = list(image())
+    target = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+    losses = model(images, [target, target])
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.backbone.adapter.parameters())
+    assert [d.keys() for d in model.eval()(images)] == [{"boxes", "labels", "scores"}] * 2
 
 
 def test_group_norm_is_for_our_own() -> None:

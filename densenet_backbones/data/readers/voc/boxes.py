@@ -289,21 +289,19 @@ def _list_classes(folder: Path, read: dict[Path, VocAnnotation]) -> tuple[str, .
         return VOC_CLASSES
     annotations = folder / "Annotations"
     paths = [annotations / n for n in sorted(list_files(annotations)) if n.endswith(".xml")]
-    return name_classes(annotations, paths, read)
+    names = name_classes(annotations, paths, read)
+    return VOC_CLASSES if set(names) <= set(VOC_CLASSES) else names
 
 
 def name_classes(
     annotations: Path, paths: Sequence[Path], read: dict[Path, VocAnnotation]
 ) -> tuple[str, ...]:
-    """List the classes that files have objects of.
+    """List the classes that files have objects of, sorted.
 
     Args:
         annotations: Their folder, for messages.
         paths: The files.
         read: Gets their content.
-
-    Returns:
-        The 20 classes of VOC where every name is one of them, otherwise the sorted names.
     """
     for path in track_progress(paths, "Looking for classes"):
         read[path] = read_voc_annotation(path)
@@ -315,7 +313,7 @@ def name_classes(
             f"{annotations}: its objects have {len(names)} names, and a detector at most "
             f"{MAX_CLASSES} classes; correct <name>"
         )
-    return VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))
+    return tuple(sorted(names))
 
 
 def _make_record(

@@ -1,0 +1,182 @@
+"""Reading of a run's folder for a comparison, of one from before there were summaries, too."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from densenet_backbones.training.progress.summary import read_summary
+from densenet_backbones.untrusted.limits import MAX_YAML_FILE
+from densenet_backbones.untrusted.plain_yaml import read_yaml
+from densenet_backbones.untrusted.reading import read_text
+
+MONITORS = ("keypoint_AP", "mask_AP", "AP", "mIoU")
+"""Numbers that say how good a model is; of several the first."""
+MAX_TABLE = 256 * 2**20
+_SIZE = re.compile(r": ([\d,]+) parameters(?: \([\d,]+ trained\))?, ([\d.]+) GMAC")
+_NOT_COMPARED = ("run_dir", "ckpt_path", "profile", "config")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as far as its files tell; None, or nothing, for what they do not.
+
+    Attributes:
+        name: Name of its folder.
+        path: Its folder.
+        options: Its configuration by dotted names.
+        monitor: Name of the number that says how good its model is.
+        curve: That number at each evaluation: epoch from 1, value.
+        parameters: Learnable values.
+        macs: Multiply-adds of one image.
+        seconds: Wall time of the training.
+        images_per_second: Images trained on a second.
+        peak_bytes: Most memory: of the GPU, or else of the process.
+        ended: How it ended.
+    """
+
+    name: str
+    path: Path
+    options: Mapping[str, Any]
+    monitor: str | None = None
+    curve: tuple[tuple[float, float], ...] = ()
+    parameters: int | None = None
+    macs: float | None = None
+    seconds: float | None = None
+    images_per_second: float | None = None
+    peak_bytes: int | None = None
+    ended: str | None = None
+
+    @property
+    def best(self) -> tuple[float, float] | None:
+        """Epoch and value of the best evaluation."""
+        return max(self.curve, key=lambda point: point[1], default=None)
+
+
+def read_run(place: str | Path) -> Run:
+    """Read a run.
+
+    Args:
+        place: Its folder, or a file in it, such as its model.
+
+    Raises:
+        ValueError: There is no run; names the place.
+    """
+    path = Path(place)
+    path = path.parent if path.is_file() else path
+    path = path.parent if path.name == "checkpoints" else path
+    if not path.is_dir() or not any((path / n).is_file() for n in ("summary.json", "config.yaml")):
+        raise ValueError(
+            f"{place}: is no run (it has neither summary.json nor config.yaml); give the folder "
+            "that a training wrote, such as runs/quickstart"
+        )
+    options = _read_options(path)
+    summary = read_summary(path)
+    try:
+        return _take_summary(path, options, summary) if summary else _piece_together(path, options)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return _piece_together(path, options)
+
+
+def _take_summary(path: Path, options: Mapping[str, Any], summary: Mapping[str, Any]) -> Run:
+    monitor, memory = str(summary["monitor"]), summary["memory"]
+    points = ((e["epoch"], e["numbers"].get(monitor)) for e in summary["evaluations"])
+    time = summary["time"]
+    return Run(
+        path.resolve().name,
+        path,
+        options,
+        monitor,
+        tuple((float(epoch), float(value)) for epoch, value in points if value is not None),
+        int(summary["parameters"]),
+        float(summary["macs"]),
+        time.get("wall_seconds"),
+        time.get("images_per_second"),
+        memory.get("peak_cuda_bytes", memory.get("peak_rss_bytes")),
+        str(summary["ended"]),
+    )
+
+
+def _piece_together(path: Path, options: Mapping[str, Any]) -> Run:
+    """Read a run without a summary from its table and its log."""
+    monitor, curve = _read_curve(path / "metrics.csv")
+    size = _SIZE.search(_read_if_there(path / "log.txt"))
+    return Run(
+        path.resolve().name,
+        path,
+        options,
+        monitor,
+        curve,
+        int(size[1].replace(",", "")) if size else None,
+        float(size[2]) * 1e9 if size else None,
+    )
+
+
+def _read_options(path: Path) -> dict[str, Any]:
+    """Return the options of a run's last start, by dotted names."""
+    later = sorted(
+        path.glob("config_from_step_*.yaml"), key=lambda f: int("0" + f.stem.rpartition("_")[2])
+    )
+    for file in (*later[::-1], path / "config.yaml"):
+        try:
+            content = read_yaml(file, ValueError)
+        except (ValueError, OSError):
+            continue
+        if isinstance(content, Mapping):
+            options = flatten(content)
+            return {k: v for k, v in options.items() if k not in _NOT_COMPARED}
+    return {}
+
+
+def flatten(options: object, name: str = "") -> dict[str, Any]:
+    """Return nested options as one level, by dotted names."""
+    if not isinstance(options, Mapping) or not options:
+        return {name: options} if name else {}
+    parts = (
+        flatten(value, f"{name}.{key}" if name else str(key)) for key, value in options.items()
+    )
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _read_curve(file: Path) -> tuple[str | None, tuple[tuple[float, float], ...]]:
+    rows = list(csv.DictReader(io.StringIO(_read_if_there(file), newline="")))
+    for monitor in MONITORS:
+        points = [
+            # Lightning counts epochs from 0.
+            (_parse(row.get("epoch")) + 1, _parse(row.get(f"val/{monitor}")))
+            for row in rows
+        ]
+        curve = tuple((e, v) for e, v in points if math.isfinite(e) and math.isfinite(v))
+        if curve:
+            return monitor, curve
+    return None, ()
+
+
+def _parse(cell: str | None) -> float:
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        return math.nan
+
+
+def _read_if_there(file: Path) -> str:
+    try:
+        most = MAX_TABLE if file.suffix == ".csv" else MAX_YAML_FILE
+        return read_text(file, most, ValueError)
+    except (ValueError, OSError):
+        return ""
+
+
+def find_differences(runs: list[Run]) -> dict[str, list[str]]:
+    """Return the options that are not the same in all runs, each with its value in every run."""
+    names = dict.fromkeys(name for run in runs for name in run.options)
+    values = {name: [_show(run.options.get(name, "-")) for run in runs] for name in names}
+    return {name: of_runs for name, of_runs in values.items() if len(set(of_runs)) > 1}
+
+
+def _show(value: object) -> str:
+    return "null" if value is None else str(value)

@@ -1,0 +1,388 @@
+import json
+import stat
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from foreign_sets import (
+    PICTURES,
+    coco_json,
+    labelme_json,
+    save_image,
+    voc_xml,
+    write_coco_beside,
+    write_cvat,
+    write_darknet,
+    write_labelme,
+    write_labelme_boxes,
+    write_masks_beside,
+    write_roboflow_yolo,
+    write_tensorflow_csv,
+    write_text,
+    write_ultralytics,
+    write_yolo_pose,
+)
+
+from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.loading import Source
+from densenet_backbones.data.readers.detection_sources import read_detection
+from densenet_backbones.data.readers.segmentation_sources import read_segmentation
+from densenet_backbones.data.recognition.archives import unpack_archive
+from densenet_backbones.data.recognition.recognize import recognize
+from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.segmentation import SegmentationData
+
+
+def read_all(root, **options):
+    """All splits of what is recognized, as one set."""
+    parts = recognize(root, "detection").splits
+    return read_detection([dict(part.source) for part in parts], **options)
+
+
+# ------------------------------------------------------------------------------ what is there
+
+
+def test_two_readings_are_an_error_whose_options_work(tmp_path):
+    write_coco_beside(tmp_path)
+    write_darknet(tmp_path)
+    for picture in PICTURES:
+        write_text(tmp_path / "xml" / f"{picture.stem}.xml", voc_xml(picture))
+    # Each photograph lies in two places; one of them is enough.
+    for path in (tmp_path / "obj_train_data").glob("*.jpg"):
+        path.unlink()
+    for path in (tmp_path / "obj_train_data").glob("*.txt"):
+        path.rename(tmp_path / path.name)
+    with pytest.raises(DataError, match="may be read in 3 ways") as error:
+        recognize(tmp_path, "detection")
+    lines = str(error.value).splitlines()[1:]
+    options = [line.split()[:2] for line in lines]
+    assert options == [
+        ["--annotation-file", "annotations.json"],
+        ["--layout", "voc"],
+        ["--layout", "yolo"],
+    ]
+    for name, value in options:
+        option = {name[2:].replace("-", "_"): value}
+        data = DetectionData(str(tmp_path), **option)
+        assert data.recognized.whole is not None
+        assert len(read_detection([dict(data.recognized.whole.source)])) == 6
+
+
+def test_several_coco_files_that_name_no_split_are_ambiguous(tmp_path):
+    write_coco_beside(tmp_path)
+    write_text(tmp_path / "more.json", coco_json(PICTURES[:2]))
+    with pytest.raises(DataError, match=r"--annotation-file more\.json .*2 images"):
+        recognize(tmp_path)
+    sources = [Source(str(tmp_path), annotation_file=f"{n}.json") for n in ("annotations", "more")]
+    data = DetectionData(train=sources[:1], val=sources[1:])
+    assert (len(data.train_set), len(data.val_set), data.lines) == (6, 2, [])
+
+
+def test_what_is_not_recognized_is_described(tmp_path):
+    save_image(PICTURES[0], tmp_path)
+    write_text(tmp_path / "results.json", "[1]")
+    write_text(tmp_path / "package.json", "{}")
+    write_text(tmp_path / "a.xml", "<svg/>")
+    with pytest.raises(DataError) as error:
+        recognize(tmp_path)
+    for words in ("2 .json, 1 .jpg, 1 .xml", "results.json: a list", "a.xml: <svg>", "labelme"):
+        assert words in str(error.value)
+    with pytest.raises(DataError, match="is not a folder"):
+        recognize(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"photo 0\.jpg: is neither a folder nor"):
+        recognize(tmp_path / PICTURES[0].name)
+
+
+def test_data_of_the_other_kind_names_the_other_tool(tmp_path):
+    write_masks_beside(tmp_path / "masks")
+    write_tensorflow_csv(tmp_path / "boxes")
+    with pytest.raises(DataError, match=r"boxes only, no outlines.*train_det"):
+        recognize(tmp_path / "boxes", "segmentation")
+    with pytest.raises(DataError, match=r"masks of classes.*train_seg"):
+        recognize(tmp_path / "masks", "detection")
+    assert recognize(tmp_path / "masks").serves == {"semantic"}
+
+
+def test_links_are_not_followed_out_of_the_folder(tmp_path):
+    write_labelme(tmp_path / "own")
+    write_labelme(tmp_path / "other")
+    (tmp_path / "other").rename(tmp_path / "elsewhere")
+    (tmp_path / "own" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "own" / "circle").symlink_to(tmp_path / "own")
+    (tmp_path / "own" / "z.json").symlink_to(tmp_path / "elsewhere" / "photo 0.json")
+    assert recognize(tmp_path / "own").whole.images == 6
+
+
+def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for folder in ("a", "b"):
+        save_image(PICTURES[0], tmp_path / folder, "x.jpg")
+    pictures = PICTURES[:2]
+
+    def write(first, second):
+        names = dict(zip(pictures, (first, second), strict=True))
+        write_text(tmp_path / "all.json", coco_json(pictures, name=names.get))
+        return [r.path.parent.name for r in read_all(tmp_path).records]
+
+    assert write("/data/a/x.jpg", "..\\b\\x.jpg") == ["a", "b"]
+    with pytest.raises(DataError, match=r"may be any of 2 files \('a/x.jpg', 'b/x.jpg'\)"):
+        write("c/x.jpg", "b/x.jpg")
+
+
+def test_too_many_files_are_refused(tmp_path, monkeypatch):
+    write_labelme(tmp_path)
+    monkeypatch.setattr("densenet_backbones.data.recognition.tree.MAX_LISTED_FILES", 5)
+    with pytest.raises(DataError, match=r"more than 5 files.*give annotation_file"):
+        recognize(tmp_path)
+
+
+def test_data_without_splits_says_so(tmp_path):
+    write_labelme(tmp_path)
+    whole = recognize(tmp_path).whole
+    assert whole.name == "all" and read_detection(tmp_path, "all").records[5].width == 50
+    with pytest.raises(DataError, match="has no split 'val'"):
+        read_detection(tmp_path, "val")
+
+
+# ------------------------------------------------------------------------------ archives
+
+
+def test_an_archive_is_unpacked_once(tmp_path):
+    write_roboflow_yolo(tmp_path / "source")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in sorted((tmp_path / "source").rglob("*.*")):
+            archive.write(path, path.relative_to(tmp_path / "source"))
+        archive.writestr("__MACOSX/._data.yaml", "junk")
+    folder, said = unpack_archive(tmp_path / "a.zip")
+    assert folder.parent == tmp_path and said == f"a.zip is unpacked to {folder}"
+    marker = folder / "data.yaml"
+    before = marker.stat().st_mtime_ns
+    again, said = unpack_archive(tmp_path / "a.zip")
+    assert again == folder and "before" in said and marker.stat().st_mtime_ns == before
+    assert not (folder / "__MACOSX").exists()
+    data = DetectionData(str(tmp_path / "a.zip"))
+    assert len(data.train_set) == 4 and "unpacked before" in data.lines[2]
+
+
+def _write_archive(path, entries):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content, mode in entries:
+            info = zipfile.ZipInfo(name)
+            info.external_attr = mode << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, content)
+
+
+FILE = stat.S_IFREG | 0o644
+
+
+@pytest.mark.parametrize(
+    ("entries", "match"),
+    [
+        ([("../a.txt", "x", FILE)], r"entry 1 \('\.\./a\.txt'\).*stay inside"),
+        ([("/etc/a", "x", FILE)], "stay inside"),
+        ([("C:\\a", "x", FILE)], "stay inside"),
+        ([("a", "/etc/passwd", stat.S_IFLNK | 0o777)], "is a link or a device"),
+        ([("a", "", stat.S_IFIFO)], "is a link or a device"),
+        ([("a.txt", "1", FILE), ("A.TXT", "2", FILE)], "is there twice"),
+        ([("/".join("a" * 30), "1", FILE)], "more than 20 folders"),
+        ([("a", "a" * 5_000_000, FILE)], r"would become 0\.0 GiB, more than"),
+        ([(f"{n}", "", FILE) for n in range(12)], "has 12 files, more than the 10"),
+    ],
+)
+def test_dangerous_archives_leave_nothing_behind(tmp_path, entries, match, monkeypatch):
+    room = "densenet_backbones.data.recognition.archives"
+    monkeypatch.setattr(f"{room}.FREE_ARCHIVE_BYTES", 1000)
+    monkeypatch.setattr(f"{room}.MAX_ARCHIVE_FILES", 10)
+    _write_archive(tmp_path / "a.zip", [("fine.txt", "fine", FILE), *entries][-12:])
+    match = match.replace("entry 1", "entry 2")
+    with pytest.raises(DataError, match=match):
+        recognize(tmp_path / "a.zip")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_a_damaged_archive_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "a.zip"
+    _write_archive(path, [("a.txt", "hello " * 500, FILE), ("b.txt", "x" * 5000, FILE)])
+    data = bytearray(path.read_bytes())
+    data[45:50] = b"\xff" * 5
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=r"a\.zip: no usable zip archive"):
+        recognize(path)
+    assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == ["a.zip"]
+
+
+# ------------------------------------------------------------------------------ formats
+
+
+def change_text(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def line_of(path, text):
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ("0 0.5 0.5 0.1", "no object in the layout|has 4 numbers, but an object has 5"),
+        ("0 0.5 0.5 0.1 0.1 0.9", "a sixth number is a score"),
+        ("2 0.5 0.5 0.1 0.1", "'2' is not one of the 2 that are named"),
+        ("0 40 30 10 10", "40 is no share of the image's side"),
+        ("0 nan 0.5 0.1 0.1", "a coordinate must be a number, not 'nan'"),
+        ("cat 0.5 0.5 0.1 0.1", "the number of the class must be a number"),
+        ("0 " + "0.5 " * 7, "has 8 numbers"),
+    ],
+)
+def test_wrong_lines_of_yolo_are_named(tmp_path, line, match):
+    write_ultralytics(tmp_path)
+    path = tmp_path / "labels/train/photo 1.txt"
+    path.write_text("0 0.5 0.5 0.1 0.1\n\n" + line)
+    with pytest.raises(DataError, match=match) as error:
+        read_detection(tmp_path, "train", layout="yolo")
+    assert f"{path}: line 3" in str(error.value)
+
+
+def test_images_without_labels_are_images_without_objects(tmp_path):
+    write_ultralytics(tmp_path)
+    (tmp_path / "labels/train/photo 1.txt").unlink()
+    (tmp_path / "labels/train/photo 2.txt").write_text("")
+    found = recognize(tmp_path)
+    assert "1 images have no label file" in found.lines[2]
+    counts = [len(r.boxes) for r in read_detection(tmp_path, "train").records]
+    assert counts == [2, 0, 0, 2]
+
+
+def test_classes_without_names_are_numbered(tmp_path):
+    write_darknet(tmp_path)
+    (tmp_path / "obj.names").unlink()
+    assert read_all(tmp_path).categories.names == ("class 0", "class 1")
+    assert "no class has a name" in recognize(tmp_path).lines[2]
+
+
+def test_mirrored_keypoints_of_yolo_have_names_that_say_so(tmp_path):
+    write_yolo_pose(tmp_path)
+    path = tmp_path / "pets.yaml"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "flip_idx": [1, 0], "kpt_names": None}))
+    categories = read_detection(tmp_path, "train", keypoints=True).categories
+    assert categories.mirrored_keypoints == (1, 0)
+
+
+def test_shapes_of_labelme(tmp_path):
+    """Circles become polygons, parts of one group one object; lines are left out, and said."""
+    picture = PICTURES[0]
+    save_image(picture, tmp_path)
+    content = json.loads(labelme_json(picture))
+    part = {"label": "cat", "group_id": 7, "shape_type": "polygon"}
+    content["shapes"] = [
+        {**part, "points": [[1, 1], [9, 1], [9, 9]]},
+        {**part, "points": [[20, 1], [29, 1], [29, 9]]},
+        {"label": "ball", "shape_type": "circle", "points": [[20, 20], [20, 25]]},
+        {"label": "cat", "shape_type": "line", "points": [[1, 1], [9, 9]]},
+        {"label": "eye", "shape_type": "point", "points": [[3, 3]]},
+    ]
+    write_text(tmp_path / "photo 0.json", json.dumps(content))
+    data = read_all(tmp_path)
+    assert data.categories.names == ("ball", "cat")
+    np.testing.assert_allclose(data.records[0].boxes, [[1, 1, 29, 9], [15, 15, 25, 25]], atol=1e-4)
+    assert [str(problem).partition("photo 0.json: ")[2] for problem in data.problems] == [
+        "shapes[3] ('cat'): a line of 2 points is no object; left out",
+        "shapes[4] ('eye'): a point that shares its group_id with no one object; left out",
+    ]
+    with pytest.raises(DataError, match="strict reading found 2 faults"):
+        read_all(tmp_path, strict=True)
+
+
+CVAT_SHAPES = """
+<box label="cat" xtl="2" ytl="2" xbr="12" ybr="8" rotation="90.0"/>
+<mask label="dog" left="4" top="3" width="3" height="2" rle="1, 2, 1, 2"/>
+<skeleton label="cat"><points label="nose" points="5,6" outside="0" occluded="1"/>
+<points label="tail" points="9,9" outside="1"/><points label="ear" points="8,2"/></skeleton>
+<polyline label="cat" points="1,1;2,2"/>
+"""
+
+
+def test_shapes_of_cvat(tmp_path):
+    write_cvat(tmp_path)
+    change_text(tmp_path / "annotations.xml", "<polygon", CVAT_SHAPES + "<polygon")
+    data = read_detection(tmp_path, "train", keypoints=True)
+    record = data.records[0]
+    boxes = [[4, 0, 10, 10], [5, 3, 7, 5], [5, 2, 8, 6]]
+    np.testing.assert_allclose(record.boxes[:3], boxes, atol=1e-5)
+    assert data.categories.keypoints == ("ear", "nose", "tail")
+    assert record.annotations[2]["keypoints"] == [8, 2, 2, 5, 6, 1, 0, 0, 0]
+    masks = read_segmentation(tmp_path, "train").records[0].read_mask()
+    assert masks[3:5, 4:7].tolist() == [[1, 2, 2], [1, 2, 2]]  # on the turned box
+    assert "shape 4 (polyline): a polyline is no object; left out" in str(data.problems[0])
+
+
+def set_shapes(shapes):
+    def change(root):
+        path = root / "train/json/photo 0.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "shapes": shapes}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("write", "change", "match"),
+    [
+        (write_labelme_boxes, set_shapes([{"points": []}]), r"shapes\[0\]: the name of the class"),
+        (write_labelme_boxes, set_shapes([3]), r"shapes\[0\] must be an object"),
+        (
+            write_labelme_boxes,
+            set_shapes([{"label": "a", "points": [[1, "x"]]}]),
+            r"photo 0\.json: shapes\[0\]: points\[0\] must be a number, not 'x'",
+        ),
+        (
+            write_tensorflow_csv,
+            lambda root: change_text(root / "train_labels.csv", ",cat,", ",,"),
+            r"train_labels\.csv: line 2: the name of the class must be a text",
+        ),
+        (
+            write_tensorflow_csv,
+            lambda root: change_text(root / "train_labels.csv", "photo 0", "photo 9"),
+            r"line 2: its image 'photo 9\.jpg' is not below",
+        ),
+        (
+            write_cvat,
+            lambda root: change_text(root / "annotations.xml", "points=", "pts="),
+            r"image 'photo 0\.jpg': shape 1 \(polygon\): point 1 must be x,y",
+        ),
+        (
+            write_cvat,
+            lambda root: change_text(root / "annotations.xml", "</image>", "</imago>"),
+            r"annotations\.xml: not valid XML at line 1",
+        ),
+        (
+            write_ultralytics,
+            lambda root: change_text(root / "pets.yaml", '["cat", "dog"]', '["cat", "cat"]'),
+            r"pets\.yaml: must name .* each once; given twice: 'cat'",
+        ),
+    ],
+)
+def test_faults_name_the_file_and_the_item(write, change, match, tmp_path):
+    write(tmp_path)
+    change(tmp_path)
+    with pytest.raises(DataError, match=match):
+        read_all(tmp_path)
+
+
+# ------------------------------------------------------------------------------ masks
+
+
+def test_proposed_classes_are_written_on_request_and_named(tmp_path):
+    write_masks_beside(tmp_path)
+    data = SegmentationData(str(tmp_path), write_classes=True)
+    assert "background, class 1, class 2" in data.lines[2]
+    before = read_segmentation(tmp_path, "all")
+    change_text(tmp_path / "classes.yaml", "class 1", "cat")
+    after = read_segmentation(tmp_path, "all")
+    assert after.classes.names == ("background", "cat", "class 2")
+    for old, new in zip(before.records, after.records, strict=True):
+        np.testing.assert_array_equal(old.read_mask(), new.read_mask())
+    assert not list(Path(tmp_path).glob("*.tmp"))
