@@ -189,6 +189,10 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
         """Print the evaluation that has just ended and write it to a folder."""
         raise NotImplementedError
 
+    def describe_evaluated(self) -> ModelSpec:
+        """Return the model's description with what the last evaluation says of its use."""
+        return self.spec
+
     def training_size(self, data: DataT) -> tuple[int, int]:
         """Return (H, W) of the images that the model is trained on, as far as it can be told."""
         raise NotImplementedError
