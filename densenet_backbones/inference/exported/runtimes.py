@@ -5,6 +5,7 @@ Both are imported where they are used: they belong to the extras ``export`` and 
 
 import importlib
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from densenet_backbones.checkpoints import CheckpointError
-from densenet_backbones.file_writing import replace_file
+from densenet_backbones.file_writing import save_bytes
 
 SUFFIXES = (".onnx", ".xml")
 """Endings of the files that `open_runtime` opens."""
@@ -105,8 +106,10 @@ class OpenvinoModel:
             raise _describe_failure(path, error) from error
         self.facts: Mapping[str, str] = {}
         if model.has_rt_info([_SECTION]):
+            # Boxes with a `value` or what is in them, as releases differ.
             entries = model.get_rt_info([_SECTION])
-            self.facts = {key: str(entry.value) for key, entry in dict(entries.value).items()}
+            entries = dict(getattr(entries, "value", entries))
+            self.facts = {key: str(getattr(e, "value", e)) for key, e in entries.items()}
         shape = self.compiled.input(0).partial_shape
         self.fixed_size = _read_fixed_size([d.get_length() if d.is_static else None for d in shape])
 
@@ -150,8 +153,12 @@ def convert_to_ir(onnx_file: Path, path: Path) -> None:
         raise _describe_failure(onnx_file, error) from error
     for key, value in facts.items():
         model.set_rt_info(value, [_SECTION, key])
-    with replace_file(path.with_suffix(".bin")) as weights, replace_file(path) as text:
+    # OpenVINO asks for these endings, which drafts of files have not.
+    with tempfile.TemporaryDirectory() as folder:
+        text, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
         openvino.serialize(model, str(text), str(weights))
+        save_bytes(path.with_suffix(".bin"), weights.read_bytes())
+        save_bytes(path, text.read_bytes())
 
 
 def _import(package: str, path: str | Path, extra: str) -> ModuleType:
