@@ -16,7 +16,7 @@ from densenet_backbones.data.readers.voc.boxes import has_voc_layout, list_voc_f
 from densenet_backbones.data.readers.voc.masks import has_voc_masks
 from densenet_backbones.data.readers.voc.sbd import find_sbd_folder, has_sbd_layout
 from densenet_backbones.data.recognition.sniffing import count_in_file, read_ends
-from densenet_backbones.data.recognition.splits import WHOLE
+from densenet_backbones.data.recognition.splits import WHOLE, find_split_word
 
 
 @dataclass(frozen=True)
@@ -99,4 +99,6 @@ def find_only_folder(root: Path) -> Path | None:
     """Return the folder that a folder holds and nothing else, as unpacked archives do."""
     names = [name for name in list_folders(root) if not name.startswith((".", "__MACOSX"))]
     is_alone = len(names) == 1 and all(name.startswith(".") for name in list_files(root))
-    return root / names[0] if is_alone and not (root / names[0]).is_symlink() else None
+    if not is_alone or find_split_word(f"{names[0]}/_") or (root / names[0]).is_symlink():
+        return None
+    return root / names[0]

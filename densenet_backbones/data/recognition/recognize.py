@@ -104,8 +104,9 @@ class Recognized:
 
     @property
     def whole(self) -> Split | None:
-        """All of the data, where it is in one part, whatever that is called."""
-        return self.splits[0] if len(self.splits) == 1 else None
+        """All of the data, where it is in one part that is not called val or test."""
+        held_out = any(match_split(word, [s.name for s in self.splits]) for word in ("val", "test"))
+        return self.splits[0] if len(self.splits) == 1 and not held_out else None
 
 
 def recognize(
@@ -198,8 +199,8 @@ def _take_given_file(root: Path, given: Mapping[str, str]) -> Recognized:
             if len(name) > len(before) + len(after)
         }
     splits = [Split(name, 0, {"root": str(root), "split": name, **given}) for name in known]
-    line = f"Data: COCO's annotations in {pattern}, below {root}"
-    return Recognized(root, "coco", frozenset({"boxes", "masks"}), tuple(splits), (line,))
+    lines = (f"Data: COCO's annotations in {pattern}, below {root}", f"Found: {', '.join(known)}.")
+    return Recognized(root, "coco", frozenset({"boxes", "masks"}), tuple(splits), lines)
 
 
 def _describe_known(

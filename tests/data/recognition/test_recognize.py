@@ -12,6 +12,7 @@ from foreign_sets import (
     save_image,
     voc_xml,
     write_coco_beside,
+    write_coco_names,
     write_cvat,
     write_darknet,
     write_labelme,
@@ -134,6 +135,21 @@ def test_too_many_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("densenet_backbones.data.recognition.tree.MAX_LISTED_FILES", 5)
     with pytest.raises(DataError, match=r"more than 5 files.*give annotation_file"):
         recognize(tmp_path)
+
+
+def test_a_part_that_is_held_out_is_not_taken_for_the_whole(tmp_path):
+    for folder, is_whole in (("all", True), ("train", True), ("valid", False), ("test", False)):
+        write_labelme(tmp_path / folder / folder)
+        assert (recognize(tmp_path / folder).whole is not None) == is_whole
+    with pytest.raises(DataError, match=r"has no split 'test' \(there are: valid\)"):
+        recognize(tmp_path / "valid").name_source("test")
+
+
+def test_files_that_are_given_may_have_other_names_of_splits(tmp_path):
+    write_coco_names(tmp_path)
+    data = DetectionData(str(tmp_path), annotation_file="labels_{split}.json")
+    assert (len(data.train_set), len(data.val_set)) == (4, 2)
+    assert data.lines[1] == "Found: training, validation. 'validation' is evaluated."
 
 
 def test_data_without_splits_says_so(tmp_path):
