@@ -1,13 +1,20 @@
-"""Draw the legend of a picture: its classes in their colors, with a number or a share each."""
+"""Draw legends: of a picture, its classes with a number or a share each; of a sheet, below it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from densenet_backbones.messages import show_controls
 from densenet_backbones.reporting.colors import RGB
-from densenet_backbones.reporting.pictures import INK, PAPER, load_font
+from densenet_backbones.reporting.pictures import (
+    GAP,
+    INK,
+    PAPER,
+    TITLE_FONT,
+    draw_title,
+    load_font,
+)
 
 MOST_LINES = 12
 """Classes that a legend lists; the others are counted in its last line."""
@@ -46,6 +53,28 @@ def draw_legend(
         overlay.rectangle(square, fill=color)
         overlay.text((left + 4 * row // 3, middle), text, fill=PAPER, font=font, anchor="lm")
     return np.array(drawn)
+
+
+def append_legend(sheet: np.ndarray, entries: Sequence[tuple[str, RGB]]) -> np.ndarray:
+    """Return a sheet with a line below it that says what each color stands for.
+
+    Args:
+        sheet: (H, W, 3) uint8.
+        entries: Name and color; names that find no room in a line go to the next one.
+    """
+    height = TITLE_FONT + 10
+    lines: list[np.ndarray] = []
+    x = sheet.shape[1]
+    for name, color in entries:
+        patch = draw_title(name, int(load_font(TITLE_FONT).getlength(name)) + 4, height)
+        if x + height + patch.shape[1] > sheet.shape[1]:
+            lines.append(np.full((height, sheet.shape[1], 3), PAPER, np.uint8))
+            x = GAP
+        room = lines[-1][:, x + height : x + height + patch.shape[1]]
+        room[:] = patch[:, : room.shape[1]]
+        lines[-1][5:-5, x : x + height - 8] = color
+        x += height + patch.shape[1] + 2 * GAP
+    return np.concatenate([sheet, *lines])
 
 
 def _find_calm_corner(picture: np.ndarray, wide: int, high: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from exported_detectors import KINDS, lively, noise_images, plain_image
+from fresh_processes import run_fresh
 from hypothesis import given
 from hypothesis import strategies as st
 from long_cases import first_now
@@ -22,10 +23,11 @@ from densenet_backbones.export.checks import Agreement, compare_detections
 from densenet_backbones.export.detector_form import make_export_form
 from densenet_backbones.export.onnx_file import ExportError, OnnxSession, write_onnx
 from densenet_backbones.export.plan import make_plan, split_detector, split_segmenter
+from densenet_backbones.export.program_file import ProgramFile, write_programs
 from densenet_backbones.export.segmenter_form import SegmenterForm
 from densenet_backbones.heads import fcdensenet56
 from densenet_backbones.heads.segmentation.unet import unet
-from densenet_backbones.inference.exported.runtimes import convert_to_ir
+from densenet_backbones.inference.exported.runtimes import OpenvinoModel, convert_to_ir
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.smp_segmenters import build_smp
 from densenet_backbones.smp_encoders import register_encoder
@@ -146,6 +148,59 @@ def test_a_trained_detector(detector, tiny_scenes, tmp_path, capsys):
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4, rtol=0)
 
 
+ALONE = """
+import sys, torch, torchvision
+outputs = torch.export.load("{file}").module()(torch.rand(1, 3, 70, 90))
+print("densenet_backbones" in sys.modules, *sorted(outputs))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["detector", "segmenter"])
+def test_other_formats_of_a_trained_model(kind, request, tiny_scenes, tmp_path, capsys):
+    """Each is compared with the model on the way; both tell the same facts, and can be used.
+
+    OpenVINO pools no map of a single cell, which this detector has of images of 64 pixels.
+    """
+    model = request.getfixturevalue(kind)
+    picture = next((tiny_scenes / "VOC").rglob("*.jpg"))
+    export.main([str(model), "--format", "pt2", "--check-image", str(picture)])
+    assert "agree; largest difference" in capsys.readouterr().out
+    program = ProgramFile(tmp_path / "model.pt2")
+    assert program.facts["kind"] == kind
+    if kind == "detector":
+        said = run_fresh(ALONE.format(file=tmp_path / "model.pt2"))
+        assert said.split() == ["False", *sorted(OUTPUTS)]
+        with pytest.raises(SystemExit):
+            export.main([str(model), "--format", "openvino"])
+        assert "OpenVINO cannot convert this model" in capsys.readouterr().err
+        return
+    export.main([str(model), "--format", "openvino"])
+    assert capsys.readouterr().out.count("agree; largest difference") == 2
+    assert program.facts == OpenvinoModel(tmp_path / "model.xml").facts
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *("model.safetensors", "model.pt2", "model.xml", "model.bin")
+    }
+    own, again = (load(file).predict(picture) for file in (model, tmp_path / "model.xml"))
+    assert (again.labels == own.labels).mean() > 0.99
+
+
+def test_programs_return_outputs_by_name(tmp_path):
+    def halve(x):
+        return (x / 2, x.sum(dim=(1, 2, 3)))
+
+    varying = {0: onnx_file.Side("batch", 1, 9)}
+    stage = onnx_file.Stage(halve, {"x": torch.rand(2, 3, 4, 5)}, ["half", "sum"], varying)
+    write_programs([stage], tmp_path / "x.pt2", {"names": ["a", "b"], "kind": "x"})
+    program = ProgramFile(tmp_path / "x.pt2")
+    assert program.facts == {"names": '["a", "b"]', "kind": "x"}
+    images = torch.rand(7, 3, 4, 5)
+    found = program(images)
+    assert set(found) == {"half", "sum"} and (found["half"] == images.numpy() / 2).all()
+    with pytest.raises(ExportError, match="cannot compute the file on an image of 4 x 6"):
+        program(torch.rand(7, 3, 4, 6))
+
+
 @pytest.mark.long
 def test_one_size_alone(detector, tmp_path, capsys):
     out = tmp_path / "deep" / "fixed.onnx"
@@ -209,7 +264,8 @@ def test_a_file_that_computes_something_else_is_not_kept(detector, tmp_path, mon
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--out", "model.pt"], "--out must end in .onnx, got model.pt"),
+        (["--out", "model.pt"], "--out must end in .onnx, .pt2 or .xml (OpenVINO), got model.pt"),
+        (["--out", "m.xml", "--format", "pt2", "onnx"], "m.xml is a file of openvino, --format"),
         (["--image-size", "8", "64"], "--image-size must be H W in 32..8192, got 8 64"),
         (["--opset", "11"], "--opset must be 18 or more, got 11"),
         (["--output", "logits"], "--output logits is for segmenters; this file holds a detector"),
@@ -258,6 +314,12 @@ def test_what_is_missing_is_named(detector, refused_command, monkeypatch):
     code, line = refused_command(export.main, detector)
     assert code == 1
     assert "the export needs onnx_that_is_not_there: pip install" in line
+    code, line = refused_command(export.main, detector, "--format", "pt2", "openvino")
+    assert code == 1 and "densenet-backbones[export]" in line
+    monkeypatch.setattr(onnx_file, "NEEDED", ("onnx",))
+    monkeypatch.setattr(onnx_file.importlib.util, "find_spec", lambda name: name == "onnx" or None)
+    code, line = refused_command(export.main, detector, "--format", "openvino")
+    assert code == 1 and "needs openvino: pip install 'densenet-backbones[openvino]'" in line
 
 
 def test_what_torch_cannot_follow_gets_its_first_cause(tmp_path):

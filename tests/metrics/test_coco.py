@@ -290,6 +290,16 @@ def test_classes_and_curves():
     assert [c.objects for c in evaluation.classes] == [objects.count(i) for i in CATEGORIES.ids]
 
 
+def test_a_class_without_objects_has_no_curve():
+    truth, predictions = scene(8, images=4)
+    truth["annotations"] = [a for a in truth["annotations"] if a["category_id"] != 90]
+    evaluation = evaluate_coco(truth, format_coco_results(predictions, CATEGORIES))
+    for curves in (evaluation.precision, evaluation.scores):
+        missing = [not np.isfinite(curves[:, n]).any() for n in range(3)]
+        assert missing == [c.objects == 0 for c in evaluation.classes] and any(missing)
+        assert (curves[np.isfinite(curves)] >= 0).all()
+
+
 def test_the_text_and_json_forms():
     truth, predictions = scene(8)
     truth["annotations"] = [a for a in truth["annotations"] if a["category_id"] != 7]

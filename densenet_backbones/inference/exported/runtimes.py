@@ -5,7 +5,6 @@ Both are imported where they are used: they belong to the extras ``export`` and 
 
 import importlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,6 @@ import numpy as np
 from torch import Tensor
 
 from densenet_backbones.checkpoints import CheckpointError
-from densenet_backbones.file_writing import save_bytes
 
 SUFFIXES = (".onnx", ".xml")
 """Endings of the files that `open_runtime` opens."""
@@ -106,10 +104,8 @@ class OpenvinoModel:
             raise _describe_failure(path, error) from error
         self.facts: Mapping[str, str] = {}
         if model.has_rt_info([_SECTION]):
-            # Boxes with a `value` or what is in them, as releases differ.
             entries = model.get_rt_info([_SECTION])
-            entries = dict(getattr(entries, "value", entries))
-            self.facts = {key: str(getattr(e, "value", e)) for key, e in entries.items()}
+            self.facts = {key: str(value) for key, value in dict(entries.value).items()}
         shape = self.compiled.input(0).partial_shape
         self.fixed_size = _read_fixed_size([d.get_length() if d.is_static else None for d in shape])
 
@@ -140,7 +136,7 @@ def convert_to_ir(onnx_file: Path, path: Path) -> None:
 
     Args:
         onnx_file: The file, as our export writes it.
-        path: The ``.xml``; its ``.bin`` is written beside it, first.
+        path: The ``.xml``, in a folder of drafts; its ``.bin`` is written beside it.
 
     Raises:
         CheckpointError: OpenVINO is not installed, or cannot read the file.
@@ -150,15 +146,13 @@ def convert_to_ir(onnx_file: Path, path: Path) -> None:
     try:
         model = openvino.convert_model(str(onnx_file))
     except Exception as error:
-        raise _describe_failure(onnx_file, error) from error
+        reason = " ".join(str(error).split())[-200:]  # its first lines name no cause
+        raise CheckpointError(
+            f"OpenVINO cannot convert this model (… {reason}); export it as ONNX instead"
+        ) from error
     for key, value in facts.items():
         model.set_rt_info(value, [_SECTION, key])
-    # OpenVINO asks for these endings, which drafts of files have not.
-    with tempfile.TemporaryDirectory() as folder:
-        text, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
-        openvino.serialize(model, str(text), str(weights))
-        save_bytes(path.with_suffix(".bin"), weights.read_bytes())
-        save_bytes(path, text.read_bytes())
+    openvino.serialize(model, str(path), str(path.with_suffix(".bin")))
 
 
 def _import(package: str, path: str | Path, extra: str) -> ModuleType:
