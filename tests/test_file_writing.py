@@ -13,6 +13,7 @@ import pytest
 from densenet_backbones.file_writing import (
     GrowingList,
     check_output,
+    find_unused_folder,
     remove_drafts,
     replace_file,
     save_bytes,
@@ -153,3 +154,13 @@ def test_outputs_are_tried_without_leaving_anything(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"^--out .*file/b: nothing can be written there \(Not a dir"):
         check_output(tmp_path / "file/b", "--out")
+
+
+def test_a_folder_with_files_is_left_alone(tmp_path):
+    folder = tmp_path / "evaluation"
+    assert find_unused_folder(folder) == folder and not folder.exists()
+    folder.mkdir()
+    assert find_unused_folder(folder) == folder  # empty
+    (folder / "table.txt").touch()
+    (tmp_path / "evaluation-2").touch()
+    assert find_unused_folder(folder) == tmp_path / "evaluation-3"

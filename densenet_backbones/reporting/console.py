@@ -104,9 +104,12 @@ def quiet_libraries() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     adverts = ["litlogger", "litmodels", "Loading `train_dataloader`"]
     adverts += ["TPU available", "HPU available"]
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(lambda record: not any(text in record.getMessage() for text in adverts))
-    logger.addFilter(_spell_controls)
+    # The lines about a run say these, too.
+    adverts += ["Automatic Mixed Precision", "GPU available: False", "Seed set to"]
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logger = logging.getLogger(name)
+        logger.addFilter(lambda record: not any(text in record.getMessage() for text in adverts))
+        logger.addFilter(_spell_controls)
     torch.set_float32_matmul_precision("high")  # tensor cores on GPUs that have them
 
 
