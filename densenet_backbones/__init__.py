@@ -10,8 +10,8 @@
   ``torchvision.models.get_model("dsod300", num_classes=21)``.
 
 With segmentation_models.pytorch, ``smp.Unet("tu-densenet121_features")`` then works too; native
-encoders are registered by ``import densenet_backbones.smp_encoders``. `load` reads a trained model;
-it and the training tools (`densenet_backbones.training`) need the ``train`` extra.
+encoders are registered by ``import densenet_backbones.smp_encoders``. `train` trains a detector or
+a segmenter, and `load` reads a trained one; both need the ``train`` extra.
 """
 
 import importlib
@@ -22,13 +22,27 @@ import densenet_backbones.torchvision_models  # noqa: F401  (both register their
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet, FeatureLevel
 
-__all__ = ["DenseFeatureNet", "DenseNet", "DenseNetSpec", "FeatureLevel", "__version__", "load"]
+__all__ = [
+    "DenseFeatureNet",
+    "DenseNet",
+    "DenseNetSpec",
+    "FeatureLevel",
+    "__version__",
+    "load",
+    "train",
+]
 
 __version__ = "0.1.0"
 
 
+_LATER = {
+    "load": "densenet_backbones.inference.loading",
+    "train": "densenet_backbones.command.calling",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Find ``load`` on first use: it needs the training tools, which importing us must not."""
-    if name == "load":
-        return importlib.import_module("densenet_backbones.inference.loading").load
+    """Find a function on first use: it needs the training tools, which importing us must not."""
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

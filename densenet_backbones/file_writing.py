@@ -225,22 +225,61 @@ class GrowingList:
             return
         # As they are written in a list of their own, without its brackets.
         text = json.dumps(list(entries), indent=1)[1:-2].encode("utf-8")
-        with self.path.open("rb+", buffering=0) as file:
-            place = self._length - len(self._END)
-            file.seek(place)
-            content = b"," + text + self._END
-            try:
-                written = file.write(content)
-                if written < len(content):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            except OSError:
-                file.seek(place)
-                file.write(self._END)
-                file.truncate()
-                raise
-            self._length = place + written
+        place = self._length - len(self._END)
+        self._length = _write_end(self.path, place, b"," + text + self._END, self._END)
 
     def close(self) -> None:
         """Write an empty list if there was no entry."""
         if not self._length:
             save_json(self.path, [])
+
+
+class GrowingText:
+    """Text file that grows by whole pieces, so that what is in it outlives a kill.
+
+    Args:
+        path: Replaced with the first piece; its folder is made.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path, self._length = Path(path), 0
+
+    @property
+    def is_empty(self) -> bool:
+        """True before the first piece."""
+        return not self._length
+
+    def append(self, text: str) -> None:
+        """Write a piece.
+
+        Raises:
+            OSError: The disk is full, for one; the file then holds the pieces before.
+        """
+        if self.is_empty:
+            save_text(self.path, text)
+            self._length = self.path.stat().st_size
+        else:
+            self._length = _write_end(self.path, self._length, text.encode("utf-8"), b"")
+
+
+def _write_end(path: Path, place: int, content: bytes, end: bytes) -> int:
+    """Write the end of a file from a place on, in one call, and return the file's length.
+
+    Args:
+        path: The file.
+        place: Where `content` goes.
+        content: New end of the file.
+        end: What goes there instead if `content` cannot be written.
+    """
+    with path.open("rb+", buffering=0) as file:
+        file.seek(place)
+        try:
+            written = file.write(content)
+            if written < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.seek(place)
+            file.write(end)
+            file.truncate()
+            raise
+    return place + written

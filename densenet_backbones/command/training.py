@@ -28,12 +28,16 @@ def train(argv: Sequence[str]) -> None:
     parser = make_parser()
     options, engine = parser.parse_known_args(argv)
     task = choose_task(options, engine)
-    only_task = CommandParser(add_help=False, allow_abbrev=False)
-    only_task.add_argument("--task")
-    words = only_task.parse_known_args(argv)[1]
     from densenet_backbones.training.cli import train_det, train_seg
 
-    (train_seg if task == "segmentation" else train_det)(words)
+    (train_seg if task == "segmentation" else train_det)(take_out_task(argv))
+
+
+def take_out_task(argv: Sequence[str]) -> list[str]:
+    """Return the words without ``--task``, which the two trainings do not know."""
+    only_task = CommandParser(add_help=False, allow_abbrev=False)
+    only_task.add_argument("--task")
+    return only_task.parse_known_args(argv)[1]
 
 
 def make_parser() -> CommandParser:

@@ -13,7 +13,9 @@ are read by Pillow up to the size of the file, text and color profiles up to its
 an animation the first picture alone.
 """
 
+import io
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ from densenet_backbones.untrusted.limits import MAX_PIXELS
 # its name: one of them (EPS) starts another program, and others call decoders of rare use.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 PIXELS_AT_ONCE = 1 << 20  # that are converted to RGB: what else that takes is small
+_OPENING = threading.Lock()  # Pillow's limit on pixels is one for all threads
 STAND_IN = (4093, 4091)
 """Size of a file that cannot be read: two primes, so that hardly an image has it."""
 _unreadable: dict[str, DataError] | None = None  # see `collect_unreadable`
@@ -48,7 +51,9 @@ class ImageSizeError(DataError):
     """An image has another size than its annotations say."""
 
 
-def read_image(path: str | Path, promised: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(
+    path: str | Path, promised: tuple[int, int] | None = None, content: bytes | None = None
+) -> np.ndarray:
     """Decode an image file as it is shown.
 
     EXIF orientation is applied. Grayscale, palette, CMYK and other color spaces become RGB;
@@ -58,6 +63,7 @@ def read_image(path: str | Path, promised: tuple[int, int] | None = None) -> np.
     Args:
         path: The file, in one of `FORMATS`.
         promised: Its (W, H) as shown, as annotations say; None if there are none.
+        content: The file's bytes where they are at hand; `path` then names them in messages.
 
     Returns:
         (H, W, 3) uint8, RGB, contiguous and writable.
@@ -67,7 +73,25 @@ def read_image(path: str | Path, promised: tuple[int, int] | None = None) -> np.
             `MAX_PIXELS`, has 32-bit pixels, or is not of the promised size (`ImageSizeError`). The
             message names the file and the fix.
     """
-    return read_reduced_image(path, promised=promised)[0]
+    return read_reduced_image(path, promised=promised, content=content)[0]
+
+
+def convert_picture(image: Image.Image, name: str = "picture") -> np.ndarray:
+    """Return the pixels of a picture that Pillow opened, as `read_image` reads its file.
+
+    Args:
+        image: In any mode; of an animation, the frame that it stands at.
+        name: For messages.
+
+    Raises:
+        DataError: It cannot be decoded, or is larger than `MAX_PIXELS`.
+    """
+    with _convert_errors(name):
+        if image.width * image.height > MAX_PIXELS:
+            raise DataError(_describe_size_limit(name, f"{image.width}x{image.height} pixels,"))
+        orientation = _read_orientation(image)
+        upright = image.transpose(_TURN[orientation]) if orientation in _TURN else image
+        return _convert_to_array(upright, name)
 
 
 def read_reduced_image(
@@ -76,6 +100,7 @@ def read_reduced_image(
     promised: tuple[int, int] | None = None,
     *,
     in_any_format: bool = False,
+    content: bytes | None = None,
 ) -> tuple[np.ndarray, int]:
     """Decode an image file, a large JPEG at a half, a quarter or an eighth of its size.
 
@@ -88,6 +113,7 @@ def read_reduced_image(
         promised: (W, H) of the full size as shown, as annotations say; None if there are none.
         in_any_format: Average the pixels of other formats, and of JPEGs that are still twice as
             large, so that no side of the result is four times `at_least`.
+        content: As `read_image`.
 
     Returns:
         The array, and the number of pixels of the full image's sides that one of its own stands
@@ -96,7 +122,7 @@ def read_reduced_image(
     Raises:
         DataError: As `read_image`.
     """
-    with open_image(path) as image:
+    with open_image(path, content=content) as image:
         stored = image.size  # a TIFF is turned by the next line
         orientation = _read_orientation(image)
         _check_size(path, image, orientation, stored, promised)
@@ -118,7 +144,11 @@ def read_reduced_image(
 
 
 def read_image_size(
-    path: str | Path, promised: tuple[int, int] | None = None, *, as_stored: bool = False
+    path: str | Path,
+    promised: tuple[int, int] | None = None,
+    *,
+    as_stored: bool = False,
+    content: bytes | None = None,
 ) -> tuple[int, int]:
     """Read the size of an image as shown, ``(W, H)`` pixels, from the file's header.
 
@@ -128,13 +158,14 @@ def read_image_size(
         path: The file, in one of `FORMATS`.
         promised: Its (W, H) as shown, as annotations say; None if there are none.
         as_stored: Return the size before the EXIF orientation turns it, as masks are read.
+        content: As `read_image`.
 
     Raises:
         DataError: If the file is missing, not an image, larger than `MAX_PIXELS`, or not of the
             promised size (`ImageSizeError`).
     """
     try:
-        with open_image(path) as image:
+        with open_image(path, content=content) as image:
             stored = image.size
             shown = _check_size(path, image, _read_orientation(image), stored, promised)
     except ImageSizeError:
@@ -216,26 +247,44 @@ def _find_scale(before: tuple[int, int], after: tuple[int, int]) -> float | None
 
 
 @contextmanager
-def open_image(path: str | Path, *, of_any_size: bool = False) -> Iterator[ImageFile.ImageFile]:
+def open_image(
+    path: str | Path, *, of_any_size: bool = False, content: bytes | None = None
+) -> Iterator[ImageFile.ImageFile]:
     """Open an image; every failure inside the context becomes a `DataError`.
 
     Args:
         path: The file, in one of `FORMATS`.
         of_any_size: True for who reads the header alone.
+        content: The file's bytes where they are at hand; `path` then names them in messages.
 
     Raises:
         MemoryError: Names the file; the image may be sound.
     """
-    limit = Image.MAX_IMAGE_PIXELS
-    try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
+    with _convert_errors(path):
+        if content is None and not stat.S_ISREG(Path(path).stat().st_mode):
             raise DataError(f"{path}: cannot be read as an image (it is not a file); take it away")
-        if of_any_size:
-            Image.MAX_IMAGE_PIXELS = None
-        with Image.open(path, formats=FORMATS) as image:
+        with _open(path if content is None else io.BytesIO(content), of_any_size) as image:
             if image.width * image.height > MAX_PIXELS and not of_any_size:
                 raise DataError(_describe_size_limit(path, f"{image.width}x{image.height} pixels,"))
             yield image
+
+
+def _open(source: str | Path | io.BytesIO, of_any_size: bool) -> ImageFile.ImageFile:
+    """Open a file with Pillow's own limit on pixels, or without it."""
+    with _OPENING:
+        limit = Image.MAX_IMAGE_PIXELS
+        try:
+            Image.MAX_IMAGE_PIXELS = None if of_any_size else limit
+            return Image.open(source, formats=FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextmanager
+def _convert_errors(path: str | Path) -> Iterator[None]:
+    """Make a `DataError` of every failure to decode an image."""
+    try:
+        yield
     except DataError:
         raise
     except MemoryError:
@@ -254,8 +303,6 @@ def open_image(path: str | Path, *, of_any_size: bool = False) -> Iterator[Image
             f"{path}: cannot be read as an image ({type(error).__name__}: {error}); fetch or "
             "export the file again, or take it out of the data set"
         ) from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _describe_size_limit(path: str | Path, size: str) -> str:

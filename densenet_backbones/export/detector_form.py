@@ -26,6 +26,7 @@ from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from densenet_backbones.export.operators import resize_to_limits
 from densenet_backbones.export.padded_detections import (
     Candidates,
     PaddedDetections,
@@ -39,45 +40,7 @@ from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.heads.multibox.box_coding import decode
 from densenet_backbones.heads.multibox.selection import Selection
 
-__all__ = ["DetectorForm", "TorchvisionForm", "limit_size", "make_export_form", "resize_to_limits"]
-
-
-def limit_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """Return (H, W) after resizing by torchvision's rule, computed as there, in float64.
-
-    Args:
-        height: Height of the image, a number or a symbol.
-        width: Width of the image, likewise.
-        min_size: Pixels of the shorter side after resizing,
-        max_size: unless the longer would exceed this.
-    """
-    shorter, longer = torch.sym_min(height, width), torch.sym_max(height, width)
-    scale = torch.sym_min(min_size / shorter, max_size / longer)
-    return torch.sym_int(height * scale), torch.sym_int(width * scale)
-
-
-@torch.library.custom_op("densenet_backbones::resize_to_limits", mutates_args=())
-def resize_to_limits(image: Tensor, min_size: int, max_size: int) -> Tensor:
-    """Resize (1, C, H, W) to (1, C, H', W') of `limit_size`, bilinearly.
-
-    An operator, because ONNX's translation of symbolic sizes divides in float32, which is off by a
-    pixel for some sizes; an exporter gives this operator a translation in float64.
-
-    Args:
-        image: (1, C, H, W).
-        min_size: Argument of `limit_size`.
-        max_size: Argument of `limit_size`.
-    """
-    height, width = image.shape[-2:]
-    size = limit_size(height, width, min_size, max_size)
-    return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
-
-
-@resize_to_limits.register_fake
-def _(image: Tensor, min_size: int, max_size: int) -> Tensor:
-    height, width = image.shape[-2:]
-    size = limit_size(height, width, min_size, max_size)
-    return image.new_empty(*image.shape[:2], *size)
+__all__ = ["DetectorForm", "TorchvisionForm", "make_export_form"]
 
 
 class DetectorForm(nn.Module):

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from densenet_backbones.export.detector_form import resize_to_limits
-from densenet_backbones.export.segmenter_form import crop_to
+from densenet_backbones.export.operators import CROP, RESIZE
+from densenet_backbones.inference.exported.runtimes import OnnxSession
 
 if TYPE_CHECKING:
     import onnx
@@ -53,19 +52,27 @@ class Stage:
         weights: Module with the parameters that it reads, if any.
     """
 
-    compute: Callable[..., tuple[Tensor, ...]]
+    compute: Callable[..., tuple[Tensor, ...] | dict[str, Tensor]]
     inputs: Mapping[str, Tensor]
     outputs: Sequence[str]
     varying: Mapping[int, Side] = field(default_factory=dict)
     weights: nn.Module | None = None
 
 
-def check_installed() -> None:
-    """Raise an `ExportError` unless all that an export needs is installed."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+def check_installed(formats: Sequence[str] = ("onnx",)) -> None:
+    """Raise an `ExportError` unless all that an export to some formats needs is installed.
+
+    Args:
+        formats: Of "onnx", "openvino" (which is made of ONNX) and "pt2", which needs torch alone.
+    """
+    extra_of = dict.fromkeys(NEEDED if {"onnx", "openvino"} & set(formats) else (), "export")
+    if "openvino" in formats:
+        extra_of["openvino"] = "openvino"
+    missing = [name for name in extra_of if importlib.util.find_spec(name) is None]
     if missing:
+        extras = ",".join(dict.fromkeys(extra_of[name] for name in missing))
         raise ExportError(
-            f"the export needs {', '.join(missing)}: pip install 'densenet-backbones[export]'"
+            f"the export needs {', '.join(missing)}: pip install 'densenet-backbones[{extras}]'"
         )
 
 
@@ -101,7 +108,7 @@ def write_onnx(
         try:
             models = [_translate(stage, opset, optimize) for stage in stages]
         except Exception as error:  # torch raises many kinds, of private classes
-            raise ExportError(_find_cause(error)) from error
+            raise ExportError(find_cause(error)) from error
     model, *others = models
     # Stages are joined by the names of what passes between them; prefixes keep inner names apart.
     for number, (other, stage) in enumerate(zip(others, stages[1:], strict=True)):
@@ -110,10 +117,14 @@ def write_onnx(
             model, f"{number}/", rename_inputs=False, rename_outputs=False
         )
         model = onnx.compose.merge_models(own, other, io_map=joints)
-    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
-    onnx.helper.set_model_props(model, texts)
+    onnx.helper.set_model_props(model, describe_facts(facts))
     onnx.save(model, path)
     return next(int(used.version) for used in model.opset_import if not used.domain)
+
+
+def describe_facts(facts: Mapping[str, object]) -> dict[str, str]:
+    """Return metadata as texts: strings as they are, other JSON types as JSON."""
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
 
 
 class _Computation(nn.Module):
@@ -125,21 +136,13 @@ class _Computation(nn.Module):
         self.weights = stage.weights
         self.eval()
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...] | dict[str, Tensor]:
         return self.compute(*inputs)
 
 
 def _translate(stage: Stage, opset: int | None, optimize: bool) -> "onnx.ModelProto":
     """Translate a stage to ONNX."""
-    shapes: list[dict[int, object] | None] = [None] * len(stage.inputs)
-    shapes[0] = {axis: _make_dimension(side) for axis, side in stage.varying.items()}
-    exported = torch.export.export(
-        _Computation(stage),
-        tuple(stage.inputs.values()),
-        dynamic_shapes=(tuple(shapes),),
-        # Such as that a map brought to twice its size is no smaller than the one it is cropped to.
-        prefer_deferred_runtime_asserts_over_guards=True,
-    )
+    exported = trace_stage(stage)
     program = torch.onnx.export(
         exported,
         dynamo=True,
@@ -149,12 +152,25 @@ def _translate(stage: Stage, opset: int | None, optimize: bool) -> "onnx.ModelPr
         opset_version=opset,
         optimize=optimize,
         custom_translation_table={
-            resize_to_limits._opoverload: _translate_resizing(),
-            crop_to._opoverload: _translate_crop(),
+            RESIZE: _translate_resizing(),
+            CROP: _translate_crop(),
         },
     )
     assert program is not None
     return program.model_proto
+
+
+def trace_stage(stage: Stage) -> torch.export.ExportedProgram:
+    """Follow a stage with `torch.export`."""
+    shapes: list[dict[int, object] | None] = [None] * len(stage.inputs)
+    shapes[0] = {axis: _make_dimension(side) for axis, side in stage.varying.items()}
+    return torch.export.export(
+        _Computation(stage),
+        tuple(stage.inputs.values()),
+        dynamic_shapes=(tuple(shapes),),
+        # Such as that a map brought to twice its size is no smaller than the one it is cropped to.
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
 
 
 def _make_dimension(side: Side) -> object:
@@ -162,7 +178,7 @@ def _make_dimension(side: Side) -> object:
     return dimension if side.factor == 1 else side.factor * dimension
 
 
-def _find_cause(error: BaseException) -> str:
+def find_cause(error: BaseException) -> str:
     """Return the first cause in one line: torch wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -205,41 +221,3 @@ def _translate_crop() -> Callable[..., object]:
         return cropped
 
     return crop
-
-
-class OnnxSession:
-    """ONNX file in onnxruntime, on the CPU."""
-
-    def __init__(self, path: str | Path) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors: its warnings are about what it could not fold
-        self.session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-        (self.input,) = self.session.get_inputs()
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """Metadata that `write_onnx` put into the file."""
-        return dict(self.session.get_modelmeta().custom_metadata_map)
-
-    def __call__(self, image: Tensor) -> dict[str, np.ndarray]:
-        """Compute the outputs of an image, by name.
-
-        Args:
-            image: The input, of the shape that the file asks for.
-
-        Raises:
-            ExportError: The file cannot be computed on the image.
-        """
-        names = [output.name for output in self.session.get_outputs()]
-        try:
-            outputs = self.session.run(names, {self.input.name: image.numpy()})
-        except Exception as error:  # onnxruntime's own kinds have no common base
-            raise ExportError(
-                f"onnxruntime cannot compute the file on an image of {image.shape[-2]} x "
-                f"{image.shape[-1]}: {_find_cause(error)}"
-            ) from error
-        return dict(zip(names, outputs, strict=True))

@@ -111,6 +111,7 @@ def _plan_detector(detector: Detector) -> Plan:
         outputs=outputs,
         batch=False,
         facts={
+            detector.spec.key: detector.spec.to_dict(),
             "kind": "detector",
             "model": detector.spec.name,
             "names": ["background", *detector.categories.names],
@@ -206,6 +207,7 @@ def _plan_segmenter(model: SegmentationModel, output: Output) -> Plan:
         outputs=outputs,
         batch=True,
         facts={
+            model.spec.key: model.spec.to_dict(),
             "kind": "segmenter",
             "model": model.spec.name,
             "task": task,

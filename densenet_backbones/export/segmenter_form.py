@@ -8,30 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from densenet_backbones.export.operators import crop_to
 from densenet_backbones.heads.segmentation.segmenter import Segmenter
 
-__all__ = ["SegmenterForm", "crop_to"]
-
-
-@torch.library.custom_op("densenet_backbones::crop_to", mutates_args=())
-def crop_to(x: Tensor, size: Tensor) -> Tensor:
-    """Crop (..., H', W') to its first (..., H, W).
-
-    An operator, because sizes that are values have no name in what `torch.export` can follow; an
-    exporter gives this operator a translation.
-
-    Args:
-        x: Tensor to crop.
-        size: (2,) int64 H and W.
-    """
-    height, width = size.tolist()
-    return x[..., :height, :width].clone()
-
-
-@crop_to.register_fake
-def _(x: Tensor, size: Tensor) -> Tensor:
-    context = torch.library.get_ctx()
-    return x.new_empty(*x.shape[:-2], context.new_dynamic_size(), context.new_dynamic_size())
+__all__ = ["SegmenterForm"]
 
 
 class SegmenterForm(nn.Module):

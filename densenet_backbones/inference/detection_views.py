@@ -60,13 +60,13 @@ class DetectionViews:
             ValueError: It resizes images to one fixed size, and scales are given; or its NMS is of
                 an unknown kind.
         """
-        _find_limits(model)
+        find_limits(model)
         if set(self.scales) != {1.0}:
             _find_resizing(model)
 
     def __call__(self, model: nn.Module, images: Sequence[Tensor]) -> list[Detections]:
         """Return the detections of each image, best first; `detect` calls it."""
-        limits = _find_limits(model)
+        limits = find_limits(model)
         nms_thresh, number = limits.nms_thresh, limits.detections_per_img
         views: list[list[Detections]] = []
         with _give_candidates(model, self.soft_nms) if self.soft_nms else nullcontext():
@@ -233,7 +233,7 @@ class _Resizing(Protocol):
     max_size: int
 
 
-def _find_limits(model: nn.Module) -> _Limits:
+def find_limits(model: nn.Module) -> _Limits:
     """Return the part of a detector with its NMS threshold and its number of detections."""
     for holder in (getattr(model, "selection", None), getattr(model, "roi_heads", None), model):
         if hasattr(holder, "nms_thresh") and hasattr(holder, "detections_per_img"):
@@ -248,7 +248,7 @@ def _find_limits(model: nn.Module) -> _Limits:
 def _give_candidates(model: nn.Module, soft: SoftNMS) -> Iterator[None]:
     """Make a detector return its candidates, of which none was dropped for another's sake."""
     # A threshold of 1 drops nothing. Ours is a frozen value, torchvision's are two attributes.
-    limits = _find_limits(model)
+    limits = find_limits(model)
     if isinstance(limits, Selection):
         detector = cast(_Selecting, model)
         detector.selection = replace(limits, nms_thresh=1.0, detections_per_img=CANDIDATES)
@@ -304,6 +304,27 @@ def _find_resizing(model: nn.Module) -> _Resizing:
             "built for; leave the scales out (--tta flip works)"
         )
     return cast(_Resizing, transform)
+
+
+def resize_images_to(model: nn.Module, size: int) -> None:
+    """Make a detector resize the shorter side of images to another number of pixels.
+
+    The longest that it takes grows in proportion.
+
+    Raises:
+        ValueError: It sees every image at one size.
+    """
+    try:
+        transform = _find_resizing(model)
+    except ValueError:
+        raise ValueError(
+            f"--size: {type(model).__name__} sees every image at one size, which it was built "
+            "for; leave it out"
+        ) from None
+    before = transform.min_size
+    shortest = before[-1] if isinstance(before, tuple | list) else before
+    transform.max_size = round(transform.max_size * size / shortest)
+    transform.min_size = (size,)
 
 
 @contextmanager

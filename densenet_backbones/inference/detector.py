@@ -1,16 +1,15 @@
 """Predict with a trained detector, and describe it for its file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from densenet_backbones.data.run_lengths import Detections as RawDetections
-from densenet_backbones.data.run_lengths import decode_mask
-from densenet_backbones.data.samples import Categories, RunLengths
+from densenet_backbones.data.samples import Categories
 from densenet_backbones.heads.renamed_options import rename_options, rename_transform
 from densenet_backbones.inference.detection_views import (
     DetectionViews,
@@ -19,9 +18,22 @@ from densenet_backbones.inference.detection_views import (
     select_rows,
 )
 from densenet_backbones.inference.detector_facts import read_model_input, read_target_types
-from densenet_backbones.inference.image_tensors import ReadImage, read_for_model, to_image_tensor
+from densenet_backbones.inference.inputs.image_tensors import (
+    ImageInput,
+    ReadImage,
+    convert_image,
+    read_for_model,
+    to_image_tensor,
+)
 from densenet_backbones.inference.model_file import JsonDict, ModelSpec, build_registered
+from densenet_backbones.inference.predictor import Predictor, predict_each
+from densenet_backbones.inference.results.detections import Detection, Detections
 from densenet_backbones.messages import check_interval
+
+__all__ = ["DEFAULT_SCORE", "Detection", "Detections", "Detector", "DetectorSpec"]
+
+DEFAULT_SCORE = 0.5
+"""Score from which detections are given by models that were never evaluated."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,8 @@ class DetectorSpec(ModelSpec):
         args: JSON-able keyword arguments of its builder, without `num_classes`.
         categories: Classes it was trained on.
         preprocessing: `DetectionTransform.to_dict()`, or None where the builder's own holds.
+        best_score: Score from which its detections were best on the evaluated data (see
+            `CocoEvaluation.find_best_score`), or None where that is not known.
     """
 
     key = "densenet_backbones.detector"
@@ -42,8 +56,11 @@ class DetectorSpec(ModelSpec):
     args: JsonDict
     categories: Categories
     preprocessing: JsonDict | None = None
+    best_score: float | None = None
 
     def __post_init__(self) -> None:
+        if self.best_score is not None:
+            check_interval("best_score", self.best_score, "[0, 1]")
         object.__setattr__(self, "args", rename_options(self.args))
         object.__setattr__(self, "preprocessing", rename_transform(self.preprocessing))
 
@@ -58,8 +75,9 @@ class DetectorSpec(ModelSpec):
         return self.categories.keypoints
 
     def classes_to_dict(self) -> JsonDict:
-        """Return the entry of the categories."""
-        return {"categories": self.categories.to_dict()}
+        """Return the entries of the categories, and of the best score where it is known."""
+        best = {} if self.best_score is None else {"best_score": self.best_score}
+        return {"categories": self.categories.to_dict(), **best}
 
     @classmethod
     def from_entries(cls, state: JsonDict) -> "DetectorSpec":
@@ -69,6 +87,7 @@ class DetectorSpec(ModelSpec):
             dict(state["args"]),
             Categories.from_dict(state["categories"]),
             state["preprocessing"],
+            state.get("best_score"),
         )
 
     def build(self, **overrides: object) -> nn.Module:
@@ -80,59 +99,29 @@ class DetectorSpec(ModelSpec):
         return model
 
 
-@dataclass(frozen=True)
-class Detections:
-    """Detections of one image, best first.
-
-    Attributes:
-        boxes: (D, 4) float32 xyxy, absolute pixels of the image as shown.
-        labels: (D,) int64 in ``1 .. K - 1``.
-        scores: (D,) float32 in [0, 1].
-        names: Class name of each.
-        masks: D masks as COCO's run-length codes, or None for a detector of boxes alone.
-        keypoints: (D, Kp, 3) float32 of x, y and 1, in pixels of the image as shown, or None.
-        keypoint_scores: (D, Kp) float32, the higher the surer (no probabilities), or None.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    scores: Tensor
-    names: list[str]
-    masks: list[RunLengths] | None = None
-    keypoints: Tensor | None = None
-    keypoint_scores: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def decode_mask(self, index: int) -> np.ndarray:
-        """Return the mask of one detection, (H, W) bool.
-
-        Raises:
-            ValueError: The detector gives no masks.
-        """
-        if self.masks is None:
-            raise ValueError("this detector gives boxes without masks; use a Mask R-CNN")
-        return decode_mask(self.masks[index])
-
-
-class Detector:
-    """A model with its classes, ready to predict; made by `load`.
+class Detector(Predictor):
+    """A detector with its classes, ready to predict; made by `load`.
 
     Attributes:
         views: Views of an image to run the model on (test-time augmentation, Soft-NMS), or None
             for the image as it is. May be set.
+        score_thresh: Detections below it are left out unless a call says otherwise: the score that
+            was best on the data that the model was evaluated on, else 0.5. May be set.
     """
 
     def __init__(self, spec: DetectorSpec, model: nn.Module, device: torch.device | str) -> None:
+        super().__init__(model, device)
         self.spec = spec
         self.categories = spec.categories
-        self.device = torch.device(device)
-        self.model = model.to(self.device).eval()
         self.views: DetectionViews | None = None
+        self.score_thresh = DEFAULT_SCORE if spec.best_score is None else spec.best_score
 
-    def read(self, file: str | Path) -> ReadImage:
+    def read(self, file: str | Path, content: bytes | None = None) -> ReadImage:
         """Read an image file for this detector: at full size, unless that is far above its own.
+
+        Args:
+            file: The file, or its http(s) address.
+            content: Its bytes where they are at hand.
 
         Raises:
             DataError: The file is missing or cannot be decoded.
@@ -143,39 +132,66 @@ class Detector:
         )
         scales = getattr(self.model, "transform", None) is not None
         kinds = read_target_types(self.model)
-        return read_for_model(file, facts.choose_read_size(kinds) if scales else None)
+        return read_for_model(file, facts.choose_read_size(kinds) if scales else None, content)
 
-    def predict(self, image: str | Path | np.ndarray, score_thresh: float = 0.5) -> Detections:
-        """Detect objects in one image.
+    @overload
+    def predict(  # type: ignore[overload-overlap] # a text is a sequence of texts, too
+        self, image: ImageInput, score_thresh: float | None = None
+    ) -> Detections: ...
+    @overload
+    def predict(
+        self, image: Iterator[ImageInput], score_thresh: float | None = None
+    ) -> Iterator[Detections]: ...
+    @overload
+    def predict(
+        self, image: Sequence[ImageInput], score_thresh: float | None = None
+    ) -> list[Detections]: ...
+    def predict(
+        self, image: ImageInput | Iterable[ImageInput], score_thresh: float | None = None
+    ) -> Detections | list[Detections] | Iterator[Detections]:
+        """Detect objects in an image, or in several one after the other.
 
         Args:
-            image: A file, or (H, W, 3) uint8 RGB pixels.
-            score_thresh: Detections below it are left out, in [0, 1].
+            image: A file or its http(s) address, a picture of Pillow, (H, W, 3) uint8 RGB pixels,
+                or a tensor (3, H, W) RGB of uint8 or of floats in [0, 1]. A list gives a list, a
+                generator a generator, which takes an image when its result is asked for.
+            score_thresh: Detections below it are left out, in [0, 1]; None for `score_thresh` of
+                the detector.
 
         Raises:
             DataError: The file is missing or cannot be decoded.
-            ValueError: The array is not (H, W, 3) uint8.
+            ValueError: The image is of another kind, shape or type.
         """
-        return self.predict_batch([image], score_thresh)[0]
+        return predict_each(lambda one: self.predict_batch([one], score_thresh)[0], image)
+
+    __call__ = predict
 
     @torch.inference_mode()
     def predict_batch(
-        self, images: Sequence[str | Path | np.ndarray | ReadImage], score_thresh: float = 0.5
+        self, images: Sequence[ImageInput | ReadImage], score_thresh: float | None = None
     ) -> list[Detections]:
         """Detect objects in several images at once; see `predict`. `read` makes a `ReadImage`."""
+        score_thresh = self.score_thresh if score_thresh is None else score_thresh
         check_interval("score_thresh", score_thresh, "[0, 1]")
-        read = [self.read(image) if isinstance(image, str | Path) else image for image in images]
-        pixels = [
-            to_image_tensor(image.pixels if isinstance(image, ReadImage) else image, self.device)
-            for image in read
+        read = [
+            image
+            if isinstance(image, ReadImage)
+            else self.read(image)
+            if isinstance(image, str | Path)
+            else convert_image(image)
+            for image in images
         ]
-        detections = [
-            enlarge(rows, image.factor, image.size) if isinstance(image, ReadImage) else rows
-            for rows, image in zip(detect(self.model, pixels, self.views), read, strict=True)
+        pixels = [to_image_tensor(image.pixels, self.device) for image in read]
+        with self.running:
+            detections = detect(self.model, pixels, self.views)
+        return [
+            self.select(enlarge(rows, image.factor, image.size), image, score_thresh)
+            for rows, image in zip(detections, read, strict=True)
         ]
-        return [self._select(rows, score_thresh) for rows in detections]
 
-    def _select(self, detections: RawDetections, score_thresh: float) -> Detections:
+    def select(
+        self, detections: RawDetections, image: ReadImage, score_thresh: float
+    ) -> Detections:
         """Return the detections from a score on, best first, on the CPU."""
         # Stable, so that equal scores stay in the detector's order on every device.
         order = detections["scores"].argsort(descending=True, stable=True)
@@ -191,4 +207,6 @@ class Detector:
             masks=rows.get("masks"),
             keypoints=None if points is None else points.float().cpu(),
             keypoint_scores=None if point_scores is None else point_scores.float().cpu(),
+            categories=self.categories,
+            image=image,
         )

@@ -1,27 +1,82 @@
-"""Load a trained model of any kind: ``load(file).predict(image)``."""
+"""Load a trained model of any kind: ``load(file).predict(image)``.
+
+`load` takes what the tools write: a run's folder, its checkpoints, and exported ONNX and OpenVINO
+files. What it returns predicts images of every kind, one or many::
+
+    from densenet_backbones import load
+
+    model = load("runs/mine")
+    result = model.predict("photo.jpg")          # a file, an address, an array, a tensor, a picture
+    results = model.predict(["a.jpg", "b.jpg"])  # a list; of a generator, a generator
+    for name, score, *box in result:
+        print(name, score, box)
+    result.plot()                                # RGB array; a notebook draws the result itself
+    result.save("photo-detected.png")            # .json, .csv, .xml (VOC) and .txt (YOLO) too
+"""
 
 from pathlib import Path
 
 import torch
 
+from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.inference.detector import Detector, DetectorSpec
+from densenet_backbones.inference.exported.models import (
+    ExportedDetector,
+    ExportedSegmenter,
+    read_exported,
+)
+from densenet_backbones.inference.exported.runtimes import SUFFIXES
 from densenet_backbones.inference.model_file import read_model_file
 from densenet_backbones.inference.segmenter import SegmentationModel, SegmenterSpec
 
+_OF_A_RUN = ("model.safetensors", "checkpoints/best.ckpt", "checkpoints/last.ckpt")
+
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> Detector | SegmentationModel:
-    """Load a detector or a segmenter from a training checkpoint or a slim file.
+    """Load a detector or a segmenter that the tools wrote.
 
     Args:
-        path: `*.ckpt` or `*.safetensors` written by the training tools.
+        path: Folder of a run, `*.safetensors`, `*.ckpt`, or an exported `*.onnx` or `*.xml`
+            (OpenVINO), which run on the CPU.
         device: Where to run it.
+
+    Returns:
+        A model whose `predict` gives `Detections` or a `Segmentation`; several threads may use it.
 
     Raises:
         CheckpointError: The file is missing, needs unpickling of code, or holds no such model.
     """
+    path = find_model_file(path)
+    if path.suffix.lower() in SUFFIXES:
+        described, module = read_exported(path)
+        if torch.device(device).type != "cpu":
+            raise CheckpointError(f"{path}: exported models run on the CPU here, not on {device}")
+        if isinstance(module, ExportedSegmenter):
+            assert isinstance(described, SegmenterSpec)
+            return SegmentationModel(described, module, device)
+        assert isinstance(described, DetectorSpec) and isinstance(module, ExportedDetector)
+        return Detector(described, module, device)
     spec, weights = read_model_file(path, (DetectorSpec, SegmenterSpec))
     model = spec.restore(weights, path)
     if isinstance(spec, SegmenterSpec):
         return SegmentationModel(spec, model, device)
     assert isinstance(spec, DetectorSpec)
     return Detector(spec, model, device)
+
+
+def find_model_file(path: str | Path) -> Path:
+    """Return the file of a model: the path itself, or the best one in a run's folder.
+
+    Raises:
+        CheckpointError: A folder has none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for name in _OF_A_RUN:
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(
+        f"{path}: no run's folder, it has none of {', '.join(_OF_A_RUN)}; give the folder of a "
+        "training, or a model's file"
+    )

@@ -1,55 +1,65 @@
-"""Detect objects or segment: ``python tools/predict.py CHECKPOINT IMAGE_OR_FOLDER…``."""
+"""Detect objects or segment: ``python tools/predict.py MODEL IMAGE_OR_FOLDER…``."""
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import chain, count
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
 import torch
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.data.loaders.guarded import refuse_unusable
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.deploy import deploy, is_deployable
-from densenet_backbones.file_writing import GrowingList, check_output
-from densenet_backbones.inference.detection_views import add_view_options, parse_views
-from densenet_backbones.inference.detector import Detections, Detector
-from densenet_backbones.inference.image_tensors import ReadImage, read_for_model
+from densenet_backbones.file_writing import check_output
+from densenet_backbones.inference.detection_views import (
+    add_view_options,
+    parse_views,
+    resize_images_to,
+)
+from densenet_backbones.inference.detector import Detector
+from densenet_backbones.inference.inputs.clips import open_clip
+from densenet_backbones.inference.inputs.downloads import fetch, is_url
+from densenet_backbones.inference.inputs.image_tensors import convert_image
+from densenet_backbones.inference.inputs.sources import Source, choose_stems, list_sources
 from densenet_backbones.inference.loading import load
-from densenet_backbones.inference.model_file import JsonDict
-from densenet_backbones.inference.predict_masks import ENDINGS, LARGEST_PICTURE, predict_mask
+from densenet_backbones.inference.readers import (
+    DetectorReader,
+    Reader,
+    SegmenterReader,
+    TileReader,
+    attempt,
+)
+from densenet_backbones.inference.results.outputs import ENDINGS, Frame, Outputs
+from densenet_backbones.inference.results.savers import OF_SEGMENTERS, SAVERS
 from densenet_backbones.inference.segmenter import SegmentationModel
 from densenet_backbones.inference.tiling import Tiling
-from densenet_backbones.messages import CommandParser, check_interval, check_whole
+from densenet_backbones.messages import CommandParser, check_choice, check_interval, check_whole
 from densenet_backbones.reporting.console import fail, quiet_libraries, say
-from densenet_backbones.reporting.instance_pictures import (
-    DrawnInstances,
-    draw_instances,
-    mark_visible,
-)
-from densenet_backbones.reporting.pictures import save_picture
 
 _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-R = TypeVar("R")
+_SEGMENTER_TILE = 2048
 
 
 def make_parser() -> CommandParser:
     """Return the parser of the command line."""
     parser = CommandParser(
-        description="Draw what a trained detector or segmenter finds in pictures. A detector's "
-        "objects go to predictions.json, with masks as COCO's run-length codes and keypoints where "
-        "it gives them; a segmenter writes a PNG of class indices for each "
-        "picture, and a summary as JSON."
+        description="Draw what a trained detector or segmenter finds in pictures and videos. A "
+        "detector's objects go to predictions.json, with masks as COCO's run-length codes and "
+        "keypoints where it gives them; a segmenter writes a PNG of class indices for each "
+        "picture, and a summary as JSON. Videos, cameras and animations come out as MP4."
     )
-    parser.add_argument("checkpoint", help="*.ckpt of a run or its model.safetensors")
-    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
+    parser.add_argument(
+        "checkpoint", help="a run's folder, its model.safetensors or *.ckpt, or an exported file"
+    )
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE_OR_FOLDER",
+        help="files, folders, 'patterns*.jpg', addresses, videos, lists (.txt or @FILE), camera",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -57,14 +67,32 @@ def make_parser() -> CommandParser:
         metavar="DIR",
         help="where pictures and predictions.json go (%(default)s)",
     )
+    parser.add_argument("--recursive", action="store_true", help="take folders in folders too")
+    parser.add_argument(
+        "--save",
+        nargs="+",
+        choices=SAVERS,
+        default=["json"],
+        metavar="FORMAT",
+        help=f"one or more of {', '.join(SAVERS)} (json)",
+    )
     parser.add_argument(
         "--score",
         type=float,
-        default=0.5,
         metavar="S",
-        help="detector: leave out detections below this score, 0 to 1 (%(default)s)",
+        help="detector: leave out detections below this score, 0 to 1 (the one that was best when "
+        "the model was evaluated, else 0.5)",
+    )
+    parser.add_argument(
+        "--classes", nargs="+", metavar="NAME", help="detector: give only these classes"
     )
     add_view_options(parser)
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="N",
+        help="detector: pixels of the shorter side that it resizes images to (as in training)",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N")
     parser.add_argument(
@@ -74,17 +102,17 @@ def make_parser() -> CommandParser:
         help="mixed ones are faster where the device computes in them (%(default)s)",
     )
     parser.add_argument(
-        "--tile",
-        type=int,
-        default=2048,
-        metavar="N",
-        help="segmenter: cut larger images into overlapping tiles of N pixels (%(default)s)",
+        "--stride", type=int, default=1, metavar="N", help="take every Nth frame of a video"
     )
     parser.add_argument(
-        "--overlap",
+        "--tile",
         type=int,
         metavar="N",
-        help="segmenter: pixels that tiles share (a quarter of a tile)",
+        help="cut larger images into overlapping tiles of N pixels (segmenters: "
+        f"{_SEGMENTER_TILE}; detectors: none)",
+    )
+    parser.add_argument(
+        "--overlap", type=int, metavar="N", help="pixels that tiles share (a quarter of a tile)"
     )
     parser.add_argument(
         "--no-deploy",
@@ -124,158 +152,114 @@ def predict(options: argparse.Namespace) -> None:
     Raises:
         DataError: Images could not be used; the others are done.
     """
-    check_whole("--batch-size", options.batch_size)
-    check_interval("--score", options.score, "[0, 1]")
+    for name in ("--batch-size", "--stride"):
+        check_whole(name, getattr(options, name[2:].replace("-", "_")))
+    if options.score is not None:
+        check_interval("--score", options.score, "[0, 1]")
     # All that can be wrong with files and names, before the model is loaded.
-    files = list(find_images(options.images))
-    stems = choose_stems(options.out, files)
+    sources = list_sources(options.images, options.recursive)
+    stems = choose_stems(options.out, sources, ENDINGS)
     check_output(options.out, "--out")
     model = load(options.checkpoint, check_device(options.device))
     if is_deployable(model.model) and not options.no_deploy:
         model.model = deploy(model.model)
-    # A segmenter or a detector, each with the options that are for it.
-    dtype = _AUTOCAST[options.precision]
-    faults: list[str] = []
+    reader = _prepare(model, options)
+    dtype, faults = _AUTOCAST[options.precision], list[str]()
+    outputs = Outputs(options.out, options.save, stems, pictures=not options.no_pictures)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with (
+        Progress(*columns, TimeRemainingColumn(), transient=True) as progress,
+        torch.autocast(model.device.type, dtype, enabled=dtype is not None),
+    ):
+        frames = read_frames(sources, reader, options.stride, faults, progress)
+        try:
+            for frame, result in reader.infer_all(frames, options.batch_size, faults):
+                outputs.add(frame, result)
+        finally:  # videos and files of one piece end well after Ctrl-C, too
+            outputs.close()
+    say(f"{outputs.summarize()}; written to {options.out}/")
+    refuse_unusable(faults, len(sources))
+
+
+def _prepare(model: Detector | SegmentationModel, options: argparse.Namespace) -> Reader:
+    """Set a model up as the command line says, and return what reads images for it."""
     if isinstance(model, SegmentationModel):
         parse_views(options, None)  # refuses what is for detectors
-        Tiling(options.tile, options.overlap)  # and sizes that no image could be cut into
-        rows = segment(model, files, stems, options, faults)
+        if options.classes or options.size:
+            raise ValueError("--classes and --size are for detectors; leave them out")
+        for name in options.save:
+            if name not in OF_SEGMENTERS:
+                raise ValueError(
+                    f"--save {name} is for detectors; a segmenter has {', '.join(OF_SEGMENTERS)}, "
+                    "and its masks are PNG files"
+                )
+        tile = options.tile or _SEGMENTER_TILE
+        Tiling(tile, options.overlap)  # refuses sizes that no image could be cut into
+        return SegmenterReader(model, tile, options.overlap)
+    for name in options.classes or ():
+        check_choice("--classes", name, model.categories.names)
+    if options.size is not None:
+        check_whole("--size", options.size)
+        resize_images_to(model.model, options.size)
+    model.views = parse_views(options, model.model, model.categories.mirrored_keypoints)
+    if options.score is None:
+        known = model.spec.best_score is not None
+        why = "the best on the evaluated data; " if known else ""
+        say(f"Detections with a score from {model.score_thresh:g} on ({why}--score S sets another)")
     else:
-        mirrored = model.categories.mirrored_keypoints
-        model.views = parse_views(options, model.model, mirrored)
-        rows = detect(model, files, stems, options, faults)
-    results, objects = GrowingList(options.out / "predictions.json"), 0
-    with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
-        for row in rows:
-            results.append(row)
-            objects += len(row.get("detections", ()))
-    results.close()
-    done = f"{len(files) - len(faults)} images"
-    summary = (
-        f"{done} segmented"
-        if isinstance(model, SegmentationModel)
-        else f"{objects} objects in {done}"
-    )
-    say(f"{summary}; written to {options.out}/")
-    refuse_unusable(faults, len(files))
+        model.score_thresh = options.score
+    if options.tile is not None:
+        return TileReader(model, options.classes, Tiling(options.tile, options.overlap))
+    return DetectorReader(model, options.classes)
 
 
-def detect(
-    detector: Detector,
-    files: Sequence[Path],
-    stems: Mapping[Path, Path],
-    options: argparse.Namespace,
-    faults: list[str],
-) -> Iterator[JsonDict]:
-    """Detect objects in every file, draw them, and yield the entries of the JSON file.
+# -- reading --------------------------------------------------------------------------------------
 
-    Images that cannot be used are left out, and sentences about them added to `faults`.
+
+def read_frames(
+    sources: Sequence[Source], reader: Reader, stride: int, faults: list[str], progress: Progress
+) -> Iterator[Frame]:
+    """Yield the images and the frames of videos, one by one.
+
+    Those that cannot be used are left out, and sentences about them added to `faults`.
     """
-    for first in track(range(0, len(files), options.batch_size), "Detecting", transient=True):
-        batch = {
-            file: image
-            for file in files[first : first + options.batch_size]
-            if (image := attempt(partial(detector.read, file), file, faults))
-        }
-        for file, detections in detect_batch(detector, batch, options.score, faults):
-            image = batch[file]
-            picture = None if options.no_pictures else Path(f"{stems[file]}.png")
-            if picture:
-                save_picture(picture, draw(detector, file, image, detections))
-            yield to_json(file, picture, image.size[1], image.size[0], detections)
-
-
-def detect_batch(
-    detector: Detector, batch: Mapping[Path, ReadImage], score: float, faults: list[str]
-) -> Iterator[tuple[Path, Detections]]:
-    """Yield files with their detections: of all at once, or one by one where that fails."""
-    try:
-        detections = detector.predict_batch(list(batch.values()), score)
-    except (ValueError, RuntimeError, MemoryError):
-        for file in batch:
-            run = partial(detector.predict_batch, [batch[file]], score)
-            if predictions := attempt(run, file, faults):
-                yield file, predictions[0]
-    else:
-        yield from zip(batch, detections, strict=True)
-
-
-def attempt(function: Callable[[], R], file: Path, faults: list[str]) -> R | None:
-    """Return a function's result, or None and one more sentence in `faults` if an image is why."""
-    try:
-        return function()
-    except DataError as error:
-        faults.append(str(error))
-    except (ValueError, RuntimeError, MemoryError) as error:
-        # A model that cannot take this image, or memory that runs out with it.
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        faults.append(reason if reason.startswith(str(file)) else f"{file}: {reason}")
-    return None
-
-
-def draw(detector: Detector, file: Path, image: ReadImage, detections: Detections) -> np.ndarray:
-    """Return an image with its detections, its longer side at most `LARGEST_PICTURE` pixels."""
-    # The detector's own reading may be smaller than a picture should be.
-    if image.factor > 1 or max(image.size) > LARGEST_PICTURE:
-        shrink = 1
-        while max(image.size) > LARGEST_PICTURE * shrink:
-            shrink *= 2
-        image = read_for_model(file, (image.size[0] // shrink or 1, image.size[1] // shrink or 1))
-    drawn = to_instances(detections).scale(1 / image.factor)
-    names, skeleton = detector.categories.names, detector.categories.skeleton
-    return draw_instances(image.pixels, drawn, names, skeleton)
-
-
-def segment(
-    model: SegmentationModel,
-    files: Sequence[Path],
-    stems: Mapping[Path, Path],
-    options: argparse.Namespace,
-    faults: list[str],
-) -> Iterator[JsonDict]:
-    """Segment every file, write masks and overlays, and yield the entries of the JSON file.
-
-    Images that cannot be used are left out, and sentences about them added to `faults`.
-    """
-    for file in track(files, "Segmenting", transient=True):
-        run = partial(
-            predict_mask,
-            model,
-            file,
-            stems[file],
-            tile=options.tile,
-            overlap=options.overlap,
-            picture=not options.no_pictures,
-        )
-        if row := attempt(run, file, faults):
-            yield row
-
-
-def find_images(arguments: Sequence[str]) -> Iterator[Path]:
-    """Yield the image files that are named, and those in the folders that are named.
-
-    Raises:
-        DataError: A path does not exist, or a folder holds no image.
-    """
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_file():
-            yield path
-        elif path.is_dir():
-            # Folders may have such names, too; hidden files are what systems leave beside others.
-            files = sorted(
-                file
-                for file in path.iterdir()
-                if file.suffix.lower() in IMAGE_SUFFIXES
-                and not file.name.startswith(".")
-                and file.is_file()
-            )
-            if not files:
-                known = " ".join(sorted(IMAGE_SUFFIXES))
-                raise DataError(f"{path}: no images here; give files, or a folder of {known}")
-            yield from files
+    images = progress.add_task("Predicting", total=len(sources))
+    for source in sources:
+        run = partial(fetch, source.name) if is_url(source.name) else lambda: None
+        before = len(faults)
+        content = attempt(run, source.name, faults)
+        if len(faults) > before:
+            pass
+        elif source.kind == "clip":
+            yield from _read_clip(source, content, reader, stride, faults, progress)
         else:
-            raise DataError(f"{path}: there is no such file or folder; check the path")
+            image = attempt(partial(reader.read, source.name, content), source.name, faults)
+            if image is not None:
+                yield Frame(source, image)
+        progress.advance(images)
+
+
+def _read_clip(
+    source: Source,
+    content: bytes | None,
+    reader: Reader,
+    stride: int,
+    faults: list[str],
+    progress: Progress,
+) -> Iterator[Frame]:
+    """Yield every `stride`-th frame of a video; a fault ends it, with the frames before it done."""
+    camera = int(source.name.partition(":")[2]) if source.is_camera else None
+    try:
+        with open_clip(source.name, content, camera) as clip:
+            bar = progress.add_task("  frames", total=clip.length)
+            for number, pixels in enumerate(clip.frames):
+                progress.advance(bar)
+                if number % stride == 0:
+                    image = convert_image(pixels)._replace(name=source.name)
+                    yield Frame(source, reader.take(image), number, clip.rate / stride)
+            progress.remove_task(bar)
+    except (DataError, MemoryError) as error:
+        faults.append(str(error))
 
 
 def check_device(name: str) -> torch.device:
@@ -289,74 +273,3 @@ def check_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch says both
         reason = str(error).partition("\n")[0]
         raise ValueError(f"--device {name}: {reason}; 'cpu' is always there") from error
-
-
-def choose_stems(out: Path, files: Sequence[Path]) -> dict[Path, Path]:
-    """Choose where each file's results go: ``OUT/NAME``, numbered where a name is taken.
-
-    Raises:
-        DataError: A result would replace one of the images.
-    """
-    inputs = {os.path.realpath(file) for file in files}
-    paths: dict[Path, Path] = {}
-    taken: set[str] = set()
-    for file in files:
-        if file in paths:
-            continue
-        stems = chain([file.stem], (f"{file.stem}_{number}" for number in count(2)))
-        stem = next(s for s in stems if not taken & {f"{s}{end}".lower() for end in ENDINGS})
-        paths[file] = out / stem
-        for ending in ENDINGS:
-            taken.add(f"{stem}{ending}".lower())  # some file systems do not tell cases apart
-            result = out / f"{stem}{ending}"
-            if os.path.realpath(result) in inputs:
-                raise DataError(f"{result} would be overwritten; name another folder with --out")
-    return paths
-
-
-def to_instances(detections: Detections) -> DrawnInstances:
-    """Return what to draw of the detections of an image."""
-    points = detections.keypoints
-    return DrawnInstances(
-        detections.boxes.numpy(),
-        detections.labels.numpy(),
-        detections.scores.numpy(),
-        detections.masks,
-        None if points is None else mark_visible(points.numpy()),
-    )
-
-
-def to_json(
-    file: Path, picture: Path | None, width: int, height: int, detections: Detections
-) -> JsonDict:
-    """Return the detections of an image as an entry of the JSON file.
-
-    Boxes are xyxy in pixels of the image as shown, masks COCO's run-length codes, keypoints lists
-    of x, y and score (the higher the surer; no probabilities) in the order of the training data.
-    """
-    return {
-        "file": str(file),
-        "picture": str(picture) if picture else None,
-        "width": width,
-        "height": height,
-        "detections": [_describe(detections, number) for number in range(len(detections))],
-    }
-
-
-def _describe(detections: Detections, number: int) -> JsonDict:
-    entry: JsonDict = {
-        "name": detections.names[number],
-        "score": round(float(detections.scores[number]), 4),
-        "box": [round(v, 2) for v in detections.boxes[number].tolist()],
-    }
-    if detections.masks is not None:
-        entry["mask"] = detections.masks[number]
-    if detections.keypoints is not None:
-        points, point_scores = detections.keypoints[number], detections.keypoint_scores
-        scores = points[:, 2] if point_scores is None else point_scores[number]
-        places = points[:, :2].tolist()
-        entry["keypoints"] = [
-            [round(x, 2), round(y, 2), round(score, 4)]
-            for (x, y), score in zip(places, scores.tolist(), strict=True)
-        ]
-    return entry

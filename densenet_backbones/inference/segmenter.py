@@ -4,22 +4,42 @@ Legend: H x W pixels, K classes, C channels of logits: K, or 1 for a binary task
 """
 
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from densenet_backbones.data.mask_samples import Color, MaskClasses, MaskTask
+from densenet_backbones.data.mask_samples import MaskClasses, MaskTask
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.renamed_options import rename_options, rename_transform
-from densenet_backbones.inference.image_tensors import to_image_tensor
-from densenet_backbones.inference.image_windows import ImageWindows
+from densenet_backbones.inference.inputs.downloads import is_url
+from densenet_backbones.inference.inputs.image_tensors import (
+    ImageInput,
+    ReadImage,
+    convert_image,
+    read_for_model,
+    to_image_tensor,
+)
+from densenet_backbones.inference.inputs.image_windows import ImageWindows
 from densenet_backbones.inference.model_file import JsonDict, ModelSpec, build_registered
+from densenet_backbones.inference.predictor import Predictor, predict_each
+from densenet_backbones.inference.results.base import LARGEST_PICTURE
+from densenet_backbones.inference.results.segmentation import Segmentation
 from densenet_backbones.inference.tiling import Tiling, blend_tiles
 from densenet_backbones.messages import check_choice
+
+__all__ = [
+    "SMP",
+    "Segmentation",
+    "SegmentationModel",
+    "SegmenterSpec",
+    "compute_probabilities",
+    "pick_labels",
+]
 
 SMP = "smp:"
 """Names of segmentation_models.pytorch's decoders begin so."""
@@ -98,71 +118,64 @@ class SegmenterSpec(ModelSpec):
         return model
 
 
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """Classes of the pixels of an image.
-
-    Attributes:
-        labels: (H, W) uint8 in ``0 .. K - 1``; (K, H, W) of 0 and 1 for a multilabel model.
-        scores: Float32 of the same shape: the model's probability of each label.
-        names: K class names.
-        colors: RGB of each class.
-    """
-
-    labels: np.ndarray
-    scores: np.ndarray
-    names: tuple[str, ...]
-    colors: tuple[Color, ...]
-
-    def count_pixels(self, label: int) -> int:
-        """Return the number of pixels of a class."""
-        return int(self._find(label).sum())
-
-    def measure_share(self, label: int) -> float:
-        """Return the part of the image that a class covers, in [0, 1]."""
-        return float(self._find(label).mean())
-
-    def mean_score(self, label: int) -> float:
-        """Return the mean probability of the pixels of a class; NaN if there are none."""
-        area = self._find(label)
-        scores = self.scores if self.scores.ndim == 2 else self.scores[label]
-        return float(scores[area].mean()) if area.any() else float("nan")
-
-    def _find(self, label: int) -> np.ndarray:
-        if self.labels.ndim == 2:
-            return np.asarray(self.labels == label)
-        return np.asarray(self.labels[label] == 1)
-
-
-class SegmentationModel:
+class SegmentationModel(Predictor):
     """A segmenter with its classes, ready to predict; made by `load`."""
 
     def __init__(self, spec: SegmenterSpec, model: nn.Module, device: torch.device | str) -> None:
+        super().__init__(model, device)
         self.spec = spec
         self.classes = spec.classes
-        self.device = torch.device(device)
-        self.model = model.to(self.device).eval()
 
+    @overload
+    def predict(  # type: ignore[overload-overlap] # a text is a sequence of texts, too
+        self, image: ImageInput, tile: int | None = None, overlap: int | None = None
+    ) -> Segmentation: ...
+    @overload
     def predict(
-        self, image: str | Path | np.ndarray, tile: int | None = None, overlap: int | None = None
-    ) -> Segmentation:
-        """Segment one image.
+        self, image: Iterator[ImageInput], tile: int | None = None, overlap: int | None = None
+    ) -> Iterator[Segmentation]: ...
+    @overload
+    def predict(
+        self, image: Sequence[ImageInput], tile: int | None = None, overlap: int | None = None
+    ) -> list[Segmentation]: ...
+    def predict(
+        self,
+        image: ImageInput | Iterable[ImageInput],
+        tile: int | None = None,
+        overlap: int | None = None,
+    ) -> Segmentation | list[Segmentation] | Iterator[Segmentation]:
+        """Segment an image, or several one after the other.
 
         Args:
-            image: A file, or (H, W, 3) uint8 RGB pixels.
+            image: A file or its http(s) address, a picture of Pillow, (H, W, 3) uint8 RGB pixels,
+                or a tensor (3, H, W) RGB of uint8 or of floats in [0, 1]. A list gives a list, a
+                generator a generator, which takes an image when its result is asked for.
             tile: Side of the tiles that a larger image is cut into, in pixels; None takes any
-                image as a whole. Uncompressed TIFF and PPM files are read tile by tile.
+                image as a whole. TIFF and PPM files are read tile by tile where their compression
+                allows it.
             overlap: Pixels that neighboring tiles share; see `Tiling`.
 
         Raises:
             DataError: The file is missing or cannot be decoded.
-            ValueError: The array is not (H, W, 3) uint8, or tiles are impossible.
+            ValueError: The image is of another kind, shape or type, or tiles are impossible.
         """
-        if tile is None:
-            pixels = to_image_tensor(image, self.device)
-            height, width = pixels.shape[-2:]
-            return self._join([(0, self._predict_scores(pixels).cpu())], (height, width))
-        return self.predict_windows(ImageWindows(image), tile, overlap)
+        return predict_each(lambda one: self._predict_one(one, tile, overlap), image)
+
+    __call__ = predict
+
+    def _predict_one(
+        self, image: ImageInput, tile: int | None, overlap: int | None
+    ) -> Segmentation:
+        if isinstance(image, str | Path):
+            if tile is not None and not is_url(image):
+                return self.predict_windows(ImageWindows(image), tile, overlap)
+            read = read_for_model(image, None)
+        else:
+            read = convert_image(image)
+        if tile is not None:
+            return self.predict_windows(ImageWindows(read.pixels, name=read.name), tile, overlap)
+        scores = self._predict_scores(to_image_tensor(read.pixels, self.device)).cpu()
+        return self._join([(0, scores)], read.size, read)
 
     def predict_windows(
         self, source: ImageWindows, tile: int, overlap: int | None = None
@@ -171,7 +184,8 @@ class SegmentationModel:
         tiling = Tiling(tile, overlap, stride=getattr(self.model, "stride", 1))
         if max(source.size) <= tiling.tile:
             height, width = source.size
-            return self.predict(source.read((0, 0, height, width)))
+            whole = self._predict_one(source.read((0, 0, height, width)), None, None)
+            return replace(whole, image=source.shrink(LARGEST_PICTURE))
         if any(getattr(m, "batch_statistics_in_eval", False) for m in self.model.modules()):
             warnings.warn(
                 "this model norms each tile by the tile's own statistics, so that tiles of one "
@@ -186,14 +200,20 @@ class SegmentationModel:
             lambda window: self._predict_scores(to_image_tensor(window, self.device)),
             tiling,
         )
-        return self._join(rows, source.size)
+        return self._join(rows, source.size, source.shrink(LARGEST_PICTURE))
 
     @torch.inference_mode()
     def _predict_scores(self, image: Tensor) -> Tensor:
         """Return (C, H, W) probabilities of an image (3, H, W)."""
-        return compute_probabilities(self.model(image[None]), self.spec.task)[0]
+        with self.running:
+            return compute_probabilities(self.model(image[None]), self.spec.task)[0]
 
-    def _join(self, parts: Iterable[tuple[int, Tensor]], size: tuple[int, int]) -> Segmentation:
+    def _join(
+        self,
+        parts: Iterable[tuple[int, Tensor]],
+        size: tuple[int, int],
+        image: ReadImage,
+    ) -> Segmentation:
         """Join probabilities (C, rows, W) that come with their first row; `size` is (H, W)."""
         # Only labels and their scores are held of the whole image, not all K probabilities.
         k = self.classes.num_classes
@@ -203,7 +223,7 @@ class SegmentationModel:
             part_labels, part_scores = pick_labels(part[None], self.spec.task)
             place = (..., slice(top, top + part.shape[1]), slice(None))
             labels[place], scores[place] = part_labels[0].numpy(), part_scores[0].numpy()
-        return Segmentation(labels, scores, self.classes.names, self.classes.colors)
+        return Segmentation(labels, scores, self.classes.names, self.classes.colors, image)
 
 
 def compute_probabilities(output: Tensor | Mapping[str, Tensor], task: MaskTask) -> Tensor:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from densenet_backbones.inference.inputs.sources import list_sources
 from densenet_backbones.inference.loading import load
-from densenet_backbones.inference.predict import find_images
 from densenet_backbones.inference.segmenter import Segmentation, SegmentationModel
 from densenet_backbones.inference.tiling import Tiling
 from densenet_backbones.messages import CommandParser, print_lines
@@ -66,7 +66,7 @@ def compare_tiles(
         raise ValueError(f"{checkpoint}: holds a detector; tiles are for segmenters")
     tiling = Tiling(tile, overlap, stride=getattr(model.model, "stride", 1))
     # Images spread over the list, and of each what every pixel differs by.
-    files = list(find_images(sources))
+    files = [Path(source.name) for source in list_sources(sources)]
     files = files[:: max(-(-len(files) // max(images, 1)), 1)]
     parts = [part for file in files if (part := _compare(model, file, tiling)) is not None]
     if not parts:

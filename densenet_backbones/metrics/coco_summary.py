@@ -125,6 +125,26 @@ class CocoEvaluation:
     scores: np.ndarray
     images: int
 
+    def find_best_score(self) -> tuple[float, float] | None:
+        """Return the score from which detections are best, and how good they are then.
+
+        Best is the highest mean over the classes of F1, the harmonic mean of precision and recall
+        at IoU .50; of scores that are equally good the highest, in steps of .01.
+
+        Returns:
+            Score and mean F1, each in (0, 1]; None where nothing was detected rightly.
+        """
+        candidates = np.arange(1, 100) / 100
+        totals = np.zeros(len(candidates))
+        known = np.flatnonzero(~np.isnan(self.precision[0]).any(1))  # classes with objects
+        for precision, scores in zip(self.precision[0][known], self.scores[0][known], strict=True):
+            f1 = 2 * precision * RECALLS / np.maximum(precision + RECALLS, 1e-12)
+            # Scores fall along the curve: how many of its points are reached from each one on.
+            reached = np.searchsorted(-scores, -candidates, side="right")
+            totals += np.where(reached > 0, f1[reached - 1], 0)
+        best = len(candidates) - 1 - int(totals[::-1].argmax())
+        return (float(candidates[best]), float(totals[best] / len(known))) if totals.any() else None
+
     def to_dict(self) -> dict[str, object]:
         """Return numbers and classes in plain JSON types; None where not defined."""
         return {

@@ -109,7 +109,6 @@ class ErrorAnalysis:
         kinds: One entry for each of `KINDS`.
         wrong_ap: Average precision that all wrong detections together cost.
         missed_ap: The same of all objects that no detection has.
-        best_score: Score from which on the F1 of all classes together is highest.
         images: The images' detections by kind, in the order of the data.
     """
 
@@ -117,7 +116,6 @@ class ErrorAnalysis:
     kinds: tuple[ErrorKind, ...]
     wrong_ap: float
     missed_ap: float
-    best_score: float
     images: tuple[ImageErrors, ...]
 
     def to_dict(self) -> dict[str, object]:
@@ -125,7 +123,6 @@ class ErrorAnalysis:
         numbers = {name: getattr(self, name) for name in ("ap", "wrong_ap", "missed_ap")}
         return {
             **replace_nan(numbers),
-            "best_score": self.best_score,
             "kinds": [replace_nan(vars(kind)) for kind in self.kinds],
         }
 
@@ -189,7 +186,6 @@ def find_errors(
         kinds=tuple(result),
         wrong_ap=measure(labels, kinds == RIGHT, kinds == RIGHT, objects) - ap,
         missed_ap=without[1] - ap,
-        best_score=_find_best_score(scores[judged], kinds[judged] == RIGHT, int(objects.sum())),
         images=images,
     )
 
@@ -323,15 +319,3 @@ def _mean_ap(
         places = np.searchsorted(true / objects[label], _RECALLS, side="left")
         aps.append(float(precision[places].mean()))
     return float(np.mean(aps)) if aps else float("nan")
-
-
-def _find_best_score(scores: np.ndarray, right: np.ndarray, objects: int) -> float:
-    """Return the score from which on 2 TP / (detections + objects) is highest; 0.5 without any."""
-    order = np.argsort(-scores, kind="stable")
-    scores, hits = scores[order], np.cumsum(right[order])
-    if not len(scores) or not hits[-1]:
-        return 0.5
-    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + objects)
-    # A threshold takes all detections of a score, so that only the last of equal ones is one.
-    f1[:-1][scores[:-1] == scores[1:]] = 0.0
-    return float(scores[int(f1.argmax())])

@@ -21,6 +21,7 @@ from densenet_backbones.metrics.voc import evaluate_voc
 from densenet_backbones.reporting.console import say
 from densenet_backbones.reporting.error_report import format_errors_table, write_errors
 from densenet_backbones.reporting.instance_pictures import (
+    DRAWN_SCORE,
     collect_annotations,
     draw_beside_ground_truth,
     select_confident,
@@ -108,8 +109,16 @@ def write_evaluation(
         part, predictions, voc_iou, count_difficult=count_difficult, image_ids=metric.images
     )
     errors = find_errors(part, predictions, image_ids=metric.images)
-    text += "\n" + format_voc_table(voc) + "\n" + format_errors_table(errors)
+    best = metric.evaluation.find_best_score()
+    score = best[0] if best is not None else DRAWN_SCORE
+    text += "\n" + format_voc_table(voc) + "\n" + format_errors_table(errors, score)
     summary |= {"voc": voc.to_dict(), "errors": errors.to_dict()}
+    if best is not None:
+        summary["best_score"] = {"score": best[0], "f1": best[1]}
+        text += (
+            f"\nDetections with a score from {best[0]:g} on are best here: mean F1 of the classes "
+            f"{best[1]:.3f} at IoU 0.5\n"
+        )
     say(*text.splitlines())
     save_text(folder / "table.txt", text)
     save_json(folder / "metrics.json", summary, indent=2)
@@ -119,7 +128,7 @@ def write_evaluation(
     plot_confidence_curves(voc, folder / "confidence_curves.png")
     matrix = confusion_matrix(part, predictions, image_ids=metric.images)
     plot_confusion(matrix, part.categories.names, folder / "confusion_matrix.png")
-    write_errors(errors, part, folder)
+    write_errors(errors, part, folder, score)
     target_types = [name for name, iou in IOU_TYPES.items() if iou in metric.evaluations]
     draw_examples(part, predictions, set(metric.images), folder / "predictions.png", target_types)
 

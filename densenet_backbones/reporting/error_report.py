@@ -22,10 +22,10 @@ from densenet_backbones.metrics.error_kinds import (
     ImageErrors,
 )
 from densenet_backbones.reporting.colors import RGB
+from densenet_backbones.reporting.legends import append_legend
 from densenet_backbones.reporting.pictures import (
     LARGEST_CELL,
     SMALLEST_CELL,
-    append_legend,
     draw_detections,
     make_sheet,
     save_picture,
@@ -53,25 +53,32 @@ _COLORS: dict[int, RGB] = {
         )
     ),
 }
-
+_ANNOTATED: RGB = (232, 232, 232)
 KIND_LEGEND: tuple[tuple[str, RGB], ...] = (
+    ("annotated", _ANNOTATED),
     ("right", _COLORS[RIGHT]),
     *((name, _COLORS[number]) for number, name in enumerate(KINDS)),
 )
 """Colors of pictures of errors."""
 
 
-def format_errors_table(analysis: ErrorAnalysis, width: int = 100) -> str:
-    """Return the kinds of errors, their numbers and what they cost, as text."""
+def format_errors_table(analysis: ErrorAnalysis, score: float, width: int = 100) -> str:
+    """Return the kinds of errors, their numbers and what they cost, as text.
+
+    Args:
+        analysis: The errors.
+        score: Errors of detections from this score on are counted besides.
+        width: Columns of the terminal or file.
+    """
     table = Table(
         title="Kinds of errors at IoU 0.5, and the AP50 that each costs (TIDE)",
         box=box.SIMPLE_HEAD,
         title_justify="left",
     )
     table.add_column("kind")
-    for name in ("AP lost", "errors", f"from score {analysis.best_score:.2f} on"):
+    for name in ("AP lost", "errors", f"from score {score:.2f} on"):
         table.add_column(name, justify="right", no_wrap=True)
-    shown = _count_shown(analysis)
+    shown = _count_shown(analysis, score)
     for kind in analysis.kinds:
         cells = format_number(kind.lost_ap), str(kind.count), str(shown[kind.name])
         table.add_row(kind.name, *cells, end_section=kind.name == KINDS[-1])
@@ -81,14 +88,12 @@ def format_errors_table(analysis: ErrorAnalysis, width: int = 100) -> str:
     ):
         table.add_row(name, format_number(lost), "", "")
     return render([table], width) + (
-        f"From score {analysis.best_score:.2f} on F1 is highest; there every object without a "
-        "right detection is missed.\n"
+        f"From score {score:.2f} on every object without a right detection is missed.\n"
     )
 
 
-def _count_shown(analysis: ErrorAnalysis) -> dict[str, int]:
-    """Return the errors of each kind that one sees at the best score; objects for "missed"."""
-    score = analysis.best_score
+def _count_shown(analysis: ErrorAnalysis, score: float) -> dict[str, int]:
+    """Return the errors of each kind that one sees from a score on; objects for "missed"."""
     shown = np.zeros(len(KINDS), np.int64)
     for image in analysis.images:
         kinds = image.kinds[(image.scores >= score) & (image.kinds >= 0)]
@@ -97,7 +102,7 @@ def _count_shown(analysis: ErrorAnalysis) -> dict[str, int]:
     return dict(zip(KINDS, shown.tolist(), strict=True))
 
 
-def write_errors(analysis: ErrorAnalysis, part: DetectionSet, folder: Path) -> None:
+def write_errors(analysis: ErrorAnalysis, part: DetectionSet, folder: Path, score: float) -> None:
     """Write a table of the images, a picture of the kinds and one of the worst images.
 
     Args:
@@ -105,9 +110,9 @@ def write_errors(analysis: ErrorAnalysis, part: DetectionSet, folder: Path) -> N
         part: The images that were evaluated.
         folder: Gets ``images.csv``, ``error_kinds.png`` and, if there are errors and images can be
             read, ``worst_images.png``.
+        score: Detections below it are left out.
     """
     records = {record.image_id: record for record in part.records}
-    score = analysis.best_score
     head = ["image_id", "file", "objects", "right", "wrong", "missed", "F1", "score_thresh"]
     rows: list[list[object]] = [[*head]]
     for image in analysis.images:
@@ -119,16 +124,16 @@ def write_errors(analysis: ErrorAnalysis, part: DetectionSet, folder: Path) -> N
     colors = [_COLORS[number] for number in range(len(KINDS))]
     lost = [kind.lost_ap for kind in analysis.kinds]
     plot_bars(KINDS, lost, colors, "AP50 lost by each kind of error", folder / "error_kinds.png")
-    worst = find_worst(analysis)
+    worst = find_worst(analysis, score)
     if worst:
         pairs = [(image, records[image.image_id]) for image in worst]
         sheet = draw_errors(pairs, score, part.categories.names)
         save_picture(folder / "worst_images.png", sheet)
 
 
-def find_worst(analysis: ErrorAnalysis) -> list[ImageErrors]:
+def find_worst(analysis: ErrorAnalysis, score: float) -> list[ImageErrors]:
     """Return the images with most wrong detections and missed objects, the worst first."""
-    errors = [sum(image.count(analysis.best_score)[1:]) for image in analysis.images]
+    errors = [sum(image.count(score)[1:]) for image in analysis.images]
     order = np.argsort(-np.array(errors, int), kind="stable")[:WORST_IMAGES]
     return [analysis.images[i] for i in order.tolist() if errors[i]]
 
@@ -163,7 +168,9 @@ def draw_truth(image: np.ndarray, errors: ImageErrors, names: Sequence[str]) -> 
     """Draw the objects of an image that count, at a size for a sheet."""
     canvas, factor = _fit_cell(image)
     boxes = errors.true_boxes[errors.counted] * factor
-    return draw_detections(canvas, boxes, errors.true_labels[errors.counted], names)
+    labels = errors.true_labels[errors.counted]
+    # One color for all: classes have the colors of kinds.
+    return draw_detections(canvas, boxes, labels, names, colors=[_ANNOTATED] * len(labels))
 
 
 def _fit_cell(image: np.ndarray) -> tuple[np.ndarray, float]:

@@ -28,9 +28,11 @@ PAPER, INK = (255, 255, 255), (24, 26, 32)
 LARGEST_CELL, SMALLEST_CELL = 480, 320
 """Pixels of the longer side of an image in a sheet."""
 
-_GAP = 8  # pixels between the images of a sheet
+GAP = 8
+"""Pixels between the images of a sheet."""
 _LONGEST_NAME = 100  # letters of a tag
-_TITLE_FONT = 14
+TITLE_FONT = 14
+"""Pixels of the letters of titles."""
 
 Rectangle = tuple[float, float, float, float]
 
@@ -75,7 +77,7 @@ def draw_detections(
             f"{labels.max()}"
         )
     side = math.sqrt(image.shape[0] * image.shape[1])
-    font = _load_font(max(9, round(0.018 * side + 5)))
+    font = load_font(max(9, round(0.018 * side + 5)))
     falling = np.arange(len(boxes))
     if scores is not None:
         falling = np.argsort(-np.asarray(scores, float), kind="stable")
@@ -127,7 +129,7 @@ def make_sheet(
     if titles is not None and len(titles) != len(images):
         raise ValueError(f"{len(images)} images but {len(titles)} titles; give one an image")
     if not images:
-        return np.full((2 * _GAP, 2 * _GAP, 3), PAPER, np.uint8)
+        return np.full((2 * GAP, 2 * GAP, 3), PAPER, np.uint8)
     width = min(LARGEST_CELL, max(image.shape[1] for image in images))
     height = min(LARGEST_CELL, max(image.shape[0] for image in images))
     fitted = [scale_image(i, min(height / i.shape[0], width / i.shape[1])) for i in images]
@@ -139,43 +141,21 @@ def make_sheet(
     ]
     # Each cell has its gap at the left and the top: `make_grid` gives a single image no padding.
     grid = to_pixels(make_grid([to_tensor(cell) for cell in cells], columns, 0, pad_value=255))
-    return np.pad(grid, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
+    return np.pad(grid, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
 
 
 def _make_cell(image: np.ndarray, title: str | None, size: tuple[int, int]) -> np.ndarray:
     """Return an image of a sheet with its gap and title, in a cell for images of `size` (H, W)."""
     height, width = size
-    head = 0 if title is None else _TITLE_FONT + 8
-    cell = np.full((_GAP + head + height, _GAP + width, 3), PAPER, np.uint8)
+    head = 0 if title is None else TITLE_FONT + 8
+    cell = np.full((GAP + head + height, GAP + width, 3), PAPER, np.uint8)
     # Right under its title if it has one.
-    top = _GAP + head if title is not None else _GAP + (height - image.shape[0]) // 2
-    left = _GAP + (width - image.shape[1]) // 2
+    top = GAP + head if title is not None else GAP + (height - image.shape[0]) // 2
+    left = GAP + (width - image.shape[1]) // 2
     cell[top : top + image.shape[0], left : left + image.shape[1]] = image
     if title is not None:
-        cell[_GAP : _GAP + head, _GAP:] = _draw_title(title, width, head)
+        cell[GAP : GAP + head, GAP:] = draw_title(title, width, head)
     return cell
-
-
-def append_legend(sheet: np.ndarray, entries: Sequence[tuple[str, RGB]]) -> np.ndarray:
-    """Return a sheet with a line below it that says what each color stands for.
-
-    Args:
-        sheet: (H, W, 3) uint8.
-        entries: Name and color; names that find no room in a line go to the next one.
-    """
-    height = _TITLE_FONT + 10
-    lines: list[np.ndarray] = []
-    x = sheet.shape[1]
-    for name, color in entries:
-        patch = _draw_title(name, int(_load_font(_TITLE_FONT).getlength(name)) + 4, height)
-        if x + height + patch.shape[1] > sheet.shape[1]:
-            lines.append(np.full((height, sheet.shape[1], 3), PAPER, np.uint8))
-            x = _GAP
-        room = lines[-1][:, x + height : x + height + patch.shape[1]]
-        room[:] = patch[:, : room.shape[1]]
-        lines[-1][5:-5, x : x + height - 8] = color
-        x += height + patch.shape[1] + 2 * _GAP
-    return np.concatenate([sheet, *lines])
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
@@ -209,7 +189,8 @@ class _Tag:
 
 
 @functools.lru_cache(maxsize=32)
-def _load_font(size: int) -> ImageFont.FreeTypeFont:
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Return the font of all pictures, at a size in pixels."""
     # DejaVu comes with matplotlib and knows Latin, Greek, Cyrillic, Arabic and more.
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
     return ImageFont.truetype(str(file), size)
@@ -298,9 +279,10 @@ def _draw_tag(
     overlay.text((left + pad, (top + bottom) / 2), tag.text, fill=ink, font=font, anchor="lm")
 
 
-def _draw_title(text: str, width: int, height: int) -> np.ndarray:
+def draw_title(text: str, width: int, height: int) -> np.ndarray:
+    """Return one line of text, shortened to fit, as a strip (height, width, 3) uint8."""
     strip = Image.new("RGB", (width, height), PAPER)
-    font = _load_font(_TITLE_FONT)
+    font = load_font(TITLE_FONT)
     text = _shorten(text, "", font, width)
     ImageDraw.Draw(strip).text((0, height / 2), text, fill=INK, font=font, anchor="lm")
     return np.array(strip)

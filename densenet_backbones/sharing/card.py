@@ -7,7 +7,6 @@ Names of classes and data sets may hold anything, and are written so that none a
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
 
 import torch
 from huggingface_hub import EvalResult, ModelCardData
@@ -97,15 +96,6 @@ def escape(text: object) -> str:
     return _MARKUP.sub(r"\\\1", show_controls(str(text))).replace("\\<", "&lt;")
 
 
-def list_evaluations(run: RunRecord) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the title and content of each evaluation of the run that has numbers."""
-    whole = run.metrics if isinstance(run.metrics.get("numbers"), dict) else None
-    parts = {"evaluation": whole} if whole else run.metrics
-    for name, part in parts.items():
-        if isinstance(part, dict) and isinstance(part.get("numbers"), dict):
-            yield str(part.get("iou_type", name)), part
-
-
 def _describe_to_hub(spec: ModelSpec, run: RunRecord, repo: str, license_id: str) -> ModelCardData:
     task = describe_task(spec)[0]
     data = _name_data(run)
@@ -118,7 +108,7 @@ def _describe_to_hub(spec: ModelSpec, run: RunRecord, repo: str, license_id: str
             metric_name=name if title in ("bbox", "evaluation") else f"{title} {name}",
             metric_value=round(value, 4),
         )
-        for title, part in list_evaluations(run)
+        for title, part in run.list_evaluations()
         for name, value in part["numbers"].items()
         if isinstance(value, float)
     ]
@@ -161,7 +151,7 @@ def _show_use(spec: ModelSpec, repo: str) -> Iterator[str]:
 
 
 def _show_numbers(run: RunRecord) -> Iterator[str]:
-    shown = list(list_evaluations(run))
+    shown = list(run.list_evaluations())
     if not shown:
         return
     yield from ("## Numbers", "")
@@ -235,7 +225,7 @@ def _show_limits(spec: ModelSpec, run: RunRecord) -> Iterator[str]:
 
 
 def _list_rare_classes(run: RunRecord) -> Iterator[object]:
-    for _, part in list(list_evaluations(run))[:1]:
+    for _, part in list(run.list_evaluations())[:1]:
         for row in part.get("classes") or ():
             count = row.get("objects") if isinstance(row, Mapping) else None
             if isinstance(count, int) and count < _FEW:

@@ -4,7 +4,7 @@ Every part may be missing (a model can be moved away from its run), and a damage
 missing: the card then says less.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,14 @@ class RunRecord:
         for name in names:
             value = value.get(name) if isinstance(value, Mapping) else None
         return value
+
+    def list_evaluations(self) -> Iterator[tuple[str, JsonDict]]:
+        """Yield the title and content of each evaluation that has numbers."""
+        is_one = isinstance(self.metrics.get("numbers"), dict)
+        parts = {"evaluation": self.metrics} if is_one else self.metrics
+        for name, part in parts.items():
+            if isinstance(part, dict) and isinstance(part.get("numbers"), dict):
+                yield str(part.get("iou_type", name)), part
 
 
 def read_run(model: Path) -> RunRecord:

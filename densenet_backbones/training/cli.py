@@ -82,6 +82,7 @@ from densenet_backbones.training.run_folder import (
     RunFolderError,
     choose_run_folder,
     forget_run_folder,
+    get_run_folder,
     is_plain_name,
     write_environment,
 )
@@ -110,13 +111,8 @@ def train(task_type: type[AnyTask], argv: Sequence[str] | None = None) -> None:
         SystemExit: 2 for wrong usage, 1 for wrong data, 143 after a termination signal; with one
             line of explanation on standard error.
     """
-    quiet_libraries()
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        with watch_signals():
-            full = expand_short_flags(arguments, task_type.form)
-            find = partial(find_config, form=task_type.form)
-            run_training(task_type, *insert_recipe(full, task_type.data_type, find))
+        start_training(task_type, list(sys.argv[1:] if argv is None else argv))
     except argparse.ArgumentError as error:
         fail(one_sentence(str(error), lambda: list_keys(task_type)), 2)
     except (RunFolderError, MisconfigurationException) as error:
@@ -131,6 +127,28 @@ def train(task_type: type[AnyTask], argv: Sequence[str] | None = None) -> None:
         fail(dead_worker or error, 1)
     except (KeyboardInterrupt, SIGTERMException) as stop:  # outside of the training itself
         sys.exit(130 if isinstance(stop, KeyboardInterrupt) else 143)
+
+
+def start_training(task_type: type[AnyTask], arguments: Sequence[str]) -> Path:
+    """Run a training; what `train` says in a line is raised as it comes.
+
+    Args:
+        task_type: What is trained.
+        arguments: As typed.
+
+    Returns:
+        Folder of the run.
+
+    Raises:
+        SystemExit: The training was stopped; see `fit`.
+    """
+    quiet_libraries()
+    try:
+        with watch_signals():
+            full = expand_short_flags(arguments, task_type.form)
+            find = partial(find_config, form=task_type.form)
+            run_training(task_type, *insert_recipe(full, task_type.data_type, find))
+        return get_run_folder()
     finally:
         release_run_folders()
         forget_run_folder()

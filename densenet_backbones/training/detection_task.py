@@ -25,7 +25,7 @@ from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.inference.detection_views import DetectionViews, detect, enlarge
 from densenet_backbones.inference.detector import Detector, DetectorSpec
 from densenet_backbones.inference.detector_facts import read_model_input, read_target_types
-from densenet_backbones.inference.image_tensors import to_float
+from densenet_backbones.inference.inputs.image_tensors import to_float
 from densenet_backbones.metrics.coco import PREFIXES, CocoMetric
 from densenet_backbones.metrics.coco_truth import (
     COCO_KEYPOINTS,
@@ -251,6 +251,12 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
         detection_report.write_evaluation(
             self.metric, data.val_set, folder, voc_iou, count_difficult
         )
+
+    def describe_evaluated(self) -> DetectorSpec:
+        """Return the description with the score from which detections were best."""
+        assert self.metric is not None and self.metric.evaluation is not None
+        best = self.metric.evaluation.find_best_score()
+        return dataclasses.replace(self.spec, best_score=best[0] if best else None)
 
     def validation_step(self, batch: list[Sample], batch_idx: int) -> dict[str, Any]:
         """Return the detections of a batch, added to the evaluation; masks as run-length codes."""

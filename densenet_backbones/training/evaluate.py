@@ -179,26 +179,44 @@ def evaluate(options: argparse.Namespace) -> None:
     results = [s for s in (options.detections, options.against) if s and s.endswith(".json")]
     if options.categories is not None and not results:
         raise ValueError("--categories tells the ids of --detections; a model knows its classes")
-    out = options.out or Path(source).parent / f"evaluation-{options.split}"
+    beside = Path(source) if Path(source).is_dir() else Path(source).parent
+    out = options.out or beside / f"evaluation-{options.split}"
     check_output(out, "--out")
     earlier, out = out, find_unused_folder(out)
     if out != earlier:
         say(f"{earlier} has the files of an earlier evaluation; those of this one go to {out}.")
-    first = _evaluate_source(source, options, out)
+    faults: list[str] = []
+    first = _evaluate_source(source, options, out, faults)
     if options.against is not None:
-        second = _evaluate_source(options.against, options, out / "against")
+        second = _evaluate_source(options.against, options, out / "against", faults)
         if first is not None and second is not None:
             write_comparison(first, second, out)
+    if first is not None:
+        refuse_unusable(list(dict.fromkeys(faults)), len(first.records))
 
 
-def _evaluate_source(source: str, options: argparse.Namespace, out: Path) -> Evaluated | None:
-    """Evaluate a model or a file of detections; the result in the first process, None elsewhere."""
+def _evaluate_source(
+    source: str, options: argparse.Namespace, out: Path, faults: list[str]
+) -> Evaluated | None:
+    """Evaluate a model or a file of detections.
+
+    Args:
+        source: The file.
+        options: The command line.
+        out: Folder of the report.
+        faults: Gets a line for each image that could not be used.
+
+    Returns:
+        The result in the first process, None elsewhere.
+    """
     if source == options.detections or source.endswith(".json"):
         return evaluate_detections(Path(source), options, out)
-    return _evaluate_model(source, options, out)
+    return _evaluate_model(source, options, out, faults)
 
 
-def _evaluate_model(checkpoint: str, options: argparse.Namespace, out: Path) -> Evaluated | None:
+def _evaluate_model(
+    checkpoint: str, options: argparse.Namespace, out: Path, unusable: list[str]
+) -> Evaluated | None:
     model = load(checkpoint)
     layouts = get_args(MaskLayout if isinstance(model, SegmentationModel) else Layout)
     if options.layout not in layouts:
@@ -244,7 +262,7 @@ def _evaluate_model(checkpoint: str, options: argparse.Namespace, out: Path) -> 
     say(*describe_times(measured, one_by_one=isinstance(model, SegmentationModel)))
     save_json(out / "timing.json", measured, indent=2)
     say(f"Written to {out}/")
-    refuse_unusable(faults, len(data.val_set))
+    unusable += faults
     return describe_task(name_source(checkpoint), task, data, measured)
 
 

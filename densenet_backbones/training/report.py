@@ -132,7 +132,7 @@ def report_results(
     say("", f"Best weights ({source}) on {data.val_set.name}:")
     evaluation = find_unused_folder(folder.evaluation)
     task.write_evaluation(data, evaluation)
-    save_model(folder.slim, task.spec, task.model)
+    save_model(folder.slim, task.describe_evaluated(), task.model)
     if (folder.path / "metrics.csv").is_file():
         plot_training_curves(folder.path / "metrics.csv", folder.pictures / "training_curves.png")
     for what, where in (

@@ -103,6 +103,11 @@ def choose_run_folder(run_dir: str | None, name: str, ckpt_path: str | None) -> 
     return RunFolder(folder, resume, is_new=not _is_taken(folder))
 
 
+def get_run_folder() -> Path:
+    """Return the folder that was chosen for the run of this process."""
+    return Path(os.environ[_INHERITED])
+
+
 def is_plain_name(name: str) -> bool:
     """Return True for a text that names a folder in another one."""
     return name not in (".", "..") and Path(name).name == name and "\\" not in name

@@ -29,7 +29,7 @@ from densenet_backbones.data.mask_statistics import (
 from densenet_backbones.data.segmentation import SegmentationData
 from densenet_backbones.heads import Segmenter
 from densenet_backbones.heads.segmentation.losses import SegmentationLoss
-from densenet_backbones.inference.image_tensors import to_float
+from densenet_backbones.inference.inputs.image_tensors import to_float
 from densenet_backbones.inference.segmenter import (
     SegmentationModel,
     SegmenterSpec,
@@ -244,7 +244,7 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
     def predict(self, image: np.ndarray) -> np.ndarray:
         """Return the same of an array (H, W, 3) uint8 RGB, computed where the model is."""
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        labels = self.predict_labels(pixels.to(next(self.model.parameters()).device))
+        labels = self.predict_labels(pixels.to(self.device))
         return labels.cpu().numpy()
 
     def draw_batch(self, batch: Sequence[MaskSample]) -> np.ndarray:

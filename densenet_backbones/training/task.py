@@ -189,6 +189,10 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
         """Print the evaluation that has just ended and write it to a folder."""
         raise NotImplementedError
 
+    def describe_evaluated(self) -> ModelSpec:
+        """Return the model's description with what the last evaluation says of its use."""
+        return self.spec
+
     def training_size(self, data: DataT) -> tuple[int, int]:
         """Return (H, W) of the images that the model is trained on, as far as it can be told."""
         raise NotImplementedError
@@ -325,9 +329,15 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
         """Log all numbers of the evaluation."""
         assert self.metric is not None
         for name, value in self.metric.compute().items():
-            # every process computed the same from the gathered results
-            in_headline = name in self.headline
-            self.log(f"val/{name}", float(value), prog_bar=in_headline, rank_zero_only=False)
+            # Every process computed the same from the gathered results. Lightning warns of what it
+            # does not gather; the largest of equal numbers is their bits, as a mean may not be.
+            self.log(
+                f"val/{name}",
+                float(value),
+                prog_bar=name in self.headline,
+                sync_dist=True,
+                reduce_fx="max",
+            )
 
     # -- checkpoints ---------------------------------------------------------------------------
 

@@ -43,6 +43,12 @@ MAX_WEIGHTS_HEADER = 2**24
 """Bytes of a safetensors header: 100 a tensor and the model's description; the format allows 1e8,
 which take gigabytes when parsed."""
 
+MAX_DOWNLOAD = 2**28
+"""Bytes of a file that is fetched from the web: photographs have 10 MB, a minute of video 100."""
+
+MAX_DOWNLOAD_SECONDS = 60
+"""Seconds that fetching a file may take."""
+
 # ------------------------------------------------------------------------------ plain values
 
 MAX_DEPTH = 50

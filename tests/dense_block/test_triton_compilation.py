@@ -1,9 +1,11 @@
 """The kernels through Triton's compiler, which needs no GPU; its interpreter takes more than it."""
 
 import importlib
+import itertools
 import warnings
 
 import pytest
+from long_cases import each_once
 
 from densenet_backbones.dense_block.triton_training import norms
 from densenet_backbones.dense_block.triton_training.gradients import _choose_tile
@@ -107,9 +109,13 @@ def kernel_called(name):
     return kernel.fn if hasattr(kernel, "configs") else kernel  # tuned or not
 
 
-@pytest.mark.parametrize(("capability", "product"), [(90, "wgmma.mma_async"), (80, "mma.sync")])
-@pytest.mark.parametrize("name", CASES)
-def test_compiles_for_tensor_cores_with_wide_loads(name, capability, product):
+# Every kernel has a form for each.
+PRODUCTS = ((90, "wgmma.mma_async"), (80, "mma.sync"))
+
+
+@pytest.mark.parametrize(("name", "gpu"), each_once(CASES, PRODUCTS))
+def test_compiles_for_tensor_cores_with_wide_loads(name, gpu):
+    capability, product = gpu
     kernel, constants, ones = CASES[name]
     ptx = compiled(kernel_called(kernel), constants, ones, capability).asm["ptx"]
     assert product in ptx
@@ -127,9 +133,10 @@ def test_passes_read_and_write_sixteen_bytes_at_once(name):
     assert "ld.global.b16" not in ptx and "st.global.b16" not in ptx
 
 
-@pytest.mark.parametrize("parameters", ["*bf16", "*fp32"])
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize(
+    ("name", "capability", "parameters"),
+    [(n, *way) for n, way in each_once(NORMS, itertools.product((80, 90), ("*bf16", "*fp32")))],
+)
 def test_norms_compute_in_single_precision(name, capability, parameters):
     from densenet_backbones.dense_block.triton_training import norms_kernel
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from densenet_backbones.export.detector_form import limit_size, make_export_form, resize_to_limits
+from densenet_backbones.export.detector_form import make_export_form
+from densenet_backbones.export.operators import limit_size, resize_to_limits
 from densenet_backbones.heads.detection.one_stage import retinanet_fpn
 
 # Smaller and larger than the network's input, either way up, and of sides that divide nothing.

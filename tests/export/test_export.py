@@ -10,23 +10,28 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from exported_detectors import KINDS, lively, noise_images, plain_image
+from fresh_processes import run_fresh
 from hypothesis import given
 from hypothesis import strategies as st
 from long_cases import first_now
 from tiny_nets import randomise_norms
 from tiny_segmenters import UNET_ARGS
 
+from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.export import export, onnx_file
 from densenet_backbones.export.checks import Agreement, compare_detections
 from densenet_backbones.export.detector_form import make_export_form
 from densenet_backbones.export.onnx_file import ExportError, OnnxSession, write_onnx
 from densenet_backbones.export.plan import make_plan, split_detector, split_segmenter
+from densenet_backbones.export.program_file import ProgramFile, write_programs
 from densenet_backbones.export.segmenter_form import SegmenterForm
 from densenet_backbones.heads import fcdensenet56
 from densenet_backbones.heads.segmentation.unet import unet
+from densenet_backbones.inference.exported.runtimes import OpenvinoModel, convert_to_ir
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.smp_segmenters import build_smp
 from densenet_backbones.smp_encoders import register_encoder
+from densenet_backbones.training import evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.export warns of what torch deprecates
 
@@ -133,6 +138,67 @@ def test_a_trained_detector(detector, tiny_scenes, tmp_path, capsys):
     assert facts["kind"] == "detector"
     assert set(json.loads(facts["outputs"])) == set(OUTPUTS)
     assert not list(tmp_path.glob(".model.onnx*"))
+    # The file is a model like the trained one, with its classes and its best score.
+    trained, exported = load(detector), load(tmp_path / "model.onnx")
+    assert exported.spec == trained.spec and exported.score_thresh == trained.score_thresh
+    for picture in pictures:
+        found, expected = (one.predict(picture, 0.05) for one in (exported, trained))
+        assert found.names == expected.names and len(found) > 0
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2, rtol=0)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4, rtol=0)
+
+
+ALONE = """
+import sys, torch, torchvision
+outputs = torch.export.load("{file}").module()(torch.rand(1, 3, 70, 90))
+print("densenet_backbones" in sys.modules, *sorted(outputs))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["detector", "segmenter"])
+def test_other_formats_of_a_trained_model(kind, request, tiny_scenes, tmp_path, capsys):
+    """Each is compared with the model on the way; both tell the same facts, and can be used.
+
+    OpenVINO pools no map of a single cell, which this detector has of images of 64 pixels.
+    """
+    model = request.getfixturevalue(kind)
+    picture = next((tiny_scenes / "VOC").rglob("*.jpg"))
+    export.main([str(model), "--format", "pt2", "--check-image", str(picture)])
+    assert "agree; largest difference" in capsys.readouterr().out
+    program = ProgramFile(tmp_path / "model.pt2")
+    assert program.facts["kind"] == kind
+    if kind == "detector":
+        said = run_fresh(ALONE.format(file=tmp_path / "model.pt2"))
+        assert said.split() == ["False", *sorted(OUTPUTS)]
+        with pytest.raises(SystemExit):
+            export.main([str(model), "--format", "openvino"])
+        assert "OpenVINO cannot convert this model" in capsys.readouterr().err
+        return
+    export.main([str(model), "--format", "openvino"])
+    assert capsys.readouterr().out.count("agree; largest difference") == 2
+    assert program.facts == OpenvinoModel(tmp_path / "model.xml").facts
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *("model.safetensors", "model.pt2", "model.xml", "model.bin")
+    }
+    own, again = (load(file).predict(picture) for file in (model, tmp_path / "model.xml"))
+    assert (again.labels == own.labels).mean() > 0.99
+
+
+def test_programs_return_outputs_by_name(tmp_path):
+    def halve(x):
+        return (x / 2, x.sum(dim=(1, 2, 3)))
+
+    varying = {0: onnx_file.Side("batch", 1, 9)}
+    stage = onnx_file.Stage(halve, {"x": torch.rand(2, 3, 4, 5)}, ["half", "sum"], varying)
+    write_programs([stage], tmp_path / "x.pt2", {"names": ["a", "b"], "kind": "x"})
+    program = ProgramFile(tmp_path / "x.pt2")
+    assert program.facts == {"names": '["a", "b"]', "kind": "x"}
+    images = torch.rand(7, 3, 4, 5)
+    found = program(images)
+    assert set(found) == {"half", "sum"} and (found["half"] == images.numpy() / 2).all()
+    with pytest.raises(ExportError, match="cannot compute the file on an image of 4 x 6"):
+        program(torch.rand(7, 3, 4, 6))
 
 
 @pytest.mark.long
@@ -141,6 +207,9 @@ def test_one_size_alone(detector, tmp_path, capsys):
     export.main([str(detector), "--out", str(out), "--image-size", "48", "80", "--opset", "20"])
     session = OnnxSession(out)
     assert session.input.shape == [1, 3, 48, 80]
+    wide = (np.random.default_rng(0).random((96, 160, 3)) * 255).astype(np.uint8)
+    boxes = load(out).predict(wide, 0).boxes  # in pixels of the image that was given
+    assert boxes[:, 2].max() > 80 and boxes[:, 3].max() > 48
     assert "a random image of 48 x 80" in capsys.readouterr().out
 
 
@@ -151,6 +220,16 @@ def test_a_trained_segmenter(output, segmenter, tmp_path, capsys):
     assert ("logits agree" if output == "logits" else "pixels agree") in said
     session = OnnxSession(tmp_path / "model.onnx")
     model = load(segmenter)
+    # The file, and OpenVINO's form of it, are models like the trained one.
+    convert_to_ir(tmp_path / "model.onnx", tmp_path / "model.xml")
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    expected = model.predict(pixels)
+    for name in ("model.onnx", "model.xml"):
+        exported = load(tmp_path / name)
+        result = exported.predict(pixels)
+        assert exported.spec == model.spec and result.names == expected.names
+        assert (result.labels == expected.labels).mean() > 0.99
+        np.testing.assert_allclose(result.scores, expected.scores, atol=1e-3)
     images = torch.rand(3, 3, 70, 90)
     found = session(images)
     with torch.no_grad():
@@ -185,7 +264,8 @@ def test_a_file_that_computes_something_else_is_not_kept(detector, tmp_path, mon
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--out", "model.pt"], "--out must end in .onnx, got model.pt"),
+        (["--out", "model.pt"], "--out must end in .onnx, .pt2 or .xml (OpenVINO), got model.pt"),
+        (["--out", "m.xml", "--format", "pt2", "onnx"], "m.xml is a file of openvino, --format"),
         (["--image-size", "8", "64"], "--image-size must be H W in 32..8192, got 8 64"),
         (["--opset", "11"], "--opset must be 18 or more, got 11"),
         (["--output", "logits"], "--output logits is for segmenters; this file holds a detector"),
@@ -198,11 +278,48 @@ def test_wrong_input_gets_one_sentence(options, said, detector, refused_command,
     assert not list(tmp_path.glob("*.onnx")) and not list(tmp_path.glob(".model.onnx*"))
 
 
+@pytest.mark.long
+def test_exported_files_are_evaluated_like_the_model(detector, tiny_scenes, tmp_path):
+    export.main([str(detector)])
+    numbers = []
+    for name in ("model.safetensors", "model.onnx"):
+        options = ("--batch-size", "4", "--workers", "0", "--accelerator", "cpu", "--devices", "1")
+        words = (tmp_path / name, "--data", tiny_scenes, "--out", tmp_path / name[6:], *options)
+        evaluate.main([str(word) for word in words])
+        numbers.append(json.loads((tmp_path / name[6:] / "metrics.json").read_text())["coco"])
+    assert numbers[0]["numbers"] == pytest.approx(numbers[1]["numbers"], abs=1e-3, nan_ok=True)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_other_files_with_such_names_are_refused(suffix, tmp_path):
+    file = tmp_path / f"a{suffix}"
+    for message in ("there is no such file", "cannot be loaded"):
+        with pytest.raises(CheckpointError, match=message):
+            load(file)
+        file.write_bytes(b"no model")
+        file.with_suffix(".bin").write_bytes(b"")
+    if suffix == ".onnx":
+        stage = onnx_file.Stage(lambda x: (x + 1,), {"x": torch.rand(1, 3, 8, 8)}, ["y"])
+        write_onnx([stage], file, {"names": ["a"]})
+        with pytest.raises(CheckpointError, match="says nothing of its classes"):
+            load(file)
+    else:
+        file.with_suffix(".bin").unlink()
+        with pytest.raises(CheckpointError, match=r"its weights are missing, a\.bin must lie"):
+            load(file)
+
+
 def test_what_is_missing_is_named(detector, refused_command, monkeypatch):
     monkeypatch.setattr(onnx_file, "NEEDED", ("onnx", "onnx_that_is_not_there"))
     code, line = refused_command(export.main, detector)
     assert code == 1
     assert "the export needs onnx_that_is_not_there: pip install" in line
+    code, line = refused_command(export.main, detector, "--format", "pt2", "openvino")
+    assert code == 1 and "densenet-backbones[export]" in line
+    monkeypatch.setattr(onnx_file, "NEEDED", ("onnx",))
+    monkeypatch.setattr(onnx_file.importlib.util, "find_spec", lambda name: name == "onnx" or None)
+    code, line = refused_command(export.main, detector, "--format", "openvino")
+    assert code == 1 and "needs openvino: pip install 'densenet-backbones[openvino]'" in line
 
 
 def test_what_torch_cannot_follow_gets_its_first_cause(tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from long_cases import first_now
+from long_cases import each_once, first_now
 from torch import Tensor, nn
 
 from densenet_backbones.heads import DSOD, SSD, retinanet_fpn
@@ -38,6 +38,11 @@ KEYPOINTS = 3
 
 def backbone_of(name: str) -> str:
     return name.split("_")[1]
+
+
+def make_name(generic: str, backbone: str) -> str:
+    kind, *rest = generic.split("_")
+    return "_".join((kind, backbone, *rest))
 
 
 def tiny_options(name: str) -> dict[str, Any]:
@@ -230,7 +235,11 @@ def test_names_for_the_optimizer(detector: Any) -> None:
 # ------------------------------------------------------------------------------ names
 
 
-@pytest.mark.parametrize("name", first_now(sorted(VARIANTS, key=backbone_of), len(GENERIC)))
+ONE_OF_EACH = each_once(GENERIC, sorted({backbone_of(name) for name in VARIANTS}))
+"""Kinds and networks; that each name has its own network is tested beside torchvision's script."""
+
+
+@pytest.mark.parametrize("name", [make_name(*pair) for pair in ONE_OF_EACH])
 def test_a_name_with_a_backbone_is_the_same_detector(name: str) -> None:
     kind, variant, *rest = name.split("_")
     generic = "_".join((kind, *rest))
@@ -256,8 +265,9 @@ def test_a_name_with_a_backbone_is_the_same_detector(name: str) -> None:
 # ------------------------------------------------------------------------------ options
 
 
-@pytest.mark.parametrize("name", first_now(GENERIC))
-@pytest.mark.parametrize("adapter", ["pan", "bifpn", "dense_prediction"])
+@pytest.mark.parametrize(
+    ("name", "adapter"), first_now(each_once(GENERIC, ["pan", "bifpn", "dense_prediction"]), 3)
+)
 def test_every_adapter_drops_in(name: str, adapter: str) -> None:
     plain, other = build(name), build(name, adapter=adapter)
     assert [level.stride for level in other.backbone.levels] == [
@@ -269,12 +279,10 @@ def test_every_adapter_drops_in(name: str, adapter: str) -> None:
         assert len(other.eval()(images())) == 3
 
 
-@pytest.mark.parametrize("name", first_now(GENERIC))
-@pytest.mark.parametrize(
-    "options",
-    [{"output_stride": 16}, {"in_chans": 1}, {"backbone": "resnet18", "backbone_kwargs": None}],
-    ids=["output_stride", "in_chans", "resnet18"],
-)
+BODIES = ({"output_stride": 16}, {"in_chans": 1}, {"backbone": "resnet18", "backbone_kwargs": None})
+
+
+@pytest.mark.parametrize(("name", "options"), first_now(each_once(GENERIC, BODIES), 3))
 def test_other_bodies(name: str, options: dict[str, Any]) -> None:
     model = build(name, **options)
     if "output_stride" in options:

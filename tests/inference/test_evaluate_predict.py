@@ -349,7 +349,7 @@ def test_predict_refuses_in_one_line(refused, model, tiny_scenes, tmp_path):
         ((model, tmp_path / "none.jpg", *out), "none.jpg: there is no such file or folder"),
         (
             (model, tmp_path / "empty", *out),
-            "empty: no images here; give files, or a folder of .bmp .jpeg",
+            "empty: no images here; give files, or a folder of .bmp .gif .jpeg",
         ),
         ((model, image, tmp_path / "broken.jpg", *out), "broken.jpg"),
         ((model, image, "--score", "1.5", *out), "--score must lie in [0, 1], got 1.5"),

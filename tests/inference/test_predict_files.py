@@ -12,9 +12,10 @@ from tiny_runs import files_below
 from densenet_backbones.data.images import read_image, read_image_size
 from densenet_backbones.inference import predict
 from densenet_backbones.inference.detector import Detector
-from densenet_backbones.inference.image_windows import ImageWindows
+from densenet_backbones.inference.inputs.image_windows import ImageWindows
 from densenet_backbones.inference.loading import load
-from densenet_backbones.inference.predict_masks import LARGEST_PICTURE
+from densenet_backbones.inference.results import outputs
+from densenet_backbones.inference.results.base import LARGEST_PICTURE
 
 KINDS = ["tiny_run", "tiny_segmentation"]
 
@@ -93,7 +94,6 @@ def test_results_are_there_when_the_end_comes_early(
 ):
     model = request.getfixturevalue(kind) / "model.safetensors"
     (folder / "2.jpg").unlink()
-    module = predict if kind == "tiny_run" else predict.predict_mask.__globals__
     saved = []
 
     def save(path, image):
@@ -101,10 +101,7 @@ def test_results_are_there_when_the_end_comes_early(
             raise end
         saved.append(path)
 
-    if kind == "tiny_run":
-        monkeypatch.setattr(module, "save_picture", save)
-    else:
-        monkeypatch.setitem(module, "save_picture", save)
+    monkeypatch.setattr(outputs, "save_picture", save)
     with pytest.raises(SystemExit) as caught:
         run(model, [folder], tmp_path / "out", "--batch-size", "1")
     assert caught.value.code == (130 if end is KeyboardInterrupt else 1)

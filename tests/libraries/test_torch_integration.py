@@ -12,7 +12,7 @@ import warnings
 
 import pytest
 import torch
-from long_cases import first_now
+from long_cases import each_once, first_now
 from tiny_nets import KINDS, tiny
 from torch import Tensor, nn
 from torch.export import Dim
@@ -232,15 +232,16 @@ def in_torchscript(net: nn.Module, how: str, x: Tensor) -> nn.Module:
         return torch.jit.trace(net, x, check_trace=False)
 
 
-@pytest.mark.parametrize("name", first_now(KINDS))
-@pytest.mark.parametrize("how", ["script", "trace"])
+FORMS = (
+    {"tap": "norm", "layer_taps": ["denseblock2.denselayer1"]},
+    {"features_only": False, "num_classes": 3},
+)
+WAYS = [(how, form) for form in FORMS for how in ("script", "trace")]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"tap": "norm", "layer_taps": ["denseblock2.denselayer1"]},
-        {"features_only": False, "num_classes": 3},
-    ],
-    ids=["features", "classifier"],
+    ("name", "how", "options"),
+    first_now([(name, *way) for name, way in each_once(KINDS, WAYS)], len(WAYS)),
 )
 def test_torchscript_computes_the_same(name, how, options):
     net = few_layers(name, memory="block", **options).eval()

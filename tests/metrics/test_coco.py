@@ -290,6 +290,16 @@ def test_classes_and_curves():
     assert [c.objects for c in evaluation.classes] == [objects.count(i) for i in CATEGORIES.ids]
 
 
+def test_a_class_without_objects_has_no_curve():
+    truth, predictions = scene(8, images=4)
+    truth["annotations"] = [a for a in truth["annotations"] if a["category_id"] != 90]
+    evaluation = evaluate_coco(truth, format_coco_results(predictions, CATEGORIES))
+    for curves in (evaluation.precision, evaluation.scores):
+        missing = [not np.isfinite(curves[:, n]).any() for n in range(3)]
+        assert missing == [c.objects == 0 for c in evaluation.classes] and any(missing)
+        assert (curves[np.isfinite(curves)] >= 0).all()
+
+
 def test_the_text_and_json_forms():
     truth, predictions = scene(8)
     truth["annotations"] = [a for a in truth["annotations"] if a["category_id"] != 7]
@@ -411,3 +421,26 @@ def test_two_processes_equal_one(tmp_path):
             numbers = json.loads((tmp_path / f"{rank}.json").read_text())
             for name in SHARES:
                 assert numbers[f"{iou_type} {name}"] == expected
+
+
+def test_the_best_score_is_that_of_the_highest_mean_f1():
+    """Two classes: all of the first are found at .8 and .6; below, there are false ones alone."""
+    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+    images = [{"id": n, "file_name": "", "width": 100, "height": 100} for n in (1, 2)]
+    box, other = [10.0, 10.0, 20.0, 20.0], [60.0, 60.0, 20.0, 20.0]
+    pairs = [(1, 1), (2, 1), (1, 2)]
+    annotations = [
+        {"image_id": image, "category_id": label, "bbox": box, "id": n, "iscrowd": 0, "area": 400.0}
+        for n, (image, label) in enumerate(pairs, start=1)
+    ]
+    truth = {"images": images, "annotations": annotations, "categories": categories}
+    rows = [(1, 1, box, 0.8), (2, 1, box, 0.6), (1, 2, box, 0.655), (1, 1, other, 0.5)]
+    rows += [(2, 2, other, 0.59), (2, 1, other, 0.3)]
+    results = [
+        {"image_id": image, "category_id": label, "bbox": place, "score": score}
+        for image, label, place, score in rows
+    ]
+    assert evaluate_coco(truth, results).find_best_score() == (0.6, 1.0)
+    assert evaluate_coco(truth, results[3:]).find_best_score() is None
+    score, f1 = evaluate_coco(truth, results[:1]).find_best_score()
+    assert (score, f1) == (0.8, pytest.approx((2 / 3) / 2, abs=0.01))

@@ -53,6 +53,14 @@ def test_right_wrong_missed_and_invented():
     ]
 
 
+def test_boxes_beside_each_other_do_not_overlap():
+    """However small: a side of no overlap makes an area of none."""
+    part = part_of([((0, 0, 1, 1), 1), ((0, 5, 1, 6), 2)])
+    beside = found(((2, 0, 3, 1), 2, 0.9), ((1, 5, 2, 6), 1, 0.8))
+    matrix = confusion_matrix(part, {1: beside}, iou_threshold=0.01)
+    assert matrix.tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
+
+
 def test_a_higher_score_chooses_first():
     part = part_of([(A, 1)])
     predictions = {1: found((A, 2, 0.6), ((0, 0, 10, 9), 1, 0.9))}

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassJaccardIndex, MultilabelJaccardIndex
 
+from densenet_backbones.metrics import boundary
 from densenet_backbones.metrics.boundary import boundary_scores, tolerance_in_pixels
 from densenet_backbones.metrics.segmentation import SegmentationMetric
 
@@ -164,6 +165,14 @@ def test_tolerance_is_a_share_of_the_diagonal_rounded_up():
 def test_a_border_within_the_tolerance_is_right(moved, expected):
     scores = boundary_scores(half(30 + moved), half(30), 2, tolerance=3 / math.hypot(40, 60))
     assert scores.tolist() == [expected, expected]
+
+
+def test_borders_have_a_neighbor_outside():
+    """One of four: not those at a corner, nor beyond the image's edge."""
+    mask = np.random.default_rng(0).random((12, 9)) < 0.7
+    padded = np.pad(mask, 1, constant_values=True)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    np.testing.assert_array_equal(boundary._find_border(mask), mask & ~inner)
 
 
 def test_half_a_border_is_a_recall_of_a_half():

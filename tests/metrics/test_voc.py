@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord
+from densenet_backbones.metrics import voc
 from densenet_backbones.metrics.voc import evaluate_voc, voc_average_precision
 from densenet_backbones.reporting.tables import format_voc_table
 
@@ -224,6 +225,12 @@ def test_inclusive_pixels_are_the_same_box_in_another_frame():
             assert ap(as_read, {1: read}, iou_threshold=threshold) == ap(
                 in_file, {1: file}, iou_threshold=threshold, inclusive=True
             )
+
+
+def test_boxes_without_area_overlap_nothing():
+    empty = np.array([[3.0, 3.0, 3.0, 9.0]])
+    assert voc._iou(empty, empty, 0.0).tolist() == [0.0]
+    assert voc._iou(empty, empty, 1.0).tolist() == [1.0]  # a column of pixels
 
 
 def test_images_can_be_chosen_and_tensors_given():

@@ -129,6 +129,7 @@ def test_report_of_a_training(folder, detection, monkeypatch, capsys):
     paths.slim, paths.resume_from = folder / "model.safetensors", folder / "last.ckpt"
     task = SimpleNamespace(load_state_dict=nothing, write_evaluation=nothing, model=None)
     task.spec, task.use = SimpleNamespace(kind="detector"), "Detect"
+    task.describe_evaluated = lambda: task.spec
     task.tool, task.monitor = "train_det", "val/AP"
     task.tabulate_data = lambda data: detection_report.tabulate_data(detection, detection)
     task.remark_on = lambda data: NAMES

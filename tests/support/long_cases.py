@@ -10,3 +10,12 @@ def first_now(cases: Iterable[object], now: int = 1) -> list[object]:
     cases = list(cases)
     rest = [case if isinstance(case, tuple) else (case,) for case in cases[now:]]
     return [*cases[:now], *(pytest.param(*case, marks=pytest.mark.long) for case in rest)]
+
+
+def each_once(*lists: Iterable[object]) -> list[tuple[object, ...]]:
+    """Combine lists so that each of their entries is there, in as few cases as the longest has.
+
+    That is enough where faults of one kind show with any entry of the other lists.
+    """
+    entries = [list(one) for one in lists]
+    return [tuple(one[n % len(one)] for one in entries) for n in range(max(map(len, entries)))]

@@ -67,14 +67,16 @@ def change_classes(data: S, changes: ClassChanges, classes: Sequence[str] | None
                 _refuse_unknown(data, name, renamed)
     dropped = set(changes.drop)
     if ALL_OTHERS in dropped:
-        if not classes:
+        chosen = list(classes or ())
+        if not chosen:
             raise DataError(
                 f"{data.name}: '{ALL_OTHERS}' leaves out all classes that are not chosen, but none "
                 "are; name them in `classes`"
             )
-        if _has_background(data) and BACKGROUND in renamed and BACKGROUND not in classes:
-            classes = (BACKGROUND, *classes)  # pixels of no object are of no other class
-        dropped |= set(renamed) - set(classes)
+        if _has_background(data) and BACKGROUND in renamed and BACKGROUND not in chosen:
+            chosen.insert(0, BACKGROUND)  # pixels of no object are of no other class
+        dropped |= set(renamed) - set(chosen)
+        classes = chosen
     left = [name for name in dict.fromkeys(renamed) if name not in dropped]
     if not left:
         raise DataError(f"{data.name}: none of its classes is left ({quote(old)}); drop fewer")

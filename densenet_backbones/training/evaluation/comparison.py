@@ -25,8 +25,10 @@ from densenet_backbones.metrics.undefined import replace_nan
 from densenet_backbones.reporting.console import say
 from densenet_backbones.reporting.detection_report import group_by_image
 from densenet_backbones.reporting.error_report import KIND_LEGEND, draw_kinds, draw_truth
+from densenet_backbones.reporting.instance_pictures import DRAWN_SCORE
+from densenet_backbones.reporting.legends import append_legend
 from densenet_backbones.reporting.mask_pictures import draw_mask
-from densenet_backbones.reporting.pictures import append_legend, make_sheet, save_picture
+from densenet_backbones.reporting.pictures import make_sheet, save_picture
 from densenet_backbones.reporting.tables import format_number, render
 from densenet_backbones.training.segmentation_task import SegmentationTask
 from densenet_backbones.training.task import AnyTask
@@ -105,7 +107,9 @@ def describe_detections(
     predictions = group_by_image(metric.results, part.categories)
     errors = find_errors(part, predictions, image_ids=metric.images)
     by_id = {image.image_id: image for image in errors.images}
-    score, names = errors.best_score, part.categories.names
+    assert metric.evaluation is not None, "the metric has not computed its numbers yet"
+    best, names = metric.evaluation.find_best_score(), part.categories.names
+    score = best[0] if best is not None else DRAWN_SCORE
     numbers = {
         f"{PREFIXES[kind] if len(metric.evaluations) > 1 else ''}{key}": value
         for kind, evaluation in metric.evaluations.items()

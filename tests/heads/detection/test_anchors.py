@@ -51,6 +51,13 @@ def test_anchors_are_torchvisions_on_its_own_levels(
     assert all(map(torch.equal, found, expected))
 
 
+def test_one_level_alone_has_anchors() -> None:
+    (boxes,) = PyramidAnchors(levels(16), [2.0], (1.0,))(batch(32, 48), maps(32, 48, 16))
+    assert boxes.tolist() == [
+        [x - 16, y - 16, x + 16, y + 16] for y in (0, 16) for x in (0, 16, 32)
+    ]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cells_are_a_stride_apart_on_maps_that_are_rounded_up(dtype: torch.dtype) -> None:
     strides = (8, 64, 128)

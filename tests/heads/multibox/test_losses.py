@@ -39,7 +39,7 @@ def _slow_loss(logits: Tensor, codes: Tensor, labels: Tensor, wanted: Tensor) ->
     return {"classification": class_sum / number, "bbox_regression": box_sum / number}
 
 
-@pytest.mark.parametrize("positives", [[3], [1, 0, 8], [12, 2], [40, 1], [0, 0]])
+@pytest.mark.parametrize("positives", [[1], [3], [1, 0, 8], [12, 2], [40, 1], [0, 0]])
 def test_equals_the_image_by_image_version(positives: list[int]) -> None:
     logits, codes, labels, wanted = _case(positives)
     losses = multibox_loss(logits, codes, PriorTargets(labels, wanted))

@@ -71,6 +71,14 @@ def test_center_of_the_first_cell(voc: PriorSpec, level: int, center: tuple[int,
     assert ((box[:2] + box[2:]) / 2).tolist() == pytest.approx(center)
 
 
+def test_the_numbers_of_dsod300_are_the_published_ones() -> None:
+    """DSOD's `train.py`: the stride of each map, and the step of its priors' centers."""
+    assert DSOD300_STRIDES == (8, 16, 32, 64, 128, 256)
+    published = dsod_priors((300, 300), DSOD300_STRIDES, faithful=True)
+    assert published.steps == (8, 16, 32, 64, 100, 300)
+    assert dsod_priors((300, 300), DSOD300_STRIDES).steps == (8, 16, 32, 64, 100, 150)
+
+
 def _centers_of_last_map(*, faithful: bool) -> torch.Tensor:
     boxes = dsod_priors((300, 300), DSOD300_STRIDES, faithful=faithful).boxes(GRIDS)[-16:]
     return (boxes[:, :2] + boxes[:, 2:]) / 2

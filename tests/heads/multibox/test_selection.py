@@ -93,6 +93,11 @@ def test_no_detection_keeps_the_shapes() -> None:
     assert found["labels"].dtype == torch.int64
 
 
+def test_limits_are_those_of_ssds_caffe_scripts() -> None:
+    """`ssd_pascal.py`: confidence 0.01, NMS 0.45 of the best 400, at most 200 detections."""
+    assert Selection() == Selection(0.01, 0.45, 400, 200)
+
+
 def test_the_threshold_is_exclusive() -> None:
     scores = torch.tensor([[0.5, 0.5]])
     found = select_detections(scores, torch.tensor([[0.0, 0, 9, 9]]), SIZE, Selection(0.5))

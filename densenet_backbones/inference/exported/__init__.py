@@ -1,0 +1,1 @@
+"""Exported models, ONNX and OpenVINO IR, behind the interface of trained ones."""

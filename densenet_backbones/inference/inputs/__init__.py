@@ -1,0 +1,1 @@
+"""Images to predict: files, URLs, arrays, pictures, videos and cameras."""
