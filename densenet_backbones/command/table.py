@@ -27,6 +27,7 @@ COMMANDS = {
     "predict": Command("draw what a model finds in images", "inference.predict:main"),
     "export": Command("write a model as an ONNX file", "export.export:main"),
     "compare": Command("compare runs: options, results, costs", "comparison.command:main"),
+    "demo": Command("show what a model finds on a page in the browser", "demo.command:main"),
     "push": Command("send a model to the Hugging Face Hub", "sharing.push:main"),
     "benchmark": Command("measure backbones and training beside peers", "benchmark.command:main"),
     "list": Command("list configs, backbones, detectors, segmenters", "command.listing:main"),
