@@ -20,6 +20,7 @@ Where `images` and `masks` are left out, these pairs are looked for: ``{split}``
 ``{split}/masks``.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -134,7 +135,7 @@ def has_camvid_layout(root: Path) -> bool:
 
 def has_classes_file(root: Path) -> bool:
     """Return True if a folder has a `classes.yaml`, which says how its masks are read."""
-    return (root / CLASSES_FILE).is_file()
+    return os.path.lexists(root / CLASSES_FILE)  # a broken one is an error, not overlooked
 
 
 def list_mask_splits(root: Path) -> dict[str, int]:
