@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from densenet_backbones.data.augment.listing import Entries, build_steps
 from densenet_backbones.data.augment.presets import (
     AnyPreset,
     choose_augmentation,
@@ -38,7 +40,8 @@ class DetectionData(ImageData[DetectionSet, Sample]):
         augmentation: "ssd" (zoom-out, seven-sampler crop, photometric, flip) or "light", for boxes
             and detectors of one image size; "flip"; for detectors that take images of any size
             "multiscale" (shortest side 0.8 to 1 of the detector's own, flip); "lsj" (large-scale
-            jitter: 0.1 to 2 times the size, on a canvas of one size, flip); or "none".
+            jitter: 0.1 to 2 times the size, on a canvas of one size, flip); "none"; or a list of
+            transforms of albumentations like {name: HorizontalFlip, p: 0.5}, Mosaic, and MixUp.
         copy_paste: With "lsj" and masks: paste objects of another image on each.
         jitter_size: Side of the square canvas of "lsj" in pixels. None takes the detector's image
             size, or 1024 for a shortest side of 800 and in proportion.
@@ -49,7 +52,7 @@ class DetectionData(ImageData[DetectionSet, Sample]):
     """
 
     layout: Layout = "auto"
-    augmentation: AnyPreset = "ssd"
+    augmentation: AnyPreset | list[dict[str, Any]] = "ssd"
     copy_paste: bool = False
     jitter_size: int | None = None
     target_types: Sequence[TargetType] = ("boxes",)
@@ -59,6 +62,8 @@ class DetectionData(ImageData[DetectionSet, Sample]):
         super().__post_init__()
         if self.jitter_size is not None and self.jitter_size < 1:
             raise DataError(f"data.jitter_size must be at least 1 pixel, got {self.jitter_size}")
+        if not isinstance(self.augmentation, str):
+            build_steps(self.augmentation)  # wrong entries are known before any data is read
         self.target_types = tuple(self.target_types)
 
     @property
@@ -184,5 +189,5 @@ class DetectionData(ImageData[DetectionSet, Sample]):
         return scales_images(self.known_input, self._training_preset)
 
     @property
-    def _training_preset(self) -> AnyPreset:
+    def _training_preset(self) -> AnyPreset | Entries:
         return "none" if self.overfit_images is not None else self.augmentation

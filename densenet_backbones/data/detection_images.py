@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 from densenet_backbones.data.augment.copy_paste import paste_objects
 from densenet_backbones.data.augment.detection import Augmentation
 from densenet_backbones.data.augment.instances import InstanceAugmentation
-from densenet_backbones.data.augment.seeding import make_generator
+from densenet_backbones.data.augment.listed import ListedAugmentation
+from densenet_backbones.data.augment.seeding import draw_other, make_generator
 from densenet_backbones.data.images import read_reduced_image
 from densenet_backbones.data.instances import Instances, read_instances
 from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Sample
@@ -38,7 +39,7 @@ class DetectionImages(Dataset[Sample]):
     def __init__(
         self,
         detection_set: DetectionSet,
-        augmentation: Augmentation | InstanceAugmentation | None = None,
+        augmentation: Augmentation | InstanceAugmentation | ListedAugmentation | None = None,
         seed: int = 0,
         target_types: Sequence[str] = ("boxes",),
         copy_paste: bool = False,
@@ -78,8 +79,7 @@ class DetectionImages(Dataset[Sample]):
             image, objects = self._augmented(index, (self.seed, epoch, index))
         if self.copy_paste:
             rng = make_generator((self.seed, epoch, index, 1))
-            # Any image but this one, as far as there are others.
-            other = (index + 1 + int(rng.integers(max(len(self) - 1, 1)))) % len(self)
+            other = draw_other(index, len(self), rng)
             partner = self._augmented(other, (self.seed, epoch, index, 2))
             image, objects = paste_objects(image, objects, *partner, rng)
         masks, keypoints = objects.masks, objects.keypoints
@@ -98,6 +98,13 @@ class DetectionImages(Dataset[Sample]):
         image, objects, _ = self._read(self.detection_set.records[index])
         if isinstance(self.augmentation, InstanceAugmentation):
             return self.augmentation(image, objects, key)
+        if isinstance(self.augmentation, ListedAugmentation):
+            name = str(self.detection_set.records[index].path)
+
+            def draw(rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
+                return self._read(self.detection_set.records[draw_other(index, len(self), rng)])[:2]
+
+            return self.augmentation(image, objects, key, draw, name)
         assert self.augmentation is not None
         image, boxes, labels = self.augmentation(image, objects.boxes, objects.labels, key)
         return image, Instances(boxes, labels)

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from densenet_backbones.data.augment.listed import ListedMaskAugmentation
+from densenet_backbones.data.augment.listing import build_steps
+from densenet_backbones.data.augment.seeding import draw_other
 from densenet_backbones.data.augment.segmentation import MaskPreset, SegmentationAugmentation
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.loading import BatchSize, ImageData, Sources
@@ -35,7 +39,7 @@ class SegmentationImages(Dataset[MaskSample]):
     def __init__(
         self,
         segmentation_set: SegmentationSet,
-        augmentation: SegmentationAugmentation | None = None,
+        augmentation: SegmentationAugmentation | ListedMaskAugmentation | None = None,
         seed: int = 0,
     ) -> None:
         self.segmentation_set = segmentation_set
@@ -53,12 +57,17 @@ class SegmentationImages(Dataset[MaskSample]):
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.segmentation_set.records[index]
-        # Sizes are checked at each reading, since a file may have changed since the set was made.
-        image = read_image(record.path, (record.width, record.height))
-        mask = record.read_mask()
+        image, mask = self._read(index)
         height, width = image.shape[:2]
-        if self.augmentation is not None:
-            image, mask = self.augmentation(image, mask, (self.seed, epoch, index))
+        sample_key = (self.seed, epoch, index)
+        if isinstance(self.augmentation, ListedMaskAugmentation):
+
+            def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+                return self._read(draw_other(index, len(self), rng))
+
+            image, mask = self.augmentation(image, mask, sample_key, draw, str(record.path))
+        elif self.augmentation is not None:
+            image, mask = self.augmentation(image, mask, sample_key)
         return MaskSample(
             image=torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             mask=torch.from_numpy(np.ascontiguousarray(mask)),
@@ -66,6 +75,11 @@ class SegmentationImages(Dataset[MaskSample]):
             index=index,
             size=(height, width),
         )
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        record = self.segmentation_set.records[index]
+        # Sizes are checked at each reading, since a file may have changed since the set was made.
+        return read_image(record.path, (record.width, record.height)), record.read_mask()
 
 
 @dataclass(eq=False, repr=False)
@@ -79,8 +93,9 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
             (`SegmentationClass`), "sbd", "coco_panoptic", or outlines of objects: "coco_instances",
             "yolo", "labelme", "cvat"; "auto" recognizes it.
         task: "multiclass", "binary" (two classes, one output) or "multilabel" (COCO instances).
-        augmentation: "light", "scale_crop", "fcdensenet_crop", "full_size" or "none".
-        crop: (H, W) of training images in pixels, for the first three augmentations.
+        augmentation: "light", "scale_crop", "fcdensenet_crop", "full_size" or "none"; or a list of
+            transforms of albumentations like {name: HorizontalFlip, p: 0.5}.
+        crop: (H, W) of training images in pixels, for the first three augmentations and lists.
         write_classes: Write the `classes.yaml` that is proposed for images and masks without one,
             in which classes can be named.
         check_masks: Read every mask before training. None does so for sets of up to 2000 images,
@@ -91,7 +106,7 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
     batch_size: BatchSize = 8
     layout: MaskLayout = "auto"
     task: MaskTask = "multiclass"
-    augmentation: MaskPreset = "light"
+    augmentation: MaskPreset | list[dict[str, Any]] = "light"
     crop: tuple[int, int] = (224, 224)
     write_classes: bool = False
     check_masks: bool | None = None
@@ -100,6 +115,8 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
         super().__post_init__()
         if len(self.crop) != 2 or min(self.crop) < MIN_CROP:
             raise DataError(f"data.crop must be (H, W), each at least {MIN_CROP}, got {self.crop}")
+        if not isinstance(self.augmentation, str):
+            build_steps(self.augmentation)  # wrong entries are known before any data is read
 
     @property
     def train_set(self) -> SegmentationSet:
@@ -156,9 +173,15 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
 
     def make_training_images(self) -> SegmentationImages:
         """Return crops of one size, or images of their own, as `augmentation` says."""
-        preset: MaskPreset = "none" if self.overfit_images is not None else self.augmentation
+        preset = "none" if self.overfit_images is not None else self.augmentation
         fill = self.known_input.fill_color
-        augmentation = SegmentationAugmentation(preset, self.crop, fill=fill)
+        augmentation: SegmentationAugmentation | ListedMaskAugmentation
+        if isinstance(preset, str):
+            augmentation = SegmentationAugmentation(preset, self.crop, fill=fill)
+        else:
+            augmentation = ListedMaskAugmentation(
+                preset, self.crop, fill=fill, has_planes=self.task == "multilabel"
+            )
         return SegmentationImages(self.train_set, augmentation, self.seed)
 
     def make_evaluated_images(self) -> SegmentationImages:

@@ -58,7 +58,7 @@ def paste_objects(
         None if objects.keypoints is None else _hide_covered(objects.keypoints, cover),
     )
     visible = keep_visible(uncovered, min_side)
-    return np.where(cover[..., None], other_image, image), _concatenate(visible, pasted)
+    return np.where(cover[..., None], other_image, image), concatenate_objects(visible, pasted)
 
 
 def _hide_covered(keypoints: np.ndarray, cover: np.ndarray) -> np.ndarray:
@@ -71,7 +71,9 @@ def _hide_covered(keypoints: np.ndarray, cover: np.ndarray) -> np.ndarray:
     return hidden
 
 
-def _concatenate(first: Instances, second: Instances) -> Instances:
+def concatenate_objects(first: Instances, second: Instances) -> Instances:
+    """Concatenate the objects of one image; masks and keypoints stay where both have them."""
+
     def join(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
         return None if a is None or b is None else np.concatenate((a, b))
 

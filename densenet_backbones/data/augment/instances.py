@@ -116,6 +116,16 @@ class Placement:
             placed = placed[:, list(other_side)]
         return unlabel_outside(placed.astype(np.float32), self.canvas)
 
+    def place(self, objects: Instances, other_side: tuple[int, ...] = ()) -> Instances:
+        """Place boxes, masks and keypoints of all objects; see the functions above."""
+        boxes, _ = clip_boxes(self.place_boxes(objects.boxes), np.array(self.canvas[::-1]))
+        placed = Instances(boxes, objects.labels)
+        if objects.masks is not None:
+            placed.masks = self.place_masks(objects.masks)
+        if objects.keypoints is not None:
+            placed.keypoints = self.place_keypoints(objects.keypoints, other_side)
+        return placed
+
     def _window(self, pixels: np.ndarray) -> np.ndarray:
         (top, left), (height, width) = self.corner, self.visible_size
         return pixels[top : top + height, left : left + width]
@@ -191,7 +201,10 @@ class InstanceAugmentation:
         """
         check_image(image)
         placement = self.draw_placement((image.shape[0], image.shape[1]), make_generator(key))
-        return placement.place_image(image, self.fill), self._place(objects, placement)
+        placed = placement.place(objects, self.other_side)
+        if self.preset == "lsj":
+            placed = keep_visible(placed, self.min_side)
+        return placement.place_image(image, self.fill), placed
 
     def draw_placement(self, source: Size, rng: np.random.Generator) -> Placement:
         """Draw where an image of `source` (H, W) pixels comes to lie."""
@@ -208,17 +221,6 @@ class InstanceAugmentation:
         top = int(rng.integers(max(scaled[0] - height, 0), endpoint=True))
         left = int(rng.integers(max(scaled[1] - width, 0), endpoint=True))
         return Placement(source, scaled, (top, left), self.size, mirrored)
-
-    def _place(self, objects: Instances, placement: Placement) -> Instances:
-        boxes, _ = clip_boxes(
-            placement.place_boxes(objects.boxes), np.array(placement.canvas[::-1])
-        )
-        placed = Instances(boxes, objects.labels)
-        if objects.masks is not None:
-            placed.masks = placement.place_masks(objects.masks)
-        if objects.keypoints is not None:
-            placed.keypoints = placement.place_keypoints(objects.keypoints, self.other_side)
-        return keep_visible(placed, self.min_side) if self.preset == "lsj" else placed
 
     def __repr__(self) -> str:
         return f"InstanceAugmentation({self.preset!r})"

@@ -1,4 +1,4 @@
-"""Choice of a detector's augmentation, from the name of a preset and what the model takes.
+"""Choice of a detector's augmentation, from a preset or a list and what the model takes.
 
 Sources: the presets' own files; torchvision's ``references/detection/train.py`` for the canvas of
 "lsj", and for turning the model's resizing off where the augmentation scales (`_skip_resize`).
@@ -10,6 +10,8 @@ from typing import Literal
 
 from densenet_backbones.data.augment.detection import Augmentation
 from densenet_backbones.data.augment.instances import InstanceAugmentation
+from densenet_backbones.data.augment.listed import ListedAugmentation
+from densenet_backbones.data.augment.listing import Entries
 from densenet_backbones.data.augment.ssd import IMAGENET_MEAN
 from densenet_backbones.data.instances import TargetType
 from densenet_backbones.data.samples import DataError
@@ -57,17 +59,17 @@ class ModelInput:
 
 def choose_augmentation(
     model_input: ModelInput,
-    preset: AnyPreset,
+    preset: AnyPreset | Entries,
     target_types: Sequence[TargetType],
     *,
     jitter_size: int | None = None,
     other_side: tuple[int, ...] = (),
-) -> Augmentation | InstanceAugmentation | None:
+) -> Augmentation | InstanceAugmentation | ListedAugmentation | None:
     """Return the augmentation of a detector's training images.
 
     Args:
         model_input: What the detector takes.
-        preset: Of `Augmentation` or `InstanceAugmentation`.
+        preset: Of `Augmentation` or `InstanceAugmentation`, or a list for `ListedAugmentation`.
         target_types: Annotations that it learns from: "boxes", and "masks" or "keypoints".
         jitter_size: Side of the square canvas of "lsj"; None takes the image size, or one that is
             to the shortest side of the model's scaling as 1024 is to 800.
@@ -77,9 +79,17 @@ def choose_augmentation(
         The augmentation, or None where images are handed out as they are.
 
     Raises:
-        DataError: If the preset does not fit the model.
+        DataError: If the preset or the list does not fit the model.
     """
     size = model_input.size
+    if not isinstance(preset, str):
+        return ListedAugmentation(
+            preset,
+            target_types=target_types,
+            size=size,
+            other_side=other_side,
+            fill=model_input.fill_color,
+        )
     if preset == "none" and (size is None or tuple(target_types) != ("boxes",)):
         return None  # the model resizes
     if preset == "ssd" or preset == "light" or preset == "none":
@@ -105,7 +115,7 @@ def choose_augmentation(
     )
 
 
-def scales_images(model_input: ModelInput, preset: AnyPreset) -> bool:
+def scales_images(model_input: ModelInput, preset: AnyPreset | Entries) -> bool:
     """Return True if a preset scales images in place of the model.
 
     The model must not resize in training then: it would undo the scales. In evaluation it goes on.

@@ -40,6 +40,11 @@ def make_generator(key: tuple[int, ...]) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(_make_sequence(key)))
 
 
+def draw_other(index: int, count: int, rng: np.random.Generator) -> int:
+    """Draw any image of `count` but the one at `index`, as far as there are others."""
+    return (index + 1 + int(rng.integers(max(count - 1, 1)))) % count
+
+
 def _make_sequence(key: tuple[int, ...]) -> np.random.SeedSequence:
     if not all(isinstance(k, int | np.integer) and k >= 0 for k in key):
         raise ValueError(f"key must hold whole numbers of at least 0, got {key}")
