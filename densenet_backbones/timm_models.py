@@ -26,6 +26,7 @@ from timm.models._registry import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from densenet_backbones.checkpoints import fit_to
+from densenet_backbones.checkpoints.reach import OfflineError, download_or_fail_soon
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet
@@ -105,21 +106,24 @@ def _create(name: str, spec: DenseNetSpec, pretrained: bool, **kwargs: Any) -> n
     else:
         feature_cfg.update(out_indices=tuple(range(len(spec.blocks) + 1)))
     taps_to_fit: Any = {"out_indices": kwargs.get("out_indices"), **taps} if features else None
+    # Weights that are given, rather than published ones, need no network.
+    is_given = kwargs.get("pretrained_cfg") or kwargs.get("pretrained_cfg_overlay")
     try:
-        return build_model_with_cfg(
-            DenseNet,
-            name,
-            pretrained,
-            feature_cfg=feature_cfg,
-            pretrained_filter_fn=partial(_fit_weights, taps_to_fit=taps_to_fit),
-            # Stages behind the last tap and the classifier may be absent; the filter checks the
-            # rest.
-            pretrained_strict=not features,
-            spec=spec,
-            **kwargs,
-        )
-    except (ConnectionError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise RuntimeError(
+        with download_or_fail_soon() if pretrained and not is_given else nullcontext():
+            return build_model_with_cfg(
+                DenseNet,
+                name,
+                pretrained,
+                feature_cfg=feature_cfg,
+                pretrained_filter_fn=partial(_fit_weights, taps_to_fit=taps_to_fit),
+                # Stages behind the last tap and the classifier may be absent; the filter checks
+                # the rest.
+                pretrained_strict=not features,
+                spec=spec,
+                **kwargs,
+            )
+    except (ConnectionError, LocalEntryNotFoundError, OfflineModeIsEnabled, OfflineError) as error:
+        raise OfflineError(
             f"{name}: its pretrained weights are neither on this machine nor within its reach "
             "(huggingface.co); give a file, pretrained=True, "
             "pretrained_cfg_overlay=dict(file='densenet.safetensors'), or pretrained=False"

@@ -5,8 +5,10 @@ timm's registry, where ours are (``densenet121_features``) besides timm's own (`
 """
 
 import re
+import socket
 import textwrap
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch.func import functional_call
 from torchvision.models import WeightsEnum
 
 from densenet_backbones.checkpoints import CheckpointError, read_state_dict
+from densenet_backbones.checkpoints.reach import OfflineError, download_or_fail_soon
 from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.heads.options import Keywords, NetworkOptions
 from densenet_backbones.messages import to_plain
@@ -32,6 +35,7 @@ LOADED_LATER = "later"
 
 For models whose weights come from a checkpoint right after."""
 
+_SECONDS = 10.0  # that a host of weights has for each answer
 _MEMBER = re.compile(r"(?:(\w+_Weights)\.)?([A-Z][A-Z0-9_]*)")
 
 # szq0214/DSOD subtracts these means, in Caffe's channel order, and scales nothing.
@@ -141,19 +145,25 @@ def _find_published_weights(name: str, weights: str | WeightsEnum) -> WeightsEnu
 
 
 def _fetch(published: WeightsEnum, progress: bool) -> dict[str, Tensor]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(before or _SECONDS)  # torch.hub itself waits without an end
     try:
         state: dict[str, Tensor] = published.get_state_dict(progress=progress, check_hash=True)
     except OSError as error:
-        raise RuntimeError(
+        raise OfflineError(
             f"{published!r} are neither on this machine nor within its reach ({published.url}); "
             "give a file as weights_backbone, or leave it out"
         ) from error
+    finally:
+        socket.setdefaulttimeout(before)
     return state
 
 
 def _create(name: str, arguments: Keywords) -> nn.Module:
+    is_published = arguments.get("pretrained") and not arguments.get("pretrained_cfg_overlay")
     try:
-        net = timm.create_model(name, **arguments)
+        with download_or_fail_soon() if is_published else nullcontext():
+            net = timm.create_model(name, **arguments)
     except (TypeError, AssertionError, NotImplementedError) as error:
         described = {
             key: value for key, value in arguments.items() if not key.startswith("pretrained")
@@ -163,8 +173,8 @@ def _create(name: str, arguments: Keywords) -> nn.Module:
             f"{type(error).__name__}: {str(error) or 'an assertion of timm failed'}"
             f"{'; leave out output_stride' if 'output_stride' in arguments else ''}"
         ) from error
-    except (ConnectionError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise RuntimeError(
+    except (ConnectionError, LocalEntryNotFoundError, OfflineModeIsEnabled, OfflineError) as error:
+        raise OfflineError(
             f"the weights that timm publishes of {name!r} are neither on this machine nor within "
             "its reach (huggingface.co); give a file as weights_backbone, or leave it out"
         ) from error

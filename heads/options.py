@@ -142,9 +142,10 @@ def check_names(options: Options, known: Collection[str]) -> None:
         TypeError: One is unknown; the sentence has the nearest and all that are known.
     """
     for name in sorted(options.keys() - set(known)):
-        raise TypeError(
-            f"unexpected keyword argument {name!r}{nearest(name, known)} (known: {sorted(known)})"
-        )
+        hint = nearest(name, known)
+        if name == "pretrained" and "weights_backbone" in known:  # torchvision before 0.13
+            hint = "; weights_backbone='timm' begins with published weights"
+        raise TypeError(f"unexpected keyword argument {name!r}{hint} (known: {sorted(known)})")
 
 
 def check_options(num_classes: int, options: Options, known: frozenset[str]) -> None:

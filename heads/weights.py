@@ -28,6 +28,7 @@ _OLD = (
     (re.compile(r"((?:inner|layer)_blocks\.\d+)\.(weight|bias)$"), r"\1.0.\2"),
     (re.compile(r"^(rpn\.head\.conv)\.(weight|bias)$"), r"\1.0.0.\2"),
 )
+_MEMBER = re.compile(r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*")  # of torchvision's enums of weights
 _OLD_MASK = re.compile(r"^(roi_heads\.mask_head)\.mask_fcn(\d+)\.(weight|bias)$")
 _OLD_RETINA = re.compile(r"^(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)$")
 
@@ -126,6 +127,12 @@ def load_weights(model: _Model, weights: str | None) -> _Model:
     Returns:
         The model.
     """
+    if weights and _MEMBER.fullmatch(weights) and not Path(weights).is_file():
+        raise ValueError(
+            f"weights {weights!r} is no file, and no weights of whole models are published under "
+            "a name here: give a file as weights, or weights_backbone='DEFAULT' for published "
+            "ones of the backbone"
+        )
     if weights:
         taken, left = load_detector_file(model, weights)
         model.weights_taken, model.weights_left = tuple(taken), tuple(left)  # type: ignore[assignment]

@@ -1,12 +1,14 @@
 """Build decoders of segmentation_models.pytorch (smp) as segmenters: ``smp:DeepLabV3Plus``."""
 
 import inspect
+from contextlib import nullcontext
 from typing import Any
 
 import segmentation_models_pytorch as smp
 from torch import nn
 
 import densenet_backbones.smp_encoders  # noqa: F401 - registers our encoders with smp
+from densenet_backbones.checkpoints.reach import OfflineError, download_or_fail_soon
 from densenet_backbones.heads.backbones import collect_network
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.options import NetworkOptions
@@ -66,8 +68,15 @@ def build_smp(name: str, num_classes: int, args: JsonDict) -> SmpSegmenter:
     args = {**args, **collect_network(encoder.removeprefix("tu-"), {k: args[k] for k in network})}
     options = {"encoder_weights": None, **args}
     try:
-        net = known[name](classes=num_classes, **options)
-        normalization = _find_normalization(net, options)
+        with nullcontext() if options["encoder_weights"] is None else download_or_fail_soon():
+            net = known[name](classes=num_classes, **options)
+            normalization = _find_normalization(net, options)
+    except OfflineError as error:
+        raise ValueError(
+            f"smp:{name}: the weights {options['encoder_weights']!r} of encoder "
+            f"{encoder or 'resnet34'!r} are neither on this machine nor within its reach; leave "
+            "out encoder_weights, or start from a file with --init-from"
+        ) from error
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"smp:{name}: {reason}") from error

@@ -1,6 +1,10 @@
 """`densenet`: its table, what it answers without heavy imports, and which training it chooses."""
 
+import contextlib
 import importlib
+import io
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -8,7 +12,7 @@ import pytest
 from fresh_processes import run_fresh
 from mask_sets import write_image, write_mask
 
-from densenet_backbones.command import listing
+from densenet_backbones.command import completion, listing
 from densenet_backbones.command.completion import make_whole_parser
 from densenet_backbones.command.main import import_entry, main
 from densenet_backbones.command.table import COMMANDS
@@ -139,6 +143,43 @@ def test_what_is_not_installed_is_named(monkeypatch, capsys):
         'densenet evaluate needs lightning.pytorch, which is not installed; pip install "den'
         in (capsys.readouterr().err)
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("densenet ev", {"evaluate"}),
+        ("densenet train --batch", {"--batch-size"}),
+        ("densenet list conf", {"configs"}),
+    ],
+)
+def test_bash_completes_words(line, words, bash_script):
+    # As bash does it: the words of the line, the last of them unfinished.
+    typed = line.split()
+    program = (
+        f"source {bash_script}; COMP_WORDS=({' '.join(typed)}); COMP_CWORD={len(typed) - 1}; "
+        '_shtab_densenet; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == words, done.stderr
+
+
+@pytest.fixture(scope="module")
+def bash_script(tmp_path_factory):
+    if shutil.which("bash") is None:
+        pytest.skip("there is no bash here")
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        main(["completion", "bash"])
+    script = tmp_path_factory.mktemp("completion") / "densenet.bash"
+    script.write_text(output.getvalue())
+    return script
+
+
+@pytest.mark.parametrize("shell", completion.SHELLS[1:])
+def test_other_shells_have_scripts(shell, capsys):
+    main(["completion", shell])
+    assert "batch-size" in capsys.readouterr().out
 
 
 def test_words_can_be_completed_for_every_command():
