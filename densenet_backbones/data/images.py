@@ -193,6 +193,16 @@ def collect_unreadable() -> Iterator[dict[str, DataError]]:
         _unreadable = before
 
 
+def is_turned(path: str | Path) -> bool:
+    """Return True if a camera's tag says that an image is shown turned or mirrored (no TIFF).
+
+    Raises:
+        DataError: As `read_image_size`.
+    """
+    with open_image(path) as image:
+        return image.format != "TIFF" and _read_orientation(image) in _TURN
+
+
 def _check_size(
     path: str | Path,
     image: Image.Image,

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from densenet_backbones.data.augment.presets import ModelInput
 from densenet_backbones.data.checks.contents import refuse_unlearnable
+from densenet_backbones.data.checks.image_files import refuse_shared
 from densenet_backbones.data.loaders.batches import (
     EvaluationLoader,
     LoaderOptions,
@@ -28,11 +29,19 @@ from densenet_backbones.data.loaders.batches import (
 from densenet_backbones.data.loaders.guarded import BadImages, GuardedImages, UnusableImages
 from densenet_backbones.data.loaders.image_checks import check_images, leave_out_unreadable
 from densenet_backbones.data.mask_samples import MaskRecord, MaskSample, SegmentationSet
-from densenet_backbones.data.recognition.recognize import Recognized, Split
+from densenet_backbones.data.recognition.recognize import Recognized
+from densenet_backbones.data.recognition.recognize import Split as Part
 from densenet_backbones.data.samplers import EpochSampler, GroupedSampler, ShardSampler
 from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Problem, Sample
 from densenet_backbones.data.scenes.generation import generate_scenes
-from densenet_backbones.data.sets.splitting import sample_subset
+from densenet_backbones.data.sets.classes import ClassChanges, change_classes
+from densenet_backbones.data.sets.split_file import SPLIT_FILE, name_split_file
+from densenet_backbones.data.sets.splitting import (
+    Split,
+    SplitOptions,
+    sample_subset,
+    split_set,
+)
 
 SetT = TypeVar("SetT", DetectionSet, SegmentationSet)
 SampleT = TypeVar("SampleT", Sample, MaskSample)
@@ -101,6 +110,14 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         num_workers: Loader processes; None takes half of the cores, at most 8.
         seed: At least 0; order and augmentation are functions of (seed, epoch, index).
         fraction: Share of the training images used, from above 0 to 1.
+        val_fraction: Share of the images that are held out of data without splits; None takes the
+            stored split's, or 0.2.
+        group_pattern: Regular expression whose first group names, in the names of the files, images
+            that a split keeps together: '(.+)_frame'. None takes the stored split's, or none.
+        allow_shared_images: Go on where evaluated images are trained on.
+        rename: New names of classes; those of one name are merged.
+        drop: Names of classes (after the renaming) that are left out; "*" for all that `classes`
+            does not name.
         overfit_images: Train on the first N images (by id) without augmentation, and evaluate on
             the same N. A detector with priors takes images of which they match every object.
         strict: Refuse data with faults instead of leaving the faulty annotations out.
@@ -118,6 +135,8 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         between_batches: Called before each batch of a training; a run that is to stop raises there.
         replaced: Training images that could not be used, so far.
         left_out: Evaluated images that could not be used, so far.
+        split_folders: Folders where the split of data without splits is stored too, if it cannot
+            be beside the data: the run's own.
 
     Raises:
         DataError: An option is out of its range.
@@ -136,6 +155,11 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
     num_workers: int | None = None
     seed: int = 0
     fraction: float = 1.0
+    val_fraction: float | None = None
+    group_pattern: str | None = None
+    allow_shared_images: bool = False
+    rename: dict[str, str] = field(default_factory=dict)
+    drop: list[str] = field(default_factory=list)
     overfit_images: int | None = None
     strict: bool = False
     check_images: bool = False
@@ -157,6 +181,8 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         self.between_batches: Callable[[], None] = lambda: None
         self.replaced, self.left_out = UnusableImages(), UnusableImages()
         self._sets: dict[str, SetT] = {}
+        self._split: Split[SetT] | None = None
+        self.split_folders: list[Path] = []
 
     @abstractmethod
     def recognize_data(self, path: str) -> Recognized:
@@ -183,9 +209,11 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         return None
 
     def setup(self, stage: str) -> None:
-        """Refuse a training set that teaches nothing, whoever runs the trainer."""
+        """Refuse training data that teaches nothing, or that is evaluated too."""
         if stage == "fit":
             refuse_unlearnable(self.train_set)
+            if not self.allow_shared_images and self.val_set is not self.train_set:
+                refuse_shared(self.train_set, self.val_set)
 
     @property
     def known_input(self) -> ModelInput:
@@ -198,7 +226,15 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         """The training images (read at first use)."""
         if "train" not in self._sets:
             sources = [asdict(source) for source in self.train or ()]
-            full = self.read_set(sources or self._name_source(self.train_split), self.classes)
+            unsplit = self._find_unsplit()
+            if unsplit is not None and self.overfit_images is None:
+                whole = self.read_changed([{**unsplit.source}], self.classes)
+                refuse_unlearnable(whole)  # before its classes decide what is held out
+                full = self._split_data(whole).train
+            else:
+                full = self.read_changed(
+                    sources or self._name_source(self.train_split), self.classes
+                )
             self._sets["train"] = sample_subset(full, self.fraction, seed=self.seed)
         return self._sets["train"]
 
@@ -209,13 +245,10 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
             return self.train_set
         if "val" not in self._sets:
             names = self.name_classes(self.train_set)
-            unsplit = self._find_unsplit()
-            if unsplit is not None:
-                raise DataError(
-                    f"{self.recognized.root}: its {unsplit.images or ''} images are in no splits; "
-                    "put those to evaluate into a folder named val, and the others into train"
-                )
-            self._sets["val"] = self.read_set(self._name_val_sources(), names)
+            if self._split is not None:
+                self._sets["val"] = self._split.val
+            else:
+                self._sets["val"] = self.read_changed(self._name_val_sources(), names)
         return self._sets["val"]
 
     def leave_out_unreadable(self, read: Callable[[], SetT]) -> SetT:
@@ -235,9 +268,37 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
     def use_class_names(self, names: Sequence[str]) -> None:
         """Read the evaluated split with the classes that a trained model knows."""
         self.classes = list(names)
-        whole = None if self.val else self.recognized.whole
+        whole = self._find_unsplit()
+        if whole is not None and any(file.is_file() for file in self._list_split_files()):
+            split = self._split_data(self.read_changed([{**whole.source}], names))
+            self._sets["val"] = split.train if self.val_split == "train" else split.val
+            return
         sources: Sources = self._name_val_sources() if whole is None else [{**whole.source}]
-        self._sets["val"] = self.read_set(sources, names)
+        self._sets["val"] = self.read_changed(sources, names)
+
+    def read_changed(self, sources: Sources, classes: Sequence[str] | None) -> SetT:
+        """Read splits as one set, whose classes are renamed and left out as the options say."""
+        changes = ClassChanges(self.rename, self.drop)
+        if not changes:
+            return self.read_set(sources, classes)
+        return change_classes(self.read_set(sources, None), changes, classes)
+
+    def _split_data(self, whole: SetT) -> Split[SetT]:
+        """Split data that has no splits, as it was split before or by the options."""
+        options = SplitOptions(self.val_fraction, self.group_pattern, self.seed)
+        self._split = split_set(whole, self.recognized.root, options, self._list_split_files())
+        return self._split
+
+    def store_split(self) -> None:
+        """Write the split of data without splits, so that it is used again."""
+        if self._split is not None:
+            self._split = self._split.store(self._list_split_files())
+
+    def _list_split_files(self) -> list[Path]:
+        # A run's model may evaluate other data, so the file there has the data's name.
+        own: str = f"{self.recognized.root.resolve().name}.{SPLIT_FILE}"
+        beside = name_split_file(Path(self._find_root()))
+        return [beside, *(folder / own for folder in self.split_folders)]
 
     @cached_property
     def recognized(self) -> Recognized:
@@ -249,11 +310,11 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         """Sentences that say what `root` was recognized as, and which split is evaluated."""
         if self.train and (self.val or self.root is None):
             return []
-        lines = list(self.recognized.lines)
+        lines: list[str] = list(self.recognized.lines)
         split = self.recognized.find(self._choose_val_split())
         if split is not None and split.name != self.val_split and not self.val:
             lines[1] += f" {split.name!r} is evaluated."
-        return lines
+        return lines if self._split is None else [*lines, self._split.describe()]
 
     def _name_val_sources(self) -> Sources:
         if self.val:
@@ -269,9 +330,11 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
             return "test" if recognized.find("test") is not None else "val"
         return self.val_split
 
-    def _find_unsplit(self) -> Split | None:
+    def _find_unsplit(self) -> Part | None:
         """Return the whole of data that does not say which images are for evaluation."""
         whole = None if self.train or self.val else self.recognized.whole
+        if whole is not None and any(self.recognized.find(name) for name in ("val", "test")):
+            return None  # what is held out is there, and what is trained on is missing
         named = [self.train_split, self._choose_val_split()] if whole is not None else []
         return whole if any(self.recognized.find(name) is None for name in named) else None
 

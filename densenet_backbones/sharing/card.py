@@ -145,6 +145,10 @@ def _show_use(spec: ModelSpec, repo: str) -> Iterator[str]:
     yield from (f'result = load("{HUB}{repo}").predict("{image}")', "```", "")
     if isinstance(spec, DetectorSpec):
         yield "Boxes are xyxy in pixels of the image as shown; pre-processing is in the file."
+        if spec.best_score is not None:
+            score = f"{spec.best_score:.2f}"
+            yield f"Detections from a score of {score} on are given, the best one where it was"
+            yield "evaluated."
     else:
         yield "Labels have the size of the image as shown; pre-processing is in the file."
     yield ""

@@ -17,6 +17,7 @@ from densenet_backbones.checkpoints.hub import HUB, HUB_FILE, is_on_hub
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.file_writing import save_bytes, save_text
 from densenet_backbones.inference.detector import DetectorSpec
+from densenet_backbones.inference.loading import find_model_file
 from densenet_backbones.inference.model_file import read_model_file, save_model
 from densenet_backbones.inference.segmenter import SegmenterSpec
 from densenet_backbones.messages import CommandParser
@@ -38,7 +39,9 @@ def make_parser() -> CommandParser:
         "card made from its run, with pictures of the evaluated images. Others then use it as "
         "hf-hub:OWNER/NAME wherever a model's file is named."
     )
-    parser.add_argument("checkpoint", metavar="MODEL", help="*.ckpt or model.safetensors of a run")
+    parser.add_argument(
+        "checkpoint", metavar="MODEL", help="folder of a run, its *.ckpt or model.safetensors"
+    )
     parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub; made if it is missing")
     parser.add_argument("--private", action="store_true", help="make the repository a private one")
     parser.add_argument(
@@ -95,16 +98,17 @@ def push(options: argparse.Namespace) -> None:
         raise ValueError("--out names the folder of a dry run; add --dry-run, or leave it out")
     if is_on_hub(options.checkpoint):
         raise ValueError(f"{options.checkpoint} is on the Hub already; give a file of a run")
+    model = find_model_file(options.checkpoint)
     if options.dry_run:
         folder = options.out or Path("hub") / repo.partition("/")[2]
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} has files already; name a new folder with --out")
-        write_folder(Path(options.checkpoint), repo, folder, options)
+        write_folder(model, repo, folder, options)
         say(f"Dry run: written to {folder}/, nothing sent")
         return
     with tempfile.TemporaryDirectory(prefix="densenet-push-") as temporary:
         folder = Path(temporary)
-        write_folder(Path(options.checkpoint), repo, folder, options)
+        write_folder(model, repo, folder, options)
         say(f"Sent to {send_folder(folder, repo, options.private)}")
         say(f"Use it:  densenet predict {HUB}{repo} photo.jpg")
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -265,9 +266,17 @@ def make_parser(form: ShortForm) -> CommandParser:
 
 def list_configs(form: ShortForm = DETECTION_FORM) -> dict[str, Path]:
     """Return the experiments that come with the package, by name."""
-    folders = map(resources.files, form.configs)
+    folders = map(_find_folder, form.configs)
     files = [Path(str(f)) for folder in folders for f in folder.iterdir()]
     return {file.stem: file for file in sorted(files) if file.suffix == ".yaml"}
+
+
+def _find_folder(package: str) -> Traversable:
+    """Return the folder of a package of experiments."""
+    try:
+        return resources.files(package)
+    except ModuleNotFoundError:  # a bare checkout, where configs/ lies beside the package
+        return Path(__file__).parents[2] / "configs" / package.rpartition(".")[2]
 
 
 def choose_config(known: argparse.Namespace) -> str:

@@ -290,6 +290,7 @@ def run_training_once(
     """Run one training; return the images a step to start anew with if its memory ran out."""
     cli = TrainingCLI(task_type, arguments)
     task, data, trainer, folder = cli.model, cli.datamodule, cli.trainer, cli.folder
+    data.split_folders = [folder.path]
     task.prepare(data)
     # Faults end the run before anything is written.
     _ = data.val_set
@@ -301,6 +302,7 @@ def run_training_once(
         lines += compare_training(task, trainer, cli.describe_experiment(), cli.resumed, folder)
     if cli.writes:
         prepare_folder(cli)
+        data.store_split()
         start_loggers(trainer)
     for line in lines:
         say(line)

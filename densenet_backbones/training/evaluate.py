@@ -89,6 +89,10 @@ def make_parser() -> CommandParser:
     parser.add_argument("--split", default="val", help="which part of it (%(default)s)")
     parser.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, if named otherwise")
     parser.add_argument("--image-folder", metavar="DIR", help="COCO's images, if named otherwise")
+    parser.add_argument("--rename", metavar="OLD=NEW,…", help="new names of the data's classes")
+    parser.add_argument(
+        "--drop", metavar="A,B", help="classes of the data that do not count; '*': all others"
+    )
     parser.add_argument("--layout", default="auto", help="as in training; %(default)s looks")
     parser.add_argument(
         "--out",
@@ -320,6 +324,7 @@ Evaluation = tuple[AnyTask, AnyData, Callable[[Path], None]]
 def _evaluate_detector(detector: Detector, options: argparse.Namespace) -> Evaluation:
     target_types = list(read_target_types(detector.model))
     data = DetectionData(**read_data_options(options), target_types=target_types)
+    data.split_folders = _list_run_folders(options.checkpoint)
     data.use_classes(detector.categories)
     mirrored = detector.categories.mirrored_keypoints
     views = parse_views(options, detector.model, mirrored)
@@ -332,6 +337,12 @@ def _evaluate_detector(detector: Detector, options: argparse.Namespace) -> Evalu
 def _evaluate_segmenter(model: SegmentationModel, options: argparse.Namespace) -> Evaluation:
     parse_views(options, None)  # refuses what is for detectors
     data = SegmentationData(**read_data_options(options), task=model.spec.task)
+    data.split_folders = _list_run_folders(options.checkpoint)
     data.use_classes(model.classes)
     task = SegmentationTask.from_model(model, boundary_tolerance=options.boundary_tolerance)
     return task, data, lambda out: task.write_evaluation(data, out)
+
+
+def _list_run_folders(checkpoint: str) -> list[Path]:
+    """List the folders of a model's run, where the split of its data may be."""
+    return list(Path(checkpoint).absolute().parents)[:2]

@@ -40,6 +40,11 @@ def scenes_data(root, **options):
     )
 
 
+def trained_data(root, **options):
+    """Data whose only split is for training: none of it is held out."""
+    return scenes_data(root, **{"val_split": "train", **options})
+
+
 def test_evaluation_gets_images_and_masks_as_they_are(train_set):
     images = SegmentationImages(train_set)
     assert len(images) == 12
@@ -109,7 +114,7 @@ def test_going_on_in_another_order_is_refused(tiny_scenes):
 def test_borders_have_the_models_mean(tmp_path):
     root = write_voc(tmp_path, some_masks(2))
     data = with_trainer(
-        scenes_data(root, augmentation="fcdensenet_crop", batch_size=2), world_size=1
+        trained_data(root, augmentation="fcdensenet_crop", batch_size=2), world_size=1
     )
     (batch,) = data.train_dataloader()
     for sample in batch:
@@ -120,7 +125,7 @@ def test_borders_have_the_models_mean(tmp_path):
 
 def test_full_size_images_keep_their_sizes(tmp_path):
     found = {"a": np.zeros((6, 9), np.uint8), "b": np.ones((8, 5), np.uint8)}
-    data = scenes_data(write_voc(tmp_path, found), augmentation="full_size", batch_size=2)
+    data = trained_data(write_voc(tmp_path, found), augmentation="full_size", batch_size=2)
     (batch,) = with_trainer(data).train_dataloader()
     assert {s.mask.shape for s in batch} == {(6, 9), (8, 5)} == {s.size for s in batch}
 
@@ -177,16 +182,16 @@ def test_masks_are_checked_before_training_unless_there_are_many(tmp_path, monke
     write_mask(root / "trainannot/im1.png", np.full((6, 9), 99, np.uint8), "L")
     message = r"1 of 3 masks cannot be used: .*im1\.png: has 1 ids that no class has: 99"
     with pytest.raises(DataError, match=message):
-        _ = scenes_data(root).train_set
-    assert len(scenes_data(root, check_masks=False).train_set) == 3
+        _ = trained_data(root).train_set
+    assert len(trained_data(root, check_masks=False).train_set) == 3
     monkeypatch.setattr(mask_statistics, "CHECKED_UP_TO", 2)
     monkeypatch.setattr(mask_statistics, "LOOKED_AT", 1)
-    data = scenes_data(root)
+    data = trained_data(root)
     assert len(data.train_set) == 3
     with pytest.raises(DataError, match=r"im1\.png: has 1 ids"):
         list(with_trainer(data).train_dataloader())
     with pytest.raises(DataError, match=message):
-        _ = scenes_data(root, check_masks=True).train_set
+        _ = trained_data(root, check_masks=True).train_set
 
 
 def test_images_are_decoded_before_training_when_asked_for(tmp_path, monkeypatch):
@@ -195,9 +200,9 @@ def test_images_are_decoded_before_training_when_asked_for(tmp_path, monkeypatch
     image.write_bytes(image.read_bytes()[:-900])
     monkeypatch.setattr(image_checks, "looks_whole", lambda path: True)
     monkeypatch.setattr(image_checks, "DECODED", 1)  # the first
-    assert len(scenes_data(root).train_set) == 2
+    assert len(trained_data(root).train_set) == 2
     with pytest.raises(DataError, match="1 of 2 images cannot be used"):
-        _ = scenes_data(root, check_images=True).train_set
+        _ = trained_data(root, check_images=True).train_set
 
 
 def test_images_of_another_size_than_annotated_are_refused_when_read(tmp_path):
@@ -211,7 +216,7 @@ def test_images_of_another_size_than_annotated_are_refused_when_read(tmp_path):
 
 def test_multilabel_masks_have_a_channel_a_class(tmp_path):
     root = write_coco(tmp_path, some_masks())
-    data = scenes_data(root, task="multilabel", train_split="train2017", batch_size=3)
+    data = trained_data(root, task="multilabel", train_split="train2017", batch_size=3)
     (batch,) = with_trainer(data).train_dataloader()
     assert {tuple(s.mask.shape) for s in batch} == {(2, 32, 48)}
     assert data.train_set.num_logits == 2
@@ -242,6 +247,7 @@ def test_real_data_makes_batches(shared_data):
 
 SHARED = {"root", "train_split", "val_split", "train", "val", "layout", "classes", "batch_size"}
 SHARED |= {"num_workers", "augmentation", "seed", "fraction", "overfit_images", "strict"}
+SHARED |= {"val_fraction", "group_pattern", "allow_shared_images", "rename", "drop"}
 SHARED |= {"check_images", "bad_images", "scenes", "annotation_file", "image_folder"}
 
 

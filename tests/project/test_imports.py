@@ -32,7 +32,7 @@ ROWS = (
     {"inference"},
     {"export"},
     {"training"},
-    {"sharing", "demo"},
+    {"sharing", "demo", "inspection"},
     {"benchmark", "comparison"},
     {"tools", "run", "command"},
     {"__main__"},

@@ -24,6 +24,8 @@ TRAINING = tuple(
         *("data", "metrics", "reporting", "inference", "export", "training"),
         *(
             "comparison",
+            "inspection",
+            "demo",
             "sharing",
             "smp_encoders",
             "benchmark.input_pipeline",
@@ -141,7 +143,9 @@ def names(requirements: list[str]) -> set[str]:
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 CORE = names(PYPROJECT["project"]["dependencies"])
 TRAIN = CORE | names(EXTRAS["train"])
-OPTIONAL = names(EXTRAS["fast-eval"]) | names(EXTRAS["export"])  # imported where they are used
+OPTIONAL = set().union(  # imported where they are used
+    *(names(EXTRAS[extra]) for extra in ("fast-eval", "export", "demo"))
+)
 
 
 def _runs_later(node: ast.AST) -> bool:
@@ -209,7 +213,7 @@ def test_dependencies_are_used():
 def test_tests_import_what_dev_installs():
     # The project is on the path of pytest: see the processes that tests spawn.
     beside = {path.stem.replace("_", "-") for path in (PROJECT / "tests").rglob("*.py")} | {"tests"}
-    optional = set().union(*(names(EXTRAS[extra]) for extra in ("fast-eval", "export", "dev")))
+    optional = set().union(*map(names, EXTRAS.values()))
     allowed = TRAIN | optional | beside | {"triton"}  # torch brings it where it runs
     for path in sorted((PROJECT / "tests").rglob("*.py")):
         assert imported(path.read_text(encoding="utf-8")) <= allowed, path

@@ -30,7 +30,9 @@ def run(tmp_path_factory):
     """A run's folder as a training leaves it, of an untrained detector."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
     torch.manual_seed(0)
-    spec = DetectorSpec("dsod_tiny", DETECTOR_ARGS, Categories.from_names(["dog", NASTY]))
+    spec = DetectorSpec(
+        "dsod_tiny", DETECTOR_ARGS, Categories.from_names(["dog", NASTY]), best_score=0.3
+    )
     save_model(folder / "model.safetensors", spec, spec.build())
     rows = [{"name": name, "objects": 3, "ap": 0.5, "ap50": None} for name in ("dog", NASTY)]
     metrics = {"coco": {"iou_type": "bbox", "images": 7, "numbers": {"AP": 0.5}, "classes": rows}}
@@ -86,7 +88,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(run, server, tmp_path, capsys):
 
 
 def test_a_name_on_the_hub_goes_where_files_go(run, server, tmp_path, monkeypatch, capsys):
-    push.main([str(run / "model.safetensors"), "pets/small"])
+    push.main([str(run), "pets/small"])  # the folder of a run stands for its model
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64)).save("a.png")
     predict.main(["hf-hub:pets/small", "a.png", "--out", "out"])
@@ -114,7 +116,13 @@ def test_the_card_says_what_the_run_knows(run, tmp_path, capsys):
     assert result["metrics"] == [{"type": "ap", "value": 0.5, "name": "AP"}]
     assert result["dataset"]["name"] == "pets"
     assert 'load("hf-hub:pets/small")' in page and "| dog | 3 | 0.500 | - |" in page
-    for fact in ("7 evaluated images", "adamw", "| epochs | 2 |", "| torch | 2.14 |"):
+    for fact in (
+        "from a score of 0.30 on",
+        "7 evaluated images",
+        "adamw",
+        "| epochs | 2 |",
+        "| torch | 2.14 |",
+    ):
         assert fact in page
     # Names act as nothing, and places of this machine are nobody's business.
     assert NASTY not in page and "<b>" not in page and "`|x`" not in page

@@ -11,8 +11,10 @@ from densenet_backbones.benchmark import command as benchmark
 from densenet_backbones.checkpoints import __main__ as inspection
 from densenet_backbones.command import training
 from densenet_backbones.data.scenes import __main__ as scenes
+from densenet_backbones.demo import command as demo
 from densenet_backbones.export import export
 from densenet_backbones.inference import predict, tile_comparison
+from densenet_backbones.inspection import command as inspect_command
 from densenet_backbones.messages import CommandParser
 from densenet_backbones.sharing import push
 from densenet_backbones.training import arguments, cli, evaluate
@@ -54,6 +56,9 @@ def options():
             "export": export.parse_arguments,
             "inference/predict": predict.parse_arguments,
             "inference/tile_comparison": tile_comparison.main,
+            "data/writers": inspect_command.main,
+            "inspection": inspect_command.main,
+            "demo": demo.main,
             "sharing/push": push.main,
             "training/evaluate": evaluate.parse,
             "training": arguments.expand_short_flags,

@@ -56,7 +56,8 @@ def test_what_is_wrong_is_said_before_training_and_before_evaluating(
     tmp_path, tiny_run, tiny_scenes, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    train_det(training_arguments(write_parts(tmp_path / "data"), "--dry-run"))
+    allowed = ("--data.allow_shared_images", "true")
+    train_det(training_arguments(write_parts(tmp_path / "data"), "--dry-run", *allowed))
     text = capsys.readouterr().out
     said = "warning: data/val: evaluated images that are training images too: 8 of 8 ("
     assert said in text and text.index(said) < text.index("parameters")

@@ -81,6 +81,16 @@ def test_size_of_a_segmenter_is_the_crop():
         settle("--size", "x")
 
 
+def test_a_bare_checkout_has_the_configs_too(monkeypatch):
+    packaged = arguments.list_configs()
+
+    def fail(package):
+        raise ModuleNotFoundError(package)
+
+    monkeypatch.setattr(arguments.resources, "files", fail)
+    assert {n: f.resolve() for n, f in packaged.items()} == arguments.list_configs()
+
+
 # -- flags ----------------------------------------------------------------------------------------
 
 

@@ -161,6 +161,13 @@ def _hash_content(file: ImageFile) -> object:
         return file.identity
 
 
+def refuse_shared(train: AnySet, val: AnySet) -> None:
+    """Raise a `DataError` if evaluated images are trained on."""
+    lines = remark_on_shared(val.name, list_image_files(train), list_image_files(val))
+    for line in lines:
+        raise DataError(f"{line}; or give data.allow_shared_images true to go on all the same")
+
+
 def remark_on_dark(data: AnySet) -> Iterator[str]:
     """Yield a line if images are almost black, as 12 bits in files of 16 are."""
     records: Sequence[ImageRecord | MaskRecord] = data.records

@@ -23,6 +23,7 @@ from densenet_backbones.data.recognition.splits import WHOLE, find_split_word
 from densenet_backbones.data.recognition.tree import Tree
 from densenet_backbones.data.samples import DataError
 
+_MASK_WORD = re.compile(r"mask|label|annot|seg|gt|truth|target", re.I)
 _MOST_PATTERNS = 40  # of folders, each pair of which is compared
 _SHARE = 0.5  # of the masks' names that images must have
 _MOST_VALUES = 100  # of masks: photographs have thousands of colors
@@ -69,6 +70,10 @@ def find_mask_pairs(tree: Tree) -> list[MaskPairs]:
             *(_pair_between(a, b, folders) for a, b in itertools.permutations(folders, 2))
         ),
     ]
+    # Drawn pictures have few colors, too: then names say which of the two are masks.
+    named = [p for p in pairs if _MASK_WORD.search(p.suffix or PurePosixPath(p.masks).name)]
+    both = {(p.images, p.masks) for p in pairs}
+    pairs = [p for p in pairs if p in named or (p.masks, p.images) not in both]
     found = []
     for pair in pairs:
         values = _read_values(tree, [name for names in pair.files.values() for name in names])

@@ -59,33 +59,32 @@ def change_classes(data: S, changes: ClassChanges, classes: Sequence[str] | None
     """
     old = data.categories.names if isinstance(data, DetectionSet) else data.classes.names
     renamed = [changes.rename.get(name, name) for name in old]
-    if classes is None:  # those of another set are matched below, where unknown ones are refused
+    if not classes:  # those of another set are matched below, where unknown ones are refused
         for name in changes.rename:
             _refuse_unknown(data, name, old)
         for name in changes.drop:
             if name != ALL_OTHERS:
                 _refuse_unknown(data, name, renamed)
     dropped = set(changes.drop)
+    chosen: list[str] = list(classes or ())
     if ALL_OTHERS in dropped:
-        chosen = list(classes or ())
         if not chosen:
             raise DataError(
                 f"{data.name}: '{ALL_OTHERS}' leaves out all classes that are not chosen, but none "
                 "are; name them in `classes`"
             )
         if _has_background(data) and BACKGROUND in renamed and BACKGROUND not in chosen:
-            chosen.insert(0, BACKGROUND)  # pixels of no object are of no other class
+            chosen = [BACKGROUND, *chosen]  # pixels of no object are of no other class
         dropped |= set(renamed) - set(chosen)
-        classes = chosen
     left = [name for name in dict.fromkeys(renamed) if name not in dropped]
     if not left:
         raise DataError(f"{data.name}: none of its classes is left ({quote(old)}); drop fewer")
     if isinstance(data, SegmentationSet):
         data = _relabel_masks(data, renamed, left)
-        return data if classes is None else reorder_classes(data, classes)
-    if classes is not None:
-        _refuse_lost(data, left, renamed, classes)
-    return _relabel_objects(data, renamed, left if classes is None else classes)
+        return reorder_classes(data, chosen) if chosen else data
+    if chosen:
+        _refuse_lost(data, left, renamed, chosen)
+    return _relabel_objects(data, renamed, chosen or left)
 
 
 def _has_background(data: DetectionSet | SegmentationSet) -> bool:
@@ -109,7 +108,7 @@ def parse_renaming(text: str) -> dict[str, str]:
     Raises:
         DataError: If a part is not two names.
     """
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    pairs = [part.rpartition("=") for part in text.split(",") if part.strip()]
     wrong = [old for old, _, new in pairs if not old.strip() or not new.strip()]
     if wrong or not pairs:
         raise DataError(f"new names are given as 'old=new,older=new', got {text!r:.80}")

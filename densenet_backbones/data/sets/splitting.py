@@ -37,33 +37,56 @@ class SplitOptions:
 
 @dataclass(frozen=True)
 class Split(Generic[S]):
-    """The two parts of a set, and a line that says how they came about."""
+    """The two parts of a set.
+
+    Attributes:
+        train: Images to train on.
+        val: Images that are held out.
+        record: The split as it is stored.
+        before: The split as it was stored, if it was.
+        file: Where it was stored.
+    """
 
     train: S
     val: S
-    line: str
+    record: StoredSplit
+    before: StoredSplit | None
+    file: Path | None
+
+    def store(self, files: Sequence[Path]) -> "Split[S]":
+        """Write the split where it was, or into the first of the files that can be written."""
+        if self.record == self.before:
+            return self
+        file = write_split([self.file] if self.file else files, self.record)
+        return replace(self, file=file or self.file)
+
+    def describe(self) -> str:
+        """Describe in one line what the split is and where it is stored."""
+        counts = f"{len(self.train)} images to train on and {len(self.val)} held out"
+        record, before = self.record, self.before
+        if before is None:
+            together = f", groups by {record.group_pattern!r}" if record.group_pattern else ""
+            kept = f"; {self.file} keeps this split for all that follows" if self.file else ""
+            return f"No split given: {counts}, by class (seed {record.seed}{together}){kept}"
+        new = [name for name in record.sides if name not in before.sides]
+        held_out = sum(record.sides[name] == VAL for name in new)
+        gone = len(before.sides) + len(new) - len(self.train) - len(self.val)
+        arrived = f"; {len(new)} new images assigned ({held_out} of them held out)" * bool(new)
+        missing = f"; {gone} that it names are not there" * bool(gone)
+        return f"Split of {self.file}: {counts}{arrived}{missing}"
 
 
-def split_set(
-    data: S,
-    root: Path,
-    options: SplitOptions,
-    files: Sequence[Path] = (),
-    *,
-    write: bool = True,
-) -> Split[S]:
+def split_set(data: S, root: Path, options: SplitOptions, files: Sequence[Path] = ()) -> Split[S]:
     """Split a set by class, and keep copies and groups of images together.
 
-    The split is stored, and used again: images that have come since are assigned, and none is
-    moved. The same images, seed and options give the same split.
+    A stored split is used again: images that have come since are assigned, and none is moved. The
+    same images, seed and options give the same split.
 
     Args:
         data: All the images.
         root: Folder of the data set, below which images are named.
         options: Of the split.
-        files: Files where it may be stored: the first that exists is read, the first that can be
-            written is written.
-        write: Store the split.
+        files: Files where it may be stored, of which the first that exists is read.
 
     Raises:
         DataError: If there are not two images, or groups of them, a stored file is faulty or was
@@ -74,10 +97,10 @@ def split_set(
         raise DataError(f"data.val_fraction must lie in (0, 1), got {fraction}")
     names = [name_image(record.path, root) for record in data.records]
     file = next((file for file in files if file.is_file()), None)
-    stored = read_split(file) if file else None
-    if file and stored:
-        _refuse_other_options(file, stored, options)
-    split = stored or StoredSplit(options.seed, fraction or FRACTION, options.group_pattern, {})
+    before = read_split(file) if file else None
+    if file and before:
+        _refuse_other_options(file, before, options)
+    split = before or StoredSplit(options.seed, fraction or FRACTION, options.group_pattern, {})
     known = np.array([split.sides.get(name, OPEN) for name in names])
     sides = known if OPEN not in known else _choose_sides(data, names, split, known)
     train, val = (
@@ -88,12 +111,8 @@ def split_set(
         raise DataError(
             f"{root}: its {len(data)} images cannot be split into two parts{_explain(data, file)}"
         )
-    current = replace(split, sides=split.sides | dict(zip(names, sides.tolist(), strict=True)))
-    if write and current != stored:
-        file = write_split([file] if file else files, current)
-    counts = f"{len(train)} images to train on and {len(val)} held out"
-    line = _describe(current, counts, names, stored, file if write or stored else None)
-    return Split(train, val, line)
+    record = replace(split, sides=split.sides | dict(zip(names, sides.tolist(), strict=True)))
+    return Split(train, val, record, before, file)
 
 
 def name_image(path: Path, root: Path) -> str:
@@ -137,28 +156,6 @@ def _explain(data: DetectionSet | SegmentationSet, file: Path | None) -> str:
     if len(data) < 2:
         return "; add images, or try the set-up on them with data.overfit_images"
     return ": all are copies of each other, or of one group of data.group_pattern; add others"
-
-
-def _describe(
-    split: StoredSplit,
-    counts: str,
-    names: Sequence[str],
-    stored: StoredSplit | None,
-    file: Path | None,
-) -> str:
-    if stored is None:
-        together = f", groups by {split.group_pattern!r}" if split.group_pattern else ""
-        kept = f"written to {file}, which is used from now on" if file else "not written down"
-        return f"No split given: {counts}, by class (seed {split.seed}{together}); {kept}"
-    new = [name for name in names if name not in stored.sides]
-    gone = len(stored.sides.keys() - set(names))
-    held_out = sum(split.sides[name] == VAL for name in new)
-    changes = [
-        f"{len(new)} new images assigned ({held_out} of them held out)" * bool(new),
-        f"{gone} that it names are not there" * bool(gone),
-    ]
-    said = "".join(f"; {change}" for change in changes if change)
-    return f"Split of {file}: {counts}{said}"
 
 
 def select_images(data: S, indices: np.ndarray) -> S:

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.readers.coco.results import match_results, read_results
 from densenet_backbones.data.readers.detection_sources import Layout
+from densenet_backbones.data.sets.classes import parse_names, parse_renaming
 from densenet_backbones.inference.detection_views import parse_views
 from densenet_backbones.messages import check_choice
 from densenet_backbones.metrics.coco import CocoMetric
@@ -30,6 +31,8 @@ def read_data_options(options: argparse.Namespace) -> dict[str, Any]:
         "annotation_file": options.annotation_file,
         "image_folder": options.image_folder,
         "layout": options.layout,
+        "rename": parse_renaming(options.rename) if options.rename else {},
+        "drop": parse_names(options.drop) if options.drop else [],
         "batch_size": options.batch_size,
         "num_workers": options.workers,
         "bad_images": "skip",  # and named at the end

@@ -41,7 +41,9 @@ def test_damaged_files_of_masks(layout, part, damage, tmp_path):
     split = "train2017" if layout in ("coco", "panoptic") else "train"
 
     def read(bad_images):
-        data = SegmentationData(str(tmp_path), train_split=split, bad_images=bad_images)
+        data = SegmentationData(
+            str(tmp_path), train_split=split, val_split=split, bad_images=bad_images
+        )
         return data.train_set
 
     whole = read("skip")
@@ -67,11 +69,11 @@ def test_masks_none_of_which_can_be_used_end_the_run(tmp_path):
     for file in (tmp_path / "SegmentationClass").iterdir():
         cut(file)
     with pytest.raises(DataError, match="3 of 3 masks cannot be used"):
-        _ = SegmentationData(str(tmp_path), bad_images="skip").train_set
+        _ = SegmentationData(str(tmp_path), val_split="train", bad_images="skip").train_set
     for file in (tmp_path / "JPEGImages").iterdir():
         tear(file)
     with pytest.raises(DataError, match=r"no image can be used, the first of them: .*im0\.jpg"):
-        _ = SegmentationData(str(tmp_path), bad_images="skip").train_set
+        _ = SegmentationData(str(tmp_path), val_split="train", bad_images="skip").train_set
 
 
 @pytest.mark.parametrize("bad_images", ["stop", "skip"])
@@ -80,7 +82,7 @@ def test_masks_of_large_sets(bad_images, tmp_path, monkeypatch):
     monkeypatch.setattr(mask_statistics, "CHECKED_UP_TO", 4)
     mask_sets.write_voc(tmp_path, mask_sets.some_masks(6, (36, 40)))
     cut(tmp_path / "SegmentationClass/im1.png")
-    data = SegmentationData(str(tmp_path), bad_images=bad_images)
+    data = SegmentationData(str(tmp_path), val_split="train", bad_images=bad_images)
     if bad_images == "stop":
         with pytest.raises(DataError, match=r"im1\.png"):
             _ = data.train_set
@@ -115,7 +117,7 @@ def test_boxes_whose_images_tell_their_size_alone(layout, tmp_path):
     tear(broken)
     options = {"layout": layout, "augmentation": "light", "num_workers": 0}
     with pytest.raises(DataError, match=broken.name):
-        _ = DetectionData(str(tmp_path), **options).train_set
-    data = DetectionData(str(tmp_path), bad_images="skip", **options).train_set
+        _ = DetectionData(str(tmp_path), val_split="train", **options).train_set
+    data = DetectionData(str(tmp_path), val_split="train", bad_images="skip", **options).train_set
     assert len(data) == 5 and broken not in [record.path for record in data.records]
     assert [problem.file for problem in data.problems] == [str(broken)]

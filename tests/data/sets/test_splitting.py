@@ -47,15 +47,15 @@ def test_copies_and_groups_stay_whole_and_old_images_stay_where_they_are(data, t
     options = SplitOptions(0.25, r"(.+)_frame\d+", seed=data.draw(st.integers(0, 9)))
     files = [name_split_file(root)]
     first = replace(whole, records=whole.records[: count - 4])
-    before = split_set(first, root, options, files)
+    before = split_set(first, root, options, files).store(files)
     assert names_of(before.train) | names_of(before.val) == names_of(first)
     again = split_set(first, root, SplitOptions(seed=99), files)
-    assert names_of(again.val) == names_of(before.val) and again.line.startswith("Split of ")
-    after = split_set(whole, root, SplitOptions(), files)
+    assert names_of(again.val) == names_of(before.val) and again.describe().startswith("Split of ")
+    after = split_set(whole, root, SplitOptions(), files).store(files)
     assert names_of(before.val) <= names_of(after.val)
     assert names_of(before.train) <= names_of(after.train)
     assert len(after.train) + len(after.val) == count
-    assert "; 4 new images assigned" in after.line
+    assert "; 4 new images assigned" in after.describe()
     for split in (before, after):
         films = [
             {n[:5] for n in names_of(part) if "frame" in n} for part in (split.train, split.val)
@@ -78,20 +78,24 @@ def photos(tmp_path):
 def test_a_split_is_stored_beside_the_data_or_where_it_can_be(photos, tmp_path):
     root = tmp_path / "photos"
     blocked = tmp_path / "photos/0.jpg/no.json"  # below a file
-    split = split_set(photos, root, SplitOptions(), [blocked, tmp_path / "run" / SPLIT_FILE])
-    assert split.line == (
-        "No split given: 8 images to train on and 2 held out, by class (seed 0); written to "
-        f"{tmp_path / 'run' / SPLIT_FILE}, which is used from now on"
+    files = [blocked, tmp_path / "run" / SPLIT_FILE]
+    split = split_set(photos, root, SplitOptions(), files).store(files)
+    assert split.describe() == (
+        "No split given: 8 images to train on and 2 held out, by class (seed 0); "
+        f"{tmp_path / 'run' / SPLIT_FILE} keeps this split for all that follows"
     )
     assert split.train.name == "photos/train" and {1, 2} == set(
         split.val.packed.columns.labels.tolist()
     )
-    before = split_set(photos, root, SplitOptions(), write=False)
-    assert names_of(before.val) == names_of(split.val) and before.line.endswith("not written down")
+    before = split_set(photos, root, SplitOptions())
+    assert names_of(before.val) == names_of(split.val) and before.describe().endswith("(seed 0)")
     (root / "3.jpg").unlink()
     fewer = replace(photos, records=[r for r in photos.records if r.path.name != "3.jpg"])
     file = tmp_path / "run" / SPLIT_FILE
-    assert "; 1 that it names are not there" in split_set(fewer, root, SplitOptions(), [file]).line
+    assert (
+        "; 1 that it names are not there"
+        in split_set(fewer, root, SplitOptions(), [file]).describe()
+    )
     assert name_split_file(root) == root / SPLIT_FILE
     assert name_split_file(tmp_path / "result.json").name == f"result.{SPLIT_FILE}"
 
@@ -135,7 +139,7 @@ def test_what_cannot_be_split_is_refused_in_a_sentence(photos, tmp_path):
     with pytest.raises(DataError, match=r"its 1 images cannot be split .*data.overfit_images"):
         split_set(replace(photos, records=photos.records[:1]), root, SplitOptions(), [file])
     assert not file.exists()
-    split_set(photos, root, SplitOptions(), [file])
+    split_set(photos, root, SplitOptions(), [file]).store([file])
     with pytest.raises(DataError, match=r"split with data.val_fraction 0.2, not 0.5; leave"):
         split_set(photos, root, SplitOptions(0.5), [file])
 
@@ -149,6 +153,6 @@ def test_masks_are_split_by_their_classes(write, tmp_path):
     for n, path in enumerate(sorted(tmp_path.glob("train*/*"))):
         write_image(path, found[path.stem], n)  # no copies
     data = read_segmentation(root, "train" if write is write_camvid else "train2017")
-    split = split_set(data, root, SplitOptions(seed=4), write=False)
+    split = split_set(data, root, SplitOptions(seed=4))
     rare = {"im6", "im7"}
     assert len({record.name for record in split.val.records} & rare) == 1

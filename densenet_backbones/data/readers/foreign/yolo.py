@@ -116,13 +116,13 @@ def _list_parts_of_yaml(
         images: dict[str, None] = {}
         for entry in entries:
             if isinstance(entry, str) and entry.strip():
-                images |= dict.fromkeys(_list_images(tree, entry.strip(), split))
+                images |= dict.fromkeys(_list_images(tree, entry.strip()))
         if images:
             parts[split] = [_pair(name, texts) for name in images]
     return parts
 
 
-def _list_images(tree: Tree, entry: str, split: str) -> Iterable[str]:
+def _list_images(tree: Tree, entry: str) -> Iterable[str]:
     if entry.endswith(".txt"):
         file = tree.find(entry)
         if file is None:
@@ -138,8 +138,7 @@ def _list_images(tree: Tree, entry: str, split: str) -> Iterable[str]:
                 images.append(image)
         return images
     folder = tree.find_folder(entry)
-    if folder is None:
-        # Folders of splits may have moved: "valid" is named, "val" is there.
+    if folder is None:  # "test" is often named and left out
         return []
     prefix = f"{folder}/" if folder not in ("", ".") else ""
     return [name for name in tree.images if name.startswith(prefix)]
@@ -236,7 +235,6 @@ def read_yolo(tree: Tree, finding: Finding, split: str) -> CocoContent:
     """
     file, yaml = _find_yaml(tree)
     names, content = _read_names(tree, file, yaml), CocoContent()
-    highest = -1
     for item in track_progress(finding.parts[split], f"Reading {split}"):
         size = read_image_size(tree.root / item.image)
         labels = tree.root / item.labels if item.labels else tree.root / item.image
@@ -247,8 +245,7 @@ def read_yolo(tree: Tree, finding: Finding, split: str) -> CocoContent:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 where = f"{labels}: line {number}"
-                category = _add_line(content, image_id, line.split(), size, names, where)
-                highest = max(highest, category)
+                _add_line(content, image_id, line.split(), size, names, where)
     classes = names.classes or _number_classes(tree, finding)
     content.name_classes(classes, names.keypoints)
     return content
@@ -285,8 +282,8 @@ def _add_line(
     size: tuple[int, int],
     names: YoloNames,
     where: str,
-) -> int:
-    """Add the object of a line; returns the number of its class."""
+) -> None:
+    """Add the object of a line."""
     category = _read_class(words[0], len(names.classes) or MAX_CLASSES, where)
     values = [check_number(word, "a coordinate", where) for word in words[1:]]
     width, height = size
@@ -309,14 +306,13 @@ def _add_line(
         sides = (width, height)
         polygon = [v * sides[n % 2] for n, v in enumerate(values)]
         content.add_object(image_id, category + 1, outline=[polygon])
-        return category
+        return
     x, y, w, h = values[0] * width, values[1] * height, values[2] * width, values[3] * height
     corners = x - w / 2, y - h / 2, x + w / 2, y + h / 2
     keypoints = None
     if names.keypoints:
         keypoints = _read_points(values[4:], names.numbers_each, size)
     content.add_object(image_id, category + 1, corners, keypoints=keypoints)
-    return category
 
 
 def _read_points(values: Sequence[float], each: int, size: tuple[int, int]) -> list[float]:

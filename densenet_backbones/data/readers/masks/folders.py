@@ -20,6 +20,7 @@ Where `images` and `masks` are left out, these pairs are looked for: ``{split}``
 ``{split}/masks``.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -134,7 +135,7 @@ def has_camvid_layout(root: Path) -> bool:
 
 def has_classes_file(root: Path) -> bool:
     """Return True if a folder has a `classes.yaml`, which says how its masks are read."""
-    return (root / CLASSES_FILE).is_file()
+    return os.path.lexists(root / CLASSES_FILE)  # a broken one is an error, not overlooked
 
 
 def list_mask_splits(root: Path) -> dict[str, int]:
@@ -191,7 +192,7 @@ def _find_folders(root: Path, layout: FolderLayout, split: str) -> tuple[Path, P
             if "{split}" not in pattern and split != "all":
                 raise DataError(
                     f"{root / CLASSES_FILE}: the folder {pattern!r} is the same for every split; "
-                    'give `lists`, write {split} in it, or take the split "all"'
+                    "give `lists`, or write {split} in it"
                 )
     pairs = [
         (root / a.format(split=split), root / b.format(split=split)) for a, b in layout.folders

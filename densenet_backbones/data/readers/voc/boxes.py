@@ -187,7 +187,7 @@ def read_split(lists: Path, split: str, annotated: list[str]) -> list[str]:
             return annotated
         raise DataError(
             f"{lists}: has no {split}.txt (there are: {quote(known, 12) or 'no lists'}); write one "
-            f'with an image id a line, or take the split "all"{nearest(split, known)}'
+            f"with an image id a line{nearest(split, known)}"
         )
     path = lists / f"{split}.txt"
     ids = read_list(path, frozenset(annotated))

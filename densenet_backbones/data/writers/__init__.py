@@ -1,0 +1,1 @@
+"""Writes sets as data sets in other layouts, one file a format."""
