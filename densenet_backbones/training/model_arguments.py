@@ -26,7 +26,8 @@ Words = list[tuple[str, str | None]]
 def settle_model_arguments(arguments: Sequence[str], key: str, default: str | None) -> list[str]:
     """Merge all that configs and words say of ``model.args``, and turn a size into the model's own.
 
-    Later ones win, key by key; ``--model.args null`` forgets those before it.
+    Later ones win, key by key; ``--model.args null`` forgets those before it, as the first
+    ``--model.args`` behind the name of another model does: those before are another's.
 
     Args:
         arguments: The engine's, configs included.
@@ -39,7 +40,7 @@ def settle_model_arguments(arguments: Sequence[str], key: str, default: str | No
     Raises:
         ArgumentError: The size is no whole number, or the model takes none.
     """
-    name, is_merged = default, False
+    name, is_merged, is_other = default, False, False
     args: dict[str, Any] = {}
     rest: list[str] = []
     size: str | None = None
@@ -51,11 +52,13 @@ def settle_model_arguments(arguments: Sequence[str], key: str, default: str | No
             is_merged |= bool(args and config)
             args |= config if isinstance(config, dict) else {}
         elif option == f"--model.{key}":
-            name = value
+            is_other, name = is_other or value != name, value
         elif option == SIZE:
             size = value
             continue
         elif option == _ARGS or option.startswith(f"{_ARGS}."):
+            if is_other and option == _ARGS:
+                args, is_other = {}, False
             if not _merge(args, option.removeprefix(_ARGS)[1:], _parse(value)):
                 return list(arguments)  # the engine says what is wrong with it
             is_merged = True

@@ -6,7 +6,7 @@ import signal
 
 import lightning.pytorch as pl
 import pytest
-from tiny_runs import signals_as_before
+from tiny_runs import differences, signals_as_before
 
 from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.training import cli
@@ -78,3 +78,28 @@ def metrics(folder):
     """Rows of metrics.csv without empty cells, as written."""
     with (folder / "metrics.csv").open(newline="") as file:
         return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def assert_goes_on(train, whole, folder, hook, calls, end, expected_code, steps):
+    """A run that is stopped and resumed sees and computes what a whole one did.
+
+    Args:
+        train: Runs a training in a folder: returns exit code and what was trained on.
+        whole: Folder of the whole run, and what it was trained on.
+        folder: Of the run that is stopped.
+        hook: Where it is stopped.
+        calls: How manieth call of the hook that is.
+        end: What is done there.
+        expected_code: Exit code of the stopped run.
+        steps: Number of steps that it has done.
+    """
+    whole_folder, whole_seen = whole
+    code, seen = train(folder, stop=(hook, calls, end))
+    assert code == expected_code
+    assert last(folder)["global_step"] == len(seen) == steps
+    code, more = train(folder, "--resume")
+    assert code is None
+    assert not set(seen) & set(more)
+    assert {**seen, **more} == whole_seen
+    assert differences(last(folder), last(whole_folder)) == []
+    assert metrics(folder) == metrics(whole_folder)

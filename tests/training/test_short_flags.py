@@ -215,3 +215,12 @@ def test_a_logger_that_cannot_start_is_one_sentence():
     trainer = argparse.Namespace(loggers=[Service()])
     with pytest.raises(run_logs.MisconfigurationException, match=r"\(api_key not configured \(no"):
         run_logs.start_loggers(trainer)
+
+
+def test_arguments_of_another_model_are_its_own(tmp_path):
+    config = tmp_path / "own.yaml"
+    config.write_text("model: {segmenter: unet, args: {attention: true}}")
+    for name, expected in (("fcdensenet56", {"a": 1}), ("unet", {"attention": True, "a": 1})):
+        words = [f"--config={config}", f"--model.segmenter={name}", '--model.args={"a": 1}']
+        *_, merged = settle_model_arguments(words, "segmenter", None)
+        assert json.loads(merged.removeprefix("--model.args=")) == expected

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -14,9 +14,6 @@ from densenet_backbones.file_writing import replace_file, save_text
 from densenet_backbones.inference.inputs.image_tensors import ReadImage
 from densenet_backbones.messages import check_choice
 from densenet_backbones.reporting.legends import draw_legend
-
-if TYPE_CHECKING:
-    import pandas
 
 LARGEST_PICTURE = 4096
 """Most pixels of the longer side of a picture; masks have the image's own size."""
@@ -114,8 +111,8 @@ class ImageResult:
             Image.fromarray(self.plot()).save(file, format=_PICTURES[suffix])
         return path
 
-    def to_pandas(self) -> "pandas.DataFrame":
-        """Return a table with a row for each object, or class of a segmentation.
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` with a row for each object or class of a segmentation.
 
         Raises:
             ModuleNotFoundError: pandas is not installed.

@@ -2,7 +2,17 @@
 
 import pytest
 from long_cases import first_now
-from recorded_runs import EPOCHS, STEPS, Recorder, interrupt, last, metrics, recorded, terminate
+from recorded_runs import (
+    EPOCHS,
+    STEPS,
+    Recorder,
+    assert_goes_on,
+    interrupt,
+    last,
+    metrics,
+    recorded,
+    terminate,
+)
 from tiny_runs import differences, files_below
 from tiny_segmenters import segmentation_arguments
 
@@ -50,16 +60,7 @@ STOPS = {
 
 @pytest.mark.parametrize("name", first_now(STOPS))
 def test_a_resumed_run_equals_one_never_stopped(name, train, whole, tmp_path):
-    whole_folder, whole_seen = whole
-    *stop, expected_code, steps = STOPS[name]
-    code, seen = train(tmp_path, stop=stop)
-    assert code == expected_code
-    assert last(tmp_path)["global_step"] == len(seen) == steps
-    code, more = train(tmp_path, "--resume")
-    assert code is None and not set(seen) & set(more)
-    assert {**seen, **more} == whole_seen
-    assert differences(last(tmp_path), last(whole_folder)) == []
-    assert metrics(tmp_path) == metrics(whole_folder)
+    assert_goes_on(train, whole, tmp_path / "run", *STOPS[name])
 
 
 @pytest.mark.long

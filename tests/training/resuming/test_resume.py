@@ -9,7 +9,17 @@ import pytest
 import torch
 import yaml
 from long_cases import first_now
-from recorded_runs import EPOCHS, STEPS, Recorder, interrupt, last, metrics, recorded, terminate
+from recorded_runs import (
+    EPOCHS,
+    STEPS,
+    Recorder,
+    assert_goes_on,
+    interrupt,
+    last,
+    metrics,
+    recorded,
+    terminate,
+)
 from tiny_runs import differences, files_below, training_arguments
 
 from densenet_backbones.heads.detection.dsod import DSOD
@@ -50,18 +60,7 @@ STOPS = {
 
 @pytest.mark.parametrize("name", first_now(STOPS, 2))
 def test_a_resumed_run_equals_one_never_stopped(name, train, whole, tmp_path):
-    whole_folder, whole_seen = whole
-    *stop, expected_code, steps = STOPS[name]
-    folder = tmp_path / "run"
-    code, seen = train(folder, stop=stop)
-    assert code == expected_code
-    assert last(folder)["global_step"] == len(seen) == steps
-    code, more = train(folder, "--resume")
-    assert code is None
-    assert not set(seen) & set(more)
-    assert {**seen, **more} == whole_seen
-    assert differences(last(folder), last(whole_folder)) == []
-    assert metrics(folder) == metrics(whole_folder)
+    assert_goes_on(train, whole, tmp_path / "run", *STOPS[name])
 
 
 def test_workers_change_nothing(train, whole, tmp_path):
