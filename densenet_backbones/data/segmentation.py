@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from densenet_backbones.data.augment.listed import ListedMaskAugmentation
+from densenet_backbones.data.augment.listed_masks import ListedMaskAugmentation
 from densenet_backbones.data.augment.listing import build_steps
 from densenet_backbones.data.augment.seeding import draw_other
 from densenet_backbones.data.augment.segmentation import MaskPreset, SegmentationAugmentation

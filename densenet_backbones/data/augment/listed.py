@@ -1,4 +1,4 @@
-"""Augmentation by a list of transforms in place of a preset, for objects and for masks.
+"""Augmentation by a list of transforms in place of a preset, for images with objects.
 
 Every choice is a function of the key, as in the presets. `A.Mosaic` and `MixUp` take other images
 of the data set, which are read only when they are used.
@@ -6,10 +6,9 @@ of the data set, which are read only when they are used.
 Sources: as `listing` says; the mosaic is albumentations' (Bochkovskiy et al., "YOLOv4", 2020,
 arXiv 2004.10934, section 3.4).
 
-Legend: B objects, H x W pixels, K channels of a multilabel mask, Kp keypoints.
+Legend: B objects, H x W pixels, Kp keypoints.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,22 +19,17 @@ from densenet_backbones.data.augment.checks import check_image, check_size
 from densenet_backbones.data.augment.copy_paste import concatenate_objects
 from densenet_backbones.data.augment.instances import Placement, keep_visible
 from densenet_backbones.data.augment.listing import MOSAIC, Entries, MixUp, build_steps, uses_mosaic
-from densenet_backbones.data.augment.seeding import make_generator, reseed
-from densenet_backbones.data.augment.segmentation import ScaleCrop
+from densenet_backbones.data.augment.pipelines import Key, Others, compose, run
+from densenet_backbones.data.augment.seeding import make_generator
 from densenet_backbones.data.augment.ssd import IMAGENET_MEAN
 from densenet_backbones.data.boxes import clip_boxes
 from densenet_backbones.data.instances import Instances, unlabel_outside
-from densenet_backbones.data.mask_samples import IGNORED
 from densenet_backbones.data.samples import DataError
-from densenet_backbones.messages import describe_error, one_sentence
 
 # Reads another image of the data set, which random numbers choose.
 DrawObjects = Callable[[np.random.Generator], tuple[np.ndarray, Instances]]
-DrawMask = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]
-Key = tuple[int, ...]
 # Last parts of keys: independent choices of one sample.
 MIXING, MIXED, AFTER, MOSAIC_PART = 1, 2, 3, 4
-MAX_REASON = 300  # letters; OpenCV's errors are pages
 HALF = 0.5  # pixels: albumentations' keypoints count from the middle of the first pixel
 
 
@@ -79,9 +73,9 @@ class ListedAugmentation:
         if len(mixing) > 1:
             raise DataError("data.augmentation: MixUp may be there once; leave the others out")
         end = mixing[0] if mixing else len(steps)
-        self.before = _compose(steps[:end], has_objects=True)
+        self.before = compose(steps[:end], has_objects=True)
         self.mixup = steps[end] if mixing else None
-        self.after = _compose(steps[end + 1 :], has_objects=True) if mixing else None
+        self.after = compose(steps[end + 1 :], has_objects=True) if mixing else None
         self.size = None if size is None else check_size(size)
         self.other_side, self.fill, self.min_side = other_side, fill, min_side
 
@@ -149,7 +143,7 @@ class ListedAugmentation:
                 return {"image": pixels, "bboxes": boxes[valid], "rows": rows, **none}
 
             data[MOSAIC] = Others(read, pipeline, (*key, MOSAIC_PART))
-        result = _run(pipeline, data, key, name)
+        result = run(pipeline, data, key, name)
         image = np.ascontiguousarray(result["image"])
         rows = np.asarray(result["rows"], np.int64).reshape(-1)
         boxes = np.asarray(result["bboxes"], np.float32).reshape(-1, 4)
@@ -177,101 +171,6 @@ class ListedAugmentation:
 
     def __repr__(self) -> str:
         return f"ListedAugmentation({self.before}, {self.mixup}, {self.after}, size={self.size})"
-
-
-class ListedMaskAugmentation:
-    """Augmentation of one image and its mask by the transforms of a list, then a crop.
-
-    What lies beyond the image is `IGNORED` in masks, unless an entry says another `fill_mask`.
-    The object is picklable (workers may be started by spawn); it is not thread-safe.
-
-    Args:
-        entries: What `build_steps` takes, without `MixUp`.
-        size: (H, W) of the random crop at the end; smaller images get a border.
-        fill: RGB of that border.
-        has_planes: True for multilabel masks, which `A.Mosaic` cannot carry.
-
-    Raises:
-        DataError: If the list cannot be built, or does not fit the masks.
-    """
-
-    def __init__(
-        self,
-        entries: Entries,
-        size: tuple[int, int],
-        *,
-        fill: tuple[float, float, float] = IMAGENET_MEAN,
-        has_planes: bool = False,
-    ) -> None:
-        steps = build_steps(entries, outside=IGNORED)
-        if any(isinstance(step, MixUp) for step in steps):
-            raise DataError(
-                "data.augmentation: MixUp needs boxes, classes of pixels cannot be mixed; "
-                "leave it out"
-            )
-        if has_planes and uses_mosaic(steps):
-            raise DataError(
-                "data.augmentation: Mosaic carries masks of one class a pixel only, but "
-                "data.task is 'multilabel'; leave it out"
-            )
-        self.pipeline = _compose([*steps, ScaleCrop(check_size(size), fill=fill)])
-
-    def __call__(
-        self, image: np.ndarray, mask: np.ndarray, key: Key, draw: DrawMask, name: str = ""
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Augment one image.
-
-        Args:
-            image: (H, W, 3) uint8 RGB; not changed.
-            mask: (H, W) or (K, H, W) uint8; not changed.
-            key: As of `ListedAugmentation`.
-            draw: Reads another image and its mask.
-            name: Of the image, for errors.
-
-        Returns:
-            The image and the mask, of the crop's size.
-
-        Raises:
-            DataError: If a transform fails on this image, or another cannot be read.
-        """
-        check_image(image)
-        data: dict[str, Any] = {"image": image}
-        # Planes one by one: albumentations knows no masks with their channels first.
-        data |= {"mask": mask} if mask.ndim == 2 else {"masks": list(mask)}
-        if uses_mosaic(self.pipeline.transforms):
-
-            def read(rng: np.random.Generator) -> dict[str, Any]:
-                return dict(zip(("image", "mask"), draw(rng), strict=True))
-
-            data[MOSAIC] = Others(read, self.pipeline, (*key, MOSAIC_PART))
-        result = _run(self.pipeline, data, key, name)
-        moved = result["mask"] if mask.ndim == 2 else np.stack(result["masks"])
-        return np.ascontiguousarray(result["image"]), np.ascontiguousarray(moved)
-
-
-class Others(Sequence[dict[str, Any]]):
-    """Other images for `A.Mosaic`, read when they are asked for.
-
-    Args:
-        read: Reads one, which random numbers choose.
-        pipeline: What holds the mosaics; there are as many images as its largest grid takes.
-        key: Decides which are read.
-    """
-
-    def __init__(
-        self, read: Callable[[np.random.Generator], dict[str, Any]], pipeline: A.Compose, key: Key
-    ) -> None:
-        self.read, self.key = read, key
-        self._length = _count_cells(pipeline) - 1
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, n: Any) -> Any:
-        """Read the nth image."""
-        if not 0 <= n < self._length:
-            raise IndexError(n)
-        return self.read(make_generator((*self.key, n)))
 
 
 def mix(
@@ -306,43 +205,6 @@ def mix(
     return np.rint(mixed).astype(np.uint8), concatenate_objects(*placed)
 
 
-def _compose(steps: Sequence[Any], has_objects: bool = False) -> A.Compose:
-    options: dict[str, Any] = {}
-    if has_objects:
-        # Boxes and keypoints carry their row numbers, so that labels and dtypes are ours to keep.
-        options["bbox_params"] = A.BboxParams(
-            format="pascal_voc", label_fields=["rows"], clip=True, filter_invalid_bboxes=True
-        )
-        options["keypoint_params"] = A.KeypointParams(
-            format="xy", label_fields=["points"], remove_invisible=False
-        )
-    with warnings.catch_warnings():  # of lists that change colors only: nothing moves boxes
-        warnings.simplefilter("ignore")
-        return A.Compose(list(steps), **options)
-
-
-def _run(pipeline: A.Compose, data: dict[str, Any], key: Key, name: str) -> dict[str, Any]:
-    height, width = data["image"].shape[:2]
-    where = f"{name}: data.augmentation fails on this image of {width}x{height} pixels"
-    reseed(pipeline, key)
-    try:
-        result: dict[str, Any] = pipeline(**data)
-    except DataError:  # of another image, which names its own file
-        raise
-    except Exception as error:  # third-party code meets any image
-        why = one_sentence(describe_error(error))
-        if isinstance(error, KeyError):
-            why = f"a transform needs {why}, which training has not"
-        raise DataError(f"{where}: {why[:MAX_REASON]}; change the list") from error
-    pixels = result["image"]
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise DataError(
-            f"{where}: what comes out is {pixels.shape} {pixels.dtype}, not (H, W, 3) uint8; leave "
-            "out what changes the kind of the pixels"
-        )
-    return result
-
-
 def _list_points(objects: Instances, image: np.ndarray) -> np.ndarray:
     """List three points that show whether the image is mirrored, then (x, y) of all keypoints."""
     if objects.keypoints is None:
@@ -353,14 +215,3 @@ def _list_points(objects: Instances, image: np.ndarray) -> np.ndarray:
     xy = objects.keypoints[..., :2].astype(np.float64)
     labeled = np.where(objects.keypoints[..., 2:] > 0, xy, middle)  # the others lie anywhere
     return np.concatenate((axes, labeled.reshape(-1, 2)))
-
-
-def _count_cells(steps: Any) -> int:
-    """Return the number of cells of the largest mosaic in some steps, at least 1."""
-    counts = [1]
-    for step in steps:
-        if isinstance(step, A.Mosaic):
-            counts.append(step.grid_yx[0] * step.grid_yx[1])
-        elif isinstance(step, A.BaseCompose):
-            counts.append(_count_cells(step))
-    return max(counts)

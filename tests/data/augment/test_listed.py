@@ -10,11 +10,8 @@ from instance_sets import OTHER_SIDE, SIZES, write_instances
 from torch.utils.data import DataLoader
 
 from densenet_backbones.data.augment.instances import InstanceAugmentation
-from densenet_backbones.data.augment.listed import (
-    ListedAugmentation,
-    ListedMaskAugmentation,
-    mix,
-)
+from densenet_backbones.data.augment.listed import ListedAugmentation, mix
+from densenet_backbones.data.augment.listed_masks import ListedMaskAugmentation
 from densenet_backbones.data.augment.listing import build_steps, list_transforms
 from densenet_backbones.data.augment.presets import ModelInput, choose_augmentation
 from densenet_backbones.data.augment.seeding import reseed
