@@ -182,10 +182,12 @@ def test_auto_counts_the_whole_segmenter_against_the_free_memory(prepared, tiny_
 def test_processes_run_the_mode_of_the_first_one(prepared, tiny_scenes):
     budget = ("--memory", "auto", "--model.memory_budget", "1")
     task, _ = prepared(train_det, training_arguments(tiny_scenes, *budget))
-    strategy = SimpleNamespace(broadcast=lambda mode: "layer")
-    task._trainer = SimpleNamespace(strategy=strategy)
+    first = {"none": "layer", 4: 3}  # what this process chose -> what the first one did
+    strategy = SimpleNamespace(broadcast=lambda own: first[own])
+    data = SimpleNamespace(batch=4)
+    task._trainer = SimpleNamespace(strategy=strategy, datamodule=data)
     task.on_fit_start()
-    assert get_memory(task.model) == "layer"
+    assert get_memory(task.model) == "layer" and data.batch == 3
 
 
 def test_a_budget_without_auto_is_refused(tiny_scenes, monkeypatch, tmp_path, capsys):

@@ -10,7 +10,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from densenet_backbones.export.detector_form import make_export_form
-from densenet_backbones.export.operators import limit_size, resize_to_limits
+from densenet_backbones.export.operators import RESIZE, limit_size, resize_to_limits
 from densenet_backbones.heads.detection.one_stage import retinanet_fpn
 
 # Smaller and larger than the network's input, either way up, and of sides that divide nothing.
@@ -94,7 +94,7 @@ def test_sizes_are_torchvisions(low: int, high: int) -> None:
 
 def test_the_resizing_operator_can_be_followed() -> None:
     image = torch.rand(1, 3, 45, 71)
-    torch.library.opcheck(resize_to_limits, (image, 64, 96))
+    torch.library.opcheck(RESIZE, (image, 64, 96))
 
 
 def test_images_of_any_number_of_channels() -> None:
