@@ -31,7 +31,7 @@ BASES = (A.BasicTransform, A.DualTransform, A.ImageOnlyTransform, A.Transform3D)
 # Lambda takes functions; the others make images that are not the 8 bits which networks are given.
 UNFIT = ("Lambda", "Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D")
 MOSAIC = "mosaic_metadata"  # A.Mosaic's key for other images
-MAX_DEPTH, MAX_STEPS = 5, 100  # of lists in lists (YAML knows circles), and of entries
+MAX_STEPS = 100  # entries, those in others too: YAML knows circles
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def build_steps(entries: Entries, outside: int | None = None) -> list[Step | Mix
     """
     budget = iter(range(MAX_STEPS))
     return [
-        _build(entry, f"data.augmentation[{n}]", 1, outside, budget)
+        _build(entry, f"data.augmentation[{n}]", True, outside, budget)
         for n, entry in enumerate(entries)
     ]
 
@@ -105,17 +105,18 @@ def uses_mosaic(steps: Sequence[Step | MixUp]) -> bool:
     )
 
 
-def _build(entry: object, where: str, depth: int, outside: int | None, budget: Any) -> Any:
-    if next(budget, None) is None or depth > MAX_DEPTH:
+def _build(entry: object, where: str, is_outer: bool, outside: int | None, budget: Any) -> Any:
+    if next(budget, None) is None:
         raise DataError(
-            f"{where}: at most {MAX_STEPS} entries, {MAX_DEPTH} deep, are allowed; shorten the list"
+            f"data.augmentation: at most {MAX_STEPS} entries are allowed, those of OneOf, SomeOf and "
+            "Sequential too; shorten the list"
         )
     name = entry.get("name") if isinstance(entry, dict) else None
     if not isinstance(entry, dict) or not isinstance(name, str):
         raise DataError(f"{where} must be like {EXAMPLE}, got {str(entry)[:100]!r}")
     transforms = list_transforms()
     kinds: dict[str, Any] = {**transforms, **COMPOSITIONS}
-    if depth == 1:
+    if is_outer:
         kinds["MixUp"] = MixUp
     if name not in kinds:
         raise DataError(f"{where}: {_refuse(name, kinds)}")
@@ -132,7 +133,7 @@ def _build(entry: object, where: str, depth: int, outside: int | None, budget: A
         if not isinstance(inner, list) or not inner:
             raise DataError(f"{where}: {name} needs transforms, a list of entries like {EXAMPLE}")
         arguments["transforms"] = [
-            _build(one, f"{where}.transforms[{n}]", depth + 1, outside, budget)
+            _build(one, f"{where}.transforms[{n}]", False, outside, budget)
             for n, one in enumerate(inner)
         ]
     elif name in transforms:

@@ -250,9 +250,9 @@ def test_wrong_entries_get_a_sentence_before_data_is_read(entries, message):
 def test_lists_in_circles_end():
     inner = {"name": "OneOf", "transforms": []}
     inner["transforms"].append(inner)
-    with pytest.raises(DataError, match="100 entries, 5 deep"):
+    with pytest.raises(DataError, match="at most 100 entries"):
         build_steps([inner])
-    with pytest.raises(DataError, match="100 entries, 5 deep"):
+    with pytest.raises(DataError, match="at most 100 entries"):
         build_steps([FLIP] * 101)
 
 
