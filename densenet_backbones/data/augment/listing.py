@@ -108,8 +108,8 @@ def uses_mosaic(steps: Sequence[Step | MixUp]) -> bool:
 def _build(entry: object, where: str, is_outer: bool, outside: int | None, budget: Any) -> Any:
     if next(budget, None) is None:
         raise DataError(
-            f"data.augmentation: at most {MAX_STEPS} entries are allowed, those of OneOf, SomeOf and "
-            "Sequential too; shorten the list"
+            f"data.augmentation: at most {MAX_STEPS} entries are allowed, those of OneOf, SomeOf "
+            "and Sequential too; shorten the list"
         )
     name = entry.get("name") if isinstance(entry, dict) else None
     if not isinstance(entry, dict) or not isinstance(name, str):
