@@ -301,11 +301,12 @@ class CommandParser(argparse.ArgumentParser):
 
     Attributes:
         program: Words that started the command, for its help; None takes the script's name.
-        handed_on: Options that are no part of the help, as another parser takes them.
+        handed_on: Options that are no part of the help, as another parser takes them; None where
+            that one answers for all the words that this one does not take.
     """
 
     program: ClassVar[str | None] = None
-    handed_on: tuple[str, ...] = ()
+    handed_on: tuple[str, ...] | None = ()
 
     def __init__(self, *, prog: str | None = None, **options: Any) -> None:
         super().__init__(prog=prog or self.program, **options)
@@ -315,7 +316,8 @@ class CommandParser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parse the words, of which options of other tools are answered with ours."""
         words = list(sys.argv[1:] if args is None else args)
-        if self._subparsers is None and (sentence := find_foreign(words, self.list_names())):
+        is_asked = self._subparsers is None and self.handed_on is not None
+        if is_asked and (sentence := find_foreign(words, self.list_names())):
             self.fail(f"{sentence}; --help lists the options")
         return super().parse_known_args(words, namespace)
 
@@ -323,7 +325,7 @@ class CommandParser(argparse.ArgumentParser):
         """Yield the options and the names of the arguments that are words of their own."""
         for action in self._actions:
             yield from action.option_strings or [action.dest]
-        yield from self.handed_on
+        yield from self.handed_on or ()
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the words of the command line, and end with status 2."""

@@ -1,11 +1,10 @@
 """`densenet completion SHELL`: a script by which a shell completes commands, options and files."""
 
-import argparse
 from collections.abc import Sequence
 
 from densenet_backbones.command.main import import_entry
 from densenet_backbones.command.table import COMMANDS, PROGRAM
-from densenet_backbones.messages import CommandParser
+from densenet_backbones.messages import CommandParser, print_lines
 
 __all__ = ["main", "make_parser", "make_whole_parser"]
 
@@ -20,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
         import shtab
     except ImportError:
         parser.fail("completion needs shtab; install it by pip install shtab")
-    print(shtab.complete(make_whole_parser(), shell))
+    print_lines(*shtab.complete(make_whole_parser(), shell).splitlines())
 
 
 def make_parser() -> CommandParser:
@@ -34,9 +33,9 @@ def make_parser() -> CommandParser:
     return parser
 
 
-def make_whole_parser() -> argparse.ArgumentParser:
+def make_whole_parser() -> CommandParser:
     """Return one parser of every command and its options, to complete words with."""
-    whole = argparse.ArgumentParser(prog=PROGRAM)
+    whole = CommandParser(prog=PROGRAM)
     parsers = whole.add_subparsers()
     for name, command in COMMANDS.items():
         parser = import_entry(f"{command.entry.partition(':')[0]}:make_parser")()

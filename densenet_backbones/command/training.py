@@ -35,9 +35,16 @@ def train(argv: Sequence[str]) -> None:
 
 def take_out_task(argv: Sequence[str]) -> list[str]:
     """Return the words without ``--task``, which the two trainings do not know."""
-    only_task = CommandParser(add_help=False, allow_abbrev=False)
+    only_task = _make_part_parser()
     only_task.add_argument("--task")
     return only_task.parse_known_args(argv)[1]
+
+
+def _make_part_parser() -> CommandParser:
+    """Return a parser that picks words from those of a training, which checks the others."""
+    parser = CommandParser(add_help=False, allow_abbrev=False)
+    parser.handed_on = None
+    return parser
 
 
 def make_parser() -> CommandParser:
@@ -71,7 +78,7 @@ def choose_task(options: argparse.Namespace, engine: Sequence[str]) -> Task:
     tasks = [said for said in map(_read_task, configs) if said]
     if tasks:
         return tasks[-1]
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = _make_part_parser()
     parser.add_argument("--data.root", dest="root", default=options.data)
     parser.add_argument("--data.layout", dest="layout", default="auto")
     data = parser.parse_known_args(engine)[0]

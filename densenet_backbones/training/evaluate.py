@@ -234,6 +234,8 @@ def _evaluate_model(
         if isinstance(model, SegmentationModel)
         else _evaluate_detector(model, options)
     )
+    # The split of its data may be in the folder of the model's run.
+    data.split_folders = list(Path(checkpoint).absolute().parents)[:2]
     if is_first_process():
         for line in data.lines:
             say(line)
@@ -324,7 +326,6 @@ Evaluation = tuple[AnyTask, AnyData, Callable[[Path], None]]
 def _evaluate_detector(detector: Detector, options: argparse.Namespace) -> Evaluation:
     target_types = list(read_target_types(detector.model))
     data = DetectionData(**read_data_options(options), target_types=target_types)
-    data.split_folders = _list_run_folders(options.checkpoint)
     data.use_classes(detector.categories)
     mirrored = detector.categories.mirrored_keypoints
     views = parse_views(options, detector.model, mirrored)
@@ -337,12 +338,6 @@ def _evaluate_detector(detector: Detector, options: argparse.Namespace) -> Evalu
 def _evaluate_segmenter(model: SegmentationModel, options: argparse.Namespace) -> Evaluation:
     parse_views(options, None)  # refuses what is for detectors
     data = SegmentationData(**read_data_options(options), task=model.spec.task)
-    data.split_folders = _list_run_folders(options.checkpoint)
     data.use_classes(model.classes)
     task = SegmentationTask.from_model(model, boundary_tolerance=options.boundary_tolerance)
     return task, data, lambda out: task.write_evaluation(data, out)
-
-
-def _list_run_folders(checkpoint: str) -> list[Path]:
-    """List the folders of a model's run, where the split of its data may be."""
-    return list(Path(checkpoint).absolute().parents)[:2]

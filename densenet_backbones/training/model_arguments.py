@@ -13,6 +13,7 @@ from typing import Any
 import torchvision.models
 from jsonargparse import get_loader
 
+from densenet_backbones.heads.renamed_options import rename_options
 from densenet_backbones.training.arguments import SIZE
 
 __all__ = ["settle_model_arguments"]
@@ -50,7 +51,7 @@ def settle_model_arguments(arguments: Sequence[str], key: str, default: str | No
             name = model.get(key, name)
             config = model.get("args")
             is_merged |= bool(args and config)
-            args |= config if isinstance(config, dict) else {}
+            args |= rename_options(config) if isinstance(config, dict) else {}
         elif option == f"--model.{key}":
             is_other, name = is_other or value != name, value
         elif option == SIZE:
@@ -110,7 +111,7 @@ def _merge(args: dict[str, Any], path: str, value: Any) -> bool:
             args.clear()
             return True
         if isinstance(value, dict):
-            args |= value
+            args |= rename_options(value)
         return isinstance(value, dict)
     for name in above:
         args[name] = dict(args[name]) if isinstance(args.get(name), dict) else {}

@@ -118,7 +118,7 @@ def test_impossible_optimizers_are_refused(options, message):
 
 
 def test_the_rate_is_scaled_to_the_images_behind_a_step():
-    data, trainer = SimpleNamespace(batch_size=4), SimpleNamespace(world_size=2)
+    data, trainer = SimpleNamespace(batch=4), SimpleNamespace(world_size=2)
     trainer.accumulate_grad_batches = 3
     assert count_images_per_step(data, trainer) == 24
     assert Optimizer(lr=0.1, base_batch=128).scale_lr(24) == pytest.approx(0.1 * 24 / 128)
@@ -132,7 +132,7 @@ def test_weight_decay_and_rate_reach_the_optimizer():
     first = next(task.model.backbone.parameters())
     first.requires_grad_(False)
     task.trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(batch_size=4),
+        datamodule=SimpleNamespace(batch=4),
         world_size=2,
         accumulate_grad_batches=2,
         estimated_stepping_batches=10,
@@ -156,7 +156,7 @@ def test_classical_momentum_of_the_published_schedules():
     """The published detectors were trained with Caffe's SGD, which is not Nesterov's."""
     task = tiny_task(optimizer=Optimizer("momentum", momentum=0.8))
     task.trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(batch_size=4),
+        datamodule=SimpleNamespace(batch=4),
         world_size=1,
         accumulate_grad_batches=1,
         estimated_stepping_batches=10,

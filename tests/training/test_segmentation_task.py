@@ -22,7 +22,7 @@ CLASSES = MaskClasses.from_names(["ground", "road", "tree"])
 def tiny_task(**options):
     task = SegmentationTask("unet", UNET_ARGS, mask_classes=CLASSES, **options)
     task.trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(batch_size=4),
+        datamodule=SimpleNamespace(batch=4),
         world_size=1,
         accumulate_grad_batches=1,
         estimated_stepping_batches=20,

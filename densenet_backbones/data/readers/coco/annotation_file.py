@@ -8,6 +8,7 @@ Legend: D images, A annotations of the file, n of a slice.
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,18 +147,15 @@ def _drop_supercategory(
     entries: list[JsonObject], table: AnnotationTable, path: Path
 ) -> tuple[list[JsonObject], tuple[Problem, ...]]:
     """Drop the category that stands for all others and has no objects, and report it."""
-    parents = {str(entry.get("supercategory")) for entry in entries}
-    for entry in entries:
-        others = [other for other in entries if other is not entry]
+    used = set(table.numbers["category_id"].tolist())
+    parents = Counter(str(entry.get("supercategory")) for entry in entries)
+    for n, entry in enumerate(entries):
         name = entry.get("name")
-        if (
-            isinstance(name, str)
-            and name in parents
-            and others
-            and all(other.get("supercategory") == name for other in others)
-            and not (table.numbers["category_id"] == _to_id(entry)).any()
-        ):
+        if not isinstance(name, str) or len(entries) < 2 or _to_id(entry) in used:
+            continue
+        if parents[name] - (entry.get("supercategory") == name) == len(entries) - 1:
             what = f"{name!r} has no object, and is the supercategory of all others"
+            others = entries[:n] + entries[n + 1 :]
             return others, (Problem(str(path), "categories", what, "left out"),)
     return entries, ()
 
