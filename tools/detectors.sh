@@ -33,7 +33,7 @@ overfit() {
     local row=$1 data=$2 detector=$3 args=$4 epochs=${5:-200}
     train_row "$row" train_det.py --config "${detector}_coco" --data "$data" --overfit 8 \
         --batch-size 4 --epochs "$epochs" --data.augmentation none \
-        --model.args "{min_size: 256, max_size: 320$args}" --model.optimizer.name adamw \
+        --model.args null --model.args "{min_size: 256, max_size: 320$args}" --model.optimizer.name adamw \
         --model.optimizer.lr 1e-3 --model.optimizer.base_batch 0 \
         --model.optimizer.weight_decay 0.01 --model.schedule.name cosine \
         --model.schedule.warmup 0.1 --trainer.accumulate_grad_batches 1 \

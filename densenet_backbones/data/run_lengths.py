@@ -87,8 +87,8 @@ def encode_predicted_masks(model: object) -> Iterator[None]:
     if not (hasattr(heads, "has_mask") and hasattr(transform, "postprocess") and heads.has_mask()):
         yield
         return
-    # The instance's own attribute hides the class's method until the end.
-    original = transform.postprocess
+    # The instance's own attribute hides the class's method, or what hid it before, until the end.
+    original, own = transform.postprocess, vars(transform).get("postprocess")
 
     def postprocess_in_pieces(
         results: list[Detections], resized: list[Size], originals: list[Size]
@@ -101,6 +101,8 @@ def encode_predicted_masks(model: object) -> Iterator[None]:
         yield
     finally:
         del transform.postprocess
+        if own is not None:
+            transform.postprocess = own
 
 
 def _postprocess_image(

@@ -279,6 +279,7 @@ def _spare_heads(model: nn.Module, soft: SoftNMS, number: int) -> Iterator[None]
         return
     # Between the boxes and the other heads, which cost time for every box that is left.
     original: Callable[..., tuple[list[Tensor], ...]] = heads.postprocess_detections
+    own = vars(heads).get("postprocess_detections")  # hides the class's, as this one will
 
     def select_fewer(*args: object) -> tuple[list[Tensor], ...]:
         rows = [
@@ -293,6 +294,8 @@ def _spare_heads(model: nn.Module, soft: SoftNMS, number: int) -> Iterator[None]
         yield
     finally:
         del heads.postprocess_detections
+        if own is not None:
+            heads.postprocess_detections = own
 
 
 def _find_resizing(model: nn.Module) -> _Resizing:

@@ -193,7 +193,7 @@ def _prepare(model: Detector | SegmentationModel, options: argparse.Namespace) -
                     f"--save {name} is for detectors; a segmenter has {', '.join(OF_SEGMENTERS)}, "
                     "and its masks are PNG files"
                 )
-        tile = options.tile or _SEGMENTER_TILE
+        tile = _SEGMENTER_TILE if options.tile is None else options.tile
         Tiling(tile, options.overlap)  # refuses sizes that no image could be cut into
         return SegmenterReader(model, tile, options.overlap)
     for name in options.classes or ():

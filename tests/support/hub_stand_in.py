@@ -63,6 +63,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), str(value))
         if "Content_Length" not in headers:
             self.send_header("Content-Length", str(len(data)))
+        self.send_header("Connection", "close")  # a server that has ended answers nobody
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)

@@ -1,11 +1,11 @@
 """`evaluate` and `predict` with a segmenter: numbers, masks, overlays, JSON, refusals."""
 
 import json
-import os
 import shutil
 
 import numpy as np
 import pytest
+from fresh_processes import run_fresh
 from PIL import Image
 from tiny_runs import files_below
 
@@ -13,7 +13,6 @@ from densenet_backbones.data.images import read_image
 from densenet_backbones.inference import predict
 from densenet_backbones.inference.loading import load
 from densenet_backbones.training import evaluate
-from densenet_backbones.training.segmentation_task import SegmentationTask
 
 
 @pytest.fixture
@@ -22,13 +21,15 @@ def model(tiny_segmentation, tmp_path):
     return shutil.copy(tiny_segmentation / "model.safetensors", tmp_path / "model.safetensors")
 
 
+def list_arguments(model, data, out, *options):
+    return [
+        *(str(model), "--data", str(data), "--out", str(out), "--batch-size", "4"),
+        *("--workers", "0", "--accelerator", "cpu", "--devices", "1", *options),
+    ]
+
+
 def evaluated(model, data, out, *options):
-    evaluate.main(
-        [
-            *(str(model), "--data", str(data), "--out", str(out), "--batch-size", "4"),
-            *("--workers", "0", "--accelerator", "cpu", "--devices", "1", *options),
-        ]
-    )
+    evaluate.main(list_arguments(model, data, out, *options))
     return json.loads((out / "metrics.json").read_text())
 
 
@@ -50,7 +51,7 @@ def test_a_checkpoint_evaluates_to_the_numbers_of_its_training(
         assert (out / name).read_bytes() == written, name
 
 
-def test_what_is_done_outlives_an_evaluation(model, tiny_masks, tmp_path, monkeypatch):
+def test_what_is_done_outlives_an_evaluation(model, tiny_masks, tmp_path):
     """Counts of each image, which add up to those of all."""
     whole = evaluated(model, tiny_masks, tmp_path / "whole")
     rows = json.loads((tmp_path / "whole/pixel_counts.json").read_text())
@@ -60,18 +61,16 @@ def test_what_is_done_outlives_an_evaluation(model, tiny_masks, tmp_path, monkey
             matrix[true, predicted_as] += pixels
     assert matrix.tolist() == whole["confusion_matrix"]
     assert [row["file_name"] for row in rows] == [f"val_{n:06d}.jpg" for n in range(1, 8)]
-    step = SegmentationTask.validation_step
-
-    def end_in_the_second_batch(task, batch, number):
-        if number:
-            os._exit(9)
-        return step(task, batch, number)
-
-    monkeypatch.setattr(SegmentationTask, "validation_step", end_in_the_second_batch)
-    pid = os.fork()
-    if not pid:
-        evaluated(model, tiny_masks, tmp_path / "part")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    # A process that ends in its second batch.
+    program = f"""
+import os
+from densenet_backbones.training.evaluate import main
+from densenet_backbones.training.segmentation_task import SegmentationTask
+step = SegmentationTask.validation_step
+SegmentationTask.validation_step = lambda self, batch, n: os._exit(0) if n else step(self, batch, n)
+main({list_arguments(model, tiny_masks, tmp_path / "part")})
+"""
+    run_fresh(program)
     assert json.loads((tmp_path / "part/pixel_counts.json").read_text()) == rows[:4]
 
 

@@ -259,7 +259,7 @@ def test_help_is_a_page_about_segmentation(monkeypatch, capsys):
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert 20 <= len(text.splitlines()) <= 40
-    assert "segmentation model" in text and "fcdensenet103_camvid" in text and "dsod" not in text
+    assert "segmentation model" in text and "densenet list" in text and "dsod" not in text
 
 
 # -- shipped experiments ---------------------------------------------------------------------------
