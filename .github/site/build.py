@@ -24,7 +24,7 @@ PAGES = {
     "CHANGELOG.md": "CHANGELOG.md",
     ".github/CONTRIBUTING.md": "CONTRIBUTING.md",
 }
-FILES = ("CITATION.cff",)
+FILES = ("CITATION.cff", ".github/docker/Dockerfile")
 TOC = "\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n"
 
 
@@ -55,7 +55,9 @@ def write_guides(folder: Path) -> None:
         text = (PROJECT / source).read_text(encoding="utf-8")
         (folder / page).write_text(with_own_links(text, source), encoding="utf-8")
     for name in FILES:
-        shutil.copy(PROJECT / name, folder)
+        place = folder / name.removeprefix(".github/")
+        place.parent.mkdir(exist_ok=True)
+        shutil.copy(PROJECT / name, place)
     trees = {
         "Guides": [f"{room} <{PAGES[f'{room}/README.md'].removesuffix('.md')}>" for room in ROOMS],
         "Reference": [PACKAGE],

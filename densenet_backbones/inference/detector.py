@@ -27,10 +27,10 @@ from densenet_backbones.inference.inputs.image_tensors import (
 )
 from densenet_backbones.inference.model_file import JsonDict, ModelSpec, build_registered
 from densenet_backbones.inference.predictor import Predictor, predict_each
-from densenet_backbones.inference.results.detections import Detection, Detections
+from densenet_backbones.inference.results.detections import Detections
 from densenet_backbones.messages import check_interval
 
-__all__ = ["DEFAULT_SCORE", "Detection", "Detections", "Detector", "DetectorSpec"]
+__all__ = ["DEFAULT_SCORE", "Detector", "DetectorSpec"]
 
 DEFAULT_SCORE = 0.5
 """Score from which detections are given by models that were never evaluated."""

@@ -6,9 +6,10 @@ from typing import TypeVar
 
 from densenet_backbones.data.samples import DataError
 from densenet_backbones.inference.detection_tiles import detect_in_tiles
-from densenet_backbones.inference.detector import Detections, Detector
+from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.inputs.image_tensors import ReadImage
 from densenet_backbones.inference.inputs.image_windows import ImageWindows
+from densenet_backbones.inference.results.detections import Detections
 from densenet_backbones.inference.results.outputs import Frame
 from densenet_backbones.inference.results.segmentation import Segmentation
 from densenet_backbones.inference.segmenter import SegmentationModel
