@@ -229,13 +229,13 @@ def _evaluate_model(
             f"{options.layout}"
         )
     # The same task and data as in training, so that the numbers are those of its validation.
-    task, data, write = (
-        _evaluate_segmenter(model, options)
-        if isinstance(model, SegmentationModel)
-        else _evaluate_detector(model, options)
-    )
     # The split of its data may be in the folder of the model's run.
-    data.split_folders = list(Path(checkpoint).absolute().parents)[:2]
+    folders = list(Path(checkpoint).absolute().parents)[:2]
+    task, data, write = (
+        _evaluate_segmenter(model, options, folders)
+        if isinstance(model, SegmentationModel)
+        else _evaluate_detector(model, options, folders)
+    )
     if is_first_process():
         for line in data.lines:
             say(line)
@@ -323,9 +323,12 @@ Evaluation = tuple[AnyTask, AnyData, Callable[[Path], None]]
 """A task with its model, the data, and a function that writes the result into a folder."""
 
 
-def _evaluate_detector(detector: Detector, options: argparse.Namespace) -> Evaluation:
+def _evaluate_detector(
+    detector: Detector, options: argparse.Namespace, folders: list[Path]
+) -> Evaluation:
     target_types = list(read_target_types(detector.model))
     data = DetectionData(**read_data_options(options), target_types=target_types)
+    data.split_folders = folders
     data.use_classes(detector.categories)
     mirrored = detector.categories.mirrored_keypoints
     views = parse_views(options, detector.model, mirrored)
@@ -335,9 +338,12 @@ def _evaluate_detector(detector: Detector, options: argparse.Namespace) -> Evalu
     return task, data, lambda out: task.write_evaluation(data, out, **counting)
 
 
-def _evaluate_segmenter(model: SegmentationModel, options: argparse.Namespace) -> Evaluation:
+def _evaluate_segmenter(
+    model: SegmentationModel, options: argparse.Namespace, folders: list[Path]
+) -> Evaluation:
     parse_views(options, None)  # refuses what is for detectors
     data = SegmentationData(**read_data_options(options), task=model.spec.task)
+    data.split_folders = folders
     data.use_classes(model.classes)
     task = SegmentationTask.from_model(model, boundary_tolerance=options.boundary_tolerance)
     return task, data, lambda out: task.write_evaluation(data, out)
