@@ -204,7 +204,7 @@ def refused(refused_command, tmp_path, monkeypatch):
         (("--model.los.terms", "{}"), "did you mean 'model.loss"),
         (("--config", "dsod300_voc"), "there is no file dsod300_voc"),
         (("--config", "fcdensenet57_camvid"), "did you mean 'fcdensenet56_camvid'?"),
-        (("--data.augmentation", "ssd"), "'full_size', 'none', got ssd"),
+        (("--data.augmentation", "ssd"), "'full_size', 'none' or list, got ssd"),
         (("--epochs", "0"), "(--epochs) must be given, at least 1: "),
     ],
 )
