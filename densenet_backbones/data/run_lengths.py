@@ -8,6 +8,7 @@ Legend: n instances of one image of H x W pixels.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -87,8 +88,7 @@ def encode_predicted_masks(model: object) -> Iterator[None]:
     if not (hasattr(heads, "has_mask") and hasattr(transform, "postprocess") and heads.has_mask()):
         yield
         return
-    # The instance's own attribute hides the class's method, or what hid it before, until the end.
-    original, own = transform.postprocess, vars(transform).get("postprocess")
+    original = transform.postprocess
 
     def postprocess_in_pieces(
         results: list[Detections], resized: list[Size], originals: list[Size]
@@ -96,13 +96,8 @@ def encode_predicted_masks(model: object) -> Iterator[None]:
         rows = zip(results, resized, originals, strict=True)
         return [_postprocess_image(original, *one) for one in rows]
 
-    transform.postprocess = postprocess_in_pieces
-    try:
+    with patch.object(transform, "postprocess", postprocess_in_pieces):
         yield
-    finally:
-        del transform.postprocess
-        if own is not None:
-            transform.postprocess = own
 
 
 def _postprocess_image(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, cast
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -279,7 +280,6 @@ def _spare_heads(model: nn.Module, soft: SoftNMS, number: int) -> Iterator[None]
         return
     # Between the boxes and the other heads, which cost time for every box that is left.
     original: Callable[..., tuple[list[Tensor], ...]] = heads.postprocess_detections
-    own = vars(heads).get("postprocess_detections")  # hides the class's, as this one will
 
     def select_fewer(*args: object) -> tuple[list[Tensor], ...]:
         rows = [
@@ -289,13 +289,8 @@ def _spare_heads(model: nn.Module, soft: SoftNMS, number: int) -> Iterator[None]
         ]
         return tuple(list(column) for column in zip(*rows, strict=True))
 
-    heads.postprocess_detections = select_fewer
-    try:
+    with patch.object(heads, "postprocess_detections", select_fewer):
         yield
-    finally:
-        del heads.postprocess_detections
-        if own is not None:
-            heads.postprocess_detections = own
 
 
 def _find_resizing(model: nn.Module) -> _Resizing:

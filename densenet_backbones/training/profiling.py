@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from operator import attrgetter
 from pathlib import Path
+from unittest.mock import patch
 
 import lightning.pytorch as pl
 import torch
@@ -218,7 +219,10 @@ def profile_training(trainer: pl.Trainer, task: AnyTask, file: Path) -> Iterator
 def time_method(
     root: object, place: str, part: str, profiler: PartsProfiler, until_the_end: ExitStack
 ) -> None:
-    """Open a part around each call of a method below `root`, if there is such a method."""
+    """Open a part around each call of a method below `root`, if there is such a method.
+
+    Methods that hide one another, as mask coding does, come back in turn: `patch` sees to it.
+    """
     *path, name = place.split(".")
     try:
         owner = attrgetter(".".join(path))(root) if path else root
@@ -237,12 +241,7 @@ def time_method(
             profiler.stop(place)
 
     timed.timed_as = part  # type: ignore[attr-defined]
-    own = vars(owner).get(name)  # of the object itself rather than of its class
-    setattr(owner, name, timed)
-    if own:
-        until_the_end.callback(setattr, owner, name, own)
-    else:
-        until_the_end.callback(delattr, owner, name)
+    until_the_end.enter_context(patch.object(owner, name, timed))
 
 
 def _time_updates(task: AnyTask, profiler: PartsProfiler, until_the_end: ExitStack) -> None:
@@ -254,8 +253,7 @@ def _time_updates(task: AnyTask, profiler: PartsProfiler, until_the_end: ExitSta
         time_method(metric, "update", METRICS, profiler, until_the_end)
         return metric
 
-    task.make_metric = make_timed  # type: ignore[method-assign]
-    until_the_end.callback(delattr, task, "make_metric")
+    until_the_end.enter_context(patch.object(task, "make_metric", make_timed))
 
 
 def _report(profiler: PartsProfiler, trainer: pl.Trainer, file: Path) -> None:
