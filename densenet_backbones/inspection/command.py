@@ -74,7 +74,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.to and not (options.out or options.fix):
         parser.error("--to needs --out DIR, a new folder")
     if options.out and (options.fix or not options.to):
-        parser.error("--out belongs to --to; --fix OUT names its folder itself")
+        parser.error(
+            "--out belongs to --to; --fix OUT names its own folder, and --report DIR the report's"
+        )
     return options
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from densenet_backbones.data.checks.contents import AnySet
+from densenet_backbones.data.readers.coco.boxes import has_coco_layout
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.recognition.recognize import Recognized, Split, recognize
@@ -102,6 +103,7 @@ def _change(data: AnySet, changes: ClassChanges, classes: Sequence[str] | None) 
 def _read_split(found: Recognized, split: Split, as_masks: bool) -> AnySet:
     sources = [dict(split.source)]
     if "boxes" in found.serves and not as_masks:
-        keypoints = "keypoints" in found.serves
+        # COCO's files of keypoints hold people alone: where all objects have a file, that is read.
+        keypoints = "keypoints" in found.serves and not has_coco_layout(found.root)
         return read_detection(sources, keypoints=keypoints)
     return read_segmentation(sources)

@@ -14,8 +14,10 @@ from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.samples import Problem
 from densenet_backbones.inspection import command
+from densenet_backbones.inspection.command import make_parser
 from densenet_backbones.inspection.defects import name_kind
 from densenet_backbones.inspection.page import escape
+from densenet_backbones.inspection.reading import read_data
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&\x1b[31m"
 SIZES = tuple((60 + 4 * n, 90 - 3 * n) for n in range(10))
@@ -226,3 +228,12 @@ def test_wrong_words_and_unreadable_splits_are_one_line(dirty, tmp_path, capsys)
 )
 def test_kinds_are_what_is_said_without_numbers_and_names(what, kind):
     assert name_kind(Problem("f", "i", what, "x")) == kind
+
+
+def test_all_objects_are_counted_where_a_file_of_keypoints_lies_beside(tiny_scenes):
+    data = read_data(make_parser().parse_args([str(tiny_scenes)]))
+    for name, part in data.parts.items():
+        expected = read_detection(tiny_scenes, name)
+        assert len(part.categories.names) > 1
+        assert part.categories.names == expected.categories.names
+        assert [len(r.boxes) for r in part.records] == [len(r.boxes) for r in expected.records]
