@@ -87,8 +87,8 @@ def choose_task(options: argparse.Namespace, engine: Sequence[str]) -> Task:
 
 def _recognize_task(data: str, layout: str) -> Task:
     """Return what data can teach: boxes, unless it has masks alone."""
+    from densenet_backbones.data.faults import DataError
     from densenet_backbones.data.recognition.recognize import recognize
-    from densenet_backbones.data.samples import DataError
 
     try:
         recognize(data, "detection", layout=layout)

@@ -10,24 +10,21 @@ from densenet_backbones.data.augment.presets import (
     choose_augmentation,
     scales_images,
 )
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.detection_images import DetectionImages
+from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.image_sources import Sources
 from densenet_backbones.data.instances import (
     TargetType,
     keep_images_with_keypoints,
     keep_learnable_objects,
     order_keypoints,
 )
-from densenet_backbones.data.loading import ImageData, Sources
+from densenet_backbones.data.loading import ImageData
 from densenet_backbones.data.mask_samples import MaskRecord
 from densenet_backbones.data.readers.detection_sources import Layout, read_detection
 from densenet_backbones.data.recognition.recognize import Recognized, recognize
-from densenet_backbones.data.samples import (
-    Categories,
-    DataError,
-    DetectionSet,
-    ImageRecord,
-    Sample,
-)
+from densenet_backbones.data.samples import DetectionSet, ImageRecord, Sample
 
 
 @dataclass(eq=False, repr=False)

@@ -11,9 +11,10 @@ from densenet_backbones.data.augment.detection import Augmentation
 from densenet_backbones.data.augment.instances import InstanceAugmentation
 from densenet_backbones.data.augment.listed import ListedAugmentation
 from densenet_backbones.data.augment.seeding import draw_other, make_generator
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_reduced_image
 from densenet_backbones.data.instances import Instances, read_instances
-from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Sample
+from densenet_backbones.data.samples import DetectionSet, ImageRecord, Sample
 
 
 class DetectionImages(Dataset[Sample]):

@@ -15,7 +15,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from densenet_backbones.data.samples import DataError, Problem
+from densenet_backbones.data.faults import DataError, Problem
 from densenet_backbones.messages import show_controls
 from densenet_backbones.untrusted.limits import MAX_PATH
 

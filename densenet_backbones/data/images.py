@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.untrusted.limits import MAX_PIXELS
 
 # Formats of photographs and masks, by Pillow's names. It would try 30 more on any file, whatever

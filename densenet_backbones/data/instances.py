@@ -11,17 +11,12 @@ from typing import Literal
 import numpy as np
 
 from densenet_backbones.data.boxes import LEFT_OUT
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.faults import DataError, Problem
 from densenet_backbones.data.files import quote, refuse_faults, refuse_if_strict
 from densenet_backbones.data.readers.coco.json_values import abbreviate
 from densenet_backbones.data.readers.coco.outlines import check_outline, draw_outline
-from densenet_backbones.data.samples import (
-    Annotation,
-    Categories,
-    DataError,
-    DetectionSet,
-    ImageRecord,
-    Problem,
-)
+from densenet_backbones.data.samples import Annotation, DetectionSet, ImageRecord
 from densenet_backbones.untrusted.limits import MAX_COORDINATE, MAX_MASK_PIXELS
 
 TargetType = Literal["boxes", "masks", "keypoints"]

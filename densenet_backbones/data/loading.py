@@ -7,18 +7,17 @@ may differ in size.
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 import lightning.pytorch as pl
-from filelock import FileLock
 from torch.utils.data import Dataset
 
 from densenet_backbones.data.augment.presets import ModelInput
 from densenet_backbones.data.checks.contents import refuse_unlearnable
 from densenet_backbones.data.checks.image_files import refuse_shared
+from densenet_backbones.data.faults import DataError, Problem
+from densenet_backbones.data.image_sources import ImageSources, SetT, Sources
 from densenet_backbones.data.loaders.batches import (
     EvaluationLoader,
     LoaderOptions,
@@ -28,66 +27,18 @@ from densenet_backbones.data.loaders.batches import (
 )
 from densenet_backbones.data.loaders.guarded import BadImages, GuardedImages, UnusableImages
 from densenet_backbones.data.loaders.image_checks import check_images, leave_out_unreadable
-from densenet_backbones.data.mask_samples import MaskRecord, MaskSample, SegmentationSet
-from densenet_backbones.data.recognition.recognize import Recognized
-from densenet_backbones.data.recognition.recognize import Split as Part
-from densenet_backbones.data.samplers import EpochSampler, GroupedSampler, ShardSampler
-from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Problem, Sample
-from densenet_backbones.data.scenes.generation import generate_scenes
+from densenet_backbones.data.loaders.samplers import EpochSampler, GroupedSampler, ShardSampler
+from densenet_backbones.data.mask_samples import MaskRecord, MaskSample
+from densenet_backbones.data.samples import ImageRecord, Sample
 from densenet_backbones.data.sets.classes import ClassChanges, change_classes
-from densenet_backbones.data.sets.split_file import SPLIT_FILE, name_split_file
-from densenet_backbones.data.sets.splitting import (
-    Split,
-    SplitOptions,
-    sample_subset,
-    split_set,
-)
+from densenet_backbones.data.sets.splitting import sample_subset
 
-SetT = TypeVar("SetT", DetectionSet, SegmentationSet)
 SampleT = TypeVar("SampleT", Sample, MaskSample)
 BatchSize = int | Literal["auto"]
-Sources = list[dict[str, str | None]]
-"""Folders that make one set, each a `Source` as a dictionary."""
-
-
-@dataclass
-class Source:
-    """One folder and one split of it, for training sets made of several (VOC07+12).
-
-    Attributes:
-        root: Folder of the data set.
-        split: Name of the split; "all" where the folder has none.
-        annotation_file: As `ImageData` has it.
-        image_folder: As `ImageData` has it.
-    """
-
-    root: str
-    split: str = "all"
-    annotation_file: str | None = None
-    image_folder: str | None = None
-
-
-@dataclass
-class Scenes:
-    """The generated data set of the quick start.
-
-    Attributes:
-        folder: Where it is drawn.
-        train: Number of training images.
-        val: Number of held-out images.
-        size: Side of the square images, in pixels.
-        seed: Same seed, same scenes.
-    """
-
-    folder: str = "datasets/scenes"
-    train: int = 480
-    val: int = 120
-    size: int = 160
-    seed: int = 0
 
 
 @dataclass(eq=False, repr=False)
-class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
+class ImageData(ImageSources[SetT], pl.LightningDataModule, Generic[SetT, SampleT]):
     """Training and evaluated images in one or several folders, or the quick start's scenes.
 
     The options of the command line (``--data.NAME``) are the fields of this class and of its
@@ -95,25 +46,10 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
     data sets of samples from them (`make_training_images`, `make_evaluated_images`).
 
     Args:
-        root: Folder, annotation file or zip archive of the data; what it is is recognized. None
-            draws `scenes`.
-        train_split: Name of the training split under `root`.
-        val_split: Name of the split that is evaluated.
-        train: Several (root, split) taken together as the training set, instead of `root` and
-            `train_split`; their classes are unified by name.
-        val: Several (root, split) that are evaluated together, instead of `root` and `val_split`.
-        annotation_file: COCO's JSON file where it has another name, absolute or below `root`. In it
-            and in `image_folder`, {split} stands for the split's name.
-        image_folder: Folder of COCO's images where it has another name.
         classes: Class names in label order; needed where sources differ, optional elsewhere.
         batch_size: Images a step and process, at least 1; "auto" lets the training choose.
         num_workers: Loader processes; None takes half of the cores, at most 8.
-        seed: At least 0; order and augmentation are functions of (seed, epoch, index).
         fraction: Share of the training images used, from above 0 to 1.
-        val_fraction: Share of the images that are held out of data without splits; None takes the
-            stored split's, or 0.2.
-        group_pattern: Regular expression whose first group names, in the names of the files, images
-            that a split keeps together: '(.+)_frame'. None takes the stored split's, or none.
         allow_shared_images: Go on where evaluated images are trained on.
         rename: New names of classes; those of one name are merged.
         drop: Names of classes (after the renaming) that are left out; "*" for all that `classes`
@@ -127,7 +63,6 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
             that shows at once; "skip" names and counts such images, trains on the next one of the
             data set in their place, and leaves them out of evaluation; those without a size or
             with a damaged mask it leaves out from the start.
-        scenes: What to draw when `root` is None.
 
     Attributes:
         batch: Images a step and process; the training sets it where it is to be chosen.
@@ -135,28 +70,16 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         between_batches: Called before each batch of a training; a run that is to stop raises there.
         replaced: Training images that could not be used, so far.
         left_out: Evaluated images that could not be used, so far.
-        split_folders: Folders where the split of data without splits is stored too, if it cannot
-            be beside the data: the run's own.
 
     Raises:
         DataError: An option is out of its range.
     """
 
-    root: str | None = None
     _: KW_ONLY
-    train_split: str = "train"
-    val_split: str = "val"
-    train: list[Source] | None = None
-    val: list[Source] | None = None
-    annotation_file: str | None = None
-    image_folder: str | None = None
     classes: list[str] | None = None
     batch_size: BatchSize = 16
     num_workers: int | None = None
-    seed: int = 0
     fraction: float = 1.0
-    val_fraction: float | None = None
-    group_pattern: str | None = None
     allow_shared_images: bool = False
     rename: dict[str, str] = field(default_factory=dict)
     drop: list[str] = field(default_factory=list)
@@ -164,10 +87,11 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
     strict: bool = False
     check_images: bool = False
     bad_images: BadImages = "stop"
-    scenes: Scenes = field(default_factory=Scenes)
 
     def __post_init__(self) -> None:
-        super().__init__()
+        # The dataclass has set the fields; `super().__init__()` would be that of `ImageSources`.
+        pl.LightningDataModule.__init__(self)
+        super().__post_init__()
         if not 0 < self.fraction <= 1:
             raise DataError(f"data.fraction must lie in (0, 1], got {self.fraction}")
         smallest = {"batch_size": 1, "overfit_images": 1, "num_workers": 0, "seed": 0}
@@ -181,12 +105,6 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
         self.between_batches: Callable[[], None] = lambda: None
         self.replaced, self.left_out = UnusableImages(), UnusableImages()
         self._sets: dict[str, SetT] = {}
-        self._split: Split[SetT] | None = None
-        self.split_folders: list[Path] = []
-
-    @abstractmethod
-    def recognize_data(self, path: str) -> Recognized:
-        """Recognize what lies at a path, with the layout and the files that options name."""
 
     @abstractmethod
     def read_set(self, sources: Sources, classes: Sequence[str] | None) -> SetT:
@@ -225,16 +143,13 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
     def train_set(self) -> SetT:
         """The training images (read at first use)."""
         if "train" not in self._sets:
-            sources = [asdict(source) for source in self.train or ()]
             unsplit = self._find_unsplit()
             if unsplit is not None and self.overfit_images is None:
                 whole = self.read_changed([{**unsplit.source}], self.classes)
                 refuse_unlearnable(whole)  # before its classes decide what is held out
                 full = self._split_data(whole).train
             else:
-                full = self.read_changed(
-                    sources or self._name_source(self.train_split), self.classes
-                )
+                full = self.read_changed(self._name_train_sources(), self.classes)
             self._sets["train"] = sample_subset(full, self.fraction, seed=self.seed)
         return self._sets["train"]
 
@@ -283,81 +198,9 @@ class ImageData(pl.LightningDataModule, Generic[SetT, SampleT]):
             return self.read_set(sources, classes)
         return change_classes(self.read_set(sources, None), changes, classes)
 
-    def _split_data(self, whole: SetT) -> Split[SetT]:
-        """Split data that has no splits, as it was split before or by the options."""
-        options = SplitOptions(self.val_fraction, self.group_pattern, self.seed)
-        self._split = split_set(whole, self.recognized.root, options, self._list_split_files())
-        return self._split
-
-    def store_split(self) -> None:
-        """Write the split of data without splits, so that it is used again."""
-        if self._split is not None:
-            self._split = self._split.store(self._list_split_files())
-
-    def _list_split_files(self) -> list[Path]:
-        # A run's model may evaluate other data, so the file there has the data's name.
-        own: str = f"{self.recognized.root.resolve().name}.{SPLIT_FILE}"
-        beside = name_split_file(Path(self._find_root()))
-        return [beside, *(folder / own for folder in self.split_folders)]
-
-    @cached_property
-    def recognized(self) -> Recognized:
-        """Data at `root` as it is recognized, at first use, and the way its splits are read."""
-        return self.recognize_data(self._find_root())
-
-    @property
-    def lines(self) -> list[str]:
-        """Sentences that say what `root` was recognized as, and which split is evaluated."""
-        if self.train and (self.val or self.root is None):
-            return []
-        lines: list[str] = list(self.recognized.lines)
-        split = self.recognized.find(self._choose_val_split())
-        if split is not None and split.name != self.val_split and not self.val:
-            lines[1] += f" {split.name!r} is evaluated."
-        return lines if self._split is None else [*lines, self._split.describe()]
-
-    def _name_val_sources(self) -> Sources:
-        if self.val:
-            return [asdict(source) for source in self.val]
-        if self.root is None and self.train:
-            raise DataError("data.root is needed: it holds the split that is evaluated")
-        return self._name_source(self._choose_val_split())
-
-    def _choose_val_split(self) -> str:
-        """Return the split that is evaluated: "test" stands in for "val" where there is none."""
-        recognized = self.recognized
-        if self.val_split == "val" and recognized.find("val") is None:
-            return "test" if recognized.find("test") is not None else "val"
-        return self.val_split
-
-    def _find_unsplit(self) -> Part | None:
-        """Return the whole of data that does not say which images are for evaluation."""
-        whole = None if self.train or self.val else self.recognized.whole
-        if whole is not None and any(self.recognized.find(name) for name in ("val", "test")):
-            return None  # what is held out is there, and what is trained on is missing
-        named = [self.train_split, self._choose_val_split()] if whole is not None else []
-        return whole if any(self.recognized.find(name) is None for name in named) else None
-
     def use_own_classes(self) -> None:
         """Read the evaluated split with the classes that it names itself."""
         self._sets["val"] = self.read_set(self._name_source(self.val_split), self.classes)
-
-    def _name_source(self, split: str) -> Sources:
-        whole = self.recognized.whole
-        if whole is not None and self._find_unsplit() is not None:
-            return [{**whole.source}]
-        return [dict(self.recognized.name_source(split))]
-
-    def _find_root(self) -> str:
-        """Return the folder of the data, which is drawn first where none is given."""
-        if self.root is not None:
-            return self.root
-        s = self.scenes
-        folder = Path(s.folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{folder.name}.lock")):  # several processes may ask
-            generate_scenes(folder, train=s.train, val=s.val, size=s.size, seed=s.seed)
-        return s.folder
 
     def keep_first(
         self, is_usable: Callable[[ImageRecord | MaskRecord], bool], complaint: str

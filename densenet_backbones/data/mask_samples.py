@@ -13,14 +13,10 @@ from typing import Literal, Protocol, TypedDict
 import numpy as np
 from torch import Tensor
 
+from densenet_backbones.data.categories import check_class_names, refuse_repeated
+from densenet_backbones.data.faults import DataError, Problem
 from densenet_backbones.data.images import ImageSizeError
-from densenet_backbones.data.samples import (
-    DataError,
-    Problem,
-    check_class_names,
-    pin_tensors,
-    refuse_repeated,
-)
+from densenet_backbones.data.samples import pin_tensors
 
 IGNORED = 255  # counts neither in losses nor in metrics
 MAX_CLASSES = IGNORED  # labels of 8 bits

@@ -12,15 +12,16 @@ from densenet_backbones.data.augment.listed_masks import ListedMaskAugmentation
 from densenet_backbones.data.augment.listing import build_steps
 from densenet_backbones.data.augment.seeding import draw_other
 from densenet_backbones.data.augment.segmentation import MaskPreset, SegmentationAugmentation
+from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.image_sources import Sources
 from densenet_backbones.data.images import read_image
-from densenet_backbones.data.loading import BatchSize, ImageData, Sources
+from densenet_backbones.data.loading import BatchSize, ImageData
 from densenet_backbones.data.mask_samples import MaskClasses, MaskSample, MaskTask, SegmentationSet
-from densenet_backbones.data.mask_statistics import check_masks, thin_out
+from densenet_backbones.data.masks.statistics import check_masks, thin_out
 from densenet_backbones.data.readers.masks.classes_file import CLASSES_FILE
 from densenet_backbones.data.readers.masks.files import has_unknown_classes
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout, read_segmentation
 from densenet_backbones.data.recognition.recognize import Recognized, recognize
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.file_writing import save_text
 
 MIN_CROP = 32  # pixels; a net of five halvings sees nothing in less

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image, read_image_size
 from densenet_backbones.data.mask_samples import IGNORED
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.file_writing import save_json
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.inputs.image_tensors import convert_image

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densenet_backbones.checkpoints import CheckpointError
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.messages import CommandParser
 from densenet_backbones.reporting.console import fail, quiet_libraries, say
 

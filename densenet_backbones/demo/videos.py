@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.demo.answers import Answer, Model, describe, draw, select
 from densenet_backbones.file_writing import save_json
 from densenet_backbones.inference.detector import Detector

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from densenet_backbones.checkpoints import CheckpointError
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.export.checks import Agreement, Results
 from densenet_backbones.export.onnx_file import (
     ExportError,

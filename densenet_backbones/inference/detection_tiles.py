@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_area
 
-from densenet_backbones.data.run_lengths import Detections as RawDetections
-from densenet_backbones.data.run_lengths import decode_mask, encode_masks
+from densenet_backbones.data.masks.run_lengths import Detections as RawDetections
+from densenet_backbones.data.masks.run_lengths import decode_mask, encode_masks
 from densenet_backbones.data.samples import RunLengths
 from densenet_backbones.inference.detection_views import detect, find_limits, select_rows
 from densenet_backbones.inference.detector import Detector

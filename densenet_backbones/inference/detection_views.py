@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from densenet_backbones.data.run_lengths import (
+from densenet_backbones.data.masks.run_lengths import (
     Detections,
     encode_detections,
     encode_predicted_masks,

@@ -8,8 +8,8 @@ from typing import overload
 import torch
 from torch import nn
 
-from densenet_backbones.data.run_lengths import Detections as RawDetections
-from densenet_backbones.data.samples import Categories
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.masks.run_lengths import Detections as RawDetections
 from densenet_backbones.heads.renamed_options import rename_options, rename_transform
 from densenet_backbones.inference.detection_views import (
     DetectionViews,

@@ -10,8 +10,8 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from densenet_backbones.checkpoints import CheckpointError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.loaders.guarded import refuse_unusable
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.deploy import deploy, is_deployable
 from densenet_backbones.file_writing import check_output
 from densenet_backbones.inference.detection_views import (

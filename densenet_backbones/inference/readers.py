@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.inference.detection_tiles import detect_in_tiles
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.inputs.image_tensors import ReadImage

@@ -8,9 +8,10 @@ from typing import Any
 
 from densenet_backbones.data.checks.contents import AnySet
 from densenet_backbones.data.checks.remarks import remark_on_data
+from densenet_backbones.data.faults import DataError, Problem
 from densenet_backbones.data.files import spread
 from densenet_backbones.data.mask_samples import SegmentationSet
-from densenet_backbones.data.samples import DataError, DetectionSet, Problem
+from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.inspection.looking import Looks, Place
 from densenet_backbones.inspection.measuring import MASKS_READ, TINY, list_doubled, list_tiny
 from densenet_backbones.inspection.reading import InspectedData

@@ -8,10 +8,11 @@ import numpy as np
 
 from densenet_backbones.data.boxes import LEFT_OUT
 from densenet_backbones.data.checks.contents import AnySet
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import map_in_threads
 from densenet_backbones.data.images import ImageSizeError, is_turned, read_image, read_image_size
 from densenet_backbones.data.mask_samples import MaskRecord
-from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.data.sets.splitting import select_images
 from densenet_backbones.inspection.looking import find_copied_places
 from densenet_backbones.inspection.measuring import find_doubled

@@ -9,7 +9,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from densenet_backbones.data.samples import DataError, DetectionSet
+from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.writers.writing import write_data_set
 from densenet_backbones.file_writing import check_output, save_json, save_text
 from densenet_backbones.inspection.defects import Defect, list_defects

@@ -16,10 +16,11 @@ import numpy as np
 
 from densenet_backbones.data.checks.contents import AnySet
 from densenet_backbones.data.checks.image_files import ImageFile, find_copies, list_image_files
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import map_in_threads, spread
 from densenet_backbones.data.images import ImageSizeError, is_turned, read_reduced_image
 from densenet_backbones.data.mask_samples import MaskRecord
-from densenet_backbones.data.samples import DataError, ImageRecord
+from densenet_backbones.data.samples import ImageRecord
 
 _SIDE = 16  # of the hash: 256 bits
 _BITS_APART = 20  # of 256; other pictures of one place differ in 40 and more

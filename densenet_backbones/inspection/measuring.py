@@ -13,9 +13,10 @@ import torchvision
 
 import densenet_backbones.torchvision_models  # noqa: F401 - registers the detectors
 from densenet_backbones.data.checks.contents import AnySet
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import map_in_threads, spread
 from densenet_backbones.data.mask_samples import IGNORED, MaskRecord, SegmentationSet
-from densenet_backbones.data.samples import DataError, DetectionSet
+from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.sets.counts import count_classes
 from densenet_backbones.messages import nearest
 

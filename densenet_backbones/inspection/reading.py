@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from densenet_backbones.data.checks.contents import AnySet
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.coco.boxes import has_coco_layout
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.recognition.recognize import Recognized, Split, recognize
-from densenet_backbones.data.samples import DataError, DetectionSet
+from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.sets.classes import (
     ClassChanges,
     change_classes,

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from densenet_backbones.data.checks.contents import AnySet
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_reduced_image
 from densenet_backbones.data.instances import TargetType, read_instances
 from densenet_backbones.data.mask_samples import SegmentationSet
-from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.data.sets.grouping import list_labels
 from densenet_backbones.inspection.looking import Place
 from densenet_backbones.reporting.instance_pictures import collect_annotations, draw_instances

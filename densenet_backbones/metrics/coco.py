@@ -14,7 +14,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from densenet_backbones.data.samples import Categories, GroundTruth, RunLengths
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.samples import GroundTruth, RunLengths
 from densenet_backbones.metrics.coco_evaluation import Backend, evaluate_coco
 from densenet_backbones.metrics.coco_summary import CocoEvaluation, IouType
 

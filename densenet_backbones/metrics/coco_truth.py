@@ -9,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.instances import TargetType
-from densenet_backbones.data.samples import Categories, DetectionSet, GroundTruth
+from densenet_backbones.data.samples import DetectionSet, GroundTruth
 from densenet_backbones.metrics.coco_summary import IouType
 
 IOU_TYPES: dict[TargetType, IouType] = {

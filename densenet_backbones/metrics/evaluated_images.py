@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 
 Prediction = Mapping[str, ArrayLike]
 Predictions = Mapping[int, Prediction]

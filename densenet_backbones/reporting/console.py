@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.messages import describe_error, print_lines, show_controls
 
 

@@ -8,9 +8,10 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.instances import TargetType, read_instances
-from densenet_backbones.data.samples import Categories, DetectionSet
+from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.sets.counts import count_classes
 from densenet_backbones.file_writing import save_json, save_text
 from densenet_backbones.metrics.coco import PREFIXES, CocoMetric

@@ -11,8 +11,9 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image
-from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.file_writing import save_csv
 from densenet_backbones.metrics.error_kinds import (
     IGNORED,

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from densenet_backbones.data.run_lengths import decode_mask
+from densenet_backbones.data.masks.run_lengths import decode_mask
 from densenet_backbones.data.samples import RunLengths
 from densenet_backbones.reporting.colors import RGB, get_instance_color
 from densenet_backbones.reporting.pictures import (

@@ -8,10 +8,10 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.mask_samples import SegmentationSet
-from densenet_backbones.data.mask_statistics import PixelCounts, count_class_pixels, thin_out
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.masks.statistics import PixelCounts, count_class_pixels, thin_out
 from densenet_backbones.file_writing import save_csv, save_json, save_text
 from densenet_backbones.metrics.segmentation import SegmentationEvaluation
 from densenet_backbones.reporting.console import say

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.checkpoints.hub import HUB, HUB_FILE, is_on_hub
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.file_writing import save_bytes, save_text
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.loading import find_model_file

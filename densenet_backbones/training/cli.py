@@ -24,8 +24,8 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from densenet_backbones.checkpoints import CheckpointError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.loaders.guarded import describe_dead_worker
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.file_writing import remove_drafts, save_text
 from densenet_backbones.messages import one_sentence, quote_word
 from densenet_backbones.reporting.console import (

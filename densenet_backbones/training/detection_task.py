@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torchvision.models.detection import KeypointRCNN, MaskRCNN
 
 from densenet_backbones.data.augment.presets import ModelInput
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.instances import TargetType
-from densenet_backbones.data.samples import Categories, ImageRecord, Sample
+from densenet_backbones.data.samples import ImageRecord, Sample
 from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.inference.detection_views import DetectionViews, detect, enlarge
 from densenet_backbones.inference.detector import Detector, DetectorSpec

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.loaders.guarded import describe_dead_worker, refuse_unusable
 from densenet_backbones.data.loading import AnyData
 from densenet_backbones.data.mask_samples import MaskSample
 from densenet_backbones.data.readers.detection_sources import Layout
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
 from densenet_backbones.file_writing import (
     GrowingList,

@@ -11,8 +11,8 @@ import lightning.pytorch as pl
 from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.data.checks.contents import AnySet
 from densenet_backbones.data.checks.remarks import remark_on_data
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.loading import AnyData
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.file_writing import find_unused_folder
 from densenet_backbones.inference.model_file import save_model
 from densenet_backbones.messages import quote_word

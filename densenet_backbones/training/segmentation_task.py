@@ -22,7 +22,7 @@ from densenet_backbones.data.mask_samples import (
     MaskTask,
     SegmentationSet,
 )
-from densenet_backbones.data.mask_statistics import (
+from densenet_backbones.data.masks.statistics import (
     compute_median_frequency_weights,
     count_class_pixels,
 )

@@ -23,9 +23,9 @@ from torchmetrics import Metric
 
 from densenet_backbones.analysis.plan import plan_inputs
 from densenet_backbones.data.augment.presets import ModelInput
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import quote
 from densenet_backbones.data.loading import AnyData
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.dense_block import Memory
 from densenet_backbones.inference.model_file import ModelSpec
 from densenet_backbones.layers import set_memory

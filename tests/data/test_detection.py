@@ -7,18 +7,21 @@ import numpy as np
 import pytest
 import torch
 from attached_trainers import with_trainer
+from densenet_backbones.data.image_sources import Scenes, Source
 from PIL import Image
 from tiny_runs import DETECTOR_ARGS
 from torchvision.ops import box_iou
 
 from densenet_backbones.data.augment.detection import Augmentation
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.detection import DetectionData, DetectionImages
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image, read_reduced_image
 from densenet_backbones.data.loaders.batches import ResumableLoader
-from densenet_backbones.data.loading import Scenes, Source, choose_workers
+from densenet_backbones.data.loaders.samplers import EpochSampler
+from densenet_backbones.data.loading import choose_workers
 from densenet_backbones.data.readers.detection_sources import read_detection
-from densenet_backbones.data.samplers import EpochSampler
-from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.data.segmentation import SegmentationData
 from densenet_backbones.inference.model_file import build_registered
 from densenet_backbones.training.detection_task import has_all_matched

@@ -10,11 +10,11 @@ from densenet_backbones.data.augment.detection import Augmentation
 from densenet_backbones.data.augment.instances import InstanceAugmentation
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.detection_images import DetectionImages
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import ImageSizeError, read_image, read_image_size
 from densenet_backbones.data.images import read_reduced_image as read_reduced
 from densenet_backbones.data.loaders import image_checks
 from densenet_backbones.data.readers.coco.boxes import read_coco
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
 
 SWAPPED = "width and height look swapped; exchange them in the annotations"

@@ -9,8 +9,8 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from densenet_backbones.data import images
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image, read_image_size, read_reduced_image
-from densenet_backbones.data.samples import DataError
 
 UPRIGHT = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
 # What a camera that was held so stores of the upright scene: EXIF 2.3, section 4.6.4.

@@ -10,12 +10,13 @@ from PIL import Image
 
 from densenet_backbones.data import instances
 from densenet_backbones.data.boxes import masks_to_boxes
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.detection_images import DetectionImages
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.instances import keep_learnable_objects, read_instances
 from densenet_backbones.data.readers.coco.boxes import read_coco
 from densenet_backbones.data.readers.detection_sources import read_detection
-from densenet_backbones.data.samples import Categories, DataError
 from densenet_backbones.data.sets.classes import keep_classes
 
 MASKS, POINTS = ("boxes", "masks"), ("boxes", "keypoints")

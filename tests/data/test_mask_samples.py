@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.mask_samples import (
     MaskClasses,
     MaskRecord,
     SegmentationSet,
     voc_color,
 )
-from densenet_backbones.data.samples import DataError
 
 names = st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=20, unique=True)
 

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.mask_samples import MaskSample
-from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord, Sample
+from densenet_backbones.data.samples import DetectionSet, ImageRecord, Sample
 
 COCO = Categories(("person", "toothbrush"), (1, 90))
 

@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 import torch
 from attached_trainers import with_trainer
+from densenet_backbones.data.image_sources import Scenes, Source
 from lightning.pytorch.cli import LightningArgumentParser
 from mask_sets import some_masks, write_camvid, write_coco, write_mask, write_voc
 
-from densenet_backbones.data import mask_statistics
 from densenet_backbones.data.augment.segmentation import SegmentationAugmentation
 from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.loaders import image_checks
 from densenet_backbones.data.loaders.batches import ResumableLoader
-from densenet_backbones.data.loading import Scenes, Source
 from densenet_backbones.data.mask_samples import MaskClasses
+from densenet_backbones.data.masks import statistics as mask_statistics
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData, SegmentationImages
 
 

@@ -11,7 +11,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import batched_nms
 
 import densenet_backbones.torchvision_models  # noqa: F401 - registers our models
-from densenet_backbones.data.run_lengths import decode_mask
+from densenet_backbones.data.masks.run_lengths import decode_mask
 from densenet_backbones.heads import dsod_tiny
 from densenet_backbones.inference.detection_views import (
     DetectionViews,

@@ -12,9 +12,10 @@ from tiny_runs import DETECTOR_ARGS, PYRAMID_ARGS
 from torch import nn
 
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.readers.detection_sources import read_detection
-from densenet_backbones.data.samples import Categories, DataError
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.model_file import (

@@ -18,9 +18,9 @@ import yaml
 from PIL import Image
 from pycocotools.coco import COCO
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.readers.voc.xml_file import read_voc_annotation
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.inference import predict
 from densenet_backbones.inference.detection_tiles import _merge, detect_in_tiles
 from densenet_backbones.inference.inputs import clips, downloads, image_windows

@@ -8,8 +8,8 @@ import yaml
 from tiny_runs import DETECTOR_ARGS, PYRAMID_ARGS, training_arguments
 from tiny_segmenters import UNET_ARGS, segmentation_arguments
 
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.mask_samples import MaskClasses
-from densenet_backbones.data.samples import Categories
 from densenet_backbones.heads.renamed_options import NESTED, RENAMED, rename_options
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.loading import load

@@ -222,8 +222,8 @@ def test_legends_list_classes_where_there_is_room():
 
 
 def test_masks_and_keypoints_go_into_every_form(detections, tmp_path):
-    from densenet_backbones.data.run_lengths import encode_masks
-    from densenet_backbones.data.samples import Categories
+    from densenet_backbones.data.categories import Categories
+    from densenet_backbones.data.masks.run_lengths import encode_masks
     from densenet_backbones.inference.results import formats
 
     square = torch.zeros(1, 40, 50, dtype=torch.uint8)

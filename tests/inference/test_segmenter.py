@@ -10,10 +10,10 @@ import torch
 from tiny_segmenters import UNET_ARGS
 
 from densenet_backbones.checkpoints import CheckpointError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.mask_samples import MaskClasses
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.heads.backbones import LOADED_LATER
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.model_file import read_model_file, save_model

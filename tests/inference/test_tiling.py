@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.inference.inputs import image_windows
 from densenet_backbones.inference.inputs.image_windows import ImageWindows
 from densenet_backbones.inference.tiling import Tiling, blend_tiles

@@ -10,9 +10,9 @@ from instance_sets import change, write_instances
 from mask_sets import some_masks, write_camvid, write_image
 from PIL import Image
 
+from densenet_backbones.data.faults import Problem
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
-from densenet_backbones.data.samples import Problem
 from densenet_backbones.inspection import command
 from densenet_backbones.inspection.command import make_parser
 from densenet_backbones.inspection.defects import name_kind

@@ -18,7 +18,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from densenet_backbones.data.samples import Categories
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.metrics.coco import CocoMetric, format_coco_results
 from densenet_backbones.metrics.coco_evaluation import evaluate_coco
 from densenet_backbones.reporting.tables import format_table

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from densenet_backbones.data.run_lengths import encode_masks
-from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.masks.run_lengths import encode_masks
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.metrics.coco_evaluation import evaluate_coco
 from densenet_backbones.metrics.coco_truth import choose_sigmas, complete_truth
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.metrics.confusion import confusion_matrix, normalize_rows
 
 CATEGORIES = Categories(("ant", "bee"), (4, 9))

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.metrics.error_kinds import IGNORED, KINDS, find_errors
 
 NOTHING = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.metrics import voc
 from densenet_backbones.metrics.voc import evaluate_voc, voc_average_precision
 from densenet_backbones.reporting.tables import format_voc_table

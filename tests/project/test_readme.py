@@ -21,8 +21,8 @@ from pages import BLOCKS, PAGES, ROOMS, Page, programs
 from row_scripts import run_script
 
 from densenet_backbones.benchmark.subcommands import SUBCOMMANDS
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
-from densenet_backbones.data.samples import Categories
 from densenet_backbones.data.scenes.generation import generate_scenes
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet

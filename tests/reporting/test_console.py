@@ -19,8 +19,10 @@ from rich.table import Table
 
 from densenet_backbones.checkpoints.__main__ import main as inspect
 from densenet_backbones.data import files
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.faults import Problem
 from densenet_backbones.data.mask_samples import MaskClasses, MaskRecord, SegmentationSet
-from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord, Problem
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.data.scenes.__main__ import main as draw_scenes
 from densenet_backbones.file_writing import save_csv
 from densenet_backbones.messages import describe_error, print_lines, quote_word, show_controls

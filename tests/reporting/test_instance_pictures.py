@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from densenet_backbones.data.run_lengths import encode_masks
+from densenet_backbones.data.masks.run_lengths import encode_masks
 from densenet_backbones.data.samples import Sample
 from densenet_backbones.reporting.colors import get_class_color
 from densenet_backbones.reporting.instance_pictures import (

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from densenet_backbones.data.samples import Categories
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.metrics.coco import format_coco_results
 from densenet_backbones.metrics.coco_evaluation import evaluate_coco
 from densenet_backbones.metrics.voc import VocClass, VocEvaluation

@@ -15,7 +15,7 @@ from tiny_runs import DETECTOR_ARGS, files_below
 
 from densenet_backbones import load
 from densenet_backbones.checkpoints import CheckpointError, hub, read_state_dict
-from densenet_backbones.data.samples import Categories
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.inference import predict
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.model_file import save_model

@@ -32,9 +32,10 @@ from scipy.io import savemat
 from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.checkpoints.inspection import inspect_file
 from densenet_backbones.checkpoints.reading import read_state_dict
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.instances import keep_learnable_objects, read_instances
-from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import MaskClasses
+from densenet_backbones.data.masks.code import MaskCode
 from densenet_backbones.data.readers.coco.boxes import read_coco
 from densenet_backbones.data.readers.coco.masks import read_coco_masks
 from densenet_backbones.data.readers.coco.panoptic import read_coco_panoptic
@@ -42,7 +43,6 @@ from densenet_backbones.data.readers.masks.classes_file import read_classes_file
 from densenet_backbones.data.readers.voc.boxes import read_split, read_voc
 from densenet_backbones.data.readers.voc.masks import read_label_map
 from densenet_backbones.data.readers.voc.sbd import read_mat_mask
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.model_file import read_model_file
 from densenet_backbones.inference.segmenter import SegmenterSpec

@@ -6,8 +6,8 @@ from PIL import Image
 from tiny_runs import DETECTOR_ARGS
 from tiny_segmenters import UNET_ARGS
 
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.mask_samples import MaskClasses
-from densenet_backbones.data.samples import Categories
 from densenet_backbones.demo.answers import Model
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.model_file import save_model

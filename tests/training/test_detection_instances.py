@@ -15,8 +15,8 @@ from densenet_backbones.data.augment.instances import InstanceAugmentation
 from densenet_backbones.data.augment.presets import ModelInput, choose_augmentation
 from densenet_backbones.data.boxes import masks_to_boxes
 from densenet_backbones.data.detection import DetectionData, DetectionImages
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.detection_sources import read_detection
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.heads.detection.transform import DetectionTransform
 from densenet_backbones.training.detection_task import (
     read_model_input,

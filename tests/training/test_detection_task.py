@@ -10,8 +10,8 @@ from tiny_runs import DETECTOR_ARGS, PYRAMID_ARGS
 from torch import nn
 
 from densenet_backbones.data.augment.presets import ModelInput
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.detection import DetectionData
-from densenet_backbones.data.samples import Categories
 from densenet_backbones.training.callbacks import EMA
 from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.optimization import Optimizer, Schedule, count_images_per_step

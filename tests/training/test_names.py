@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from densenet_backbones.data.image_sources import Source
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,9 +17,8 @@ from pycocotools.cocoeval import COCOeval
 from tiny_runs import DETECTOR_ARGS
 
 from densenet_backbones.data.detection import DetectionData
-from densenet_backbones.data.loading import Source
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.detection_sources import read_detection
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.metrics.coco_truth import COCO_SIGMAS, choose_sigmas
 from densenet_backbones.reporting import detection_report
 from densenet_backbones.training.detection_task import DetectionTask

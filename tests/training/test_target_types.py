@@ -5,7 +5,7 @@ import inspect
 import pytest
 from torch import nn
 
-from densenet_backbones.data.samples import Categories
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.torchvision_models import DETECTORS
 from densenet_backbones.training.detection_task import (
     add_num_keypoints,

@@ -7,8 +7,9 @@ import pytest
 from instance_sets import change, write_instances
 from tiny_runs import signals_as_before, training_arguments
 
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.detection import DetectionData
-from densenet_backbones.data.samples import Categories, DataError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.sets.split_file import SPLIT_FILE, read_split
 from densenet_backbones.training.cli import train_det
 from densenet_backbones.training.evaluate import main as evaluate

@@ -23,8 +23,8 @@ from densenet_backbones.data.augment.pipelines import Key, Others, compose, run
 from densenet_backbones.data.augment.seeding import make_generator
 from densenet_backbones.data.augment.ssd import IMAGENET_MEAN
 from densenet_backbones.data.boxes import clip_boxes
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.instances import Instances, unlabel_outside
-from densenet_backbones.data.samples import DataError
 
 # Reads another image of the data set, which random numbers choose.
 DrawObjects = Callable[[np.random.Generator], tuple[np.ndarray, Instances]]

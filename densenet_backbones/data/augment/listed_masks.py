@@ -13,8 +13,8 @@ from densenet_backbones.data.augment.listing import MOSAIC, Entries, MixUp, buil
 from densenet_backbones.data.augment.pipelines import Key, Others, compose, run
 from densenet_backbones.data.augment.segmentation import ScaleCrop
 from densenet_backbones.data.augment.ssd import IMAGENET_MEAN
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.mask_samples import IGNORED
-from densenet_backbones.data.samples import DataError
 
 # Reads another image of the data set, which random numbers choose.
 DrawMask = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]

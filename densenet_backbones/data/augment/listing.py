@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import albumentations as A
 from albumentations.core.type_definitions import Targets
 
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.messages import nearest, one_sentence
 
 Entries = Sequence[dict[str, Any]]  # as written in YAML

@@ -11,7 +11,7 @@ import albumentations as A
 import numpy as np
 
 from densenet_backbones.data.augment.seeding import make_generator, reseed
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.messages import describe_error, one_sentence
 
 Key = tuple[int, ...]

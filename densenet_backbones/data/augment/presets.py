@@ -13,8 +13,8 @@ from densenet_backbones.data.augment.instances import InstanceAugmentation
 from densenet_backbones.data.augment.listed import ListedAugmentation
 from densenet_backbones.data.augment.listing import Entries
 from densenet_backbones.data.augment.ssd import IMAGENET_MEAN
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.instances import TargetType
-from densenet_backbones.data.samples import DataError
 
 AnyPreset = Literal["ssd", "light", "flip", "multiscale", "lsj", "none"]
 JITTERED = 1024 / 800  # of the model's shortest side: the canvas of "lsj" in torchvision's training

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import quote, spread
-from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import IGNORED, MaskReader, MaskRecord, SegmentationSet
-from densenet_backbones.data.mask_statistics import count_class_pixels, thin_out
+from densenet_backbones.data.masks.code import MaskCode
+from densenet_backbones.data.masks.statistics import count_class_pixels, thin_out
 from densenet_backbones.data.readers.coco.masks import InstanceMask
 from densenet_backbones.data.readers.masks.files import MaskFile, RelabeledMask
-from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Outline
+from densenet_backbones.data.samples import DetectionSet, ImageRecord, Outline
 
 AnySet = DetectionSet | SegmentationSet
 

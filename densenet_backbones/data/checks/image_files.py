@@ -15,10 +15,11 @@ from itertools import chain
 from typing import NamedTuple
 
 from densenet_backbones.data.checks.contents import AnySet
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import quote, spread
 from densenet_backbones.data.images import read_reduced_image
 from densenet_backbones.data.mask_samples import MaskRecord
-from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 
 EVALUATED_COMPARED = 2000  # images of an evaluated set that are looked for among the others
 PIECES_READ = 4000  # training images of an evaluated one's size whose piece is read

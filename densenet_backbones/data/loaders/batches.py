@@ -10,7 +10,7 @@ import cv2
 from torch.utils.data import DataLoader, Dataset
 
 from densenet_backbones.data.loaders.guarded import UnusableImages, notice_dead_workers
-from densenet_backbones.data.samplers import EpochSampler, ShardSampler
+from densenet_backbones.data.loaders.samplers import EpochSampler, ShardSampler
 
 T = TypeVar("T")
 

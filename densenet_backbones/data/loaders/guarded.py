@@ -12,8 +12,8 @@ from typing import Any, Literal, cast
 
 from torch.utils.data import Dataset
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import ImageSizeError
-from densenet_backbones.data.samples import DataError
 
 BadImages = Literal["stop", "skip"]
 MOST_IN_A_ROW = 100  # unusable images that are passed over for one that is not: 1 in 100 is none

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from densenet_backbones.data.faults import DataError, Problem
 from densenet_backbones.data.files import map_in_threads, refuse_faults, spread
 from densenet_backbones.data.images import (
     ImageSizeError,
@@ -23,7 +24,7 @@ from densenet_backbones.data.images import (
 )
 from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
 from densenet_backbones.data.packing.records import select_records
-from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord, Problem
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 
 HEADERS_READ = 2000  # a fraction of a second on a local disk
 DECODED = 16  # images of any set: a decoder that lacks a format shows in the first of them

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import quote
 from densenet_backbones.data.instances import order_keypoints
 from densenet_backbones.data.readers.coco.boxes import has_coco_layout, read_coco
@@ -15,13 +17,7 @@ from densenet_backbones.data.readers.voc.boxes import has_voc_layout, read_voc
 from densenet_backbones.data.readers.voc.loose import read_loose_voc
 from densenet_backbones.data.recognition.formats import find_part, read_foreign
 from densenet_backbones.data.recognition.recognize import recognize
-from densenet_backbones.data.samples import (
-    Annotation,
-    Categories,
-    DataError,
-    DetectionSet,
-    ImageRecord,
-)
+from densenet_backbones.data.samples import Annotation, DetectionSet, ImageRecord
 
 Layout = Literal["auto", "coco", "voc", "yolo", "labelme", "cvat", "csv"]
 Source = tuple[str | Path, str] | Sequence[str] | Mapping[str, Any]

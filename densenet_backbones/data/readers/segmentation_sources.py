@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import quote
 from densenet_backbones.data.mask_samples import MaskRecord, MaskTask, SegmentationSet
 from densenet_backbones.data.readers.coco.boxes import has_coco_layout
@@ -27,7 +28,6 @@ from densenet_backbones.data.readers.voc.masks import has_voc_masks, read_voc_ma
 from densenet_backbones.data.readers.voc.sbd import has_sbd_layout, read_sbd_masks
 from densenet_backbones.data.recognition.formats import read_foreign
 from densenet_backbones.data.recognition.recognize import recognize
-from densenet_backbones.data.samples import DataError
 
 MaskLayout = Literal[
     "auto", "folders", "voc", "sbd", "coco_panoptic", "coco_instances", "yolo", "labelme", "cvat"

@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import check_relative_path, track_progress
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.untrusted.limits import (
     FREE_ARCHIVE_BYTES,
     MAX_ARCHIVE_BYTES,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.foreign.content import CocoContent, Finding, ForeignFormat
 from densenet_backbones.data.readers.foreign.cvat import CVAT
 from densenet_backbones.data.readers.foreign.labelme import LABELME
@@ -13,7 +14,6 @@ from densenet_backbones.data.readers.voc.loose import find_voc
 from densenet_backbones.data.recognition.sniffing import describe_files
 from densenet_backbones.data.recognition.splits import WHOLE, match_split, order_splits
 from densenet_backbones.data.recognition.tree import Tree
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
 
 FOREIGN: Mapping[str, ForeignFormat] = {

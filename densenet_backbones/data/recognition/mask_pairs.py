@@ -15,13 +15,13 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import spread
 from densenet_backbones.data.images import open_image
-from densenet_backbones.data.mask_code import pack_colors, unpack_color
+from densenet_backbones.data.masks.code import pack_colors, unpack_color
 from densenet_backbones.data.readers.masks.files import MASK_SUFFIXES
 from densenet_backbones.data.recognition.splits import WHOLE, find_split_word
 from densenet_backbones.data.recognition.tree import Tree
-from densenet_backbones.data.samples import DataError
 
 _MASK_WORD = re.compile(r"mask|label|annot|seg|gt|truth|target", re.I)
 _MOST_PATTERNS = 40  # of folders, each pair of which is compared

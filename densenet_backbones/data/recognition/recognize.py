@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.masks.classes_file import CLASSES_FILE
 from densenet_backbones.data.recognition.archives import unpack_archive
 from densenet_backbones.data.recognition.coco_files import (
@@ -34,7 +35,6 @@ from densenet_backbones.data.recognition.sniffing import (
 )
 from densenet_backbones.data.recognition.splits import WHOLE, match_split, order_splits
 from densenet_backbones.data.recognition.tree import ANNOTATION_SUFFIXES, Tree
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest, quote_word
 
 _TEACHES = {"detection": {"boxes"}, "segmentation": {"masks", "semantic"}}

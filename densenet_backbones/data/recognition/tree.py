@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import IMAGE_SUFFIXES, quote
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.sets.split_file import SPLIT_FILE
 from densenet_backbones.untrusted.limits import MAX_FOLDER_DEPTH, MAX_LISTED_FILES
 

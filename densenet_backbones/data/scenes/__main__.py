@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.scenes import generation
 from densenet_backbones.data.scenes.generation import MADE_BY
 from densenet_backbones.messages import CommandParser, print_lines

@@ -28,7 +28,8 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from densenet_backbones.data.samples import Annotation, DataError, ImageEntry
+from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.samples import Annotation, ImageEntry
 from densenet_backbones.data.scenes import annotations as forms
 from densenet_backbones.data.scenes.drawing import MIN_SIDE, Scene, draw_scene
 from densenet_backbones.file_writing import save_json

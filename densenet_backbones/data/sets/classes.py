@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import quote
 from densenet_backbones.data.mask_samples import (
     BACKGROUND,
@@ -18,7 +19,7 @@ from densenet_backbones.data.mask_samples import (
 )
 from densenet_backbones.data.packing.records import PackedRecords
 from densenet_backbones.data.readers.masks.files import RelabeledMask, reorder_classes
-from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.messages import nearest
 
 S = TypeVar("S", DetectionSet, SegmentationSet)

@@ -7,10 +7,11 @@ import numpy as np
 
 from densenet_backbones.data.checks.contents import AnySet
 from densenet_backbones.data.checks.image_files import find_copies, list_image_files
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import map_in_threads, quote
 from densenet_backbones.data.mask_samples import IGNORED, MaskRecord
 from densenet_backbones.data.readers.coco.masks import InstanceMask
-from densenet_backbones.data.samples import DataError, DetectionSet
+from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.sets.stratification import Group
 
 MASKS_READ = 2000

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import quote
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.sets.stratification import TRAIN, VAL
 from densenet_backbones.file_writing import save_json
 from densenet_backbones.untrusted.limits import MAX_LIST_FILE

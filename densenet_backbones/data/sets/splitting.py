@@ -8,9 +8,10 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.mask_samples import SegmentationSet
 from densenet_backbones.data.packing.records import select_records
-from densenet_backbones.data.samples import DataError, DetectionSet
+from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.sets.grouping import describe_groups, group_images
 from densenet_backbones.data.sets.split_file import StoredSplit, read_split, write_split
 from densenet_backbones.data.sets.stratification import OPEN, TRAIN, VAL, assign_sides

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.files import IMAGE_SUFFIXES, check_relative_path
 from densenet_backbones.data.mask_samples import SegmentationSet
-from densenet_backbones.data.samples import Categories, CategoryEntry, DetectionSet
+from densenet_backbones.data.samples import CategoryEntry, DetectionSet
 from densenet_backbones.data.writers.objects import WritableObject, list_writable, make_objects
 from densenet_backbones.data.writers.output import ImagePlacer, make_unique_names
 from densenet_backbones.file_writing import save_json

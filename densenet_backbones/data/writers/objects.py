@@ -10,16 +10,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.files import track_progress
 from densenet_backbones.data.mask_samples import BACKGROUND, IGNORED, SegmentationSet
 from densenet_backbones.data.readers.coco.outlines import make_box_outline
-from densenet_backbones.data.samples import (
-    Annotation,
-    Categories,
-    DetectionSet,
-    ImageRecord,
-    Outline,
-)
+from densenet_backbones.data.samples import Annotation, DetectionSet, ImageRecord, Outline
 from densenet_backbones.data.scenes.annotations import (
     compute_mask_box,
     encode_run_lengths,

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image
-from densenet_backbones.data.samples import DataError
 
 _NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\u2028\u2029\\/:*?\"<>|,]")
 _JPEG_QUALITY = 95  # of images that are turned upright

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import IMAGE_SUFFIXES, quote
 from densenet_backbones.data.mask_samples import (
     IGNORED,
@@ -21,7 +22,7 @@ from densenet_backbones.data.mask_samples import (
     SegmentationSet,
     voc_color,
 )
-from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.data.writers.objects import (
     WritableObject,
     list_visible_keypoints,

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.mask_samples import SegmentationSet
-from densenet_backbones.data.samples import DataError, DetectionSet
+from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.writers.coco import write_coco
 from densenet_backbones.data.writers.output import ImagePlacer, fill_folder
 from densenet_backbones.data.writers.voc import write_voc

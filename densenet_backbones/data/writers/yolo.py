@@ -13,10 +13,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.files import IMAGE_SUFFIXES, check_relative_path
 from densenet_backbones.data.mask_samples import SegmentationSet
 from densenet_backbones.data.readers.coco.outlines import draw_outline
-from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord, Outline
+from densenet_backbones.data.samples import DetectionSet, ImageRecord, Outline
 from densenet_backbones.data.writers.objects import (
     WritableObject,
     has_outlines,

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densenet_backbones.checkpoints import CheckpointError
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.mask_samples import MaskClasses
-from densenet_backbones.data.run_lengths import Detections as RawDetections
-from densenet_backbones.data.samples import Categories
+from densenet_backbones.data.masks.run_lengths import Detections as RawDetections
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.exported.runtimes import Runtime, open_runtime, read_json

@@ -18,8 +18,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import convert_picture, open_image
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.file_writing import replace_file
 from densenet_backbones.untrusted.limits import MAX_PIXELS
 

@@ -8,7 +8,7 @@ from http.client import HTTPMessage
 from pathlib import Path
 from typing import IO
 
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.untrusted.limits import MAX_DOWNLOAD, MAX_DOWNLOAD_SECONDS
 
 _SCHEMES = ("http://", "https://")

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import ImageFile
 from tifffile import TiffFile, TiffPage
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import open_image, read_image
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.inference.inputs.image_tensors import ReadImage
 from densenet_backbones.inference.tiling import Window
 from densenet_backbones.untrusted.limits import MAX_PIXELS

@@ -8,8 +8,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import open_image
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.inference.inputs.downloads import is_url, name_file
 from densenet_backbones.untrusted.limits import MAX_LIST_FILE
 from densenet_backbones.untrusted.reading import read_bytes

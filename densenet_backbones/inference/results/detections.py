@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from densenet_backbones.data.run_lengths import decode_mask
-from densenet_backbones.data.samples import Categories, RunLengths
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.masks.run_lengths import decode_mask
+from densenet_backbones.data.samples import RunLengths
 from densenet_backbones.inference.inputs.image_tensors import ReadImage
 from densenet_backbones.inference.results import formats
 from densenet_backbones.inference.results.base import ImageResult, import_extra

@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from densenet_backbones.data.run_lengths import decode_mask
-from densenet_backbones.data.samples import Categories, RunLengths
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.masks.run_lengths import decode_mask
+from densenet_backbones.data.samples import RunLengths
 
 JsonDict = dict[str, Any]
 CSV_COLUMNS = ("file", "frame", "name", "score", "x1", "y1", "x2", "y2")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from densenet_backbones.data.mask_samples import Color
-from densenet_backbones.data.run_lengths import encode_masks
+from densenet_backbones.data.masks.run_lengths import encode_masks
 from densenet_backbones.inference.inputs.image_tensors import ReadImage
 from densenet_backbones.inference.results import formats
 from densenet_backbones.inference.results.base import ImageResult, import_extra

@@ -9,9 +9,10 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.mask_samples import MaskRecord
-from densenet_backbones.data.samples import DataError, DetectionSet, ImageRecord
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.file_writing import save_csv, save_json, save_text
 from densenet_backbones.messages import show_controls
 from densenet_backbones.metrics.coco import PREFIXES, CocoMetric

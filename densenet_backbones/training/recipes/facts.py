@@ -8,8 +8,9 @@ import numpy as np
 from lightning.pytorch.cli import LightningArgumentParser
 
 from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.loading import AnyData
-from densenet_backbones.data.samples import DataError, DetectionSet
+from densenet_backbones.data.samples import DetectionSet
 
 Kind = Literal["boxes", "masks", "keypoints", "semantic"]
 

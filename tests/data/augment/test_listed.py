@@ -18,9 +18,9 @@ from densenet_backbones.data.augment.seeding import reseed
 from densenet_backbones.data.boxes import masks_to_boxes
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.detection_images import DetectionImages
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.instances import Instances
 from densenet_backbones.data.readers.detection_sources import read_detection
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
 
 ALL = ("boxes", "masks", "keypoints")

@@ -19,7 +19,6 @@ from mask_sets import (
     write_voc,
 )
 
-from densenet_backbones.data import mask_statistics
 from densenet_backbones.data.checks.contents import (
     refuse_unlearnable,
     remark_on_corners,
@@ -29,9 +28,10 @@ from densenet_backbones.data.checks.contents import (
 )
 from densenet_backbones.data.checks.remarks import remark_on_data
 from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.masks import statistics as mask_statistics
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
 from densenet_backbones.reporting.segmentation_report import tabulate_data
 from densenet_backbones.reporting.tables import render

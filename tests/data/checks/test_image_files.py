@@ -10,12 +10,13 @@ from instance_sets import write_instances
 from mask_sets import some_masks, write_coco
 from PIL import Image
 
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.checks import image_files
 from densenet_backbones.data.checks.image_files import list_image_files, remark_on_dark
 from densenet_backbones.data.checks.remarks import remark_on_data
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
-from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 
 
 def make_set(paths, size=(8, 8), name="data/part"):

@@ -17,6 +17,7 @@ from tiny_runs import training_arguments
 from torch.utils.data import Dataset
 
 from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import ImageSizeError
 from densenet_backbones.data.loaders.batches import read_batches
 from densenet_backbones.data.loaders.guarded import (
@@ -25,7 +26,6 @@ from densenet_backbones.data.loaders.guarded import (
     GuardedImages,
     describe_dead_worker,
 )
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
 
 

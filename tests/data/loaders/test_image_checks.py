@@ -9,10 +9,10 @@ from instance_sets import write_instances
 from PIL import Image
 
 from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.loaders import image_checks
 from densenet_backbones.data.loaders.image_checks import check_images, looks_whole
 from densenet_backbones.data.readers.coco.boxes import read_coco
-from densenet_backbones.data.samples import DataError
 
 FORMATS = ["jpg", "png", "gif", "bmp", "webp"]
 

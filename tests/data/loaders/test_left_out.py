@@ -6,10 +6,10 @@ import mask_sets
 import pytest
 from instance_sets import write_instances
 
-from densenet_backbones.data import mask_statistics
 from densenet_backbones.data.checks.contents import remark_on_untaught_classes
 from densenet_backbones.data.detection import DetectionData
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.masks import statistics as mask_statistics
 from densenet_backbones.data.segmentation import SegmentationData
 
 WRITERS = {

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.packing.records import pack_records
-from densenet_backbones.data.samples import Categories, DetectionSet, ImageRecord
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 
 NUMBERS = st.floats(allow_nan=False, width=64)
 IDS = st.integers(-(2**63), 2**63 - 1)

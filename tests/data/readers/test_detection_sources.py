@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from densenet_backbones.data import files
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.loaders import image_checks
 from densenet_backbones.data.loaders.image_checks import check_images
 from densenet_backbones.data.readers.detection_sources import (
     read_detection,
 )
-from densenet_backbones.data.samples import Categories, DataError
 from densenet_backbones.data.sets.classes import keep_classes
 from densenet_backbones.data.sets.counts import ClassCount, count_classes
 from densenet_backbones.data.sets.splitting import sample_subset

@@ -17,10 +17,10 @@ from mask_sets import (
     write_voc,
 )
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.mask_samples import MaskClasses
 from densenet_backbones.data.readers.masks.files import has_unknown_classes
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
 
 LAYOUTS = {
@@ -122,7 +122,7 @@ def test_a_class_without_pixels_may_be_unknown(layout, tmp_path, monkeypatch):
         labels = np.array([known.names.index(own[0]), known.names.index(own[1])])
         np.testing.assert_array_equal(record.read_mask(), labels[mask])
     # With a pixel of it the set is refused before its first use, however large it is.
-    monkeypatch.setattr("densenet_backbones.data.mask_statistics.CHECKED_UP_TO", 1)
+    monkeypatch.setattr("densenet_backbones.data.masks.statistics.CHECKED_UP_TO", 1)
     found["im2"][3, 4] = 2
     write(root, found, "val")
     message = rf"1 of 3 masks cannot be used: .*im2\.\w+: has 1 pixels of the class '{lost}'"

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.masks.run_lengths import decode_mask
 from densenet_backbones.data.readers.coco.results import match_results, read_results
-from densenet_backbones.data.run_lengths import decode_mask
-from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.untrusted import limits
 
 SQUARE = [[10, 10, 30, 10, 30, 20, 10, 20]]

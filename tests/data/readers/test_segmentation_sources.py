@@ -16,9 +16,9 @@ from mask_sets import (
     write_voc,
 )
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.loaders.image_checks import check_images
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.sets.splitting import sample_subset
 
 WRITERS = {

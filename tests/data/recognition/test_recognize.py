@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from densenet_backbones.data.image_sources import Source
 from foreign_sets import (
     PICTURES,
     coco_json,
@@ -26,12 +27,11 @@ from foreign_sets import (
 )
 
 from densenet_backbones.data.detection import DetectionData
-from densenet_backbones.data.loading import Source
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.recognition.archives import unpack_archive
 from densenet_backbones.data.recognition.recognize import recognize
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.segmentation import SegmentationData
 
 

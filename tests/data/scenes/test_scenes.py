@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.scenes import annotations as forms
 from densenet_backbones.data.scenes.__main__ import main
 from densenet_backbones.data.scenes.drawing import (

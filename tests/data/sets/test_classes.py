@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from instance_sets import write_instances
 from mask_sets import masks, some_masks, write_camvid, write_coco
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.mask_samples import IGNORED
 from densenet_backbones.data.readers.coco.boxes import read_coco
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.sets.classes import (
     ClassChanges,
     change_classes,

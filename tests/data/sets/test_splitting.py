@@ -10,8 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mask_sets import some_masks, write_camvid, write_coco, write_image
 
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
-from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.data.sets.split_file import SPLIT_FILE, name_split_file, read_split
 from densenet_backbones.data.sets.splitting import SplitOptions, split_set
 

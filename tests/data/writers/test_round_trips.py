@@ -13,12 +13,14 @@ from instance_sets import KEYPOINTS, write_instances
 from mask_sets import masks, some_masks, write_camvid, write_coco, write_voc
 from PIL import Image
 
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.instances import read_instances
 from densenet_backbones.data.readers.coco.boxes import read_coco
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
-from densenet_backbones.data.samples import Categories, DataError, DetectionSet, ImageRecord
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.data.writers.writing import WRITERS, write_data_set
 
 NAMES = ("cat", "dog & <cat>", "100 %", "épée: 'x', \"y\"")

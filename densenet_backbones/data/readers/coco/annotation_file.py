@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.faults import DataError, Problem
 from densenet_backbones.data.files import quote
 from densenet_backbones.data.packing.annotations import (
     AnnotationTable,
@@ -37,7 +39,6 @@ from densenet_backbones.data.readers.coco.json_values import (
     translate_json_errors,
 )
 from densenet_backbones.data.readers.foreign.content import CocoContent
-from densenet_backbones.data.samples import Categories, DataError, Problem
 from densenet_backbones.untrusted.limits import MAX_JSON_FILE, MAX_PATH, MAX_SIDE
 from densenet_backbones.untrusted.reading import check_file
 

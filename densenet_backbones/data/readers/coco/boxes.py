@@ -26,6 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from densenet_backbones.data.boxes import OVERHANG, clip_boxes, describe_box_fault, measure_overhang
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.faults import DataError, Problem
 from densenet_backbones.data.files import list_files, list_folders, quote, refuse_if_strict
 from densenet_backbones.data.images import read_image_size
 from densenet_backbones.data.packing.blobs import pack_blobs
@@ -33,13 +35,7 @@ from densenet_backbones.data.packing.records import PackedRecords, RecordColumns
 from densenet_backbones.data.readers.coco.annotation_file import CocoFile, read_coco_file
 from densenet_backbones.data.readers.foreign.content import CocoContent
 from densenet_backbones.data.recognition.tree import Tree
-from densenet_backbones.data.samples import (
-    Categories,
-    DataError,
-    DetectionSet,
-    ImageRecord,
-    Problem,
-)
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.messages import nearest
 
 _BESIDE = "_annotations.coco.json"

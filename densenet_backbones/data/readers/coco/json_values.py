@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import check_relative_path
-from densenet_backbones.data.samples import Annotation, Categories, DataError
+from densenet_backbones.data.samples import Annotation
 from densenet_backbones.messages import advise
 from densenet_backbones.untrusted.limits import (
     MAX_CLASSES,

@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.faults import DataError, Problem
 from densenet_backbones.data.files import refuse_if_strict
 from densenet_backbones.data.mask_samples import (
     BACKGROUND,
@@ -38,12 +40,9 @@ from densenet_backbones.data.readers.foreign.content import CocoContent
 from densenet_backbones.data.readers.masks.files import reorder_classes
 from densenet_backbones.data.samples import (
     Annotation,
-    Categories,
-    DataError,
     DetectionSet,
     ImageRecord,
     Outline,
-    Problem,
     RunLengths,
 )
 from densenet_backbones.untrusted.limits import MAX_MASK_PIXELS, MAX_PIXELS

@@ -14,8 +14,9 @@ from typing import cast
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.coco.json_values import abbreviate
-from densenet_backbones.data.samples import DataError, Outline, RunLengths
+from densenet_backbones.data.samples import Outline, RunLengths
 from densenet_backbones.untrusted.limits import (
     MAX_OUTLINE_LENGTH,
     MAX_OUTLINE_WORK,

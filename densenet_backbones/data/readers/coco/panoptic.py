@@ -8,6 +8,7 @@ ids; the id 0 (void) and crowds are ignored.
 from collections.abc import Sequence
 from pathlib import Path
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import (
     check_relative_path,
     list_files,
@@ -16,7 +17,6 @@ from densenet_backbones.data.files import (
     track_progress,
 )
 from densenet_backbones.data.images import read_image_size
-from densenet_backbones.data.mask_code import MaskCode, ValueMap
 from densenet_backbones.data.mask_samples import (
     IGNORED,
     Color,
@@ -26,6 +26,7 @@ from densenet_backbones.data.mask_samples import (
     is_color,
     voc_color,
 )
+from densenet_backbones.data.masks.code import MaskCode, ValueMap
 from densenet_backbones.data.readers.coco.boxes import (
     find_folder_with,
     find_split,
@@ -42,7 +43,6 @@ from densenet_backbones.data.readers.coco.json_values import (
     read_integer,
 )
 from densenet_backbones.data.readers.masks.files import MaskFile, compare_sizes, reorder_classes
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
 
 _PREFIX = "panoptic_"

@@ -13,6 +13,8 @@ from typing import Any, cast
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import quote
 from densenet_backbones.data.instances import TargetType
 from densenet_backbones.data.readers.coco.json_values import (
@@ -26,13 +28,7 @@ from densenet_backbones.data.readers.coco.json_values import (
     read_integer,
 )
 from densenet_backbones.data.readers.coco.outlines import encode_outline
-from densenet_backbones.data.samples import (
-    Categories,
-    DataError,
-    DetectionSet,
-    ImageRecord,
-    Outline,
-)
+from densenet_backbones.data.samples import DetectionSet, ImageRecord, Outline
 from densenet_backbones.messages import nearest
 from densenet_backbones.untrusted.limits import MAX_RESULTS_FILE
 from densenet_backbones.untrusted.reading import check_file

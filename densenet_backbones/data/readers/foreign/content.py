@@ -6,15 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from densenet_backbones.data.faults import DataError, Problem
 from densenet_backbones.data.recognition.splits import OTHERS, WHOLE, find_split_word
 from densenet_backbones.data.recognition.tree import Tree
-from densenet_backbones.data.samples import (
-    Annotation,
-    CategoryEntry,
-    DataError,
-    Outline,
-    Problem,
-)
+from densenet_backbones.data.samples import Annotation, CategoryEntry, Outline
 from densenet_backbones.untrusted.limits import MAX_COORDINATE, MAX_NAME
 
 

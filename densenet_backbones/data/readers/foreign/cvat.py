@@ -17,6 +17,7 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import iterparse
 from pycocotools import mask as coco_mask
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.foreign.content import (
     CocoContent,
     Finding,
@@ -29,7 +30,7 @@ from densenet_backbones.data.readers.foreign.content import (
 )
 from densenet_backbones.data.recognition.sniffing import choose_some, sniff_xml
 from densenet_backbones.data.recognition.tree import Tree
-from densenet_backbones.data.samples import DataError, Outline, RunLengths
+from densenet_backbones.data.samples import Outline, RunLengths
 from densenet_backbones.untrusted.limits import (
     MAX_CLASSES,
     MAX_KEYPOINTS,

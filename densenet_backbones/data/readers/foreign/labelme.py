@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import track_progress
 from densenet_backbones.data.readers.foreign.content import (
     CocoContent,
@@ -27,7 +28,6 @@ from densenet_backbones.data.readers.foreign.content import (
 )
 from densenet_backbones.data.recognition.sniffing import choose_some, sniff_json
 from densenet_backbones.data.recognition.tree import Tree
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.untrusted.limits import MAX_KEYPOINTS, MAX_SHAPES_FILE
 from densenet_backbones.untrusted.reading import parse_json, read_text
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.foreign.content import (
     CocoContent,
     Finding,
@@ -23,7 +24,6 @@ from densenet_backbones.data.readers.foreign.content import (
 )
 from densenet_backbones.data.recognition.sniffing import choose_some, read_ends
 from densenet_backbones.data.recognition.tree import Tree
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.untrusted.limits import MAX_CLASSES, MAX_SIDE, MAX_TABLE_FILE
 from densenet_backbones.untrusted.reading import check_file
 

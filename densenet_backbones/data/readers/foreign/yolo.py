@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import quote, track_progress
 from densenet_backbones.data.images import read_image_size
 from densenet_backbones.data.readers.foreign.content import (
@@ -27,7 +28,6 @@ from densenet_backbones.data.readers.foreign.content import (
 )
 from densenet_backbones.data.recognition.sniffing import choose_some, is_yolo_labels
 from densenet_backbones.data.recognition.tree import Tree
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.untrusted.limits import (
     MAX_CLASSES,
     MAX_KEYPOINTS,

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import check_relative_path
-from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import IGNORED, Color, MaskClasses, is_color, voc_color
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.masks.code import MaskCode
 from densenet_backbones.messages import nearest
 from densenet_backbones.untrusted.plain_yaml import parse_yaml, read_yaml
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import list_files, quote, refuse_faults, track_progress
 from densenet_backbones.data.images import STAND_IN, read_image_size
-from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import (
     IGNORED,
     MaskClasses,
@@ -18,8 +18,8 @@ from densenet_backbones.data.mask_samples import (
     describe_size_fault,
     voc_color,
 )
+from densenet_backbones.data.masks.code import MaskCode
 from densenet_backbones.data.packing.records import MappedRecords
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")  # JPEG and GIF writers change values

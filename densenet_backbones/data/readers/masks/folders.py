@@ -24,6 +24,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import (
     IMAGE_SUFFIXES,
     check_relative_path,
@@ -31,12 +32,12 @@ from densenet_backbones.data.files import (
     list_folders,
     quote,
 )
-from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import (
     IGNORED,
     MaskClasses,
     SegmentationSet,
 )
+from densenet_backbones.data.masks.code import MaskCode
 from densenet_backbones.data.readers.masks.classes_file import (
     CLASSES_FILE,
     FolderLayout,
@@ -49,7 +50,6 @@ from densenet_backbones.data.readers.masks.files import (
     reorder_classes,
 )
 from densenet_backbones.data.readers.voc.boxes import read_split
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.messages import nearest
 from densenet_backbones.untrusted.limits import MAX_LIST_FILE
 from densenet_backbones.untrusted.reading import read_text

@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from densenet_backbones.data.boxes import OVERHANG, clip_boxes, describe_box_fault, measure_overhang
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.faults import DataError, Problem
 from densenet_backbones.data.files import (
     IMAGE_SUFFIXES,
     check_relative_path,
@@ -33,14 +35,7 @@ from densenet_backbones.data.readers.voc.xml_file import (
     VocObject,
     read_voc_annotation,
 )
-from densenet_backbones.data.samples import (
-    Annotation,
-    Categories,
-    DataError,
-    DetectionSet,
-    ImageRecord,
-    Problem,
-)
+from densenet_backbones.data.samples import Annotation, DetectionSet, ImageRecord
 from densenet_backbones.messages import nearest
 from densenet_backbones.untrusted.limits import MAX_CLASSES, MAX_LIST_FILE
 from densenet_backbones.untrusted.reading import read_text

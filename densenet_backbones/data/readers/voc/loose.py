@@ -7,6 +7,7 @@ split; no lists are needed.
 from collections.abc import Sequence
 from pathlib import Path
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.foreign.content import (
     Finding,
     Item,
@@ -17,7 +18,7 @@ from densenet_backbones.data.readers.voc.boxes import name_classes, read_pairs
 from densenet_backbones.data.readers.voc.xml_file import VocAnnotation
 from densenet_backbones.data.recognition.sniffing import choose_some, sniff_xml
 from densenet_backbones.data.recognition.tree import Tree
-from densenet_backbones.data.samples import DataError, DetectionSet
+from densenet_backbones.data.samples import DetectionSet
 
 
 def find_voc(tree: Tree) -> Finding | None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from densenet_backbones.data.mask_code import MaskCode
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.mask_samples import (
     BACKGROUND,
     IGNORED,
@@ -22,6 +22,7 @@ from densenet_backbones.data.mask_samples import (
     SegmentationSet,
     voc_color,
 )
+from densenet_backbones.data.masks.code import MaskCode
 from densenet_backbones.data.readers.masks.files import (
     list_masks,
     read_file_records,
@@ -36,7 +37,6 @@ from densenet_backbones.data.readers.voc.boxes import (
     read_split,
     report_unannotated,
 )
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.untrusted.limits import MAX_YAML_FILE
 from densenet_backbones.untrusted.reading import read_text
 

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import IMAGE_SUFFIXES, list_files, track_progress
 from densenet_backbones.data.images import read_image_size
-from densenet_backbones.data.mask_code import MaskCode
 from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
+from densenet_backbones.data.masks.code import MaskCode
 from densenet_backbones.data.readers.masks.files import refuse_missing, reorder_classes
 from densenet_backbones.data.readers.voc.boxes import read_split, report_unannotated
 from densenet_backbones.data.readers.voc.masks import VOC_MASK_CLASSES
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.untrusted.limits import MAX_MAT_CONTENT, MAX_MAT_FILE
 from densenet_backbones.untrusted.reading import read_bytes
 

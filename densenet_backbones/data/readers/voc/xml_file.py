@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element, ParseError  # types only; defusedxml 
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from densenet_backbones.data.samples import DataError
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.untrusted.limits import MAX_COORDINATE, MAX_NAME, MAX_XML_FILE
 from densenet_backbones.untrusted.reading import read_bytes
 

@@ -13,9 +13,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.coco import boxes as coco
 from densenet_backbones.data.readers.coco.boxes import read_coco
-from densenet_backbones.data.samples import DataError
 
 CONTENT = {
     "images": [

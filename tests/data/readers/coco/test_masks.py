@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from mask_sets import NAMES, masks, some_masks, write_coco
 from pycocotools import mask as coco_mask
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.coco.masks import read_coco_masks
 from densenet_backbones.data.readers.coco.outlines import draw_outline, parse_run_lengths
-from densenet_backbones.data.samples import DataError
 from densenet_backbones.data.scenes import annotations as forms
 
 

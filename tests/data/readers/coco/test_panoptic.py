@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from mask_sets import COLORS, NAMES, masks, some_masks, write_mask, write_panoptic
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.coco.panoptic import has_panoptic_layout, read_coco_panoptic
-from densenet_backbones.data.samples import DataError
 
 
 @pytest.fixture

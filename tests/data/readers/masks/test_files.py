@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from mask_sets import COLORS, NAMES, write_image, write_mask
 
-from densenet_backbones.data.mask_code import MaskCode
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.mask_samples import MaskClasses, MaskRecord, SegmentationSet
+from densenet_backbones.data.masks.code import MaskCode
 from densenet_backbones.data.readers.masks.files import (
     MaskFile,
     has_unknown_classes,
@@ -17,7 +18,6 @@ from densenet_backbones.data.readers.masks.files import (
     refuse_missing,
     reorder_classes,
 )
-from densenet_backbones.data.samples import DataError
 
 CLASSES = MaskClasses.from_names(NAMES, colors=COLORS)
 IDS = MaskCode.from_classes(CLASSES)

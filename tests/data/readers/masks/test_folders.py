@@ -19,12 +19,12 @@ from mask_sets import (
     write_mask,
 )
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.masks.folders import (
     CAMVID_CLASSES,
     read_classes_file,
     read_mask_folders,
 )
-from densenet_backbones.data.samples import DataError
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.voc import boxes as voc
 from densenet_backbones.data.readers.voc.boxes import VOC_CLASSES, read_voc
-from densenet_backbones.data.samples import DataError
 
 DOG = {"name": "dog", "xmin": 3, "ymin": 5, "xmax": 20, "ymax": 25}
 

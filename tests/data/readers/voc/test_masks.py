@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from mask_sets import COLORS, NAMES, colored, masks, some_masks, write_mask, write_voc
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.mask_samples import voc_color
 from densenet_backbones.data.readers.voc.masks import (
     VOC_MASK_CLASSES,
     read_label_map,
     read_voc_masks,
 )
-from densenet_backbones.data.samples import DataError
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from mask_sets import masks, some_masks, write_mat, write_sbd
 from scipy.io import savemat
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.voc.masks import VOC_MASK_CLASSES
 from densenet_backbones.data.readers.voc.sbd import read_mat_mask, read_sbd_masks
-from densenet_backbones.data.samples import DataError
 
 
 @pytest.fixture

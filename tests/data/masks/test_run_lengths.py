@@ -12,8 +12,8 @@ from tiny_runs import RCNN_ARGS, shallow_heads
 from torchvision.models import get_model
 
 import densenet_backbones.torchvision_models  # noqa: F401 - registers our models
-from densenet_backbones.data import run_lengths
-from densenet_backbones.data.run_lengths import decode_mask, encode_masks, mirror_code
+from densenet_backbones.data.masks import run_lengths
+from densenet_backbones.data.masks.run_lengths import decode_mask, encode_masks, mirror_code
 from densenet_backbones.inference.detection_views import detect
 
 

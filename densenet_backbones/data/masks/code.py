@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import open_image
 from densenet_backbones.data.mask_samples import IGNORED, Color, MaskClasses
-from densenet_backbones.data.samples import DataError
 
 _UNKNOWN = 256  # beside the labels 0 .. 255 in tables
 # Pillow spreads gray of 2 and 4 bits over 0..255; ids must stay what they are in the file.

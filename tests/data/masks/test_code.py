@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from mask_sets import COLORS, NAMES, VOID, colored, masks, write_mask
 from PIL import Image
 
-from densenet_backbones.data.mask_code import (
+from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.mask_samples import IGNORED, MaskClasses
+from densenet_backbones.data.masks.code import (
     MaskCode,
     ValueMap,
     pack_color,
     pack_colors,
     unpack_color,
 )
-from densenet_backbones.data.mask_samples import IGNORED, MaskClasses
-from densenet_backbones.data.samples import DataError
 
 CLASSES = MaskClasses.from_names(NAMES, colors=COLORS)
 IDS = MaskCode.from_classes(CLASSES)

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mask_sets import some_masks, write_camvid, write_coco, write_mask, write_voc
 
-from densenet_backbones.data import mask_statistics
-from densenet_backbones.data.mask_statistics import (
+from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.masks import statistics as mask_statistics
+from densenet_backbones.data.masks.statistics import (
     PixelCounts,
     check_masks,
     compute_median_frequency_weights,
@@ -19,7 +20,6 @@ from densenet_backbones.data.mask_statistics import (
     fingerprint_files,
 )
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
-from densenet_backbones.data.samples import DataError
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
 
-from densenet_backbones.data.samplers import EpochSampler, GroupedSampler, ShardSampler
+from densenet_backbones.data.loaders.samplers import EpochSampler, GroupedSampler, ShardSampler
 
 sizes = st.integers(0, 60)
 worlds = st.integers(1, 9)

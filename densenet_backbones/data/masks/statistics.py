@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from densenet_backbones.data.faults import DataError, Problem
 from densenet_backbones.data.files import map_in_threads, refuse_faults, spread
 from densenet_backbones.data.images import ImageSizeError, read_image_size
 from densenet_backbones.data.mask_samples import IGNORED, MaskRecord, SegmentationSet
 from densenet_backbones.data.packing.records import select_records
-from densenet_backbones.data.samples import DataError, Problem
 from densenet_backbones.file_writing import save_json
 from densenet_backbones.untrusted.limits import MAX_YAML_FILE
 from densenet_backbones.untrusted.reading import parse_json, read_text
