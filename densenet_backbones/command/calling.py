@@ -93,8 +93,8 @@ def train(
     words = take_out_task(words)
     # Imported here: words that are wrong are refused before Lightning is there.
     from densenet_backbones.training.cli import list_keys, start_training
-    from densenet_backbones.training.detection_task import DetectionTask
-    from densenet_backbones.training.segmentation_task import SegmentationTask
+    from densenet_backbones.training.tasks.detection import DetectionTask
+    from densenet_backbones.training.tasks.segmentation import SegmentationTask
 
     task_type = SegmentationTask if kind == "segmentation" else DetectionTask
     try:

@@ -11,12 +11,6 @@ from torch import nn
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.masks.run_lengths import Detections as RawDetections
 from densenet_backbones.heads.renamed_options import rename_options, rename_transform
-from densenet_backbones.inference.detection_views import (
-    DetectionViews,
-    detect,
-    enlarge,
-    select_rows,
-)
 from densenet_backbones.inference.detector_facts import read_model_input, read_target_types
 from densenet_backbones.inference.inputs.image_tensors import (
     ImageInput,
@@ -24,6 +18,12 @@ from densenet_backbones.inference.inputs.image_tensors import (
     convert_image,
     read_for_model,
     to_image_tensor,
+)
+from densenet_backbones.inference.merging.detection_views import (
+    DetectionViews,
+    detect,
+    enlarge,
+    select_rows,
 )
 from densenet_backbones.inference.model_file import JsonDict, ModelSpec, build_registered
 from densenet_backbones.inference.predictor import Predictor, predict_each

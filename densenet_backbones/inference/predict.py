@@ -14,17 +14,18 @@ from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.loaders.guarded import refuse_unusable
 from densenet_backbones.deploy import deploy, is_deployable
 from densenet_backbones.file_writing import check_output
-from densenet_backbones.inference.detection_views import (
-    add_view_options,
-    parse_views,
-    resize_images_to,
-)
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.inputs.clips import open_clip
 from densenet_backbones.inference.inputs.downloads import fetch, is_url
 from densenet_backbones.inference.inputs.image_tensors import convert_image
 from densenet_backbones.inference.inputs.sources import Source, choose_stems, list_sources
 from densenet_backbones.inference.loading import load
+from densenet_backbones.inference.merging.detection_views import (
+    add_view_options,
+    parse_views,
+    resize_images_to,
+)
+from densenet_backbones.inference.merging.tiling import Tiling
 from densenet_backbones.inference.readers import (
     DetectorReader,
     Reader,
@@ -35,7 +36,6 @@ from densenet_backbones.inference.readers import (
 from densenet_backbones.inference.results.outputs import ENDINGS, Frame, Outputs
 from densenet_backbones.inference.results.savers import OF_SEGMENTERS, SAVERS
 from densenet_backbones.inference.segmenter import SegmentationModel
-from densenet_backbones.inference.tiling import Tiling
 from densenet_backbones.messages import CommandParser, check_choice, check_interval, check_whole
 from densenet_backbones.reporting.console import fail, quiet_libraries, say
 

@@ -5,15 +5,15 @@ from functools import partial
 from typing import TypeVar
 
 from densenet_backbones.data.faults import DataError
-from densenet_backbones.inference.detection_tiles import detect_in_tiles
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.inputs.image_tensors import ReadImage
 from densenet_backbones.inference.inputs.image_windows import ImageWindows
+from densenet_backbones.inference.merging.detection_tiles import detect_in_tiles
+from densenet_backbones.inference.merging.tiling import Tiling
 from densenet_backbones.inference.results.detections import Detections
 from densenet_backbones.inference.results.outputs import Frame
 from densenet_backbones.inference.results.segmentation import Segmentation
 from densenet_backbones.inference.segmenter import SegmentationModel
-from densenet_backbones.inference.tiling import Tiling
 
 R = TypeVar("R")
 

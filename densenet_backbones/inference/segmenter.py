@@ -25,11 +25,11 @@ from densenet_backbones.inference.inputs.image_tensors import (
     to_image_tensor,
 )
 from densenet_backbones.inference.inputs.image_windows import ImageWindows
+from densenet_backbones.inference.merging.tiling import Tiling, blend_tiles
 from densenet_backbones.inference.model_file import JsonDict, ModelSpec, build_registered
 from densenet_backbones.inference.predictor import Predictor, predict_each
 from densenet_backbones.inference.results.base import LARGEST_PICTURE
 from densenet_backbones.inference.results.segmentation import Segmentation
-from densenet_backbones.inference.tiling import Tiling, blend_tiles
 from densenet_backbones.messages import check_choice
 
 __all__ = [

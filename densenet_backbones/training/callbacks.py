@@ -22,7 +22,7 @@ from densenet_backbones.reporting.pictures import save_picture
 from densenet_backbones.training.resuming.checkpoint_files import is_whole
 from densenet_backbones.training.resuming.stopping import has_whole_steps, is_epoch_end
 from densenet_backbones.training.run_folder import RunFolder
-from densenet_backbones.training.task import AnyTask, IndexedSample, Outputs
+from densenet_backbones.training.tasks.task import AnyTask, IndexedSample, Outputs
 
 SAVE_EVERY = timedelta(minutes=10)
 """At most this much training is lost when a machine goes down in an epoch."""

@@ -50,7 +50,6 @@ from densenet_backbones.training.callbacks import (
     UnusableImageLines,
     make_checkpoint_callbacks,
 )
-from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.memory_choice import settle_memory
 from densenet_backbones.training.model_arguments import settle_model_arguments
 from densenet_backbones.training.precision import PrecisionTrainer
@@ -86,8 +85,9 @@ from densenet_backbones.training.run_folder import (
     is_plain_name,
     write_environment,
 )
-from densenet_backbones.training.segmentation_task import SegmentationTask
-from densenet_backbones.training.task import AnyTask, NonFiniteLossError
+from densenet_backbones.training.tasks.detection import DetectionTask
+from densenet_backbones.training.tasks.segmentation import SegmentationTask
+from densenet_backbones.training.tasks.task import AnyTask, NonFiniteLossError
 
 
 def train_det(argv: Sequence[str] | None = None) -> None:

@@ -27,10 +27,10 @@ from densenet_backbones.file_writing import (
     remove_drafts,
     save_json,
 )
-from densenet_backbones.inference.detection_views import add_view_options, parse_views
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.detector_facts import read_target_types
 from densenet_backbones.inference.loading import load
+from densenet_backbones.inference.merging.detection_views import add_view_options, parse_views
 from densenet_backbones.inference.segmenter import SegmentationModel
 from densenet_backbones.messages import CommandParser, one_sentence
 from densenet_backbones.metrics.boundary import TOLERANCE
@@ -40,7 +40,6 @@ from densenet_backbones.reporting.console import fail, is_first_process, quiet_l
 from densenet_backbones.training import report
 from densenet_backbones.training.arguments import split_device
 from densenet_backbones.training.callbacks import gather_unusable
-from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.evaluation.comparison import (
     Evaluated,
     describe_task,
@@ -51,8 +50,9 @@ from densenet_backbones.training.evaluation.given import evaluate_detections, re
 from densenet_backbones.training.evaluation.timing import ModelTimes, describe_times
 from densenet_backbones.training.precision import PrecisionTrainer, remark_on_precision
 from densenet_backbones.training.resuming.stopping import watch_signals
-from densenet_backbones.training.segmentation_task import SegmentationTask
-from densenet_backbones.training.task import AnyTask
+from densenet_backbones.training.tasks.detection import DetectionTask
+from densenet_backbones.training.tasks.segmentation import SegmentationTask
+from densenet_backbones.training.tasks.task import AnyTask
 
 
 def make_parser() -> CommandParser:

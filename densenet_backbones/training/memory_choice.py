@@ -12,7 +12,7 @@ from densenet_backbones.analysis.memory_plan import MemoryPlan, format_bytes, pl
 from densenet_backbones.data.loading import AnyData
 from densenet_backbones.dense_block import MEMORY_MODES, Memory
 from densenet_backbones.layers import get_memory, set_memory
-from densenet_backbones.training.task import AnyTask
+from densenet_backbones.training.tasks.task import AnyTask
 
 __all__ = ["compute_budget", "fits_memory", "settle_memory"]
 

@@ -26,7 +26,7 @@ from torchmetrics import Metric
 from densenet_backbones.data.loading import AnyData
 from densenet_backbones.file_writing import save_json, save_text
 from densenet_backbones.reporting.console import PlainConsole, is_first_process, say
-from densenet_backbones.training.task import AnyTask
+from densenet_backbones.training.tasks.task import AnyTask
 
 INPUT = "waiting for input"
 TO_MODEL = "to device, normalize, resize"

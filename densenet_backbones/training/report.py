@@ -22,7 +22,7 @@ from densenet_backbones.training.optimization import count_images_per_step
 from densenet_backbones.training.precision import name_precision, remark_on_precision
 from densenet_backbones.training.resuming.checkpoint_files import is_whole
 from densenet_backbones.training.run_folder import RunFolder
-from densenet_backbones.training.task import AnyTask
+from densenet_backbones.training.tasks.task import AnyTask
 
 FAULTS_SHOWN = 5
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from attached_trainers import with_trainer
-from densenet_backbones.data.image_sources import Scenes, Source
 from PIL import Image
 from tiny_runs import DETECTOR_ARGS
 from torchvision.ops import box_iou
@@ -16,6 +15,7 @@ from densenet_backbones.data.augment.detection import Augmentation
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.detection import DetectionData, DetectionImages
 from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.image_sources import Scenes, Source
 from densenet_backbones.data.images import read_image, read_reduced_image
 from densenet_backbones.data.loaders.batches import ResumableLoader
 from densenet_backbones.data.loaders.samplers import EpochSampler
@@ -24,7 +24,7 @@ from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.data.segmentation import SegmentationData
 from densenet_backbones.inference.model_file import build_registered
-from densenet_backbones.training.detection_task import has_all_matched
+from densenet_backbones.training.tasks.detection import has_all_matched
 
 
 @pytest.fixture(scope="module")

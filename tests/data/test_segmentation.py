@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from attached_trainers import with_trainer
-from densenet_backbones.data.image_sources import Scenes, Source
 from lightning.pytorch.cli import LightningArgumentParser
 from mask_sets import some_masks, write_camvid, write_coco, write_mask, write_voc
 
 from densenet_backbones.data.augment.segmentation import SegmentationAugmentation
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.image_sources import Scenes, Source
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.loaders import image_checks
 from densenet_backbones.data.loaders.batches import ResumableLoader

@@ -22,14 +22,14 @@ from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.readers.voc.xml_file import read_voc_annotation
 from densenet_backbones.inference import predict
-from densenet_backbones.inference.detection_tiles import _merge, detect_in_tiles
 from densenet_backbones.inference.inputs import clips, downloads, image_windows
 from densenet_backbones.inference.inputs.clips import VideoWriter, open_clip
 from densenet_backbones.inference.inputs.image_windows import ImageWindows
 from densenet_backbones.inference.inputs.sources import list_sources
 from densenet_backbones.inference.loading import load
+from densenet_backbones.inference.merging.detection_tiles import _merge, detect_in_tiles
+from densenet_backbones.inference.merging.tiling import Tiling
 from densenet_backbones.inference.results.savers import SAVERS
-from densenet_backbones.inference.tiling import Tiling
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from PIL import Image
 
 from densenet_backbones.data.images import open_image, read_image
 from densenet_backbones.data.readers.voc.xml_file import read_voc_annotation
-from densenet_backbones.inference.detection_views import DetectionViews
 from densenet_backbones.inference.inputs.image_tensors import convert_image
 from densenet_backbones.inference.loading import load
+from densenet_backbones.inference.merging.detection_views import DetectionViews
 from densenet_backbones.inference.results.detections import Detection, Detections
 from densenet_backbones.inference.segmenter import Segmentation
 from densenet_backbones.reporting.legends import draw_legend

@@ -166,7 +166,7 @@ def test_no_files_import_in_a_circle():
         ("training.x", "import densenet_backbones", "package root"),
         ("training.x", "from densenet_backbones import DenseNet", "without a row"),
         ("training.x", "from densenet_backbones.analysis.plan import plan", None),
-        ("data.x", "from densenet_backbones.training.task import Task", "the other way"),
+        ("data.x", "from densenet_backbones.training.tasks.task import Task", "the other way"),
         ("utils", "from densenet_backbones.features import f", "without a row"),
         ("__init__", "from densenet_backbones.features import DenseFeatureNet", None),
     ],

@@ -257,7 +257,7 @@ def _config_parser() -> object:
     import lightning.pytorch as pl
     from lightning.pytorch.cli import LightningArgumentParser
 
-    from densenet_backbones.training.detection_task import DetectionTask
+    from densenet_backbones.training.tasks.detection import DetectionTask
 
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(pl.Trainer, "trainer")

@@ -13,13 +13,14 @@ from densenet_backbones.command import training
 from densenet_backbones.data.scenes import __main__ as scenes
 from densenet_backbones.demo import command as demo
 from densenet_backbones.export import export
-from densenet_backbones.inference import predict, tile_comparison
+from densenet_backbones.inference import predict
+from densenet_backbones.inference.merging import tile_comparison
 from densenet_backbones.inspection import command as inspect_command
 from densenet_backbones.messages import CommandParser
 from densenet_backbones.sharing import push
 from densenet_backbones.training import arguments, cli, evaluate
-from densenet_backbones.training.detection_task import DetectionTask
-from densenet_backbones.training.segmentation_task import SegmentationTask
+from densenet_backbones.training.tasks.detection import DetectionTask
+from densenet_backbones.training.tasks.segmentation import SegmentationTask
 
 ROOM = PROJECT / "densenet_backbones"
 NOT_OURS = {"--always", "--dirty", "--logdir"}  # of git and TensorBoard

@@ -65,7 +65,7 @@ def test_what_is_done_outlives_an_evaluation(model, tiny_masks, tmp_path):
     program = f"""
 import os
 from densenet_backbones.training.evaluate import main
-from densenet_backbones.training.segmentation_task import SegmentationTask
+from densenet_backbones.training.tasks.segmentation import SegmentationTask
 step = SegmentationTask.validation_step
 SegmentationTask.validation_step = lambda self, batch, n: os._exit(0) if n else step(self, batch, n)
 main({list_arguments(model, tiny_masks, tmp_path / "part")})

@@ -18,7 +18,7 @@ from densenet_backbones.data.detection import DetectionData, DetectionImages
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.heads.detection.transform import DetectionTransform
-from densenet_backbones.training.detection_task import (
+from densenet_backbones.training.tasks.detection import (
     read_model_input,
     switch_training_resize_off,
 )

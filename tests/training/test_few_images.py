@@ -12,7 +12,7 @@ from locations import PROJECT
 from torch.utils.data import DataLoader
 
 from densenet_backbones.data.detection import DetectionData
-from densenet_backbones.training.detection_task import DetectionTask
+from densenet_backbones.training.tasks.detection import DetectionTask
 
 
 def keep_one_image(root, split):

@@ -16,11 +16,11 @@ from tiny_runs import RCNN_ARGS, files_below, instance_arguments, shallow_heads,
 from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.inference import predict
-from densenet_backbones.inference.detection_views import DetectionViews
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.loading import load
+from densenet_backbones.inference.merging.detection_views import DetectionViews
+from densenet_backbones.inference.merging.soft_nms import SoftNMS
 from densenet_backbones.inference.model_file import read_model_file
-from densenet_backbones.inference.soft_nms import SoftNMS
 from densenet_backbones.reporting import detection_report
 from densenet_backbones.training import cli, evaluate
 from densenet_backbones.training.cli import train_det

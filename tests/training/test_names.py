@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from densenet_backbones.data.image_sources import Source
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,10 +17,11 @@ from tiny_runs import DETECTOR_ARGS
 
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.image_sources import Source
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.metrics.coco_truth import COCO_SIGMAS, choose_sigmas
 from densenet_backbones.reporting import detection_report
-from densenet_backbones.training.detection_task import DetectionTask
+from densenet_backbones.training.tasks.detection import DetectionTask
 
 CLASSES = ("ant", "bee", "cat", "dog")
 POINTS = ("head", "left_leg", "right_leg", "tail")

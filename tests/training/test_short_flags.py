@@ -10,11 +10,11 @@ from densenet_backbones.inference import predict
 from densenet_backbones.messages import _FOREIGN
 from densenet_backbones.training import arguments, evaluate
 from densenet_backbones.training.cli import TrainingCLI, train_det
-from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.model_arguments import settle_model_arguments
 from densenet_backbones.training.resuming import run_logs
 from densenet_backbones.training.run_folder import RunFolderError
-from densenet_backbones.training.segmentation_task import SegmentationTask
+from densenet_backbones.training.tasks.detection import DetectionTask
+from densenet_backbones.training.tasks.segmentation import SegmentationTask
 
 RETINANET = ("--config", "retinanet_densenet121_bccd")
 

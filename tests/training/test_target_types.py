@@ -7,7 +7,7 @@ from torch import nn
 
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.torchvision_models import DETECTORS
-from densenet_backbones.training.detection_task import (
+from densenet_backbones.training.tasks.detection import (
     add_num_keypoints,
     name_headline,
     read_builder_target_types,

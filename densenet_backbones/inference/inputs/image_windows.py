@@ -19,7 +19,7 @@ from tifffile import TiffFile, TiffPage
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import open_image, read_image
 from densenet_backbones.inference.inputs.image_tensors import ReadImage
-from densenet_backbones.inference.tiling import Window
+from densenet_backbones.inference.merging.tiling import Window
 from densenet_backbones.untrusted.limits import MAX_PIXELS
 
 # TIFF 6.0, tags of a page whose strips or tiles are rows of plain 8-bit bytes from the top down.

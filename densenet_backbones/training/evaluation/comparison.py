@@ -31,8 +31,8 @@ from densenet_backbones.reporting.legends import append_legend
 from densenet_backbones.reporting.mask_pictures import draw_mask
 from densenet_backbones.reporting.pictures import make_sheet, save_picture
 from densenet_backbones.reporting.tables import format_number, render
-from densenet_backbones.training.segmentation_task import SegmentationTask
-from densenet_backbones.training.task import AnyTask
+from densenet_backbones.training.tasks.segmentation import SegmentationTask
+from densenet_backbones.training.tasks.task import AnyTask
 
 PICTURED_IMAGES = 12
 

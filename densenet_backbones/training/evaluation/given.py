@@ -8,7 +8,7 @@ from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.readers.coco.results import match_results, read_results
 from densenet_backbones.data.readers.detection_sources import Layout
 from densenet_backbones.data.sets.classes import parse_names, parse_renaming
-from densenet_backbones.inference.detection_views import parse_views
+from densenet_backbones.inference.merging.detection_views import parse_views
 from densenet_backbones.messages import check_choice
 from densenet_backbones.metrics.coco import CocoMetric
 from densenet_backbones.metrics.coco_truth import IOU_TYPES, choose_sigmas, complete_truth

@@ -17,7 +17,7 @@ from densenet_backbones.training.profiling import (
     PartsProfiler,
     time_method,
 )
-from densenet_backbones.training.task import AnyTask
+from densenet_backbones.training.tasks.task import AnyTask
 
 STEPS = ("pre-processing", "model", "post-processing")
 """Normalization and resizing; the network; selection of boxes, NMS, masks at the image's size."""

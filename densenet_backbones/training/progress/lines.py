@@ -8,7 +8,7 @@ from rich.progress import ProgressColumn
 
 from densenet_backbones.reporting.console import log, say
 from densenet_backbones.training.progress.clock import RunClock, format_duration, format_end
-from densenet_backbones.training.task import AnyTask
+from densenet_backbones.training.tasks.task import AnyTask
 
 LINE_EVERY = 60.0
 """Seconds after which a run that is watched by nobody but its log says where it is."""

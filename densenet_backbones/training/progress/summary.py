@@ -23,7 +23,7 @@ from densenet_backbones.reporting.console import is_first_process
 from densenet_backbones.training.optimization import count_images_per_step
 from densenet_backbones.training.progress.clock import RunClock
 from densenet_backbones.training.run_folder import RunFolder, describe_machine
-from densenet_backbones.training.task import AnyTask
+from densenet_backbones.training.tasks.task import AnyTask
 from densenet_backbones.untrusted.limits import MAX_YAML_FILE
 from densenet_backbones.untrusted.reading import read_text
 

@@ -11,7 +11,7 @@ from densenet_backbones.messages import quote_word
 from densenet_backbones.training.memory_choice import fits_memory
 from densenet_backbones.training.optimization import count_images_per_step
 from densenet_backbones.training.precision import name_precision
-from densenet_backbones.training.task import AnyTask
+from densenet_backbones.training.tasks.task import AnyTask
 
 MOST_ON_CPU = 8
 """More images a step take as long each there, and leave an epoch of few photos few steps."""

@@ -9,7 +9,7 @@ from densenet_backbones.messages import quote_word
 from densenet_backbones.training.optimization import OPTIONS_OF_A_START
 from densenet_backbones.training.resuming.checkpoint_files import EXPERIMENT, State
 from densenet_backbones.training.run_folder import RunFolder, RunFolderError
-from densenet_backbones.training.task import AnyTask
+from densenet_backbones.training.tasks.task import AnyTask
 from densenet_backbones.untrusted.limits import MAX_VALUES
 from densenet_backbones.untrusted.plain_yaml import parse_yaml
 from densenet_backbones.untrusted.reading import measure_values

@@ -7,7 +7,7 @@ from densenet_backbones.inference.model_file import (
     read_weights,
     select_fitting_weights,
 )
-from densenet_backbones.training.task import AnyTask
+from densenet_backbones.training.tasks.task import AnyTask
 
 
 def start_from(task: AnyTask, file: str) -> list[str]:

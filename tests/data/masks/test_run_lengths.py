@@ -14,7 +14,7 @@ from torchvision.models import get_model
 import densenet_backbones.torchvision_models  # noqa: F401 - registers our models
 from densenet_backbones.data.masks import run_lengths
 from densenet_backbones.data.masks.run_lengths import decode_mask, encode_masks, mirror_code
-from densenet_backbones.inference.detection_views import detect
+from densenet_backbones.inference.merging.detection_views import detect
 
 
 @settings(max_examples=40)

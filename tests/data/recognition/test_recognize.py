@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from densenet_backbones.data.image_sources import Source
 from foreign_sets import (
     PICTURES,
     coco_json,
@@ -28,6 +27,7 @@ from foreign_sets import (
 
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.image_sources import Source
 from densenet_backbones.data.readers.detection_sources import read_detection
 from densenet_backbones.data.readers.segmentation_sources import read_segmentation
 from densenet_backbones.data.recognition.archives import unpack_archive

@@ -9,7 +9,7 @@ from tiny_runs import differences, training_arguments
 
 from densenet_backbones.training import memory_choice
 from densenet_backbones.training.cli import train_det
-from densenet_backbones.training.detection_task import DetectionTask
+from densenet_backbones.training.tasks.detection import DetectionTask
 
 AUTO = ("--batch-size", "auto", "--model.optimizer.base_batch", "8", "--run-dir")
 

@@ -15,13 +15,13 @@ from torchvision.ops import batched_nms, box_area
 from densenet_backbones.data.masks.run_lengths import Detections as RawDetections
 from densenet_backbones.data.masks.run_lengths import decode_mask, encode_masks
 from densenet_backbones.data.samples import RunLengths
-from densenet_backbones.inference.detection_views import detect, find_limits, select_rows
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.inputs.image_tensors import to_image_tensor
 from densenet_backbones.inference.inputs.image_windows import ImageWindows
+from densenet_backbones.inference.merging.detection_views import detect, find_limits, select_rows
+from densenet_backbones.inference.merging.tiling import Tiling, Window
 from densenet_backbones.inference.results.base import LARGEST_PICTURE
 from densenet_backbones.inference.results.detections import Detections
-from densenet_backbones.inference.tiling import Tiling, Window
 
 _NMS_THRESH = 0.5
 """For detectors that do not say theirs, such as exported ones."""

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from densenet_backbones.inference.tile_comparison import main
+from densenet_backbones.inference.merging.tile_comparison import main
 
 ROW = re.compile(r"^ +(\d+) or more +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)$", re.MULTILINE)
 

@@ -13,7 +13,7 @@ from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image
 from densenet_backbones.inference.inputs import image_windows
 from densenet_backbones.inference.inputs.image_windows import ImageWindows
-from densenet_backbones.inference.tiling import Tiling, blend_tiles
+from densenet_backbones.inference.merging.tiling import Tiling, blend_tiles
 from densenet_backbones.untrusted.limits import MAX_PIXELS
 
 

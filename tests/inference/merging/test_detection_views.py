@@ -13,12 +13,12 @@ from torchvision.ops import batched_nms
 import densenet_backbones.torchvision_models  # noqa: F401 - registers our models
 from densenet_backbones.data.masks.run_lengths import decode_mask
 from densenet_backbones.heads import dsod_tiny
-from densenet_backbones.inference.detection_views import (
+from densenet_backbones.inference.merging.detection_views import (
     DetectionViews,
     add_view_options,
     parse_views,
 )
-from densenet_backbones.inference.soft_nms import SoftNMS, batched_soft_nms
+from densenet_backbones.inference.merging.soft_nms import SoftNMS, batched_soft_nms
 
 SIDE = (40, 60)  # H, W
 BOXES = torch.tensor([[5.0, 10, 15, 20], [6, 10, 15, 20], [30, 5, 55, 35]])

@@ -13,8 +13,8 @@ from densenet_backbones.data.augment.presets import ModelInput
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.training.callbacks import EMA
-from densenet_backbones.training.detection_task import DetectionTask
 from densenet_backbones.training.optimization import Optimizer, Schedule, count_images_per_step
+from densenet_backbones.training.tasks.detection import DetectionTask
 
 CATEGORIES = Categories(("dog", "cat"), (7, 3))
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import batched_nms
 
-from densenet_backbones.inference.soft_nms import SoftNMS, batched_soft_nms
+from densenet_backbones.inference.merging.soft_nms import SoftNMS, batched_soft_nms
 
 
 def overlap(a, b):

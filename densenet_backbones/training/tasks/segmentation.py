@@ -43,7 +43,7 @@ from densenet_backbones.reporting.mask_pictures import draw_masks_sheet, draw_ma
 from densenet_backbones.reporting.pictures import to_pixels
 from densenet_backbones.training.arguments import SEGMENTATION_FORM
 from densenet_backbones.training.optimization import Optimizer, Schedule
-from densenet_backbones.training.task import MemoryOption, Outputs, Task, refuse_other_names
+from densenet_backbones.training.tasks.task import MemoryOption, Outputs, Task, refuse_other_names
 
 
 @dataclass

@@ -14,7 +14,7 @@ from densenet_backbones.reporting.mask_pictures import (
     save_index_mask,
 )
 from densenet_backbones.training.optimization import Optimizer, Schedule
-from densenet_backbones.training.segmentation_task import Loss, SegmentationTask, stack_padded
+from densenet_backbones.training.tasks.segmentation import Loss, SegmentationTask, stack_padded
 
 CLASSES = MaskClasses.from_names(["ground", "road", "tree"])
 

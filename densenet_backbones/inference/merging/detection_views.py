@@ -22,7 +22,7 @@ from densenet_backbones.data.masks.run_lengths import (
     mirror_code,
 )
 from densenet_backbones.heads import Selection
-from densenet_backbones.inference.soft_nms import SoftNMS, batched_soft_nms
+from densenet_backbones.inference.merging.soft_nms import SoftNMS, batched_soft_nms
 
 CANDIDATES = 1000
 """Boxes of a view and image that enter Soft-NMS; as many as an RPN proposes."""

@@ -1,6 +1,6 @@
 """Measure what cutting images into tiles changes in a segmenter's results.
 
-    python -m densenet_backbones.inference.tile_comparison runs/mine/model.safetensors photo.jpg
+    python -m densenet_backbones.inference.merging.tile_comparison runs/mine/model.safetensors a.jpg
 
 A tile's outer pixels are seen without what lies beyond the tile. Where the blending leaves out as
 much as the network sees, nothing changes; where it leaves out less, this table tells how much.
@@ -14,8 +14,8 @@ import numpy as np
 
 from densenet_backbones.inference.inputs.sources import list_sources
 from densenet_backbones.inference.loading import load
+from densenet_backbones.inference.merging.tiling import Tiling
 from densenet_backbones.inference.segmenter import Segmentation, SegmentationModel
-from densenet_backbones.inference.tiling import Tiling
 from densenet_backbones.messages import CommandParser, print_lines
 from densenet_backbones.reporting.console import fail
 
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 1 with one line on standard error for wrong input.
     """
-    name = "python -m densenet_backbones.inference.tile_comparison"
+    name = "python -m densenet_backbones.inference.merging.tile_comparison"
     parser = CommandParser(prog=name, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoint", help="of a segmenter: *.ckpt or model.safetensors")
     parser.add_argument("images", nargs="+", help="images, and folders of images")

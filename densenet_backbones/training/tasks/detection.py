@@ -23,10 +23,10 @@ from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.instances import TargetType
 from densenet_backbones.data.samples import ImageRecord, Sample
 from densenet_backbones.heads.detection.transform import DetectionTransform
-from densenet_backbones.inference.detection_views import DetectionViews, detect, enlarge
 from densenet_backbones.inference.detector import Detector, DetectorSpec
 from densenet_backbones.inference.detector_facts import read_model_input, read_target_types
 from densenet_backbones.inference.inputs.image_tensors import to_float
+from densenet_backbones.inference.merging.detection_views import DetectionViews, detect, enlarge
 from densenet_backbones.metrics.coco import PREFIXES, CocoMetric
 from densenet_backbones.metrics.coco_truth import (
     COCO_KEYPOINTS,
@@ -45,7 +45,7 @@ from densenet_backbones.reporting.pictures import make_sheet, to_pixels
 from densenet_backbones.stages import DenseStages
 from densenet_backbones.training.arguments import DETECTION_FORM
 from densenet_backbones.training.optimization import Optimizer, Schedule
-from densenet_backbones.training.task import MemoryOption, Outputs, Task, refuse_other_names
+from densenet_backbones.training.tasks.task import MemoryOption, Outputs, Task, refuse_other_names
 
 IMAGES_MATCHED = 2000
 """Matching takes a millisecond an image: all of COCO's would be two minutes of waiting."""

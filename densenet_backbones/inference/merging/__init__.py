@@ -1,0 +1,1 @@
+"""Several views or tiles of an image, and how their results are merged into one."""
