@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": Command("look at a data set, convert it or clean it", "inspection.command:main"),
     "export": Command("write a model as an ONNX file", "export.export:main"),
     "compare": Command("compare runs: options, results, costs", "comparison.command:main"),
+    "heatmap": Command("draw which layer uses the maps of which", "anatomy.heatmap:main"),
     "demo": Command("show what a model finds on a page in the browser", "demo.command:main"),
     "push": Command("send a model to the Hugging Face Hub", "sharing.push:main"),
     "benchmark": Command("measure backbones and training beside peers", "benchmark.command:main"),

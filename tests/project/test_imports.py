@@ -33,6 +33,7 @@ ROWS = (
     {"export"},
     {"training"},
     {"sharing", "demo", "inspection"},
+    {"anatomy"},
     {"benchmark", "comparison"},
     {"tools", "run", "command"},
     {"__main__"},

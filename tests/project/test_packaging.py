@@ -23,6 +23,7 @@ TRAINING = tuple(
     for module in (
         *("data", "metrics", "reporting", "inference", "export", "training"),
         *(
+            "anatomy",
             "comparison",
             "inspection",
             "demo",

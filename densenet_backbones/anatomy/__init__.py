@@ -1,0 +1,1 @@
+"""Anatomy of a network: feature reuse, receptive fields, costs, priors against data."""
