@@ -1,8 +1,5 @@
 """Decodes images once, and keeps what tells faults and near duplicates: no pixels.
 
-Near duplicates are found by a difference hash: N. Krawetz, "Kind of Like That" (2013,
-hackerfactor.com), the signs of the differences between neighboring pixels of a small gray picture.
-
 Legend: N images, of which D are decoded.
 """
 
@@ -11,21 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from densenet_backbones.data.checks.contents import AnySet
 from densenet_backbones.data.checks.image_files import ImageFile, find_copies, list_image_files
+from densenet_backbones.data.checks.likeness import find_alike, make_thumbnail
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import map_in_threads, spread
 from densenet_backbones.data.images import ImageSizeError, is_turned, read_reduced_image
 from densenet_backbones.data.mask_samples import MaskRecord
 from densenet_backbones.data.samples import ImageRecord
-
-_SIDE = 16  # of the hash: 256 bits
-_BITS_APART = 20  # of 256; other pictures of one place differ in 40 and more
-_GRAY_APART = 8.0  # of 255, mean: flat pictures have hashes of chance
-_ROWS_AT_ONCE = 256
 
 Place = tuple[str, int]
 """Split, and position of an image in it."""
@@ -105,30 +97,15 @@ def _look(place: Place, path: Path, promised: tuple[int, int]) -> LookedAt:
     except DataError as error:
         reason = str(error).removeprefix(f"{path}: ")
         return LookedAt(place, path, reason, isinstance(error, ImageSizeError))
-    gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(gray, (_SIDE + 1, _SIDE), interpolation=cv2.INTER_AREA)
-    return LookedAt(place, path, is_turned=turned, small=small)
+    return LookedAt(place, path, is_turned=turned, small=make_thumbnail(pixels))
 
 
 def _find_alike(
     images: Sequence[LookedAt], copies: Sequence[Sequence[Place]]
 ) -> list[tuple[Place, Place]]:
-    """Return pairs of images whose hashes and gray values are close."""
-    seen = [image for image in images if image.small is not None]
-    if len(seen) < 2:
-        return []
+    """Return pairs of images that look the same and are no copies."""
+    seen = [(image.place, image.small) for image in images if image.small is not None]
     group: dict[Place, int] = defaultdict(lambda: -1)
     group.update({place: n for n, same in enumerate(copies) for place in same})
-    small = np.stack([image.small for image in seen]).astype(np.int16)  # type: ignore[misc]
-    bits = np.packbits(small[:, :, 1:] > small[:, :, :-1], axis=None).reshape(len(seen), -1)
-    pairs = []
-    for start in range(0, len(seen), _ROWS_AT_ONCE):
-        rows = bits[start : start + _ROWS_AT_ONCE]
-        apart = np.bitwise_count(rows[:, None] ^ bits[None]).sum(axis=2, dtype=np.int64)
-        for a, b in np.argwhere(apart <= _BITS_APART).tolist():
-            one, other = seen[start + a], seen[b]
-            if start + a >= b or -1 != group[one.place] == group[other.place]:
-                continue
-            if np.abs(small[start + a] - small[b]).mean() <= _GRAY_APART:
-                pairs.append((one.place, other.place))
-    return pairs
+    pairs = ((seen[a][0], seen[b][0]) for a, b in find_alike([small for _, small in seen]))
+    return [(one, other) for one, other in pairs if not -1 != group[one] == group[other]]

@@ -7,6 +7,7 @@ import numpy as np
 
 from densenet_backbones.data.checks.contents import AnySet
 from densenet_backbones.data.checks.image_files import find_copies, list_image_files
+from densenet_backbones.data.checks.likeness import find_same_pictures
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import map_in_threads, quote
 from densenet_backbones.data.mask_samples import IGNORED, MaskRecord
@@ -68,7 +69,10 @@ def group_images(data: AnySet, names: Sequence[str], pattern: str | None) -> lis
 
     files = list_image_files(data)
     position_of = {image_id: n for n, image_id in enumerate(_list_ids(data))}
-    for same in find_copies(files):
+    copies = find_copies(files)
+    others = {file.image_id for same in copies for file in same[1:]}
+    singles = [file for file in files if file.image_id not in others]
+    for same in (*copies, *find_same_pictures(data, singles)):
         join([position_of[file.image_id] for file in same])
     if pattern is not None:
         compiled, by_text = compile_pattern(pattern), dict[str, list[int]]()
