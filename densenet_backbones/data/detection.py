@@ -32,7 +32,7 @@ class DetectionData(ImageData[DetectionSet, Sample]):
     """Detection data in any layout, or the quick start's generated scenes.
 
     Args:
-        layout: "coco" (JSON), "voc" (XML), "yolo", "labelme", "cvat" (XML) or "csv"; "auto"
+        layout: "coco" (JSON), "voc" (XML), "yolo", "labelme", "cvat" (XML), "via" or "csv"; "auto"
             recognizes it.
         augmentation: "ssd" (zoom-out, seven-sampler crop, photometric, flip) or "light", for boxes
             and detectors of one image size; "flip"; for detectors that take images of any size

@@ -92,7 +92,7 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
     Args:
         layout: "folders" of images and masks (CamVid's, or any with a `classes.yaml`), "voc"
             (`SegmentationClass`), "sbd", "coco_panoptic", or outlines of objects: "coco_instances",
-            "yolo", "labelme", "cvat"; "auto" recognizes it.
+            "yolo", "labelme", "cvat", "via"; "auto" recognizes it.
         task: "multiclass", "binary" (two classes, one output) or "multilabel" (COCO instances).
         augmentation: "light", "scale_crop", "fcdensenet_crop", "full_size" or "none"; or a list of
             transforms of albumentations like {name: HorizontalFlip, p: 0.5}.

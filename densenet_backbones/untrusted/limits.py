@@ -33,6 +33,10 @@ OpenImages' 14 million boxes take 2 GB as text, in parts."""
 MAX_SHAPES_FILE = 2**26
 """Bytes of one image's labelme file, with a copy of the image in it."""
 
+MAX_PROJECT_FILE = 2**28
+"""Bytes of a labelling tool's file of many images, which is parsed at once: VIA takes 100 for a
+rectangle and 20 for a point of an outline, so that 10,000 images of 10 outlines have 100 MB."""
+
 MAX_MAT_FILE = 2**20
 """Bytes of a MATLAB file: SBD's masks have some thousands."""
 

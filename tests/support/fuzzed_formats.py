@@ -11,7 +11,7 @@ from densenet_backbones.data.readers.coco.boxes import read_coco
 from densenet_backbones.data.recognition.archives import unpack_archive
 from densenet_backbones.data.recognition.formats import FOREIGN, read_foreign
 
-FILES = {"yolo": "a.txt", "labelme": "a.json", "cvat": "a.xml", "csv": "a.csv"}
+FILES = {"yolo": "a.txt", "labelme": "a.json", "cvat": "a.xml", "via": "a.json", "csv": "a.csv"}
 SEEDS = {
     "yolo": (b"0 0.5 0.5 0.25 0.5\n1 0.1 0.1 0.9 0.1 0.9 0.9\n",),
     "labelme": (
@@ -36,6 +36,39 @@ SEEDS = {
         b'<mask label="dog" left="1" top="1" width="3" height="2" rle="1, 2, 1, 2"/>'
         b'<skeleton label="cat"><points label="nose" points="2,2"/></skeleton>'
         b"</image></annotations>",
+    ),
+    "via": (
+        json.dumps(
+            {
+                "a.png9": {
+                    "filename": "a.png",
+                    "regions": [
+                        {"shape_attributes": shape, "region_attributes": {"class": name}}
+                        for name, shape in (
+                            ("cat", {"name": "rect", "x": 1, "y": 1, "width": 4, "height": 3}),
+                            ("dog", {"name": "ellipse", "cx": 4, "cy": 3, "rx": 2, "ry": 1}),
+                            (
+                                "dog",
+                                {
+                                    "name": "polygon",
+                                    "all_points_x": [1, 5, 4],
+                                    "all_points_y": [1, 1, 4],
+                                },
+                            ),
+                        )
+                    ],
+                }
+            }
+        ).encode(),
+        json.dumps(
+            {
+                "project": {"vid_list": ["1"]},
+                "attribute": {"1": {"aname": "class", "options": {"0": "cat"}}},
+                "file": {"1": {"fname": "a.png"}},
+                "metadata": {"m": {"vid": "1", "z": [], "xy": [2, 1, 1, 4, 3], "av": {"1": "0"}}},
+                "view": {"1": {"fid_list": ["1"]}},
+            }
+        ).encode(),
     ),
     "csv": (
         b"filename,width,height,class,xmin,ymin,xmax,ymax\na.png,8,6,cat,1,1,4,5\n",

@@ -199,6 +199,10 @@ REFUSED: dict[str, Case] = {
     ),
     "labelme nested": read("labelme", b'{"shapes": [' + b"[" * 1_000_000),
     "labelme of 70 MB": read("labelme", b'{"shapes": [], "imageData": "' + b"A" * (70 << 20)),
+    "VIA nested": read("via", b'{"a": {"filename": "a.png", "regions": [' + b"[" * 1_000_000),
+    "VIA of a million regions": read(
+        "via", b'{"a": {"filename": "a.png", "regions": [' + b"{}," * 1_000_000 + b"{}]}}"
+    ),
     "CSV of a cell of 20 MB": read("csv", b"a.png,1,1,4,5," + b"x" * (20 << 20)),
     "YOLO of 9 MB": read("yolo", b"0 0.5 0.5 0.1 0.1\n" * 500_000),
     "YOLO keypoints of 10^9": read(

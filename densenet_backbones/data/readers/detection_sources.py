@@ -19,11 +19,11 @@ from densenet_backbones.data.recognition.formats import find_part, read_foreign
 from densenet_backbones.data.recognition.recognize import recognize
 from densenet_backbones.data.samples import Annotation, DetectionSet, ImageRecord
 
-Layout = Literal["auto", "coco", "voc", "yolo", "labelme", "cvat", "csv"]
+Layout = Literal["auto", "coco", "voc", "yolo", "labelme", "cvat", "via", "csv"]
 Source = tuple[str | Path, str] | Sequence[str] | Mapping[str, Any]
 FILE_KEYS = {"annotation_file", "image_folder", "mask_folder"}
 SOURCE_KEYS = {"root", "split", "layout", "annotation_file", "image_folder"}
-FOREIGN_LAYOUTS = ("yolo", "labelme", "cvat", "csv")
+FOREIGN_LAYOUTS = ("yolo", "labelme", "cvat", "via", "csv")
 
 
 def read_detection(

@@ -30,7 +30,16 @@ from densenet_backbones.data.recognition.formats import read_foreign
 from densenet_backbones.data.recognition.recognize import recognize
 
 MaskLayout = Literal[
-    "auto", "folders", "voc", "sbd", "coco_panoptic", "coco_instances", "yolo", "labelme", "cvat"
+    "auto",
+    "folders",
+    "voc",
+    "sbd",
+    "coco_panoptic",
+    "coco_instances",
+    "yolo",
+    "labelme",
+    "cvat",
+    "via",
 ]
 _FILES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(FOREIGN_LAYOUTS, ("annotation_file",)),

@@ -9,6 +9,7 @@ from densenet_backbones.data.readers.foreign.content import CocoContent, Finding
 from densenet_backbones.data.readers.foreign.cvat import CVAT
 from densenet_backbones.data.readers.foreign.labelme import LABELME
 from densenet_backbones.data.readers.foreign.tables import TABLES
+from densenet_backbones.data.readers.foreign.via import VIA
 from densenet_backbones.data.readers.foreign.yolo import YOLO
 from densenet_backbones.data.readers.voc.loose import find_voc
 from densenet_backbones.data.recognition.sniffing import describe_files
@@ -20,6 +21,7 @@ FOREIGN: Mapping[str, ForeignFormat] = {
     "yolo": YOLO,
     "labelme": LABELME,
     "cvat": CVAT,
+    "via": VIA,
     "csv": TABLES,
 }
 """Formats of other tools, by their names in options."""

@@ -40,7 +40,7 @@ from densenet_backbones.messages import nearest, quote_word
 _TEACHES = {"detection": {"boxes"}, "segmentation": {"masks", "semantic"}}
 _KNOWN = (
     "COCO (JSON of any name), VOC (XML), YOLO (data.yaml, labels/*.txt), labelme (JSON), CVAT "
-    "(XML), tables (CSV), folders of images and masks, panoptic pictures"
+    "(XML), VIA (JSON or CSV), tables (CSV), folders of images and masks, panoptic pictures"
 )
 
 

@@ -12,7 +12,7 @@ _COCO_LISTS = [re.compile(rf'"{key}"\s*:\s*\['.encode()) for key in ("images", "
 _CATEGORIES = re.compile(rb'"categories"\s*:\s*\[')
 _SEGMENTS = re.compile(rb'"segments_info"\s*:')
 _SHAPES = re.compile(rb'"shapes"\s*:\s*\[')
-_REGIONS = re.compile(rb'"regions"\s*:\s*[\[{]')
+_REGIONS = re.compile(rb'"(regions|_via_img_metadata|vid_list)"\s*:\s*[\[{]')
 _ELEMENT = re.compile(rb"<\s*([A-Za-z_][\w.-]*)")
 _YOLO_LINE = re.compile(r"\d+(\.0*)?(\s+[-+]?[\d.]+([eE][-+]?\d+)?){4,}\s*")
 

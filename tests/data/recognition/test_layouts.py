@@ -4,15 +4,14 @@ import globox
 import numpy as np
 import pytest
 from foreign_sets import (
-    CLASSES,
     LAYOUTS,
-    PICTURES,
     write_coco,
     write_labelme,
     write_layout,
     write_roboflow_yolo,
     write_voc,
 )
+from labelled_pictures import CLASSES, PICTURES
 
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.instances import keep_learnable_objects, read_instances

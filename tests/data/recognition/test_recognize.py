@@ -6,10 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from foreign_sets import (
-    PICTURES,
     coco_json,
     labelme_json,
-    save_image,
     voc_xml,
     write_coco_beside,
     write_coco_names,
@@ -20,10 +18,10 @@ from foreign_sets import (
     write_masks_beside,
     write_roboflow_yolo,
     write_tensorflow_csv,
-    write_text,
     write_ultralytics,
     write_yolo_pose,
 )
+from labelled_pictures import PICTURES, save_image, write_text
 
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.faults import DataError

@@ -1,1 +1,1 @@
-"""Readers of other tools' formats: YOLO, labelme, CVAT, tables; each becomes COCO's structure."""
+"""Readers of the formats of other tools, each of which becomes COCO's structure."""

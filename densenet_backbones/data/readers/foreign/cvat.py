@@ -8,7 +8,7 @@ one `group_id` are one object. Other shapes are left out, and said.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError  # types only; defusedxml parses
 
@@ -28,28 +28,23 @@ from densenet_backbones.data.readers.foreign.content import (
     check_number,
     find_image,
 )
+from densenet_backbones.data.readers.foreign.shapes import (
+    DrawnImage,
+    DrawnObject,
+    list_kinds,
+    make_content,
+    turn_points,
+)
 from densenet_backbones.data.recognition.sniffing import choose_some, sniff_xml
 from densenet_backbones.data.recognition.tree import Tree
-from densenet_backbones.data.samples import Outline, RunLengths
+from densenet_backbones.data.samples import RunLengths
 from densenet_backbones.untrusted.limits import (
-    MAX_CLASSES,
-    MAX_KEYPOINTS,
     MAX_PIXELS,
     MAX_SIDE,
     MAX_TABLE_FILE,
     MAX_VALUES,
 )
 from densenet_backbones.untrusted.reading import check_file
-
-
-@dataclass
-class CvatObject:
-    """Object of an image: its box, outline or keypoints by name (x, y, visibility)."""
-
-    label: str
-    corners: tuple[float, float, float, float] | None = None
-    outline: Outline | None = None
-    keypoints: dict[str, tuple[float, float, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,7 +54,7 @@ class CvatImage:
     name: str
     subset: str
     size: tuple[int, int]
-    objects: list[CvatObject]
+    objects: list[DrawnObject]
     left_out: list[tuple[str, str]]
 
 
@@ -71,20 +66,18 @@ def find_cvat(tree: Tree) -> Finding | None:
     if not files:
         return None
     items, words = [], []
-    kinds = {"boxes"}
+    kinds: set[str] = set()
     for file in files:
         path = tree.root / file
         for image in _read_images(path):
             items.append(Item(find_image(tree, image.name, file, str(path)), file))
             words.append(image.subset)
-            for thing in image.objects:
-                kinds |= {"masks"} if thing.outline else set()
-                kinds |= {"keypoints"} if thing.keypoints else set()
+            kinds |= list_kinds(image.objects)
     return Finding(
         layout="cvat",
         title="CVAT's XML",
         evidence=", ".join(files[:3]),
-        serves=frozenset(kinds),
+        serves=frozenset(kinds | {"boxes"}),
         parts=assign_splits(items, words, in_tables=True),
     )
 
@@ -97,37 +90,19 @@ def read_cvat(tree: Tree, finding: Finding, split: str) -> CocoContent:
     """
     wanted = {(item.labels, item.image) for item in finding.parts[split]}
     files = dict.fromkeys(item.labels for items in finding.parts.values() for item in items)
-    # The classes are those of all splits, whichever is read.
-    names: set[str] = set()
-    points: set[str] = set()
-    having: set[str] = set()
-    images: list[tuple[str, Path, CvatImage]] = []
-    for file in files:
-        path = tree.root / file
-        for image in _read_images(path):
-            names |= {thing.label for thing in image.objects}
-            points |= {p for thing in image.objects for p in thing.keypoints}
-            having |= {thing.label for thing in image.objects if thing.keypoints}
-            place = find_image(tree, image.name, file, str(path))
-            if (file, place) in wanted:
-                images.append((place, path, image))
-    if not 1 <= len(names) <= MAX_CLASSES or len(points) > MAX_KEYPOINTS:
-        raise DataError(
-            f"{tree.root}: CVAT's files name {len(names)} classes (1 to {MAX_CLASSES}) and "
-            f"{len(points)} keypoints ({MAX_KEYPOINTS} at most); correct their labels"
-        )
-    content, keypoints = CocoContent(), sorted(points)
-    labels = content.name_classes(sorted(names), keypoints, having)
-    for place, path, image in images:
-        image_id = content.add_image(place, image.size, path)
-        for thing in image.objects:
-            flat = None
-            if thing.keypoints:
-                flat = [v for p in keypoints for v in thing.keypoints.get(p, (0, 0, 0))]
-            content.add_object(image_id, labels[thing.label], thing.corners, thing.outline, flat)
-        for item, what in image.left_out:
-            content.leave_out(path, f"image {image.name!r}: {item}", what)
-    return content
+
+    def read_all() -> Iterator[tuple[DrawnImage, bool]]:
+        for file in files:
+            path = tree.root / file
+            for image in _read_images(path):
+                place = find_image(tree, image.name, file, str(path))
+                left_out = [
+                    (f"image {image.name!r}: {item}", what) for item, what in image.left_out
+                ]
+                drawn = DrawnImage(place, path, image.size, image.objects, left_out)
+                yield drawn, (file, place) in wanted
+
+    return make_content(tree.root, "CVAT", read_all())
 
 
 def _read_images(path: Path) -> Iterator[CvatImage]:
@@ -166,9 +141,9 @@ def _read_image(element: Element, path: Path) -> CvatImage:
     name = element.get("name") or ""
     where = f"{path}: image {name[:200]!r}"
     width, height = (_read_side(element, key, where) for key in ("width", "height"))
-    objects: list[CvatObject] = []
+    objects: list[DrawnObject] = []
     left_out: list[tuple[str, str]] = []
-    groups: dict[tuple[str, str], CvatObject] = {}
+    groups: dict[tuple[str, str], DrawnObject] = {}
     for number, shape in enumerate(element):
         if shape.tag == "tag":  # a label of the whole image
             continue
@@ -195,7 +170,7 @@ def _read_side(element: Element, key: str, where: str) -> int:
     return int(side)
 
 
-def _read_shape(shape: Element, size: tuple[int, int], where: str) -> CvatObject | None:
+def _read_shape(shape: Element, size: tuple[int, int], where: str) -> DrawnObject | None:
     """Read a shape; None for kinds that are no objects."""
     if shape.tag not in ("box", "polygon", "mask", "skeleton"):
         return None
@@ -206,23 +181,18 @@ def _read_shape(shape: Element, size: tuple[int, int], where: str) -> CvatObject
         polygon = _read_points(shape, where)
         if len(polygon) < 6:
             raise DataError(f"{where}: a polygon needs 3 points, not {len(polygon) // 2}")
-        return CvatObject(label, outline=[polygon])
+        return DrawnObject(label, outline=[polygon])
     if shape.tag == "mask":
         return _read_mask(shape, label, size, where)
     corners = tuple(check_number(shape.get(k), k, where) for k in ("xtl", "ytl", "xbr", "ybr"))
     x1, y1, x2, y2 = corners
     turn = math.radians(check_number(shape.get("rotation") or 0, "rotation", where))
     if not turn:
-        return CvatObject(label, (x1, y1, x2, y2))
+        return DrawnObject(label, (x1, y1, x2, y2))
     # A turned box is an outline, whose box is the upright one around it.
-    x, y, sine, cosine = (x1 + x2) / 2, (y1 + y2) / 2, math.sin(turn), math.cos(turn)
-    polygon = []
-    for px, py in ((x1, y1), (x2, y1), (x2, y2), (x1, y2)):
-        polygon += [
-            x + (px - x) * cosine - (py - y) * sine,
-            y + (px - x) * sine + (py - y) * cosine,
-        ]
-    return CvatObject(label, outline=[polygon])
+    points = ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
+    polygon = turn_points(points, ((x1 + x2) / 2, (y1 + y2) / 2), turn)
+    return DrawnObject(label, outline=[polygon])
 
 
 def _read_points(shape: Element, where: str) -> list[float]:
@@ -236,7 +206,7 @@ def _read_points(shape: Element, where: str) -> list[float]:
     return values
 
 
-def _read_skeleton(shape: Element, label: str, where: str) -> CvatObject:
+def _read_skeleton(shape: Element, label: str, where: str) -> DrawnObject:
     keypoints: dict[str, tuple[float, float, int]] = {}
     for number, point in enumerate(shape.findall("points"), start=1):
         place = f"{where}: point {number}"
@@ -248,10 +218,10 @@ def _read_skeleton(shape: Element, label: str, where: str) -> CvatObject:
     if not places:
         raise DataError(f"{where}: has no point inside the image; remove it")
     xs, ys = zip(*places, strict=True)
-    return CvatObject(label, (min(xs), min(ys), max(xs), max(ys)), keypoints=keypoints)
+    return DrawnObject(label, (min(xs), min(ys), max(xs), max(ys)), keypoints=keypoints)
 
 
-def _read_mask(shape: Element, label: str, size: tuple[int, int], where: str) -> CvatObject:
+def _read_mask(shape: Element, label: str, size: tuple[int, int], where: str) -> DrawnObject:
     """Read a mask: runs of a box's pixels, row by row, the first of them outside."""
     left, top, width, height = (
         int(check_number(shape.get(key), key, where)) for key in ("left", "top", "width", "height")
@@ -275,7 +245,7 @@ def _read_mask(shape: Element, label: str, size: tuple[int, int], where: str) ->
     code = coco_mask.encode(mask)
     outline: RunLengths = {"size": [size[1], size[0]], "counts": code["counts"].decode()}
     x, y, w, h = coco_mask.toBbox(code).tolist()
-    return CvatObject(label, (x, y, x + w, y + h), outline)
+    return DrawnObject(label, (x, y, x + w, y + h), outline)
 
 
 CVAT = ForeignFormat(find_cvat, read_cvat)

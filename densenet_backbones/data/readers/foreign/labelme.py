@@ -10,7 +10,6 @@ and other shapes are left out, and said.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +25,17 @@ from densenet_backbones.data.readers.foreign.content import (
     check_number,
     find_image,
 )
+from densenet_backbones.data.readers.foreign.shapes import (
+    DrawnImage,
+    DrawnObject,
+    draw_ellipse,
+    list_kinds,
+    make_content,
+)
 from densenet_backbones.data.recognition.sniffing import choose_some, sniff_json
 from densenet_backbones.data.recognition.tree import Tree
-from densenet_backbones.untrusted.limits import MAX_KEYPOINTS, MAX_SHAPES_FILE
+from densenet_backbones.untrusted.limits import MAX_SHAPES_FILE
 from densenet_backbones.untrusted.reading import parse_json, read_text
-
-_CIRCLE_POINTS = 32
-
-
-@dataclass
-class LabelmeObject:
-    """Object of an image: its box or its polygons, and its keypoints by name."""
-
-    label: str
-    corners: tuple[float, float, float, float] | None = None
-    polygons: list[list[float]] = field(default_factory=list)
-    keypoints: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class LabelmeFile:
-    """Checked content of one file: (W, H) as it says, objects, and what is left out."""
-
-    path: Path
-    size: tuple[int, int] | None
-    objects: tuple[LabelmeObject, ...]
-    left_out: tuple[tuple[str, str], ...]
 
 
 def find_labelme(tree: Tree) -> Finding | None:
@@ -89,12 +73,8 @@ def _find_image(tree: Tree, labels: str) -> str:
 
 
 def _find_kinds(tree: Tree, labels: Sequence[str]) -> frozenset[str]:
-    kinds = {"boxes"}
-    for name in choose_some(labels)[:20]:
-        shapes = read_labelme_file(tree.root / name).objects
-        kinds |= {"masks"} if any(thing.polygons for thing in shapes) else set()
-        kinds |= {"keypoints"} if any(thing.keypoints for thing in shapes) else set()
-    return frozenset(kinds)
+    files = (read_labelme_file(tree.root / name) for name in choose_some(labels)[:20])
+    return frozenset(list_kinds(thing for file in files for thing in file.objects))
 
 
 def read_labelme(tree: Tree, finding: Finding, split: str) -> CocoContent:
@@ -103,41 +83,13 @@ def read_labelme(tree: Tree, finding: Finding, split: str) -> CocoContent:
     Raises:
         DataError: Names the file and the shape that is wrong.
     """
-    names: set[str] = set()
-    points: set[str] = set()
-    having: set[str] = set()
-    files: list[tuple[Item, LabelmeFile]] = []
-    # The classes are those of all splits, whichever is read.
-    for part, items in finding.parts.items():
-        for item in track_progress(items, "Reading labelme's files"):
-            file = read_labelme_file(tree.root / item.labels)
-            names |= {thing.label for thing in file.objects}
-            points |= {p for thing in file.objects for p in thing.keypoints}
-            having |= {thing.label for thing in file.objects if thing.keypoints}
-            if part == split:
-                files.append((item, file))
-    if not names:
-        raise DataError(f"{tree.root}: labelme's files have no box and no polygon; draw some")
-    if len(points) > MAX_KEYPOINTS:
-        raise DataError(
-            f"{tree.root}: points have {len(points)} labels, and an object at most "
-            f"{MAX_KEYPOINTS} keypoints; correct their labels"
-        )
-    content, keypoints = CocoContent(), sorted(points)
-    ids = content.name_classes(sorted(names), keypoints, having)
-    for item, file in files:
-        image_id = content.add_image(item.image, file.size, file.path)
-        for thing in file.objects:
-            flat = None
-            if thing.keypoints:
-                own = thing.keypoints
-                flat = [v for p in keypoints for v in ((*own[p], 2) if p in own else (0, 0, 0))]
-            content.add_object(
-                image_id, ids[thing.label], thing.corners, thing.polygons or None, flat
-            )
-        for shape, what in file.left_out:
-            content.leave_out(file.path, shape, what)
-    return content
+
+    def read_all() -> Iterator[tuple[DrawnImage, bool]]:
+        for part, items in finding.parts.items():
+            for item in track_progress(items, "Reading labelme's files"):
+                yield read_labelme_file(tree.root / item.labels, item.image), part == split
+
+    return make_content(tree.root, "labelme", read_all())
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -152,17 +104,17 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_labelme_file(path: Path) -> LabelmeFile:
-    """Read one file.
+def read_labelme_file(path: Path, image: str = "") -> DrawnImage:
+    """Read one file, of an image that is named relative to the root.
 
     Raises:
         DataError: Names the shape that is wrong.
     """
     content = _load(path)
-    size = content.get("imageWidth"), content.get("imageHeight")
+    size: Any = content.get("imageWidth"), content.get("imageHeight")
     whole = all(type(side) is int and 0 < side < 2**31 for side in size)
-    objects: list[LabelmeObject] = []
-    groups: dict[tuple[str, Any], LabelmeObject] = {}
+    objects: list[DrawnObject] = []
+    groups: dict[tuple[str, Any], DrawnObject] = {}
     points: list[tuple[Any, str, tuple[float, float], str]] = []
     left_out: list[tuple[str, str]] = []
     for n, shape in enumerate(content["shapes"]):
@@ -181,8 +133,9 @@ def read_labelme_file(path: Path) -> LabelmeFile:
             left_out.append((item, f"a {kind!s:.20} of {len(corners)} points is no object"))
             continue
         key = (label, group) if isinstance(group, int | str) else None
-        if key in groups and thing.polygons and groups[key].polygons:
-            groups[key].polygons += thing.polygons
+        own = groups[key].outline if key in groups else None
+        if isinstance(own, list) and isinstance(thing.outline, list):
+            own += thing.outline
             continue
         objects.append(thing)
         if key is not None:
@@ -190,28 +143,25 @@ def read_labelme_file(path: Path) -> LabelmeFile:
     for group, label, place, item in points:
         owners = [thing for (_, own), thing in groups.items() if own == group]
         if len(owners) == 1 and label not in owners[0].keypoints:
-            owners[0].keypoints[label] = place
+            owners[0].keypoints[label] = (*place, 2)
         else:
             left_out.append((item, "a point that shares its group_id with no one object"))
-    known = (size[0], size[1]) if whole else None
-    return LabelmeFile(path, known, tuple(objects), tuple(left_out))  # type: ignore[arg-type]
+    known = size if whole else None
+    return DrawnImage(image, path, known, objects, left_out)
 
 
 def _make_object(
     label: str, kind: str, points: Sequence[tuple[float, float]]
-) -> LabelmeObject | None:
+) -> DrawnObject | None:
     """Make the object of a shape; None where it has no area by its kind."""
     if kind == "rectangle" and len(points) in (2, 4):
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        return LabelmeObject(label, (min(xs), min(ys), max(xs), max(ys)))
+        return DrawnObject(label, (min(xs), min(ys), max(xs), max(ys)))
     if kind == "circle" and len(points) == 2:
-        (x, y), (x2, y2) = points
-        radius = math.hypot(x2 - x, y2 - y)
-        turns = [2 * math.pi * n / _CIRCLE_POINTS for n in range(_CIRCLE_POINTS)]
-        polygon = [v for t in turns for v in (x + radius * math.cos(t), y + radius * math.sin(t))]
-        return LabelmeObject(label, polygons=[polygon])
+        radius = math.dist(*points)
+        return DrawnObject(label, outline=[draw_ellipse(points[0], (radius, radius))])
     if kind == "polygon" and len(points) >= 3:
-        return LabelmeObject(label, polygons=[[v for point in points for v in point]])
+        return DrawnObject(label, outline=[[v for point in points for v in point]])
     return None
 
 
