@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import triton.language as tl
 from interpreted_kernels import DEVICE, TOLERANCES, assert_close, random_buffer, run_unchecked
+from long_cases import each_once
 from tiny_nets import tiny
 from torch import nn
 from training_blocks import block_of, step
@@ -72,9 +73,9 @@ def spread(vector):
 MAPS = [(2, 20, 7, 9), (1, 150, 9, 7), (3, 64, 13, 5), (2, 5, 1, 1)]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("wider", [0, 11])
-@pytest.mark.parametrize("shape", MAPS, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "wider", "dtype"), each_once(MAPS * 2, [0, 0, 11], TOLERANCES), ids=str
+)
 def test_passes_are_what_their_definitions_say(shape, wider, dtype):
     x, y, total = (prefix(*shape, dtype, wider) for _ in range(3))
     gradient, active = prefix(*shape, dtype), prefix(*shape, dtype).relu()
@@ -149,9 +150,9 @@ def exact_unit(x, norm, weight, bias, dilation):
 
 
 @pytest.mark.parametrize("types", TYPES, ids=str)
-@pytest.mark.parametrize(("side", "dilation"), KERNELS)
-@pytest.mark.parametrize("sizes", UNITS, ids=str)
-def test_units_and_their_gradients(sizes, side, dilation, types):
+@pytest.mark.parametrize(("sizes", "kernel"), each_once(UNITS, KERNELS), ids=str)
+def test_units_and_their_gradients(sizes, kernel, types):
+    side, dilation = kernel
     images, channels, outputs, height, width = sizes
     dtype, computed = types
     x = prefix(images, channels, height, width, dtype, wider=7)
@@ -284,8 +285,9 @@ def assert_as_plain(found, plain, exact, floor):
 
 
 @pytest.mark.parametrize("memory", MODES)
-@pytest.mark.parametrize("bn_size", [2, None])
-@pytest.mark.parametrize("norm", ["bn", "frozen", "sync"])
+@pytest.mark.parametrize(
+    ("bn_size", "norm"), [(2, "bn"), (None, "bn"), (2, "frozen"), (None, "sync")]
+)
 def test_a_step_equals_the_plain_one(memory, bn_size, norm, runs):
     block = block_of(bn_size=bn_size, norm=norm, proj_drop_rate=0.3, drop_path_rate=0.4)
     block = block.float().to(DEVICE)
@@ -304,8 +306,9 @@ def test_a_step_equals_the_plain_one(memory, bn_size, norm, runs):
 
 
 @pytest.mark.parametrize("memory", MODES)
-@pytest.mark.parametrize("norm", ["bn", "frozen"])
-@pytest.mark.parametrize("maps", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("norm", "maps"), [("bn", torch.float32), ("frozen", torch.bfloat16)], ids=str
+)
 def test_autocast(memory, norm, maps, runs):
     block = block_of(norm=norm).float().to(DEVICE)
     steps = block_steps(block, random_buffer(2, 6, 8, 8, maps), memory, torch.bfloat16)

@@ -51,8 +51,7 @@ def check_files(run):
             assert file.read_bytes().endswith(b"\n")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("command", ["train_det", "train_seg"])
+@pytest.mark.parametrize(("command", "workers"), [("train_det", 2), ("train_seg", 0)])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     command, workers, tiny_scenes, tiny_masks, temporary, tmp_path
 ):
