@@ -17,12 +17,18 @@ import io
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from densenet_backbones.data.depths import (
+    find_limits,
+    gray_from_integers,
+    gray_from_range,
+    mend_planes,
+)
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.untrusted.limits import MAX_PIXELS
 
@@ -57,7 +63,8 @@ def read_image(
     """Decode an image file as it is shown.
 
     EXIF orientation is applied. Grayscale, palette, CMYK and other color spaces become RGB;
-    16-bit gray is scaled (65535 becomes 255), not clipped; transparency is laid on white; of an
+    16-bit gray is scaled (65535 becomes 255), not clipped, and so is 32-bit float gray of a range
+    that is known (0 to 1, or that of the file's tags); transparency is laid on white; of an
     animation, the first picture is taken.
 
     Args:
@@ -70,8 +77,8 @@ def read_image(
 
     Raises:
         DataError: If the file is missing, damaged, truncated, not an image, larger than
-            `MAX_PIXELS`, has 32-bit pixels, or is not of the promised size (`ImageSizeError`). The
-            message names the file and the fix.
+            `MAX_PIXELS`, has 32-bit pixels of no known range, or is not of the promised size
+            (`ImageSizeError`). The message names the file and the fix.
     """
     return read_reduced_image(path, promised=promised, content=content)[0]
 
@@ -276,7 +283,7 @@ def open_image(
         with _open(path if content is None else io.BytesIO(content), of_any_size) as image:
             if image.width * image.height > MAX_PIXELS and not of_any_size:
                 raise DataError(_describe_size_limit(path, f"{image.width}x{image.height} pixels,"))
-            yield image
+            yield mend_planes(image)
 
 
 def _open(source: str | Path | io.BytesIO, of_any_size: bool) -> ImageFile.ImageFile:
@@ -300,10 +307,7 @@ def _convert_errors(path: str | Path) -> Iterator[None]:
     except MemoryError:
         raise MemoryError(f"{path}: there is not enough memory to decode it") from None
     except UnidentifiedImageError:
-        raise DataError(
-            f"{path}: cannot be read as an image (it is none of {', '.join(FORMATS)}); export it "
-            "again, or take it out of the data set"
-        ) from None
+        raise DataError(f"{path}: cannot be read as an image ({_describe_unknown(path)}") from None
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such image file; check the path") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -313,6 +317,17 @@ def _convert_errors(path: str | Path) -> Iterator[None]:
             f"{path}: cannot be read as an image ({type(error).__name__}: {error}); fetch or "
             "export the file again, or take it out of the data set"
         ) from error
+
+
+def _describe_unknown(path: str | Path) -> str:
+    """Describe a file that Pillow does not know: TIFF has more kinds than it reads."""
+    with suppress(OSError), open(path, "rb") as file:
+        if file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return (
+                "its kind of TIFF is not decoded); save it as gray or RGB of 8 or 16 bits, or as "
+                "gray of 32-bit float from 0 to 1"
+            )
+    return f"it is none of {', '.join(FORMATS)}); export it again, or take it out of the data set"
 
 
 def _describe_size_limit(path: str | Path, size: str) -> str:
@@ -344,35 +359,24 @@ def _convert_to_array(image: Image.Image, path: str | Path, shrink: int = 1) -> 
         shrink: Sides of the squares of pixels that are averaged.
     """
     width, height = image.size
+    limits = find_limits(image, path)
     pixels = np.empty((-(-height // shrink), -(-width // shrink), 3), np.uint8)
     rows = max(1, PIXELS_AT_ONCE // (width * shrink)) * shrink
     for top in range(0, height, rows):
         whole = rows >= height
         part = image if whole else image.crop((0, top, width, min(top + rows, height)))
+        if limits is not None:
+            part = Image.fromarray(gray_from_range(np.asarray(part), *limits))
         part = _convert_to_rgb(part, path)
         part = part.reduce(shrink) if shrink > 1 else part
         pixels[top // shrink : top // shrink + part.height] = np.asarray(part)
     return pixels
 
 
-def _gray_from_integers(values: np.ndarray, path: str | Path) -> np.ndarray:
-    """Scale (H, W) gray of 16 bits, in whatever integer type, to (H, W) uint8."""
-    lowest, highest = int(values.min()), int(values.max())
-    if lowest < 0 or highest > 65535:
-        raise DataError(
-            f"{path}: pixels from {lowest} to {highest} are outside 16 bits (0 to 65535); "
-            "save it as 8- or 16-bit"
-        )
-    gray: np.ndarray = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    return gray
-
-
 def _convert_to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     """Convert any mode to RGB."""
     if image.mode.startswith("I"):
-        image = Image.fromarray(_gray_from_integers(np.asarray(image), path))
-    if image.mode == "F":
-        raise DataError(f"{path}: 32-bit float pixels have no fixed range; save it as 8-bit")
+        image = Image.fromarray(gray_from_integers(np.asarray(image), path))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         page = Image.new("RGBA", image.size, _BACKGROUND)

@@ -184,12 +184,6 @@ def test_32_bit_integers_outside_16_bits_are_refused(tmp_path, values):
         read_image(tmp_path / "a.tiff")
 
 
-def test_float_pixels_are_refused(tmp_path):
-    Image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "a.tiff")
-    with pytest.raises(DataError, match=r"a\.tiff: 32-bit float"):
-        read_image(tmp_path / "a.tiff")
-
-
 def test_missing_file_and_folder_are_named(tmp_path):
     for function in (read_image, read_image_size):
         with pytest.raises(DataError, match=r"nowhere\.jpg: there is no such image file"):
