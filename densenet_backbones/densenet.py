@@ -14,6 +14,7 @@ from typing import Any
 from timm.layers.classifier import create_classifier
 from torch import Tensor, nn
 
+from densenet_backbones.condensenet import LearnedGroupLinear
 from densenet_backbones.dense_block import Memory
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.layers import feature_modules
@@ -27,8 +28,9 @@ class DenseNet(DenseStages):
     """A DenseNet classifier whose children are its stages, flat and in the order they run.
 
     Children: ``conv0, norm0, relu0, pool0, denseblock1, transition1, pool1, ..., norm5, relu5``,
-    then ``global_pool, head_drop, classifier``. Deep stems add ``conv1 ... relu2``; a CIFAR stem
-    is ``conv0`` alone; an unpooled transition has no pool behind it.
+    then ``global_pool, head_drop, classifier``. Deep stems add ``conv1 ... relu2``; a CIFAR or
+    CondenseNet stem is ``conv0`` alone; an unpooled transition has no pool behind it; a
+    CondenseNet has pools and no transitions.
 
     Args:
         spec: Architecture; DenseNet-121 when left out.
@@ -79,6 +81,9 @@ class DenseNet(DenseStages):
 
     def _set_head(self, num_classes: int, global_pool: str, drop_rate: float) -> None:
         pool, classifier = create_classifier(self.num_features, num_classes, pool_type=global_pool)
+        factor = self.spec.classifier_condense_factor
+        if isinstance(classifier, nn.Linear) and factor > 1:
+            classifier = LearnedGroupLinear(classifier.in_features, num_classes, factor)
         self.num_classes = num_classes
         self.head_hidden_size = self.num_features * pool.feat_mult()
         self.global_pool, self.head_drop, self.classifier = pool, nn.Dropout(drop_rate), classifier
@@ -145,7 +150,7 @@ class DenseNet(DenseStages):
 
 def _describe_raw_taps(spec: DenseNetSpec, names: Sequence[str]) -> list[dict[str, Any]]:
     """Describe the stem's last activation, each block and relu5, as timm's feature_info."""
-    stem_end = names[names.index("denseblock1") - (1 if spec.stem == "cifar" else 2)]
+    stem_end = names[names.index("denseblock1") - (1 if spec.stem_is_conv else 2)]
     taps = [(spec.num_init_features, spec.stem_stride, stem_end)]
     taps += [
         (plan.channels, plan.stride, f"denseblock{i}") for i, plan in enumerate(spec.blocks, 1)
@@ -158,8 +163,9 @@ def _describe_raw_taps(spec: DenseNetSpec, names: Sequence[str]) -> list[dict[st
 def _initialize(net: nn.Module, spec: DenseNetSpec) -> None:
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
-            if spec.init == "he":
-                nn.init.kaiming_normal_(module.weight)
+            if spec.init in ("he", "he_fan_out"):
+                by_inputs = spec.init == "he"
+                nn.init.kaiming_normal_(module.weight, mode="fan_in" if by_inputs else "fan_out")
             else:  # Caffe's "xavier" looks at fan_in only; torch's xavier_uniform_ does not
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")
         elif isinstance(module, nn.Linear):

@@ -13,12 +13,12 @@ from densenet_backbones.untrusted.limits import MAX_LAYERS
 
 __all__ = ["Act", "BlockPlan", "DenseNetSpec", "Init", "Norm", "Pool", "Stem", "StemPool"]
 
-Stem = Literal["imagenet", "cifar", "deep", "dsod"]
+Stem = Literal["imagenet", "cifar", "deep", "dsod", "conv"]
 StemPool = Literal["max", "blur"]
 Pool = Literal["avg", "max", "blur"]
 Act = Literal["relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "hard_swish", "mish"]
 Norm = Literal["bn", "frozen", "sync", "group"]
-Init = Literal["he", "xavier_caffe"]
+Init = Literal["he", "he_fan_out", "xavier_caffe"]
 
 _CHOICES = {
     "pool": Pool,
@@ -46,7 +46,8 @@ class BlockPlan:
         stride: Input pixels per cell of the block's maps.
         dilation: Dilation of the block's 3x3 convolutions.
         drop_path: Probability of each layer to be dropped (stochastic depth).
-        transition_channels: Channels after the transition's 1x1; None behind the last block.
+        transition_channels: Channels that leave the transition: of its 1x1, or the block's own
+            where there is none (``transition_conv``); None behind the last block.
         pooled: Whether a pool follows the transition. It halves the map, or, where
             ``output_stride`` is reached, keeps its size and dilates what follows.
         exit_stride: Input pixels per cell of what enters the next block.
@@ -79,6 +80,9 @@ class DenseNetSpec:
         compression: Channels kept by a transition (theta), in (0, 1], one number or one per
             transition; the product is rounded down.
         transition_channels: Fixed output width of each transition; None where theta decides.
+        transition_conv: Whether norm, activation and a 1x1 stand between blocks. CondenseNets have
+            a pool alone there, so every layer reads all earlier maps of all blocks (1711.09224,
+            section 3.2); compression is 1 then.
         transition_pool: Whether a pool follows the transition, one answer or one per transition.
         pool: Kind of the stride-2 pools behind the transitions: 2x2 ``avg`` or ``max``, or ``blur``
             (3x3 binomial; Zhang, 1904.11486).
@@ -86,12 +90,19 @@ class DenseNetSpec:
         output_stride: Input pixels per cell of the last map; None for the nominal one (32 with an
             ImageNet stem). Transition pools beyond it run at stride 1, and what follows them is
             dilated (a trous), so every nominal cell keeps its value; see `DilatedPool`.
-        stem: ``imagenet`` (7x7/2, BN, ReLU, 3x3/2 max pool), ``cifar`` (one 3x3), ``deep`` (three
-            3x3, the first of stride 2, and a 3x3/2 max pool; timm's densenet264d) or ``dsod`` (the
-            same three with a 2x2/2 ceil-mode max pool; 1708.01241, section 3.1).
+        stem: ``imagenet`` (7x7/2, BN, ReLU, 3x3/2 max pool), ``cifar`` (one 3x3), ``conv`` (one
+            3x3/2, CondenseNet's), ``deep`` (three 3x3, the first of stride 2, and a 3x3/2 max pool;
+            timm's densenet264d) or ``dsod`` (the same three with a 2x2/2 ceil-mode max pool;
+            1708.01241, section 3.1).
         stem_pool: ``max``, or ``blur``: a max pool of stride 1, then a blur pool (timm's
             densenetblur121d).
         final_norm: Whether BN-ReLU (``norm5``, ``relu5``) follows the last block.
+        groups: Groups G of each layer's two convolutions, a divisor of every growth rate: learned
+            ones in the 1x1 (see `condensenet.learned_groups`), fixed ones in the 3x3; 1 for
+            DenseNet's own layers.
+        condense_factor: C of the 1x1s: their groups drop inputs in C - 1 stages of a training,
+            until each reads 1 / C of them; 1 to keep all.
+        classifier_condense_factor: The same of the classifier, which has one group.
         act_layer: The activation, by timm's name: one of `Act`.
         proj_drop_rate: Dropout on the new maps of every dense layer (timm's name for it).
         drop_path_rate: Probability that a sample goes without a dense layer's new maps (stochastic
@@ -102,7 +113,8 @@ class DenseNetSpec:
             to 16 that divides every width, so that no group lies across two layers' maps.
         norm_eps: Epsilon of every norm.
         norm_momentum: Weight of the newest batch in the running statistics.
-        init: ``he`` as torchvision, or ``xavier_caffe``, Caffe's U(+-sqrt(3 / fan_in)).
+        init: ``he`` as torchvision; ``he_fan_out``, CondenseNet's N(0, 2 / (outputs * kernel
+            cells)); or ``xavier_caffe``, Caffe's U(+-sqrt(3 / fan_in)).
 
     Raises:
         ValueError: A field is outside its range or does not fit the number of blocks.
@@ -114,6 +126,7 @@ class DenseNetSpec:
     bn_size: int | None = 4
     compression: float | tuple[float, ...] = 0.5
     transition_channels: tuple[int | None, ...] | None = None
+    transition_conv: bool = True
     transition_pool: bool | tuple[bool, ...] = True
     pool: Pool = "avg"
     ceil_mode: bool = False
@@ -121,6 +134,9 @@ class DenseNetSpec:
     stem: Stem = "imagenet"
     stem_pool: StemPool = "max"
     final_norm: bool = True
+    groups: int = 1
+    condense_factor: int = 1
+    classifier_condense_factor: int = 1
     act_layer: Act = "relu"
     proj_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
@@ -141,9 +157,10 @@ class DenseNetSpec:
         self._check_numbers()
         for name, legal in _CHOICES.items():
             check_choice(f"DenseNetSpec: {name}", getattr(self, name), get_args(legal))
-        for name in ("ceil_mode", "final_norm"):
+        for name in ("ceil_mode", "final_norm", "transition_conv"):
             _require(isinstance(getattr(self, name), bool), self, name, "true or false")
         self._check_strides()
+        self._check_condensation()
         for block in self.blocks:
             if block.transition_channels is not None and block.transition_channels < 1:
                 raise ValueError(
@@ -190,6 +207,29 @@ class DenseNetSpec:
             fits = self.output_stride in legal and not isinstance(self.output_stride, bool)
             _require(fits, self, "output_stride", f"None or one of {legal}")
 
+    def _check_condensation(self) -> None:
+        for name in ("groups", "condense_factor", "classifier_condense_factor"):
+            _require(_is_positive(getattr(self, name)), self, name, "an integer >= 1")
+        if self.is_condensed and self.bn_size is None:
+            raise ValueError(
+                "DenseNetSpec: groups and condense_factor above 1 need the 1x1 of a bottleneck; "
+                f"give bn_size, not {self.bn_size}"
+            )
+        growth = _repeat(self.growth_rate, len(self.block_config))
+        fits = all(rate % self.groups == 0 for rate in growth)
+        _require(fits, self, "groups", f"a divisor of the growth rates {sorted(set(growth))}")
+        inputs = self.num_init_features  # the fewest that any layer reads
+        fits = self.condense_factor <= inputs
+        _require(fits, self, "condense_factor", f"at most num_init_features, {inputs}")
+        if not self.transition_conv:
+            widths = self.transition_channels or (None,)
+            whole = all(theta == 1 for theta in _repeat(self.compression, 1))
+            if not whole or any(widths):
+                raise ValueError(
+                    "DenseNetSpec: transition_conv=False leaves nothing to compress; give "
+                    f"compression=1.0, not {self.compression}, and no transition_channels"
+                )
+
     def _check_groups(self) -> None:
         size, common = self.norm_group_size, math.gcd(*self._widths)
         if size is not None:
@@ -222,8 +262,18 @@ class DenseNetSpec:
         return 1 if self.stem == "cifar" else 2
 
     @property
+    def is_condensed(self) -> bool:
+        """True for CondenseNet's layers, whose 1x1s have learned groups."""
+        return max(self.groups, self.condense_factor) > 1
+
+    @property
+    def stem_is_conv(self) -> bool:
+        """True for a stem of one convolution, without norm and pool."""
+        return self.stem in ("cifar", "conv")
+
+    @property
     def _entry_stride(self) -> int:
-        return 1 if self.stem == "cifar" else 4
+        return self.stem_stride if self.stem_is_conv else 4
 
     @property
     def nominal_stride(self) -> int:

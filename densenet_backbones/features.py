@@ -13,7 +13,9 @@ tap             what c2, c3, c4 are                          c2       c3       c
 ==============  ===========================================  =======  =======  =========
 
 Besides, ``layer_taps`` reads blocks after any of their layers. A net without final norm ends in the
-raw concatenation of its last block; a CIFAR stem's ``c1`` is its convolution. An unpooled
+raw concatenation of its last block; a stem of one convolution (CIFAR nets, CondenseNets) has that
+as ``c1``. CondenseNets have pools alone between blocks, no norm and no 1x1, so ``norm`` and
+``compressed`` read what ``raw`` reads. An unpooled
 transition makes ``pooled`` equal to ``compressed``, stride included. With ``output_stride`` the
 later strides stop growing; channels stay.
 
@@ -231,10 +233,11 @@ def _describe_taps(net: DenseNet, tap: Tap, layer_taps: Sequence[str]) -> list[d
         info[i]["nominal"] = plan.stride * plan.dilation
         if i == len(blocks):
             continue
-        if tap == "norm":
+        if tap == "norm" and net.spec.transition_conv:
             info[i]["module"] = f"transition{i}.relu"
         elif tap in ("compressed", "pooled"):
-            info[i].update(num_chs=plan.transition_channels, module=f"transition{i}")
+            module = f"transition{i}" if net.spec.transition_conv else f"denseblock{i}"
+            info[i].update(num_chs=plan.transition_channels, module=module)
         if tap == "pooled" and plan.pooled:
             nominal = plan.exit_stride * blocks[i].dilation
             info[i].update(reduction=plan.exit_stride, module=f"pool{i}", nominal=nominal)

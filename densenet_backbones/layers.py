@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]
 from torchvision.ops import FrozenBatchNorm2d as _FrozenBatchNorm2d
 
+from densenet_backbones.condensenet import LearnedGroupConv2d
 from densenet_backbones.dense_block import Memory, check_memory, run_block, run_plain
 from densenet_backbones.densenet_spec import BlockPlan, DenseNetSpec
 from densenet_backbones.pooling import make_pool, make_stem_pool
@@ -67,7 +68,12 @@ def _make_act(spec: DenseNetSpec) -> nn.Module:
 
 
 def _make_conv(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, dilation: int = 1
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
 ) -> nn.Conv2d:
     return nn.Conv2d(
         in_channels,
@@ -76,6 +82,7 @@ def _make_conv(
         stride,
         padding=dilation * (kernel_size // 2),
         dilation=dilation,
+        groups=groups,
         bias=False,
     )
 
@@ -87,6 +94,8 @@ def is_traced(x: Tensor) -> bool:
 
 class DenseLayer(nn.Module):
     """One layer H of a block: norm-act-1x1-norm-act-3x3, or norm-act-3x3 without bottleneck.
+
+    In CondenseNets the 1x1 is a `LearnedGroupConv2d`, and the 3x3 has groups.
 
     Args:
         in_channels: Channels of the concatenation it reads.
@@ -112,10 +121,16 @@ class DenseLayer(nn.Module):
             self.conv1 = _make_conv(in_channels, growth_rate, kernel_size=3, dilation=dilation)
         else:
             width = growth_rate * spec.bn_size
-            self.conv1 = _make_conv(in_channels, width, kernel_size=1)
+            self.conv1 = (
+                LearnedGroupConv2d(in_channels, width, spec.groups, spec.condense_factor)
+                if spec.is_condensed
+                else _make_conv(in_channels, width, kernel_size=1)
+            )
             self.norm2 = _make_norm(width, spec)
             self.relu2 = _make_act(spec)
-            self.conv2 = _make_conv(width, growth_rate, kernel_size=3, dilation=dilation)
+            self.conv2 = _make_conv(
+                width, growth_rate, kernel_size=3, dilation=dilation, groups=spec.groups
+            )
         self.drop_rate = float(spec.proj_drop_rate)
         self.drop_path_rate = float(drop_path_rate)
 
@@ -214,8 +229,8 @@ class Transition(nn.Sequential):
 
 def _build_stem(spec: DenseNetSpec, in_chans: int) -> Iterator[tuple[str, nn.Module]]:
     width = spec.num_init_features
-    if spec.stem == "cifar":
-        yield "conv0", _make_conv(in_chans, width, kernel_size=3)
+    if spec.stem_is_conv:
+        yield "conv0", _make_conv(in_chans, width, kernel_size=3, stride=spec.stem_stride)
         return
     if spec.stem == "imagenet":
         convs = [_make_conv(in_chans, width, kernel_size=7, stride=2)]
@@ -240,7 +255,8 @@ def feature_modules(spec: DenseNetSpec, in_chans: int) -> Iterator[tuple[str, nn
         yield f"denseblock{i}", DenseBlock.from_plan(plan, spec, f"denseblock{i}")
         if plan.transition_channels is None:
             continue
-        yield f"transition{i}", Transition(plan, spec)
+        if spec.transition_conv:
+            yield f"transition{i}", Transition(plan, spec)
         if plan.pooled:
             dilated = plan.exit_stride == plan.stride
             yield (

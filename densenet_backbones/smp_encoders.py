@@ -2,7 +2,9 @@
 
 Importing this module registers ``<variant>_features`` with smp, timm's names, for every member of
 the family with maps of strides 2, 4, 8, 16 and 32. ``import densenet_backbones`` does not import
-it: smp's universal names, ``tu-densenet121_features``, need no more than that.
+it: smp's universal names, ``tu-densenet121_features``, need no more than that. Of a CondenseNet's
+two maps at stride 2 the second is read; smp's universal names refuse equal strides, so these nets
+have native names only.
 
 Every level is the raw tap of `features`' table. smp's own densenet encoders read the ``norm`` tap,
 and end in ``norm5`` without the ReLU behind it; with ``tap="norm"`` the levels before the last are
@@ -92,13 +94,14 @@ class DenseFeatureEncoder(nn.Module, EncoderMixin):
         self._in_channels = 3
         self._tap: Tap = tap
         self._output_stride = _check_stride(output_stride)
+        self._positions = _list_positions(spec)
         self.model = self._build_feature_net(spec, memory)
         self._out_channels = [self._in_channels, *self.model.out_channels]
 
     def _build_feature_net(self, spec: DenseNetSpec, memory: Memory) -> DenseFeatureNet:
         spec = dataclasses.replace(spec, output_stride=self._output_stride)
         net = DenseNet(spec, num_classes=0, in_chans=self._in_channels, memory=memory)
-        return DenseFeatureNet(net, tuple(range(self._depth)), self._tap)
+        return DenseFeatureNet(net, self._positions[: self._depth], self._tap)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map an image (N, in_channels, H, W) to itself and ``depth`` maps.
@@ -190,11 +193,22 @@ def _list_strides(spec: DenseNetSpec) -> tuple[int, ...]:
     return (spec.stem_stride, *(plan.stride for plan in spec.blocks))
 
 
+def _list_positions(spec: DenseNetSpec) -> tuple[int, ...]:
+    """List the taps that are read: of those of one stride the last."""
+    strides = _list_strides(dataclasses.replace(spec, output_stride=None))
+    return tuple({stride: position for position, stride in enumerate(strides)}.values())
+
+
+def _has_strides(spec: DenseNetSpec) -> bool:
+    return tuple(dict.fromkeys(_list_strides(spec))) == _STRIDES
+
+
 def _check_arguments(spec: DenseNetSpec, tap: str, memory: str) -> None:
-    if _list_strides(spec) != _STRIDES:
+    if not _has_strides(spec):
         raise ValueError(
             f"smp wants maps of strides {_STRIDES}, and this network's are {_list_strides(spec)}; "
-            "choose an ImageNet or deep stem and four blocks with a pool after each but the last"
+            "choose an ImageNet or deep stem and four blocks with a pool after each but the last, "
+            "or a CondenseNet's stem and five"
         )
     check_choice("tap", tap, _TAPS)  # those with smp's strides
     check_memory(memory)
@@ -281,7 +295,7 @@ def _get_preprocessing_params(encoder_name: str, pretrained: str = "imagenet") -
 
 
 for _variant, _spec in VARIANTS.items():
-    if _list_strides(_spec) == _STRIDES:
+    if _has_strides(_spec):
         register_encoder(_variant + SUFFIX, _variant)
 smp_registry.get_preprocessing_params = _get_preprocessing_params
 

@@ -244,7 +244,9 @@ class DenseStages(nn.Module):
                 del state_dict[key]
             has_classifier = any(key.startswith(CLASSIFIER) for key in ours)
             for key, value in renamed.items():
-                beyond = key in self._weights_beyond
+                # What a mask leaves out is 0 in the weights: a plain classifier needs none.
+                masked = key in ("classifier.mask", "classifier.stage") and key not in ours
+                beyond = masked or key in self._weights_beyond
                 if not beyond and (has_classifier or not key.startswith(CLASSIFIER)):
                     state_dict[prefix + key] = value
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -197,7 +197,13 @@ _ON_ANY_BACKBONE: tuple[Callable[..., nn.Module], ...] = (
     ssd300,
     ssd512,
 )
-_DETECTOR_VARIANTS = ("densenet121", "densenet161", "densenet169", "densenet201")
+_DETECTOR_VARIANTS = (
+    "densenet121",
+    "densenet161",
+    "densenet169",
+    "densenet201",
+    "condensenet74",
+)
 
 # A name that torchvision, or another package, registered before raises a ValueError here.
 DETECTORS = {

@@ -3,13 +3,15 @@
 ImageNet nets: Huang et al. (1608.06993), table 1, and the authors' repository (161, 232, 264 with
 k=48); ``264d`` and ``blur121d`` are timm's. CIFAR nets: table 2 and the README of
 liuzhuang13/DenseNet, ``densenet<L>[b|c|bc]_k<k>``: L layers, growth rate k, with bottleneck (b)
-and compression 0.5 (c). DSOD bases: Shen et al. (1708.01241).
+and compression 0.5 (c). DSOD bases: Shen et al. (1708.01241). CondenseNets: Huang et al.
+(1711.09224) and ShichenLiu/CondenseNet, ``condensenet<L>[_c8][_cifar]``: L layers, with 4 groups
+and condensation factor 4, or 8 of both.
 """
 
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.messages import check_choice
 
-__all__ = ["SUFFIX", "VARIANTS", "cifar_spec", "dsod_spec"]
+__all__ = ["SUFFIX", "VARIANTS", "cifar_spec", "condensenet_spec", "dsod_spec"]
 
 SUFFIX = "_features"
 """Ending of the names of feature nets in timm's registry: ``densenet121_features``."""
@@ -65,6 +67,35 @@ def dsod_spec(growth_rate: int = 48) -> DenseNetSpec:
     )
 
 
+def condensenet_spec(
+    *blocks: int, growth_rate: int = 8, factor: int = 4, cifar: bool = False
+) -> DenseNetSpec:
+    """Return a CondenseNet: learned groups, growth doubled from block to block, pools in between.
+
+    The 1x1s condense by C = G (1711.09224, section 4). An ImageNet net's classifier drops half of
+    its inputs besides; the authors' code does so when it converts a net, and their published
+    parameters count it for ImageNet and not for CIFAR.
+
+    Args:
+        blocks: Layers of each block.
+        growth_rate: New channels of each layer of the first block; the stem has twice as many.
+        factor: Groups G and condensation factor C.
+        cifar: True for a stem of stride 1, for images of 32 pixels; False for one of stride 2.
+    """
+    return DenseNetSpec(
+        growth_rate=tuple(growth_rate * 2**i for i in range(len(blocks))),
+        block_config=blocks,
+        num_init_features=2 * growth_rate,
+        compression=1.0,
+        transition_conv=False,
+        stem="cifar" if cifar else "conv",
+        groups=factor,
+        condense_factor=factor,
+        classifier_condense_factor=1 if cifar else 2,
+        init="he_fan_out",
+    )
+
+
 def _k48(*blocks: int, stem: str = "imagenet") -> DenseNetSpec:
     fields = {"growth_rate": 48, "block_config": blocks, "num_init_features": 96, "stem": stem}
     return DenseNetSpec.from_dict(fields)
@@ -94,4 +125,13 @@ VARIANTS = {
     "densenet40bc_k60": cifar_spec(40, 60, "bc"),
     "dsod": dsod_spec(48),
     "dsod_smallest": dsod_spec(16),
+    "condensenet74": condensenet_spec(4, 6, 8, 10, 8),
+    "condensenet74_c8": condensenet_spec(4, 6, 8, 10, 8, factor=8),
+    "condensenet50_cifar": condensenet_spec(8, 8, 8, cifar=True),
+    "condensenet74_cifar": condensenet_spec(12, 12, 12, cifar=True),
+    "condensenet86_cifar": condensenet_spec(14, 14, 14, cifar=True),
+    "condensenet98_cifar": condensenet_spec(16, 16, 16, cifar=True),
+    "condensenet110_cifar": condensenet_spec(18, 18, 18, cifar=True),
+    "condensenet122_cifar": condensenet_spec(20, 20, 20, cifar=True),
+    "condensenet182_cifar": condensenet_spec(30, 30, 30, growth_rate=12, cifar=True),
 }

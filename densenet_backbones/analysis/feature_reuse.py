@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from densenet_backbones.dense_block.interfaces import read_weight
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.features import DenseFeatureNet
 from densenet_backbones.heads.multibox.head import ChannelL2Norm
@@ -122,7 +123,7 @@ def _measure_block(name: str, block: DenseBlock, behind: Sequence[_Part]) -> Blo
         first = next(iter(layers.values())).conv1.in_channels
         widths = (first, *new)
         parts = [
-            _Part(f"{name}.{layer}", "layer", m.conv1.weight, m.norm1, tuple(range(number)))
+            _Part(f"{name}.{layer}", "layer", read_weight(m.conv1), m.norm1, tuple(range(number)))
             for number, (layer, m) in enumerate(layers.items(), start=1)
         ]
     except AttributeError as error:

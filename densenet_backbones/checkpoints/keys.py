@@ -11,6 +11,7 @@ names                                          source
 ``P features_denseblock1.denselayer1.norm1``   timm's ``features_only`` (timm/models/_features.py)
 ``P features.norm_final``                      gpleiss/efficient_densenet_pytorch,
                                                models/densenet.py
+``P features.denseblock_1.denselayer_1.``      ShichenLiu/CondenseNet; see `learned_groups`
 ``P denseblock1.denselayer1.norm1``            ours, ``torchvision.models.densenet121().features``
 =============================================  ===================================================
 
@@ -25,9 +26,16 @@ and of activation checkpointing) are taken off everywhere.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
+
+from torch import Tensor
 
 from densenet_backbones.checkpoints.errors import CheckpointError
+from densenet_backbones.checkpoints.learned_groups import (
+    fill_learned_groups,
+    is_authors_name,
+    rename_authors,
+)
 
 __all__ = ["CLASSIFIER", "Place", "find_place", "to_ours", "to_timm_features", "to_torchvision"]
 
@@ -78,7 +86,7 @@ class Place:
 
 def _strip_wrappers(key: str) -> str:
     """Return a name without wrappers' names, and with torchvision's present spelling."""
-    return _DOTTED.sub(r"\1\2", _WRAPPED.sub("", key))
+    return rename_authors(_DOTTED.sub(r"\1\2", _WRAPPED.sub("", key)))
 
 
 def _find_prefixes(names: Iterable[str], pattern: re.Pattern[str]) -> list[str]:
@@ -145,6 +153,8 @@ def _describe_place(prefix: str, keys: Iterable[str]) -> Place:
     own = [key for key in keys if _strip_wrappers(key).startswith(prefix)]
     if any(_strip_wrappers(key).startswith(f"{prefix}{_NORM_FINAL}") for key in own):
         naming = "efficient_densenet_pytorch's (gpleiss)"
+    elif any(map(is_authors_name, own)):
+        naming = "CondenseNet's (ShichenLiu)"
     elif prefix.endswith("features_"):
         naming = "timm's features_only"
     elif any(_DOTTED.search(key) for key in own):
@@ -187,7 +197,17 @@ def to_ours(weights: Mapping[str, _T], prefix: str | None = None) -> dict[str, _
                 "one of them"
             )
         renamed[name] = weights[key]
+    if any(name.endswith((".index", "._mask")) for name in renamed):
+        return _fill(renamed, any(map(is_authors_name, named)))
     return renamed
+
+
+def _fill(renamed: dict[str, _T], authors: bool) -> dict[str, _T]:
+    """Bring learned groups to our masked form, where the weights are tensors."""
+    tensors = {key: value for key, value in renamed.items() if isinstance(value, Tensor)}
+    if len(tensors) < len(renamed):
+        return renamed
+    return cast("dict[str, _T]", fill_learned_groups(tensors, authors))
 
 
 def to_torchvision(weights: Mapping[str, _T]) -> dict[str, _T]:

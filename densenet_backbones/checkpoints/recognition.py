@@ -2,8 +2,9 @@
 
 Values are not looked at, so tensors on the meta device do. What weights cannot show (kind, ceil
 mode and strides of the pools, output stride, activation, dropout, the norm's settings, whether
-norms were frozen, a DSOD stem beside another deep one) is the published network's where exactly
-one fits the whole of the weights, and otherwise `DenseNetSpec`'s default.
+norms were frozen, a DSOD stem beside another deep one, the stride of a stem of one convolution, a
+CondenseNet's factor) is the published network's where exactly one fits the whole of the weights,
+and otherwise `DenseNetSpec`'s default.
 """
 
 import dataclasses
@@ -82,6 +83,7 @@ class _Block:
     growth_rate: int
     in_channels: int
     width: int | None  # of the bottleneck
+    groups: int = 1  # of the 3x3 behind it
 
     @property
     def channels(self) -> int:
@@ -155,7 +157,9 @@ def _read_block(shapes: Shapes, block: int, layers: int) -> _Block:
         last = shapes.get(f"{name}.conv{2 if bottleneck else 1}.weight", ())
         if len(first) == len(last) == 4:
             entry = first[1] - (layer - 1) * last[0]
-            return _Block(layers, last[0], entry, first[0] if bottleneck else None)
+            if not bottleneck:
+                return _Block(layers, last[0], entry, None)
+            return _Block(layers, last[0], entry, first[0], first[0] // max(last[1], 1))
     raise CheckpointError(
         f"they hold no convolutions of denseblock{block}, which would show its growth rate"
     )
@@ -195,6 +199,7 @@ def _infer_spec(
         "stem": _read_stem(shapes),
         "final_norm": final_norm,
         **_infer_compression(blocks),
+        **_infer_condensation(shapes, blocks),
     }
     try:
         spec = DenseNetSpec(**fields) if len(whole) != 1 else VARIANTS[whole[0]]
@@ -215,6 +220,22 @@ def _infer_compression(blocks: tuple[_Block, ...]) -> dict[str, float | tuple[in
     return {"transition_channels": tuple(width for _, width in widths)}
 
 
+def _infer_condensation(shapes: Shapes, blocks: tuple[_Block, ...]) -> dict[str, Any]:
+    """Infer a CondenseNet's groups; its factor, which shapes do not show, is the authors', C = G.
+
+    Masks show that it is one. Its blocks have no transitions between them, which compress nothing.
+    """
+    if not any(key.endswith(".conv1.mask") for key in shapes):
+        return {}
+    groups = blocks[0].groups
+    fields: dict[str, Any] = {"groups": groups, "condense_factor": groups}
+    if "classifier.mask" in shapes:
+        fields["classifier_condense_factor"] = 2
+    if not any(key.startswith("transition") for key in shapes):
+        fields |= {"transition_conv": False, "compression": 1.0}
+    return fields
+
+
 def _is_whole(spec: DenseNetSpec, blocks: int, final_norm: bool) -> bool:
     return len(spec.block_config) == blocks and spec.final_norm == final_norm
 
@@ -231,12 +252,12 @@ def _find_variants(shapes: Shapes, blocks: tuple[_Block, ...]) -> tuple[str, ...
 
 def _can_begin(spec: DenseNetSpec, shapes: Shapes, blocks: tuple[_Block, ...]) -> bool:
     own = tuple(
-        _Block(p.layers, p.growth_rate, p.in_channels, p.growth_rate * spec.bn_size)
+        _Block(p.layers, p.growth_rate, p.in_channels, p.growth_rate * spec.bn_size, spec.groups)
         if spec.bn_size is not None
         else _Block(p.layers, p.growth_rate, p.in_channels, None)
         for p in spec.blocks
     )
-    stem = "deep" if spec.stem == "dsod" else spec.stem
+    stem = {"dsod": "deep", "conv": "cifar"}.get(spec.stem, spec.stem)
     stems_fit = "conv0.weight" not in shapes or stem == _read_stem(shapes)
     trailing = shapes.get(f"transition{len(blocks)}.conv.weight", ())
     if trailing and len(blocks) < len(own) and own[len(blocks)].in_channels != trailing[0]:
@@ -318,6 +339,9 @@ def _find_complete_levels(
     if "stem" in broken:
         return levels
     levels = dict.fromkeys(ROWS, ("c1",))
+    has_transitions = any(key.startswith("transition") for key in expected) or not any(
+        key.endswith(".conv1.mask") for key in expected
+    )
     for i in range(1, blocks + 1):
         name, transition = f"c{i + 1}", f"transition{i}"
         if f"denseblock{i}" in broken:
@@ -327,6 +351,10 @@ def _find_complete_levels(
                 levels[row] += (name,)
             break
         levels["raw"] += (name,)
+        if not has_transitions:
+            for row in ROWS[1:]:
+                levels[row] += (name,)
+            continue
         # A features net of the norm tap ends in the transition's norm, without its 1x1.
         if not any(key.startswith(f"{transition}.norm.") for key in wrong) and any(
             key.startswith(f"{transition}.norm.") for key in shapes

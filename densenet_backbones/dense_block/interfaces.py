@@ -8,7 +8,7 @@ Shapes: N images, C channels of the concatenation, B of the bottleneck, k new ma
 import warnings
 from collections.abc import Iterator
 from math import inf
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ __all__ = [
     "is_in_rows",
     "list_parts",
     "read_relu_ceiling",
+    "read_weight",
     "warn_eagerly",
 ]
 
@@ -131,8 +132,12 @@ def calls_children_in_turn(module: nn.Module) -> bool:
     return known and "forward" not in vars(module)
 
 
-Role = Literal["norm", "relu", "act", "conv", "pool", "layer"]
-"""Part a module plays for the code that reads it: ``relu`` is `nn.ReLU`, ``act`` any activation."""
+Role = Literal["norm", "relu", "act", "conv", "masked_conv", "pool", "layer"]
+"""Part a module plays for the code that reads it: ``relu`` is `nn.ReLU`, ``act`` any activation.
+
+``masked_conv`` is a convolution whose weight is read by `read_weight`, so one with learned groups
+is known too.
+"""
 
 # Exact types, as heirs may compute anything. Classes beside these name their role themselves, by an
 # attribute that their heirs do not inherit: see `find_change`.
@@ -141,11 +146,13 @@ _KNOWN: dict[Role, tuple[type[nn.Module], ...]] = {
     "relu": (nn.ReLU,),
     "act": (nn.ReLU, nn.ReLU6),
     "conv": (nn.Conv2d,),
+    "masked_conv": (nn.Conv2d,),
     "pool": (nn.AvgPool2d, nn.MaxPool2d),
     "layer": (),
 }
 _MARKS: dict[Role, tuple[str, ...]] = {
     "norm": ("evaluates_as_batch_norm", "batch_statistics_in_eval"),
+    "masked_conv": ("convolves_masked_weight",),
     "layer": ("runs_squeeze_and_expand",),
 }
 _METHODS = ("forward", "squeeze", "expand")  # what an instance may have of its own
@@ -158,8 +165,8 @@ def find_change(module: nn.Module, role: Role) -> str | None:
 
     This is the one question that memory modes and the deployed form ask before they compute by
     themselves what a module does. Known are exact types, and classes (not their heirs) with one of
-    the attributes ``evaluates_as_batch_norm``, ``batch_statistics_in_eval`` for norms and
-    ``runs_squeeze_and_expand`` for dense layers.
+    the attributes ``evaluates_as_batch_norm``, ``batch_statistics_in_eval`` for norms,
+    ``convolves_masked_weight`` for convolutions and ``runs_squeeze_and_expand`` for dense layers.
 
     Args:
         module: Module to read.
@@ -176,7 +183,7 @@ def find_change(module: nn.Module, role: Role) -> str | None:
         return "has a forward of its own"
     if has_hooks(module):
         return "carries hooks"
-    if role == "conv":
+    if role in ("conv", "masked_conv"):
         assert isinstance(module, nn.Conv2d)
         if module.padding_mode != "zeros":
             return f"pads with padding_mode={module.padding_mode!r}"
@@ -197,34 +204,51 @@ def _add_article(name: str) -> str:
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
-def list_parts(layer: DenseLayerLike, act: Role) -> list[tuple[str, nn.Module, Role]]:
-    """List name, module and role of a dense layer's parts, activations in the role ``act``."""
+def read_weight(conv: nn.Conv2d) -> Tensor:
+    """Return the weight that a convolution uses: of learned groups the masked one."""
+    masked = getattr(conv, "masked_weight", None)
+    return conv.weight if masked is None else cast(Tensor, masked())
+
+
+def list_parts(
+    layer: DenseLayerLike, act: Role, conv: Role = "conv"
+) -> list[tuple[str, nn.Module, Role]]:
+    """List name, module and role of a dense layer's parts.
+
+    Args:
+        layer: Dense layer.
+        act: Role of its activations.
+        conv: Role of its convolutions.
+    """
     parts: list[tuple[str, nn.Module, Role]] = [
         ("norm1", layer.norm1, "norm"),
         ("relu1", layer.relu1, act),
-        ("conv1", layer.conv1, "conv"),
+        ("conv1", layer.conv1, conv),
     ]
     if layer.bottleneck:
         parts += [
             ("norm2", layer.norm2, "norm"),
             ("relu2", layer.relu2, act),
-            ("conv2", layer.conv2, "conv"),
+            ("conv2", layer.conv2, conv),
         ]
     return parts
 
 
-def find_layer_change(layer: nn.Module, name: str, act: Role = "relu") -> str | None:
+def find_layer_change(
+    layer: nn.Module, name: str, act: Role = "relu", conv: Role = "conv"
+) -> str | None:
     """Return which part of a dense layer `find_change` objects to, and why; None if it has none.
 
     Args:
         layer: Dense layer, or what was put in its place.
         name: Name of the layer, with which the sentence begins.
         act: Role of its activations.
+        conv: Role of its convolutions.
     """
     change = find_change(layer, "layer")
     if change is not None:
         return f"{name} {change}"
-    for part, module, role in list_parts(layer, act):  # type: ignore[arg-type] # known by now
+    for part, module, role in list_parts(layer, act, conv):  # type: ignore[arg-type] # known by now
         change = find_change(module, role)
         if change is not None:
             return f"{name}.{part} {change}"

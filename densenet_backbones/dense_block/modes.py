@@ -159,7 +159,9 @@ def _find_module(
 def _has_own_state(module: nn.Module) -> bool:
     """Return True if a module may update buffers again when a layer is computed again.
 
-    Running statistics of norms do not count, as `checkpointed` leaves them alone then; spectral
-    norms and observers of quantization do.
+    Running statistics of norms do not count, as `checkpointed` leaves them alone then, nor do
+    buffers of classes that say so by ``constant_buffers``; spectral norms and observers of
+    quantization do.
     """
-    return bool(module._buffers) and "running_mean" not in module._buffers
+    constant = getattr(type(module), "constant_buffers", False)
+    return bool(module._buffers) and "running_mean" not in module._buffers and not constant

@@ -122,7 +122,8 @@ def read_block(x: Tensor, layers: Sequence[DenseLayerLike], lean: bool) -> Block
     for number, layer in enumerate(layers, start=1):
         form = _read_layer(x, layer)
         if form is None:
-            change = find_layer_change(cast(nn.Module, layer), f"denselayer{number}")
+            name = f"denselayer{number}"
+            change = find_layer_change(cast(nn.Module, layer), name, conv="masked_conv")
             return (
                 "with other layers than (frozen, synchronized) batch norm, ReLU and unchanged "
                 f"convolutions ({change})"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from densenet_backbones.dense_block.backends import has_cpp_training, has_triton_training
 from densenet_backbones.dense_block.elementwise import mask_and_sum, scale_shift_relu
-from densenet_backbones.dense_block.interfaces import find_change, is_in_rows
+from densenet_backbones.dense_block.interfaces import find_change, is_in_rows, read_weight
 from densenet_backbones.dense_block.native import convolution
 from densenet_backbones.dense_block.norms import Affine, Moments, NormForm, read_norm
 
@@ -71,7 +71,7 @@ class UnitForm:
         weight, bias = self.norm.module.weight, self.norm.module.bias
         if self.conv is None:
             return weight, bias, None, None
-        return weight, bias, self.conv.weight, self.conv.bias
+        return weight, bias, read_weight(self.conv), self.conv.bias
 
     def forward(
         self, x: Tensor, parameters: Parameters, moments: Moments, count: float | None = None
@@ -314,7 +314,7 @@ def read_unit(
     form = read_norm(norm)
     if form is None or find_change(relu, "relu") is not None:
         return None
-    if conv is not None and find_change(conv, "conv") is not None:
+    if conv is not None and find_change(conv, "masked_conv") is not None:
         return None
     assert conv is None or isinstance(conv, nn.Conv2d)
     cast = torch.is_autocast_enabled(device.type)

@@ -13,7 +13,7 @@ from densenet_backbones.layers import DenseBlock
 from densenet_backbones.torchvision_models import DETECTORS, MODELS, SEGMENTERS
 
 # One for each builder: those of single backbones are the same function.
-NAMES = [name for name in MODELS if not re.search("densenet(1|201)|_v2", name)] + [
+NAMES = [name for name in MODELS if not re.search("densenet(1|201|74)|_v2", name)] + [
     "fcdensenet103",
     "fcos_densenet121_fpn",
 ]

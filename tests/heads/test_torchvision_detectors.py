@@ -30,7 +30,7 @@ FEW = {
     "box_detections_per_img": 2,
     "box_score_thresh": 0.0,
 }
-VARIANTS = [name for name in DETECTORS if "_densenet" in name]
+VARIANTS = [name for name in DETECTORS if "densenet" in name]
 GENERIC = [name for name in DETECTORS if name not in VARIANTS and not name.startswith("dsod")]
 CLASSES = 4
 KEYPOINTS = 3
@@ -248,6 +248,7 @@ def test_a_name_with_a_backbone_is_the_same_detector(name: str) -> None:
         "densenet161",
         "densenet169",
         "densenet201",
+        "condensenet74",
     )
     with torch.device("meta"):
         model = build(name)

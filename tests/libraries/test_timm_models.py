@@ -12,10 +12,17 @@ import densenet_backbones.timm_models as entries
 from densenet_backbones.checkpoints import to_ours, to_timm_features
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.features import DenseFeatureNet, feature_levels
+from densenet_backbones.variants import VARIANTS
 
 NAMES = timm.list_models(module="timm_models")
 # Everything but the widths and depths that make the nets big stays as registered.
 TINY_ENTRY = {"growth_rate": 2, "block_config": (1, 1, 1, 1), "num_init_features": 4}
+
+
+def tiny_entry(name):
+    """Arguments of a tiny form of any name; groups divide its growth rate."""
+    condensed = VARIANTS[name.removesuffix("_features")].is_condensed
+    return {**TINY_ENTRY, "groups": 2, "condense_factor": 2} if condensed else TINY_ENTRY
 
 
 def test_names_and_module():
@@ -34,7 +41,7 @@ def test_names_and_module():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_entry_is_a_feature_net_by_default(name):
-    net = timm.create_model(name, **TINY_ENTRY).eval()
+    net = timm.create_model(name, **tiny_entry(name)).eval()
     assert isinstance(net, DenseFeatureNet)
     with torch.no_grad():
         maps = net(torch.randn(1, 3, 64, 64))
@@ -47,7 +54,9 @@ def test_entry_is_a_feature_net_by_default(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_entry_is_a_classifier_on_demand(name):
-    net = timm.create_model(name, features_only=False, num_classes=3, in_chans=2, **TINY_ENTRY)
+    net = timm.create_model(
+        name, features_only=False, num_classes=3, in_chans=2, **tiny_entry(name)
+    )
     assert isinstance(net, DenseNet) and net.num_classes == 3
     assert net.eval()(torch.randn(2, 2, 64, 64)).shape == (2, 3)
     assert net.get_submodule(net.pretrained_cfg["first_conv"]).in_channels == 2
@@ -58,7 +67,7 @@ def test_entry_is_a_classifier_on_demand(name):
 @pytest.mark.parametrize("features_only", [True, False])
 def test_device_and_type_are_those_asked_for(name, features_only):
     options = {"device": "meta", "dtype": torch.float64, "features_only": features_only}
-    tensors = timm.create_model(name, **options, **TINY_ENTRY).state_dict().values()
+    tensors = timm.create_model(name, **options, **tiny_entry(name)).state_dict().values()
     assert {t.device.type for t in tensors} == {"meta"}
     assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.float64}
 
@@ -66,7 +75,7 @@ def test_device_and_type_are_those_asked_for(name, features_only):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("tap", ["norm", "compressed", "pooled"])
 def test_taps_and_indices_pass_through(name, tap):
-    net = timm.create_model(name, tap=tap, out_indices=(1, -1), **TINY_ENTRY)
+    net = timm.create_model(name, tap=tap, out_indices=(1, -1), **tiny_entry(name))
     assert net.tap == tap and [level.name for level in net.levels] == ["c2", "c5"]
     assert len(net(torch.randn(2, 3, 64, 64))) == 2
 
@@ -227,7 +236,7 @@ def test_without_a_network_pretrained_says_what_to_do(name, monkeypatch):
 
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", unreachable)
     with pytest.raises(RuntimeError, match=f"{name}: its pretrained weights are neither on this"):
-        timm.create_model(name, pretrained=True, **TINY_ENTRY)
+        timm.create_model(name, pretrained=True, **tiny_entry(name))
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if timm.list_models(n, pretrained=True)])
@@ -251,7 +260,7 @@ def test_pretrained_asks_the_hub_for_timms_weights(name, monkeypatch):
 def test_no_published_weights_is_an_error(name):
     if "untrained" in entries.default_cfgs[name].tags:
         with pytest.raises(RuntimeError, match=f"No pretrained weights exist for {name}"):
-            timm.create_model(name, pretrained=True, **TINY_ENTRY)
+            timm.create_model(name, pretrained=True, **tiny_entry(name))
 
 
 @pytest.mark.parametrize("in_chans", [1, 5])

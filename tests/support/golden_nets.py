@@ -14,6 +14,7 @@ import torch
 from locations import PROJECT
 from torch import Tensor, nn
 
+from densenet_backbones.condensenet import condense
 from densenet_backbones.dense_block import Memory
 from densenet_backbones.deploy import deploy
 from densenet_backbones.timm_models import SUFFIX
@@ -50,11 +51,14 @@ def build(name: str, **changes: object) -> nn.Module:
     """A registered net, a quarter as wide, with weights by formula, in float64."""
     spec = VARIANTS[name.removesuffix(SUFFIX)]
     fixed = spec.transition_channels
+    rates = [plan.growth_rate // NARROWER for plan in spec.blocks]
     narrow = {
-        "growth_rate": spec.growth_rate // NARROWER,
+        "growth_rate": rates,
         "num_init_features": spec.num_init_features // NARROWER,
         "transition_channels": fixed and tuple(n and n // NARROWER for n in fixed),
     }
+    if spec.is_condensed:  # groups divide the growth rates
+        narrow |= {"groups": math.gcd(*rates), "condense_factor": 2}
     net = timm.create_model(name, **{**narrow, **changes}).double()
     for seed, (key, value) in enumerate(net.state_dict().items()):
         if value.is_floating_point() and not key.endswith("filt"):
@@ -66,6 +70,7 @@ def build(name: str, **changes: object) -> nn.Module:
             else:
                 unit = unit / 4
             value.copy_(unit)
+    condense(net, 1.0)
     return net
 
 

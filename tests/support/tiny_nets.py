@@ -30,12 +30,20 @@ def parameters_of(build) -> int:
         return sum(p.numel() for p in build().parameters())
 
 
+def tiny_fields(name: str, layers: int = 2) -> dict[str, object]:
+    """Fields of `DenseNetSpec` that make a registered net small: few narrow layers a block."""
+    spec = VARIANTS[name.removesuffix(SUFFIX)]
+    blocks = (layers,) * len(spec.block_config)
+    fields = {"growth_rate": 4, "block_config": blocks, "num_init_features": 8}
+    if spec.is_condensed:  # groups divide the growth rate
+        fields |= {"groups": 4, "condense_factor": 4}
+    return fields
+
+
 def tiny(name: str, layers: int = 2, **arguments) -> nn.Module:
     """A registered net with its stem, pools and transitions, but few narrow layers a block."""
-    blocks = len(VARIANTS[name.removesuffix(SUFFIX)].block_config)
-    small = {"growth_rate": 4, "block_config": (layers,) * blocks, "num_init_features": 8}
     torch.manual_seed(0)
-    return randomise_norms(timm.create_model(name, **{**small, **arguments}))
+    return randomise_norms(timm.create_model(name, **{**tiny_fields(name, layers), **arguments}))
 
 
 # Every name of the registry, and one name for each kind of net that remains with few layers.

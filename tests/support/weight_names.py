@@ -13,7 +13,9 @@ SMALL = {"growth_rate": 4, "num_init_features": 8}
 
 
 def small(spec: DenseNetSpec) -> DenseNetSpec:
-    return dataclasses.replace(spec, block_config=(1,) * len(spec.block_config), **SMALL)
+    # Groups divide the growth rate.
+    few = {"groups": 2, "condense_factor": 2} if spec.is_condensed else {}
+    return dataclasses.replace(spec, block_config=(1,) * len(spec.block_config), **SMALL, **few)
 
 
 def net(spec: DenseNetSpec, classes: int = 0, in_chans: int = 3) -> DenseNet:
