@@ -10,8 +10,10 @@
   ``torchvision.models.get_model("dsod300", num_classes=21)``.
 
 With segmentation_models.pytorch, ``smp.Unet("tu-densenet121_features")`` then works too; native
-encoders are registered by ``import densenet_backbones.smp_encoders``. `train` trains a detector or
-a segmenter, and `load` reads a trained one; both need the ``train`` extra.
+encoders are registered by ``import densenet_backbones.smp_encoders``. `densenet_fpn_backbone` is
+for torchvision's own detectors, as in ``FasterRCNN(densenet_fpn_backbone("densenet121"), 21)``.
+`train` trains a detector or a segmenter, and `load` reads a trained one; both need the ``train``
+extra.
 """
 
 import importlib
@@ -21,6 +23,7 @@ import densenet_backbones.timm_models
 import densenet_backbones.torchvision_models  # noqa: F401  (both register their networks)
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.features import DenseFeatureNet, FeatureLevel
+from densenet_backbones.heads.detection.backbone import densenet_fpn_backbone
 
 __all__ = [
     "DenseFeatureNet",
@@ -28,6 +31,7 @@ __all__ = [
     "DenseNetSpec",
     "FeatureLevel",
     "__version__",
+    "densenet_fpn_backbone",
     "load",
     "train",
 ]

@@ -19,6 +19,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TextIO
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "check_interval",
     "check_whole",
     "describe_error",
+    "describe_missing",
     "find_foreign",
     "nearest",
     "one_sentence",
@@ -40,8 +42,10 @@ __all__ = [
 
 # Errors of jsonargparse about an option that does not exist, in a file and on the command line.
 _UNKNOWN = re.compile(
-    r"(?:unrecognized arguments: -*|(?<!\w)option '|Key ')([\w.-]+)", re.IGNORECASE
+    r"(?:unrecognized arguments: |(?<!\w)option '|Key ')(-*)([\w.-]+)", re.IGNORECASE
 )
+_BARE_WORD = re.compile(r"unrecognized arguments: (?!-)(?:(\w[\w.]*)=)?(\S+)")
+_NO_GROUP = re.compile(r"Parser key \"(\w+)\": Unable to load config '(.*?)'")
 # Control codes (C0 and C1), other ends of lines, codes that reverse text, and lone surrogates.
 _CONTROLS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
@@ -70,6 +74,7 @@ _FOREIGN = {
     "base-lr learning-rate lr0": ("lr",),
     "batch batchsize bs imgs-per-gpu samples-per-gpu train-batch-size": ("batch-size",),
     "cfg config-file hyp yaml": ("config",),
+    "cfg-options opts": ("help-all",),
     "conf conf-thres conf-threshold confidence score-thr score-threshold": ("score", "model.args"),
     "cuda gpu gpu-id gpu-ids gpus": ("device",),
     "data-dir data-path data-root dataset dataset-path root": ("data",),
@@ -198,8 +203,19 @@ def one_sentence(message: str, known_keys: Callable[[], Iterable[str]] = tuple) 
         wanted = [_readable(kind) for kind in _WANTED.findall(wrong["why"])]
         if wanted:
             return f"{wrong['key']} must be {' or '.join(wanted)}, got {wrong['value']}"
+    if no_group := _NO_GROUP.search(text):
+        keys = [key for key in known_keys() if key.startswith(f"{no_group[1]}.")]
+        return (
+            f"--{no_group[1]} takes a YAML file or a mapping, got {no_group[2]}; its entries have "
+            f"options of their own: --{', --'.join(keys[:4])}, ..."
+        )
+    if bare := _BARE_WORD.search(text):  # as other tools want their options
+        name = bare[1] or "data"
+        is_known = name in {key.lstrip("-") for key in known_keys()}
+        return f"{text}; write --{name} {bare[2]}" if is_known else text
     if unknown := _UNKNOWN.search(text):
-        text += nearest(unknown[1], known_keys())
+        dashes, name = unknown.groups()
+        text += nearest(f"{dashes}{name}", (f"{dashes}{key.lstrip('-')}" for key in known_keys()))
     return text
 
 
@@ -216,6 +232,21 @@ def describe_error(error: BaseException) -> str:
     reason = (error.strerror or os.strerror(error.errno)).rstrip(".")
     file = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     return f"{file}{reason[:1].lower()}{reason[1:]}{advise(error)}"
+
+
+def describe_missing(path: Path, what: str = "file") -> str:
+    """Describe in one sentence a path where nothing is, with the nearest name beside it.
+
+    Args:
+        path: What was named.
+        what: What was wanted there, such as ``"file or folder"``.
+    """
+    try:
+        with os.scandir(path.parent) as entries:
+            beside = [entry.name for entry, _ in zip(entries, range(_MOST_NAMES), strict=False)]
+    except OSError:
+        beside = []
+    return f"{path}: there is no such {what}{nearest(path.name, beside) or '; check the path'}"
 
 
 def advise(error: OSError) -> str:
@@ -288,6 +319,8 @@ def find_foreign(words: Iterable[str], known: Iterable[str]) -> str | None:
 
 
 def _name_ours(foreign: str, ours: str) -> str:
+    if ours == "--help-all":
+        return "here each entry of a config is an option, such as --trainer.max_epochs 12"
     if ours == "--model.args":
         key = next(name for start, name in _IN_ARGS.items() if start in foreign.split())
         return f"here it is {key} of {ours}, --model.args.{key} VALUE"

@@ -24,7 +24,7 @@ from densenet_backbones.checkpoints import CheckpointError, read_state_dict
 from densenet_backbones.checkpoints.reach import OfflineError, download_or_fail_soon
 from densenet_backbones.features import FeatureLevel, feature_levels
 from densenet_backbones.heads.options import Keywords, NetworkOptions
-from densenet_backbones.messages import to_plain
+from densenet_backbones.messages import nearest, to_plain
 from densenet_backbones.timm_models import SUFFIX
 from densenet_backbones.variants import VARIANTS
 
@@ -164,6 +164,11 @@ def _create(name: str, arguments: Keywords) -> nn.Module:
     try:
         with download_or_fail_soon() if is_published else nullcontext():
             net = timm.create_model(name, **arguments)
+    except RuntimeError as error:
+        if not str(error).startswith("Unknown model"):  # timm's words, of no type of its own
+            raise
+        hint = nearest(name, timm.list_models()) or "; timm.list_models() names all"
+        raise ValueError(f"no backbone is called {name!r}{hint}") from error
     except (TypeError, AssertionError, NotImplementedError) as error:
         described = {
             key: value for key, value in arguments.items() if not key.startswith("pretrained")

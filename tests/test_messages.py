@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from densenet_backbones.messages import check_choice, check_interval, check_whole, to_plain
+from densenet_backbones.messages import (
+    check_choice,
+    check_interval,
+    check_whole,
+    describe_missing,
+    to_plain,
+)
 
 
 def test_a_legal_value_passes():
@@ -77,3 +83,10 @@ def test_numbers_and_sequences_of_libraries_become_plain(value, plain):
     found = to_plain(value)
     assert found == plain and type(found) is type(plain)
     assert json.dumps(found)
+
+
+def test_a_path_that_is_not_there_is_answered_with_the_nearest_beside_it(tmp_path):
+    (tmp_path / "photos").mkdir()
+    missing = describe_missing(tmp_path / "fotos", "file or folder")
+    assert missing.endswith("fotos: there is no such file or folder; did you mean 'photos'?")
+    assert describe_missing(tmp_path / "x" / "y").endswith("no such file; check the path")

@@ -99,7 +99,7 @@ def _build_detector(detector: str, backbone: str, size: int) -> nn.Module:
         built: nn.Module = torchvision.models.get_model(
             detector, backbone=backbone, num_classes=21, min_size=size, max_size=size
         )
-    except (TypeError, RuntimeError) as error:  # another builder; a name that timm does not know
+    except (TypeError, ValueError) as error:  # another builder; a name that timm does not know
         raise ValueError(f"{detector} cannot be built on {backbone}: {error}") from error
     return built.to(memory_format=torch.channels_last)  # as the training tool does
 

@@ -24,7 +24,7 @@ from densenet_backbones.checkpoints.integrity import (
     refuse_unusable,
 )
 from densenet_backbones.checkpoints.pickled import ALLOWED
-from densenet_backbones.messages import describe_error
+from densenet_backbones.messages import describe_error, describe_missing
 from densenet_backbones.untrusted.limits import MAX_NAME, MAX_TENSORS
 
 __all__ = [
@@ -137,7 +137,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     """
     path, damaged = locate_file(path), list[str]()
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file; check the path")
+        raise CheckpointError(describe_missing(path))
     try:
         kind = _read_format(path)
         if kind == "safetensors":

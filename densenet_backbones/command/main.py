@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from densenet_backbones.command.table import COMMANDS, PROGRAM
+from densenet_backbones.command.table import COMMANDS, FOREIGN, PROGRAM
 from densenet_backbones.messages import CommandParser, nearest, read_version
 
 __all__ = ["import_entry", "main"]
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = words
     if name not in COMMANDS:
         parser.fail(
-            f"there is no command {name!r}{nearest(name, COMMANDS)} (commands: "
+            f"there is no command {name!r}{nearest(FOREIGN.get(name, name), COMMANDS)} (commands: "
             f"{', '.join(COMMANDS)})"
         )
     # sys.argv stays: Lightning starts the processes of other devices with it.

@@ -36,3 +36,20 @@ COMMANDS = {
     "completion": Command("print a shell's completion of words", "command.completion:main"),
 }
 """Name -> command, in the order of the help."""
+
+FOREIGN = {
+    "detect": "predict",
+    "segment": "predict",
+    "infer": "predict",
+    "inference": "predict",
+    "val": "evaluate",
+    "validate": "evaluate",
+    "test": "evaluate",
+    "fit": "train",
+    "convert": "inspect",
+    "report": "compare",
+    "check": "inspect",
+    "serve": "demo",
+    "upload": "push",
+}
+"""Names of other tools' commands -> ours."""

@@ -92,13 +92,13 @@ def _recognize_task(data: str, layout: str) -> Task:
 
     try:
         recognize(data, "detection", layout=layout)
-    except DataError as error:
+    except (DataError, OSError) as error:
         # Several readings, which the training shows; otherwise there are no boxes.
         if len(error.args) == 1:
             try:
                 recognize(data, "segmentation", layout=layout)
                 return "segmentation"
-            except DataError:
+            except (DataError, OSError):
                 pass  # the training says what lies there
     return "detection"
 

@@ -19,7 +19,7 @@ from densenet_backbones.data.faults import DataError, Problem
 from densenet_backbones.messages import show_controls
 from densenet_backbones.untrusted.limits import MAX_PATH
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # no file system takes them all
 T = TypeVar("T")
 R = TypeVar("R")
@@ -66,17 +66,24 @@ def list_files(folder: Path) -> frozenset[str]:
             return frozenset(
                 entry.name
                 for entry in entries
-                if not entry.name.startswith("._") and entry.is_file()
+                if not entry.name.startswith("._") and _holds(entry.is_file)
             )
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()
+
+
+def _holds(test: Callable[[], bool]) -> bool:
+    try:
+        return test()
+    except OSError:  # a link that leads in a circle
+        return False
 
 
 def list_folders(folder: Path) -> list[str]:
     """List the sorted names of a folder's folders; empty where there is no such folder."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir())
+            return sorted(entry.name for entry in entries if _holds(entry.is_dir))
     except (FileNotFoundError, NotADirectoryError):
         return []
 

@@ -183,7 +183,8 @@ def build_registered(kind: str, name: str, num_classes: int, args: JsonDict) -> 
     """
     known = torchvision.models.list_models()
     if name not in known:
-        raise ValueError(f"no {kind} is called {name!r}{nearest(name, known)}")
+        hint = nearest(name, known) or f"; densenet list {kind}s names them"
+        raise ValueError(f"no {kind} is called {name!r}{hint}")
     # jsonargparse checks types by the signature; the names are checked here, for a better error.
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     builder = inspect.unwrap(torchvision.models.get_model_builder(name))

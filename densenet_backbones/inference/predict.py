@@ -60,15 +60,26 @@ def make_parser() -> CommandParser:
         metavar="IMAGE_OR_FOLDER",
         help="files, folders, 'patterns*.jpg', addresses, videos, lists (.txt or @FILE), camera",
     )
+    parser.add_argument("--recursive", action="store_true", help="take folders in folders too")
     parser.add_argument(
+        "--stride", type=int, default=1, metavar="N", help="take every Nth frame of a video"
+    )
+    _add_output_options(parser.add_argument_group("output"))
+    _add_detector_options(parser.add_argument_group("detectors"))
+    _add_tile_options(parser.add_argument_group("large images"))
+    _add_machine_options(parser.add_argument_group("machine"))
+    return parser
+
+
+def _add_output_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--out",
         type=Path,
         default=Path("predictions"),
         metavar="DIR",
         help="where pictures and predictions.json go (%(default)s)",
     )
-    parser.add_argument("--recursive", action="store_true", help="take folders in folders too")
-    parser.add_argument(
+    group.add_argument(
         "--save",
         nargs="+",
         choices=SAVERS,
@@ -76,51 +87,54 @@ def make_parser() -> CommandParser:
         metavar="FORMAT",
         help=f"one or more of {', '.join(SAVERS)} (json)",
     )
-    parser.add_argument(
+    group.add_argument("--no-pictures", action="store_true", help="draw nothing")
+
+
+def _add_detector_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--score",
         type=float,
         metavar="S",
-        help="detector: leave out detections below this score, 0 to 1 (the one that was best when "
-        "the model was evaluated, else 0.5)",
+        help="leave out detections below this score, 0 to 1 (the one that was best when the model "
+        "was evaluated, else 0.5)",
     )
-    parser.add_argument(
-        "--classes", nargs="+", metavar="NAME", help="detector: give only these classes"
-    )
-    add_view_options(parser)
-    parser.add_argument(
+    group.add_argument("--classes", nargs="+", metavar="NAME", help="give only these classes")
+    group.add_argument(
         "--size",
         type=int,
         metavar="N",
-        help="detector: pixels of the shorter side that it resizes images to (as in training)",
+        help="pixels of the shorter side that it resizes images to (as in training)",
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N")
-    parser.add_argument(
-        "--precision",
-        choices=_AUTOCAST,
-        default="32-true",
-        help="mixed ones are faster where the device computes in them (%(default)s)",
-    )
-    parser.add_argument(
-        "--stride", type=int, default=1, metavar="N", help="take every Nth frame of a video"
-    )
-    parser.add_argument(
+    add_view_options(group)
+
+
+def _add_tile_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--tile",
         type=int,
         metavar="N",
         help="cut larger images into overlapping tiles of N pixels (segmenters: "
         f"{_SEGMENTER_TILE}; detectors: none)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--overlap", type=int, metavar="N", help="pixels that tiles share (a quarter of a tile)"
     )
-    parser.add_argument(
+
+
+def _add_machine_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    group.add_argument("--batch-size", type=int, default=8, metavar="N")
+    group.add_argument(
+        "--precision",
+        choices=_AUTOCAST,
+        default="32-true",
+        help="mixed ones are faster where the device computes in them (%(default)s)",
+    )
+    group.add_argument(
         "--no-deploy",
         action="store_true",
         help="run the network as it was trained, not its faster folded form",
     )
-    parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
-    return parser
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

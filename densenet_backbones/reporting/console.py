@@ -106,6 +106,9 @@ def quiet_libraries() -> None:
     adverts += ["TPU available", "HPU available"]
     # The lines about a run say these, too.
     adverts += ["Automatic Mixed Precision", "GPU available: False", "Seed set to"]
+    adverts += ["`fast_dev_run` mode", "`Trainer.fit` stopped"]
+    # `OrderlyStop` says these, with the command that goes on.
+    adverts += ["attempting graceful shutdown", "Interrupt was raised", "SIGTERMException was"]
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logger = logging.getLogger(name)
         logger.addFilter(lambda record: not any(text in record.getMessage() for text in adverts))

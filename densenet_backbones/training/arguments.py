@@ -189,16 +189,33 @@ def make_parser(form: ShortForm) -> CommandParser:
         allow_abbrev=False,
     )
     parser.handed_on = ("--model.args", "--model.optimizer", "--model.detector")
+    # No groups, whose titles would make it longer than a page.
+    _add_data_flags(parser, form)
+    _add_training_flags(parser)
+    _add_machine_flags(parser)
+    _add_run_flags(parser)
+    _add_helps(parser)
+    return parser
+
+
+def _add_data_flags(parser: CommandParser, form: ShortForm) -> None:
+    parser.add_argument("--data", metavar="PATH", help=form.data)
+    parser.add_argument("--layout", metavar="NAME", help="layout of the data; auto looks")
+    parser.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, of several")
+    parser.add_argument("--image-folder", metavar="DIR", help=argparse.SUPPRESS)
+    parser.add_argument("--workers", metavar="N", help="processes that read images")
+    parser.add_argument(
+        "--overfit", metavar="N", help="train and evaluate on N images, to test a set-up"
+    )
+
+
+def _add_training_flags(parser: CommandParser) -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
         action="append",
         help="experiment: a YAML file, or one that ships, such as quickstart (densenet list)",
     )
-    parser.add_argument("--data", metavar="PATH", help=form.data)
-    parser.add_argument("--layout", metavar="NAME", help="layout of the data; auto looks")
-    parser.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, of several")
-    parser.add_argument("--image-folder", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument("--epochs", metavar="N", help="length of the training")
     parser.add_argument(
         "--batch-size", metavar="N", help="images a step and process, or auto: what fits"
@@ -211,17 +228,22 @@ def make_parser(form: ShortForm) -> CommandParser:
         metavar="N",
         help="pixels of an image's shorter side, or of both (SSD, DSOD, crops)",
     )
-    parser.add_argument("--workers", metavar="N", help="processes that read images")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, cuda:0,1 or mps")
-    parser.add_argument(
-        "--precision", metavar="P", help="32-true, bf16-mixed, 16-mixed, or auto: what is fast"
-    )
     parser.add_argument("--seed", metavar="N", help="of weights, order and augmentation")
     parser.add_argument(
         "--patience", metavar="N", help="end after N evaluations without a better number"
     )
     parser.add_argument(
-        "--overfit", metavar="N", help="train and evaluate on N images, to test a set-up"
+        "--init-from",
+        "--init_from",
+        metavar="FILE",
+        help="start from these weights; other classes are fine",
+    )
+
+
+def _add_machine_flags(parser: CommandParser) -> None:
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, cuda:0,1 or mps")
+    parser.add_argument(
+        "--precision", metavar="P", help="32-true, bf16-mixed, 16-mixed, or auto: what is fast"
     )
     parser.add_argument(
         "--memory",
@@ -229,6 +251,9 @@ def make_parser(form: ShortForm) -> CommandParser:
         help="what dense blocks keep for the backward pass: auto (the fastest that fits), none, "
         "shared, shared_lean, ...",
     )
+
+
+def _add_run_flags(parser: CommandParser) -> None:
     parser.add_argument(
         "--run-dir", "--run_dir", metavar="DIR", help="where output goes (runs/NAME)"
     )
@@ -242,16 +267,13 @@ def make_parser(form: ShortForm) -> CommandParser:
         help=f"where numbers go beside metrics.csv: {', '.join(LOGGERS)}",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the last run")
-    parser.add_argument(
-        "--init-from",
-        "--init_from",
-        metavar="FILE",
-        help="start from these weights; other classes are fine",
-    )
     parser.add_argument("--dry-run", action="store_true", help="one batch of everything, then stop")
     parser.add_argument(
         "--profile", action="store_true", help="a table of where the training's time went"
     )
+
+
+def _add_helps(parser: CommandParser) -> None:
     parser.add_argument("--version", action="version", version=read_version(), help="print it")
     parser.add_argument("--help-all", action="store_true", help="every option of the engine")
     parser.add_argument(
@@ -261,7 +283,6 @@ def make_parser(form: ShortForm) -> CommandParser:
         metavar="FLAGS",
         help="print the resolved experiment and stop",
     )
-    return parser
 
 
 def list_configs(form: ShortForm = DETECTION_FORM) -> dict[str, Path]:

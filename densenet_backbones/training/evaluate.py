@@ -64,7 +64,11 @@ def make_parser() -> CommandParser:
         "segmenter: mIoU, accuracies, boundary F-score, a table per class, the confusion matrix "
         "and pictures."
     )
-    parser.add_argument("checkpoint", nargs="?", help="*.ckpt of a run or its model.safetensors")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        help="a run's folder, its model.safetensors or *.ckpt, or an exported file",
+    )
     parser.add_argument(
         "--detections",
         metavar="FILE",
@@ -81,67 +85,79 @@ def make_parser() -> CommandParser:
         help="a second model, or file of detections, to compare with image by image",
     )
     parser.add_argument(
-        "--data",
-        required=True,
-        metavar="PATH",
-        help="folder, annotation file or zip archive; what it is is recognized",
-    )
-    parser.add_argument("--split", default="val", help="which part of it (%(default)s)")
-    parser.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, if named otherwise")
-    parser.add_argument("--image-folder", metavar="DIR", help="COCO's images, if named otherwise")
-    parser.add_argument("--rename", metavar="OLD=NEW,…", help="new names of the data's classes")
-    parser.add_argument(
-        "--drop", metavar="A,B", help="classes of the data that do not count; '*': all others"
-    )
-    parser.add_argument("--layout", default="auto", help="as in training; %(default)s looks")
-    parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
         help="where files go (evaluation-SPLIT beside the checkpoint)",
     )
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N")
-    parser.add_argument("--workers", type=int, default=None, metavar="N")
-    parser.add_argument(
-        "--device",
-        metavar="NAME",
-        help="cpu, cuda, cuda:1, cuda:0,1 or mps, in place of --accelerator and --devices",
-    )
-    parser.add_argument("--devices", default="auto", help="as Lightning's: a number or 'auto'")
-    parser.add_argument("--accelerator", default="auto", help="cpu, gpu, auto, …")
-    parser.add_argument("--strategy", default="auto", help="ddp for several devices")
-    parser.add_argument(
-        "--precision",
-        default="32-true",
-        help="bf16-mixed, 16-mixed, 32-true (%(default)s), or auto",
-    )
-    parser.add_argument(
-        "--evaluator",
-        choices=("pycocotools", "faster_coco_eval"),
-        default="pycocotools",
-        help="detector: what computes COCO's numbers (%(default)s)",
-    )
-    parser.add_argument(
-        "--count-difficult",
-        action="store_true",
-        help="detector, VOC: count difficult objects too, which are ignored otherwise",
-    )
-    parser.add_argument(
-        "--voc-iou",
-        type=float,
-        default=0.5,
-        metavar="T",
-        help="detector: IoU from which a detection is right in VOC's numbers (%(default)s)",
-    )
-    add_view_options(parser)
-    parser.add_argument(
+    _add_data_options(parser.add_argument_group("data"))
+    _add_machine_options(parser.add_argument_group("machine"))
+    _add_detector_options(parser.add_argument_group("detectors"))
+    parser.add_argument_group("segmenters").add_argument(
         "--boundary-tolerance",
         type=float,
         default=TOLERANCE,
         metavar="T",
-        help="segmenter: by how much of the image's diagonal a border may be off (%(default)s)",
+        help="by how much of the image's diagonal a border may be off (%(default)s)",
     )
     return parser
+
+
+def _add_data_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="folder, annotation file or zip archive; what it is is recognized",
+    )
+    group.add_argument("--split", default="val", help="which part of it (%(default)s)")
+    group.add_argument("--layout", default="auto", help="as in training; %(default)s looks")
+    group.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, if named otherwise")
+    group.add_argument("--image-folder", metavar="DIR", help="COCO's images, if named otherwise")
+    group.add_argument("--rename", metavar="OLD=NEW,…", help="new names of the data's classes")
+    group.add_argument(
+        "--drop", metavar="A,B", help="classes of the data that do not count; '*': all others"
+    )
+
+
+def _add_machine_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--batch-size", type=int, default=16, metavar="N")
+    group.add_argument("--workers", type=int, default=None, metavar="N")
+    group.add_argument(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1, cuda:0,1 or mps, in place of --accelerator and --devices",
+    )
+    group.add_argument("--devices", default="auto", help="as Lightning's: a number or 'auto'")
+    group.add_argument("--accelerator", default="auto", help="cpu, gpu, auto, …")
+    group.add_argument("--strategy", default="auto", help="ddp for several devices")
+    group.add_argument(
+        "--precision",
+        default="32-true",
+        help="bf16-mixed, 16-mixed, 32-true (%(default)s), or auto",
+    )
+
+
+def _add_detector_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--evaluator",
+        choices=("pycocotools", "faster_coco_eval"),
+        default="pycocotools",
+        help="what computes COCO's numbers (%(default)s)",
+    )
+    group.add_argument(
+        "--count-difficult",
+        action="store_true",
+        help="VOC: count difficult objects too, which are ignored otherwise",
+    )
+    group.add_argument(
+        "--voc-iou",
+        type=float,
+        default=0.5,
+        metavar="T",
+        help="IoU from which a detection is right in VOC's numbers (%(default)s)",
+    )
+    add_view_options(group)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -18,7 +18,7 @@ from densenet_backbones.heads.detection.body import (
     build_body,
 )
 from densenet_backbones.heads.freezing import FreezableModule, count_frozen_stages
-from densenet_backbones.heads.options import Keywords
+from densenet_backbones.heads.options import Keywords, check_names
 from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups, prefix_names
 
 __all__ = [
@@ -168,8 +168,10 @@ def densenet_fpn_backbone(
             for ``timm.create_model``.
 
     Raises:
+        TypeError: An argument is unknown.
         ValueError: An argument is out of range, or does not fit the network.
     """
+    check_names(options, BodyOptions.__optional_keys__)
     # The adapter is built once the network's levels are known.
     make = partial(
         build_adapter, adapter, out_channels=out_channels, extra=extra, **(adapter_kwargs or {})

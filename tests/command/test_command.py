@@ -43,6 +43,7 @@ def test_each_command_has_an_entry_and_a_parser(name, capsys):
     ("words", "sentence"),
     [
         (["trian"], "there is no command 'trian'; did you mean 'train'? (commands: train, "),
+        (["val"], "there is no command 'val'; did you mean 'evaluate'? (commands: train, "),
         (["--data", "x"], "unrecognized arguments: --data"),
         (["list", "configz"], "invalid choice: 'configz'"),
     ],

@@ -236,6 +236,14 @@ def test_warnings_and_logs_of_libraries(capsys, monkeypatch):
     assert record.getMessage() == "from a\\n\\x1b[2J"
 
 
+def test_what_the_engine_says_of_a_stop_is_said_once(capsys):
+    console.quiet_libraries()
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    for text in ("\nDetected KeyboardInterrupt, attempting graceful shutdown ...", "GPU failed"):
+        record = logging.LogRecord("l", logging.INFO, "f", 1, text, (), None)
+        assert bool(logger.filter(record)) == (text == "GPU failed")
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [

@@ -226,7 +226,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(argv, expected, refused):
         ),
         (
             ("--model.args", '{"backbone": "densenet12_features"}'),
-            "unet: Unknown model (densenet12_features)",
+            "no backbone is called 'densenet12_features'; did you mean 'densenet121_features'?",
         ),
         (("--model.loss", '{"terms": {"dise": 1}}'), "model.loss: terms must be one or more of"),
         (("--model.loss.label_smoothing", "1"), "model.loss: label_smoothing must be in [0, 1)"),

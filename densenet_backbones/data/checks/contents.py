@@ -3,6 +3,8 @@
 Annotations are looked at, and the pixel counts that the tables show; no image is opened.
 """
 
+import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -59,6 +61,21 @@ def remark_on_untaught_classes(data: AnySet) -> Iterator[str]:
             f"{data.name}: classes without {what}: {len(untaught)} of {len(names)} "
             f"({quote(untaught)}){advice}"
         )
+
+
+def remark_on_similar_classes(data: AnySet) -> Iterator[str]:
+    """Yield a line for classes that are told apart by case, spaces or signs alone."""
+    names = data.classes.names if isinstance(data, SegmentationSet) else data.categories.names
+    groups = defaultdict(list)
+    for name in names:
+        groups["".join(filter(str.isalnum, name.casefold()))].append(name)
+    for letters, (first, *others) in groups.items():
+        if letters and others:
+            merged = json.dumps(dict.fromkeys(others, first), ensure_ascii=False)
+            yield (
+                f"{data.name}: classes {quote([first, *others])} differ in case, spaces or signs "
+                f"alone; --data.rename '{merged}' makes them one"
+            )
 
 
 def remark_on_unmeasurable(data: AnySet) -> Iterator[str]:

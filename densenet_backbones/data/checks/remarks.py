@@ -6,6 +6,7 @@ from densenet_backbones.data.checks.contents import (
     AnySet,
     remark_on_corners,
     remark_on_mixed_values,
+    remark_on_similar_classes,
     remark_on_unmeasurable,
     remark_on_untaught_classes,
 )
@@ -25,6 +26,7 @@ def remark_on_data(train: AnySet | None, val: AnySet) -> Iterator[str]:
         train: Training set; None where there is none.
         val: Evaluated set; the training set itself where a model is to overfit.
     """
+    yield from remark_on_similar_classes(train or val)
     if train is not None:
         yield from remark_on_untaught_classes(train)
     if val is not train:

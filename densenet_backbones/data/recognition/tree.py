@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import IMAGE_SUFFIXES, quote
 from densenet_backbones.data.sets.split_file import SPLIT_FILE
+from densenet_backbones.messages import describe_missing
 from densenet_backbones.untrusted.limits import MAX_FOLDER_DEPTH, MAX_LISTED_FILES
 
 ANNOTATION_SUFFIXES = {".json", ".xml", ".csv", ".yaml", ".yml"}
@@ -32,6 +33,8 @@ class Tree:
     """
 
     def __init__(self, root: Path, only: str | None = None) -> None:
+        if not root.exists():
+            raise DataError(describe_missing(root, "file or folder"))
         if not root.is_dir():
             raise DataError(
                 f"{root}: is not a folder; give that of the data set, an annotation file or a zip "
@@ -147,7 +150,7 @@ def _walk(root: Path) -> Iterator[str]:
             if entry.is_dir(follow_symlinks=False):
                 if depth < MAX_FOLDER_DEPTH:
                     waiting.append((name, depth + 1))
-            elif entry.is_file() and (not entry.is_symlink() or _is_inside(entry.path, real)):
+            elif _is_own_file(entry, real):
                 yield name
 
 
@@ -156,9 +159,13 @@ def _is_split(name: str) -> bool:
     return name.endswith(SPLIT_FILE)
 
 
-def _is_inside(path: str, real_root: Path) -> bool:
+def _is_own_file(entry: os.DirEntry[str], real_root: Path) -> bool:
+    """Return True for a file, and for a link to one below the root."""
     try:
-        return Path(path).resolve().is_relative_to(real_root)
+        is_file = entry.is_file()
+        return is_file and (
+            not entry.is_symlink() or Path(entry.path).resolve().is_relative_to(real_root)
+        )
     except (OSError, RuntimeError):  # a circle of links
         return False
 

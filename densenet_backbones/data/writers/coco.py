@@ -19,7 +19,7 @@ from densenet_backbones.data.writers.objects import WritableObject, list_writabl
 from densenet_backbones.data.writers.output import ImagePlacer, make_unique_names
 from densenet_backbones.file_writing import save_json
 
-MORE_SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+MORE_SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".ppm", ".pgm")
 """Endings of images that COCO's files may name."""
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from densenet_backbones.checkpoints import CheckpointError
+from densenet_backbones.messages import describe_missing
 
 SUFFIXES = (".onnx", ".xml")
 """Endings of the files that `open_runtime` opens."""
@@ -127,7 +128,7 @@ def open_runtime(path: str | Path) -> Runtime:
         CheckpointError: See `OnnxSession` and `OpenvinoModel`.
     """
     if not Path(path).is_file():
-        raise CheckpointError(f"{path}: there is no such file; check the path")
+        raise CheckpointError(describe_missing(Path(path)))
     return OnnxSession(path) if Path(path).suffix.lower() == ".onnx" else OpenvinoModel(path)
 
 

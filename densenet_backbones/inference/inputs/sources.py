@@ -11,6 +11,7 @@ from typing import Literal
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import open_image
 from densenet_backbones.inference.inputs.downloads import is_url, name_file
+from densenet_backbones.messages import describe_missing
 from densenet_backbones.untrusted.limits import MAX_LIST_FILE
 from densenet_backbones.untrusted.reading import read_bytes
 
@@ -84,7 +85,7 @@ def _find(word: str, recursive: bool) -> Iterator[Source]:
             raise DataError(f"{word}: no file has a name like this; check the pattern")
         yield from map(_classify, map(Path, files))
     else:
-        raise DataError(f"{path}: there is no such file or folder; check the path")
+        raise DataError(describe_missing(path, "file or folder"))
 
 
 def _look_into(folder: Path, recursive: bool) -> Iterator[Source]:

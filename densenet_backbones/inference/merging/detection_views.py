@@ -160,20 +160,18 @@ def select_rows(detections: Detections, keep: Tensor) -> Detections:
     }
 
 
-def add_view_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `evaluate` and `predict` that `parse_views` reads."""
-    parser.add_argument(
-        "--tta", choices=("flip",), help="detector: look at every image mirrored, too"
-    )
-    parser.add_argument(
+def add_view_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of `evaluate` and `predict` that `parse_views` reads to their detectors'."""
+    group.add_argument("--tta", choices=("flip",), help="look at every image mirrored, too")
+    group.add_argument(
         "--tta-scales",
         metavar="F,F,…",
-        help="detector: look at every image at these factors of its size, such as 0.75,1,1.25",
+        help="look at every image at these factors of its size, such as 0.75,1,1.25",
     )
-    parser.add_argument(
+    group.add_argument(
         "--soft-nms",
         choices=("linear", "gaussian"),
-        help="detector: overlapped boxes lose score instead of being dropped",
+        help="overlapped boxes lose score instead of being dropped",
     )
 
 

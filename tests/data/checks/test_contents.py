@@ -23,6 +23,7 @@ from densenet_backbones.data.checks.contents import (
     refuse_unlearnable,
     remark_on_corners,
     remark_on_mixed_values,
+    remark_on_similar_classes,
     remark_on_unmeasurable,
     remark_on_untaught_classes,
 )
@@ -197,6 +198,20 @@ def test_classes_without_objects_are_named(tmp_path):
         f"{data.name}: classes without an object to learn from: 6 of 8 ('class 20', 'class 21', "
         "'class 22' and 3 more)"
     ]
+
+
+def test_classes_that_differ_in_case_alone_are_named_with_what_merges_them(tmp_path):
+    def add(content):
+        names = ("Cat ", "big cat", "c++", "c")
+        content["categories"] += [{"id": 20 + n, "name": name} for n, name in enumerate(names)]
+        content["categories"][0]["name"] = "cat"
+
+    data = read_detection(change(write_instances(tmp_path), add), "train")
+    cats, letters = remark_on_similar_classes(data)
+    assert "'cat', 'Cat ' differ in case" in cats
+    assert """--data.rename '{"Cat ": "cat"}' makes them one""" in cats
+    assert "'c++', 'c' differ in case" in letters
+    assert cats in remark_on_data(data, data)
 
 
 # -- pixels ----------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_what_is_not_recognized_is_described(tmp_path):
         recognize(tmp_path)
     for words in ("2 .json, 1 .jpg, 1 .xml", "results.json: a list", "a.xml: <svg>", "labelme"):
         assert words in str(error.value)
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="there is no such file or folder"):
         recognize(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"photo 0\.jpg: is neither a folder nor"):
         recognize(tmp_path / PICTURES[0].name)
@@ -109,8 +109,23 @@ def test_links_are_not_followed_out_of_the_folder(tmp_path):
     (tmp_path / "other").rename(tmp_path / "elsewhere")
     (tmp_path / "own" / "more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "own" / "circle").symlink_to(tmp_path / "own")
+    (tmp_path / "own" / "itself").symlink_to("itself")
     (tmp_path / "own" / "z.json").symlink_to(tmp_path / "elsewhere" / "photo 0.json")
     assert recognize(tmp_path / "own").whole.images == 6
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".TIF", ".JPEG"])
+def test_images_beside_their_xml_have_any_ending_that_is_read(suffix, tmp_path):
+    write_text(tmp_path / "ein Bild.xml", voc_xml(PICTURES[0]))
+    PICTURES[0].draw().save(tmp_path / f"ein Bild{suffix}")
+    assert len(read_detection(tmp_path, "all").records) == 1
+
+
+def test_an_image_of_a_kind_that_is_not_read_is_named(tmp_path):
+    write_text(tmp_path / "IMG_1.xml", voc_xml(PICTURES[0]))
+    (tmp_path / "IMG_1.HEIC").write_bytes(bytes(30))
+    with pytest.raises(DataError, match=r"IMG_1\.xml: there is no image .*; export IMG_1\.HEIC as"):
+        recognize(tmp_path)
 
 
 def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):

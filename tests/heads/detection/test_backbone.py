@@ -174,6 +174,20 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         tiny(weights_backbone="nowhere.pth")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"pretrained": True}, "'pretrained'; weights_backbone='timm' begins with published"),
+        ({"weight_backbone": "timm"}, "did you mean 'weights_backbone'?"),
+        ({"weights": "COCO_V1"}, "unexpected keyword argument 'weights'"),
+    ],
+)
+def test_an_unknown_argument_is_refused(wrong: dict[str, object], sentence: str) -> None:
+    """Left aside without a word, it would leave the backbone random."""
+    with pytest.raises(TypeError, match=sentence):
+        tiny(**wrong)
+
+
 # ------------------------------------------------------------------------------ norms, freezing
 
 

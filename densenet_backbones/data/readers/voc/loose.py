@@ -50,9 +50,10 @@ def _find_image(tree: Tree, file: str) -> str:
     names = {image.rpartition("/")[2] for image in images}
     if len(names) != 1:
         fault = f"there are {len(images)} images" if names else "there is no image"
-        raise DataError(
-            f"{tree.root / file}: {fault} of its name below {tree.root}; each file needs one"
-        )
+        stem = f"{file.rpartition('.')[0]}."
+        others = [other for other in tree.files if other.startswith(stem) and other != file]
+        advice = f"export {others[0]} as JPEG or PNG" if others else "each file needs one"
+        raise DataError(f"{tree.root / file}: {fault} of its name below {tree.root}; {advice}")
     return find_image(tree, f"{folder}/{names.pop()}", file, str(tree.root / file))
 
 
