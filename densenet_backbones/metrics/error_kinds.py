@@ -133,6 +133,8 @@ def find_errors(
     iou_threshold: float = 0.5,
     background: float = 0.1,
     image_ids: Iterable[int] | None = None,
+    *,
+    masks: bool = False,
 ) -> ErrorAnalysis:
     """Sort the errors of a detector by kind, and measure what each kind costs.
 
@@ -142,6 +144,7 @@ def find_errors(
         iou_threshold: Lowest IoU at which a detection is right, in (0, 1].
         background: IoU up to which there is nothing where a detection is, in [0, 1].
         image_ids: Images to look at; None takes all of `part`.
+        masks: Overlaps are those of masks, not of boxes.
 
     Raises:
         ValueError: If a threshold is out of range, or predictions do not fit the data.
@@ -150,7 +153,7 @@ def find_errors(
     check_interval("background", background, "[0, 1]")
     images = tuple(
         _match(image, iou_threshold, background)
-        for image in pair_predictions(part, predictions, image_ids)
+        for image in pair_predictions(part, predictions, image_ids, masks=masks)
     )
     classes = part.categories.num_classes
     labels, scores, kinds, cured = _join(images, "labels", "scores", "kinds", "cured")

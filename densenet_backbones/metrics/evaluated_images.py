@@ -6,18 +6,22 @@ its `iscrowd`, `ignored` its `ignore`.
 Legend: B objects and n detections of one image; boxes are xyxy in pixels of the image as shown.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pycocotools import mask as coco_mask
 
 from densenet_backbones.data.categories import Categories
-from densenet_backbones.data.samples import DetectionSet, ImageRecord
+from densenet_backbones.data.readers.coco.outlines import encode_outline
+from densenet_backbones.data.samples import DetectionSet, ImageRecord, RunLengths
 
 Prediction = Mapping[str, ArrayLike]
 Predictions = Mapping[int, Prediction]
-"""Image id -> `boxes` (n, 4) xyxy, `labels` (n,), `scores` (n,); arrays or CPU tensors."""
+"""Image id -> `boxes` (n, 4) xyxy, `labels` (n,), `scores` (n,); arrays or CPU tensors; and, where
+masks are compared, `masks`, n run-length codes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +37,9 @@ class EvaluatedImage:
         boxes: (n, 4) float64 of the detections.
         labels: (n,) int64 of the detections, in ``1 .. K - 1``.
         scores: (n,) float64 of the detections.
+        true_masks: Run lengths of the objects, where masks are compared; those without an outline
+            have no pixel, and are ignored.
+        masks: Run lengths of the detections, where masks are compared.
     """
 
     image_id: int
@@ -43,6 +50,8 @@ class EvaluatedImage:
     boxes: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
+    true_masks: Sequence[RunLengths] | None = None
+    masks: Sequence[RunLengths] | None = None
 
 
 def pair_predictions(
@@ -50,6 +59,8 @@ def pair_predictions(
     predictions: Predictions,
     image_ids: Iterable[int] | None = None,
     count_difficult: bool = False,
+    *,
+    masks: bool = False,
 ) -> list[EvaluatedImage]:
     """Pair the images of a set with their predictions.
 
@@ -58,6 +69,7 @@ def pair_predictions(
         predictions: Detections by image id; an image that is not in it has no detections.
         image_ids: Images to pair; None takes all of `part`, predicted or not.
         count_difficult: Treat VOC's difficult objects like any other, instead of ignoring them.
+        masks: Compare the masks of objects, which predictions have as run lengths, not the boxes.
 
     Returns:
         The images in the order of `part`.
@@ -74,11 +86,16 @@ def pair_predictions(
             f"image id {min(unknown)} is not among the {len(known)} images of {part.name!r}; are "
             "these the predictions of this set?"
         )
-    return [
-        _pair_image(record, part.categories, predictions.get(record.image_id, {}), count_difficult)
+    pairs = (
+        (record, predictions.get(record.image_id, {}))
         for record in part.records
         if record.image_id in selected
-    ]
+    )
+    images = []
+    for record, prediction in pairs:
+        image = _pair_image(record, part.categories, prediction, count_difficult)
+        images.append(_add_masks(image, record, prediction) if masks else image)
+    return images
 
 
 def _pair_image(
@@ -121,6 +138,23 @@ def _pair_image(
     )
 
 
+def _add_masks(
+    image: EvaluatedImage, record: ImageRecord, prediction: Prediction
+) -> EvaluatedImage:
+    size = record.height, record.width
+    outlines = [annotation.get("segmentation") for annotation in record.annotations]
+    none = np.array([not outline for outline in outlines], bool)
+    where = f"{record.path}: an annotation"
+    codes = [encode_outline(outline or [[0.0] * 6], size, where) for outline in outlines]
+    own = cast(Sequence[RunLengths], prediction.get("masks", ()))
+    if len(own) != len(image.boxes):
+        raise ValueError(
+            f"predictions of image {record.image_id}: {len(image.boxes)} boxes and {len(own)} "
+            "masks; give one of each a detection"
+        )
+    return replace(image, true_masks=codes, masks=own, ignored=image.ignored | none)
+
+
 def compute_overlaps(image: EvaluatedImage, detections: np.ndarray) -> np.ndarray:
     """Return (n, B) IoUs, or for crowds the shares of the detections that lie on them.
 
@@ -130,6 +164,11 @@ def compute_overlaps(image: EvaluatedImage, detections: np.ndarray) -> np.ndarra
 
     (`pycocotools.mask.iou` computes the same from xywh; converting to it would round.)
     """
+    if image.masks is not None and image.true_masks is not None:
+        codes, crowd = [image.masks[n] for n in detections], image.crowd.tolist()
+        shape = len(codes), len(crowd)
+        overlaps = coco_mask.iou(codes, list(image.true_masks), crowd) if min(shape) else []
+        return np.reshape(np.asarray(overlaps, float), shape)
     a, b = image.boxes[detections][:, None], image.true_boxes[None]
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     intersection = sides.clip(min=0).prod(axis=-1)

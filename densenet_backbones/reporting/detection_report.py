@@ -20,7 +20,7 @@ from densenet_backbones.metrics.confusion import confusion_matrix
 from densenet_backbones.metrics.error_kinds import find_errors
 from densenet_backbones.metrics.voc import evaluate_voc
 from densenet_backbones.reporting.console import say
-from densenet_backbones.reporting.error_report import format_errors_table, write_errors
+from densenet_backbones.reporting.error_report import format_errors_table, plot_kinds, write_errors
 from densenet_backbones.reporting.instance_pictures import (
     DRAWN_SCORE,
     collect_annotations,
@@ -89,9 +89,9 @@ def write_evaluation(
         part: The images that were evaluated.
         folder: Gets ``table.txt``, ``metrics.json``, ``results.json`` (COCO's results format, with
             masks and keypoints where there are some), PR curves, the confusion matrix of the boxes,
-            the kinds of their errors (see `write_errors`), and predictions beside the ground truth.
-            Ids and the order of keypoints are those of the
-            evaluated file; classes that it does not list have ids above its own.
+            the kinds of their errors (see `write_errors`) and of those of masks, and predictions
+            beside the ground truth. Ids and the order of keypoints are those of the evaluated file;
+            classes that it does not list have ids above its own.
         voc_iou: IoU from which a detection is right in VOC's numbers.
         count_difficult: Count VOC's difficult objects too.
     """
@@ -114,6 +114,11 @@ def write_evaluation(
     score = best[0] if best is not None else DRAWN_SCORE
     text += "\n" + format_voc_table(voc) + "\n" + format_errors_table(errors, score)
     summary |= {"voc": voc.to_dict(), "errors": errors.to_dict()}
+    if "segm" in metric.evaluations:
+        of_masks = find_errors(part, predictions, image_ids=metric.images, masks=True)
+        text += "\n" + format_errors_table(of_masks, score, of_masks=True)
+        summary["errors_segm"] = of_masks.to_dict()
+        plot_kinds(of_masks, folder / f"{PREFIXES['segm']}error_kinds.png")
     if best is not None:
         summary["best_score"] = {"score": best[0], "f1": best[1]}
         text += (

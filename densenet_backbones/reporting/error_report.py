@@ -63,16 +63,20 @@ KIND_LEGEND: tuple[tuple[str, RGB], ...] = (
 """Colors of pictures of errors."""
 
 
-def format_errors_table(analysis: ErrorAnalysis, score: float, width: int = 100) -> str:
+def format_errors_table(
+    analysis: ErrorAnalysis, score: float, width: int = 100, *, of_masks: bool = False
+) -> str:
     """Return the kinds of errors, their numbers and what they cost, as text.
 
     Args:
         analysis: The errors.
         score: Errors of detections from this score on are counted besides.
         width: Columns of the terminal or file.
+        of_masks: True if masks were compared, which the title says.
     """
+    what = "errors of masks" if of_masks else "errors"
     table = Table(
-        title="Kinds of errors at IoU 0.5, and the AP50 that each costs (TIDE)",
+        title=f"Kinds of {what} at IoU 0.5, and the AP50 that each costs (TIDE)",
         box=box.SIMPLE_HEAD,
         title_justify="left",
     )
@@ -122,14 +126,19 @@ def write_errors(analysis: ErrorAnalysis, part: DetectionSet, folder: Path, scor
         f1 = round(image.measure_f1(score), 6)
         rows.append([image.image_id, file, objects, *counts, f1, round(score, 6)])
     save_csv(folder / "images.csv", rows)
-    colors = [_COLORS[number] for number in range(len(KINDS))]
-    lost = [kind.lost_ap for kind in analysis.kinds]
-    plot_bars(KINDS, lost, colors, "AP50 lost by each kind of error", folder / "error_kinds.png")
+    plot_kinds(analysis, folder / "error_kinds.png")
     worst = find_worst(analysis, score)
     if worst:
         pairs = [(image, records[image.image_id]) for image in worst]
         sheet = draw_errors(pairs, score, part.categories.names)
         save_picture(folder / "worst_images.png", sheet)
+
+
+def plot_kinds(analysis: ErrorAnalysis, file: Path) -> None:
+    """Draw what each kind of error costs."""
+    colors = [_COLORS[number] for number in range(len(KINDS))]
+    lost = [kind.lost_ap for kind in analysis.kinds]
+    plot_bars(KINDS, lost, colors, "AP50 lost by each kind of error", file)
 
 
 def find_worst(analysis: ErrorAnalysis, score: float) -> list[ImageErrors]:

@@ -21,6 +21,7 @@ from densenet_backbones.reporting.plots import plot_training_curves
 from densenet_backbones.training.optimization import count_images_per_step
 from densenet_backbones.training.precision import name_precision, remark_on_precision
 from densenet_backbones.training.resuming.checkpoint_files import is_whole
+from densenet_backbones.training.resuming.run_logs import tell_curves
 from densenet_backbones.training.run_folder import RunFolder
 from densenet_backbones.training.tasks.task import AnyTask
 
@@ -125,6 +126,7 @@ def report_results(
     best = folder.checkpoints / "best.ckpt"
     source = best if is_whole(best) else folder.checkpoints / "last.ckpt"
     task.load_state_dict(read_checkpoint(source)["state_dict"])
+    curves = tell_curves(trainer.loggers, folder.path, folder.pictures)
     trainer.loggers = []  # the curves are those of the training; this is no further epoch
     trainer.validate(task, data, verbose=False)
     if not is_first_process():
@@ -140,7 +142,7 @@ def report_results(
         ("Checkpoints", folder.checkpoints),
         ("Pictures", folder.pictures),
         ("Evaluation", evaluation),
-        ("Curves", f"tensorboard --logdir {quote_word(folder.path)}"),
+        ("Curves", curves),
     ):
         say(f"{what + ':':20}{where}")
     say("", "Next:")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.samples import DetectionSet, ImageRecord
@@ -162,3 +163,54 @@ def test_the_numbers_are_tides():
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_the_numbers_are_tides_on_other_sets(seed):
     assert_same(compare(*draw(seed)), ask_tide(*draw(seed)))
+
+
+def fill(box, size=200):
+    """Run lengths of a rectangle, xywh in whole pixels."""
+    mask = np.zeros((size, size), np.uint8, order="F")
+    x, y, w, h = box
+    mask[y : y + h, x : x + w] = 1
+    return coco_mask.encode(mask)
+
+
+def draw_whole(seed):
+    """`draw` with boxes of whole pixels inside the image."""
+    objects, predictions = draw(seed)
+
+    def whole(box):
+        x, y, w, h = (max(round(v), 0) for v in box)
+        return x, y, max(w, 1), max(h, 1)
+
+    objects = [[(label, whole(box)) for label, box in boxes] for boxes in objects]
+    return objects, {
+        n: [(label, whole(box), score) for label, box, score in rows]
+        for n, rows in predictions.items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_masks_that_fill_their_boxes_have_the_errors_of_the_boxes(seed):
+    objects, predictions = draw_whole(seed)
+    outlined = [[(k, box, {"segmentation": fill(box)}) for k, box in boxes] for boxes in objects]
+    found = {
+        n: predict(*rows) | {"masks": [fill(box) for _, box, _ in rows]}
+        for n, rows in predictions.items()
+    }
+    part = make_set(outlined, classes=4)
+    boxes, masks = find_errors(part, found), find_errors(part, found, masks=True)
+    assert masks.to_dict() == boxes.to_dict()
+    for one, other in zip(masks.images, boxes.images, strict=True):
+        np.testing.assert_array_equal(one.kinds, other.kinds)
+
+
+def test_a_mask_off_its_object_is_an_error_that_its_box_is_not():
+    half = {"segmentation": [[10, 10, 30, 10, 30, 50, 10, 50]]}  # of the box
+    part = make_set([[(1, BOX, half), (2, (100, 100, 20, 20))]])
+    found = predict((1, BOX, 0.9)) | {"masks": [fill((30, 10, 20, 40))]}
+    assert find_errors(part, {1: found}).images[0].kinds.tolist() == [-1]
+    (image,) = find_errors(part, {1: found}, masks=True).images
+    assert [KINDS[kind] for kind in image.kinds] == ["background"]
+    # Without an outline the second object is neither found nor missed.
+    assert image.counted.tolist() == [True, False] and image.missed.tolist() == [True, False]
+    with pytest.raises(ValueError, match="1 boxes and 0 masks"):
+        find_errors(part, {1: predict((1, BOX, 0.9))}, masks=True)

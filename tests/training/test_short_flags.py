@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 
 import pytest
 import yaml
@@ -204,6 +205,42 @@ def test_a_logger_that_is_not_installed_is_one_sentence(name, tmp_path, monkeypa
     monkeypatch.setattr(run_logs, {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}[name], fail)
     with pytest.raises(run_logs.MisconfigurationException, match=f'pip install ".*{name}]"'):
         run_logs.make_loggers(name, tmp_path)
+
+
+def test_where_mlflow_writes_depends_on_what_is_installed(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(run_logs, "MLFlowLogger", lambda *args, **options: made.append(options))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    for found in (None, "sqlalchemy"):
+        monkeypatch.setattr(run_logs, "find_spec", lambda name, found=found: found)
+        run_logs.make_loggers("mlflow", tmp_path / "run")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
+    run_logs.make_loggers("mlflow", tmp_path / "run")
+    places = [options["tracking_uri"] for options in made]
+    files = (tmp_path / "mlruns").as_uri()
+    database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert places == [files, database, "http://localhost:5000"]
+    assert os.environ["MLFLOW_ALLOW_FILE_STORE"] == "true"
+
+
+def test_a_service_that_refuses_its_place_is_one_sentence(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise RuntimeError("in maintenance mode")
+
+    monkeypatch.setattr(run_logs, "MLFlowLogger", refuse)
+    with pytest.raises(run_logs.MisconfigurationException, match=r"start \(in maintenance mode\)"):
+        run_logs.make_loggers("mlflow", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [("tensorboard", "tensorboard --logdir {}"), ("csv", "{}/pictures/training_curves.png")],
+)
+def test_the_last_lines_tell_where_the_curves_are(wanted, expected, tmp_path):
+    loggers = run_logs.make_loggers(wanted, tmp_path)
+    told = run_logs.tell_curves(loggers, tmp_path, tmp_path / "pictures")
+    assert told == expected.format(tmp_path)
 
 
 def test_a_logger_that_cannot_start_is_one_sentence():

@@ -5,6 +5,8 @@ import io
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from lightning.pytorch.loggers import (
 from lightning.pytorch.utilities import rank_zero_only
 
 from densenet_backbones.file_writing import save_text
+from densenet_backbones.messages import quote_word
 
 Row = dict[str, Any]
 _PROJECT = "densenet-backbones"
@@ -128,14 +131,33 @@ def make_loggers(wanted: object, folder: Path, until_step: int | None = None) ->
         if wanted == "wandb":
             return [WandbLogger(project=_PROJECT, name=folder.name, save_dir=folder), table]
         if wanted == "mlflow":
-            place = os.environ.get("MLFLOW_TRACKING_URI") or f"file:{folder.absolute() / 'mlruns'}"
-            return [MLFlowLogger(_PROJECT, folder.name, tracking_uri=place), table]
+            return [_make_mlflow_logger(folder), table]
     except ModuleNotFoundError as error:
         raise MisconfigurationException(
             f"--logger {wanted} needs {wanted}, which is not installed; pip install "
             f'"densenet-backbones[{wanted}]"'
         ) from error
     return [EventLogger(folder, name="", version=""), table]
+
+
+def _make_mlflow_logger(folder: Path) -> MLFlowLogger:
+    """Return MLflow's logger, which writes beside the run's folder if no server is named.
+
+    (It writes at once, before the run owns its folder; and runs in one store can be compared.)
+    """
+    beside = folder.absolute().parent
+    files = beside / "mlruns"
+    place = os.environ.get("MLFLOW_TRACKING_URI")
+    if place is None and find_spec("sqlalchemy"):
+        beside.mkdir(parents=True, exist_ok=True)
+        place = f"sqlite:///{beside / 'mlflow.db'}"
+    elif place is None:  # the client alone has no database, and asks for this word since 3.7
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        place = files.as_uri()
+    with _say_cannot_start("MLFlowLogger"):
+        return MLFlowLogger(
+            _PROJECT, folder.name, tracking_uri=place, artifact_location=files.as_uri()
+        )
 
 
 def start_loggers(trainer: pl.Trainer) -> None:
@@ -145,16 +167,45 @@ def start_loggers(trainer: pl.Trainer) -> None:
         MisconfigurationException: One of a service cannot: nobody is logged in, or no network.
     """
     for logger in trainer.loggers:
-        try:
+        advice = "; WANDB_MODE=offline needs neither" if isinstance(logger, WandbLogger) else ""
+        with _say_cannot_start(type(logger).__name__, advice):
             _ = logger.experiment  # type: ignore[attr-defined]  # every one of Lightning's has it
-        except Exception as error:  # each service has its own types
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            kind = type(logger).__name__
-            advice = "; WANDB_MODE=offline needs neither" if isinstance(logger, WandbLogger) else ""
-            raise MisconfigurationException(
-                f"{kind} cannot start ({reason}): log in and check the network, or give --logger "
-                f"csv{advice}"
-            ) from error
+
+
+@contextmanager
+def _say_cannot_start(kind: str, advice: str = "") -> Iterator[None]:
+    """Make one sentence of whatever keeps a service from starting."""
+    try:
+        yield
+    except ModuleNotFoundError:  # the caller says how to install it
+        raise
+    except Exception as error:  # each service has its own types
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise MisconfigurationException(
+            f"{kind} cannot start ({reason}): log in and check the network, or give --logger "
+            f"csv{advice}"
+        ) from error
+
+
+def tell_curves(loggers: Sequence[Logger], folder: Path, pictures: Path) -> str:
+    """Return the command that shows a run's curves, or the picture of them.
+
+    Args:
+        loggers: The run's.
+        folder: The run's.
+        pictures: Folder of its pictures.
+    """
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            return f"tensorboard --logdir {quote_word(folder)}"
+        if isinstance(logger, WandbLogger) and logger.experiment.offline:
+            return f"wandb sync {quote_word(Path(logger.experiment.dir).parent)}"
+        if isinstance(logger, WandbLogger):
+            return str(logger.experiment.url)
+        if isinstance(logger, MLFlowLogger):
+            store = quote_word(str(logger._tracking_uri))  # no public name has it
+            return f"mlflow ui --backend-store-uri {store}"
+    return str(pictures / "training_curves.png")
 
 
 class EventLogger(TensorBoardLogger):
