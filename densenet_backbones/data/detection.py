@@ -46,6 +46,9 @@ class DetectionData(ImageData[DetectionSet, Sample]):
             Images on which no keypoint is labelled teach none, and are left out of that training.
         group_by_shape: Make batches of portrait and of landscape images apart. None does so where
             the detector is given images of their own shapes.
+
+    Attributes:
+        needs_images: False reads annotations whose image files may be missing.
     """
 
     layout: Layout = "auto"
@@ -62,6 +65,7 @@ class DetectionData(ImageData[DetectionSet, Sample]):
         if not isinstance(self.augmentation, str):
             build_steps(self.augmentation)  # wrong entries are known before any data is read
         self.target_types = tuple(self.target_types)
+        self.needs_images = True
 
     @property
     def train_set(self) -> DetectionSet:
@@ -120,10 +124,11 @@ class DetectionData(ImageData[DetectionSet, Sample]):
                 strict=self.strict,
                 masks="masks" in self.target_types,
                 keypoints="keypoints" in self.target_types,
+                need_images=self.needs_images,
             )
         )
         data_set = keep_learnable_objects(data_set, self.target_types, self.strict)
-        return self.look_at_images(data_set)
+        return self.look_at_images(data_set) if self.needs_images else data_set
 
     def keep_for_overfitting(
         self, has_all_matched: Callable[[ImageRecord], bool] | None = None

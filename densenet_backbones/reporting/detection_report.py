@@ -1,6 +1,7 @@
 """Report on a detection data set and on a finished evaluation: tables, curves, pictures, files."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from densenet_backbones.data.categories import Categories
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.instances import TargetType, read_instances
 from densenet_backbones.data.samples import DetectionSet
@@ -148,6 +150,8 @@ def draw_examples(
 ) -> None:
     """Draw the ground truth beside predictions of images spread over the evaluated ones.
 
+    Images that cannot be read are left out: detections made elsewhere are evaluated without them.
+
     Args:
         part: The images and their annotations.
         predictions: As `group_by_image` returns them; images may be missing.
@@ -158,13 +162,21 @@ def draw_examples(
     nothing = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, np.int64), "scores": np.zeros(0)}
     records = [record for record in part.records if record.image_id in evaluated]
     records = records[:: max(1, len(records) // PICTURED_IMAGES)][:PICTURED_IMAGES]
+    images: list[np.ndarray] = []
+    readable = []
+    for record in records:
+        with suppress(DataError):
+            images.append(read_image(record.path))
+            readable.append(record)
+    if not readable:
+        return
     known = part.categories
     layout = len(known.keypoints), known.keypoint_positions
-    objects = [read_instances(record, target_types, *layout) for record in records]
+    objects = [read_instances(record, target_types, *layout) for record in readable]
     sheet = draw_beside_ground_truth(
-        [read_image(record.path) for record in records],
+        images,
         [collect_annotations(instances) for instances in objects],
-        [select_confident(predictions.get(record.image_id, nothing)) for record in records],
+        [select_confident(predictions.get(record.image_id, nothing)) for record in readable],
         part.categories.names,
         skeleton=part.categories.skeleton,
     )
@@ -181,7 +193,7 @@ def group_by_image(
         categories: The evaluated set's classes, whose ids and order of keypoints the results have.
 
     Returns:
-        By image id: ``boxes`` (n, 4) xyxy float32, ``labels`` (n,) int64, ``scores`` (n,) float32
+        By image id: ``boxes`` (n, 4) xyxy float32, ``labels`` (n,) int64, ``scores`` (n,) float64
         and, where the results have them, ``masks``, n run-length codes, and ``keypoints``
         (n, Kp, 3) float32.
     """
@@ -197,7 +209,8 @@ def _join_rows(detections: Sequence[Mapping[str, Any]], categories: Categories) 
     prediction: dict[str, Any] = {
         "boxes": np.array(boxes, np.float32).reshape(-1, 4),
         "labels": np.array(labels, np.int64),
-        "scores": np.array([row["score"] for row in detections], np.float32),
+        # As they are written: a score that was found best is still reached by its detection.
+        "scores": np.array([row["score"] for row in detections], np.float64),
     }
     if "segmentation" in detections[0]:
         prediction["masks"] = [row["segmentation"] for row in detections]

@@ -131,7 +131,8 @@ def write_errors(analysis: ErrorAnalysis, part: DetectionSet, folder: Path, scor
     if worst:
         pairs = [(image, records[image.image_id]) for image in worst]
         sheet = draw_errors(pairs, score, part.categories.names)
-        save_picture(folder / "worst_images.png", sheet)
+        if sheet is not None:
+            save_picture(folder / "worst_images.png", sheet)
 
 
 def plot_kinds(analysis: ErrorAnalysis, file: Path) -> None:
@@ -150,8 +151,10 @@ def find_worst(analysis: ErrorAnalysis, score: float) -> list[ImageErrors]:
 
 def draw_errors(
     images: Sequence[tuple[ImageErrors, ImageRecord]], score: float, names: Sequence[str]
-) -> np.ndarray:
+) -> np.ndarray | None:
     """Draw pairs of pictures: the annotated objects, and the detections in their kinds' colors.
+
+    Returns None if no image can be read.
 
     Args:
         images: Errors and record of each image.
@@ -170,6 +173,8 @@ def draw_errors(
         drawn += [draw_truth(image, errors, names), draw_kinds(image, errors, score, names)]
         right, wrong, missed = errors.count(score)
         titles += [record.path.name, f"{right} right, {wrong} wrong, {missed} missed"]
+    if not drawn:
+        return None
     sheet = make_sheet(drawn, 4 if len(images) > 2 else 2, titles)
     return append_legend(sheet, KIND_LEGEND)
 

@@ -117,6 +117,29 @@ def test_its_detections_alone_evaluate_to_the_same(
     assert len(rows) == 8 and rows[0].startswith(f"image_id,file,F1 r,F1 {tmp_path.name},")
 
 
+def test_detections_are_evaluated_without_the_image_files(tiny_scenes, tmp_path):
+    """Each object, detected with one score, is right, where the best score is that one."""
+    annotations = tmp_path / "data/annotations"
+    annotations.mkdir(parents=True)
+    shutil.copy(tiny_scenes / "annotations/instances_val.json", annotations)
+    truth = json.loads((annotations / "instances_val.json").read_text())
+    objects = [a for a in truth["annotations"] if not a["iscrowd"]]
+    keys = ("image_id", "category_id", "bbox", "segmentation")
+    found = [{**{key: a[key] for key in keys}, "score": 0.9} for a in objects]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    options = ("--detections", tmp_path / "found.json", "--data", tmp_path / "data")
+    evaluate.main([*map(str, options), "--out", str(tmp_path / "out")])
+    numbers = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert numbers["coco"]["numbers"]["AP"] == numbers["coco_segm"]["numbers"]["AP"] == 1
+    assert numbers["errors"]["ap"] == numbers["errors_segm"]["ap"] == 1
+    rows = (tmp_path / "out/images.csv").read_text().splitlines()[1:]
+    assert len(rows) == len(truth["images"]) and all(",0,0,1.0,0.9" in row for row in rows)
+    written = files_below(tmp_path / "out")
+    assert "mask_error_kinds.png" in written and not {"predictions.png", "worst_images.png"} & {
+        *written
+    }
+
+
 def test_voc_layout_gives_the_numbers_of_coco_layout(model, tiny_scenes, tmp_path, unplotted):
     """Classes come from the checkpoint; VOC's own order of them is another."""
     voc_root = tmp_path / "voc"

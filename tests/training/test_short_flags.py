@@ -212,8 +212,8 @@ def test_where_mlflow_writes_depends_on_what_is_installed(tmp_path, monkeypatch)
     monkeypatch.setattr(run_logs, "MLFlowLogger", lambda *args, **options: made.append(options))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
-    for found in (None, "sqlalchemy"):
-        monkeypatch.setattr(run_logs, "find_spec", lambda name, found=found: found)
+    for found in (False, True):
+        monkeypatch.setattr(run_logs, "_is_installed", lambda name, found=found: found)
         run_logs.make_loggers("mlflow", tmp_path / "run")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
     run_logs.make_loggers("mlflow", tmp_path / "run")

@@ -35,6 +35,7 @@ def read_detection(
     masks: bool = True,
     keypoints: bool = False,
     strict: bool = False,
+    need_images: bool = True,
 ) -> DetectionSet:
     """Read detection data in any layout.
 
@@ -50,6 +51,7 @@ def read_detection(
         masks: Keep COCO's outlines of objects (see `read_coco`).
         keypoints: Read COCO's file of keypoints where there is one (see `read_coco`).
         strict: Raise for what is otherwise reported in `DetectionSet.problems`.
+        need_images: False goes on without the image files of COCO's layout (see `read_coco`).
 
     Returns:
         The set. Image ids of a single source are the reader's; of several, they count from 1.
@@ -59,6 +61,7 @@ def read_detection(
     """
     options: dict[str, Any] = {"classes": classes, "strict": strict}
     coco_options: dict[str, Any] = {"masks": masks, "keypoints": keypoints}
+    coco_options["need_images"] = need_images
     sources = list_sources(root, split, layout)
     sets = [_read_one(source, options, coco_options) for source in sources]
     return sets[0] if len(sets) == 1 else _merge_sets(sets, keypoints)

@@ -59,6 +59,7 @@ def evaluate_detections(path: Path, options: argparse.Namespace, out: Path) -> E
     categories = Path(options.categories) if options.categories else None
     results = read_results(path, categories)
     data = DetectionData(**read_data_options(options), target_types=results.target_types)
+    data.needs_images = False  # sizes are those of the annotations
     data.use_own_classes()
     part = data.val_set
     if not is_first_process():

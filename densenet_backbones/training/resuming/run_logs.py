@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -148,16 +148,23 @@ def _make_mlflow_logger(folder: Path) -> MLFlowLogger:
     beside = folder.absolute().parent
     files = beside / "mlruns"
     place = os.environ.get("MLFLOW_TRACKING_URI")
-    if place is None and find_spec("sqlalchemy"):
+    if place is None and _is_installed("mlflow"):
         beside.mkdir(parents=True, exist_ok=True)
         place = f"sqlite:///{beside / 'mlflow.db'}"
-    elif place is None:  # the client alone has no database, and asks for this word since 3.7
+    elif place is None:  # mlflow-skinny brings no database, and asks for this word since 3.7
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         place = files.as_uri()
     with _say_cannot_start("MLFlowLogger"):
         return MLFlowLogger(
             _PROJECT, folder.name, tracking_uri=place, artifact_location=files.as_uri()
         )
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        return bool(version(distribution))
+    except PackageNotFoundError:
+        return False
 
 
 def start_loggers(trainer: pl.Trainer) -> None:

@@ -53,6 +53,7 @@ def read_coco(
     masks: bool = True,
     keypoints: bool = False,
     strict: bool = False,
+    need_images: bool = True,
     content: CocoContent | None = None,
 ) -> DetectionSet:
     """Read one split of a data set in COCO's layout.
@@ -70,6 +71,7 @@ def read_coco(
         keypoints: Read the file of keypoints, where there is one, instead of the instances file,
             and refuse classes that name different keypoints.
         strict: Raise for what is otherwise reported in `DetectionSet.problems`.
+        need_images: False goes on where image files are missing, if the file says their sizes.
         content: Annotations that were read from another format, instead of a file's; their images
             are named relative to `root`.
 
@@ -106,7 +108,7 @@ def read_coco(
         if image_folder:
             folder = find_folder_with(folders, names, path)
         else:
-            folder, names = finder.locate(folders, names)
+            folder, names = finder.locate(folders, names, need_all=need_images)
         file = replace(file, images=replace(file.images, names=names))
         files = content.files if content is not None else {}
         records, problems = _make_records(file, categories, folder, files)
@@ -138,12 +140,15 @@ class ImageFinder:
             near = self.path.parent.relative_to(self.root).as_posix()
         return self._tree.find(name, "" if near == "." else near, str(self.path))
 
-    def locate(self, folders: Sequence[Path], names: list[str]) -> tuple[Path, list[str]]:
+    def locate(
+        self, folders: Sequence[Path], names: list[str], *, need_all: bool = True
+    ) -> tuple[Path, list[str]]:
         """Find all images of a file.
 
         Args:
             folders: Folders where they may be, the likeliest first.
             names: Their names relative to one of them.
+            need_all: False takes files that are nowhere to be where they were promised.
 
         Returns:
             The folder, and the names relative to it.
@@ -157,6 +162,8 @@ class ImageFinder:
         found = {name: self.find(name) for name in names}
         lost = [name for name in names if found[name] is None]
         # The place that was promised is named where looking elsewhere found no more.
+        if lost and not need_all:
+            return folder, names
         if lost:
             where = folder if len(lost) == len(missing) else self.root
             raise DataError(_describe_missing(self.path, lost, len(names), where))
