@@ -6,7 +6,9 @@ What changes, for the DenseNets and dense blocks within a network; all else stay
 - norms behind a convolution (``norm0`` of the stem, every ``norm2``) are part of its weights;
 - norms of a concatenation (``norm1``, ``transition<i>.norm``, ``norm5``) are one scale and shift;
 - an average pool stands before the transition's 1x1 convolution, which then reads a quarter of the
-  cells. Both are linear, so their order is free; a tap between them keeps it.
+  cells. Both are linear, so their order is free; a tap between them keeps it;
+- learned groups of a CondenseNet become indices and group convolutions (`condensenet.convert`).
+  Its blocks are folded no further: the buffer's kernels have no groups.
 
 Norms become a scale and a shift, or part of a convolution, by the formula of Ioffe and Szegedy
 (1502.03167, section 3.1).
@@ -25,6 +27,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from densenet_backbones.condensenet import (
+    CondensedConv2d,
+    LearnedGroupConv2d,
+    convert,
+    find_learned_groups,
+)
 from densenet_backbones.dense_block import (
     FoldedConv2d,
     FoldedLayer,
@@ -101,9 +109,12 @@ def deploy(model: nn.Module) -> nn.Module:
             "deploy; run it as it is"
         )
     # Blocks first, as modules of their own; then what stands around them in each net.
-    model = copy.deepcopy(model).eval()
+    condensed = {name for name, part in model.named_modules() if _is_condensed(part)}
+    learned = any(find_learned_groups(model))
+    model = (convert(model) if learned else copy.deepcopy(model)).eval()
     parts = list(model.named_modules())
     blocks = [(name, part) for name, part in parts if name and isinstance(part, DenseBlock)]
+    blocks = [(name, block) for name, block in blocks if name not in condensed]
     nets = [(name, part) for name, part in parts if isinstance(part, DenseStages)]
     reasons: list[str] = []
     unfolded: list[str] = []
@@ -132,6 +143,11 @@ def is_deployable(model: nn.Module) -> bool:
     """Return True if `deploy` finds a DenseNet or a dense block in a model."""
     own = any(isinstance(part, DenseStages) for part in model.modules())
     return own or any(isinstance(part, DenseBlock) for part in model.modules() if part is not model)
+
+
+def _is_condensed(part: nn.Module) -> bool:
+    kinds = (LearnedGroupConv2d, CondensedConv2d)
+    return isinstance(part, DenseBlock) and any(isinstance(m, kinds) for m in part.modules())
 
 
 class _UnfoldableError(Exception):

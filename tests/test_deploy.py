@@ -18,6 +18,7 @@ from tiny_nets import KINDS, randomise_norms, tiny
 from torch import nn
 from torch.export import Dim
 
+from densenet_backbones.condensenet import find_learned_groups
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.deploy import FoldedBlock, deploy
 from densenet_backbones.heads import dsod300, fcdensenet56
@@ -53,9 +54,12 @@ def test_every_registered_net(name):
     net = tiny(name).eval()
     deployed = deploy(net)
     assert difference(net, deployed, image()) <= 1e-5
+    assert deployed.levels == net.levels
+    if net.spec.is_condensed:  # its groups are converted, its blocks not folded
+        assert not any(find_learned_groups(deployed))
+        return
     assert len(folded_parts(deployed)) == len(net.spec.block_config)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in deployed.modules())
-    assert deployed.levels == net.levels
 
 
 @pytest.mark.parametrize("tap", TAPS)

@@ -4,7 +4,12 @@ Huang et al., "CondenseNet: An Efficient DenseNet using Learned Group Convolutio
 The networks themselves are `DenseNetSpec`s with ``groups`` and ``condense_factor``: see `variants`.
 """
 
-from densenet_backbones.condensenet.condensation import condense, group_lasso, is_condensing
+from densenet_backbones.condensenet.condensation import (
+    choose_stage,
+    condense,
+    group_lasso,
+    is_condensing,
+)
 from densenet_backbones.condensenet.conversion import CondensedConv2d, CondensedLinear, convert
 from densenet_backbones.condensenet.learned_groups import (
     LearnedGroupConv2d,
@@ -20,6 +25,7 @@ __all__ = [
     "LearnedGroupConv2d",
     "LearnedGroupLinear",
     "LearnedGroups",
+    "choose_stage",
     "condense",
     "convert",
     "count_kept",

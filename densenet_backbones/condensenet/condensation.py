@@ -16,7 +16,25 @@ from densenet_backbones.condensenet.learned_groups import (
 )
 from densenet_backbones.messages import check_interval
 
-__all__ = ["condense", "group_lasso", "is_condensing"]
+__all__ = ["choose_stage", "condense", "group_lasso", "is_condensing"]
+
+
+def choose_stage(progress: float, condense_factor: int, until: float = 0.5) -> int:
+    """Return the stage of a layer at a training's progress, 0 to C - 1.
+
+    Args:
+        progress: Part of the training that is done, in [0, 1].
+        condense_factor: Condensation factor C.
+        until: Progress at which the last inputs are dropped, in (0, 1].
+
+    Raises:
+        ValueError: ``progress`` or ``until`` is out of range.
+    """
+    check_interval("progress", progress, "[0, 1]")
+    check_interval("until", until, "(0, 1]")
+    # 1e-9: 0.15 / 0.5 * 10 is 2.9999999999999996 in binary and means 3.
+    stage = math.floor(progress / until * (condense_factor - 1) + 1e-9)
+    return min(stage, condense_factor - 1)
 
 
 def condense(model: nn.Module, progress: float, until: float = 0.5) -> int:
@@ -36,14 +54,10 @@ def condense(model: nn.Module, progress: float, until: float = 0.5) -> int:
     Raises:
         ValueError: ``progress`` or ``until`` is out of range.
     """
-    check_interval("progress", progress, "[0, 1]")
-    check_interval("until", until, "(0, 1]")
     changed = 0
     for layer in find_learned_groups(model):
-        # 1e-9: 0.15 / 0.5 * 10 is 2.9999999999999996 in binary and means 3.
-        stage = math.floor(progress / until * (layer.condense_factor - 1) + 1e-9)
         before = int(layer.stage)
-        layer.condense_to(stage)
+        layer.condense_to(choose_stage(progress, layer.condense_factor, until))
         changed += int(layer.stage) > before
     return changed
 

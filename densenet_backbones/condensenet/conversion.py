@@ -106,8 +106,8 @@ def convert(model: nn.Module) -> nn.Module:
 
     It computes the same from fewer parameters and multiply-adds, may be trained further and
     exported, and its weights load into the model as it was built (`checkpoints.to_ours`). Groups
-    read what they had kept so far, so convert after condensing is done; a layer that dropped
-    nothing is larger as an index and a group convolution.
+    read what they have kept so far, so convert after condensing is done; a layer that has dropped
+    nothing becomes a plain one.
 
     Args:
         model: A classifier, a feature net, or whatever holds one: a detector, a segmenter. It stays
@@ -124,7 +124,21 @@ def convert(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, LearnedGroups):
-            kind = CondensedConv2d if isinstance(module, LearnedGroupConv2d) else CondensedLinear
-            condensed: nn.Module = kind(module)  # type: ignore[arg-type] # the one of its kind
-            model.set_submodule(name, condensed.train(module.training))
+            model.set_submodule(name, _convert_layer(module).train(module.training))
     return model
+
+
+def _convert_layer(layer: LearnedGroups) -> nn.Module:
+    if isinstance(layer, LearnedGroupConv2d):
+        if not layer.mask.all():
+            return CondensedConv2d(layer)
+        conv = nn.Conv2d(layer.in_channels, layer.out_channels, 1, bias=False, device="meta")
+        conv.weight = _like(layer.weight, layer.weight.detach().clone())
+        return conv
+    assert isinstance(layer, LearnedGroupLinear)
+    if not layer.mask.all():
+        return CondensedLinear(layer)
+    linear = nn.Linear(layer.in_features, layer.out_features, device="meta")
+    linear.weight = _like(layer.weight, layer.weight.detach().clone())
+    linear.bias = _like(layer.bias, layer.bias.detach().clone())
+    return linear

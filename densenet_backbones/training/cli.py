@@ -24,6 +24,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from densenet_backbones.checkpoints import CheckpointError
+from densenet_backbones.condensenet import find_learned_groups
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.loaders.guarded import describe_dead_worker
 from densenet_backbones.file_writing import remove_drafts, save_text
@@ -50,6 +51,7 @@ from densenet_backbones.training.callbacks import (
     UnusableImageLines,
     make_checkpoint_callbacks,
 )
+from densenet_backbones.training.condensation import Condensation
 from densenet_backbones.training.memory_choice import settle_memory
 from densenet_backbones.training.model_arguments import settle_model_arguments
 from densenet_backbones.training.precision import PrecisionTrainer
@@ -246,6 +248,10 @@ class TrainingCLI(LightningCLI):
             callbacks.append(RunProgressBar())
         if self.config.ema_decay is not None:
             callbacks.append(EMA(self.config.ema_decay))
+        given = trainer.callbacks or []
+        own = any(isinstance(callback, Condensation) for callback in given)
+        if any(find_learned_groups(self.model)) and not own:
+            callbacks.append(Condensation())
         if self.config.patience is not None:
             callbacks.append(Patience(self.config.patience, self.model.monitor))
         if not trainer.fast_dev_run:

@@ -30,6 +30,7 @@ from densenet_backbones.dense_block import Memory
 from densenet_backbones.inference.model_file import ModelSpec
 from densenet_backbones.layers import set_memory
 from densenet_backbones.training.arguments import ShortForm
+from densenet_backbones.training.condensation import add_group_lasso
 from densenet_backbones.training.optimization import Optimizer, Schedule, count_images_per_step
 
 MemoryOption = Memory | Literal["auto"]
@@ -266,6 +267,7 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
                     "spread; give a --batch-size of 2 or more, or larger images"
                 ) from error
             raise
+        add_group_lasso(losses, self.model, self.trainer)
         loss = torch.stack(list(losses.values())).sum()
         self._stop_if_not_finite(loss, losses, batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
