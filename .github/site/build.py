@@ -21,6 +21,7 @@ ROOMS = (PACKAGE, "heads", "configs", "tools", "tests")
 PAGES = {
     "README.md": "index.md",
     **{f"{room}/README.md": f"guide_{room}.md" for room in ROOMS},
+    "tools/first_hour.md": "first_hour.md",
     "CHANGELOG.md": "CHANGELOG.md",
     ".github/CONTRIBUTING.md": "CONTRIBUTING.md",
 }
@@ -59,7 +60,10 @@ def write_guides(folder: Path) -> None:
         place.parent.mkdir(exist_ok=True)
         shutil.copy(PROJECT / name, place)
     trees = {
-        "Guides": [f"{room} <{PAGES[f'{room}/README.md'].removesuffix('.md')}>" for room in ROOMS],
+        "Guides": [
+            "first_hour",
+            *(f"{room} <{PAGES[f'{room}/README.md'].removesuffix('.md')}>" for room in ROOMS),
+        ],
         "Reference": [PACKAGE],
         "Project": ["CHANGELOG", "CONTRIBUTING"],
     }

@@ -1,5 +1,6 @@
 """Measure steps side by side: seconds in turns within one run, and bytes of a training step."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -155,6 +156,7 @@ def measure_peak_bytes(step: Callable[[], None], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         step()
         return int(torch.cuda.max_memory_allocated(device) - before)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its lines tell nothing of the measurement
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profiler:

@@ -35,7 +35,7 @@ def _list_cells(run: Run, is_named: bool) -> list[str]:
         "-" if run.seconds is None else _format_time(run.seconds),
         "-" if run.images_per_second is None else f"{run.images_per_second:.3g}",
         "-" if run.peak_bytes is None else f"{run.peak_bytes / 2**30:.2f} GiB",
-        run.ended or "-",
+        (run.ended or "-").partition(":")[0],  # of a failure, the summary has the sentence
     ]
 
 

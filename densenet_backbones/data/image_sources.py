@@ -16,10 +16,13 @@ from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.scenes.generation import generate_scenes
 from densenet_backbones.data.sets.split_file import SPLIT_FILE, name_split_file
 from densenet_backbones.data.sets.splitting import Split, SplitOptions, split_set
+from densenet_backbones.messages import nearest
 
 SetT = TypeVar("SetT", DetectionSet, SegmentationSet)
 Sources = list[dict[str, str | None]]
 """Folders that make one set, each a `Source` as a dictionary."""
+HELD_OUT = ("val", "valid", "validation", "dev", "test")
+"""Names that mean the part that is held out of data without splits."""
 
 
 @dataclass
@@ -174,6 +177,22 @@ class ImageSources(Generic[SetT]):
         options = SplitOptions(self.val_fraction, self.group_pattern, self.seed)
         self._split = split_set(whole, self.recognized.root, options, self._list_split_files())
         return self._split
+
+    def _choose_part(self, split: Split[SetT]) -> SetT:
+        """Return the part of data without splits that the evaluated split's name means.
+
+        Raises:
+            DataError: It means none, so that other images than asked for would be evaluated.
+        """
+        if self.val_split == "train":
+            return split.train
+        if self.val_split not in HELD_OUT:
+            raise DataError(
+                f"{self.recognized.root}: has no split {self.val_split!r}"
+                f"{nearest(self.val_split, ('train', *HELD_OUT))}; none is given there, so it was "
+                "split into 'train' and 'val'"
+            )
+        return split.val
 
     def store_split(self) -> None:
         """Write the split of data without splits, so that it is used again."""

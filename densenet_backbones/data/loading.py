@@ -161,7 +161,7 @@ class ImageData(ImageSources[SetT], pl.LightningDataModule, Generic[SetT, Sample
         if "val" not in self._sets:
             names = self.name_classes(self.train_set)
             if self._split is not None:
-                self._sets["val"] = self._split.val
+                self._sets["val"] = self._choose_part(self._split)
             else:
                 self._sets["val"] = self.read_changed(self._name_val_sources(), names)
         return self._sets["val"]

@@ -194,9 +194,12 @@ def has_test_split(data: AnyData) -> bool:
     if "test" in (data.train_split, data.val_split) or data.train or data.overfit_images:
         return False
     try:
-        return len(replace(data, val_split="test").val_set) > 0
+        test = replace(data, val_split="test").val_set
     except (DataError, OSError):
         return False
+    # Of data without splits, the held-out part answers to this name as well.
+    used = {record.path for part in (data.train_set, data.val_set) for record in part.records}
+    return len(test) > 0 and used.isdisjoint(record.path for record in test.records)
 
 
 def name_command(tool: str) -> str:

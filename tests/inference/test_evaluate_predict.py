@@ -235,7 +235,7 @@ def test_evaluate_refuses_in_one_line(refused, model, tiny_scenes, tmp_path):
     common = ("--data", tiny_scenes, "--workers", "0")
     (tmp_path / "bad.ckpt").write_text("x")
     for argv, code, message in (
-        ((model, "--data", tmp_path / "none"), 1, "none: is not a folder"),
+        ((model, "--data", tmp_path / "none"), 1, "none: there is no such file or folder"),
         ((model, *common, "--split", "test"), 1, "has no annotations/instances_test.json"),
         ((model, *common, "--batch-size", "0"), 1, "batch_size must be at least 1"),
         (common, 1, "give a model, or --detections FILE in its place"),

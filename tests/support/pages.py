@@ -9,7 +9,7 @@ from functools import cached_property
 from locations import PROJECT
 
 ROOMS = ("densenet_backbones", "heads", "configs", "tests", "tools")
-BESIDE = ("CHANGELOG.md", ".github/CONTRIBUTING.md")
+BESIDE = ("tools/first_hour.md", "CHANGELOG.md", ".github/CONTRIBUTING.md")
 PATHS = ("README.md", *(f"{room}/README.md" for room in ROOMS), *BESIDE)
 
 

@@ -107,3 +107,13 @@ def test_classes_are_renamed_and_left_out_in_both_splits(tmp_path):
     other.use_classes(model)
     assert other.val_set.categories.names == ("thing", "fly")
     assert set(other.val_set.packed.columns.labels) == {1}
+
+
+def test_a_split_that_is_not_there_is_refused(whole):
+    """Its held-out images would be evaluated in the name of others."""
+    parts = {
+        name: names(DetectionData(str(whole), val_split=name).val_set) for name in ("train", "val")
+    }
+    assert len(parts["train"]) == 8 and parts["train"].isdisjoint(parts["val"])
+    with pytest.raises(DataError, match=r"no split 'tset'; did you mean 'test'\?; none is given"):
+        DetectionData(str(whole), val_split="tset").val_set  # noqa: B018  (read at first use)
