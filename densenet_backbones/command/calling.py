@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from densenet_backbones.command.training import choose_task, make_parser, take_out_task
+from densenet_backbones.inference.classifier import ImageClassifier
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.segmenter import SegmentationModel
@@ -34,8 +35,8 @@ class TrainingResult:
     Attributes:
         folder: Folder of the run; `tools/README.md` says what is in it.
         numbers: Evaluation of the best weights: AP, AP50, … of a detector, mIoU, … of a segmenter,
-            None where a number is not defined. Those of masks and keypoints begin with ``segm_``
-            and ``keypoints_``. Empty after a dry run.
+            accuracy, … of a classifier, None where a number is not defined. Those of masks and
+            keypoints begin with ``segm_`` and ``keypoints_``. Empty after a dry run.
     """
 
     folder: Path
@@ -46,7 +47,9 @@ class TrainingResult:
         """File of the trained model: its best weights, and all that is needed to predict."""
         return self.folder / "model.safetensors"
 
-    def model(self, device: torch.device | str = "cpu") -> Detector | SegmentationModel:
+    def model(
+        self, device: torch.device | str = "cpu"
+    ) -> Detector | SegmentationModel | ImageClassifier:
         """Load the trained model; see `load`.
 
         Raises:
@@ -63,7 +66,7 @@ def train(
     task: str | None = None,
     **options: Any,
 ) -> TrainingResult:
-    """Train a detector or a segmenter, exactly as ``densenet train`` does with the same flags.
+    """Train a model of any kind, exactly as ``densenet train`` does with the same flags.
 
     Every flag of the command is a keyword, with ``_`` for ``-``: ``batch_size=8, run_dir="runs/a",
     init_from="runs/b/model.safetensors", dry_run=True``. The engine's dotted options are

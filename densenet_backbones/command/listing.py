@@ -1,4 +1,4 @@
-"""`densenet list`: configs, backbones, detectors and segmenters, a line each.
+"""`densenet list`: configs, backbones, detectors, segmenters and classifiers, a line each.
 
 Everything is read from tables and the heads of files, so that the list comes at once.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from densenet_backbones.messages import CommandParser, print_lines
 from densenet_backbones.training.arguments import (
+    CLASSIFICATION_FORM,
     DETECTION_FORM,
     SEGMENTATION_FORM,
     list_configs,
@@ -44,6 +45,14 @@ SEGMENTERS = {
 }
 
 
+CLASSIFIERS = {
+    **{name: "of ours" for name in VARIANTS if "_k" in name},
+    "densenet121_features": "DenseNet-121 of ours; so are all backbones",
+    "densenet121": "timm's own DenseNet-121; so is any network of timm",
+    "torchvision:NAME": "network of torchvision, such as torchvision:densenet121",
+}
+
+
 def main(argv: Sequence[str]) -> None:
     """Print the list of one kind or of all."""
     asked = make_parser().parse_args(argv).kind
@@ -62,7 +71,8 @@ def make_parser() -> CommandParser:
 
 
 def _list_experiments() -> Iterator[tuple[str, str]]:
-    for folder, form in (("det", DETECTION_FORM), ("seg", SEGMENTATION_FORM)):
+    forms = {"det": DETECTION_FORM, "seg": SEGMENTATION_FORM, "cls": CLASSIFICATION_FORM}
+    for folder, form in forms.items():
         for name, file in list_configs(form).items():
             yield f"{folder}/{name}", _read_purpose(file.read_text(encoding="utf-8"))
 
@@ -96,5 +106,6 @@ _KINDS = {
         DETECTORS.items,
     ),
     "segmenters": ("for --model.segmenter", SEGMENTERS.items),
+    "classifiers": ("for --model.classifier", CLASSIFIERS.items),
 }
 """Kind -> its title and a function that returns names with a line each."""

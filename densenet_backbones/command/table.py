@@ -22,7 +22,7 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("train a detector or segmenter", "command.training:train"),
+    "train": Command("train a detector, segmenter or classifier", "command.training:train"),
     "evaluate": Command("evaluate a trained model on annotated data", "training.evaluate:main"),
     "predict": Command("draw what a model finds in images", "inference.predict:main"),
     "inspect": Command("look at a data set, convert it or clean it", "inspection.command:main"),
@@ -32,7 +32,7 @@ COMMANDS = {
     "demo": Command("show what a model finds on a page in the browser", "demo.command:main"),
     "push": Command("send a model to the Hugging Face Hub", "sharing.push:main"),
     "benchmark": Command("measure backbones and training beside peers", "benchmark.command:main"),
-    "list": Command("list configs, backbones, detectors, segmenters", "command.listing:main"),
+    "list": Command("list configs, backbones and models", "command.listing:main"),
     "completion": Command("print a shell's completion of words", "command.completion:main"),
 }
 """Name -> command, in the order of the help."""

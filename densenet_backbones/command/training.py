@@ -1,26 +1,45 @@
-"""`densenet train`: a detector or a segmenter, by what the words, the config or the data say."""
+"""`densenet train`: a detector, a segmenter or a classifier, as words, config or data say."""
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from densenet_backbones.messages import CommandParser
 from densenet_backbones.training import arguments
-from densenet_backbones.training.arguments import DETECTION_FORM, EITHER_FORM, SEGMENTATION_FORM
+from densenet_backbones.training.arguments import (
+    CLASSIFICATION_FORM,
+    DETECTION_FORM,
+    EITHER_FORM,
+    SEGMENTATION_FORM,
+    ShortForm,
+)
 from densenet_backbones.untrusted.plain_yaml import read_yaml
 
 __all__ = ["choose_task", "make_parser", "train"]
 
-Task = Literal["detection", "segmentation"]
+Task = Literal["detection", "segmentation", "classification"]
 
-_FORMS = {"detection": DETECTION_FORM, "segmentation": SEGMENTATION_FORM}
-_KEYS: dict[str, Task] = {"detector": "detection", "segmenter": "segmentation"}
-_FOLDERS: dict[str, Task] = {"det": "detection", "seg": "segmentation"}
+_FORMS: dict[Task, ShortForm] = {
+    "detection": DETECTION_FORM,
+    "segmentation": SEGMENTATION_FORM,
+    "classification": CLASSIFICATION_FORM,
+}
+_KEYS: dict[str, Task] = {
+    "detector": "detection",
+    "segmenter": "segmentation",
+    "classifier": "classification",
+}
+_FOLDERS: dict[str, Task] = {
+    "det": "detection",
+    "seg": "segmentation",
+    "cls": "classification",
+}
 
 
 def train(argv: Sequence[str]) -> None:
-    """Run `train_det` or `train_seg` with the words of the command line.
+    """Run `train_det`, `train_seg` or `train_cls` with the words of the command line.
 
     Raises:
         SystemExit: Theirs; 0 after ``--help``.
@@ -28,13 +47,14 @@ def train(argv: Sequence[str]) -> None:
     parser = make_parser()
     options, engine = parser.parse_known_args(argv)
     task = choose_task(options, engine)
-    from densenet_backbones.training.cli import train_det, train_seg
+    from densenet_backbones.training import cli
 
-    (train_seg if task == "segmentation" else train_det)(take_out_task(argv))
+    trains = {"segmentation": cli.train_seg, "classification": cli.train_cls}
+    trains.get(task, cli.train_det)(take_out_task(argv))
 
 
 def take_out_task(argv: Sequence[str]) -> list[str]:
-    """Return the words without ``--task``, which the two trainings do not know."""
+    """Return the words without ``--task``, which the trainings do not know."""
     only_task = _make_part_parser()
     only_task.add_argument("--task")
     return only_task.parse_known_args(argv)[1]
@@ -48,12 +68,12 @@ def _make_part_parser() -> CommandParser:
 
 
 def make_parser() -> CommandParser:
-    """Return the parser of the short flags of both trainings."""
+    """Return the parser of the short flags of all trainings."""
     parser = arguments.make_parser(EITHER_FORM)
     parser.add_argument(
         "--task",
         choices=tuple(_FORMS),
-        help="which of the two, where neither config nor data say it (detection)",
+        help="which of them, where neither config nor data say it (detection)",
     )
     return parser
 
@@ -86,21 +106,38 @@ def choose_task(options: argparse.Namespace, engine: Sequence[str]) -> Task:
 
 
 def _recognize_task(data: str, layout: str) -> Task:
-    """Return what data can teach: boxes, unless it has masks alone."""
+    """Return what data can teach: boxes, unless it has masks alone, or classes of images alone."""
+    from densenet_backbones.data.classification.reading import ClassLayout, recognize_classes
     from densenet_backbones.data.faults import DataError
     from densenet_backbones.data.recognition.recognize import recognize
+
+    if layout in set(get_args(ClassLayout)) - {"auto", "csv"}:
+        return "segmentation" if layout == "folders" and _has_masks(data) else "classification"
 
     try:
         recognize(data, "detection", layout=layout)
     except (DataError, OSError) as error:
         # Several readings, which the training shows; otherwise there are no boxes.
         if len(error.args) == 1:
-            try:
+            with suppress(DataError, OSError):  # the training says what lies there
                 recognize(data, "segmentation", layout=layout)
                 return "segmentation"
-            except (DataError, OSError):
-                pass  # the training says what lies there
+            with suppress(DataError, OSError):
+                recognize_classes(data, layout)  # type: ignore[arg-type]
+                return "classification"
     return "detection"
+
+
+def _has_masks(data: str) -> bool:
+    """Return True for folders of images and masks, which "folders" means to a segmenter."""
+    from densenet_backbones.data.faults import DataError
+    from densenet_backbones.data.recognition.recognize import recognize
+
+    try:
+        recognize(data, "segmentation", layout="folders")
+    except DataError:
+        return False
+    return True
 
 
 def _read_task(name: str) -> Task | None:
@@ -117,5 +154,5 @@ def _read_task(name: str) -> Task | None:
                 return task
     elif path.parent.name not in _FOLDERS:
         homes = [task for task, f in _FORMS.items() if path.stem in arguments.list_configs(f)]
-        return homes[0] if len(homes) == 1 else None  # type: ignore[return-value]
+        return homes[0] if len(homes) == 1 else None
     return _FOLDERS.get(path.parent.name)

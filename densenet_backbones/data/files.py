@@ -13,7 +13,14 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from densenet_backbones.data.faults import DataError, Problem
 from densenet_backbones.messages import show_controls
@@ -124,6 +131,17 @@ def _track(items: Collection[T], text: str, console: Console) -> Iterator[T]:
     columns_at_end = (TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, *columns_at_end, console=console, transient=True) as progress:
         yield from progress.track(items, description=text)
+
+
+def track_unknown(items: Iterable[T], text: str) -> Iterator[T]:
+    """Yield items of an unknown number, counted beside a spinner on a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield from items
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed}", markup=False))
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield from progress.track(items, description=show_controls(text))
 
 
 def map_in_threads(

@@ -155,13 +155,22 @@ def load_models(names: Sequence[str], device: str | None) -> "list[Model]":
     import torch
 
     from densenet_backbones.demo.answers import Model
+    from densenet_backbones.inference.classifier import ImageClassifier
     from densenet_backbones.inference.loading import load
     from densenet_backbones.inference.predict import check_device
 
     if len(names) > 2:
         raise ValueError(f"the page shows one model or two side by side, got {len(names)}")
     place = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return [Model(_name(name), load(name, place)) for name in names]
+    models = []
+    for name in names:
+        loaded = load(name, place)
+        if isinstance(loaded, ImageClassifier):
+            raise ValueError(
+                f"{name}: the page shows detectors and segmenters; `densenet predict` classifies"
+            )
+        models.append(Model(_name(name), loaded))
+    return models
 
 
 def _name(model: str) -> str:

@@ -53,13 +53,14 @@ _RUNTIMES: dict[str, Any] = {
 def make_parser() -> CommandParser:
     """Return the parser of the command line."""
     parser = CommandParser(
-        description="Write a trained detector (DSOD, SSD, RetinaNet, FCOS) or segmenter as an ONNX "
-        "file, as a program of torch.export (.pt2) or as OpenVINO's IR (.xml, .bin), and compare "
-        "what is computed from it with the model itself. A detector's "
+        description="Write a trained detector (DSOD, SSD, RetinaNet, FCOS), segmenter or "
+        "classifier as an ONNX file, as a program of torch.export (.pt2) or as OpenVINO's IR "
+        "(.xml, .bin), and compare what is computed from it with the model itself. A detector's "
         "graph takes one image (1, 3, H, W), RGB floats 0..1, of any size; it normalizes and "
         "resizes it and returns boxes (in pixels of that image), scores and labels of a fixed "
         "number of detections, best first, filled up with zeros, and their number. A segmenter's "
-        "takes images (N, 3, H, W) and returns labels and their probabilities, or logits. The "
+        "takes images (N, 3, H, W) and returns labels and their probabilities, or logits; a "
+        "classifier's takes squares of its size and returns logits. The "
         "file's metadata name the classes."
     )
     parser.add_argument("checkpoint", type=Path, help="*.ckpt of a run or its model.safetensors")
@@ -126,6 +127,7 @@ def export(options: argparse.Namespace) -> None:
     check_installed(list(files))
     check_output(next(iter(files.values())).parent, "--out")
     plan = make_plan(load(options.checkpoint), options.output)
+    options.image_size = options.image_size or plan.size
     with TemporaryDirectory(prefix="densenet-export-") as folder:
         for name, out in files.items():
             written = _write(name, plan, Path(folder), options)

@@ -1,4 +1,4 @@
-"""Plan an export: the stages of a detector or segmenter to write, its inputs, outputs and facts.
+"""Plan an export: the stages of a model to write, its inputs, outputs and facts.
 
 Legend: N images, C channels, D detections that an image can have at most, H and W pixels.
 """
@@ -20,6 +20,7 @@ from densenet_backbones.export.checks import (
 from densenet_backbones.export.detector_form import DetectorForm, TorchvisionForm, make_export_form
 from densenet_backbones.export.onnx_file import Side, Stage
 from densenet_backbones.export.segmenter_form import SegmenterForm
+from densenet_backbones.inference.classifier import ImageClassifier
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.model_file import JsonDict
 from densenet_backbones.inference.segmenter import (
@@ -51,6 +52,7 @@ class Plan:
         facts: Metadata of the file besides inputs and outputs.
         expected: Computes the model's own results on images (N, C, H, W).
         compare: Compares the file's results with the model's.
+        size: (H, W) of all images, where the file takes one size.
     """
 
     stages: Callable[[Sequence[int] | None], list[Stage]]
@@ -61,9 +63,12 @@ class Plan:
     facts: JsonDict
     expected: Callable[[Tensor], Results]
     compare: Callable[[Results, Results], Agreement]
+    size: tuple[int, int] | None = None
 
 
-def make_plan(model: Detector | SegmentationModel, output: Output | None = None) -> Plan:
+def make_plan(
+    model: Detector | SegmentationModel | ImageClassifier, output: Output | None = None
+) -> Plan:
     """Plan the export of a model.
 
     Args:
@@ -76,8 +81,10 @@ def make_plan(model: Detector | SegmentationModel, output: Output | None = None)
     if isinstance(model, SegmentationModel):
         return _plan_segmenter(model, output or "labels")
     if output is not None:
-        raise ValueError(f"--output {output} is for segmenters; this file holds a detector")
-    return _plan_detector(model)
+        raise ValueError(
+            f"--output {output} is for segmenters; this file holds a {model.spec.kind}"
+        )
+    return _plan_classifier(model) if isinstance(model, ImageClassifier) else _plan_detector(model)
 
 
 def _fold(model: nn.Module) -> nn.Module:
@@ -168,6 +175,63 @@ def _describe_preprocessing(form: DetectorForm) -> JsonDict:
         described: JsonDict = form.transform.to_dict()
         return described
     return {"mean": list(form.transform.image_mean), "std": list(form.transform.image_std)}
+
+
+# ------------------------------------------------------------------------------ classifiers
+
+
+def _plan_classifier(model: ImageClassifier) -> Plan:
+    as_trained: Any = model.model
+    form = ClassifierForm(_fold(as_trained))
+    outputs = {"logits": f"(N, {len(model.spec.class_names)}) float32; softmax gives probabilities"}
+
+    def split(image_size: Sequence[int] | None) -> list[Stage]:
+        images = torch.rand(2, 3, *(image_size or (model.size, model.size)))
+        batch = {0: Side("batch", 1, LARGEST)}
+        return [Stage(form.forward, {"images": images}, tuple(outputs), batch, form)]
+
+    @torch.inference_mode()
+    def compute_expected(images: Tensor) -> Results:
+        return {"logits": as_trained(images).numpy()}
+
+    return Plan(
+        stages=split,
+        channels=3,
+        input_name="images",
+        outputs=outputs,
+        batch=True,
+        facts={
+            model.spec.key: model.spec.to_dict(),
+            "kind": "classifier",
+            "model": model.spec.name,
+            "names": list(model.spec.class_names),
+            "image_size": model.size,
+            "crop_pct": model.crop_pct,
+            "resized": f"before: the shorter side to {round(model.size / model.crop_pct)}, then "
+            f"the middle {model.size} x {model.size}",
+            "preprocessing": as_trained.normalization.to_dict(),
+        },
+        expected=compute_expected,
+        compare=compare_pixels,
+        size=(model.size, model.size),
+    )
+
+
+class ClassifierForm(nn.Module):
+    """Classifier as one graph, from images to logits, in evaluation mode.
+
+    Args:
+        model: The classifier; it is used, not copied.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """Turn images (N, 3, S, S), RGB floats 0..1, into logits (N, K)."""
+        return (self.model.net(self.model.normalize(images)),)
 
 
 # ------------------------------------------------------------------------------ segmenters

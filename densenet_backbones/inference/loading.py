@@ -19,8 +19,10 @@ from pathlib import Path
 import torch
 
 from densenet_backbones.checkpoints import CheckpointError
+from densenet_backbones.inference.classifier import ClassifierSpec, ImageClassifier
 from densenet_backbones.inference.detector import Detector, DetectorSpec
 from densenet_backbones.inference.exported.models import (
+    ExportedClassifier,
     ExportedDetector,
     ExportedSegmenter,
     read_exported,
@@ -32,8 +34,10 @@ from densenet_backbones.inference.segmenter import SegmentationModel, SegmenterS
 _OF_A_RUN = ("model.safetensors", "checkpoints/best.ckpt", "checkpoints/last.ckpt")
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> Detector | SegmentationModel:
-    """Load a detector or a segmenter that the tools wrote.
+def load(
+    path: str | Path, device: torch.device | str = "cpu"
+) -> Detector | SegmentationModel | ImageClassifier:
+    """Load a detector, a segmenter or a classifier that the tools wrote.
 
     Args:
         path: Folder of a run, `*.safetensors`, `*.ckpt`, or an exported `*.onnx` or `*.xml`
@@ -41,7 +45,8 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Detector | Seg
         device: Where to run it.
 
     Returns:
-        A model whose `predict` gives `Detections` or a `Segmentation`; several threads may use it.
+        A model whose `predict` gives `Detections`, a `Segmentation` or a `Classification`; several
+        threads may use it.
 
     Raises:
         CheckpointError: The file is missing, needs unpickling of code, or holds no such model.
@@ -51,15 +56,20 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Detector | Seg
         described, module = read_exported(path)
         if torch.device(device).type != "cpu":
             raise CheckpointError(f"{path}: exported models run on the CPU here, not on {device}")
+        if isinstance(module, ExportedClassifier):
+            assert isinstance(described, ClassifierSpec)
+            return ImageClassifier(described, module, device)
         if isinstance(module, ExportedSegmenter):
             assert isinstance(described, SegmenterSpec)
             return SegmentationModel(described, module, device)
         assert isinstance(described, DetectorSpec) and isinstance(module, ExportedDetector)
         return Detector(described, module, device)
-    spec, weights = read_model_file(path, (DetectorSpec, SegmenterSpec))
+    spec, weights = read_model_file(path, (DetectorSpec, SegmenterSpec, ClassifierSpec))
     model = spec.restore(weights, path)
     if isinstance(spec, SegmenterSpec):
         return SegmentationModel(spec, model, device)
+    if isinstance(spec, ClassifierSpec):
+        return ImageClassifier(spec, model, device)
     assert isinstance(spec, DetectorSpec)
     return Detector(spec, model, device)
 

@@ -1,4 +1,4 @@
-"""Detect objects or segment: ``python tools/predict.py MODEL IMAGE_OR_FOLDER…``."""
+"""Detect objects, segment or classify: ``python tools/predict.py MODEL IMAGE_OR_FOLDER…``."""
 
 import argparse
 import sys
@@ -14,6 +14,7 @@ from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.loaders.guarded import refuse_unusable
 from densenet_backbones.deploy import deploy, is_deployable
 from densenet_backbones.file_writing import check_output
+from densenet_backbones.inference.classifier import ImageClassifier
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.inputs.clips import open_clip
 from densenet_backbones.inference.inputs.downloads import fetch, is_url
@@ -27,6 +28,7 @@ from densenet_backbones.inference.merging.detection_views import (
 )
 from densenet_backbones.inference.merging.tiling import Tiling
 from densenet_backbones.inference.readers import (
+    ClassifierReader,
     DetectorReader,
     Reader,
     SegmenterReader,
@@ -34,7 +36,7 @@ from densenet_backbones.inference.readers import (
     attempt,
 )
 from densenet_backbones.inference.results.outputs import ENDINGS, Frame, Outputs
-from densenet_backbones.inference.results.savers import OF_SEGMENTERS, SAVERS
+from densenet_backbones.inference.results.savers import OF_CLASSIFIERS, OF_SEGMENTERS, SAVERS
 from densenet_backbones.inference.segmenter import SegmentationModel
 from densenet_backbones.messages import CommandParser, check_choice, check_interval, check_whole
 from densenet_backbones.reporting.console import fail, quiet_libraries, say
@@ -46,10 +48,11 @@ _SEGMENTER_TILE = 2048
 def make_parser() -> CommandParser:
     """Return the parser of the command line."""
     parser = CommandParser(
-        description="Draw what a trained detector or segmenter finds in pictures and videos. A "
+        description="Draw what a trained model finds in pictures and videos. A "
         "detector's objects go to predictions.json, with masks as COCO's run-length codes and "
         "keypoints where it gives them; a segmenter writes a PNG of class indices for each "
-        "picture, and a summary as JSON. Videos, cameras and animations come out as MP4."
+        "picture, and a summary as JSON; a classifier the most probable classes of each. Videos, "
+        "cameras and animations come out as MP4."
     )
     parser.add_argument(
         "checkpoint", help="a run's folder, its model.safetensors or *.ckpt, or an exported file"
@@ -195,18 +198,20 @@ def predict(options: argparse.Namespace) -> None:
     refuse_unusable(faults, len(sources))
 
 
-def _prepare(model: Detector | SegmentationModel, options: argparse.Namespace) -> Reader:
+def _prepare(
+    model: Detector | SegmentationModel | ImageClassifier, options: argparse.Namespace
+) -> Reader:
     """Set a model up as the command line says, and return what reads images for it."""
+    if isinstance(model, ImageClassifier):
+        parse_views(options, None)  # refuses what is for detectors
+        _refuse_for_detectors(options, "a classifier", OF_CLASSIFIERS)
+        if options.tile is not None:
+            raise ValueError("--tile is for detectors and segmenters; leave it out")
+        return ClassifierReader(model)
     if isinstance(model, SegmentationModel):
         parse_views(options, None)  # refuses what is for detectors
-        if options.classes or options.size:
-            raise ValueError("--classes and --size are for detectors; leave them out")
-        for name in options.save:
-            if name not in OF_SEGMENTERS:
-                raise ValueError(
-                    f"--save {name} is for detectors; a segmenter has {', '.join(OF_SEGMENTERS)}, "
-                    "and its masks are PNG files"
-                )
+        more = ", and its masks are PNG files"
+        _refuse_for_detectors(options, "a segmenter", OF_SEGMENTERS, more)
         tile = _SEGMENTER_TILE if options.tile is None else options.tile
         Tiling(tile, options.overlap)  # refuses sizes that no image could be cut into
         return SegmenterReader(model, tile, options.overlap)
@@ -225,6 +230,19 @@ def _prepare(model: Detector | SegmentationModel, options: argparse.Namespace) -
     if options.tile is not None:
         return TileReader(model, options.classes, Tiling(options.tile, options.overlap))
     return DetectorReader(model, options.classes)
+
+
+def _refuse_for_detectors(
+    options: argparse.Namespace, kind: str, formats: Sequence[str], more: str = ""
+) -> None:
+    """Raise a `ValueError` for options that only detectors have."""
+    if options.classes or options.size:
+        raise ValueError("--classes and --size are for detectors; leave them out")
+    for name in options.save:
+        if name not in formats:
+            raise ValueError(
+                f"--save {name} is for detectors; {kind} has {', '.join(formats)}{more}"
+            )
 
 
 # -- reading --------------------------------------------------------------------------------------

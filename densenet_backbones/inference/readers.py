@@ -1,10 +1,11 @@
-"""Ways of `predict` to read images: whole or by tiles, for a detector or a segmenter."""
+"""Ways of `predict` to read images: whole or by tiles, for each kind of model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
 from densenet_backbones.data.faults import DataError
+from densenet_backbones.inference.classifier import Classification, ImageClassifier
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.inputs.image_tensors import ReadImage
 from densenet_backbones.inference.inputs.image_windows import ImageWindows
@@ -29,13 +30,15 @@ class Reader:
         """Take an image that was read at full size."""
         return image
 
-    def infer(self, frames: Sequence[Frame]) -> list[Detections] | list[Segmentation]:
+    def infer(
+        self, frames: Sequence[Frame]
+    ) -> list[Detections] | list[Segmentation] | list[Classification]:
         """Predict some frames."""
         raise NotImplementedError
 
     def infer_all(
         self, frames: Iterator[Frame], batch_size: int, faults: list[str]
-    ) -> Iterator[tuple[Frame, Detections | Segmentation]]:
+    ) -> Iterator[tuple[Frame, Detections | Segmentation | Classification]]:
         """Yield frames with their results: batch by batch, or one by one where that fails.
 
         Those that cannot be used are left out, and sentences about them added to `faults`.
@@ -123,6 +126,26 @@ class SegmenterReader(Reader):
         """Segment some frames."""
         images = [frame.image for frame in frames if isinstance(frame.image, ImageWindows)]
         return [self.model.predict_windows(image, self.tile, self.overlap) for image in images]
+
+
+class ClassifierReader(Reader):
+    """Whole images for a classifier.
+
+    Args:
+        model: The classifier.
+    """
+
+    def __init__(self, model: ImageClassifier) -> None:
+        self.model = model
+
+    def read(self, name: str, content: bytes | None = None) -> ReadImage | ImageWindows:
+        """Read a file no larger than the classifier can use."""
+        return self.model.read(name, content)
+
+    def infer(self, frames: Sequence[Frame]) -> list[Classification]:
+        """Classify some frames at once."""
+        images = [frame.image for frame in frames if isinstance(frame.image, ReadImage)]
+        return self.model.predict_batch(images)
 
 
 def attempt(function: Callable[[], R], name: str, faults: list[str]) -> R | None:

@@ -28,6 +28,7 @@ from densenet_backbones.reporting.figures import (
 _LEGEND_LIMIT = 24  # classes; more of them are drawn without names
 _SCORES = {"AP", "AP50", "AP75", "APs", "APm", "APl"}
 _SCORES |= {f"{what}_{name}" for what in ("mask", "keypoint") for name in ("AP", "AP50", "AP75")}
+_SCORES |= {"accuracy", "top5", "mean_recall", "macro_F1", "ECE"}
 _SCORES |= {"mIoU", "pixel_accuracy", "class_accuracy", "boundary_F"}
 
 
@@ -213,7 +214,7 @@ def plot_training_curves(metrics: str | Path, path: str | Path) -> None:
             f"{metrics}: has no columns 'epoch' and 'step'; give the metrics.csv of a CSVLogger"
         )
     epochs = (columns["step"] + 1) / _find_steps_per_epoch(columns["epoch"], columns["step"])
-    segmented = any(name.endswith("/mIoU") for name in columns)
+    segmented = any(name.endswith(("/mIoU", "/accuracy")) for name in columns)
     scores = "scores" if segmented else "average precision"
 
     # Each column goes to the panel that its name asks for.
@@ -251,7 +252,7 @@ def _plot_logged(
     """Plot the logged values of one panel; totals and headline scores are black and bold."""
     for number, (name, values) in enumerate(curves.items(), start=1):
         logged = ~np.isnan(values)
-        bold = all_bold or name.rsplit("/", 1)[-1] in ("loss", "AP", "mIoU")
+        bold = all_bold or name.rsplit("/", 1)[-1] in ("loss", "AP", "mIoU", "accuracy")
         axis.plot(
             *(epochs[logged], values[logged]),
             color="black" if bold else to_floats(get_class_color(number)),

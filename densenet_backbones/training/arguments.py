@@ -106,11 +106,16 @@ SEGMENTATION_FORM = ShortForm(
     DATA_HELP,
     ("densenet_backbones.configs.seg",),
 )
+CLASSIFICATION_FORM = ShortForm(
+    "Train an image classifier. Without arguments: draw a small data set and train on it.",
+    "folder with a folder of images for each class, table (CSV) or zip archive, or CIFAR's files",
+    ("densenet_backbones.configs.cls",),
+)
 EITHER_FORM = ShortForm(
-    "Train a detector or a segmentation model, whichever the config or the data are of. Without "
-    "arguments: draw a small data set and train a detector on it.",
+    "Train a detector, a segmentation model or a classifier, whichever the config or the data are "
+    "of. Without arguments: draw a small data set and train a detector on it.",
     DATA_HELP,
-    DETECTION_FORM.configs + SEGMENTATION_FORM.configs,
+    DETECTION_FORM.configs + SEGMENTATION_FORM.configs + CLASSIFICATION_FORM.configs,
 )
 """Of `densenet train`."""
 
@@ -188,7 +193,12 @@ def make_parser(form: ShortForm) -> CommandParser:
         formatter_class=partial(argparse.HelpFormatter, max_help_position=34),
         allow_abbrev=False,
     )
-    parser.handed_on = ("--model.args", "--model.optimizer", "--model.detector")
+    parser.handed_on = (
+        "--model.args",
+        "--model.optimizer",
+        "--model.detector",
+        "--model.classifier",
+    )
     # No groups, whose titles would make it longer than a page.
     _add_data_flags(parser, form)
     _add_training_flags(parser)
@@ -226,7 +236,7 @@ def _add_training_flags(parser: CommandParser) -> None:
     parser.add_argument(
         "--size",
         metavar="N",
-        help="pixels of an image's shorter side, or of both (SSD, DSOD, crops)",
+        help="pixels of an image's shorter side, or of both (SSD, DSOD, crops, classifiers)",
     )
     parser.add_argument("--seed", metavar="N", help="of weights, order and augmentation")
     parser.add_argument(

@@ -1,7 +1,8 @@
 """The command line of training: short flags over Lightning's, one YAML an experiment.
 
 `train_det` is what ``tools/train_det.py`` and the console script ``densenet-train-det`` call, and
-`train_seg` the same for segmentation; they differ in their `Task`.
+`train_seg` and `train_cls` the same for segmentation and classification; they differ in their
+`Task`.
 """
 
 import argparse
@@ -87,6 +88,7 @@ from densenet_backbones.training.run_folder import (
     is_plain_name,
     write_environment,
 )
+from densenet_backbones.training.tasks.classification import ClassificationTask
 from densenet_backbones.training.tasks.detection import DetectionTask
 from densenet_backbones.training.tasks.segmentation import SegmentationTask
 from densenet_backbones.training.tasks.task import AnyTask, NonFiniteLossError
@@ -100,6 +102,11 @@ def train_det(argv: Sequence[str] | None = None) -> None:
 def train_seg(argv: Sequence[str] | None = None) -> None:
     """Train a segmentation model; see `train`."""
     train(SegmentationTask, argv)
+
+
+def train_cls(argv: Sequence[str] | None = None) -> None:
+    """Train an image classifier; see `train`."""
+    train(ClassificationTask, argv)
 
 
 def train(task_type: type[AnyTask], argv: Sequence[str] | None = None) -> None:

@@ -12,6 +12,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from densenet_backbones.checkpoints import CheckpointError
+from densenet_backbones.data.classification.data import ClassificationData
+from densenet_backbones.data.classification.reading import ClassLayout
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.loaders.guarded import describe_dead_worker, refuse_unusable
@@ -27,6 +29,7 @@ from densenet_backbones.file_writing import (
     remove_drafts,
     save_json,
 )
+from densenet_backbones.inference.classifier import ImageClassifier
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.detector_facts import read_target_types
 from densenet_backbones.inference.loading import load
@@ -50,6 +53,7 @@ from densenet_backbones.training.evaluation.given import evaluate_detections, re
 from densenet_backbones.training.evaluation.timing import ModelTimes, describe_times
 from densenet_backbones.training.precision import PrecisionTrainer, remark_on_precision
 from densenet_backbones.training.resuming.stopping import watch_signals
+from densenet_backbones.training.tasks.classification import ClassificationTask
 from densenet_backbones.training.tasks.detection import DetectionTask
 from densenet_backbones.training.tasks.segmentation import SegmentationTask
 from densenet_backbones.training.tasks.task import AnyTask
@@ -62,7 +66,8 @@ def make_parser() -> CommandParser:
         "them, VOC's average precisions, a table per "
         "class, curves, the confusion matrix, pictures and results in COCO's JSON format. A "
         "segmenter: mIoU, accuracies, boundary F-score, a table per class, the confusion matrix "
-        "and pictures."
+        "and pictures. A classifier: top-1 and top-5 accuracy, a table per class, the confusion "
+        "matrix, calibration and its surest mistakes."
     )
     parser.add_argument(
         "checkpoint",
@@ -238,7 +243,8 @@ def _evaluate_model(
     checkpoint: str, options: argparse.Namespace, out: Path, unusable: list[str]
 ) -> Evaluated | None:
     model = load(checkpoint)
-    layouts = get_args(MaskLayout if isinstance(model, SegmentationModel) else Layout)
+    known = {SegmentationModel: MaskLayout, ImageClassifier: ClassLayout}
+    layouts = get_args(known.get(type(model), Layout))
     if options.layout not in layouts:
         raise ValueError(
             f"--layout of a {model.spec.kind} must be one of {', '.join(layouts)}, got "
@@ -250,6 +256,8 @@ def _evaluate_model(
     task, data, write = (
         _evaluate_segmenter(model, options, folders)
         if isinstance(model, SegmentationModel)
+        else _evaluate_classifier(model, options, folders)
+        if isinstance(model, ImageClassifier)
         else _evaluate_detector(model, options, folders)
     )
     if is_first_process():
@@ -352,6 +360,17 @@ def _evaluate_detector(
     task.views = views
     counting = {"voc_iou": options.voc_iou, "count_difficult": options.count_difficult}
     return task, data, lambda out: task.write_evaluation(data, out, **counting)
+
+
+def _evaluate_classifier(
+    model: ImageClassifier, options: argparse.Namespace, folders: list[Path]
+) -> Evaluation:
+    parse_views(options, None)  # refuses what is for detectors
+    data = ClassificationData(**read_data_options(options))
+    data.split_folders = folders
+    data.use_classes(model.spec.class_names)
+    task = ClassificationTask.from_model(model)
+    return task, data, lambda out: task.write_evaluation(data, out)
 
 
 def _evaluate_segmenter(

@@ -32,7 +32,7 @@ def settle_model_arguments(arguments: Sequence[str], key: str, default: str | No
 
     Args:
         arguments: The engine's, configs included.
-        key: Option that names the model: ``detector`` or ``segmenter``.
+        key: Option that names the model: ``detector``, ``segmenter`` or ``classifier``.
         default: Name of the model where none is given.
 
     Returns:
@@ -127,6 +127,8 @@ def _choose_size(
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentError(None, f"--size must be a number of pixels, got {text}")
     size = int(text)
+    if key == "classifier":
+        return {"image_size": size}, []
     if key == "segmenter":  # which takes any size: that of its training images is the data's
         return {}, [f"--data.crop=[{size}, {size}]"]
     try:

@@ -30,6 +30,9 @@ MAX_TABLE_FILE = 2**30
 """Bytes of a file with the objects of many images (CSV, CVAT's XML), which is read row by row:
 OpenImages' 14 million boxes take 2 GB as text, in parts."""
 
+MAX_CIFAR_FILE = 2**28
+"""Bytes of a file of CIFAR; the largest published one, CIFAR-100's training pickle, has 155 MB."""
+
 MAX_SHAPES_FILE = 2**26
 """Bytes of one image's labelme file, with a copy of the image in it."""
 

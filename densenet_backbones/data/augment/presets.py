@@ -32,6 +32,7 @@ class ModelInput:
         fill_color: RGB in 0..255 for borders: the mean, which is 0 to the network.
         target_types: Annotations that it learns from; None for all that were read.
         largest_view: Largest factor on its size at which it is evaluated.
+        crop_pct: Of a classifier: share of the shorter side that evaluation sees.
     """
 
     size: tuple[int, int] | None = None
@@ -40,6 +41,7 @@ class ModelInput:
     fill_color: tuple[float, float, float] = IMAGENET_MEAN
     target_types: tuple[TargetType, ...] | None = None
     largest_view: float = 1.0
+    crop_pct: float = 1.0
 
     def choose_read_size(self, target_types: Sequence[str]) -> tuple[int, int] | None:
         """Return (H, W) that images need not exceed to be evaluated; None for their full size.

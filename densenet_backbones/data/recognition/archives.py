@@ -44,7 +44,7 @@ def unpack_archive(path: Path) -> tuple[Path, str]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = _list_entries(archive, path)
-            folder = _choose_folder(path, entries)
+            folder = choose_folder(path, _name_folder(path, entries))
             # Several processes of a training may ask at the same time.
             with FileLock(folder.with_name(f".{folder.name}.lock")):
                 if folder.is_dir():
@@ -94,10 +94,13 @@ def _is_of_system(name: PurePosixPath) -> bool:
     return "__MACOSX" in name.parts or name.name.startswith("._") or name.name == ".DS_Store"
 
 
-def _choose_folder(path: Path, entries: Sequence[zipfile.ZipInfo]) -> Path:
-    """Return the folder beside the archive, or in the cache where that cannot be written."""
+def _name_folder(path: Path, entries: Sequence[zipfile.ZipInfo]) -> str:
     content = [f"{i.filename}\0{i.file_size}\0{i.CRC}" for i in entries]
-    name = f"{path.stem}-{zlib.crc32(chr(10).join(content).encode('utf-8', 'replace')):08x}"
+    return f"{path.stem}-{zlib.crc32(chr(10).join(content).encode('utf-8', 'replace')):08x}"
+
+
+def choose_folder(path: Path, name: str) -> Path:
+    """Return the folder of a name beside a path, or in the cache where that cannot be written."""
     if os.access(path.parent, os.W_OK) or (path.parent / name).is_dir():
         return path.parent / name
     home = os.environ.get("XDG_CACHE_HOME")

@@ -1,4 +1,4 @@
-"""Exported files as modules with the interface of the detectors and segmenters they come from.
+"""Exported files as modules with the interface of the models they come from.
 
 Legend: N images, D detections, C channels of logits, H and W pixels.
 """
@@ -15,6 +15,7 @@ from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.mask_samples import MaskClasses
 from densenet_backbones.data.masks.run_lengths import Detections as RawDetections
 from densenet_backbones.heads.normalization import ImageNormalization
+from densenet_backbones.inference.classifier import ClassifierSpec
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.exported.runtimes import Runtime, open_runtime, read_json
 from densenet_backbones.inference.model_file import ModelSpec
@@ -87,14 +88,36 @@ class ExportedSegmenter(nn.Module):
         return torch.where(labels == classes, scores, others).log()
 
 
-def read_exported(path: Path) -> tuple[ModelSpec, ExportedDetector | ExportedSegmenter]:
+class ExportedClassifier(nn.Module):
+    """Exported classifier: takes squares of images and gives logits as our classifiers do.
+
+    Args:
+        runtime: The file.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__()
+        self.runtime = runtime
+        self.image_size = int(runtime.facts["image_size"])
+        self.crop_pct = float(runtime.facts["crop_pct"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, K) of images (N, 3, S, S) of floats in [0, 1]."""
+        outputs = self.runtime(_fit(images, self.runtime.fixed_size).float().cpu())
+        return torch.from_numpy(outputs["logits"]).to(images.device)
+
+
+ExportedModule = ExportedDetector | ExportedSegmenter | ExportedClassifier
+
+
+def read_exported(path: Path) -> tuple[ModelSpec, ExportedModule]:
     """Return the description and the module of an exported file.
 
     Raises:
         CheckpointError: The file cannot be opened, or our export did not write it.
     """
     runtime = open_runtime(path)
-    kinds: tuple[type[ModelSpec], ...] = (DetectorSpec, SegmenterSpec)
+    kinds: tuple[type[ModelSpec], ...] = (DetectorSpec, SegmenterSpec, ClassifierSpec)
     for kind in kinds:
         if isinstance(state := read_json(runtime.facts, kind.key), dict):
             try:
@@ -106,7 +129,9 @@ def read_exported(path: Path) -> tuple[ModelSpec, ExportedDetector | ExportedSeg
     return spec, _make_module(runtime, spec)
 
 
-def _make_module(runtime: Runtime, spec: ModelSpec) -> ExportedDetector | ExportedSegmenter:
+def _make_module(runtime: Runtime, spec: ModelSpec) -> ExportedModule:
+    if isinstance(spec, ClassifierSpec):
+        return ExportedClassifier(runtime)
     if isinstance(spec, SegmenterSpec):
         return ExportedSegmenter(runtime, spec)
     return ExportedDetector(runtime)

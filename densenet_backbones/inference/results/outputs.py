@@ -10,6 +10,11 @@ from densenet_backbones.inference.inputs.image_tensors import ReadImage
 from densenet_backbones.inference.inputs.image_windows import ImageWindows
 from densenet_backbones.inference.inputs.sources import Source
 from densenet_backbones.inference.results import formats
+from densenet_backbones.inference.results.base import ImageResult
+from densenet_backbones.inference.results.classification import (
+    Classification,
+    describe_classification,
+)
 from densenet_backbones.inference.results.detections import Detections
 from densenet_backbones.inference.results.mask_files import describe_segmentation, save_masks
 from densenet_backbones.inference.results.savers import SAVERS, Saved
@@ -56,7 +61,7 @@ class Outputs:
         self._objects = self._images = self._frames = 0
         self._kind = "objects"
 
-    def add(self, frame: Frame, result: Detections | Segmentation) -> None:
+    def add(self, frame: Frame, result: Detections | Segmentation | Classification) -> None:
         """Write one result."""
         stem = self._stems[frame.source]
         name = stem.name if frame.number is None else f"{stem.name}_{frame.number:06}"
@@ -66,6 +71,9 @@ class Outputs:
         if isinstance(result, Detections):
             entry = formats.to_json(result, picture, frame.number)
             self._objects += len(result)
+        elif isinstance(result, Classification):
+            self._kind = "classified"
+            entry = describe_classification(result, picture, frame.number)
         else:
             self._kind = "segmented"
             masks = save_masks(result, stem.with_name(name))
@@ -75,7 +83,7 @@ class Outputs:
         self._images += frame.number is None
         self._frames += frame.number is not None
 
-    def _draw(self, frame: Frame, result: Detections | Segmentation, stem: Path) -> str:
+    def _draw(self, frame: Frame, result: ImageResult, stem: Path) -> str:
         """Write the picture, or a frame of the video, and return the file's name."""
         drawn = result.plot()
         if frame.number is None:

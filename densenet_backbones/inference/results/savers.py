@@ -12,6 +12,7 @@ from densenet_backbones.file_writing import GrowingList, GrowingText, save_json,
 from densenet_backbones.inference.inputs.image_tensors import ReadImage
 from densenet_backbones.inference.inputs.image_windows import ImageWindows
 from densenet_backbones.inference.results import formats
+from densenet_backbones.inference.results.classification import Classification, format_classes
 from densenet_backbones.inference.results.detections import Detections
 from densenet_backbones.inference.results.segmentation import Segmentation, format_regions
 from densenet_backbones.reporting.pictures import save_picture
@@ -29,7 +30,7 @@ class Saved(NamedTuple):
         frame: Number of the frame in its video, or None.
     """
 
-    result: Detections | Segmentation
+    result: Detections | Segmentation | Classification
     entry: dict[str, Any]
     stem: str
     frame: int | None = None
@@ -61,7 +62,7 @@ class JsonSaver:
 
 
 class CsvSaver:
-    """``predictions.csv``: a line an object, or class of a segmentation."""
+    """``predictions.csv``: a line an object, class of a segmentation, or classified image."""
 
     def __init__(self, out: Path) -> None:
         self._text = GrowingText(out / "predictions.csv")
@@ -71,6 +72,8 @@ class CsvSaver:
         first = self._text.is_empty
         if isinstance(saved.result, Detections):
             lines = formats.format_csv(saved.result, saved.frame, with_header=first)
+        elif isinstance(saved.result, Classification):
+            lines = format_classes(saved.result, saved.frame, with_header=first)
         else:
             lines = format_regions(saved.result, saved.frame, with_header=first)
         self._text.append(lines)
@@ -94,6 +97,7 @@ class CocoSaver:
     def add(self, saved: Saved) -> None:
         """Take the results of an image."""
         result, number = saved.result, len(self._images) + 1
+        assert not isinstance(result, Classification)
         height, width = result.size
         entry = {"id": number, "file_name": saved.entry["file"], "width": width, "height": height}
         self._images.append(entry if saved.frame is None else {**entry, "frame": saved.frame})
@@ -225,6 +229,9 @@ SAVERS: dict[str, Callable[[Path], Saver]] = {
     "crops": CropSaver,
 }
 """Formats of `predict --save`."""
+
+OF_CLASSIFIERS = ("json", "csv")
+"""Those that hold classes of whole images."""
 
 OF_SEGMENTERS = ("json", "coco", "csv")
 """Those that hold segmentations; masks are PNG files as VOC's besides."""

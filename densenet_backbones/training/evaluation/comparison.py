@@ -23,18 +23,21 @@ from densenet_backbones.metrics.paired_comparison import (
     compare_scores,
 )
 from densenet_backbones.metrics.undefined import replace_nan
+from densenet_backbones.reporting.classification.report import enlarge
 from densenet_backbones.reporting.console import say
 from densenet_backbones.reporting.detection_report import group_by_image
 from densenet_backbones.reporting.error_report import KIND_LEGEND, draw_kinds, draw_truth
 from densenet_backbones.reporting.instance_pictures import DRAWN_SCORE
 from densenet_backbones.reporting.legends import append_legend
 from densenet_backbones.reporting.mask_pictures import draw_mask
-from densenet_backbones.reporting.pictures import make_sheet, save_picture
+from densenet_backbones.reporting.pictures import draw_title, make_sheet, save_picture
 from densenet_backbones.reporting.tables import format_number, render
+from densenet_backbones.training.tasks.classification import ClassificationTask
 from densenet_backbones.training.tasks.segmentation import SegmentationTask
 from densenet_backbones.training.tasks.task import AnyTask
 
 PICTURED_IMAGES = 12
+TITLE_HEIGHT = 22  # pixels
 
 Record = ImageRecord | MaskRecord
 Draw = Callable[[Any, np.ndarray], np.ndarray]
@@ -77,6 +80,8 @@ def name_source(path: str | Path) -> str:
 
 def describe_task(name: str, task: AnyTask, data: Any, times: Mapping[str, Any]) -> Evaluated:
     """Return the evaluation that a task has just finished; arguments as `describe_detections`."""
+    if isinstance(task, ClassificationTask):
+        return describe_classification(name, task, data.val_set, times)
     if not isinstance(task, SegmentationTask):
         return describe_detections(name, cast(CocoMetric, task.metric), data.val_set, times)
     assert task.metric is not None and task.metric.evaluation is not None
@@ -91,6 +96,34 @@ def describe_task(name: str, task: AnyTask, data: Any, times: Mapping[str, Any])
         {record.image_id: record for record in part.records},
         draw_truth=lambda record, image: draw_mask(image, record.read_mask(), colors),
         draw=lambda record, image: draw_mask(image, task.predict(image), colors),
+    )
+
+
+def describe_classification(
+    name: str, task: ClassificationTask, part: DetectionSet, times: Mapping[str, Any]
+) -> Evaluated:
+    """Return a classifier's evaluation: 1 for each image that is right; see `describe_task`."""
+    assert task.metric is not None and task.metric.evaluation is not None
+    evaluation, names = task.metric.evaluation, task.spec.class_names
+    right = (evaluation.predicted[:, 0] == evaluation.labels).tolist()
+    indices = evaluation.indices.tolist()
+    ids = [part.records[index].image_id for index in indices]
+    predicted = {i: names[p] for i, p in zip(ids, evaluation.predicted[:, 0], strict=True)}
+
+    def title(image: np.ndarray, text: str) -> np.ndarray:
+        picture = enlarge(image)
+        return np.concatenate((draw_title(text, picture.shape[1], TITLE_HEIGHT), picture))
+
+    return Evaluated(
+        name,
+        "accuracy",
+        {**evaluation.numbers, **_read_seconds(times)},
+        {i: float(hit) for i, hit in zip(ids, right, strict=True)},
+        {i: part.records[index] for i, index in zip(ids, indices, strict=True)},
+        draw_truth=lambda record, image: title(
+            image, part.categories.name_of_label(int(record.labels[0]))
+        ),
+        draw=lambda record, image: title(image, predicted[record.image_id]),
     )
 
 

@@ -7,12 +7,13 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch.cli import LightningArgumentParser
 
+from densenet_backbones.data.classification.data import ClassificationData
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.loading import AnyData
 from densenet_backbones.data.samples import DetectionSet
 
-Kind = Literal["boxes", "masks", "keypoints", "semantic"]
+Kind = Literal["boxes", "masks", "keypoints", "semantic", "classes"]
 
 LOOKED_AT = 200
 """Images whose annotations are looked at, spread over the set."""
@@ -71,7 +72,8 @@ def gather_facts(data: AnyData) -> DataFacts:
     """
     if not isinstance(data, DetectionData):
         sizes = np.array([(record.width, record.height) for record in data.train_set.records])
-        return DataFacts("semantic", len(sizes), _take_median(sizes))
+        kind: Kind = "classes" if isinstance(data, ClassificationData) else "semantic"
+        return DataFacts(kind, len(sizes), _take_median(sizes))
     columns = data.train_set.packed.columns
     facts = DataFacts(_find_kind(data), len(columns.sizes), _take_median(columns.sizes))
     if not len(columns.boxes):

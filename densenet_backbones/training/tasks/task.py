@@ -1,7 +1,8 @@
-"""Base of the trainings of detectors and segmenters: a Lightning module.
+"""Base of the trainings of all kinds of models: a Lightning module.
 
-`Task` runs the steps, the schedule and the evaluation; `DetectionTask` and `SegmentationTask` say
-what is special about their models, data, metrics, reports and command lines.
+`Task` runs the steps, the schedule and the evaluation; `DetectionTask`, `SegmentationTask` and
+`ClassificationTask` say what is special about their models, data, metrics, reports and command
+lines.
 """
 
 import inspect
@@ -146,7 +147,9 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
     def name_model(cls) -> tuple[str, str]:
         """Return the option that names the model, and the name it has by default."""
         names = inspect.signature(cls).parameters
-        return next((n, names[n].default) for n in ("detector", "segmenter") if n in names)
+        return next(
+            (n, names[n].default) for n in ("detector", "segmenter", "classifier") if n in names
+        )
 
     def describe_input(self) -> ModelInput:
         """Return what the data must know of the model before it makes training images."""

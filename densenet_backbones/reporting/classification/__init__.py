@@ -1,0 +1,1 @@
+"""Report on labelled images and on a finished evaluation of a classifier."""
