@@ -99,6 +99,8 @@ def test_the_list_names_every_model(capsys):
         (["--config", "mine.yaml"], "segmentation"),
         (["--resume", "--run-dir", "run"], "segmentation"),
         (["--model.segmenter=unet"], "segmentation"),
+        (["--config", "cls/quickstart"], "classification"),
+        (["--model.classifier", "densenet40_k12"], "classification"),
         (["--model.detector", "dsod300"], "detection"),
     ],
 )

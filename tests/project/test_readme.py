@@ -54,7 +54,7 @@ def test_the_front_page_is_short_and_every_room_has_a_page():
         assert f"({room}/README.md" in FRONT.text, f"README.md does not lead to {room}"
 
 
-@pytest.mark.parametrize("folder", ["det", "seg"])
+@pytest.mark.parametrize("folder", ["det", "seg", "cls"])
 def test_every_experiment_has_its_row(folder):
     rows = re.findall(r"^\| `(\w+)`", Page("configs/README.md").text, re.MULTILINE)
     names = {path.stem for path in (PROJECT / "configs" / folder).glob("*.yaml")}
@@ -172,6 +172,7 @@ def test_the_reader_of_commands_sees():
 TRAINERS = {
     "densenet-train-det": "  detector: ",
     "densenet-train-seg": "  segmenter: ",
+    "densenet-train-cls": "  classifier: ",
     "densenet": "er: ",
 }
 SHOWN = list(dict.fromkeys(program for block in SHELL for program in programs(block.text)))
@@ -307,6 +308,7 @@ def test_flags_in_the_text_exist(help_of):
     known = flags(help_of("densenet-train-det", "--help"))
     known |= flags(help_of("densenet-train-det", "--help-all"))
     known |= flags(help_of("densenet-train-seg", "--help-all"))
+    known |= flags(help_of("densenet-train-cls", "--help-all"))
     known |= flags(help_of("densenet", "train", "--help"))
     trainers = ("densenet-train-det", "densenet-benchmark")  # with helps of their own
     for name in set(PYPROJECT["scripts"]) - set(trainers):

@@ -203,9 +203,15 @@ def read_plain_pickle(content: bytes, path: Path) -> object:
         return _PlainUnpickler(io.BytesIO(content), encoding="bytes").load()
     except DataError:
         raise
+    except _NotPlainError as error:
+        raise DataError(f"{path}: {error}; fetch the published file") from error
     except Exception as error:  # a damaged pickle fails in any way
         reason = f"{type(error).__name__}: {error}"[:200]
         raise DataError(f"{path}: is no usable pickle ({reason}); fetch it again") from error
+
+
+class _NotPlainError(ValueError):
+    """A pickle holds something else than plain data."""
 
 
 class _Array:
@@ -216,7 +222,7 @@ class _Array:
     def __setstate__(self, state: tuple[object, ...]) -> None:
         _, shape, kind, is_fortran, content = state
         if not isinstance(kind, _Kind) or not isinstance(content, bytes) or is_fortran:
-            raise DataError("an array of the pickle is none of bytes, row by row")
+            raise _NotPlainError("an array of the pickle is none of bytes, row by row")
         assert isinstance(shape, tuple)
         self.value = np.frombuffer(content, np.uint8).reshape(shape)
 
@@ -234,7 +240,7 @@ def _begin_array(*arguments: object) -> _Array:
 
 def _begin_kind(name: object, *arguments: object) -> _Kind:
     if name not in ("u1", b"u1"):
-        raise DataError(f"an array of the pickle holds {name!r:.20}, not bytes")
+        raise _NotPlainError(f"an array of the pickle holds {name!r:.20}, not bytes")
     return _Kind()
 
 
@@ -263,13 +269,13 @@ class _PlainUnpickler(_InPython):
     def find_class(self, module: str, name: str) -> Any:
         """Return a stand-in; nothing is imported."""
         if (module, name) not in _STAND_INS:
-            raise DataError(f"the pickle asks for {module}.{name}, which is not plain data")
+            raise _NotPlainError(f"the pickle asks for {module}.{name}, which is not plain data")
         return _STAND_INS[module, name]
 
     def load_build(self) -> None:
         """Give a state to an array or its type, and to nothing else."""
         if not isinstance(self.stack[-2], _Array | _Kind):
-            raise DataError("the pickle gives a state to what is no array")
+            raise _NotPlainError("the pickle gives a state to what is no array")
         super().load_build()
 
     dispatch: ClassVar[Any] = {**_InPython.dispatch, pickle.BUILD[0]: load_build}

@@ -107,7 +107,8 @@ def _recognize_tables(tree: Tree, annotation_file: str | None) -> Recognized | N
 def _recognize_folders(tree: Tree) -> Recognized | None:
     images, _ = _sort_into_classes(tree)
     names = {image.label for image in images}
-    if len(names) < 2 or {name.lower() for name in names} <= _NO_CLASSES:
+    has_others = any(n.lower() in _NO_CLASSES or find_split_word(f"{n}/_") == n for n in names)
+    if len(names) < 2 or has_others:
         return None
     return _make_reading(tree, "folders", "folders of classes", images)
 

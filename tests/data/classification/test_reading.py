@@ -187,6 +187,7 @@ def test_boxes_become_crops(tiny_scenes, tmp_path):
     record = boxes.records[0]
     name = boxes.categories.name_of_label(int(record.labels[0]))
     number = record.labels[:1].tolist().count(record.labels[0])
+    assert len(data.train_set)
     folder = next(tmp_path.glob("scenes-crops-*")) / "train" / name
     crop = read_image(folder / f"{record.path.stem}_{number}.png")
     np.testing.assert_array_equal(crop, cut_square(read_image(record.path), record.boxes[0]))
