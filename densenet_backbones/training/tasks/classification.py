@@ -44,7 +44,7 @@ PUBLISHED = Optimizer("sgd", 0.1, 64, weight_decay=1e-4)
 
 @dataclass
 class Regularization:
-    """What makes training harder than the data; timm's own (`timm.data.Mixup`, `RandomErasing`).
+    """Options that make training harder than the data; timm's `Mixup` and `RandomErasing`.
 
     Attributes:
         label_smoothing: Share of the target that all classes get, in [0, 1).
