@@ -243,6 +243,11 @@ def unet(
     layers = weighted.pop("trainable_backbone_layers", None)
     kwargs = collect_network(backbone, weighted)
     features = create_features(backbone, **weighted, **kwargs)
+    strides = [level.stride for level in feature_levels(features)]
+    if "out_indices" not in kwargs and strides[:2] == [2, 2]:
+        # A CondenseNet's first block has its stem's stride, and holds the stem's map.
+        kwargs["out_indices"] = tuple(range(1, len(strides)))
+        features = create_features(backbone, **weighted, **kwargs)
     net = UNet(
         features,
         num_classes,
