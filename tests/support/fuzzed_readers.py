@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from cifar_files import make_rows, pickle_as_python_2
 from fuzzed_formats import (
     SEEDS,
     YAML_SEED,
@@ -32,6 +33,7 @@ from scipy.io import savemat
 from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.checkpoints.inspection import inspect_file
 from densenet_backbones.checkpoints.reading import read_state_dict
+from densenet_backbones.data.classification.cifar import read_plain_pickle
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.instances import keep_learnable_objects, read_instances
 from densenet_backbones.data.mask_samples import MaskClasses
@@ -180,6 +182,15 @@ def _voc_seeds() -> list[bytes]:
         b"<truncated>1</truncated><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>5.5</xmax>"
         b"<ymax>6</ymax></bndbox></object></annotation>"
     ]
+
+
+def _read_cifar(data: bytes, folder: Path) -> None:
+    read_plain_pickle(data, _write(folder / "data_batch_1", data))
+
+
+def _cifar_seeds() -> list[bytes]:
+    pixels, labels = make_rows(2, 0)
+    return [pickle_as_python_2({"data": pixels, "labels": labels})]
 
 
 def _read_list(data: bytes, folder: Path) -> None:
@@ -352,6 +363,7 @@ READERS = {
     "coco": Reader(_read_coco, _coco_seeds),
     "panoptic": Reader(_read_panoptic, _panoptic_seeds),
     "voc": Reader(_read_voc, _voc_seeds),
+    "cifar": Reader(_read_cifar, _cifar_seeds),
     "lists": Reader(_read_list, lambda: [b"a\nb\n", b"a 1\nb -1\n"]),
     "masks": Reader(_read_mask, _mask_seeds),
     "classes": Reader(_read_classes, lambda: [_CLASSES_SEED, b"classes: [a, b]\n"]),
