@@ -139,6 +139,8 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
                 None, f"{argument!r} has bytes that are no UTF-8; rename the file or folder"
             )
     known, rest = make_parser(form).parse_known_args(arguments)
+    if known.data == "":  # an unset variable of a shell, which would mean the folder one is in
+        raise argparse.ArgumentError(None, "--data must be a path, got an empty word")
     # The config first, then what was typed: later arguments of the engine win.
     files = known.config or [choose_config(known)]
     full = [f"--config={RECIPE if name == RECIPE else find_config(name, form)}" for name in files]

@@ -303,6 +303,7 @@ WRONG_USAGE = [
     (("--model", "dsod_tiny"), "got dsod_tiny; its entries have options of their own: --model.de"),
     (("--cfg-options", "a=1"), "here each entry of a config is an option, such as --trainer."),
     (("--batch-size", "many"), "data.batch_size must be int or one of 'auto', got many"),
+    (("--data", ""), "--data must be a path, got an empty word"),
     (("--epochs", "2.5"), "trainer.max_epochs must be int or null, got 2.5"),
     (("--data.augmentation", "heavy"), "must be one of 'ssd', 'light', 'flip', "),
     (("--model.args", "[1]"), "model.args must be dict or null, got [1]"),
