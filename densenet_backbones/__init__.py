@@ -17,7 +17,12 @@ extra.
 """
 
 import importlib
+from pathlib import Path
 from typing import Any
+
+# Where links are off, git and unzip write the link `heads` as a file with the name of its target.
+if (Path(__file__).parent / "heads").is_file():
+    __path__.append(str(Path(__file__).parents[1]))
 
 import densenet_backbones.timm_models
 import densenet_backbones.torchvision_models  # noqa: F401  (both register their networks)

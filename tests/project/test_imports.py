@@ -1,5 +1,6 @@
 import ast
 import graphlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -203,3 +204,21 @@ def test_load_is_found_on_first_use():
     from densenet_backbones.inference.loading import load
 
     assert densenet_backbones.load is load
+
+
+def test_a_checkout_without_links_is_imported(tmp_path):
+    """Git for Windows and unzip write the link to the heads as a file that names its target."""
+    for folder in (PACKAGE, "heads"):
+        files = shutil.ignore_patterns("heads", "__pycache__", "data", "training", "benchmark")
+        shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=files, symlinks=True)
+    (tmp_path / PACKAGE / "heads").write_text("../heads")
+    out = run_fresh(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import densenet_backbones, densenet_backbones.heads as heads, torchvision\n"
+        "print(densenet_backbones.__file__, heads.__file__)\n"
+        "print('dsod300' in torchvision.models.list_models())"
+    )
+    package, heads = out.split("\n")[0].split(" ")
+    assert package == str(tmp_path / PACKAGE / "__init__.py")
+    assert heads == str(tmp_path / "heads/__init__.py")
+    assert out.split("\n")[1] == "True"
