@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOS
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
@@ -250,9 +251,11 @@ def make_export_form(model: nn.Module) -> DetectorForm:
         return SSDForm(model)
     if isinstance(model, RetinaNet | FCOS):
         return PyramidForm(model)
+    two_stages = isinstance(model, GeneralizedRCNN)
+    why = ", as how many boxes a second stage sees depends on the image" if two_stages else ""
     raise ValueError(
-        f"{type(model).__name__} has no form for export: DSOD, SSD, RetinaNet and FCOS have, and "
-        "classes that derive from them"
+        f"{type(model).__name__} has no form for export{why}: DSOD, SSD, RetinaNet and FCOS have, "
+        "and classes that derive from them"
     )
 
 

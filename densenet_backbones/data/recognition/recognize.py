@@ -29,6 +29,7 @@ from densenet_backbones.data.recognition.mask_pairs import find_mask_pairs
 from densenet_backbones.data.recognition.sniffing import (
     choose_some,
     describe_files,
+    describe_table,
     sniff_json,
     sniff_xml,
     summarize_kinds,
@@ -333,7 +334,8 @@ def _describe_nothing(tree: Tree, layout: str) -> str:
     if layout != "auto":
         return f"{tree.root}: has nothing in the layout {layout!r}; it has {describe_files(tree)}"
     reasons = []
-    for suffix, sniff in ((".json", sniff_json), (".xml", sniff_xml)):
+    kinds = ((".json", sniff_json), (".xml", sniff_xml), (".csv", describe_table))
+    for suffix, sniff in kinds:
         files = choose_some(tree.list_with(suffix))[:50]
         reasons.append(summarize_kinds((name, sniff(tree.root / name)) for name in files))
     why = "".join(f" ({reason})" for reason in reasons if reason)

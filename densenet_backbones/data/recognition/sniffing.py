@@ -13,6 +13,21 @@ _CATEGORIES = re.compile(rb'"categories"\s*:\s*\[')
 _SEGMENTS = re.compile(rb'"segments_info"\s*:')
 _SHAPES = re.compile(rb'"shapes"\s*:\s*\[')
 _REGIONS = re.compile(rb'"(regions|_via_img_metadata|vid_list)"\s*:\s*[\[{]')
+# Words of JSON files of other tools -> what they are, and how they become something that is read.
+_OTHER_JSON = {
+    (
+        b'"original_width"',
+        b'"result"',
+    ): "tasks of Label Studio; export them as COCO or YOLO",
+    (b'"classTitle"',): "Supervisely's annotations; export them as COCO or YOLO",
+    (
+        b'"coordinates"',
+        b'"annotations"',
+        b'"label"',
+    ): "CreateML's list; convert it to COCO",
+    (b'"FeatureCollection"', b'"coordinates"'): "GeoJSON; convert it to COCO, in pixels",
+    (b'"box2d"', b'"labels"'): "annotations of BDD100K or Scalabel; convert them to COCO",
+}
 _ELEMENT = re.compile(rb"<\s*([A-Za-z_][\w.-]*)")
 _YOLO_LINE = re.compile(r"\d+(\.0*)?(\s+[-+]?[\d.]+([eE][-+]?\d+)?){4,}\s*")
 
@@ -34,6 +49,9 @@ def sniff_json(path: Path) -> str:
     text = read_ends(path)
     if _SHAPES.search(text):
         return "labelme"
+    for words, clause in _OTHER_JSON.items():
+        if all(word in text for word in words):
+            return clause
     lists = sum(bool(pattern.search(text)) for pattern in (*_COCO_LISTS, _CATEGORIES))
     if lists >= 2 or (lists and len(text) > SNIFFED_BYTES):
         return "panoptic" if _SEGMENTS.search(text) else "coco"
@@ -58,6 +76,18 @@ def sniff_xml(path: Path) -> str:
     if name == "annotations" and b"<image" in text:
         return "cvat"
     return f"<{name[:40]}> outermost" if name else "no XML"
+
+
+def describe_table(path: Path) -> str:
+    """Return a clause that says what a CSV file is, none of whose columns make boxes."""
+    head = read_ends(path).decode("utf-8-sig", "replace").partition("\n")[0].strip()
+    if "EncodedPixels" in head:
+        return (
+            "run lengths of masks (EncodedPixels); draw them as pictures, or convert them to COCO"
+        )
+    return (
+        f"a table with the columns {head[:100]!r}; it needs filename, class, xmin, ymin, xmax, ymax"
+    )
 
 
 def is_yolo_labels(path: Path) -> bool | None:

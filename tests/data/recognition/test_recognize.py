@@ -415,3 +415,35 @@ def test_proposed_classes_are_written_on_request_and_named(tmp_path):
     for old, new in zip(before.records, after.records, strict=True):
         np.testing.assert_array_equal(old.read_mask(), new.read_mask())
     assert not list(Path(tmp_path).glob("*.tmp"))
+
+
+LABEL_STUDIO = [
+    {
+        "id": 1,
+        "data": {"image": "/data/upload/1/a.jpg"},
+        "annotations": [{"result": [{"original_width": 8, "value": {"x": 1}}] * 900}],
+    }
+]
+CREATE_ML = [{"image": "a.jpg", "annotations": [{"label": "cat", "coordinates": {"x": 1}}] * 2000}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("tasks.json", json.dumps(LABEL_STUDIO), "tasks of Label Studio; export them as COCO"),
+        ("a.jpg.json", '{"objects": [{"classTitle": "cat"}]}', "Supervisely's annotations; export"),
+        ("a.json", json.dumps(CREATE_ML), "CreateML's list; convert it to COCO"),
+        ("masks.csv", "ImageId,EncodedPixels\na.jpg,1 3", "run lengths of masks .EncodedPixels.;"),
+        (
+            "a.csv",
+            "ImageID,LabelName,XMin\na,b,0.1",
+            "the columns 'ImageID,LabelName,XMin'",
+        ),
+    ],
+)
+def test_what_is_not_read_is_named_with_the_way_out(name, content, said, tmp_path):
+    save_image(PICTURES[0], tmp_path, "a.jpg")
+    write_text(tmp_path / name, content)
+    for kind in ("detection", None):
+        with pytest.raises(DataError, match=rf"{name}: .*{said}.* known are COCO"):
+            recognize(tmp_path, kind)
