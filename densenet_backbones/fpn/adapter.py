@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from densenet_backbones.features import FeatureLevel
 from densenet_backbones.messages import check_choice, check_whole
@@ -41,6 +44,33 @@ class Adapter(nn.Module):
                 f"({describe_levels(self.levels_in)}), got {len(features)}: choose the backbone's "
                 "maps by the adapter's levels_in"
             )
+
+
+def pad_narrow_maps(adapter: nn.Module) -> None:
+    """Have strided convolutions of an adapter pad maps that are narrower than the stride.
+
+    PyTorch's bfloat16 convolutions on a CPU with AVX-512 leave the weight's gradient of such a map
+    uninitialized, where the kernel reaches beyond it (oneDNN 3.12, seen with AVX-512, its bfloat16
+    and AMX; float32 and float16 are right). A map a pixel wide is what a small image leaves to the
+    last levels. Zeros on the right, which the convolution's own padding stands for, make it right.
+
+    Args:
+        adapter: Module with all its parts; convolutions that are 1 wide, or of stride 1, stay.
+    """
+    for conv in adapter.modules():
+        if isinstance(conv, nn.Conv2d) and conv.stride[1] > 1 and conv.kernel_size[1] > 1:
+            conv.register_forward_pre_hook(_pad_narrow_map)
+
+
+def _pad_narrow_map(conv: nn.Conv2d, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    (x,) = inputs
+    # No question about sizes where no gradient is asked for: exported programs hold for all sizes.
+    exports = torch.compiler.is_exporting() or is_tracing()
+    if exports or not torch.is_grad_enabled() or x.device.type != "cpu":
+        return inputs
+    if x.shape[3] < conv.stride[1]:
+        return (F.pad(x, (0, conv.stride[1] - x.shape[3])),)
+    return inputs
 
 
 def match_size(x: Tensor, other: Tensor) -> Tensor:

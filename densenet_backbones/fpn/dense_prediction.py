@@ -14,6 +14,7 @@ from densenet_backbones.fpn.adapter import (
     describe_levels,
     name_next_level,
     name_pyramid_level,
+    pad_narrow_maps,
 )
 from densenet_backbones.messages import check_whole
 
@@ -76,6 +77,7 @@ class DensePrediction(Adapter):
             )
         self.levels = tuple(levels)
         self.apply(caffe_xavier_)
+        pad_narrow_maps(self)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Turn the two base maps into maps of ``levels``."""

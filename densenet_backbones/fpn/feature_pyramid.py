@@ -12,7 +12,7 @@ from torchvision.ops.feature_pyramid_network import (
 )
 
 from densenet_backbones.features import FeatureLevel
-from densenet_backbones.fpn.adapter import Adapter, build_pyramid_levels
+from densenet_backbones.fpn.adapter import Adapter, build_pyramid_levels, pad_narrow_maps
 from densenet_backbones.messages import check_choice
 
 __all__ = ["FPN"]
@@ -53,6 +53,7 @@ class FPN(Adapter):
             build_extra_blocks(extra, self.levels_in[-1].channels, out_channels, p6p7_input),
             norm_layer=nn.BatchNorm2d if norm == "bn" else None,
         )
+        pad_narrow_maps(self)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Turn maps of ``levels_in`` into maps of ``levels``."""

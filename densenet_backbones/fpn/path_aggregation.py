@@ -7,7 +7,12 @@ from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork
 
 from densenet_backbones.features import FeatureLevel
-from densenet_backbones.fpn.adapter import Adapter, build_pyramid_levels, match_size
+from densenet_backbones.fpn.adapter import (
+    Adapter,
+    build_pyramid_levels,
+    match_size,
+    pad_narrow_maps,
+)
 from densenet_backbones.fpn.feature_pyramid import build_extra_blocks, run_pyramid
 
 __all__ = ["PAN"]
@@ -52,6 +57,7 @@ class PAN(Adapter):
         self.extra = build_extra_blocks(
             extra, self.levels_in[-1].channels, out_channels, p6p7_input
         )
+        pad_narrow_maps(self)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Turn maps of ``levels_in`` into maps of ``levels``."""
