@@ -46,6 +46,10 @@ MAX_MAT_FILE = 2**20
 MAX_MAT_CONTENT = 2**24
 """Bytes that an element of a MATLAB file may unpack to: SBD's masks have 250,000 pixels."""
 
+MAX_MAT_CELLS = 1000
+"""Structs or cells of an array in a MATLAB file: SBD's have one struct, of lists of 20 cells. SciPy
+makes room for as many as are promised."""
+
 MAX_WEIGHTS_HEADER = 2**24
 """Bytes of a safetensors header: 100 a tensor and the model's description; the format allows 1e8,
 which take gigabytes when parsed."""

@@ -231,6 +231,8 @@ REFUSED: dict[str, Case] = {
     "MATLAB cells": read("matlab", mat(1, (10**5, 10**5))),
     "MATLAB numbers": read("matlab", mat(6, (10**5, 10**5))),
     "MATLAB structs": read("matlab", mat(2, (10**5, 10**5))),
+    "MATLAB structs that still fit": read("matlab", mat(2, (10**4, 10**4))),
+    "MATLAB structs of negative sizes": read("matlab", mat(2, (-1, -(10**8)))),
     "expanded tensor": saved(expanded()),
     "sparse tensor": saved(sparse()),
     "tensor on meta": saved({"a.weight": torch.zeros(10**9, device="meta")}),

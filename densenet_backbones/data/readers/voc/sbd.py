@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,14 @@ from densenet_backbones.data.masks.code import MaskCode
 from densenet_backbones.data.readers.masks.files import refuse_missing, reorder_classes
 from densenet_backbones.data.readers.voc.boxes import read_split, report_unannotated
 from densenet_backbones.data.readers.voc.masks import VOC_MASK_CLASSES
-from densenet_backbones.untrusted.limits import MAX_MAT_CONTENT, MAX_MAT_FILE
+from densenet_backbones.untrusted.limits import MAX_MAT_CELLS, MAX_MAT_CONTENT, MAX_MAT_FILE
 from densenet_backbones.untrusted.reading import read_bytes
 
 _HEADER = 128  # bytes before the first element (MAT-File Format, section "Level 5 MAT-Files")
 _COMPRESSED = 15  # miCOMPRESSED
 _MATRIX = 14
 _TYPES = {*range(1, 8), 9, 12, 13, _MATRIX, 16, 17, 18}
+_CONTAINERS = {1, 2}  # cells and structs
 _CLASSES = {1, 2, 4, *range(6, 16)}  # cells, structs, texts and numbers
 _CODE = MaskCode.from_classes(
     VOC_MASK_CLASSES, ignored_ids=(), fix="SBD has VOC's classes only; fetch the file again"
@@ -185,4 +187,19 @@ def _check_tags(element: bytes, order: str, path: Path) -> None:
         flags = struct.unpack_from(f"{order}I", element[place + 16 : place + 20].ljust(4, b"\0"))[0]
         if kind not in _TYPES or (is_matrix and flags & 0xFF not in _CLASSES):
             raise DataError(f"{path}: is damaged at byte {place} of an element; fetch it again")
+        if is_matrix and flags & 0xFF in _CONTAINERS:
+            count = prod(_read_sizes(element[place + 24 : place + 160], order))
+            if count > MAX_MAT_CELLS:
+                raise DataError(
+                    f"{path}: promises {count} cells or structs in one array at byte {place} of an "
+                    f"element; {MAX_MAT_CELLS} are read, fetch it again"
+                )
         place += step
+
+
+def _read_sizes(element: bytes, order: str) -> list[int]:
+    """Read an array's sizes, of which SciPy takes 32, from the element that holds them."""
+    kind, length = struct.unpack_from(f"{order}II", element.ljust(8, b"\0"))
+    start, length = (4, min(kind >> 16, 4)) if kind >> 16 else (8, length)
+    values = element[start : start + length]
+    return [abs(size) for (size,) in struct.iter_unpack(f"{order}i", values[: len(values) & ~3])]
