@@ -142,6 +142,8 @@ def choose_options(experiment: Experiment, scenes: Path) -> dict[str, Any]:
     name = str(model.get("detector") or model["segmenter"])
     args, epochs = SMALL[name if ":" in name else name.partition("_")[0]]
     own_args = model.get("args", {})
+    if "weights_backbone" in own_args:  # published ones, which a test does not fetch
+        args = {**args, "weights_backbone": None}
     if experiment.name == "quickstart":
         args = {key: value for key, value in args.items() if key == "image_size"}  # small already
     if not str(own_args.get("backbone", "_features")).endswith("_features"):
@@ -186,7 +188,7 @@ def train(experiment: Experiment, folder: Path) -> Result:
         command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     if done.returncode:
-        raise RuntimeError(f"{experiment.key}: {(done.stdout + done.stderr)[-2000:]}")
+        raise RuntimeError((done.stdout + done.stderr)[-2000:])
     seconds = time.monotonic() - started
     report = json.loads((run / "evaluation/metrics.json").read_text())
     loss = read_loss(run / "metrics.csv")
@@ -259,7 +261,7 @@ def describe(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, print a table, and return 1 if a result lies outside of its interval."""
+    """Train, print a table; return 1 if a training failed or ended outside of its interval."""
     experiments = list_experiments()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(experiments)}")
@@ -275,7 +277,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         root = Path(folder)
         generate_scenes(root / "scenes", train=TRAIN, val=VAL, size=SIZE, seed=0, progress=False)
         for key in options.names or experiments:
-            result = train(experiments[key], root)
+            try:
+                result = train(experiments[key], root)
+            except RuntimeError as error:  # the others still train
+                verdicts[key] = "FAILED"
+                print(f"{key}: failed\n{error}", flush=True)
+                continue
             if options.accept and result.loss <= 1 - LEAST_FALL:
                 intervals[key] = result.make_intervals()
                 write_intervals(intervals)
