@@ -23,6 +23,7 @@ from densenet_backbones.layers import DenseBlock, get_memory, set_memory
 __all__ = [
     "MemoryPlan",
     "choose_memory",
+    "extrapolate_batch",
     "format_bytes",
     "largest_batch",
     "plan_memory",
@@ -196,7 +197,23 @@ def largest_batch(
         return plan.saved_bytes[memory]
 
     two, three = count_saved_bytes(2), count_saved_bytes(3)
-    return 2 + int((budget - two) // (three - two)) if two <= budget else 0
+    largest = extrapolate_batch(2, two, three, budget)
+    return largest if largest >= 2 else 0
+
+
+def extrapolate_batch(images: int, saved: int, saved_of_next: int, budget: float) -> int:
+    """Return the most images whose plan fits a budget, from the plans of two batches.
+
+    Args:
+        images: Number of images of the first plan.
+        saved: Bytes that it saves.
+        saved_of_next: Bytes that one image more saves.
+        budget: Bytes that may be kept between forward and backward pass.
+
+    Returns:
+        Their number, 0 or more; every image adds the same maps.
+    """
+    return max(0, images + int((budget - saved) // max(saved_of_next - saved, 1)))
 
 
 def _blocks(model: nn.Module) -> Iterator[DenseBlock]:

@@ -55,7 +55,17 @@ CLASSIFIERS = {
 
 def main(argv: Sequence[str]) -> None:
     """Print the list of one kind or of all."""
-    asked = make_parser().parse_args(argv).kind
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    asked = options.kind
+    if options.costs:
+        if asked == "configs":
+            parser.error("--costs are those of backbones, detectors and segmenters")
+        # Networks are planned, which needs torch.
+        from densenet_backbones.anatomy.registered import KINDS, print_costs
+
+        print_costs([asked] if asked else tuple(KINDS))
+        return
     for kind, (title, make_rows) in _KINDS.items():
         if asked in (None, kind):
             rows = list(make_rows())
@@ -67,6 +77,11 @@ def make_parser() -> CommandParser:
     """Return the parser of the command line."""
     parser = CommandParser(description="List what can be named on the command line.")
     parser.add_argument("kind", nargs="?", choices=tuple(_KINDS), help="all, if left out")
+    parser.add_argument(
+        "--costs",
+        action="store_true",
+        help="parameters, multiply-adds and strides of everything registered (a minute)",
+    )
     return parser
 
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "export": Command("write a model as an ONNX file", "export.export:main"),
     "compare": Command("compare runs: options, results, costs", "comparison.command:main"),
     "heatmap": Command("draw which layer uses the maps of which", "anatomy.heatmap:main"),
+    "report": Command("report on a model: fields, costs, memory, priors", "anatomy.report:main"),
     "demo": Command("show what a model finds on a page in the browser", "demo.command:main"),
     "push": Command("send a model to the Hugging Face Hub", "sharing.push:main"),
     "benchmark": Command("measure backbones and training beside peers", "benchmark.command:main"),

@@ -12,11 +12,12 @@ import torch
 import torchvision
 
 import densenet_backbones.torchvision_models  # noqa: F401 - registers the detectors
+from densenet_backbones.analysis.reference_boxes import ReferenceBoxes, read_references
 from densenet_backbones.data.checks.contents import AnySet
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import map_in_threads, spread
 from densenet_backbones.data.mask_samples import IGNORED, MaskRecord, SegmentationSet
-from densenet_backbones.data.samples import DetectionSet
+from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.data.sets.counts import count_classes
 from densenet_backbones.messages import nearest
 
@@ -197,35 +198,53 @@ def match_priors(parts: Mapping[str, AnySet], detector: str) -> Table | None:
     model = torchvision.models.get_model(
         detector, weights=None, weights_backbone=None, num_classes=len(names) + 1
     )
-    find = getattr(model, "find_unmatchable", None)
-    if find is None:
+    references = read_references(model)
+    if references is None or not references.has_priors:
         return None
+    records = [r for data in sets for r in data.records[:: math.ceil(len(data) / MATCHED)]]
+    return {"detector": detector, **match_references(references, records, names)}
+
+
+def match_references(
+    references: ReferenceBoxes, records: Sequence[ImageRecord], names: Sequence[str]
+) -> Table:
+    """Match annotated boxes with a detector's priors or anchors.
+
+    Args:
+        references: Of the detector.
+        records: Images with their boxes.
+        names: Classes, in label order.
+
+    Returns:
+        ``images``, ``of`` (boxes), ``missed`` (boxes whose IoU with every prior or anchor is below
+        the one from which it learns them), ``median_side`` of these in pixels, ``classes`` that
+        have some, ``coverage`` (share of boxes that overlap one by half), ``mean_best_iou``, and
+        ``best_possible_recall`` (share of boxes that one learns by the detector's own matching).
+    """
     missed, total = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
     smallest: list[float] = []
-    images = 0
-    for data in sets:
-        step = math.ceil(len(data) / MATCHED)
-        records = data.records[::step]
-        images += len(records)
-        unmatched = find(
-            [torch.from_numpy(record.boxes) for record in records],
-            [(record.height, record.width) for record in records],
-        )
-        for record, out in zip(records, unmatched, strict=True):
-            chosen = out.numpy()
-            total += np.bincount(record.labels - 1, minlength=len(names))
-            missed += np.bincount(record.labels[chosen] - 1, minlength=len(names))
-            smallest += np.sqrt(
-                np.prod(record.boxes[chosen, 2:] - record.boxes[chosen, :2], 1)
-            ).tolist()
+    best: list[np.ndarray] = []
+    learned = 0
+    for record in records:
+        matches = references.match(torch.from_numpy(record.boxes), (record.height, record.width))
+        best.append(matches.best_iou.numpy())
+        learned += int(matches.matched.sum())
+        chosen = best[-1] < references.threshold
+        total += np.bincount(record.labels - 1, minlength=len(names))
+        missed += np.bincount(record.labels[chosen] - 1, minlength=len(names))
+        sides = record.boxes[chosen, 2:] - record.boxes[chosen, :2]
+        smallest += np.sqrt(np.prod(sides, 1)).tolist()
+    overlaps, count = np.concatenate([*best, np.zeros(0)]), max(1, int(total.sum()))
     rows = sorted(zip(names, missed.tolist(), total.tolist(), strict=True), key=lambda row: -row[1])
     return {
-        "detector": detector,
-        "images": images,
+        "images": len(records),
         "missed": int(missed.sum()),
         "of": int(total.sum()),
         "median_side": _round(float(np.median(smallest))) if smallest else None,
         "classes": [list(row) for row in rows if row[1]],
+        "coverage": _round(float((overlaps >= 0.5).sum() / count)),
+        "mean_best_iou": _round(float(overlaps.sum() / count)),
+        "best_possible_recall": _round(learned / count),
     }
 
 

@@ -158,7 +158,7 @@ class SSDOptions(ImageOptions, SelectionOptions, BodyOptions, total=False):
     backbone: str
     weights: str | None
     image_size: int
-    prior_sizes: Literal["coco", "voc"]
+    prior_sizes: Literal["coco", "voc"] | Sequence[float]
     trainable_backbone_layers: int | None
     adapter: AdapterName | None
     adapter_kwargs: Keywords | None
@@ -175,7 +175,8 @@ class SSD(TorchvisionDetector, tv.SSD):
         backbone: Gives L maps of a square image; its adapter is `ExtraLevels`.
         num_classes: K.
         transform: From images to the network's batch, of a fixed square size.
-        prior_sizes: Sizes of the priors by SSD's rule for ``coco`` or ``voc``.
+        prior_sizes: Sizes of the priors by SSD's rule for ``coco`` or ``voc``, or L + 1 rising
+            sizes in pixels: the min size of each level, then the last level's max size.
         anchor_generator: In place of priors by the levels.
         **settings: torchvision's own of the class, and its head.
 
@@ -191,7 +192,7 @@ class SSD(TorchvisionDetector, tv.SSD):
         num_classes: int,
         transform: DetectionTransform,
         *,
-        prior_sizes: str = "coco",
+        prior_sizes: str | Sequence[float] = "coco",
         anchor_generator: DefaultBoxGenerator | None = None,
         **settings: Any,
     ) -> None:
@@ -223,7 +224,9 @@ class SSD(TorchvisionDetector, tv.SSD):
         self.transform = transform.train(self.training)
 
 
-def build_ssd_priors(image_size: int, cells: Sequence[int], prior_sizes: str) -> SSDPriors:
+def build_ssd_priors(
+    image_size: int, cells: Sequence[int], prior_sizes: str | Sequence[float]
+) -> SSDPriors:
     """Priors of SSD: four a cell on the first and the last two maps, six on the others.
 
     At 300 pixels and SSD's own maps they are SSD300's; elsewhere centers spread evenly, which at
@@ -232,10 +235,22 @@ def build_ssd_priors(image_size: int, cells: Sequence[int], prior_sizes: str) ->
     Args:
         image_size: Pixels on each side.
         cells: Cells on each side of L maps, 3 or more.
-        prior_sizes: ``coco`` or ``voc``; from 512 pixels on the rule is SSD512's.
+        prior_sizes: ``coco`` or ``voc``, from 512 pixels on by SSD512's rule; or L + 1 rising sizes
+            in pixels.
+
+    Raises:
+        ValueError: The sizes are not L + 1, do not rise, or the rule is unknown.
     """
-    rule = f"{prior_sizes}512" if image_size >= 512 else prior_sizes
-    sizes = compute_ratio_sizes(image_size, len(cells), rule)
+    if isinstance(prior_sizes, str):
+        rule = f"{prior_sizes}512" if image_size >= 512 else prior_sizes
+        sizes = compute_ratio_sizes(image_size, len(cells), rule)
+    else:
+        sizes = tuple(map(float, prior_sizes))
+        if len(sizes) != len(cells) + 1 or sizes[0] <= 0 or list(sizes) != sorted(set(sizes)):
+            raise ValueError(
+                f"prior_sizes needs {len(cells) + 1} rising sizes in pixels for {len(cells)} maps, "
+                f"got {list(sizes)}"
+            )
     published = image_size == 300 and tuple(cells) == SSD300_CELLS
     return SSDPriors(
         [[2, 3] if 0 < index < len(cells) - 2 else [2] for index in range(len(cells))],
@@ -264,7 +279,8 @@ def ssd300(*, num_classes: int = 91, **options: Unpack[SSDOptions]) -> SSD:
     Args:
         num_classes: K, with the background.
         **options: ``image_size``, pixels on each side (300); ``prior_sizes`` of the priors,
-            SSD's for ``coco`` or ``voc``; ``backbone``, a timm name (``densenet121_features``,
+            SSD's for ``coco`` or ``voc``, or one in pixels for each map and the upper end;
+            ``backbone``, a timm name (``densenet121_features``,
             whose pools then round up); ``adapter``, of which ``adapter_kwargs`` and
             ``out_channels`` are, or None for the backbone's own maps; the further arguments of
             `densenet_fpn_backbone` but ``extra``, where ``min_stride`` is 8; ``weights``, a file
