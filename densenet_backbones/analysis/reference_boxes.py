@@ -6,7 +6,7 @@ pixels; the frame is said at each place.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +42,8 @@ class ReferenceBoxes:
         threshold: IoU from which one of them learns a box.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model: Any = model
+    def __init__(self, model: Any) -> None:
+        self.model = model
         self.is_dsod = hasattr(model, "prior_spec")
         self.generator: Any = getattr(model, "anchor_generator", None) or getattr(
             getattr(model, "rpn", None), "anchor_generator", None
@@ -103,8 +103,7 @@ class ReferenceBoxes:
             return torch.tensor(pairs)
         boxes = self.boxes(self._see((800, 800)))
         sides = (boxes[:, 2:] - boxes[:, :2]).double().round(decimals=1)
-        shapes: Tensor = sides.unique(dim=0).float()  # type: ignore[no-untyped-call]
-        return shapes
+        return cast(Tensor, sides.unique(dim=0)).float()
 
     def _see(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the (H, W) at which the network sees an image, without its padding."""
@@ -175,7 +174,7 @@ def cluster_shapes(sides: Tensor, count: int, rounds: int = 100) -> Tensor:
     sides = sides.double()
     order = sides[sides.prod(dim=1).argsort()]
     places = ((torch.arange(count) + 0.5) / count * len(order)).long()
-    shapes = order[places].unique(dim=0)
+    shapes = cast(Tensor, order[places].unique(dim=0))
     owners = torch.full((len(sides),), -1)
     for _ in range(rounds):
         nearest = overlap_shapes(sides, shapes).argmax(dim=1)
@@ -185,8 +184,7 @@ def cluster_shapes(sides: Tensor, count: int, rounds: int = 100) -> Tensor:
         for number in range(len(shapes)):
             if (mine := sides[owners == number]).numel():
                 shapes[number] = mine.mean(dim=0)
-    rising: Tensor = shapes[shapes.prod(dim=1).argsort()]
-    return rising
+    return shapes[shapes.prod(dim=1).argsort()]
 
 
 def mean_overlap(sides: Tensor, shapes: Sequence[Sequence[float]] | Tensor) -> float:

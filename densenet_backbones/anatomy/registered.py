@@ -102,9 +102,9 @@ class DenseStage(nn.Module):
         size: (H, W) of the image it is made for, or its shorter side twice.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model: Any = model
+        self.model = model
         self.is_dsod = hasattr(model, "prior_spec")
         publisher = self.model.adapter if self.is_dsod else self.model.backbone
         self.levels: tuple[FeatureLevel, ...] = publisher.levels
