@@ -48,7 +48,6 @@ FOREIGN = {
     "test": "evaluate",
     "fit": "train",
     "convert": "inspect",
-    "report": "compare",
     "check": "inspect",
     "serve": "demo",
     "upload": "push",
