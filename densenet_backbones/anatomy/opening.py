@@ -12,6 +12,7 @@ from torch import nn
 
 import densenet_backbones.torchvision_models  # noqa: F401 - registers the detectors and segmenters
 from densenet_backbones.checkpoints import CheckpointError, read_state_dict
+from densenet_backbones.inference.classifier import ClassifierSpec
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.detector_facts import read_model_input
 from densenet_backbones.inference.loading import find_model_file
@@ -142,7 +143,7 @@ def _open_file(path: Path) -> OpenedModel:
     file = find_model_file(path)
     if file.suffix.lower() in (".onnx", ".xml"):
         raise ValueError(f"{file}: an exported graph has no layers; give the model it came from")
-    kinds: tuple[type[ModelSpec], ...] = (DetectorSpec, SegmenterSpec)
+    kinds: tuple[type[ModelSpec], ...] = (DetectorSpec, SegmenterSpec, ClassifierSpec)
     spec, weights = read_model_file(file, kinds)
     model = spec.restore(weights, file)
     return OpenedModel(str(path), spec.kind, model, True, spec.name, spec.args, spec)
