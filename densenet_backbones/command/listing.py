@@ -59,11 +59,11 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     asked = options.kind
     if options.costs:
-        if asked == "configs":
-            parser.error("--costs are those of backbones, detectors and segmenters")
         # Networks are planned, which needs torch.
         from densenet_backbones.anatomy.registered import KINDS, print_costs
 
+        if asked is not None and asked not in KINDS:
+            parser.error(f"--costs are those of {', '.join(KINDS)}")
         print_costs([asked] if asked else tuple(KINDS))
         return
     for kind, (title, make_rows) in _KINDS.items():
