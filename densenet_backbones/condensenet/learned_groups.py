@@ -140,8 +140,9 @@ class LearnedGroupConv2d(LearnedGroups, nn.Conv2d):
 
     def masked_weight(self) -> Tensor:
         """Return the weight that is in use, (O, I, 1, 1): 0 where a group has dropped an input."""
-        rows = self.mask.repeat(self.out_channels // self.learned_groups, 1)
-        return self.weight * rows[:, :, None, None]
+        # The mask meets the weight as it is: torch.fx would keep what is made of it as a constant.
+        rows = self.weight.reshape(-1, self.learned_groups, self.in_channels) * self.mask
+        return rows.reshape(self.out_channels, self.in_channels, 1, 1)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (N, I, H, W) to (N, O, H, W)."""
