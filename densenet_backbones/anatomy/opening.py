@@ -12,6 +12,7 @@ from torch import nn
 
 import densenet_backbones.torchvision_models  # noqa: F401 - registers the detectors and segmenters
 from densenet_backbones.checkpoints import CheckpointError, read_state_dict
+from densenet_backbones.heads.classification.classifier import create_classifier
 from densenet_backbones.inference.classifier import ClassifierSpec
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.detector_facts import read_model_input
@@ -21,7 +22,12 @@ from densenet_backbones.inference.segmenter import SMP, SegmenterSpec
 from densenet_backbones.messages import nearest
 from densenet_backbones.stages import DenseStages
 from densenet_backbones.torchvision_models import DETECTORS, SEGMENTERS
-from densenet_backbones.training.arguments import EITHER_FORM, list_configs
+from densenet_backbones.training.arguments import (
+    CLASSIFICATION_FORM,
+    DETECTION_FORM,
+    SEGMENTATION_FORM,
+    list_configs,
+)
 from densenet_backbones.untrusted.plain_yaml import read_yaml
 from densenet_backbones.variants import SUFFIX, VARIANTS
 
@@ -109,15 +115,17 @@ def open_model(source: str, weights: str | None = None) -> OpenedModel:
 
 def _open(source: str, weights: str | None) -> OpenedModel:
     path = Path(source)
-    configs = list_configs(EITHER_FORM)
+    configs = _list_configs()
     if path.exists() and path.suffix not in _CONFIG:
         if weights is not None:
             raise ValueError(f"{source}: a file has its own weights; leave --weights out")
         return _open_file(path)
-    if path.suffix in _CONFIG or (path.name in configs and source not in DETECTORS):
-        file = path if path.exists() else configs.get(path.stem, path)
-        if not file.is_file():
-            raise ValueError(f"{source}: there is no such config{nearest(path.stem, configs)}")
+    if path.suffix in _CONFIG or (source in configs and source not in DETECTORS):
+        # A shipped one also by its path in the repository, configs/det/NAME.yaml.
+        named = "/".join((path.parent.name, path.stem)).lstrip("/")
+        file = path if path.exists() else configs.get(named)
+        if file is None:
+            raise ValueError(f"{source}: there is no such config{nearest(named, configs)}")
         return _open_config(file)
     if source in DETECTORS or source in SEGMENTERS or source.startswith(SMP):
         return _build(source, source, {})
@@ -139,6 +147,16 @@ def _open(source: str, weights: str | None) -> OpenedModel:
     )
 
 
+def _list_configs() -> dict[str, Path]:
+    """Return the configs that ship, by name and by ``det/NAME``; a detector's first."""
+    forms = {"cls": CLASSIFICATION_FORM, "seg": SEGMENTATION_FORM, "det": DETECTION_FORM}
+    configs: dict[str, Path] = {}
+    for folder, form in forms.items():
+        files = list_configs(form)
+        configs |= {f"{folder}/{name}": file for name, file in files.items()} | files
+    return configs
+
+
 def _open_file(path: Path) -> OpenedModel:
     file = find_model_file(path)
     if file.suffix.lower() in (".onnx", ".xml"):
@@ -152,10 +170,16 @@ def _open_file(path: Path) -> OpenedModel:
 def _open_config(path: Path) -> OpenedModel:
     content = read_yaml(path, ValueError)
     model = content.get("model") if isinstance(content, dict) else None
-    name = model.get("detector") or model.get("segmenter") if isinstance(model, dict) else None
-    if not isinstance(model, dict) or not isinstance(name, str):
-        raise ValueError(f"{path}: has no model.detector or model.segmenter; give a whole config")
-    return _build(str(path), name, dict(model.get("args") or {}))
+    known = ("detector", "segmenter", "classifier")
+    kind = next((k for k in known if isinstance(model, dict) and model.get(k)), None)
+    if not isinstance(model, dict) or kind is None:
+        keys = ", ".join(f"model.{k}" for k in known)
+        raise ValueError(f"{path}: has none of {keys}; give a whole config")
+    name, args = str(model[kind]), dict(model.get("args") or {})
+    if kind == "classifier":
+        net = create_classifier(name, CLASSES, **{**args, "weights": None})
+        return OpenedModel(str(path), kind, net, builder=name, args=args)
+    return _build(str(path), name, args)
 
 
 def _build(title: str, name: str, args: dict[str, Any]) -> OpenedModel:

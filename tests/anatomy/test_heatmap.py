@@ -31,8 +31,11 @@ def test_a_run_is_drawn_with_its_head(tiny_run, tmp_path, capsys):
 def test_segmenters_and_configs_are_drawn(tiny_segmentation, tmp_path, capsys):
     draw_heatmap(str(tiny_segmentation), out=tmp_path / "seg")
     assert "no column of it" in capsys.readouterr().out
-    draw_heatmap("det/quickstart", out=tmp_path / "config")
-    assert "random weights" in capsys.readouterr().out
+    for name in ("det/quickstart", "cls/quickstart", "configs/seg/quickstart.yaml"):
+        draw_heatmap(name, out=tmp_path / name.replace("/", "-"))
+        assert "random weights" in capsys.readouterr().out
+    kinds = [open_model(f"{folder}/quickstart").kind for folder in ("det", "seg", "cls")]
+    assert kinds == ["detector", "segmenter", "classifier"]
 
 
 def test_weights_of_a_name_are_read(tmp_path, capsys):
