@@ -13,6 +13,7 @@ from long_cases import first_now
 from PIL import Image
 from tiny_classifiers import COLORS, classification_arguments, write_folders
 from tiny_runs import files_below, signals_as_before, training_arguments
+from tiny_segmenters import UNET_ARGS, segmentation_arguments
 from torchvision.transforms.functional import to_tensor
 
 from densenet_backbones import load
@@ -26,7 +27,7 @@ from densenet_backbones.inference import predict
 from densenet_backbones.inference.inputs.image_tensors import to_float
 from densenet_backbones.training import evaluate
 from densenet_backbones.training.arguments import CLASSIFICATION_FORM, list_configs
-from densenet_backbones.training.cli import train_cls, train_det
+from densenet_backbones.training.cli import train_cls, train_det, train_seg
 from densenet_backbones.training.resuming.weights import match_trunks
 
 CONFIGS = list_configs(CLASSIFICATION_FORM)
@@ -167,49 +168,62 @@ def test_images_are_read_as_they_are(run):
 # -- weights of other models -----------------------------------------------------------------------
 
 
+SMALL_NET = {"growth_rate": 4, "block_config": [1, 1, 1, 1], "num_init_features": 8}
+STILL = ("--model.optimizer", '{"name": "momentum", "lr": 0.0, "base_batch": 0}')
+
+
 def trunk_of(weights):
+    """What a rate of zero leaves alone of the first block: its weights, without running means."""
     return {
-        name.partition("denseblock1.")[2]: w for name, w in weights.items() if "block1." in name
+        name.partition("denseblock1.")[2]: w
+        for name, w in weights.items()
+        if "block1." in name and "running" not in name and "num_batches" not in name
     }
 
 
-def test_a_trunk_starts_a_detector_and_the_other_way(run, tiny_scenes, tmp_path, capsys):
-    net = {"growth_rate": 4, "block_config": [1, 1, 1, 1], "num_init_features": 8}
-    classifier = ("--model.classifier", "densenet121_features", "--model.args")
-    args = json.dumps({**net, "image_size": 32})
-    first = ("--run-dir", str(tmp_path / "c"))
-    train_cls(classification_arguments(run / "data", *classifier, args, *first, epochs=1))
-    trained = trunk_of(read_state_dict(tmp_path / "c/model.safetensors"))
+@pytest.fixture(scope="module")
+def small_classifier(run, tmp_path_factory):
+    """A trained classifier on a small DenseNet-121: arguments of its kind, and its file."""
+    folder = tmp_path_factory.mktemp("trunk") / "c"
+    args = json.dumps({**SMALL_NET, "image_size": 32})
+    kind = ("--model.classifier", "densenet121_features", "--model.args", args)
+    train_cls(classification_arguments(run / "data", *kind, "--run-dir", str(folder), epochs=1))
+    return kind, folder / "model.safetensors"
+
+
+def start_detector(request):
+    net = {"backbone": "densenet121_features", "backbone_kwargs": SMALL_NET, "min_size": 64}
+    args = ("--model.detector", "retinanet_densenet121_fpn", "--model.args", json.dumps(net))
+    scenes = request.getfixturevalue("tiny_scenes")
+    flip = ("--data.augmentation", "flip")  # images of any size
+    return train_det, training_arguments(scenes, *args, *flip, epochs=1)
+
+
+def start_segmenter(request):
+    masks = request.getfixturevalue("tiny_masks")
+    args = ("--model.args", json.dumps({**UNET_ARGS, "backbone_kwargs": SMALL_NET}))
+    return train_seg, segmentation_arguments(masks, *args, epochs=1)
+
+
+@pytest.mark.parametrize("other", [start_detector, start_segmenter])
+def test_a_trunk_starts_other_models_and_the_other_way(
+    other, run, small_classifier, tmp_path, capsys, request
+):
+    kind, file = small_classifier
+    trained = trunk_of(read_state_dict(file))
     assert len(trained) > 5
-    # Into a detector: a dry run takes one step at a rate of zero.
-    detector = {"backbone": "densenet121_features", "backbone_kwargs": net, "min_size": 64}
-    still = ("--model.optimizer", '{"name": "momentum", "lr": 0.0, "base_batch": 0}')
-    flip = ("--data.augmentation", "flip")
-    options = (*flip, "--model.detector", "retinanet_densenet121_fpn", "--model.args")
-    started = (
-        "--init-from",
-        str(tmp_path / "c/model.safetensors"),
-        "--run-dir",
-        str(tmp_path / "d"),
-    )
+    there, back = tmp_path / "there", tmp_path / "back"
+    train, arguments = other(request)
     capsys.readouterr()
-    train_det(
-        training_arguments(tiny_scenes, *options, json.dumps(detector), *still, *started, epochs=1)
-    )
+    train([*arguments, *STILL, "--init-from", str(file), "--run-dir", str(there)])
     said = capsys.readouterr().out
     assert "Started from" in said and "of the file is" in said
-    taken = trunk_of(read_state_dict(tmp_path / "d/checkpoints/last.ckpt"))
-    for name, value in trained.items():
-        if "running" not in name and "num_batches" not in name:
-            assert torch.equal(taken[name], value), name
-    # And back into a classifier.
-    back = ("--init-from", str(tmp_path / "d/model.safetensors"), "--run-dir", str(tmp_path / "e"))
-    again = classification_arguments(run / "data", *classifier, args, *still, *back, epochs=1)
-    train_cls(again)
-    last = trunk_of(read_state_dict(tmp_path / "e/checkpoints/last.ckpt"))
-    for name, value in trained.items():
-        if "running" not in name and "num_batches" not in name:
-            assert torch.equal(last[name], value), name
+    again = ("--init-from", str(there / "model.safetensors"), "--run-dir", str(back))
+    train_cls(classification_arguments(run / "data", *kind, *STILL, *again, epochs=1))
+    for folder in (there, back):
+        taken = trunk_of(read_state_dict(folder / "checkpoints/last.ckpt"))
+        for name, value in trained.items():
+            assert torch.equal(taken[name], value), (folder.name, name)
 
 
 def test_trunks_are_matched_by_names_and_shapes():

@@ -51,7 +51,7 @@ def whole(train, tmp_path_factory):
 # hook, count of its calls, what happens there; exit code; steps in last.ckpt
 STOPS = {
     "in the middle of an epoch": ("train_batch_start", 5, interrupt, 130, 5),
-    "in an evaluation": ("validation_batch_end", 3, terminate, 143, 6),
+    "in the second evaluation": ("validation_batch_end", 5, terminate, 143, 6),
 }
 
 
