@@ -27,6 +27,7 @@ COMMANDS = {
     "predict": Command("draw what a model finds in images", "inference.predict:main"),
     "inspect": Command("look at a data set, convert it or clean it", "inspection.command:main"),
     "export": Command("write a model as an ONNX file", "export.export:main"),
+    "sweep": Command("find which values of a training's options pay", "tuning.command:main"),
     "compare": Command("compare runs: options, results, costs", "comparison.command:main"),
     "heatmap": Command("draw which layer uses the maps of which", "anatomy.heatmap:main"),
     "report": Command("report on a model: fields, costs, memory, priors", "anatomy.report:main"),

@@ -37,6 +37,9 @@ class Run:
         images_per_second: Images trained on a second.
         peak_bytes: Most memory: of the GPU, or else of the process.
         ended: How it ended.
+        kept_bytes: What the network keeps for the backward pass of a batch.
+        step_seconds: Wall time of an optimizer step.
+        step_cpu_seconds: Processor time of an optimizer step.
     """
 
     name: str
@@ -50,6 +53,9 @@ class Run:
     images_per_second: float | None = None
     peak_bytes: int | None = None
     ended: str | None = None
+    kept_bytes: int | None = None
+    step_seconds: float | None = None
+    step_cpu_seconds: float | None = None
 
     @property
     def best(self) -> tuple[float, float] | None:
@@ -85,7 +91,8 @@ def read_run(place: str | Path) -> Run:
 def _take_summary(path: Path, options: Mapping[str, Any], summary: Mapping[str, Any]) -> Run:
     monitor, memory = str(summary["monitor"]), summary["memory"]
     points = ((e["epoch"], e["numbers"].get(monitor)) for e in summary["evaluations"])
-    time = summary["time"]
+    time, experiment = summary["time"], summary["experiment"]
+    rate = time.get("images_per_second")
     return Run(
         path.resolve().name,
         path,
@@ -98,6 +105,9 @@ def _take_summary(path: Path, options: Mapping[str, Any], summary: Mapping[str, 
         time.get("images_per_second"),
         memory.get("peak_cuda_bytes", memory.get("peak_rss_bytes")),
         str(summary["ended"]),
+        experiment.get("memory_kept_bytes"),
+        experiment["images_per_step"] / rate if rate else None,
+        time.get("step_cpu_seconds"),
     )
 
 

@@ -71,6 +71,13 @@ RUN_OPTIONS: dict[str, tuple[Any, object, str]] = {
         None,
         "End the run after this many evaluations that brought no better number.",
     ),
+    "budget": (
+        str | None,
+        None,
+        "Length of the run in the place of epochs: 500steps, 90min, 8h, or 2cpumin of processor "
+        "time. The schedule ends with it.",
+    ),
+    "evaluations": (int, 4, "Evaluations within a budget, evenly spread."),
     "profile": (
         bool,
         False,
@@ -153,7 +160,7 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
         full += [f"--trainer.accelerator={accelerator}", f"--trainer.devices={devices}"]
     if known.seed is not None:
         full += [f"--seed_everything={known.seed}", f"--data.seed={known.seed}"]
-    for name in ("run_dir", "name", "logger", "patience"):
+    for name in ("run_dir", "name", "logger", "patience", "budget"):
         full += [f"--{name}={getattr(known, name)}"] if getattr(known, name) else []
     full += [f"--init_from={known.init_from}"] if known.init_from else []
     if known.resume:
@@ -229,6 +236,9 @@ def _add_training_flags(parser: CommandParser) -> None:
         help="experiment: a YAML file, or one that ships, such as quickstart (densenet list)",
     )
     parser.add_argument("--epochs", metavar="N", help="length of the training")
+    parser.add_argument(
+        "--budget", metavar="N", help="length in its place: 500steps, 90min, 8h, 2cpumin"
+    )
     parser.add_argument(
         "--batch-size", metavar="N", help="images a step and process, or auto: what fits"
     )

@@ -57,6 +57,7 @@ from densenet_backbones.training.memory_choice import settle_memory
 from densenet_backbones.training.model_arguments import settle_model_arguments
 from densenet_backbones.training.precision import PrecisionTrainer
 from densenet_backbones.training.profiling import PartsProfiler, profile_training
+from densenet_backbones.training.progress.budget import NEVER, BudgetEnd, parse_budget
 from densenet_backbones.training.progress.clock import RunClock
 from densenet_backbones.training.progress.lines import EpochLines, RunProgressBar
 from densenet_backbones.training.progress.patience import Patience
@@ -200,7 +201,15 @@ class TrainingCLI(LightningCLI):
         name = file.stem if file.stem != "config" else file.resolve().parent.name
         self.name = name = config.name or name
         # What cannot work together is refused before a folder is made for it.
-        if (config.trainer.max_epochs or 0) < 1 and (config.trainer.max_steps or 0) < 1:
+        if config.budget is not None:
+            try:
+                parse_budget(config.budget)
+            except ValueError as error:
+                raise RunFolderError(str(error)) from error
+            config.trainer.max_epochs, config.trainer.max_steps = -1, -1
+            config.trainer.check_val_every_n_epoch = None
+            config.trainer.val_check_interval = NEVER
+        elif (config.trainer.max_epochs or 0) < 1 and (config.trainer.max_steps or 0) < 1:
             raise RunFolderError(
                 "trainer.max_epochs (--epochs) must be given, at least 1: the learning rate is "
                 f"planned over the whole run; got {config.trainer.max_epochs}"
@@ -259,6 +268,10 @@ class TrainingCLI(LightningCLI):
         own = any(isinstance(callback, Condensation) for callback in given)
         if any(find_learned_groups(self.model)) and not own:
             callbacks.append(Condensation())
+        if self.config.budget is not None and not trainer.fast_dev_run:
+            budget = BudgetEnd(parse_budget(self.config.budget), clock, self.config.evaluations)
+            self.model.place = budget.place
+            callbacks.append(budget)
         if self.config.patience is not None:
             callbacks.append(Patience(self.config.patience, self.model.monitor))
         if not trainer.fast_dev_run:

@@ -60,6 +60,7 @@ def settle_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> list[str
         except RuntimeError as error:  # a summary is no reason to stop a training
             reason = _take_first_line(error)
             return [f"What {type(part).__name__} keeps cannot be planned: {reason}."]
+        task.kept_bytes = plan.saved_bytes[task.memory or built]
         return list(_describe_kept(task, plan, task.memory or built))
     # "auto": all modes are planned, and the fastest one within the budget is set.
     try:
@@ -72,6 +73,7 @@ def settle_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> list[str
     budget, source = _settle_budget(task, trainer)
     task.chosen = plan.fastest_within(budget)
     set_memory(task.model, task.chosen)
+    task.kept_bytes = plan.saved_bytes[task.chosen]
     return [*_describe_kept(task, plan, task.chosen), *_describe_choice(plan, budget, source)]
 
 

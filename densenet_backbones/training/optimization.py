@@ -137,6 +137,10 @@ OPTIONS_OF_A_START = ("weight_decay", "momentum")
 """Options of an optimizer's groups that are those of this start, whatever a checkpoint has."""
 
 
+PLACES = 100_000
+"""Places of a run whose length is no number of steps, from its start to its end."""
+
+
 class PlannedLR(LambdaLR):
     """Rates by the plan of this start of the run, also where a checkpoint has those of another.
 
@@ -212,6 +216,7 @@ class Schedule:
         steps: int,
         epochs: int | None = None,
         epoch_steps: int | None = None,
+        place: Callable[[int], int] | None = None,
     ) -> LRScheduler:
         """A scheduler that is stepped once an optimizer step.
 
@@ -220,6 +225,7 @@ class Schedule:
             steps: Optimizer steps of the whole run.
             epochs: Of the whole run; "exponential" needs them.
             epoch_steps: As of `PlannedLR`.
+            place: Place of a step in the run, from 0 to `PLACES`, in the stead of `steps`.
 
         Raises:
             ValueError: "exponential" without a number of epochs.
@@ -228,6 +234,8 @@ class Schedule:
             raise ValueError(
                 f"model.schedule.name exponential needs trainer.max_epochs (--epochs), got {epochs}"
             )
+        if place is not None:
+            return PlannedLR(optimizer, lambda step: self.factor(place(step), PLACES))
         return PlannedLR(optimizer, lambda step: self.factor(step, steps, epochs), epoch_steps)
 
     def factor(self, step: int, steps: int, epochs: int | None = None) -> float:

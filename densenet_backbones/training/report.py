@@ -20,6 +20,7 @@ from densenet_backbones.reporting.console import is_first_process, say
 from densenet_backbones.reporting.plots import plot_training_curves
 from densenet_backbones.training.optimization import count_images_per_step
 from densenet_backbones.training.precision import name_precision, remark_on_precision
+from densenet_backbones.training.progress.budget import get_budget
 from densenet_backbones.training.resuming.checkpoint_files import is_whole
 from densenet_backbones.training.resuming.run_logs import tell_curves
 from densenet_backbones.training.run_folder import RunFolder
@@ -92,10 +93,9 @@ def describe_plan(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> Iterator
     yield f"{task.spec.name}: {cost.parameters:,} parameters{frozen}, {macs}."
     options = task.optimizer_options
     batch = count_images_per_step(data, trainer)
-    epochs = (
-        f", {trainer.max_epochs} epochs" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-    )
-    yield f"{options.name}, {batch} images a step{epochs}, precision {name_precision(trainer)}."
+    budget, epochs = get_budget(trainer), trainer.max_epochs or 0
+    length = f", {budget.budget}" if budget else f", {epochs} epochs" if epochs > 0 else ""
+    yield f"{options.name}, {batch} images a step{length}, precision {name_precision(trainer)}."
     yield from remark_on_precision(trainer)
     if options.base_batch:
         yield (

@@ -36,6 +36,7 @@ ROWS = (
     {"sharing", "demo", "inspection"},
     {"anatomy"},
     {"benchmark", "comparison"},
+    {"tuning"},
     {"tools", "run", "command"},
     {"__main__"},
 )

@@ -18,24 +18,31 @@ class RunClock:
 
     Attributes:
         now: Clock that runs on evenly.
+        cpu_now: Clock of the processor time of this process, all its threads together.
         steps: Batches that were timed.
         trained: Seconds of all of them, with waiting for their images.
+        trained_cpu: Seconds of this process's processor time of all of them.
         evaluations: Evaluations that were timed.
         evaluated: Seconds of the last one.
         images: Images of the timed batches.
     """
 
     now: Callable[[], float] = time.monotonic
+    cpu_now: Callable[[], float] = time.process_time
     steps: int = 0
     trained: float = 0.0
+    trained_cpu: float = 0.0
     evaluations: int = 0
     evaluated: float = 0.0
     images: int = 0
     _mark: float | None = None
-    _slow: tuple[int, float, int] = (0, 0.0, 0)  # steps, seconds and images of the first ones
+    _cpu_mark: float = 0.0
+    # Steps, seconds, seconds of processor time and images of the first ones.
+    _slow: tuple[int, float, float, int] = (0, 0.0, 0.0, 0)
 
     def __post_init__(self) -> None:
         self._begun = self.now()
+        self._cpu_mark = self.cpu_now()
 
     @property
     def passed(self) -> float:
@@ -44,38 +51,54 @@ class RunClock:
 
     def mark(self) -> None:
         """Begin to time a step or an evaluation."""
-        self._mark = self.now()
+        self._mark, self._cpu_mark = self.now(), self.cpu_now()
 
     def add_step(self, images: int) -> None:
         """Add the batch that ends now, and begin to time the next one."""
-        now = self.now()
-        self.trained += now - (now if self._mark is None else self._mark)
-        self.steps, self.images, self._mark = self.steps + 1, self.images + images, now
+        now, cpu = self.now(), self.cpu_now()
+        if self._mark is not None:
+            self.trained += now - self._mark
+            self.trained_cpu += cpu - self._cpu_mark
+        self.steps, self.images = self.steps + 1, self.images + images
+        self._mark, self._cpu_mark = now, cpu
         if self.steps == _SLOW_STEPS:
-            self._slow = self.steps, self.trained, self.images
+            self._slow = self.steps, self.trained, self.trained_cpu, self.images
 
     def add_evaluation(self) -> None:
         """Add the evaluation that ends now."""
         now = self.now()
         self.evaluated = now - (now if self._mark is None else self._mark)
         self.evaluations, self._mark = self.evaluations + 1, now
+        self._cpu_mark = self.cpu_now()
 
     @property
     def step_seconds(self) -> float:
         """Mean seconds of a batch, without the first ones."""
-        steps, seconds, _ = self._count_settled()
+        steps, seconds, _, _ = self._count_settled()
+        return seconds / max(steps, 1)
+
+    @property
+    def step_cpu_seconds(self) -> float:
+        """Mean seconds of processor time of a batch, without the first ones."""
+        steps, _, seconds, _ = self._count_settled()
         return seconds / max(steps, 1)
 
     @property
     def images_per_second(self) -> float:
         """Trained images of this process a second, without the first batches."""
-        _, seconds, images = self._count_settled()
+        _, seconds, _, images = self._count_settled()
         return images / max(seconds, 1e-9)
 
-    def _count_settled(self) -> tuple[int, float, int]:
-        """Return number, seconds and images of the batches after the slow ones, if there are."""
-        steps, seconds, images = self._slow if self.steps > self._slow[0] else (0, 0.0, 0)
-        return self.steps - steps, self.trained - seconds, self.images - images
+    def _count_settled(self) -> tuple[int, float, float, int]:
+        """Return number, both seconds and images of the batches after the slow ones, if any."""
+        slow = self._slow if self.steps > self._slow[0] else (0, 0.0, 0.0, 0)
+        steps, seconds, cpu, images = slow
+        return (
+            self.steps - steps,
+            self.trained - seconds,
+            self.trained_cpu - cpu,
+            self.images - images,
+        )
 
     def estimate(self, steps: float, evaluations: float, evaluated_images: int) -> float:
         """Estimate the seconds of what is still to do.

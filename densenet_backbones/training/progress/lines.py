@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.progress import ProgressColumn
 
 from densenet_backbones.reporting.console import log, say
+from densenet_backbones.training.progress.budget import get_budget
 from densenet_backbones.training.progress.clock import RunClock, format_duration, format_end
 from densenet_backbones.training.tasks.task import AnyTask
 
@@ -97,6 +98,8 @@ class EpochLines(Callback):
 
         A run that ends by a time, or by nothing, has no estimate either.
         """
+        if budget := get_budget(trainer):
+            return budget.estimate(trainer.global_step, len(trainer.datamodule.val_set))  # type: ignore[attr-defined]
         loop, images = trainer.fit_loop.epoch_loop, len(trainer.datamodule.val_set)  # type: ignore[attr-defined]
         an_epoch = float(trainer.num_training_batches)
         done: float = loop.batch_progress.current.ready

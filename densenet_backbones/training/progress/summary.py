@@ -80,6 +80,7 @@ class RunSummary(Callback):
                 "epochs": trainer.max_epochs,
                 "precision": str(trainer.precision),
                 "memory": task.chosen or task.memory,
+                "memory_kept_bytes": task.kept_bytes,
                 "seed": task.seed,
             },
             "data": {
@@ -150,6 +151,8 @@ class RunSummary(Callback):
         rate = self.clock.images_per_second * trainer.world_size
         if self.clock.steps:
             content["time"]["images_per_second"] = rate
+            batches = trainer.accumulate_grad_batches
+            content["time"]["step_cpu_seconds"] = self.clock.step_cpu_seconds * batches
         content["time"]["wall_seconds"] = self._seconds_before + self.clock.passed
         content["memory"] = _measure_peaks()
         save_json(self.file, content)

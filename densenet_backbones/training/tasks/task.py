@@ -7,7 +7,7 @@ lines.
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
@@ -32,7 +32,12 @@ from densenet_backbones.inference.model_file import ModelSpec
 from densenet_backbones.layers import set_memory
 from densenet_backbones.training.arguments import ShortForm
 from densenet_backbones.training.condensation import add_group_lasso
-from densenet_backbones.training.optimization import Optimizer, Schedule, count_images_per_step
+from densenet_backbones.training.optimization import (
+    PLACES,
+    Optimizer,
+    Schedule,
+    count_images_per_step,
+)
 
 MemoryOption = Memory | Literal["auto"]
 
@@ -122,6 +127,8 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
             )
         self.memory, self.memory_budget = memory, memory_budget
         self.chosen: Memory | None = None
+        self.kept_bytes: int | None = None
+        self.place: Callable[[int], int] | None = None
         self._cost: ModelCost | None = None
         self.model, self.spec = spec.build(), spec
         if channels_last:
@@ -302,14 +309,13 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
         batch = count_images_per_step(self.datamodule, self.trainer)
         optimizer = self.optimizer_options.build(self.model, batch)
         epochs = self.trainer.max_epochs if self.schedule.name == "exponential" else None
-        steps = int(self.trainer.estimated_stepping_batches)
-        batches, accumulated = (
-            self.trainer.num_training_batches,
-            self.trainer.accumulate_grad_batches,
-        )
-        # A run of a number of steps has its plan whatever an epoch is.
-        epoch_steps = math.ceil(batches / accumulated) if self.trainer.max_steps < 0 else None
-        scheduler = self.schedule.build(optimizer, steps, epochs, epoch_steps)
+        steps = PLACES if self.place else int(self.trainer.estimated_stepping_batches)
+        # A run of a number of steps, or of a budget, has its plan whatever an epoch is.
+        epoch_steps = None
+        if self.trainer.max_steps < 0 and self.place is None:
+            batches = self.trainer.num_training_batches
+            epoch_steps = math.ceil(batches / self.trainer.accumulate_grad_batches)
+        scheduler = self.schedule.build(optimizer, steps, epochs, epoch_steps, self.place)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

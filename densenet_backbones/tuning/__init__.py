@@ -1,0 +1,1 @@
+"""Sweeps: which values of a training's options pay, found by Optuna over many short trainings."""
