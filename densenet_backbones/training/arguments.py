@@ -39,6 +39,8 @@ SHORT_FLAGS = {
 }
 """Short flag -> the engine's own."""
 
+EVALUATIONS = 4
+"""Evaluations within a budget, unless the user says otherwise."""
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 DEVICES = r"auto|cpu|mps|cuda(:\d+(,\d+)*)?"
 
@@ -77,7 +79,7 @@ RUN_OPTIONS: dict[str, tuple[Any, object, str]] = {
         "Length of the run in the place of epochs: 500steps, 90min, 8h, or 2cpumin of processor "
         "time. The schedule ends with it.",
     ),
-    "evaluations": (int, 4, "Evaluations within a budget, evenly spread."),
+    "evaluations": (int, EVALUATIONS, "Evaluations within a budget, evenly spread."),
     "profile": (
         bool,
         False,
@@ -160,7 +162,7 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
         full += [f"--trainer.accelerator={accelerator}", f"--trainer.devices={devices}"]
     if known.seed is not None:
         full += [f"--seed_everything={known.seed}", f"--data.seed={known.seed}"]
-    for name in ("run_dir", "name", "logger", "patience", "budget"):
+    for name in ("run_dir", "name", "logger", "patience", "budget", "evaluations"):
         full += [f"--{name}={getattr(known, name)}"] if getattr(known, name) else []
     full += [f"--init_from={known.init_from}"] if known.init_from else []
     if known.resume:
@@ -239,6 +241,7 @@ def _add_training_flags(parser: CommandParser) -> None:
     parser.add_argument(
         "--budget", metavar="N", help="length in its place: 500steps, 90min, 8h, 2cpumin"
     )
+    parser.add_argument("--evaluations", metavar="N", help="evaluations within a budget (4)")
     parser.add_argument(
         "--batch-size", metavar="N", help="images a step and process, or auto: what fits"
     )

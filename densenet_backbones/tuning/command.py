@@ -185,13 +185,13 @@ def make_plan(options: argparse.Namespace, words: Sequence[str]) -> "SweepPlan":
         words = [*words, f"--budget={options.budget}"]
     size = count_points(knobs)
     sampler = options.sampler or ("grid" if size and options.trials is None else "tpe")
-    points = options.trials if options.trials is not None else size if sampler == "grid" else 20
+    points = options.trials
     if sampler == "grid" and size:
-        points = min(points or size, size) if points is None or points > 0 else points
+        points = size if points is None else min(points, size)
     plan = SweepPlan(
         tuple(words),
         tuple(knobs),
-        points or 1,
+        20 if points is None else points,
         parse_seeds(options.seeds or "1"),
         sampler,
         options.pruner or "none",

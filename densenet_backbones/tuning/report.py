@@ -44,8 +44,7 @@ def report_sweep(sweep: SweepStudy) -> None:
     importances = compute_importances(sweep.study, points)
     best = choose_best(points, plan)
     costs = choose_costs(points, plan)
-    title = "Points, best first"
-    tables = [(title, tabulate_points(points, plan, monitor, costs))]
+    tables = [("Points, best first", tabulate_points(points, plan, monitor, costs))]
     tables += [("Each knob", tabulate_effects(points, importances))] if importances else []
     width = max(shutil.get_terminal_size().columns, 80)
     for title, rows in tables:
@@ -56,7 +55,7 @@ def report_sweep(sweep: SweepStudy) -> None:
     lines = list(_describe(trials, points, best, plan, monitor))
     say("", *lines)
     save_text(folder / "trials.csv", format_trials(trials, plan))
-    tables[0] = title, tabulate_points(points, plan, monitor, COSTS)
+    tables[0] = tables[0][0], tabulate_points(points, plan, monitor, COSTS)
     texts = [f"## {title}\n\n{format_markdown(rows)}" for title, rows in tables]
     save_text(folder / "report.md", "\n".join(["# Sweep\n", *texts, *_as_markdown(lines)]) + "\n")
     save_json(folder / "sweep.json", _as_json(points, best, plan, monitor, importances), indent=1)

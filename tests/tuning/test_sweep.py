@@ -20,7 +20,7 @@ from locations import PROJECT
 from PIL import Image
 from tiny_runs import DETECTOR_ARGS
 
-from densenet_backbones.tuning import trial
+from densenet_backbones.tuning import pictures, trial
 from densenet_backbones.tuning.command import main
 from densenet_backbones.tuning.plan import SweepPlan, read_plan
 from densenet_backbones.tuning.results import Point, choose_best, find_front, gather_points
@@ -31,9 +31,14 @@ GRID = ("--try", "growth_rate=8,24", "--try", "optimizer.lr=0.01,0.1")
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
+def drawing_stand_in(monkeypatch):
     monkeypatch.setattr(trial, "TRAIN", STAND_IN)
     monkeypatch.setattr(trial, "_LOOK_EVERY", 0.05)
+
+
+@pytest.fixture
+def stand_in(drawing_stand_in, monkeypatch):
+    monkeypatch.setattr(pictures, "draw_sweep", lambda *args: [])
 
 
 def start_sweep(*words, seconds="0.2"):
@@ -75,7 +80,7 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
-def test_a_grid_with_seeds(stand_in, tmp_path, capsys):
+def test_a_grid_with_seeds(drawing_stand_in, tmp_path, capsys):
     out = tmp_path / "odd name, 100% & ?"
     main([*GRID, "--seeds", "3", "--budget", "10steps", "--out", str(out)])
     said = capsys.readouterr().out
@@ -171,7 +176,7 @@ def test_bad_trials_are_given_up_early(stand_in, tmp_path, monkeypatch):
         (["--try", "lr=1,2", "--data.batch_sise=4"], "unrecognized arguments"),
         (["--resume", "nowhere"], "is no sweep"),
         (["--resume", "nowhere", "--try", "lr=1"], "goes on with the sweep's own options"),
-        (["--space", "nowhere.yaml"], "check the path"),
+        (["--space", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
     ],
 )
 def test_wrong_options_are_refused_in_a_line(words, message, stand_in, tmp_path, capsys):

@@ -15,8 +15,6 @@ from densenet_backbones.training.resuming.stopping import has_whole_steps
 
 NEVER = 2**31
 """Batches between two evaluations of a run that asks for them itself."""
-EVALUATIONS = 4
-"""Evaluations within a budget, unless the user says otherwise."""
 _WRITTEN = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?) ?(steps?|cpumin|min|h)")
 _UNITS: dict[str, tuple[Literal["steps", "seconds", "cpu seconds"], float]] = {
     "step": ("steps", 1),
@@ -86,7 +84,7 @@ class BudgetEnd(Callback):
         ValueError: `evaluations` is out of range.
     """
 
-    def __init__(self, budget: Budget, clock: RunClock, evaluations: int = EVALUATIONS) -> None:
+    def __init__(self, budget: Budget, clock: RunClock, evaluations: int) -> None:
         check_whole("evaluations", evaluations)
         self.budget, self.clock, self.evaluations = budget, clock, evaluations
         self._used_before, self._evaluated = 0.0, 0
