@@ -44,7 +44,9 @@ def stand_in(drawing_stand_in, monkeypatch):
 def start_sweep(*words, seconds="0.2"):
     """A sweep in a process of its own."""
     code = (
-        "import sys; from densenet_backbones.tuning import command, trial\n"
+        "import signal, sys; from densenet_backbones.tuning import command, trial\n"
+        # Shells start what runs behind their backs with Ctrl-C ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"trial.TRAIN = {STAND_IN!r}; trial._LOOK_EVERY = 0.05\n"
         "command.main(sys.argv[1:])"
     )
