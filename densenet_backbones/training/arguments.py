@@ -241,7 +241,7 @@ def _add_training_flags(parser: CommandParser) -> None:
     parser.add_argument(
         "--budget", metavar="N", help="length in its place: 500steps, 90min, 8h, 2cpumin"
     )
-    parser.add_argument("--evaluations", metavar="N", help="evaluations within a budget (4)")
+    parser.add_argument("--evaluations", metavar="N", help=argparse.SUPPRESS)
     parser.add_argument(
         "--batch-size", metavar="N", help="images a step and process, or auto: what fits"
     )

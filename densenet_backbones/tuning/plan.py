@@ -27,7 +27,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep tries, and how.
+    """Plan of a sweep: its space, its trials, and the choice of them.
 
     Attributes:
         words: Words of ``densenet train`` that all trials share.

@@ -122,6 +122,8 @@ def _watch(
             if watch(values):
                 stop(process)
                 return True
+    if len(values := read_values(run)) > known:  # those of its last moments
+        watch(values)
     return False
 
 

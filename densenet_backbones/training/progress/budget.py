@@ -27,7 +27,7 @@ _UNITS: dict[str, tuple[Literal["steps", "seconds", "cpu seconds"], float]] = {
 
 @dataclass(frozen=True)
 class Budget:
-    """What a training may take.
+    """Length of a training.
 
     Attributes:
         amount: Above 0, in the unit.
