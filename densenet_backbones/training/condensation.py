@@ -4,6 +4,8 @@ Huang et al. (1711.09224, section 3.1). What is dropped is state of the model (s
 and when is a function of the step, so that a resumed training equals an uninterrupted one.
 """
 
+from collections.abc import Callable
+
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from densenet_backbones.condensenet import (
 )
 from densenet_backbones.messages import check_interval
 from densenet_backbones.reporting.console import say
+from densenet_backbones.training.optimization import PLACES
 
 __all__ = ["Condensation", "add_group_lasso"]
 
@@ -55,7 +58,9 @@ class Condensation(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Drop inputs where a stage ends at this step, before the batch is run."""
-        progress = min(trainer.global_step / trainer.estimated_stepping_batches, 1.0)
+        place: Callable[[int], int] | None = getattr(pl_module, "place", None)  # of a budget
+        step, steps = trainer.global_step, trainer.estimated_stepping_batches
+        progress = place(step) / PLACES if place else min(step / steps, 1.0)
         # Layers are looked at when a stage changes only: reading theirs waits for a GPU.
         stages = tuple(choose_stage(progress, factor, self.until) for factor in self._factors)
         if stages != self._stages:

@@ -44,6 +44,7 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--budget", metavar="N", help="length of a trial: 500steps, 5min, 2cpumin (the config's)"
     )
+    parser.add_argument("--evaluations", metavar="N", help="evaluations within a budget (4)")
     parser.add_argument(
         "--trials", type=int, metavar="N", help="points to try (all of a grid; otherwise 20)"
     )
@@ -183,6 +184,7 @@ def make_plan(options: argparse.Namespace, words: Sequence[str]) -> "SweepPlan":
 
         parse_budget(options.budget)
         words = [*words, f"--budget={options.budget}"]
+    words = [*words, *([f"--evaluations={options.evaluations}"] if options.evaluations else [])]
     size = count_points(knobs)
     sampler = options.sampler or ("grid" if size and options.trials is None else "tpe")
     points = options.trials

@@ -40,6 +40,7 @@ DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyya
 INDIRECT = {
     "tensorboard": "Lightning's logger writes with it",
     "pyyaml": "jsonargparse reads configs with it",
+    "scikit-learn": "Optuna's importances are made of its forests",
 }
 
 
@@ -145,7 +146,7 @@ EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 CORE = names(PYPROJECT["project"]["dependencies"])
 TRAIN = CORE | names(EXTRAS["train"])
 OPTIONAL = set().union(  # imported where they are used
-    *(names(EXTRAS[extra]) for extra in ("fast-eval", "export", "demo"))
+    *(names(EXTRAS[extra]) for extra in ("fast-eval", "export", "demo", "tune"))
 )
 
 
@@ -197,6 +198,8 @@ def test_imports_are_declared(module, path):
     if any(f"{module}.".startswith(f"{part}.") for part in TRAINING):
         assert imported(source, on_import_only=True) <= TRAIN
         assert imported(source) <= TRAIN | OPTIONAL
+    elif f".{PACKAGE}.tuning" in f".{module}":
+        assert imported(source) <= TRAIN | names(EXTRAS["tune"])
     elif ".dense_block.triton" in module:
         assert imported(source) <= CORE | {"triton"}  # torch brings it where it runs
     elif module.endswith((".contenders", ".charts")):  # they use what is installed
