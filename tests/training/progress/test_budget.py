@@ -1,5 +1,6 @@
 """Length of a run in steps or minutes: its evaluations, its plan, and its end, resumed or not."""
 
+import csv
 import json
 from types import SimpleNamespace
 
@@ -88,7 +89,7 @@ def test_a_resumed_run_of_steps_equals_one_never_stopped(tiny_scenes, tmp_path):
         )
         return recorded(train_det, [*arguments, "--run-dir", str(tmp_path / name)], Recorder(stop))
 
-    train("whole")
+    assert train("whole")[0] is None
     rates = [float(r) for r in read_column(tmp_path / "whole/metrics.csv", "lr")]
     assert rates[1] == max(rates) and rates[1:] == sorted(rates[1:], reverse=True)
     # In the middle of an epoch, and at the last evaluation, which is made after resuming.
@@ -98,15 +99,15 @@ def test_a_resumed_run_of_steps_equals_one_never_stopped(tiny_scenes, tmp_path):
         name = f"parts{number}"
         assert train(name, moment)[0] == 130
         train(name, None, "--resume")
-        assert differences(last(tmp_path / "whole"), last(tmp_path / name)) == []
+        found = differences(last(tmp_path / "whole"), last(tmp_path / name))
+        # Batches of an evaluation that was broken off are counted by Lightning, too.
+        assert [place for place in found if ".val_loop." not in place] == []
         summary = json.loads((tmp_path / name / "summary.json").read_text())
         assert [e["step"] for e in summary["evaluations"]] == [3, 5, 7]
         assert summary["ended"] == "finished" and summary["steps_done"] == 7
 
 
 def read_column(file, name):
-    import csv
-
     with file.open(newline="") as rows:
         return [row[name] for row in csv.DictReader(rows) if row[name]]
 
