@@ -164,6 +164,11 @@ def _create(name: str, arguments: Keywords) -> nn.Module:
     try:
         with download_or_fail_soon() if is_published else nullcontext():
             net = timm.create_model(name, **arguments)
+    except (ConnectionError, LocalEntryNotFoundError, OfflineModeIsEnabled, OfflineError) as error:
+        raise OfflineError(
+            f"the weights that timm publishes of {name!r} are neither on this machine nor within "
+            "its reach (huggingface.co); give a file as weights_backbone, or leave it out"
+        ) from error
     except RuntimeError as error:
         if not str(error).startswith("Unknown model"):  # timm's words, of no type of its own
             raise
@@ -177,11 +182,6 @@ def _create(name: str, arguments: Keywords) -> nn.Module:
             f"backbone {name!r} cannot be built with {described}: "
             f"{type(error).__name__}: {str(error) or 'an assertion of timm failed'}"
             f"{'; leave out output_stride' if 'output_stride' in arguments else ''}"
-        ) from error
-    except (ConnectionError, LocalEntryNotFoundError, OfflineModeIsEnabled, OfflineError) as error:
-        raise OfflineError(
-            f"the weights that timm publishes of {name!r} are neither on this machine nor within "
-            "its reach (huggingface.co); give a file as weights_backbone, or leave it out"
         ) from error
     # Copies of the model and its checkpoints must not carry a file's weights along.
     for config in (getattr(net, "pretrained_cfg", None), getattr(net, "default_cfg", None)):

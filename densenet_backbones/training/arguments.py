@@ -251,7 +251,7 @@ def _add_training_flags(parser: CommandParser) -> None:
     parser.add_argument(
         "--size",
         metavar="N",
-        help="pixels of an image's shorter side, or of both (SSD, DSOD, crops, classifiers)",
+        help="pixels of the shorter side; of both for SSD, DSOD, classifiers",
     )
     parser.add_argument("--seed", metavar="N", help="of weights, order and augmentation")
     parser.add_argument(

@@ -161,14 +161,14 @@ def _create_of_timm(
     try:
         with download_or_fail_soon():
             net: Any = timm.create_model(full, **options)
-    except (TypeError, AssertionError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300] or "an assertion of timm failed"
-        raise ValueError(f"classifier {name!r} cannot be built with {kwargs}: {reason}") from error
     except (ConnectionError, LocalEntryNotFoundError, OfflineModeIsEnabled, OfflineError) as error:
         raise OfflineError(
             f"the weights that timm publishes of {name!r} are neither on this machine nor within "
             "its reach (huggingface.co); give a file as weights, or leave it out"
         ) from error
+    except (TypeError, AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300] or "an assertion of timm failed"
+        raise ValueError(f"classifier {name!r} cannot be built with {kwargs}: {reason}") from error
     return net, dict(net.pretrained_cfg)
 
 

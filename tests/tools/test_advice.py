@@ -7,9 +7,10 @@ import re
 import pytest
 from locations import PROJECT
 
+from densenet_backbones.anatomy import heatmap, report
 from densenet_backbones.benchmark import command as benchmark
 from densenet_backbones.checkpoints import __main__ as inspection
-from densenet_backbones.command import training
+from densenet_backbones.command import listing, training
 from densenet_backbones.data.scenes import __main__ as scenes
 from densenet_backbones.demo import command as demo
 from densenet_backbones.export import export
@@ -19,11 +20,13 @@ from densenet_backbones.inspection import command as inspect_command
 from densenet_backbones.messages import CommandParser
 from densenet_backbones.sharing import push
 from densenet_backbones.training import arguments, cli, evaluate
+from densenet_backbones.training.tasks.classification import ClassificationTask
 from densenet_backbones.training.tasks.detection import DetectionTask
 from densenet_backbones.training.tasks.segmentation import SegmentationTask
+from densenet_backbones.tuning import command as tuning
 
 ROOM = PROJECT / "densenet_backbones"
-NOT_OURS = {"--always", "--dirty", "--logdir"}  # of git and TensorBoard
+NOT_OURS = {"--always", "--dirty", "--logdir", "--backend-store-uri"}  # of git and loggers
 TRAINING = re.compile(r"(?<![\w.])((?:data|model|trainer)\.[a-z_]+(?:\.[a-z_]+)?)(?![\w.(-])")
 
 
@@ -50,9 +53,12 @@ def options():
         patch.setattr(CommandParser, "parse_args", catch)
         patch.setattr(CommandParser, "parse_known_args", catch)
         commands = {
+            "anatomy/heatmap": heatmap.main,
+            "anatomy/report": report.main,
             "benchmark": benchmark.main,
             "checkpoints": inspection.main,
             "command": training.train,
+            "command/listing": listing.main,
             "data/scenes": scenes.main,
             "export": export.parse_arguments,
             "inference/predict": predict.parse_arguments,
@@ -62,18 +68,24 @@ def options():
             "demo": demo.main,
             "sharing/push": push.main,
             "training/evaluate": evaluate.parse,
+            "tuning": tuning.main,
             "training": arguments.expand_short_flags,
         }
         for module, run in commands.items():
             with pytest.raises(Caught) as caught:
                 run([])
             known[module] = set(list_options(caught.value.args[0]))
+    known["anatomy"] = known["anatomy/heatmap"] | known["anatomy/report"]
     known["training"] |= {f"--{key}" for key in list_training_keys()}
     return known
 
 
 def list_training_keys():
-    keys = {key for task in (DetectionTask, SegmentationTask) for key in cli.list_keys(task)}
+    keys = {
+        key
+        for task in (ClassificationTask, DetectionTask, SegmentationTask)
+        for key in cli.list_keys(task)
+    }
     return keys | {key.rpartition(".")[0] for key in keys}
 
 
@@ -103,9 +115,11 @@ def test_options_that_are_named_exist(options):
         place = file.removeprefix("densenet_backbones/").removesuffix(".py")
         legal = next((o for module, o in options.items() if place.startswith(module)), every)
         if place.startswith(
-            ("command", "inference", "training")
+            ("command", "inference", "training", "tuning")
         ):  # a model's file is the training's as well
             legal = legal | options["training"]
+        if place.startswith("command"):
+            legal = legal | options["command/listing"]
         if place == "training/report":  # names the next commands
             legal = legal | options["training/evaluate"] | options["export"]
         for option in re.findall(r"(?<!var\()(?<![\w-])--[a-z][\w.-]*\w", text):

@@ -201,7 +201,7 @@ def refused(refused_command, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (("--model.los.terms", "{}"), "did you mean 'model.loss"),
+        (("--model.los.terms", "{}"), "did you mean '--model.loss"),
         (("--config", "dsod300_voc"), "there is no file dsod300_voc"),
         (("--config", "fcdensenet57_camvid"), "did you mean 'fcdensenet56_camvid'?"),
         (("--data.augmentation", "ssd"), "'full_size', 'none' or list, got ssd"),

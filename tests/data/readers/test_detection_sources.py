@@ -82,7 +82,7 @@ def test_layout_is_recognized(tmp_path):
 def test_unknown_layout_is_explained(tmp_path):
     with pytest.raises(DataError, match=r"neither COCO's nor VOC's layout, nor any other"):
         read_detection(tmp_path, "train")
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="there is no such file or folder"):
         read_detection(tmp_path / "nowhere", "train")
     with pytest.raises(DataError, match=r"layout must be one of .*'voc', .* not 'yolov9'"):
         read_detection(tmp_path, "train", layout="yolov9")

@@ -170,7 +170,7 @@ def test_sources_may_name_their_files(tmp_path):
 def test_faults_of_the_call_are_explained(tmp_path):
     with pytest.raises(DataError, match=r"nor any other that is known; it has no files"):
         read_segmentation(tmp_path, "train")
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="there is no such file or folder"):
         read_segmentation(tmp_path / "none", "train")
     with pytest.raises(DataError, match="which split"):
         read_segmentation(tmp_path)
