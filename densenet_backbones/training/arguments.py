@@ -104,7 +104,7 @@ class ShortForm:
     configs: tuple[str, ...]
 
 
-DATA_HELP = "folder, annotation file or zip archive of the data; what it is is recognized"
+DATA_HELP = "folder, annotation file or zip of the data, in any known layout"
 DETECTION_FORM = ShortForm(
     "Train a detector. Without arguments: draw a small data set and train on it.",
     DATA_HELP,

@@ -113,7 +113,7 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         "--data",
         required=True,
         metavar="PATH",
-        help="folder, annotation file or zip archive; what it is is recognized",
+        help="folder, annotation file or zip, in any known layout",
     )
     group.add_argument("--split", default="val", help="which part of it (%(default)s)")
     group.add_argument("--layout", default="auto", help="as in training; %(default)s looks")
