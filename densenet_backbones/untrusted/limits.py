@@ -33,6 +33,11 @@ OpenImages' 14 million boxes take 2 GB as text, in parts."""
 MAX_CIFAR_FILE = 2**28
 """Bytes of a file of CIFAR; the largest published one, CIFAR-100's training pickle, has 155 MB."""
 
+MAX_CIFAR_BYTES = 2**29
+MAX_CIFAR_ENTRIES = 100
+"""Bytes that an archive of CIFAR unpacks to, and its entries: published ones have 186 MB, 8 files.
+"""
+
 MAX_SHAPES_FILE = 2**26
 """Bytes of one image's labelme file, with a copy of the image in it."""
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.classification.cifar import find_cifar, prepare_cifar
+from densenet_backbones.data.classification.cifar_archive import ENDINGS, unpack_cifar
 from densenet_backbones.data.classification.crops import prepare_crops
 from densenet_backbones.data.classification.tables import (
     LabelledImage,
@@ -41,7 +42,7 @@ def recognize_classes(
     """Recognize labelled images at a path; CIFAR's files and crops become folders of pictures.
 
     Args:
-        path: Folder, table or zip archive.
+        path: Folder, table, zip archive or CIFAR's ``.tar.gz``.
         layout: Layout of the data; "auto" looks for all but "crops".
         annotation_file: Table to take, of several.
 
@@ -57,6 +58,9 @@ def recognize_classes(
         return _finish(reading, title, [])
     if path.suffix.lower() == ".zip" and path.is_file():
         path, note = unpack_archive(path)
+        notes.append(note)
+    elif path.name.lower().endswith(ENDINGS) and path.is_file():
+        path, note = unpack_cifar(path)
         notes.append(note)
     if path.is_file() and path.suffix.lower() == ".csv":
         path, annotation_file = path.absolute().parent, annotation_file or path.name
