@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from densenet_backbones.heads import DetectionTransform
+from densenet_backbones.untrusted.limits import MAX_PIXELS
 
 
 @pytest.mark.parametrize(
@@ -124,6 +125,12 @@ def test_rounding_does_not_leave_the_image() -> None:
 def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DetectionTransform(**arguments)
+
+
+def test_arguments_at_their_bounds() -> None:
+    assert DetectionTransform(image_size=(1, 9)).image_size == (1, 9)
+    assert DetectionTransform(min_size=5, max_size=MAX_PIXELS // 5).max_size == MAX_PIXELS // 5
+    assert MAX_PIXELS % 5 == 0  # so that the second is the bound itself
 
 
 # ------------------------------------------------------------------------------ one image size
