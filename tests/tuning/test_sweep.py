@@ -41,7 +41,7 @@ def stand_in(drawing_stand_in, monkeypatch):
     monkeypatch.setattr(pictures, "draw_sweep", lambda *args: [])
 
 
-def start_sweep(*words, seconds="0.2"):
+def start_sweep(*words, seconds="0.2", gate=""):
     """A sweep in a process of its own."""
     code = (
         "import signal, sys; from densenet_backbones.tuning import command, trial\n"
@@ -55,7 +55,7 @@ def start_sweep(*words, seconds="0.2"):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "STAND_IN_SECONDS": seconds},
+        env={**os.environ, "STAND_IN_SECONDS": seconds, "STAND_IN_GATE": str(gate)},
     )
 
 
@@ -75,7 +75,7 @@ def values_of(folder):
     return found
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it does not come"
@@ -264,15 +264,17 @@ def test_ctrl_c_stops_in_order(tmp_path):
 
 @pytest.mark.long
 def test_two_workers_share_the_trials(tmp_path):
-    out = tmp_path / "s"
-    first = start_sweep(*GRID, "--seeds", "3", "--out", out, seconds="0.3")
-    wait_for((out / "trials/0000.pid").is_file)
-    second = start_sweep("--resume", out, seconds="0.3")
+    out, gate = tmp_path / "s", tmp_path / "gate"
+    first = start_sweep(*GRID, "--seeds", "3", "--out", out, gate=gate)
+    wait_for((out / "sweep.yaml").is_file)
+    second = start_sweep("--resume", out, gate=gate)
+    wait_for(lambda: len(list(out.glob("trials/*.pid"))) == 2)
+    gate.touch()
     texts = [worker.communicate(timeout=300)[0] for worker in (first, second)]
     assert [worker.returncode for worker in (first, second)] == [0, 0], texts
     # Each trial by one of them, and both had some.
     assert len(values_of(out)) == 12
-    assert all("): " in text or "trial " in text for text in texts), texts
+    assert all("\ntrial " in text for text in texts), texts
     assert sum(text.count("\ntrial ") for text in texts) == 12
 
 
