@@ -1,8 +1,8 @@
 """A stand-in for ``densenet train`` that takes milliseconds: same words, same files, made-up AP.
 
 It evaluates four times, writes a checkpoint after each, goes on with ``--resume``, ends in order by
-SIGTERM, waits for the file ``STAND_IN_GATE`` where that is named, refuses a growth rate below 1, and
-is killed by growth rate 99 as if memory had run out.
+SIGTERM, waits for the file ``STAND_IN_GATE`` where one is named, refuses a growth rate below 1
+and is killed by growth rate 99 as if memory had run out.
 """
 
 import json
