@@ -30,7 +30,7 @@ from densenet_backbones.data.loaders.image_checks import check_images, leave_out
 from densenet_backbones.data.loaders.samplers import EpochSampler, GroupedSampler, ShardSampler
 from densenet_backbones.data.mask_samples import MaskRecord, MaskSample
 from densenet_backbones.data.samples import ImageRecord, Sample
-from densenet_backbones.data.sets.classes import ClassChanges, change_classes
+from densenet_backbones.data.sets.classes import ClassChanges, change_classes, refuse_new_classes
 from densenet_backbones.data.sets.splitting import sample_subset
 
 SampleT = TypeVar("SampleT", Sample, MaskSample)
@@ -145,11 +145,11 @@ class ImageData(ImageSources[SetT], pl.LightningDataModule, Generic[SetT, Sample
         if "train" not in self._sets:
             unsplit = self._find_unsplit()
             if unsplit is not None and self.overfit_images is None:
-                whole = self.read_changed([{**unsplit.source}], self.classes)
+                whole = self.read_changed([{**unsplit.source}], self.classes, is_choice=True)
                 refuse_unlearnable(whole)  # before its classes decide what is held out
                 full = self._split_data(whole).train
             else:
-                full = self.read_changed(self._name_train_sources(), self.classes)
+                full = self.read_changed(self._name_train_sources(), self.classes, is_choice=True)
             self._sets["train"] = sample_subset(full, self.fraction, seed=self.seed)
         return self._sets["train"]
 
@@ -191,12 +191,23 @@ class ImageData(ImageSources[SetT], pl.LightningDataModule, Generic[SetT, Sample
         sources: Sources = self._name_val_sources() if whole is None else [{**whole.source}]
         self._sets["val"] = self.read_changed(sources, names)
 
-    def read_changed(self, sources: Sources, classes: Sequence[str] | None) -> SetT:
-        """Read splits as one set, whose classes are renamed and left out as the options say."""
+    def read_changed(
+        self, sources: Sources, classes: Sequence[str] | None, *, is_choice: bool = False
+    ) -> SetT:
+        """Read splits as one set, whose classes are renamed and left out as the options say.
+
+        Args:
+            sources: The splits.
+            classes: Names in label order; None for the set's own.
+            is_choice: A person chose these names, so that a slip among them is refused.
+        """
         changes = ClassChanges(self.rename, self.drop)
         if not changes:
             return self.read_set(sources, classes)
-        return change_classes(self.read_set(sources, None), changes, classes)
+        whole = self.read_set(sources, None)
+        if is_choice:
+            refuse_new_classes([whole], changes, classes)
+        return change_classes(whole, changes, classes)
 
     def use_own_classes(self) -> None:
         """Read the evaluated split with the classes that it names itself."""

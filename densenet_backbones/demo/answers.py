@@ -15,9 +15,11 @@ from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image, read_image_size
 from densenet_backbones.data.mask_samples import IGNORED
 from densenet_backbones.file_writing import save_json
+from densenet_backbones.inference.classifier import ImageClassifier
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.inputs.image_tensors import convert_image
 from densenet_backbones.inference.results.base import ImageResult
+from densenet_backbones.inference.results.classification import Classification, describe_classes
 from densenet_backbones.inference.results.detections import Detections
 from densenet_backbones.inference.results.formats import to_json
 from densenet_backbones.inference.results.segmentation import Segmentation, describe_regions
@@ -34,6 +36,7 @@ LARGEST_PICTURE = 2048
 """Most pixels of the longer side of a drawn picture."""
 
 _SMALLEST_PICTURE = 640  # pixels of the longer side, so that names can be read
+AnyPredictor = Detector | SegmentationModel | ImageClassifier
 _TILE = 2048  # sides of the parts in which a segmenter takes a larger picture
 
 
@@ -47,7 +50,7 @@ class Model:
     """
 
     title: str
-    predictor: Detector | SegmentationModel
+    predictor: AnyPredictor
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -56,7 +59,7 @@ class Model:
 
     @property
     def default_score(self) -> float:
-        """Score that it is shown from at first: a segmenter colors every pixel."""
+        """Score that it is shown from at first; only detectors find what is better left out."""
         return self.predictor.score_thresh if isinstance(self.predictor, Detector) else 0.0
 
 
@@ -91,9 +94,11 @@ def find_in_picture(models: Sequence[Model], file: Path) -> Answer:
     return Answer(file, (tuple(_predict(model.predictor, file) for model in models),))
 
 
-def _predict(predictor: Detector | SegmentationModel, file: Path) -> ImageResult:
+def _predict(predictor: AnyPredictor, file: Path) -> ImageResult:
     if isinstance(predictor, Detector):
         return predictor.predict(file, 0.0)
+    if isinstance(predictor, ImageClassifier):
+        return predictor.predict(file)
     return predictor.predict(read_image(file), _TILE)
 
 
@@ -102,12 +107,16 @@ def select(result: ImageResult, score: float, classes: Collection[str]) -> Image
 
     Args:
         result: All of it.
-        score: In [0, 1]. Of a segmentation, pixels below it are left as they are.
+        score: In [0, 1]. Of a segmentation, pixels below it are left as they are; of a
+            classification, less probable classes are left out.
         classes: Names of the classes to keep; none for all.
     """
     if isinstance(result, Detections):
         rows = zip(result.names, result.scores.tolist(), strict=True)
         return result[[s >= score and (not classes or name in classes) for name, s in rows]]
+    if isinstance(result, Classification):
+        kept = [not classes or name in classes for name in result.names]
+        return replace(result, scores=np.where(kept & (result.scores >= score), result.scores, 0))
     assert isinstance(result, Segmentation)
     hidden = [label for label, name in enumerate(result.names) if classes and name not in classes]
     if result.labels.ndim == 3:
@@ -131,6 +140,8 @@ def draw(result: ImageResult) -> np.ndarray:
             points = points * torch.tensor([times, times, 1])
         larger = replace(result, boxes=result.boxes * times, keypoints=points, image=image)
         return larger.plot()  # which fits masks to the picture
+    if isinstance(result, Classification):
+        return replace(result, image=image).plot()
     assert isinstance(result, Segmentation)
     labels, scores = (
         values.repeat(times, axis=-1).repeat(times, axis=-2)
@@ -149,6 +160,8 @@ def describe(result: ImageResult) -> dict[str, Any]:
     """Return a result for JSON."""
     if isinstance(result, Detections):
         return {"detections": to_json(result)["detections"]}
+    if isinstance(result, Classification):
+        return {"classes": describe_classes(result)}
     assert isinstance(result, Segmentation)
     return {"classes": describe_regions(result)}
 

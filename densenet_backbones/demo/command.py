@@ -155,7 +155,6 @@ def load_models(names: Sequence[str], device: str | None) -> "list[Model]":
     import torch
 
     from densenet_backbones.demo.answers import Model
-    from densenet_backbones.inference.classifier import ImageClassifier
     from densenet_backbones.inference.loading import load
     from densenet_backbones.inference.predict import check_device
 
@@ -164,12 +163,7 @@ def load_models(names: Sequence[str], device: str | None) -> "list[Model]":
     place = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     models = []
     for name in names:
-        loaded = load(name, place)
-        if isinstance(loaded, ImageClassifier):
-            raise ValueError(
-                f"{name}: the page shows detectors and segmenters; `densenet predict` classifies"
-            )
-        models.append(Model(_name(name), loaded))
+        models.append(Model(_name(name), load(name, place)))
     return models
 
 

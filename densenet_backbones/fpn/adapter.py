@@ -54,6 +54,9 @@ def pad_narrow_maps(adapter: nn.Module) -> None:
     and AMX; float32 and float16 are right). A map a pixel wide is what a small image leaves to the
     last levels. Zeros on the right, which the convolution's own padding stands for, make it right.
 
+    Backbones of timm and torchvision are left as they are. Their own strided convolutions meet such
+    maps where images are 16 pixels wide or less, which trainings in bfloat16 should not be.
+
     Args:
         adapter: Module with all its parts; convolutions that are 1 wide, or of stride 1, stay.
     """

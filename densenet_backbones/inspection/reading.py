@@ -16,6 +16,7 @@ from densenet_backbones.data.sets.classes import (
     change_classes,
     parse_names,
     parse_renaming,
+    refuse_new_classes,
 )
 
 
@@ -71,10 +72,16 @@ def read_data(options: argparse.Namespace) -> InspectedData:
     refused: dict[str, str] = {}
     for split in found.splits:
         try:
-            data = _read_split(found, split, options.masks)
-            parts[split.name] = _change(data, changes, chosen)
+            parts[split.name] = _read_split(found, split, options.masks)
         except DataError as error:
             refused[split.name] = str(error)
+    refuse_new_classes(list(parts.values()), changes, chosen)
+    for name, part in list(parts.items()):
+        try:
+            parts[name] = _change(part, changes, chosen)
+        except DataError as error:
+            refused[name] = str(error)
+            del parts[name]
     _drop_unions(parts)
     if not parts:
         raise DataError(next(iter(refused.values()), f"{found.root}: has no split"))

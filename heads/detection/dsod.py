@@ -145,9 +145,14 @@ class DSOD(FreezableModule):
         batch, targets = self.transform(images, targets)
         return self.losses(*self.predict(batch.tensors), targets)
 
+    @property
+    def smallest_batch(self) -> int:
+        """Images of a training step: batch norm cannot train on a single value."""
+        return 2 if (1, 1) in self.grid_sizes else 1
+
     def predict(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Box codes (N, P, 4) and class logits (N, P, K) of pre-processed images (N, 3, H, W)."""
-        if self.training and len(batch) == 1 and (1, 1) in self.grid_sizes:
+        if self.training and len(batch) < self.smallest_batch:
             raise ValueError(
                 "batch norm cannot train on one image whose last map has a single cell: use a "
                 f"batch of 2 or more, or an image size above {self.image_size}"

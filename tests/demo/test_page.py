@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from page_models import NASTY, load_models, save_models, save_noise
+from page_models import NASTY, load_models, save_classifier, save_models, save_noise
 
 from densenet_backbones.data.images import read_image
 from densenet_backbones.data.mask_samples import IGNORED
@@ -98,6 +98,32 @@ def test_select_leaves_pixels_as_they_are(models, tmp_path):
     hidden = (whole.scores < 0.4) | (whole.labels == 0)
     assert hidden.any() and not hidden.all()
     np.testing.assert_array_equal(part.labels, np.where(hidden, IGNORED, whole.labels))
+
+
+def test_a_classifier_shows_its_most_probable_classes(tmp_path, clip):
+    (model,) = load_models([save_classifier(tmp_path)])
+    page = Page([model], tmp_path / "page")
+    picture = save_noise(tmp_path / "a.png")
+    expected = model.predictor.predict(picture)
+    answer, *updates = page.look(str(picture), model.default_score, [])
+
+    def read(updates):
+        trouble, ((_, _, found, drawn, described),) = sort_out(updates, [model])
+        assert trouble == "" and max(read_image(drawn.value["path"]).shape) > 500
+        return found, json.loads(Path(described.value["path"]).read_text("utf-8"))["classes"]
+
+    found, classes = read(updates)
+    assert [(row["name"], row["label"]) for row in classes] == [row[:2] for row in expected.top()]
+    assert len(classes) == 5 and f"{expected.score:.1%} {expected.name}" in found.replace(
+        "&lt;", "<"
+    ).replace("&gt;", ">")
+    _, some = read(page.redraw(answer, 0.0, ["owl", "cow"]))
+    assert {row["name"]: row["label"] for row in some} == {"cow": 3, "owl": 5}
+    _, none = read(page.redraw(answer, 1.0, []))
+    assert none == []
+    _, *updates = page.look(str(clip), 0.0, [])
+    trouble, ((_, video, found, *_),) = sort_out(updates, [model])
+    assert trouble == "" and video.visible and found.startswith("<p>8 frames: ")
 
 
 @pytest.fixture

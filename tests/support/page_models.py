@@ -3,12 +3,14 @@
 import numpy as np
 import torch
 from PIL import Image
+from tiny_classifiers import NET
 from tiny_runs import DETECTOR_ARGS
 from tiny_segmenters import UNET_ARGS
 
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.mask_samples import MaskClasses
 from densenet_backbones.demo.answers import Model
+from densenet_backbones.inference.classifier import ClassifierSpec
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.model_file import save_model
 from densenet_backbones.inference.segmenter import SegmenterSpec
@@ -28,6 +30,15 @@ def save_models(folder):
         files.append(folder / name / "model.safetensors")
         save_model(files[-1], spec, spec.build())
     return files
+
+
+def save_classifier(folder):
+    """Write a classifier of six classes; returns its file."""
+    torch.manual_seed(0)
+    names = ["dog", NASTY, "cat", "cow", "hen", "owl"]
+    spec = ClassifierSpec("densenet40_k12", NET, Categories.from_names(names))
+    save_model(folder / "kinds" / "model.safetensors", spec, spec.build())
+    return folder / "kinds" / "model.safetensors"
 
 
 def load_models(files):

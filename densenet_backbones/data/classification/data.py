@@ -136,9 +136,11 @@ class ClassificationData(ImageData[DetectionSet, Sample]):
         )
         return self.look_at_images(labelled)
 
-    def read_changed(self, sources: Sources, classes: Sequence[str] | None) -> DetectionSet:
+    def read_changed(
+        self, sources: Sources, classes: Sequence[str] | None, *, is_choice: bool = False
+    ) -> DetectionSet:
         """Read splits; images of classes that the options leave out go with them."""
-        labelled = super().read_changed(sources, classes)
+        labelled = super().read_changed(sources, classes, is_choice=is_choice)
         counts = np.diff(labelled.packed.columns.box_ends, prepend=0)
         return labelled if counts.all() else select_images(labelled, np.flatnonzero(counts))
 

@@ -58,7 +58,7 @@ def change_classes(data: S, changes: ClassChanges, classes: Sequence[str] | None
         DataError: If a name is none of the set's classes, no class is left, or a class that has
             objects or pixels is neither chosen nor left out.
     """
-    old = data.categories.names if isinstance(data, DetectionSet) else data.classes.names
+    old = _name_classes(data)
     renamed = [changes.rename.get(name, name) for name in old]
     if not classes:  # those of another set are matched below, where unknown ones are refused
         for name in changes.rename:
@@ -86,6 +86,35 @@ def change_classes(data: S, changes: ClassChanges, classes: Sequence[str] | None
     if chosen:
         _refuse_lost(data, left, renamed, chosen)
     return _relabel_objects(data, renamed, chosen or left)
+
+
+def refuse_new_classes(
+    sets: Sequence[DetectionSet | SegmentationSet],
+    changes: ClassChanges,
+    classes: Sequence[str] | None,
+) -> None:
+    """Refuse chosen classes that none of the sets has, where all others are left out.
+
+    A slip in a name would leave out the objects of the class that is meant, without a word.
+
+    Args:
+        sets: Sets with all their classes.
+        changes: As `change_classes`, which the sets go through next.
+        classes: Names that a person chose, not those that a model knows.
+
+    Raises:
+        DataError: Names the class, the nearest one and the set.
+    """
+    if not sets or not classes or ALL_OTHERS not in changes.drop:
+        return
+    names = [name for data in sets for name in _name_classes(data)]
+    known = list(dict.fromkeys(changes.rename.get(name, name) for name in names))
+    for name in classes:
+        _refuse_unknown(sets[0], name, known)
+
+
+def _name_classes(data: DetectionSet | SegmentationSet) -> tuple[str, ...]:
+    return data.categories.names if isinstance(data, DetectionSet) else data.classes.names
 
 
 def _has_background(data: DetectionSet | SegmentationSet) -> bool:

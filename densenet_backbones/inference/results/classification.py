@@ -81,8 +81,8 @@ class Classification(ImageResult):
         return float(self.scores.max())
 
     def top(self, number: int = SHOWN) -> list[ClassProbability]:
-        """Return the most probable classes."""
-        return list(self)[:number]
+        """Return the most probable classes, none of probability 0."""
+        return [row for row in self if row.score > 0][:number]
 
     def count_classes(self) -> dict[str, str]:
         """Return the probability of the most probable classes, for legends."""

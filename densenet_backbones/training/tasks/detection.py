@@ -20,6 +20,7 @@ from torchvision.models.detection import KeypointRCNN, MaskRCNN
 from densenet_backbones.data.augment.presets import ModelInput
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.instances import TargetType
 from densenet_backbones.data.samples import ImageRecord, Sample
 from densenet_backbones.heads.detection.transform import DetectionTransform
@@ -157,7 +158,15 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
     def setup(self, stage: str) -> None:
         """Leave the resizing in training to the augmentation where that scales images."""
         super().setup(stage)
-        if stage == "fit" and self.datamodule.scales_training_images:
+        if stage != "fit":
+            return
+        train = self.datamodule.train_set
+        if len(train) < getattr(self.model, "smallest_batch", 1):
+            raise DataError(
+                f"{train.name}: has one training image, and batch norm of {self.spec.name}, whose "
+                "last map is a single cell, needs two; add images, or take another detector"
+            )
+        if self.datamodule.scales_training_images:
             switch_training_resize_off(self.model)
 
     def tabulate_data(self, data: DetectionData) -> Table:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from instance_sets import write_instances
 from mask_sets import masks, some_masks, write_camvid, write_coco
 
+from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.mask_samples import IGNORED
 from densenet_backbones.data.readers.coco.boxes import read_coco
@@ -17,6 +18,7 @@ from densenet_backbones.data.sets.classes import (
     keep_classes,
     parse_names,
     parse_renaming,
+    refuse_new_classes,
 )
 
 
@@ -87,6 +89,20 @@ def test_chosen_classes_are_put_in_order_and_others_refused_unless_dropped(drawn
         change_classes(data, ClassChanges(drop=["bix"]))
     with pytest.raises(DataError, match="'\\*' leaves out all classes that are not chosen, but"):
         change_classes(data, ClassChanges(drop=["*"]))
+
+
+def test_a_slip_in_a_chosen_class_loses_no_objects(drawn):
+    data, others = read_coco(drawn, "train"), ClassChanges({"box": "crate"}, ["*"])
+    with pytest.raises(
+        DataError, match=r"has no class 'persn'; did you mean 'person'\?"
+    ) as refusal:
+        refuse_new_classes([data], others, ["crate", "persn"])
+    assert data.name in str(refusal.value)
+    refuse_new_classes([data], others, ["crate", "person"])
+    refuse_new_classes([data], ClassChanges(), ["persn"])  # nothing is left out
+    chosen = {"classes": ["boxs"], "drop": ["*"], "allow_shared_images": True}
+    with pytest.raises(DataError, match=r"has no class 'boxs'; did you mean 'box'\?"):
+        DetectionData(str(drawn), val_split="train", **chosen).setup("fit")
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
