@@ -423,7 +423,8 @@ def test_exported_form_holds_no_buffer(name):
     )
     targets = {str(node.target) for node in program.graph.nodes}
     assert not any("copy" in t or "folded_block" in t or "mkldnn" in t for t in targets)
-    assert not any("batch_norm" in t for t in targets)
+    # Blocks with groups are not folded: see `deploy`.
+    assert net.spec.groups > 1 or not any("batch_norm" in t for t in targets)
     assert difference(net, program.module(), image(3, 3, 90, 75)) <= 1e-5
 
 

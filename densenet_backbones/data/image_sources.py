@@ -126,7 +126,11 @@ class ImageSources(Generic[SetT]):
         split = self.recognized.find(self._choose_val_split())
         if split is not None and split.name != self.val_split and not self.val:
             lines[1] += f" {split.name!r} is evaluated."
-        return lines if self._split is None else [*lines, self._split.describe()]
+        if self._split is not None:
+            return [*lines, self._split.describe()]
+        if self._find_unsplit() is not None:
+            lines.append(f"No split {self.val_split!r} is given: all of these images are taken.")
+        return lines
 
     def _name_train_sources(self) -> Sources:
         if self.train:

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from tiny_nets import KINDS, NAMES, TINY, randomise_norms, tiny
+from tiny_nets import KINDS, NAMES, TINY, randomise_norms, tiny, tiny_fields
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -73,9 +73,8 @@ def test_maps_channels_and_hidden_states(hf, tap, inner):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_network(hf, name):
-    blocks = len(tiny(name).spec.block_config)
-    arguments = {**TINY, "block_config": (1,) * blocks}
-    model = backbone(hf, range(blocks + 1), arguments, name)
+    arguments = tiny_fields(name, layers=1)
+    model = backbone(hf, range(len(arguments["block_config"]) + 1), arguments, name)
     with torch.no_grad():
         output = model(image(), output_hidden_states=True)
     strides = model._backbone.feature_info.reduction()

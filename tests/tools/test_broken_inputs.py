@@ -252,6 +252,8 @@ READERS = {
 # A label map that is no file is none, half of a list is one, and a number is an image id.
 FINE = {("label map", kind) for kind in ("absent", "dangling", "folder", "loop", "pipe")}
 FINE |= {("VOC list", "half"), ("VOC list", "number")}
+# Without its file that split is none; the other one is evaluated in its place, which is said.
+FINE |= {("evaluated data", kind) for kind in ("absent", "dangling", "folder", "loop", "pipe")}
 
 
 def pair_readers_and_kinds():
