@@ -160,11 +160,12 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
         super().setup(stage)
         if stage != "fit":
             return
-        train = self.datamodule.train_set
-        if len(train) < getattr(self.model, "smallest_batch", 1):
+        smallest = getattr(self.model, "smallest_batch", 1)
+        if smallest > 1 and len(self.datamodule.train_set) < smallest:
             raise DataError(
-                f"{train.name}: has one training image, and batch norm of {self.spec.name}, whose "
-                "last map is a single cell, needs two; add images, or take another detector"
+                f"{self.datamodule.train_set.name}: has one training image, and batch norm of "
+                f"{self.spec.name}, whose last map is a single cell, needs two; add images, or "
+                "take another detector"
             )
         if self.datamodule.scales_training_images:
             switch_training_resize_off(self.model)

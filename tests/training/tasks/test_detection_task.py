@@ -1,6 +1,7 @@
 """Rates, decay and averages against arithmetic by hand."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -12,6 +13,7 @@ from torch import nn
 from densenet_backbones.data.augment.presets import ModelInput
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.training.callbacks import EMA
 from densenet_backbones.training.optimization import Optimizer, Schedule, count_images_per_step
 from densenet_backbones.training.tasks.detection import DetectionTask
@@ -212,8 +214,17 @@ def test_impossible_averages_are_refused(decay):
         EMA(decay)
 
 
-def test_the_task_tells_the_data_what_its_detector_takes():
-    task, data = tiny_task(), DetectionData("x")
+def test_one_training_image_is_refused_where_batch_norm_needs_two(tiny_scenes):
+    task = tiny_task()
+    data = DetectionData(str(tiny_scenes), layout="coco")
+    data._sets["train"] = replace(data.train_set, records=data.train_set.records[:1])
+    task.trainer = SimpleNamespace(datamodule=data)
+    with pytest.raises(DataError, match=r"one training image, and batch norm of .* needs two"):
+        task.setup("fit")
+
+
+def test_the_task_tells_the_data_what_its_detector_takes(tiny_scenes):
+    task, data = tiny_task(), DetectionData(str(tiny_scenes), layout="coco")
     task.trainer = SimpleNamespace(datamodule=data)
     task.setup("fit")
     assert data.model_input == ModelInput((64, 64), 64, 64, data.model_input.fill_color)
