@@ -165,6 +165,7 @@ def _create(name: str, arguments: Keywords) -> nn.Module:
         with download_or_fail_soon() if is_published else nullcontext():
             net = timm.create_model(name, **arguments)
     except (ConnectionError, LocalEntryNotFoundError, OfflineModeIsEnabled, OfflineError) as error:
+        # First: an OfflineError is a RuntimeError, which is asked for below.
         raise OfflineError(
             f"the weights that timm publishes of {name!r} are neither on this machine nor within "
             "its reach (huggingface.co); give a file as weights_backbone, or leave it out"

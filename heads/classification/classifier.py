@@ -162,6 +162,7 @@ def _create_of_timm(
         with download_or_fail_soon():
             net: Any = timm.create_model(full, **options)
     except (ConnectionError, LocalEntryNotFoundError, OfflineModeIsEnabled, OfflineError) as error:
+        # First: an OfflineError is a RuntimeError, which is asked for below.
         raise OfflineError(
             f"the weights that timm publishes of {name!r} are neither on this machine nor within "
             "its reach (huggingface.co); give a file as weights, or leave it out"

@@ -117,3 +117,11 @@ def test_a_split_that_is_not_there_is_refused(whole):
     assert len(parts["train"]) == 8 and parts["train"].isdisjoint(parts["val"])
     with pytest.raises(DataError, match=r"no split 'tset'; did you mean 'test'\?; none is given"):
         DetectionData(str(whole), val_split="tset").val_set  # noqa: B018  (read at first use)
+
+
+def test_an_evaluation_of_one_split_alone_says_that_it_takes_all(whole):
+    data = DetectionData(str(whole))
+    content = json.loads((whole / "result.json").read_text())
+    data.use_class_names([category["name"] for category in content["categories"]])
+    assert len(data.val_set.records) == len(SIZES)
+    assert data.lines[-1] == "No split 'val' is given: all of these images are taken."
