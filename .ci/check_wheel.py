@@ -9,7 +9,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 PACKAGE = "densenet_backbones"
 # Folder of the repository -> where its files lie in the wheel.
 FOLDERS = {PACKAGE: PACKAGE, "heads": f"{PACKAGE}/heads", "configs": f"{PACKAGE}/configs"}
-SUFFIXES = {".py", ".cpp", ".h", ".yaml", ".typed"}
+SUFFIXES = {".py", ".cpp", ".h", ".json", ".yaml", ".typed"}
 INFO = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
 
 

@@ -1,6 +1,7 @@
 """DenseNet backbones for dense prediction, registered with timm and torchvision.
 
-``import densenet_backbones`` needs torch, torchvision and timm only, and registers:
+``import densenet_backbones`` needs torch, torchvision and timm only, and registers, as soon as
+those are imported too:
 
 - with timm, every member of the family as ``<variant>_features``
   (`densenet_backbones.timm_models`): ``timm.create_model("densenet121_features")`` returns
@@ -17,18 +18,26 @@ extra.
 """
 
 import importlib
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from densenet_backbones.garbage import collecting_later
+
+if TYPE_CHECKING:
+    from densenet_backbones.densenet import DenseNet, DenseNetSpec
+    from densenet_backbones.features import DenseFeatureNet, FeatureLevel
+    from densenet_backbones.heads.detection.backbone import densenet_fpn_backbone
 
 # Where links are off, git and unzip write the link `heads` as a file with the name of its target.
 if (Path(__file__).parent / "heads").is_file():
     __path__.append(str(Path(__file__).parents[1]))
-
-import densenet_backbones.timm_models
-import densenet_backbones.torchvision_models  # noqa: F401  (both register their networks)
-from densenet_backbones.densenet import DenseNet, DenseNetSpec
-from densenet_backbones.features import DenseFeatureNet, FeatureLevel
-from densenet_backbones.heads.detection.backbone import densenet_fpn_backbone
 
 __all__ = [
     "DenseFeatureNet",
@@ -43,15 +52,73 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-
 _LATER = {
-    "load": "densenet_backbones.inference.loading",
-    "train": "densenet_backbones.command.calling",
+    "DenseFeatureNet": "features",
+    "DenseNet": "densenet",
+    "DenseNetSpec": "densenet_spec",
+    "FeatureLevel": "features",
+    "densenet_fpn_backbone": "heads.detection.backbone",
+    "load": "inference.loading",
+    "train": "command.calling",
 }
+"""Name -> module that has it, imported on first use: commands answer ``--help`` without torch."""
 
 
 def __getattr__(name: str) -> Any:
-    """Find a function on first use: it needs the training tools, which importing us must not."""
+    """Find a name, or one of our modules, on first use."""
     if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name]), name)
+        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Registration(MetaPathFinder):
+    """Registers our networks where timm or torchvision is imported, be it before us or after.
+
+    It waits for the end of the outermost import of theirs or ours: timm imports torchvision, our
+    modules import both, and our entries need all of them whole.
+    """
+
+    _REGISTRIES = ("timm", "torchvision")
+
+    def __init__(self) -> None:
+        self._importing: list[str] = []
+        sys.meta_path.insert(0, self)
+        self._register_if_ready()
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """Return what the other finders say of a module that concerns us, and watch its import."""
+        if fullname not in self._REGISTRIES and not fullname.startswith(f"{__name__}."):
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next(filter(None, specs), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+            spec.loader.exec_module = partial(self._execute, execute)  # type: ignore[method-assign]
+        return spec
+
+    def _execute(self, execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+        self._importing.append(module.__name__)
+        try:
+            with collecting_later():
+                execute(module)
+        finally:
+            self._importing.remove(module.__name__)
+        self._register_if_ready()
+
+    def _register_if_ready(self) -> None:
+        if not self._importing and any(name in sys.modules for name in self._REGISTRIES):
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            with collecting_later():
+                importlib.import_module(f"{__name__}.timm_models")
+                importlib.import_module(f"{__name__}.torchvision_models")
+
+
+_Registration()

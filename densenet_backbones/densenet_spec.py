@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard, TypeVar, get_args
 
-from densenet_backbones.messages import check_choice, to_plain
+from densenet_backbones.messages import check_choice, pluralize, to_plain
 from densenet_backbones.untrusted.limits import MAX_LAYERS
 
 __all__ = ["Act", "BlockPlan", "DenseNetSpec", "Init", "Norm", "Pool", "Stem", "StemPool"]
@@ -28,6 +28,9 @@ _CHOICES = {
     "norm": Norm,
     "init": Init,
 }
+Connections = tuple[tuple[int, ...], ...]
+"""Sources that each layer of a block reads, see `BlockPlan`."""
+
 _T = TypeVar("_T")
 _WHY_COMMON = "so that no group lies across the maps of two layers"
 # Wu & He, 1803.08494, table 3: 16 channels a group are as good as their 32 groups.
@@ -51,6 +54,8 @@ class BlockPlan:
         pooled: Whether a pool follows the transition. It halves the map, or, where
             ``output_stride`` is reached, keeps its size and dilates what follows.
         exit_stride: Input pixels per cell of what enters the next block.
+        sources: Sources that each layer reads: 0 the block's input, l its layer l; empty for a
+            layer that was pruned away. None where each reads all before it.
     """
 
     layers: int
@@ -63,6 +68,12 @@ class BlockPlan:
     transition_channels: int | None
     pooled: bool
     exit_stride: int
+    sources: Connections | None = None
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """First channel of each source in the concatenation, and the end of the last source."""
+        return (0, *range(self.in_channels, self.channels + 1, self.growth_rate))
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,9 @@ class DenseNetSpec:
         condense_factor: C of the 1x1s: their groups drop inputs in C - 1 stages of a training,
             until each reads 1 / C of them; 1 to keep all.
         classifier_condense_factor: The same of the classifier, which has one group.
+        connections: For each block the sources that each of its layers reads: 0 the block's input,
+            l its layer l, rising; an empty list for a layer that is absent, whose maps are zeros.
+            None where each reads all before it. ``densenet prune`` writes it.
         act_layer: The activation, by timm's name: one of `Act`.
         proj_drop_rate: Dropout on the new maps of every dense layer (timm's name for it).
         drop_path_rate: Probability that a sample goes without a dense layer's new maps (stochastic
@@ -137,6 +151,7 @@ class DenseNetSpec:
     groups: int = 1
     condense_factor: int = 1
     classifier_condense_factor: int = 1
+    connections: tuple[Connections, ...] | None = None
     act_layer: Act = "relu"
     proj_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
@@ -149,8 +164,7 @@ class DenseNetSpec:
     def __post_init__(self) -> None:
         # JSON and YAML have lists only; a frozen value needs tuples, to be hashed and compared.
         for field in dataclasses.fields(self):
-            value = to_plain(getattr(self, field.name))
-            value = tuple(value) if isinstance(value, list) else value
+            value = _to_tuples(to_plain(getattr(self, field.name)))
             object.__setattr__(self, field.name, value)
         if self.bn_size == 0:  # timm.create_model drops arguments that are None
             object.__setattr__(self, "bn_size", None)
@@ -161,6 +175,7 @@ class DenseNetSpec:
             _require(isinstance(getattr(self, name), bool), self, name, "true or false")
         self._check_strides()
         self._check_condensation()
+        self._check_connections()
         for block in self.blocks:
             if block.transition_channels is not None and block.transition_channels < 1:
                 raise ValueError(
@@ -185,7 +200,7 @@ class DenseNetSpec:
             fixed = self.transition_channels
             fits = isinstance(fixed, tuple) and len(fixed) == transitions
             fits = fits and all(v is None or _is_positive(v) for v in fixed)
-            legal = f"{transitions} entries, each None or an integer >= 1"
+            legal = f"{pluralize(transitions, 'entry')}, each None or an integer >= 1"
             _require(fits, self, "transition_channels", legal)
         _require(_is_positive(self.num_init_features), self, "num_init_features", "an integer >= 1")
         if self.stem in ("deep", "dsod"):
@@ -229,6 +244,26 @@ class DenseNetSpec:
                     "DenseNetSpec: transition_conv=False leaves nothing to compress; give "
                     f"compression=1.0, not {self.compression}, and no transition_channels"
                 )
+
+    def _check_connections(self) -> None:
+        if self.connections is None:
+            return
+        blocks = self.connections
+        lengths = tuple(len(b) if isinstance(b, tuple) else 0 for b in _as_tuple(blocks))
+        legal = f"for each block a list of sources for each layer, {self.block_config} of them"
+        _require(lengths == self.block_config, self, "connections", legal)
+        if self.is_condensed:
+            raise ValueError("DenseNetSpec: connections are for nets without groups")
+        for number, block in enumerate(blocks, start=1):
+            present = [0]
+            for layer, sources in enumerate(block, start=1):
+                fits = isinstance(sources, tuple) and all(s in present for s in sources)
+                if not fits or list(sources) != sorted(set(sources)):
+                    raise ValueError(
+                        f"DenseNetSpec: connections of layer {layer} in block {number} must be "
+                        f"rising and among the sources {present} that are there, got {sources!r}"
+                    )
+                present += [layer] if sources else []
 
     def _check_groups(self) -> None:
         size, common = self.norm_group_size, math.gcd(*self._widths)
@@ -310,6 +345,7 @@ class DenseNetSpec:
                 transition_channels=exit_channels,
                 pooled=pool,
                 exit_stride=stride * 2 if halves else stride,
+                sources=None if self.connections is None else self.connections[i],
             )
             plans.append(plan)
             channels, stride = exit_channels or channels, plan.exit_stride
@@ -341,6 +377,14 @@ class DenseNetSpec:
 
 def _repeat(value: _T | tuple[_T, ...], count: int) -> tuple[_T, ...]:
     return value if isinstance(value, tuple) else (value,) * count
+
+
+def _to_tuples(value: Any) -> Any:
+    return tuple(map(_to_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _as_tuple(value: object) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else ()
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -127,8 +127,15 @@ def save_bytes(path: str | Path, content: bytes | memoryview) -> None:
 
 
 def save_text(path: str | Path, text: str) -> None:
-    """Write a text file (UTF-8, lines end in a newline alone) whole or not at all."""
-    save_bytes(path, text.encode("utf-8"))
+    """Write a text file (UTF-8, lines end in a newline alone) whole or not at all.
+
+    Names of files that are no text are spelled with backslashes, for people to read.
+    """
+    save_bytes(path, _encode(text))
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
 
 
 def save_json(path: str | Path, content: object, indent: int | None = 1) -> None:
@@ -146,7 +153,7 @@ def save_csv(path: str | Path, rows: Iterable[Sequence[object]]) -> None:
     """Write rows of a table, the head among them, as a CSV file, whole or not at all."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    save_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
+    save_text(path, text.getvalue())
 
 
 def check_output(folder: str | Path, option: str) -> None:
@@ -250,7 +257,7 @@ class GrowingText:
         return not self._length
 
     def append(self, text: str) -> None:
-        """Write a piece.
+        """Write a piece, as `save_text` does.
 
         Raises:
             OSError: The disk is full, for one; the file then holds the pieces before.
@@ -259,7 +266,7 @@ class GrowingText:
             save_text(self.path, text)
             self._length = self.path.stat().st_size
         else:
-            self._length = _write_end(self.path, self._length, text.encode("utf-8"), b"")
+            self._length = _write_end(self.path, self._length, _encode(text), b"")
 
 
 def _write_end(path: Path, place: int, content: bytes, end: bytes) -> int:

@@ -23,9 +23,11 @@ from densenet_backbones.densenet_spec import BlockPlan, DenseNetSpec
 from densenet_backbones.pooling import make_pool, make_stem_pool
 
 __all__ = [
+    "AbsentLayer",
     "DenseBlock",
     "DenseLayer",
     "FrozenBatchNorm2d",
+    "SelectiveLayer",
     "Transition",
     "feature_modules",
     "get_memory",
@@ -153,6 +155,106 @@ class DenseLayer(nn.Module):
         """Map the concatenation of all earlier maps, (N, C, H, W), to new maps, (N, k, H, W)."""
         return self.expand(self.squeeze(x))
 
+    def count_width(self) -> int:
+        """Return the channels of the concatenation with its maps."""
+        return self.conv1.in_channels + (self.conv2 if self.bottleneck else self.conv1).out_channels
+
+
+class SelectiveLayer(DenseLayer):
+    """A dense layer that reads the maps of some earlier layers, as pruning leaves it.
+
+    Memory modes with one buffer know layers that read all of it: they run its block plain, and say
+    so. The deployed form reads all of it too, and has zeros for what this layer does not read.
+
+    Args:
+        sources: Sources that it reads: see `BlockPlan`.
+        in_channels: Channels of the concatenation that it is called with.
+        plan: As of `DenseLayer`.
+        spec: As of `DenseLayer`.
+        drop_path_rate: As of `DenseLayer`.
+
+    Attributes:
+        runs: First channel, and the one behind the last, of each run of channels that it reads.
+    """
+
+    runs_in_halves = True  # not said of heirs: see `dense_block.interfaces`
+    runs: list[tuple[int, int]]
+    width: Final[int]
+
+    def __init__(
+        self,
+        sources: tuple[int, ...],
+        in_channels: int,
+        plan: BlockPlan,
+        spec: DenseNetSpec,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        runs = _list_runs(plan, sources)
+        super().__init__(sum(end - start for start, end in runs), plan, spec, drop_path_rate)
+        self.sources, self.runs = sources, runs
+        self.width = in_channels + plan.growth_rate
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        """Map what it reads of the concatenation, (N, C, H, W), as `DenseLayer` does."""
+        parts: list[Tensor] = []
+        for start, end in self.runs:
+            parts.append(x[:, start:end])
+        maps: Tensor = self.conv1(self.relu1(self.norm1(torch.cat(parts, dim=1))))
+        return maps
+
+    def count_width(self) -> int:
+        """Return the channels of the concatenation with its maps."""
+        return self.width
+
+
+class AbsentLayer(nn.Module):
+    """Zeros in the place of a layer that was pruned away, so that all others keep their channels.
+
+    Args:
+        in_channels: Channels of the concatenation that it is called with.
+        growth_rate: Number of its maps, k.
+    """
+
+    runs_in_halves = True
+    bottleneck: Final[bool] = False
+    growth_rate: Final[int]
+
+    def __init__(self, in_channels: int, growth_rate: int) -> None:
+        super().__init__()
+        self.in_channels, self.growth_rate = in_channels, growth_rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return zeros, (N, k, H, W), for a concatenation (N, C, H, W)."""
+        return x.new_zeros((x.shape[0], self.growth_rate, x.shape[2], x.shape[3]))
+
+    def count_width(self) -> int:
+        """Return the channels of the concatenation with its maps."""
+        return self.in_channels + self.growth_rate
+
+
+def _list_runs(plan: BlockPlan, sources: Iterable[int]) -> list[tuple[int, int]]:
+    """List runs of channels that some rising sources of a block fill: start, end of each."""
+    runs: list[tuple[int, int]] = []
+    for source in sources:
+        start, end = plan.bounds[source : source + 2]
+        if runs and runs[-1][1] == start:
+            start = runs.pop()[0]
+        runs.append((start, end))
+    return runs
+
+
+def _build_layers(plan: BlockPlan, spec: DenseNetSpec) -> Iterator[nn.Module]:
+    """Build the layers of a block: whole ones, or what pruning has left of them."""
+    for number, rate in enumerate(plan.drop_path, start=1):
+        width = plan.bounds[number]
+        sources = tuple(range(number)) if plan.sources is None else plan.sources[number - 1]
+        if not sources:
+            yield AbsentLayer(width, plan.growth_rate)
+        elif len(sources) == number:
+            yield DenseLayer(width, plan, spec, rate)
+        else:
+            yield SelectiveLayer(sources, width, plan, spec, rate)
+
 
 class DenseBlock(nn.ModuleDict):
     """Dense layers ``denselayer1``, ``denselayer2``, ... over one growing concatenation.
@@ -165,7 +267,7 @@ class DenseBlock(nn.ModuleDict):
     """
 
     def __init__(
-        self, layers: Iterable[DenseLayer], memory: Memory = "none", name: str = "a dense block"
+        self, layers: Iterable[nn.Module], memory: Memory = "none", name: str = "a dense block"
     ) -> None:
         super().__init__()
         self.memory: Memory = memory
@@ -176,9 +278,7 @@ class DenseBlock(nn.ModuleDict):
     @classmethod
     def from_plan(cls, plan: BlockPlan, spec: DenseNetSpec, name: str) -> "DenseBlock":
         """Build a new block of that name as ``plan`` says."""
-        widths = range(plan.in_channels, plan.channels, plan.growth_rate)
-        pairs = zip(widths, plan.drop_path, strict=True)
-        return cls((DenseLayer(width, plan, spec, rate) for width, rate in pairs), name=name)
+        return cls(_build_layers(plan, spec), name=name)
 
     def first(self, count: int) -> "DenseBlock":
         """Return a block of the first ``count`` layers, which it shares."""
@@ -187,8 +287,7 @@ class DenseBlock(nn.ModuleDict):
     def widths(self) -> Iterator[tuple[str, int]]:
         """Yield each layer's name, and the channels of the concatenation with its maps."""
         for name, layer in zip(self, self._layers(), strict=True):
-            last = layer.conv2 if layer.bottleneck else layer.conv1
-            yield name, layer.conv1.in_channels + last.out_channels
+            yield name, layer.count_width()
 
     def _layers(self) -> list[DenseLayer]:
         return cast("list[DenseLayer]", list(self.values()))

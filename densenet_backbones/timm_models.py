@@ -3,9 +3,9 @@
 There is one for every published member of the family (`variants.VARIANTS`), named
 ``<variant>_features``. Entries return multi-scale features; ``features_only=False`` returns the
 classifier. Every field of `DenseNetSpec` may be overridden (``growth_rate=4``, ``output_stride=8``,
-``norm="group"``; ``bn_size=0`` for no bottleneck, since timm drops None), besides ``memory``,
-``tap``, ``layer_taps``, ``out_indices``, ``in_chans``, ``pretrained``, ``device``, ``dtype`` and
-timm's other arguments.
+``norm="group"``; ``connections`` of a pruned net; ``bn_size=0`` for no bottleneck, since timm drops
+None), besides ``memory``, ``tap``, ``layer_taps``, ``out_indices``, ``in_chans``, ``pretrained``,
+``device``, ``dtype`` and timm's other arguments.
 
 Local weights load with ``checkpoint_path=...``, or with ``pretrained=True,
 pretrained_cfg_overlay=dict(file=...)``, which also adapts them to ``in_chans`` and to a classifier

@@ -4,8 +4,8 @@ if not __name__.startswith("densenet_backbones."):
     raise ImportError("import densenet_backbones.heads, not heads: a second copy of every class")
 
 from densenet_backbones.heads.detection.backbone import DetectionBackbone, densenet_fpn_backbone
-from densenet_backbones.heads.detection.dsod import (
-    DSOD,
+from densenet_backbones.heads.detection.dsod import DSOD
+from densenet_backbones.heads.detection.dsod_builders import (
     dsod300,
     dsod300_smallest,
     dsod512,

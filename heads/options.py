@@ -57,6 +57,7 @@ class NetworkOptions(TypedDict, total=False):
     compression: float | Sequence[float]
     transition_channels: Sequence[int | None] | None
     transition_pool: bool | Sequence[bool]
+    connections: Sequence[Sequence[Sequence[int]]] | None
     drop_rate: float
     memory: Memory
 

@@ -9,7 +9,11 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
+
+from densenet_backbones.layers import is_traced
+from densenet_backbones.messages import pluralize
 
 
 class PythonModule(nn.Module):
@@ -39,6 +43,12 @@ def _describe_alternatives(model: nn.Module, what: str) -> str:
         f"{type(model).__name__} does not support {what}, as TorchScript is deprecated: write an "
         "ONNX file with densenet-export (tools/export.py), or use torch.export"
     )
+
+
+def has_values(images: Tensor) -> bool:
+    """Return True if images have values: not while a graph is recorded, nor as fake tensors."""
+    recorded = torch.compiler.is_compiling() or is_traced(images)
+    return not recorded and not isinstance(images, FakeTensor)
 
 
 def check_images(images: Sequence[Tensor], channels: int = 3) -> None:
@@ -85,8 +95,8 @@ def check_targets(
         raise ValueError("targets must be given in training mode; call model.eval() to predict")
     if len(targets) != num_images:
         raise ValueError(
-            f"targets must be one an image: {num_images} images, {len(targets)} given; give one "
-            "without boxes for an image without objects"
+            f"targets must be one an image: {pluralize(num_images, 'image')}, {len(targets)} "
+            "given; give one without boxes for an image without objects"
         )
     # Shapes and types cost no waiting for a device; values are looked at once for all images.
     for index, target in enumerate(targets):

@@ -14,6 +14,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from densenet_backbones.checkpoints import CheckpointError, read_state_dict
+from densenet_backbones.messages import pluralize
 
 __all__ = ["load_detector_file", "load_matching", "load_weights", "translate_name"]
 
@@ -102,15 +103,15 @@ def load_detector_file(model: nn.Module, path: str | Path) -> tuple[list[str], l
     initial = [name for name in model.state_dict().keys() - set(taken) if _is_weight(name)]
     if not taken:
         raise CheckpointError(
-            f"{path}: none of its {len(state)} tensors fits this model by name and shape "
-            f"({textwrap.shorten('; '.join(left), 300)}); give a file of such a model, or a "
+            f"{path}: of its {pluralize(len(state), 'tensor')} none fits this model by name and "
+            f"shape ({textwrap.shorten('; '.join(left), 300)}); give a file of such a model, or a "
             "backbone's as weights_backbone"
         )
     if left or initial:
         warnings.warn(
-            f"{path}: {len(taken)} tensors taken, {len(left)} left out, and {len(initial)} of the "
-            "model keep their initial values; model.weights_taken and model.weights_left have the "
-            "names",
+            f"{path}: {pluralize(len(taken), 'tensor')} taken, {len(left)} left out, and "
+            f"{len(initial)} of the model keep their initial values; model.weights_taken and "
+            "model.weights_left have the names",
             stacklevel=2,
         )
     return taken, left

@@ -19,11 +19,12 @@ from torch import nn
 from torch.export import Dim
 
 from densenet_backbones.condensenet import find_learned_groups
+from densenet_backbones.dense_block import FoldedConv2d
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.deploy import FoldedBlock, deploy
 from densenet_backbones.heads import dsod300, fcdensenet56
 from densenet_backbones.heads.detection.one_stage import retinanet_fpn
-from densenet_backbones.heads.segmentation.unet import unet
+from densenet_backbones.heads.segmentation.unet import DecoderStage, unet
 from densenet_backbones.layers import DenseLayer
 
 TAPS = ("raw", "norm", "compressed", "pooled")
@@ -487,6 +488,30 @@ def test_segmenters_give_the_same_logits():
         x = image(1, 3, 64, 96).sigmoid()
         with torch.no_grad():
             torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_convolutions_around_the_net_take_in_the_norms_behind_them():
+    model = unet(num_classes=3, backbone="densenet121_features", backbone_kwargs=BODY)
+    model = randomise_norms(model).eval()
+    stages = [module for module in model.modules() if isinstance(module, DecoderStage)]
+    assert len(stages) == 5
+    calls = []
+    stages[0].convs[0].conv.register_forward_hook(lambda *_: calls.append("hook"))
+    stages[1].convs[0].norm = nn.InstanceNorm2d(stages[1].convs[0].conv.out_channels)
+    deployed = deploy(model)
+    kinds = [
+        [type(part) for part in (convs.conv, convs.norm)]
+        for module in deployed.modules()
+        if isinstance(module, DecoderStage)
+        for convs in module.convs
+    ]
+    assert kinds[0] == [nn.Conv2d, nn.BatchNorm2d]
+    assert kinds[2] == [FoldedConv2d, nn.InstanceNorm2d]
+    assert all(pair == [FoldedConv2d, nn.Identity] for pair in (kinds[1], *kinds[3:]))
+    x = image(1, 3, 64, 96).sigmoid()
+    with torch.no_grad():
+        torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-4)
+    assert calls == ["hook"] * 2
 
 
 def test_statistics_of_the_batch_are_not_folded():

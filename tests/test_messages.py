@@ -1,17 +1,20 @@
 """Sentences of errors."""
 
+import ast
 import json
 import re
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from locations import PROJECT
 
 from densenet_backbones.messages import (
     check_choice,
     check_interval,
     check_whole,
     describe_missing,
+    pluralize,
     to_plain,
 )
 
@@ -90,3 +93,65 @@ def test_a_path_that_is_not_there_is_answered_with_the_nearest_beside_it(tmp_pat
     missing = describe_missing(tmp_path / "fotos", "file or folder")
     assert missing.endswith("fotos: there is no such file or folder; did you mean 'photos'?")
     assert describe_missing(tmp_path / "x" / "y").endswith("no such file; check the path")
+    (tmp_path / "circle").symlink_to("circle")
+    circle = describe_missing(tmp_path / "circle")
+    assert circle.endswith(
+        "circle: is a link to circle, which is not there or leads in a circle; correct the link"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((1, "image"), "1 image"),
+        ((0, "image"), "0 images"),
+        ((2, "more class"), "2 more classes"),
+        ((3, "box"), "3 boxes"),
+        ((3, "batch"), "3 batches"),
+        ((3, "epoch"), "3 epochs"),
+        ((2, "entry"), "2 entries"),
+        ((1, "image is", "images are"), "1 image is"),
+        ((2, "image is", "images are"), "2 images are"),
+    ],
+)
+def test_a_count_and_its_noun(arguments, expected):
+    assert pluralize(*arguments) == expected
+    assert pluralize(1234, "image", grouped=True) == "1,234 images"
+
+
+COUNTED = (
+    "annotations batches boxes classes detections entries epochs evaluations faults files frames "
+    "images keypoints masks objects pictures points steps tensors threads times trials"
+)
+AFTER_A_COUNT = re.compile(rf" (?:\w+ )?(?:{COUNTED.replace(' ', '|')})\b(?!/)")
+VERBS = re.compile(r" (?:for|has|have|of|and|with|in|without)\b")
+
+
+def list_bare_plurals(text):
+    """Yield the line of each f-string with a number and a plural, which "1 images" comes of."""
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.JoinedStr):
+            continue
+        for number, word in zip(node.values, node.values[1:], strict=False):
+            if not isinstance(number, ast.FormattedValue) or not isinstance(word, ast.Constant):
+                continue
+            counted = AFTER_A_COUNT.match(str(word.value)) and not VERBS.match(str(word.value))
+            name = ast.unparse(number.value)
+            is_limit = re.fullmatch(r"[A-Z_\d /.*]+", name)
+            if counted and number.conversion == -1 and not is_limit:
+                yield f"{node.lineno}: {{{name}}}{word.value}"
+
+
+NO_COUNTS = {"name", "ratio", "shape", "decoded", "len(annotation['keypoints']) / 3"}
+
+
+@pytest.mark.parametrize("room", ["densenet_backbones", "heads", "tools"])
+def test_no_message_counts_one_images(room):
+    assert list(list_bare_plurals('f"{n} images"')) and not list(list_bare_plurals('f"{n} of it"'))
+    bare = [
+        f"{file.relative_to(PROJECT)}:{line}"
+        for file in sorted((PROJECT / room).rglob("*.py"))
+        for line in list_bare_plurals(file.read_text("utf-8"))
+        if line.partition("{")[2].partition("}")[0] not in NO_COUNTS
+    ]
+    assert not bare, f"use messages.pluralize: {bare}"

@@ -12,7 +12,7 @@ from PIL import Image
 from densenet_backbones.run import main
 
 LAUNCHER = ("-m", "densenet_backbones.run")
-TIMM_TRAINING = PROJECT / "tests" / "support" / "timm_training.py"
+TIMM_TRAINING = PROJECT / "tests" / "support" / "trainings" / "timm_training.py"
 
 
 def run_python(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

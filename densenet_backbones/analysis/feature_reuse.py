@@ -7,21 +7,23 @@ and convolutions of a detector's or segmenter's head that read the block's maps.
 Legend: S sources of a block (its input, then its layers), R readers, C channels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from densenet_backbones.condensenet import CondensedLinear
 from densenet_backbones.dense_block.interfaces import read_weight
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.features import DenseFeatureNet
 from densenet_backbones.heads.multibox.head import ChannelL2Norm
-from densenet_backbones.layers import DenseBlock, DenseLayer
+from densenet_backbones.layers import AbsentLayer, DenseBlock, SelectiveLayer
 from densenet_backbones.stages import DenseStages
 
-__all__ = ["BlockReuse", "Reader", "find_head_readers", "measure_reuse"]
+__all__ = ["BlockReuse", "Reader", "find_head_readers", "list_sources", "measure_reuse"]
 
 INPUT = "input"
 """Name of a block's first source: the stem's maps, or the transition's before it."""
@@ -117,23 +119,45 @@ def measure_reuse(
 
 
 def _measure_block(name: str, block: DenseBlock, behind: Sequence[_Part]) -> BlockReuse:
-    layers = {layer: cast(DenseLayer, block[layer]) for layer in block}
     try:
-        new = [(m.conv2 if m.bottleneck else m.conv1).out_channels for m in layers.values()]
-        first = next(iter(layers.values())).conv1.in_channels
-        widths = (first, *new)
+        layers: list[Any] = list(block.values())
+        ends = [end for _, end in block.widths()]
+        first = layers[0]
+        entry = (first if isinstance(first, AbsentLayer) else first.conv1).in_channels
+        widths = tuple(end - start for start, end in pairwise([0, entry, *ends]))
         parts = [
-            _Part(f"{name}.{layer}", "layer", read_weight(m.conv1), m.norm1, tuple(range(number)))
-            for number, (layer, m) in enumerate(layers.items(), start=1)
+            _Part(f"{name}.denselayer{n}", "layer", read_weight(m.conv1), m.norm1, sources)
+            for n, m in enumerate(layers, start=1)
+            if (sources := list_sources(m, n))
         ]
     except AttributeError as error:
         raise ValueError(f"{name} has layers of another kind ({error})") from error
     everything = tuple(range(len(widths)))
-    readers = [_measure_reader(p, widths, p.sources or everything) for p in (*parts, *behind)]
-    return BlockReuse(name, (INPUT, *layers), widths, tuple(readers))
+    absent = {n for n, layer in enumerate(layers, start=1) if isinstance(layer, AbsentLayer)}
+    readers = [
+        _measure_reader(p, widths, p.sources or everything, absent) for p in (*parts, *behind)
+    ]
+    for n in sorted(absent):
+        nothing = (None,) * len(widths)
+        readers.insert(n - 1, Reader(f"{name}.denselayer{n}", "layer", nothing, nothing))
+    return BlockReuse(name, (INPUT, *block), widths, tuple(readers))
 
 
-def _measure_reader(part: _Part, widths: Sequence[int], sources: Sequence[int]) -> Reader:
+def list_sources(layer: nn.Module, number: int) -> tuple[int, ...]:
+    """Return the sources that a block's layer reads; none of a layer that was pruned away.
+
+    Args:
+        layer: The layer.
+        number: Its number in the block, from 1.
+    """
+    if isinstance(layer, AbsentLayer):
+        return ()
+    return layer.sources if isinstance(layer, SelectiveLayer) else tuple(range(number))
+
+
+def _measure_reader(
+    part: _Part, widths: Sequence[int], sources: Sequence[int], absent: Collection[int]
+) -> Reader:
     # (out, C, kernel): a classifier's weight has no kernel.
     weight = part.weight.detach().double().abs().cpu().reshape(*part.weight.shape[:2], -1)
     by_channel = weight.mean(dim=(0, 2))
@@ -147,7 +171,8 @@ def _measure_reader(part: _Part, widths: Sequence[int], sources: Sequence[int]) 
     def average(values: Tensor) -> tuple[float | None, ...]:
         row: list[float | None] = [None] * len(widths)
         for source, piece in zip(sources, values.split(ends), strict=True):
-            row[source] = float(piece.mean())
+            # The maps of an absent layer are zeros, whatever their weights are.
+            row[source] = None if source in absent else float(piece.mean())
         return tuple(row)
 
     return Reader(part.name, part.kind, average(by_channel), average(by_channel * factors))
@@ -180,14 +205,16 @@ def _list_parts_behind(prefix: str, net: DenseStages) -> Iterator[tuple[str, _Pa
                 part = _Part(f"{prefix}{follows}", "transition", conv.weight, norm, ())
                 yield f"{prefix}{name}", part
         elif index == last and isinstance(net, DenseNet) and _has_plain_classifier(net):
-            weight, norm5 = cast(Tensor, net.classifier.weight), getattr(net, "norm5", None)
+            weight = read_weight(cast(nn.Conv2d, net.classifier))  # masked or not, as of those
+            norm5 = getattr(net, "norm5", None)
             part = _Part(f"{prefix}classifier", "classifier", weight, norm5, ())
             yield f"{prefix}{name}", part
 
 
 def _has_plain_classifier(net: DenseNet) -> bool:
     """Return True if there is a classifier that reads each channel once."""
-    return isinstance(net.classifier, nn.Linear) and net.head_hidden_size == net.num_features
+    known = isinstance(net.classifier, nn.Linear | CondensedLinear)
+    return known and net.head_hidden_size == net.num_features
 
 
 # Modules that keep channels apart, so that what they return still holds the block's maps.

@@ -9,8 +9,16 @@ from dataclasses import dataclass
 from statistics import mean, median
 
 from densenet_backbones.analysis.feature_reuse import INPUT, BlockReuse, Reader
+from densenet_backbones.messages import pluralize
 
-__all__ = ["Finding", "check_findings", "list_sentences", "measure_spread", "rank_sources"]
+__all__ = [
+    "Finding",
+    "check_findings",
+    "list_sentences",
+    "measure_spread",
+    "measure_usage",
+    "rank_sources",
+]
 
 SPREAD = 0.5
 """Share of its sources that a reader must use in effect for its weights to be "spread"."""
@@ -86,8 +94,9 @@ def _check_layers(blocks: Sequence[BlockReuse], scaled: bool) -> Finding:
     if not shares:
         return Finding(claim, None, "no layer has three inputs")
     reason = (
-        f"half of the {len(shares)} layers with three inputs or more use {median(shares):.0%} of "
-        f"them or more in effect, the narrowest {min(shares):.0%}; from {SPREAD:.0%} counts"
+        f"half of the {pluralize(len(shares), 'layer')} with three inputs or more use "
+        f"{median(shares):.0%} of them or more in effect, the narrowest {min(shares):.0%}; from "
+        f"{SPREAD:.0%} counts"
     )
     return Finding(claim, median(shares) >= SPREAD, reason)
 
@@ -104,11 +113,14 @@ def _check_transitions(blocks: Sequence[BlockReuse], scaled: bool) -> Finding:
 
 def _check_inputs(blocks: Sequence[BlockReuse], scaled: bool) -> Finding:
     claim = "layers of later blocks give the transition's output the least weight"
-    weights = _select(blocks[1:], "layer", 2, scaled)
+    # Pruned layers may read other sources alone.
+    readers = [r for block in blocks[1:] for r in block.readers if r.plain[0] is not None]
+    weights = [_weights(r, scaled) for r in readers if r.kind == "layer"]
+    weights = [w for w in weights if len(w) >= 2]
     if not weights:
         return Finding(claim, None, "there is no second block of two layers")
     least = sum(w[0] == min(w) for w in weights)
-    reason = f"so do {least} of {len(weights)} layers; from {CONSISTENT:.0%} counts"
+    reason = f"so do {least} of {pluralize(len(weights), 'layer')}; from {CONSISTENT:.0%} counts"
     return Finding(claim, least >= CONSISTENT * len(weights), reason)
 
 
@@ -129,24 +141,28 @@ def _check_last(blocks: Sequence[BlockReuse], scaled: bool) -> Finding:
     return Finding(claim, ratio > 1, reason)
 
 
-def rank_sources(block: BlockReuse, scaled: bool = False) -> list[tuple[str, float]]:
-    """Return a block's sources with their mean weight over all readers, relative to each reader.
+def measure_usage(block: BlockReuse, scaled: bool = False) -> dict[str, float]:
+    """Measure how much a block's sources are used: their mean weight over all readers.
 
     Each reader's weights are divided by their mean first, since readers differ in scale; 1 is what
-    a reader gives on average. The least used source comes first.
+    a reader gives on average.
     """
     shares: dict[str, list[float]] = {source: [] for source in block.sources}
     for reader in block.readers:
         weights = reader.scaled if scaled else reader.plain
         known = [w for w in weights if w is not None]
-        average = mean(known)
-        if len(known) < 2 or not average:
+        if len(known) < 2 or not any(known):
             continue
+        average = mean(known)
         for source, weight in zip(block.sources, weights, strict=True):
             if weight is not None:
                 shares[source].append(weight / average)
-    ranked = [(source, mean(values)) for source, values in shares.items() if values]
-    return sorted(ranked, key=lambda entry: entry[1])
+    return {source: mean(values) for source, values in shares.items() if values}
+
+
+def rank_sources(block: BlockReuse, scaled: bool = False) -> list[tuple[str, float]]:
+    """Return a block's sources with their usage (see `measure_usage`), the least used one first."""
+    return sorted(measure_usage(block, scaled).items(), key=lambda entry: entry[1])
 
 
 def list_sentences(blocks: Sequence[BlockReuse], scaled: bool = False) -> Iterator[str]:

@@ -4,8 +4,8 @@ Legend: B boxes, L levels, S shapes (width and height in the frame that the netw
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import pairwise, product
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from densenet_backbones.analysis.reference_boxes import (
 )
 from densenet_backbones.data.samples import ImageRecord
 
-__all__ = ["collect_sides", "fit_arguments"]
+__all__ = ["collect_sides", "list_candidates"]
 
 _RISE = 1.05  # least factor from one prior size to the next
 _SCALES = [2 ** (step / 4) for step in range(-12, 9)]  # of anchors, an eighth up to four times
@@ -36,10 +36,10 @@ def collect_sides(references: ReferenceBoxes, records: Sequence[ImageRecord]) ->
     return (joined[:, 2:] - joined[:, :2]).double().clamp(min=1e-3)
 
 
-def fit_arguments(
+def list_candidates(
     references: ReferenceBoxes, sides: Tensor, args: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Fit priors or anchors by k-means under IoU.
+) -> list[dict[str, Any]]:
+    """List priors or anchors that k-means under IoU suggests, as arguments of the builder.
 
     Args:
         references: The detector's.
@@ -47,66 +47,52 @@ def fit_arguments(
         args: Arguments of its builder.
 
     Returns:
-        Arguments to give in their place: ``prior_sizes`` of DSOD and SSD, ``anchor_scale`` and
-        ``aspect_ratios`` of RetinaNet and Faster R-CNN. They are those of the best mean IoU among
-        some; the detector's own, where none is better, are an empty dictionary.
+        Arguments to give in their place: ``prior_sizes`` of DSOD and SSD, of which matching has to
+        tell the best, as coarse levels reach few boxes; ``anchor_scale`` and ``aspect_ratios`` of
+        RetinaNet and Faster R-CNN, at most one pair, whose mean IoU is better than now.
     """
     if references.has_priors:
-        return _fit_priors(references, sides)
+        return list(_list_priors(references, sides))
     return _fit_anchors(references, sides, float(args.get("anchor_scale", 1.0)))
 
 
-def _fit_priors(references: ReferenceBoxes, sides: Tensor) -> dict[str, Any]:
-    model = references.model
-    if references.is_dsod:
-        ratios = model.prior_spec.aspect_ratios
-    else:
-        ratios = references.generator.aspect_ratios
-    levels = len(ratios)
+def _list_priors(references: ReferenceBoxes, sides: Tensor) -> Iterator[dict[str, Any]]:
+    levels = len(
+        references.model.prior_spec.aspect_ratios
+        if references.is_dsod
+        else references.generator.aspect_ratios
+    )
     squares = sides.prod(dim=1).sqrt()
-    clustered = cluster_shapes(squares[:, None].expand(-1, 2), levels)[:, 0].tolist()
-    low, high = np.percentile(squares.numpy(), (5, 95)).tolist()
-    rising = [low * (max(high, 1.5 * low) / low) ** (n / levels) for n in range(levels + 1)]
-    best, found = mean_overlap(sides, references.shapes()), dict[str, Any]()
-    for candidate in (clustered, rising):
-        sizes = _make_rising(candidate, levels + 1)
-        overlap = mean_overlap(sides, _list_prior_shapes(sizes, ratios))
-        if overlap > best:
-            best, found = overlap, {"prior_sizes": sizes}
-    return found
+    low, high, largest = np.percentile(squares.numpy(), (5, 95, 100)).tolist()
+    yield {"prior_sizes": _round_rising(_rise(low, high, levels))}
+    for count in range(1, levels + 1):  # the other levels rise from there
+        clusters = cluster_shapes(squares[:, None].expand(-1, 2), count)[:, 0].tolist()
+        rest = levels + 1 - len(clusters)
+        sizes = clusters[:-1] + _rise(clusters[-1], largest, rest)
+        yield {"prior_sizes": _round_rising(sizes)}
 
 
-def _make_rising(sizes: Sequence[float], count: int) -> list[float]:
-    """Return that many sizes, each above the one before, to a tenth of a pixel."""
-    factors = [after / before for before, after in pairwise(sizes)]
-    rise = max(_RISE, factors[-1] if factors else 1.5)
-    result: list[float] = []
-    for number in range(count):
-        size = sizes[number] if number < len(sizes) else result[-1] * rise
-        result.append(max(size, result[-1] * _RISE if result else 1.0))
+def _rise(first: float, last: float, steps: int) -> list[float]:
+    """List ``steps + 1`` sizes that rise evenly in their logarithm, by half at least."""
+    factor = max(last, 1.5 * first) / first
+    return [first * factor ** (step / steps) for step in range(steps + 1)]
+
+
+def _round_rising(sizes: Sequence[float]) -> list[float]:
+    """Return sizes to a tenth of a pixel, each above the one before."""
+    result = [max(sizes[0], 1.0)]
+    for size in sizes[1:]:
+        result.append(max(size, result[-1] * _RISE))
     return [round(size, 1) for size in result]
 
 
-def _list_prior_shapes(
-    sizes: Sequence[float], ratios: Sequence[Sequence[float]]
-) -> list[tuple[float, float]]:
-    """List the shapes of all levels by SSD's rule, see `PriorSpec`."""
-    shapes = []
-    for (low, high), of_level in zip(pairwise(sizes), ratios, strict=True):
-        shapes += [(low, low), (math.sqrt(low * high),) * 2]
-        for ratio in of_level:
-            wide, narrow = low * math.sqrt(ratio), low / math.sqrt(ratio)
-            shapes += [(wide, narrow), (narrow, wide)]
-    return shapes
-
-
-def _fit_anchors(references: ReferenceBoxes, sides: Tensor, scale: float) -> dict[str, Any]:
+def _fit_anchors(references: ReferenceBoxes, sides: Tensor, scale: float) -> list[dict[str, Any]]:
     generator = references.generator
     sizes = torch.tensor([size for level in generator.sizes for size in level]) / scale
     own = tuple(generator.aspect_ratios[0])
     clusters = cluster_shapes(sides, _RATIOS)
     fitted = sorted({round(float(h / w), 2) for w, h in clusters})
-    best, found = mean_overlap(sides, references.shapes()), dict[str, Any]()
+    best, found = mean_overlap(sides, references.shapes()), list[dict[str, Any]]()
     for ratios, factor in product((own, tuple(max(r, 0.01) for r in fitted)), _SCALES):
         shapes = [
             (float(s) * factor / math.sqrt(r), float(s) * factor * math.sqrt(r))
@@ -116,5 +102,5 @@ def _fit_anchors(references: ReferenceBoxes, sides: Tensor, scale: float) -> dic
         overlap = mean_overlap(sides, shapes)
         if overlap > best:
             arguments = {"anchor_scale": round(factor, 3), "aspect_ratios": list(ratios)}
-            best, found = overlap, arguments
+            best, found = overlap, [arguments]
     return found

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from densenet_backbones.analysis.reference_boxes import read_references
-from densenet_backbones.anatomy.box_fit import collect_sides, fit_arguments
+from densenet_backbones.analysis.reference_boxes import ReferenceBoxes, read_references
+from densenet_backbones.anatomy.box_fit import collect_sides, list_candidates
 from densenet_backbones.anatomy.opening import CLASSES, OpenedModel
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import spread
+from densenet_backbones.data.loaders.image_checks import check_present_sizes
 from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.inference.model_file import build_registered
 from densenet_backbones.inspection.measuring import match_references
@@ -33,12 +34,12 @@ def measure_boxes(opened: OpenedModel, data: str) -> Table:
         data: Folder, annotation file or zip archive; of the split "train", or else of all.
 
     Returns:
-        ``kind``, ``now`` (see `match_references`), ``fitted`` (the same with the fitted arguments,
-        or None where no better ones were found), ``config`` (the lines to paste) and, for a
-        picture, ``sides`` and ``shapes``.
+        ``classes`` (names), ``kind``, ``now`` (see `match_references`), ``fitted`` (the same with
+        the fitted arguments, or None where no better ones were found), ``config`` (the lines to
+        paste) and, for a picture, ``sides``, ``shapes`` and ``fitted_shapes``.
 
     Raises:
-        DataError: The data cannot be read, or has no boxes.
+        DataError: The data cannot be read, has no boxes, or images of other sizes than they say.
         ValueError: The model has neither priors nor anchors of ours.
     """
     references = read_references(opened.model) if opened.kind == "detector" else None
@@ -50,22 +51,26 @@ def measure_boxes(opened: OpenedModel, data: str) -> Table:
     names, records = _read_records(data)
     sides = collect_sides(references, records)
     now = match_references(references, records, names)
-    found = fit_arguments(references, sides, opened.args or {})
-    fitted = _match_fitted(opened, found, records, names) if found else None
     # Clusters ignore where boxes lie on the grid; what the grid says counts.
-    if fitted is not None and _rank(fitted) <= _rank(now):
-        fitted = None
+    fitted, found, shapes = None, Table(), references.shapes()[:0]
+    for arguments in list_candidates(references, sides, opened.args or {}):
+        candidate = _build_fitted(opened, arguments)
+        matches = match_references(candidate, records, names)
+        if _rank(matches) > _rank(fitted or now):
+            fitted, found, shapes = matches, arguments, candidate.shapes()
     step = max(1, -(-len(sides) // _KEPT))
     return {
         "data": data,
+        "classes": list(names),
         "kind": references.kind,
         "threshold": references.threshold,
         "now": now,
         "fitted": fitted,
-        "arguments": found if fitted else {},
+        "arguments": found,
         "config": _write_config(found) if fitted else "",
         "sides": np.round(sides[::step].numpy(), 1).tolist(),
         "shapes": np.round(references.shapes().numpy(), 1).tolist(),
+        "fitted_shapes": np.round(shapes.numpy(), 1).tolist(),
     }
 
 
@@ -79,22 +84,22 @@ def _read_records(data: str) -> tuple[tuple[str, ...], list[ImageRecord]]:
     parts = read_data(options).parts
     sets = {name: part for name, part in parts.items() if isinstance(part, DetectionSet)}
     chosen = [sets["train"]] if "train" in sets else list(sets.values())
+    for part in chosen:
+        check_present_sizes(part)
     records = [record for part in chosen for record in part.records if len(record.boxes)]
     if not records:
         raise DataError(f"{data}: has no boxes to compare with priors or anchors")
     return chosen[0].categories.names, list(spread(records, MATCHED))
 
 
-def _match_fitted(
-    opened: OpenedModel, arguments: Table, records: list[ImageRecord], names: tuple[str, ...]
-) -> Table:
-    """Match with a detector that is built with other arguments, as a training would build it."""
+def _build_fitted(opened: OpenedModel, arguments: Table) -> ReferenceBoxes:
+    """Return those of a detector that is built with other arguments, as a training builds it."""
     fetched = ("weights", "weights_backbone")
     args = {k: v for k, v in (opened.args or {}).items() if k not in fetched}
     model = build_registered("detector", opened.builder, CLASSES, {**args, **arguments})
     references = read_references(model)
     assert references is not None
-    return match_references(references, records, names)
+    return references
 
 
 def _write_config(arguments: Table) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from densenet_backbones.anatomy.naming import refuse_missing
 from densenet_backbones.messages import CommandParser
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     quiet_libraries()
     try:
+        refuse_missing(options.model, options.weights)
         draw_heatmap(options.model, options.weights, options.out)
     except (ValueError, OSError, MemoryError) as error:
         fail(error, 1)

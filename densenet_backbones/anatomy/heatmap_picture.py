@@ -35,18 +35,19 @@ def plot_heatmap(blocks: Sequence[BlockReuse], title: str, path: str | Path) -> 
             axis = axes[row * len(blocks) + column]
             image = _plot_block(axis, block, scaled)
             kind = "scaled by batch norm" if scaled else "mean |weight|"
-            axis.set_title(f"{escape_name(block.name)}: {kind}", loc="left", fontsize=9)
+            axis.set_title(f"{escape_name(block.name)}:\n{kind}", loc="left", fontsize=9)
     assert image is not None
     bar = figure.colorbar(image, ax=axes, shrink=0.5, aspect=30)
+    bar.ax.tick_params(labelsize=8.5)
     bar.set_label("share of the column's largest", fontsize=8.5)
     figure.suptitle(escape_name(title), x=0.01, ha="left")
     save_figure(figure, path)
 
 
 def _plot_block(axis: Axes, block: BlockReuse, scaled: bool) -> AxesImage:
-    values = block.values(scaled).numpy()
-    most = np.nanmax(values, axis=0)
-    shares = np.ma.masked_invalid(values / np.where(most > 0, most, 1))
+    values = np.ma.masked_invalid(block.values(scaled).numpy())
+    most = values.max(axis=0).filled(0)  # a layer that was pruned away reads nothing
+    shares = values / np.where(most > 0, most, 1)
     image = axis.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="equal")
     axis.grid(visible=False)
     axis.tick_params(length=0)

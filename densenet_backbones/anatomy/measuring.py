@@ -46,7 +46,7 @@ def measure_model(
         "trained": opened.trained,
         "size": list(size),
         "parameters": sum(p.numel() for p in opened.model.parameters()),
-        "macs": _count_macs(opened, shape),
+        "macs": _count_macs(opened, (opened.image_channels, *size)),
         "stages": list(_measure_stages(opened.net, net, shape)),
         "levels": _measure_levels(net, shape),
         "memory": _plan_memory(opened, net, shape, batch, budget),
@@ -135,6 +135,7 @@ def _plan_memory(
     """Plan each memory mode: of a detector's feature net, else of the whole model."""
     whole = opened.kind != "detector"
     model = opened.model if whole else net
+    shape = (opened.image_channels, *shape[1:])
     modes: dict[str, Any] = {}
     has_modes = any(isinstance(m, DenseBlock) for m in model.modules())
     only: Table = {} if has_modes else {"modes": (get_memory(model) or "none",)}

@@ -12,11 +12,11 @@ from torch import nn
 
 import densenet_backbones.torchvision_models  # noqa: F401 - registers the detectors and segmenters
 from densenet_backbones.checkpoints import CheckpointError, read_state_dict
-from densenet_backbones.heads.classification.classifier import create_classifier
+from densenet_backbones.heads.classification.classifier import Classifier, create_classifier
 from densenet_backbones.inference.classifier import ClassifierSpec
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.detector_facts import read_model_input
-from densenet_backbones.inference.loading import find_model_file
+from densenet_backbones.inference.locating import find_model_file
 from densenet_backbones.inference.model_file import ModelSpec, build_registered, read_model_file
 from densenet_backbones.inference.segmenter import SMP, SegmenterSpec
 from densenet_backbones.messages import nearest
@@ -76,24 +76,31 @@ class OpenedModel:
         if self.kind == "detector":
             facts = read_model_input(self.model)
             return facts.size or (facts.min_size, facts.min_size)
+        if isinstance(self.model, Classifier):
+            return self.model.image_size, self.model.image_size
         net = self.net
         if isinstance(net, DenseStages) and net.spec.stem == "cifar" and self.kind != "segmenter":
             return 32, 32
         return 224, 224
 
-    def make_inputs(self, size: tuple[int, int], channels: int | None = None) -> object:
+    @property
+    def image_channels(self) -> int:
+        """Channels of an image: a classifier makes gray of RGB by itself."""
+        return 3 if isinstance(self.model, Classifier) else self.in_chans
+
+    def make_inputs(self, size: tuple[int, int]) -> object:
         """Return what its forward takes: random images of a size, as a list for detectors."""
-        images = torch.rand(2, channels or self.in_chans, *size)
+        images = torch.rand(2, self.image_channels, *size)
         return list(images[:1]) if self.kind == "detector" else images
 
     @property
     def in_chans(self) -> int:
-        """Channels of an image."""
+        """Channels that the net within reads."""
         first = (m.in_channels for m in self.model.modules() if isinstance(m, nn.Conv2d))
         return next(first, 3)
 
 
-def open_model(source: str, weights: str | None = None) -> OpenedModel:
+def open_model(source: str, weights: str | None = None, classes: int = CLASSES) -> OpenedModel:
     """Build or load a model.
 
     Args:
@@ -101,19 +108,20 @@ def open_model(source: str, weights: str | None = None) -> OpenedModel:
             ``smp:NAME``, or any feature network of timm), a config that ships or a YAML file, a
             file that the tools wrote (``*.safetensors``, ``*.ckpt``), or the folder of a run.
         weights: File of weights for a name, in our, timm's or torchvision's naming.
+        classes: Of a detector, segmenter or config without trained weights, with the background.
 
     Raises:
         CheckpointError: A file cannot be read, or its weights do not fit.
         ValueError: Nothing is named so, or the arguments in a config are wrong.
     """
-    opened = _open(source, weights)
+    opened = _open(source, weights, classes)
     if weights is not None:
         _load_weights(opened, weights)
     opened.model.eval()
     return opened
 
 
-def _open(source: str, weights: str | None) -> OpenedModel:
+def _open(source: str, weights: str | None, classes: int) -> OpenedModel:
     path = Path(source)
     configs = _list_configs()
     if path.exists() and path.suffix not in _CONFIG:
@@ -126,9 +134,9 @@ def _open(source: str, weights: str | None) -> OpenedModel:
         file = path if path.exists() else configs.get(named)
         if file is None:
             raise ValueError(f"{source}: there is no such config{nearest(named, configs)}")
-        return _open_config(file)
+        return _open_config(file, source, classes)
     if source in DETECTORS or source in SEGMENTERS or source.startswith(SMP):
-        return _build(source, source, {})
+        return _build(source, source, {}, classes)
     name = source if source.endswith(SUFFIX) else f"{source}{SUFFIX}"
     if name.removesuffix(SUFFIX) in VARIANTS:
         whole: dict[str, Any] = _read_num_classes(weights) if weights else {}
@@ -167,7 +175,7 @@ def _open_file(path: Path) -> OpenedModel:
     return OpenedModel(str(path), spec.kind, model, True, spec.name, spec.args, spec)
 
 
-def _open_config(path: Path) -> OpenedModel:
+def _open_config(path: Path, title: str, classes: int) -> OpenedModel:
     content = read_yaml(path, ValueError)
     model = content.get("model") if isinstance(content, dict) else None
     known = ("detector", "segmenter", "classifier")
@@ -177,25 +185,25 @@ def _open_config(path: Path) -> OpenedModel:
         raise ValueError(f"{path}: has none of {keys}; give a whole config")
     name, args = str(model[kind]), dict(model.get("args") or {})
     if kind == "classifier":
-        net = create_classifier(name, CLASSES, **{**args, "weights": None})
-        return OpenedModel(str(path), kind, net, builder=name, args=args)
-    return _build(str(path), name, args)
+        net = create_classifier(name, classes, **{**args, "weights": None})
+        return OpenedModel(title, kind, net, builder=name, args=args)
+    return _build(title, name, args, classes)
 
 
-def _build(title: str, name: str, args: dict[str, Any]) -> OpenedModel:
+def _build(title: str, name: str, args: dict[str, Any], classes: int) -> OpenedModel:
     """Build a detector or segmenter; what its config would fetch is not."""
     if name.startswith(SMP):
         from densenet_backbones.inference.smp_segmenters import build_smp  # takes seconds
 
         plain = {**args, "encoder_weights": None}
-        model: nn.Module = build_smp(name.removeprefix(SMP), CLASSES, plain)
+        model: nn.Module = build_smp(name.removeprefix(SMP), classes, plain)
         return OpenedModel(title, "segmenter", model, builder=name, args=args)
     kind = "detector" if name in torchvision.models.list_models(_DETECTION) else "segmenter"
     fetched = ("weights", "weights_backbone")
     plain = {key: value for key, value in args.items() if key not in fetched}
     if name not in DETECTORS and name not in SEGMENTERS:
         plain |= {"weights": None, "weights_backbone": None}
-    model = build_registered(kind, name, CLASSES, plain)
+    model = build_registered(kind, name, classes, plain)
     return OpenedModel(title, kind, model, builder=name, args=args)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from densenet_backbones.anatomy.naming import refuse_missing
 from densenet_backbones.messages import CommandParser
 
 MOST_PIXELS = 4096
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     quiet_libraries()
     try:
+        refuse_missing(options.model, options.weights)
         if options.list:
             from densenet_backbones.anatomy.registered import print_costs
 
@@ -125,6 +127,8 @@ def write_report(
     check_output(out, "--out")
     opened = open_model(source, weights)
     boxes = measure_boxes(opened, data) if data is not None else None
+    if boxes is not None and opened.spec is None and weights is None:
+        opened = open_model(source, classes=len(boxes["classes"]) + 1)  # as training builds it
     report = measure_model(opened, size or opened.input_size, batch, budget)
     report |= {} if boxes is None else {"boxes": boxes}
     out = find_unused_folder(out)

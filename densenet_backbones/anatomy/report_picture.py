@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 
+from densenet_backbones.messages import pluralize
 from densenet_backbones.reporting.colors import get_class_color
 from densenet_backbones.reporting.figures import escape_name, make_figure, save_figure, to_floats
 
@@ -60,6 +62,7 @@ def _plot_fields(axis: Axes, levels: Sequence[Table], side: int) -> None:
             axis.plot(*zip(*known, strict=True), marker="o", color=color, label=label)
     axis.axhline(side, color="#b8bcc4", linestyle="--", label="image")
     axis.set_yscale("log", base=2)
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.set(ylabel="pixels a side")
     axis.set_title("receptive fields", loc="left")
     axis.legend(frameon=False, fontsize=8.5)
@@ -72,7 +75,7 @@ def _plot_memory(axis: Axes, memory: Table) -> None:
     axis.bar_label(bars, [f"{size:.0f}" for size in sizes], fontsize=8)
     axis.tick_params(axis="x", labelrotation=30)
     axis.set(ylabel="MiB")
-    axis.set_title(f"kept for backward, {memory['batch']} images", loc="left")
+    axis.set_title(f"kept for backward, {pluralize(memory['batch'], 'image')}", loc="left")
 
 
 def _plot_boxes(axis: Axes, boxes: Table) -> None:
@@ -82,6 +85,13 @@ def _plot_boxes(axis: Axes, boxes: Table) -> None:
     label = f"{boxes['kind']} of the model"
     widths, heights = zip(*shapes, strict=True)
     axis.scatter(widths, heights, s=30, color=_ORANGE, marker="x", label=label)
+    if boxes["fitted"] is not None:
+        widths, heights = zip(*boxes["fitted_shapes"], strict=True)
+        axis.scatter(widths, heights, s=30, color=_GREEN, marker="+", label="fitted")
     axis.set(xscale="log", yscale="log", xlabel="width, pixels", ylabel="height, pixels")
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        scale.set_minor_locator(NullLocator())
+        scale.set_major_formatter("{x:g}")
     axis.set_title(f"{boxes['now']['coverage']:.1%} overlap one by half", loc="left")
     axis.legend(frameon=False, fontsize=8.5)

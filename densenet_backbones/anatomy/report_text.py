@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table as RichTable
 
 from densenet_backbones.analysis.memory_plan import format_bytes
+from densenet_backbones.messages import pluralize
 
 __all__ = ["list_tables"]
 
@@ -61,7 +62,9 @@ def _make_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]])
 
 def _tabulate_memory(memory: Table) -> RichTable:
     budget = memory["budget_bytes"]
-    title = f"Kept for the backward pass by the {memory['of']}, {memory['batch']} images"
+    title = (
+        f"Kept for the backward pass by the {memory['of']}, {pluralize(memory['batch'], 'image')}"
+    )
     heads = ["mode", "kept"] + ([f"largest batch in {format_bytes(budget)}"] if budget else [])
     rows = [
         (mode, format_bytes(row["saved_bytes"]), *([str(row["largest_batch"])] if budget else []))
@@ -71,7 +74,7 @@ def _tabulate_memory(memory: Table) -> RichTable:
 
 
 def _describe_boxes(boxes: Table) -> Iterator[RichTable | str]:
-    heads = ("", "IoU >= 0.5", "mean best IoU", "best possible recall", "matched by none")
+    heads = ("", "IoU >= 0.5", "mean best IoU", "best possible recall", "IoU < 0.5")
     rows = [
         (
             name,
@@ -82,12 +85,15 @@ def _describe_boxes(boxes: Table) -> Iterator[RichTable | str]:
         if m is not None
     ]
     now = boxes["now"]
-    yield _make_table(f"Boxes of {now['images']} images and its {boxes['kind']}", heads, rows)
+    yield _make_table(
+        f"Boxes of {pluralize(now['images'], 'image')} and its {boxes['kind']}", heads, rows
+    )
     if now["missed"]:
         classes = ", ".join(f"{name} {missed} of {of}" for name, missed, of in now["classes"][:8])
         yield (
-            f"No {boxes['kind'][:-1]} matches {now['missed']} of {now['of']} boxes, of a median "
-            f"side of {now['median_side']:g} pixels: {classes}."
+            f"No {boxes['kind'][:-1]} reaches an IoU of 0.5 with {now['missed']} of "
+            f"{pluralize(now['of'], 'box')}, of a median side of {now['median_side']:.0f} pixels: "
+            f"{classes}."
         )
     if boxes["fitted"] is None:
         yield f"Its {boxes['kind']} fit these boxes: k-means under IoU found none that fit better."

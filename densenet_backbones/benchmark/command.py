@@ -8,14 +8,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from densenet_backbones.benchmark.charts import check_chart, draw
 from densenet_backbones.benchmark.report import Report, Unavailable
 from densenet_backbones.benchmark.subcommands import SUBCOMMANDS, Subcommand, parse_positive
 from densenet_backbones.file_writing import check_output
 from densenet_backbones.messages import CommandParser, print_lines
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["main", "make_parser"]
 
@@ -33,8 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     arguments = parser.parse_args(argv)
     try:
-        if arguments.threads is not None:
-            torch.set_num_threads(arguments.threads)
         for option, file in (("--json", arguments.json), ("--plot", arguments.plot)):
             if file is not None and not file.absolute().parent.is_dir():
                 folder = file.absolute().parent
@@ -43,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 check_output(file.absolute().parent, option)
         if arguments.plot is not None:
             check_chart(arguments.plot)
+        if arguments.threads is not None:
+            import torch
+
+            torch.set_num_threads(arguments.threads)
         report = Report([_PROGRAM, *argv], arguments.quick, arguments.json)
         if arguments.command == _ALL:
             _measure_all(parser, arguments, report)
@@ -89,11 +93,18 @@ def _measure(
     quick = command.quick if report.quick else ()
     arguments = parser.parse_args([command.name, *quick, *options])
     arguments.device = _read_device(arguments.device or device)
-    for table in command.run(arguments):
-        report.add(command.name, table)
+    try:
+        for table in command.run(arguments):
+            report.add(command.name, table)
+    except ModuleNotFoundError as error:  # some measure what the core dependencies do not run
+        raise Unavailable(
+            f"this measurement needs {error.name}: install densenet-backbones[train]"
+        ) from error
 
 
-def _read_device(name: str) -> torch.device:
+def _read_device(name: str) -> "torch.device":
+    import torch
+
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -106,6 +117,8 @@ def _read_device(name: str) -> torch.device:
 def _measure_all(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, report: Report
 ) -> None:
+    import torch
+
     for device in ("cpu", "cuda"):
         commands = [command for command in SUBCOMMANDS if device in command.devices]
         if device == "cuda" and not torch.cuda.is_available():

@@ -15,6 +15,7 @@ from densenet_backbones.benchmark.measuring import (
     measure_saved_bytes,
 )
 from densenet_backbones.benchmark.report import Cell, Column, Table
+from densenet_backbones.messages import pluralize
 
 __all__ = ["compare_backbones"]
 
@@ -88,7 +89,7 @@ def compare_backbones(
         for timing in timings
     )
     title = (
-        f"training step of {detector}, {batch} images of {size} pixels, "
+        f"training step of {detector}, {pluralize(batch, 'image')} of {size} pixels, "
         f"{'bfloat16 by autocast' if bf16 else 'float32'}, {device}, {turns} turns"
     )
     return Table(title, columns, rows, _NOTE)

@@ -30,6 +30,7 @@ from densenet_backbones.dense_block.triton import (
 from densenet_backbones.dense_block.triton.block import count_images_in_cache, list_layer_ways
 from densenet_backbones.dense_block.triton.choice import measure_milliseconds
 from densenet_backbones.densenet_spec import BlockPlan
+from densenet_backbones.messages import pluralize
 from densenet_backbones.variants import VARIANTS
 
 __all__ = ["measure_kernels", "require_gpu"]
@@ -82,8 +83,8 @@ def measure_kernels(
     cost = compute_net_cost(spec, *size) * batch
     floors = [1e6 * cost.compute_seconds(card, fused) / batch for fused in (False, True)]
     title = (
-        f"{net}, {batch} images of {size[0]}x{size[1]}, bfloat16, {device}; floor of the whole net "
-        f"on paper: {floors[0]:.1f} us an image unfused, {floors[1]:.1f} us fused"
+        f"{net}, {pluralize(batch, 'image')} of {size[0]}x{size[1]}, bfloat16, {device}; floor of "
+        f"the whole net on paper: {floors[0]:.1f} us an image unfused, {floors[1]:.1f} us fused"
     )
     for number, (height, width, plan) in enumerate(list_block_shapes(spec, *size), start=1):
         with torch.inference_mode():
@@ -189,7 +190,7 @@ class _Block:
             options: Any = {"dilation": self.plan.dilation, "images_at_once": count}
             run = partial(run_folded_kernels, self.buffer, self.layers, **options)
             run()
-            ways[f"kernels, {count} images at once"] = run
+            ways[f"kernels, {pluralize(count, 'image')} at once"] = run
         return self._time_ways(f"{self.name}, all layers", ways, sum(costs, Cost(0, 0, 0)))
 
     def _run_plain(self) -> None:

@@ -23,6 +23,7 @@ from densenet_backbones.dense_block import Memory
 from densenet_backbones.dense_block.backends import has_triton, has_triton_training, use_triton
 from densenet_backbones.deploy import deploy
 from densenet_backbones.features import DenseFeatureNet
+from densenet_backbones.messages import pluralize
 
 __all__ = ["Evidence", "decide_default", "judge", "measure_inference", "measure_training"]
 
@@ -109,7 +110,9 @@ def decide_default(
         measure_inference(net, shape, turns=turns, device=device, compile_net=tune),
         measure_training(net, shape, turns=turns, device=device, compile_net=torch.compile),
     )
-    return _tabulate(f"{net}, {batch} images of {size[0]}x{size[1]}, bfloat16, {device}", evidence)
+    return _tabulate(
+        f"{net}, {pluralize(batch, 'image')} of {size[0]}x{size[1]}, bfloat16, {device}", evidence
+    )
 
 
 def _tabulate(title: str, evidence: Sequence[Evidence]) -> Table:

@@ -33,7 +33,7 @@ from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.scenes.generation import generate_scenes
 from densenet_backbones.data.sets.splitting import sample_subset
 from densenet_backbones.heads.detection.transform import DetectionTransform
-from densenet_backbones.messages import nearest
+from densenet_backbones.messages import nearest, pluralize
 
 Precision = Literal["32-true", "bf16-mixed"]
 STEP = "training step"
@@ -94,8 +94,8 @@ def measure(
     pinned = "one core" if _get_cores() else "one thread (this system pins no process to a core)"
     height, width = model.image_size
     title = (
-        f"{len(dataset)} images a turn of {dataset.name}, at {width}x{height} on {pinned}; {STEP}: "
-        f"{detector}, batch {batch}, {precision}, {device}; {turns} turns"
+        f"{pluralize(len(dataset), 'image')} a turn of {dataset.name}, at {width}x{height} on "
+        f"{pinned}; {STEP}: {detector}, batch {batch}, {precision}, {device}; {turns} turns"
     )
     return build_input_table(title, timings, len(dataset), batch)
 

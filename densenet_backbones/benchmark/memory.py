@@ -1,7 +1,8 @@
-"""Measure what each memory mode saves for the backward pass, and its price in time."""
+"""Measure training steps: what each memory mode saves for the backward pass, and time alone."""
 
 import copy
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from densenet_backbones.analysis.memory_plan import largest_batch
 from densenet_backbones.benchmark.measuring import (
+    Timing,
     get_synchronize,
     interleave,
     measure_peak_bytes,
@@ -19,14 +21,15 @@ from densenet_backbones.benchmark.measuring import (
 )
 from densenet_backbones.benchmark.report import Column, Table
 from densenet_backbones.checkpoints import to_ours
-from densenet_backbones.dense_block import MEMORY_MODES, Memory
+from densenet_backbones.dense_block import MEMORY_MODES, Memory, native
 from densenet_backbones.densenet import DenseNet
-from densenet_backbones.heads.detection.dsod import DSOD, dsod300
+from densenet_backbones.heads import DSOD, dsod300
 from densenet_backbones.heads.segmentation.fcdensenet import fcdensenet103
 from densenet_backbones.layers import set_memory
+from densenet_backbones.messages import pluralize
 from densenet_backbones.variants import VARIANTS
 
-__all__ = ["compare_memory_modes"]
+__all__ = ["compare_memory_modes", "compare_steps"]
 
 _NOTE = (
     "saved: storages autograd keeps between forward and backward pass, parameters excluded; peak: "
@@ -80,20 +83,11 @@ def compare_memory_modes(
     """
     size = size or (300 if variant == "dsod300" else 224)
     contenders = _build_contenders(variant, modes)
-    last = torch.channels_last
-    image = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=last)
-    nets = {
-        name: contender.net.to(device, memory_format=last).train()  # type: ignore[call-overload]
-        for name, contender in contenders.items()
-    }
+    image, nets = _prepare(contenders, (batch, 3, size, size), device)
     autocast = torch.bfloat16 if bf16 else None
     losses = {name: partial(_compute_loss, net, image, autocast) for name, net in nets.items()}
     costs = {name: _measure_cost(net, losses[name], device) for name, net in nets.items()}
-    values = [value for *_, value in costs.values()]
-    difference = max(abs(value - values[0]) / abs(values[0]) for value in values)
-    # On a GPU convolutions round their inputs even in float32, by the default of PyTorch.
-    if not difference <= (1e-4 if device.type == "cpu" and not bf16 else 1e-2):
-        raise RuntimeError(f"losses differ by {difference:.1e} of their value")
+    _refuse_difference([value for *_, value in costs.values()], device, bf16)
     steps = {name: partial(_run_step, net, losses[name]) for name, net in nets.items()}
     timings = interleave(steps, turns, get_synchronize(device))
     first, images = timings[0], f"images in {budget:g} GiB"
@@ -118,11 +112,115 @@ def compare_memory_modes(
         cells = (saved / 2**20, saved / costs[first.name][0], peak / 2**20, most, updates)
         rows.append((timing.name, *cells, timing.milliseconds, timing.compute_ratios(first)))
     title = (
-        f"training step of {variant}, {batch} images of {size} pixels, "
+        f"training step of {variant}, {pluralize(batch, 'image')} of {size} pixels, "
         f"{'bf16-mixed' if bf16 else 'float32'}, channels last, {device}, {turns} turns"
     )
     note = _NOTE.format(budget=budget)
     return Table(title, columns, tuple(rows), note, chart=(ratio, "saved MiB"))
+
+
+def compare_steps(
+    variant: str,
+    size: tuple[int, int, int, int],
+    *,
+    turns: int,
+    device: torch.device,
+    bf16: bool = False,
+    modes: Sequence[Memory] = ("none", "shared", "shared_lean"),
+) -> Table:
+    """Time training steps of torchvision's, timm's and our net on the same weights.
+
+    Beside wall time stands the processor time of all threads, which other processes disturb less,
+    and on a CPU how fast one core multiplies and adds in vectors, measured in the same turns.
+
+    Args:
+        variant: A DenseNet that torchvision has, ``fcdensenet103`` or ``dsod300``.
+        size: N, C, H and W of the images.
+        turns: Counted rounds of steps; see `interleave`.
+        device: Where to measure.
+        bf16: True if autocast computes in bfloat16.
+        modes: Of ours.
+
+    Raises:
+        ValueError: There is nothing to measure under this name.
+        RuntimeError: Two contenders do not compute the same.
+    """
+    contenders = _build_contenders(variant, modes, checkpointing=False)
+    image, nets = _prepare(contenders, size, device)
+    autocast = torch.bfloat16 if bf16 else None
+    losses = {name: partial(_compute_loss, net, image, autocast) for name, net in nets.items()}
+    _refuse_difference([loss().item() for loss in losses.values()], device, bf16)
+    processor: dict[str, list[float]] = {name: [] for name in (*nets, _PEAK)}
+
+    def run(name: str, step: Callable[[], object]) -> None:
+        start = time.process_time()
+        step()
+        processor[name].append(time.process_time() - start)
+
+    steps = {n: partial(run, n, partial(_run_step, net, losses[n])) for n, net in nets.items()}
+    if device.type == "cpu" and native.is_usable():
+        steps[_PEAK] = partial(run, _PEAK, partial(native.run_multiply_adds, _ROUNDS))
+    timings = {timing.name: timing for timing in interleave(steps, turns, get_synchronize(device))}
+    # The first round is not counted.
+    busy = {name: Timing(name, tuple(values[1:])) for name, values in processor.items()}
+    first = next(iter(nets))
+    names = (f"step time / {first}", f"CPU time / {first}")
+    columns = (
+        Column(""),
+        Column("ms", ".1f"),
+        *(Column(name, ".3f", spread=True) for name in names),
+    )
+    rows = tuple(
+        (
+            name,
+            timings[name].milliseconds,
+            timings[name].compute_ratios(timings[first]),
+            busy[name].compute_ratios(busy[first]),
+        )
+        for name in nets
+    )
+    title = (
+        f"training step of {variant}, {pluralize(size[0], 'image')} of {size[2]}x{size[3]} pixels, "
+        f"{'bf16-mixed' if bf16 else 'float32'}, channels last, {device}, "
+        f"{pluralize(torch.get_num_threads(), 'thread')}, {turns} turns"
+    )
+    return Table(title, columns, rows, _describe_core(busy[_PEAK]), chart=(names[0],))
+
+
+_PEAK = "multiply-adds"
+_ROUNDS = 2_000_000  # some 10 ms
+
+
+def _describe_core(busy: Timing) -> str:
+    """Tell what instructions the libraries use, and how fast a core is at the best of them."""
+    text = f"instructions: torch {torch.backends.cpu.get_cpu_capability()}"
+    if not busy.seconds:
+        return text
+    operations = 24 * native.get_vector_bits() // 32 * _ROUNDS
+    speeds = Column("", ".0f", spread=True).write(tuple(operations / s / 1e9 for s in busy.seconds))
+    return (
+        f"{text}, our kernels {native.get_vector_bits()}-bit vectors; a core's multiply-adds in "
+        f"these turns: {speeds} GFLOP/s of processor time"
+    )
+
+
+def _prepare(
+    contenders: Mapping[str, _Contender], size: tuple[int, int, int, int], device: torch.device
+) -> tuple[Tensor, dict[str, nn.Module]]:
+    """Return images of a size and the nets, in training; all lie channels last on the device."""
+    last = torch.channels_last
+    image = torch.randn(size, device=device).contiguous(memory_format=last)
+    return image, {
+        name: contender.net.to(device, memory_format=last).train()  # type: ignore[call-overload]
+        for name, contender in contenders.items()
+    }
+
+
+def _refuse_difference(values: Sequence[float], device: torch.device, bf16: bool) -> None:
+    difference = max(abs(value - values[0]) / abs(values[0]) for value in values)
+    # On a GPU convolutions round their inputs even in float32, by the default of PyTorch.
+    if not difference <= (1e-4 if device.type == "cpu" and not bf16 else 1e-2):
+        raise RuntimeError(f"losses differ by {difference:.1e} of their value")
 
 
 def _measure_cost(
@@ -181,12 +279,17 @@ _OTHERS: dict[str, Callable[[], nn.Module]] = {
 """Ours without a peer, with the classes of CamVid and VOC."""
 
 
-def _build_contenders(variant: str, modes: Sequence[Memory]) -> dict[str, _Contender]:
+def _build_contenders(
+    variant: str, modes: Sequence[Memory], checkpointing: bool = True
+) -> dict[str, _Contender]:
+    """Build the peers, torchvision's checkpointing one among them if asked for, and ours."""
     peers: dict[str, _Contender] = {}
     if variant in _OTHERS:
         ours = _OTHERS[variant]()
     elif variant in VARIANTS and hasattr(torchvision.models, variant):
         peers, weights = _build_peers(variant)
+        if not checkpointing:
+            del peers["torchvision memory_efficient"]
         ours = DenseNet(VARIANTS[variant])
         ours.load_state_dict(to_ours(weights))
     else:

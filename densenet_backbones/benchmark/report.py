@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 from densenet_backbones.file_writing import save_json
-from densenet_backbones.messages import print_lines
+from densenet_backbones.messages import pluralize, print_lines
 
 __all__ = ["Cell", "Column", "Report", "Table", "Unavailable", "describe_machine"]
 
@@ -150,9 +148,12 @@ class Report:
 
 def describe_machine() -> dict[str, str]:
     """Describe the kind of machine, how busy it is, and the versions of what is compared."""
+    import torch
+
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = pluralize(torch.get_num_threads(), "thread")
     facts = {
-        "CPU": f"{_read_processor()}, {affinity} cores, {torch.get_num_threads()} threads used",
+        "CPU": f"{_read_processor()}, {affinity} cores, {threads} used",
         "memory": _read_memory(),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",

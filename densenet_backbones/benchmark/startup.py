@@ -1,19 +1,24 @@
-"""Measure what a program waits for before its first feature maps: imports, and compiling.
+"""Measure what a program waits for: imports, answers, a first prediction, and compiling.
 
-Each time is of a process of its own, which measures it after Python itself has started.
+Each time is of a process of its own. Imports and answers are processor time, which other programs
+hardly change.
 """
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import timm
 import torch
 from torch import Tensor
+from torchvision.io import write_png
 
 import densenet_backbones.timm_models  # noqa: F401 - registers our nets
 from densenet_backbones.benchmark.contenders import DEPLOYED
@@ -21,27 +26,82 @@ from densenet_backbones.benchmark.measuring import Timing, take_turns
 from densenet_backbones.benchmark.report import Column, Table
 from densenet_backbones.deploy import deploy
 
-__all__ = ["compare_compilation", "compare_imports", "time_first_call"]
+__all__ = [
+    "compare_answers",
+    "compare_compilation",
+    "compare_imports",
+    "compare_prediction",
+    "time_first_call",
+]
 
-_PACKAGES = ("timm", "densenet_backbones")
+
+_IMPORTS = {
+    "import timm": "import timm",
+    "import densenet_backbones": "import densenet_backbones",
+    "both": "import densenet_backbones, timm",
+}
+_BASE = "import torch, torchvision"
+_ANSWERED = (0, 1, 2)  # typos are measured too
+_ANSWERS = {
+    "densenet --help": ("--help",),
+    "densenet train --help": ("train", "--help"),
+    "densenet predict --help": ("predict", "--help"),
+    "densenet list": ("list",),
+    "densenet train nonsense": ("train", "nonsense"),
+    "densenet train --model.args.growthrate 8": ("train", "--model.args.growthrate", "8"),
+    "densenet train --data nowhere": ("train", "--data", "nowhere"),
+    "densenet evaluate nowhere": ("evaluate", "nowhere", "--data", "nowhere"),
+}
 
 
 def compare_imports(turns: int) -> Table:
-    """Measure seconds of ``import timm`` and ``import densenet_backbones`` in fresh processes.
+    """Measure processor time of ``import timm``, ours, and both, each in a fresh process.
 
     Args:
         turns: Rounds, at least 1; this process has had the system read the files before.
     """
     programs = {
-        f"import {package}": partial(
-            _time_program,
-            f"import time; t = time.perf_counter(); import {package}; "
-            "print(time.perf_counter() - t)",
-        )
-        for package in _PACKAGES
+        name: partial(_measure_process, "-c", program) for name, program in _IMPORTS.items()
     }
-    title = f"import in a fresh process, {turns} turns"
-    return _build_table(title, take_turns(programs, turns, uncounted=0), "")
+    title = f"import in a fresh process, processor time, {turns} turns"
+    return _build_table(title, take_turns(programs, turns, uncounted=0), "Python itself included")
+
+
+def compare_answers(turns: int) -> Table:
+    """Measure processor time of answers to the words of a command line, in fresh processes.
+
+    Args:
+        turns: Rounds, at least 1.
+    """
+    programs = {"python -c pass": partial(_measure_process, "-c", "pass")}
+    for name, words in _ANSWERS.items():
+        command = ("-m", "densenet_backbones", *words)
+        programs[name] = partial(_measure_process, *command, statuses=_ANSWERED)
+    title = f"answers of the command line, processor time, {turns} turns"
+    return _build_table(title, take_turns(programs, turns, uncounted=0), "Python itself included")
+
+
+def compare_prediction(turns: int) -> Table:
+    """Measure processor time of `predict` on one image, beside the import of its libraries.
+
+    The model is an untrained `dsod_tiny`, whose pass on the image is in the time.
+
+    Args:
+        turns: Rounds, at least 1.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write_model(folder / "model.safetensors")
+        write_png(torch.full((3, 240, 320), 90, dtype=torch.uint8), str(folder / "image.png"))
+        words = ("predict", "model.safetensors", "image.png", "--device", "cpu")
+        run = partial(_measure_process, "-m", "densenet_backbones", *words, folder=folder)
+        programs = {
+            _BASE: partial(_measure_process, "-c", _BASE),
+            "densenet predict": run,
+        }
+        timings = take_turns(programs, turns, uncounted=0)
+    title = f"prediction of one image in a fresh process, processor time, {turns} turns"
+    return _build_table(title, timings, "dsod_tiny, 320x240 pixels; Python itself included")
 
 
 def compare_compilation(
@@ -109,6 +169,42 @@ def _time_cold_call(arguments: str) -> float:
         )
 
 
+def _measure_process(
+    *words: str, folder: Path | None = None, statuses: Collection[int] = (0,)
+) -> float:
+    """Run Python with words, in a folder, and return the seconds of processor time that it took.
+
+    Raises:
+        RuntimeError: Its exit status is none of those given.
+    """
+    path = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, *words]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, cwd=folder
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode not in statuses:
+        _refuse_failure(done.stderr)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def _refuse_failure(said: str) -> NoReturn:
+    reason = said.strip().rpartition("\n")[2]
+    raise RuntimeError(f"a process that was to be timed failed: {reason}")
+
+
+def _write_model(file: Path) -> None:
+    """Write an untrained detector as the trainings do."""
+    from densenet_backbones.data.categories import Categories
+    from densenet_backbones.inference.detector import DetectorSpec
+    from densenet_backbones.inference.model_file import save_model
+
+    spec = DetectorSpec("dsod_tiny", {}, Categories(("thing",), (1,)))
+    save_model(file, spec, spec.build())
+
+
 def _time_program(program: str, **environment: str) -> float:
     """Run a program and return the number that it prints last.
 
@@ -124,8 +220,7 @@ def _time_program(program: str, **environment: str) -> float:
         check=False,
     )
     if done.returncode:
-        reason = done.stderr.strip().rpartition("\n")[2]
-        raise RuntimeError(f"a process that was to be timed failed: {reason}")
+        _refuse_failure(done.stderr)
     return float(done.stdout.split()[-1])
 
 

@@ -1,6 +1,7 @@
 """Subcommands of ``tools/benchmark.py``: their options, and what they measure.
 
-To add a measurement, write a `Subcommand` and list it in ``SUBCOMMANDS``.
+To add a measurement, write a `Subcommand` and list it in ``SUBCOMMANDS``. What measures is imported
+where it runs: ``--help`` and typos are answered at once.
 """
 
 import argparse
@@ -8,23 +9,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-import timm
-import torch
-
-from densenet_backbones.benchmark.detector import compare_backbones
-from densenet_backbones.benchmark.gpu import measure_kernels
+from densenet_backbones.benchmark.deployed import DEPLOYED_MODELS
 from densenet_backbones.benchmark.gpu_costs import Card
-from densenet_backbones.benchmark.gpu_decision import decide_default
-from densenet_backbones.benchmark.inference import compare_inference, parse_input
-from densenet_backbones.benchmark.memory import compare_memory_modes
-from densenet_backbones.benchmark.report import Table, Unavailable
-from densenet_backbones.benchmark.startup import compare_compilation, compare_imports
-from densenet_backbones.dense_block import MEMORY_MODES
-from densenet_backbones.variants import VARIANTS
+from densenet_backbones.benchmark.report import Table
 
 __all__ = ["SUBCOMMANDS", "Subcommand", "parse_positive"]
 
 _T = TypeVar("_T")
+
+MODES = ("none", "shared", "shared_lean", "bottleneck", "layer", "block")
+"""Memory modes, those of `dense_block.MEMORY_MODES`."""
+
+TIMM_NETS = (
+    "densenet121",
+    "densenet169",
+    "densenet201",
+    "densenet161",
+    "densenet264d",
+    "densenetblur121d",
+)
+"""DenseNets of ours that timm has."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,10 @@ def _add_inference_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run_inference(arguments: argparse.Namespace) -> Iterator[Table]:
     """Time feature maps of one net by its libraries and as it is deployed, on equal weights."""
+    import torch
+
+    from densenet_backbones.benchmark.inference import compare_inference, parse_input
+
     cpu, gpu = ("1x224", "1x512", "4x300"), ("1x224", "8x224", "2x800x1344")
     sizes = [
         parse_input(text) for text in arguments.inputs or choose_by_device(arguments, cpu, gpu)
@@ -150,6 +158,25 @@ def _run_inference(arguments: argparse.Namespace) -> Iterator[Table]:
         )
 
 
+# -- whole models --------------------------------------------------------------------------------
+
+
+def _add_deployed_arguments(parser: argparse.ArgumentParser) -> None:
+    models = tuple(DEPLOYED_MODELS)
+    parser.add_argument("--models", nargs="+", choices=models, default=models, help="default: all")
+    sizes = ", ".join(map(str, DEPLOYED_MODELS.values()))
+    parser.add_argument("--size", type=parse_positive, help=f"image side in pixels ({sizes})")
+    add_turns(parser, 5)
+
+
+def _run_deployed(arguments: argparse.Namespace) -> Iterator[Table]:
+    """Time whole models beside themselves exported."""
+    from densenet_backbones.benchmark.deployed.models import compare_deployed
+
+    for name in arguments.models:
+        yield compare_deployed(name, arguments.size, arguments.turns)
+
+
 # -- training steps ------------------------------------------------------------------------------
 
 _PRECISIONS = ("32-true", "bf16-mixed")
@@ -158,8 +185,7 @@ _PRECISIONS = ("32-true", "bf16-mixed")
 def _add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     nets = ["densenet121", "densenet201", "fcdensenet103", "dsod300"]
     parser.add_argument("--nets", nargs="+", default=nets, help=f"default: {' '.join(nets)}")
-    modes = MEMORY_MODES
-    parser.add_argument("--modes", nargs="+", choices=modes, default=modes, help="default: all")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="default: all")
     parser.add_argument(
         "--budget", type=float, default=8.0, metavar="GiB", help="for the batch (%(default)s)"
     )
@@ -171,6 +197,8 @@ def _add_memory_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run_memory(arguments: argparse.Namespace) -> Iterator[Table]:
     """Measure training steps of each memory mode, beside torchvision's and timm's."""
+    from densenet_backbones.benchmark.memory import compare_memory_modes
+
     batch = settle_batch(arguments)
     if not arguments.budget > 0:
         raise ValueError(f"--budget must be above 0, got {arguments.budget}")
@@ -188,6 +216,46 @@ def _run_memory(arguments: argparse.Namespace) -> Iterator[Table]:
         )
 
 
+def _add_step_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--net", default="densenet121", help="default: %(default)s")
+    inputs = ["2x224", "8x224"]
+    parser.add_argument(
+        "--inputs",
+        nargs="+",
+        default=inputs,
+        metavar="NxSIZE",
+        help=f"images a step, and their side, or HxW, in pixels ({' '.join(inputs)})",
+    )
+    parser.add_argument(
+        "--precisions", nargs="+", choices=_PRECISIONS, default=_PRECISIONS, help="default: both"
+    )
+    modes = MODES[:3]
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, default=modes, help=f"of ours ({' '.join(modes)})"
+    )
+    add_turns(parser, 7)
+
+
+def _run_step(arguments: argparse.Namespace) -> Iterator[Table]:
+    """Time training steps by images, precision and memory mode, beside torchvision's and timm's."""
+    from densenet_backbones.benchmark.inference import parse_input
+    from densenet_backbones.benchmark.memory import compare_steps
+
+    sizes = [parse_input(text) for text in arguments.inputs]
+    if min(min(size[2:]) for size in sizes) < 64:
+        raise ValueError(f"--inputs must have sides >= 64, got {' '.join(arguments.inputs)}")
+    for precision in arguments.precisions:
+        for size in sizes:
+            yield compare_steps(
+                arguments.net,
+                size,
+                turns=arguments.turns,
+                device=arguments.device,
+                bf16=precision == "bf16-mixed",
+                modes=arguments.modes,
+            )
+
+
 def _add_detector_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detector", default="retinanet_fpn", help="default: %(default)s")
     nets = ["densenet121_features", "resnet50"]
@@ -200,6 +268,8 @@ def _add_detector_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run_detector(arguments: argparse.Namespace) -> Iterator[Table]:
     """Measure training steps of one detector on several backbones, from random weights."""
+    from densenet_backbones.benchmark.detector import compare_backbones
+
     yield compare_backbones(
         arguments.detector,
         arguments.backbones,
@@ -226,13 +296,8 @@ def _add_input_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run_input(arguments: argparse.Namespace) -> Iterator[Table]:
     """Measure images a second of the input pipeline beside the training step that it feeds."""
-    try:
-        # Only here: the other measurements run without the training tools.
-        from densenet_backbones.benchmark.input_pipeline import measure
-    except ModuleNotFoundError as error:
-        raise Unavailable(
-            f"this measurement needs {error.name}: install densenet-backbones[train]"
-        ) from error
+    from densenet_backbones.benchmark.input_pipeline import measure
+
     yield measure(
         arguments.data,
         arguments.split,
@@ -246,7 +311,7 @@ def _run_input(arguments: argparse.Namespace) -> Iterator[Table]:
 
 
 def _add_startup_arguments(parser: argparse.ArgumentParser) -> None:
-    nets = [name for name in VARIANTS if timm.is_model(name)]
+    nets = TIMM_NETS
     parser.add_argument("--net", choices=nets, default=nets[0], help="compiled (%(default)s)")
     parser.add_argument("--inputs", default="1x224", metavar="NxSIZE", help="of it (%(default)s)")
     add_turns(parser, 5)
@@ -256,13 +321,23 @@ def _add_startup_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_startup(arguments: argparse.Namespace) -> Iterator[Table]:
-    """Measure seconds until the package is imported, and until a compiled net has first maps."""
+    """Measure imports, answers, a first prediction, and a compiled net's first maps."""
+    from densenet_backbones.benchmark.inference import parse_input
+    from densenet_backbones.benchmark.startup import (
+        compare_answers,
+        compare_compilation,
+        compare_imports,
+        compare_prediction,
+    )
+
     size = parse_input(arguments.inputs)
     yield compare_imports(arguments.turns)
+    yield compare_answers(arguments.turns)
     if arguments.compile_turns:
         yield compare_compilation(
             arguments.net, size, turns=arguments.compile_turns, device=arguments.device
         )
+    yield compare_prediction(arguments.turns)  # last: it needs the training tools
 
 
 def _add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
@@ -276,6 +351,9 @@ def _add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run_gpu(arguments: argparse.Namespace) -> Iterator[Table]:
     """Decide on the Triton kernels' default, then time them layer by layer beside PyTorch's."""
+    from densenet_backbones.benchmark.gpu import measure_kernels
+    from densenet_backbones.benchmark.gpu_decision import decide_default
+
     height, width = arguments.size
     yield decide_default(
         arguments.net,
@@ -305,6 +383,14 @@ SUBCOMMANDS: tuple[Subcommand, ...] = (
         charts=True,
     ),
     Subcommand(
+        name="deployed",
+        help="whole detectors and segmenters, heads and NMS included: onnxruntime, OpenVINO, ours",
+        add_arguments=_add_deployed_arguments,
+        run=_run_deployed,
+        quick=("--models", "fcdensenet56", "--size", "32", "--turns", "1"),
+        devices=("cpu",),
+    ),
+    Subcommand(
         name="memory",
         help="training steps: what each memory mode keeps, beside torchvision's two and timm's",
         add_arguments=_add_memory_arguments,
@@ -312,6 +398,17 @@ SUBCOMMANDS: tuple[Subcommand, ...] = (
         quick=(
             *("--nets", "densenet121", "--modes", "shared_lean"),
             *("--size", "64", "--batch", "2", "--turns", "1"),
+        ),
+        charts=True,
+    ),
+    Subcommand(
+        name="step",
+        help="training steps: time alone, by images, precision and mode, beside the peers'",
+        add_arguments=_add_step_arguments,
+        run=_run_step,
+        quick=(
+            *("--inputs", "2x64", "--precisions", "32-true"),
+            *("--modes", "shared_lean", "--turns", "1"),
         ),
         charts=True,
     ),
@@ -334,7 +431,7 @@ SUBCOMMANDS: tuple[Subcommand, ...] = (
     ),
     Subcommand(
         name="startup",
-        help="seconds of the import beside timm's, and of compiling with empty caches",
+        help="imports, help, typos, one prediction, and compiling with empty caches",
         add_arguments=_add_startup_arguments,
         run=_run_startup,
         quick=("--turns", "1", "--compile-turns", "0"),

@@ -7,10 +7,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from densenet_backbones.checkpoints.errors import CheckpointError
-from densenet_backbones.checkpoints.inspection import inspect_file
-from densenet_backbones.messages import CommandParser, print_lines
+from densenet_backbones.checkpoints.hub_name import is_on_hub
+from densenet_backbones.messages import CommandParser, describe_missing, print_lines
 
 __all__ = ["main"]
 
@@ -58,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _make_parser().parse_args(arguments)
     try:
+        if not is_on_hub(options.file) and not Path(options.file).is_file():
+            raise CheckpointError(describe_missing(Path(options.file)))
+        # Help and wrong words need no more than what is above.
+        from densenet_backbones.checkpoints.inspection import inspect_file
+
         report = inspect_file(options.file, options.prefix, options.entry)
     except CheckpointError as error:
         print_lines(str(error), file=sys.stderr)

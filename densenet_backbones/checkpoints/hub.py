@@ -24,24 +24,14 @@ from huggingface_hub.errors import (
 )
 
 from densenet_backbones.checkpoints.errors import CheckpointError
+from densenet_backbones.checkpoints.hub_name import HUB, HUB_FILE, is_on_hub
 from densenet_backbones.untrusted.limits import MAX_HUB_FILE
 
 __all__ = ["HUB", "HUB_FILE", "is_on_hub", "locate_file"]
 
-HUB = "hf-hub:"
-"""Beginning of names on the Hub, as timm has it (``timm.create_model("hf-hub:…")``)."""
-
-HUB_FILE = "model.safetensors"
-"""Name of a model's file in its repository, ours and most libraries'."""
-
 _NAME = re.compile(r"hf-hub:(?P<repo>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _SECONDS = 10.0  # that the Hub has for its first answer
-
-
-def is_on_hub(path: str | Path) -> bool:
-    """Return True for a name on the Hub, False for the path of a file."""
-    return str(path).startswith(HUB)
 
 
 def locate_file(path: str | Path) -> Path:

@@ -20,6 +20,7 @@ from densenet_backbones.checkpoints.statistics import (
     count_batches,
     find_layers_updated_twice,
 )
+from densenet_backbones.messages import pluralize
 
 __all__ = ["Inspection", "inspect_file"]
 
@@ -100,7 +101,8 @@ class Inspection:
         if network is None:
             yield from _write_row("network", f"not recognized: {self.reason}")
             return
-        classes = "no classifier" if network.classes is None else f"{network.classes} classes"
+        known = network.classes
+        classes = "no classifier" if known is None else pluralize(known, "class")
         chans = "no stem" if network.in_chans is None else f"{network.in_chans} image channels"
         yield from _write_row("network", f"{network.describe()}, {classes}, {chans}")
         levels = (f"{row:<11}{' '.join(network.levels[row]) or 'none'}" for row in ROWS)
@@ -232,7 +234,7 @@ def _write_row(title: str, *values: str) -> Iterator[str]:
 
 
 def _count_in_words(count: int, thing: str) -> str:
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+    return pluralize(count, thing)
 
 
 def _shorten(names: Iterable[str]) -> list[str]:

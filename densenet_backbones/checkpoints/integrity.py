@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from densenet_backbones.checkpoints.errors import CheckpointError
+from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import MAX_TENSORS, MAX_WEIGHTS_HEADER
 from densenet_backbones.untrusted.reading import parse_json
 
@@ -41,6 +42,7 @@ _SLACK = 2**20  # bytes
 _PIECE = 2**20  # bytes read at once
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _LEARNED = (".weight", ".bias", ".running_mean", ".running_var")
+_IS_FOLDER = 0x10  # MS-DOS's: torch reads nothing of such a record, and returns what memory held
 _FILLED = b"\nbytearray\n"  # as a pickle names the type, which takes any size in five bytes
 
 
@@ -89,6 +91,8 @@ def check_torch_file(path: Path, is_zip: bool) -> list[str]:
 
 
 def _is_whole(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
+    if record.external_attr & _IS_FOLDER:
+        return False
     try:
         with archive.open(record) as content:
             while content.read(_PIECE):
@@ -193,8 +197,9 @@ def refuse_unusable(weights: Mapping[str, Tensor], path: Path | str) -> None:
         if value.dtype in _FLOATS and not value.is_meta and not torch.isfinite(value).all():
             count = int((~torch.isfinite(value)).sum())
             raise CheckpointError(
-                f"{path}: {name} has {count} values that are NaN or infinite, so the model would "
-                "compute nothing; take an earlier file, or train again with a lower learning rate"
+                f"{path}: {name} has {pluralize(count, 'value')} of NaN or infinity, so the "
+                "model would compute nothing; take an earlier file, or train again with a lower "
+                "learning rate"
             )
 
 

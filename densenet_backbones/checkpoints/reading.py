@@ -24,7 +24,7 @@ from densenet_backbones.checkpoints.integrity import (
     refuse_unusable,
 )
 from densenet_backbones.checkpoints.pickled import ALLOWED
-from densenet_backbones.messages import describe_error, describe_missing
+from densenet_backbones.messages import describe_error, describe_missing, pluralize
 from densenet_backbones.untrusted.limits import MAX_NAME, MAX_TENSORS
 
 __all__ = [
@@ -267,8 +267,8 @@ def _check_weights(weights: object, path: Path, wrapped: bool) -> None:
         )
     if len(weights) > MAX_TENSORS:
         raise CheckpointError(
-            f"{path}: it holds {len(weights)} tensors, more than the {MAX_TENSORS} that are read; "
-            "it is no network's"
+            f"{path}: it holds {pluralize(len(weights), 'tensor')}, more than the {MAX_TENSORS} "
+            "that are read; it is no network's"
         )
     for key, value in dict.items(weights):
         if not isinstance(value, Tensor) or not isinstance(key, str) or len(key) > MAX_NAME:

@@ -22,6 +22,7 @@ from densenet_backbones.checkpoints.errors import CheckpointError
 from densenet_backbones.checkpoints.keys import CLASSIFIER, to_ours
 from densenet_backbones.densenet_spec import DenseNetSpec, Norm, Stem
 from densenet_backbones.layers import Transition, feature_modules
+from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import MAX_LAYERS
 from densenet_backbones.variants import VARIANTS
 
@@ -143,7 +144,9 @@ def _read_blocks(shapes: Shapes) -> tuple[_Block, ...]:
     if max(layers.values()) > len(shapes):
         raise CheckpointError(f"they name a layer {max(layers.values())}, more than they hold")
     if sum(layers.values()) > MAX_LAYERS:
-        raise CheckpointError(f"they have {sum(layers.values())} layers of {MAX_LAYERS} at most")
+        raise CheckpointError(
+            f"they have {pluralize(sum(layers.values()), 'layer')} of {MAX_LAYERS} at most"
+        )
     last = next(i for i in range(1, len(layers) + 2) if i + 1 not in layers)
     return tuple(_read_block(shapes, i, layers[i]) for i in range(1, last + 1))
 

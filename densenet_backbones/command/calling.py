@@ -20,6 +20,7 @@ from densenet_backbones.inference.segmenter import SegmentationModel
 from densenet_backbones.messages import one_sentence, to_plain
 from densenet_backbones.sharing.run_record import read_run
 from densenet_backbones.training.arguments import expand_short_flags
+from densenet_backbones.training.options.names import list_options
 
 __all__ = ["TrainingResult", "make_words", "train"]
 
@@ -77,7 +78,7 @@ def train(
         data: Data set; without it and a config, a small one is drawn.
         config: Experiment: name of one that ships with the package, or a YAML file, or several.
         epochs: Length of the training.
-        task: "detection" or "segmentation", where neither config nor data say it.
+        task: "detection", "segmentation" or "classification", where neither config nor data say it.
         **options: All other flags.
 
     Returns:
@@ -95,18 +96,16 @@ def train(
         kind = choose_task(*make_parser().parse_known_args(words))
     words = take_out_task(words)
     # Imported here: words that are wrong are refused before Lightning is there.
-    from densenet_backbones.training.cli import list_keys, start_training
-    from densenet_backbones.training.tasks.detection import DetectionTask
-    from densenet_backbones.training.tasks.segmentation import SegmentationTask
+    from densenet_backbones.training.running import TASKS, start_training
 
-    task_type = SegmentationTask if kind == "segmentation" else DetectionTask
+    task_type = TASKS[kind]
     try:
         with _raising_sentences():
             expand_short_flags(words, task_type.form)
         with _raising_stops():
             folder = start_training(task_type, words)
     except argparse.ArgumentError as error:
-        raise ValueError(one_sentence(str(error), lambda: list_keys(task_type))) from error
+        raise ValueError(one_sentence(str(error), lambda: list_options(kind))) from error
     numbers: dict[str, float | None] = {}
     for kind_of_result, part in read_run(folder / "model.safetensors").list_evaluations():
         prefix = "" if not numbers else f"{kind_of_result}_"

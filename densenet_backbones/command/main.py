@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # sys.argv stays: Lightning starts the processes of other devices with it.
     CommandParser.program = f"{PROGRAM} {name}"
     try:
-        run = import_entry(COMMANDS[name].entry)
+        status = import_entry(COMMANDS[name].entry)(rest)
     except ModuleNotFoundError as error:
         if not error.name or error.name.startswith("densenet_backbones"):
             raise
@@ -49,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{PROGRAM} {name} needs {error.name}, which is not installed; "
             'pip install "densenet-backbones[train]"'
         )
-    status = run(rest)
     return status if isinstance(status, int) else 0
 
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "sweep": Command("find which values of a training's options pay", "tuning.command:main"),
     "compare": Command("compare runs: options, results, costs", "comparison.command:main"),
     "heatmap": Command("draw which layer uses the maps of which", "anatomy.heatmap:main"),
+    "prune": Command("take out what a net uses least, and tune it", "anatomy.prune:main"),
     "report": Command("report on a model: fields, costs, memory, priors", "anatomy.report:main"),
     "demo": Command("show what a model finds on a page in the browser", "demo.command:main"),
     "push": Command("send a model to the Hugging Face Hub", "sharing.push:main"),

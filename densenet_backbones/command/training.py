@@ -107,6 +107,8 @@ def choose_task(options: argparse.Namespace, engine: Sequence[str]) -> Task:
 
 def _recognize_task(data: str, layout: str) -> Task:
     """Return what data can teach: boxes, unless it has masks alone, or classes of images alone."""
+    if not Path(data).exists():  # as the training says, before it imports anything heavy
+        return "detection"
     from densenet_backbones.data.classification.reading import ClassLayout, recognize_classes
     from densenet_backbones.data.faults import DataError
     from densenet_backbones.data.recognition.recognize import recognize

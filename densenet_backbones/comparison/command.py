@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from densenet_backbones.comparison.locating import find_run
 from densenet_backbones.messages import CommandParser
 
 
@@ -56,6 +57,8 @@ def compare(places: Sequence[str], out: Path) -> Path:
         ValueError: A place is no run.
         OSError: The files cannot be written.
     """
+    for place in places:
+        find_run(place)
     from densenet_backbones.comparison.picture import plot_comparison
     from densenet_backbones.comparison.runs import find_differences, read_run
     from densenet_backbones.comparison.tables import (
@@ -70,6 +73,8 @@ def compare(places: Sequence[str], out: Path) -> Path:
 
     check_output(out, "--out")
     runs = [read_run(place) for place in places]
+    for fault in dict.fromkeys(fault for run in runs for fault in run.faults):
+        say(f"warning: {fault}", style="yellow")
     out, differences = find_unused_folder(out), find_differences(runs)
     results, options = tabulate_runs(runs), tabulate_differences(runs, differences)
     width = max(shutil.get_terminal_size().columns, 80)

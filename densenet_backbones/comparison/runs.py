@@ -5,10 +5,13 @@ import io
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from densenet_backbones.comparison.locating import find_run
+from densenet_backbones.messages import describe_error
+from densenet_backbones.training.progress.summary import NAME as SUMMARY
 from densenet_backbones.training.progress.summary import read_summary
 from densenet_backbones.untrusted.limits import MAX_YAML_FILE
 from densenet_backbones.untrusted.plain_yaml import read_yaml
@@ -40,6 +43,7 @@ class Run:
         kept_bytes: What the network keeps for the backward pass of a batch.
         step_seconds: Wall time of an optimizer step.
         step_cpu_seconds: Processor time of an optimizer step.
+        faults: A sentence about each of its files that is there and damaged.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Run:
     kept_bytes: int | None = None
     step_seconds: float | None = None
     step_cpu_seconds: float | None = None
+    faults: tuple[str, ...] = ()
 
     @property
     def best(self) -> tuple[float, float] | None:
@@ -72,20 +77,20 @@ def read_run(place: str | Path) -> Run:
     Raises:
         ValueError: There is no run; names the place.
     """
-    path = Path(place)
-    path = path.parent if path.is_file() else path
-    path = path.parent if path.name == "checkpoints" else path
-    if not path.is_dir() or not any((path / n).is_file() for n in ("summary.json", "config.yaml")):
-        raise ValueError(
-            f"{place}: is no run (it has neither summary.json nor config.yaml); give the folder "
-            "that a training wrote, such as runs/quickstart"
-        )
-    options = _read_options(path)
+    path = find_run(place)
+    faults: list[str] = []
+    options = _read_options(path, faults)
     summary = read_summary(path)
     try:
-        return _take_summary(path, options, summary) if summary else _piece_together(path, options)
+        run = _take_summary(path, options, summary or {})
     except (KeyError, TypeError, AttributeError, ValueError):
-        return _piece_together(path, options)
+        run = _piece_together(path, options)
+        if (path / SUMMARY).is_file():
+            faults.append(
+                f"{path / SUMMARY}: is damaged; the numbers are those of metrics.csv and log.txt, "
+                "which say less"
+            )
+    return replace(run, faults=tuple(faults))
 
 
 def _take_summary(path: Path, options: Mapping[str, Any], summary: Mapping[str, Any]) -> Run:
@@ -126,15 +131,17 @@ def _piece_together(path: Path, options: Mapping[str, Any]) -> Run:
     )
 
 
-def _read_options(path: Path) -> dict[str, Any]:
-    """Return the options of a run's last start, by dotted names."""
+def _read_options(path: Path, faults: list[str]) -> dict[str, Any]:
+    """Return the options of a run's last start that can be read, by dotted names."""
     later = sorted(
         path.glob("config_from_step_*.yaml"), key=lambda f: int("0" + f.stem.rpartition("_")[2])
     )
     for file in (*later[::-1], path / "config.yaml"):
         try:
             content = read_yaml(file, ValueError)
-        except (ValueError, OSError):
+        except (ValueError, OSError) as error:
+            if file.exists():
+                faults.append(f"{describe_error(error)}; these options are not compared")
             continue
         if isinstance(content, Mapping):
             options = flatten(content)

@@ -58,6 +58,14 @@ class CondensedConv2d(nn.Module):
         maps = maps.unflatten(1, (self.groups, -1))
         return maps.transpose(1, 2).flatten(1, 2)
 
+    def masked_weight(self) -> Tensor:
+        """Return the weight of the layer before, (O, I, 1, 1): 0 where a group reads nothing."""
+        rows = self.conv.weight.reshape(self.groups, -1, self.index.numel() // self.groups)
+        dense = rows.new_zeros(*rows.shape[:2], self.in_channels)
+        index = self.index.view(self.groups, 1, -1).expand_as(rows)
+        dense = dense.scatter(2, index, rows).transpose(0, 1)
+        return dense.reshape(self.out_channels, self.in_channels, 1, 1)
+
 
 class CondensedLinear(nn.Module):
     """An index of features, and a linear layer that reads these.
@@ -90,6 +98,11 @@ class CondensedLinear(nn.Module):
         """Map (N, I) to (N, O)."""
         y: Tensor = self.linear(x.index_select(1, self.index))
         return y
+
+    def masked_weight(self) -> Tensor:
+        """Return the weight of the layer before, (O, I): 0 for features that are not read."""
+        dense = self.linear.weight.new_zeros(self.out_features, self.in_features)
+        return dense.index_copy(1, self.index, self.linear.weight)
 
 
 def _list_kept(layer: LearnedGroups) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from densenet_backbones.data.faults import DataError
+from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import MAX_CLASSES, MAX_KEYPOINTS, MAX_NAME
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # of "left_eye", "LeftEye", "eye L"
@@ -83,7 +84,9 @@ class Categories:
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.ids):
-            raise DataError(f"{len(self.names)} class names but {len(self.ids)} class ids")
+            raise DataError(
+                f"{pluralize(len(self.names), 'class name')} but {len(self.ids)} class ids"
+            )
         check_class_names(self.names, MAX_CLASSES)
         for what, values in (("name", self.names), ("id", self.ids)):
             refuse_repeated(what, values)

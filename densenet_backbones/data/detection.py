@@ -20,6 +20,7 @@ from densenet_backbones.data.instances import (
     keep_learnable_objects,
     order_keypoints,
 )
+from densenet_backbones.data.loaders.image_checks import check_present_sizes
 from densenet_backbones.data.loading import ImageData
 from densenet_backbones.data.mask_samples import MaskRecord
 from densenet_backbones.data.readers.detection_sources import Layout, read_detection
@@ -48,7 +49,8 @@ class DetectionData(ImageData[DetectionSet, Sample]):
             the detector is given images of their own shapes.
 
     Attributes:
-        needs_images: False reads annotations whose image files may be missing.
+        needs_images: False reads annotations whose image files may be missing; those that are there
+            have the sizes that the annotations say.
     """
 
     layout: Layout = "auto"
@@ -128,7 +130,10 @@ class DetectionData(ImageData[DetectionSet, Sample]):
             )
         )
         data_set = keep_learnable_objects(data_set, self.target_types, self.strict)
-        return self.look_at_images(data_set) if self.needs_images else data_set
+        if self.needs_images:
+            return self.look_at_images(data_set)
+        check_present_sizes(data_set)
+        return data_set
 
     def keep_for_overfitting(
         self, has_all_matched: Callable[[ImageRecord], bool] | None = None
@@ -145,7 +150,7 @@ class DetectionData(ImageData[DetectionSet, Sample]):
             return len(record.boxes) > 0 and (has_all_matched is None or has_all_matched(record))
 
         prior = " of which a prior matches every one" if has_all_matched else ""
-        self.keep_first(is_usable, f"have objects{prior}")
+        self.keep_first(is_usable, f" with objects{prior}")
 
     def make_training_images(self) -> DetectionImages:
         """Return images of the model's size, of their own, or as the augmentation scales them.

@@ -1,6 +1,9 @@
 """Faults in data: those that stop the reading, and those that do not."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from densenet_backbones.messages import describe_missing
 
 
 class DataError(ValueError):
@@ -11,6 +14,16 @@ class DataError(ValueError):
 
     def __str__(self) -> str:
         return "\n  ".join(map(str, self.args))
+
+
+def check_is_there(path: str | Path) -> None:
+    """Refuse the path of a data set where nothing is.
+
+    Raises:
+        DataError: There is no file or folder.
+    """
+    if not Path(path).exists():
+        raise DataError(describe_missing(Path(path), "file or folder"))
 
 
 @dataclass(frozen=True)

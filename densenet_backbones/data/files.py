@@ -23,10 +23,13 @@ from rich.progress import (
 )
 
 from densenet_backbones.data.faults import DataError, Problem
-from densenet_backbones.messages import show_controls
+from densenet_backbones.messages import pluralize, show_controls
 from densenet_backbones.untrusted.limits import MAX_PATH
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif"),
+)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # no file system takes them all
 T = TypeVar("T")
 R = TypeVar("R")
@@ -112,7 +115,9 @@ def refuse_if_strict(problems: Sequence[Problem], strict: bool) -> None:
     """Raise one `DataError` that lists the problems when the user asked for none."""
     if strict and problems:
         faults = [f"{p.file}: {p.item}: {p.what}" for p in problems]
-        refuse_faults(faults, f"strict reading found {len(problems)} faults; correct them", 20)
+        refuse_faults(
+            faults, f"strict reading found {pluralize(len(problems), 'fault')}; correct them", 20
+        )
 
 
 def track_progress(

@@ -18,6 +18,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +28,20 @@ from densenet_backbones.data.depths import (
     find_limits,
     gray_from_integers,
     gray_from_range,
-    mend_planes,
+    mend_samples,
 )
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.untrusted.limits import MAX_PIXELS
 
 # Formats of photographs and masks, by Pillow's names. It would try 30 more on any file, whatever
 # its name: one of them (EPS) starts another program, and others call decoders of rare use.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")
 PIXELS_AT_ONCE = 1 << 20  # that are converted to RGB: what else that takes is small
 _OPENING = threading.Lock()  # Pillow's limit on pixels is one for all threads
 STAND_IN = (4093, 4091)
 """Size of a file that cannot be read: two primes, so that hardly an image has it."""
 _unreadable: dict[str, DataError] | None = None  # see `collect_unreadable`
+_HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO 23008-12, brands
 _BACKGROUND = (255, 255, 255, 255)  # transparent pixels are shown on white, as on a page
 _ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4, tag "Orientation"
 _TURN = {  # EXIF orientation -> what makes it upright
@@ -138,7 +140,11 @@ def read_reduced_image(
             # Pillow wants (W, H) as stored; orientations 5 to 8 swap the sides.
             image.draft(None, at_least if orientation >= 5 else at_least[::-1])
         factor = round(width / image.width)
+        expected = image.size
         image.load()
+        if image.size != expected:  # a damaged HEIC file can have two sizes
+            sizes = ["{}x{}".format(*size) for size in (image.size, expected)]
+            raise DataError(f"{path}: {_describe_damage(f'decodes to {sizes[0]}, not {sizes[1]}')}")
         upright: Image.Image = image
         if orientation in _TURN:
             upright = image.transpose(_TURN[orientation])
@@ -283,7 +289,7 @@ def open_image(
         with _open(path if content is None else io.BytesIO(content), of_any_size) as image:
             if image.width * image.height > MAX_PIXELS and not of_any_size:
                 raise DataError(_describe_size_limit(path, f"{image.width}x{image.height} pixels,"))
-            yield mend_planes(image)
+            yield mend_samples(image)
 
 
 def _open(source: str | Path | io.BytesIO, of_any_size: bool) -> ImageFile.ImageFile:
@@ -292,7 +298,7 @@ def _open(source: str | Path | io.BytesIO, of_any_size: bool) -> ImageFile.Image
         limit = Image.MAX_IMAGE_PIXELS
         try:
             Image.MAX_IMAGE_PIXELS = None if of_any_size else limit
-            return Image.open(source, formats=FORMATS)
+            return Image.open(source, formats=list_formats())
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
@@ -314,15 +320,37 @@ def _convert_errors(path: str | Path) -> Iterator[None]:
         raise DataError(_describe_size_limit(path, "has")) from None
     except Exception as error:  # Pillow's plug-ins raise almost any type on damaged files
         raise DataError(
-            f"{path}: cannot be read as an image ({type(error).__name__}: {error}); fetch or "
-            "export the file again, or take it out of the data set"
+            f"{path}: {_describe_damage(f'{type(error).__name__}: {error}')}"
         ) from error
+
+
+def _describe_damage(what: str) -> str:
+    return (
+        f"cannot be read as an image ({what}); fetch or export the file again, or take it out of "
+        "the data set"
+    )
+
+
+@cache
+def list_formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that are opened: HEIC, too, where pi_heif is there."""
+    try:
+        from pi_heif import register_heif_opener
+    except ImportError:
+        return FORMATS
+    register_heif_opener()
+    return (*FORMATS, "HEIF")
 
 
 def _describe_unknown(path: str | Path) -> str:
     """Describe a file that Pillow does not know: TIFF has more kinds than it reads."""
     with suppress(OSError), open(path, "rb") as file:
-        if file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        head = file.read(12)
+        if head[4:8] == b"ftyp" and head[8:12] in _HEIC and "HEIF" not in list_formats():
+            return (
+                'it is HEIC); pip install "densenet-backbones[heic]", or export it as JPEG or PNG'
+            )
+        if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             return (
                 "its kind of TIFF is not decoded); save it as gray or RGB of 8 or 16 bits, or as "
                 "gray of 32-bit float from 0 to 1"

@@ -17,6 +17,7 @@ from densenet_backbones.data.files import quote, refuse_faults, refuse_if_strict
 from densenet_backbones.data.readers.coco.json_values import abbreviate
 from densenet_backbones.data.readers.coco.outlines import check_outline, draw_outline
 from densenet_backbones.data.samples import Annotation, DetectionSet, ImageRecord
+from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import MAX_COORDINATE, MAX_MASK_PIXELS
 
 TargetType = Literal["boxes", "masks", "keypoints"]
@@ -119,8 +120,9 @@ def keep_images_with_keypoints(detection_set: DetectionSet) -> DetectionSet:
     ]
     if not teaching:
         raise DataError(
-            f"{detection_set.name}: no keypoint of its {len(detection_set)} images is labeled "
-            "(visibility 1 or 2), so none can be learned from it; choose a detector of boxes"
+            f"{detection_set.name}: no keypoint of its {pluralize(len(detection_set), 'image')} "
+            "is labeled (visibility 1 or 2), so none can be learned from it; choose a detector "
+            "of boxes"
         )
     return replace(detection_set, records=[records[n] for n in teaching])
 
@@ -144,7 +146,7 @@ def order_keypoints(detection_set: DetectionSet, model: Categories) -> Detection
     differing = sorted(set(own.keypoints) ^ set(model.keypoints))
     if differing or len(own.keypoints) != len(model.keypoints):
         raise DataError(
-            f"{where}: its {len(own.keypoints)} keypoints "
+            f"{where}: its {pluralize(len(own.keypoints), 'keypoint')} "
             f"({quote(own.keypoints, 20)}) are not the {len(model.keypoints)} that are known "
             f"({quote(model.keypoints, 20)}); give both the same names, in any order"
         )
@@ -178,8 +180,9 @@ def _draw_masks(record: ImageRecord) -> np.ndarray:
     # Refused before any memory is taken.
     if math.prod(masks) > MAX_MASK_PIXELS:
         raise DataError(
-            f"{record.path}: the masks of its {masks[0]} objects of {size[1]}x{size[0]} pixels "
-            f"need more than the {MAX_MASK_PIXELS} bytes that are allowed; cut the image into tiles"
+            f"{record.path}: the masks of its {pluralize(masks[0], 'object')} of "
+            f"{size[1]}x{size[0]} pixels need more than the {MAX_MASK_PIXELS} bytes that are "
+            "allowed; cut the image into tiles"
         )
     pixels = np.zeros(masks, np.uint8)
     for mask, annotation in zip(pixels, _list_own_annotations(record), strict=True):
@@ -223,9 +226,9 @@ def _keep_outlined(detection_set: DetectionSet, strict: bool) -> DetectionSet:
         return detection_set
     if not any(outlined):
         raise DataError(
-            f"{detection_set.name}: none of its {len(problems)} objects has a 'segmentation', so "
-            "no masks can be learned from it; export it in COCO's layout with masks, or choose a "
-            "detector of boxes"
+            f"{detection_set.name}: its {pluralize(len(problems), 'object has', 'objects have')} "
+            "no 'segmentation', so no masks can be learned from it; export it in COCO's layout "
+            "with masks, or choose a detector of boxes"
         )
     refuse_if_strict(problems, strict)
     # Boxes whose objects have a mask stay; evaluation counts all.
@@ -239,8 +242,9 @@ def _check_keypoints(detection_set: DetectionSet) -> None:
     annotations = [a for record in detection_set.records for a in record.annotations]
     if annotations and not any(a.get("keypoints") for a in annotations):
         raise DataError(
-            f"{name}: none of its {len(annotations)} objects has 'keypoints', so none can be "
-            "learned from it; give COCO's file of keypoints, or choose a detector of boxes"
+            f"{name}: its {pluralize(len(annotations), 'object has', 'objects have')} no "
+            "'keypoints', so none can be learned from it; give COCO's file of keypoints, or choose "
+            "a detector of boxes"
         )
     if not categories.keypoints:
         raise DataError(
@@ -265,7 +269,8 @@ def _refuse_where(
                     yield fault
 
     faults = list(list_faults())
-    refuse_faults(faults, f"{detection_set.name}: {len(faults)} annotations have faulty {what}")
+    count = pluralize(len(faults), "annotation has", "annotations have")
+    refuse_faults(faults, f"{detection_set.name}: {count} faulty {what}")
 
 
 def _describe_outline_fault(
@@ -292,5 +297,5 @@ def _describe_keypoint_fault(
         return None
     return (
         f"{_locate(record, annotation)}: 'keypoints' must be x, y and visibility (0, 1 or 2) of "
-        f"each of the {count} keypoints of its category, not {abbreviate(values)}"
+        f"each of the {pluralize(count, 'keypoint')} of its category, not {abbreviate(values)}"
     )

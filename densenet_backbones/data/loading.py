@@ -4,7 +4,6 @@ Legend: a sample is one image as a model is given it; a batch is a list of sampl
 may differ in size.
 """
 
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -13,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 import lightning.pytorch as pl
 from torch.utils.data import Dataset
 
-from densenet_backbones.data.augment.presets import ModelInput
+from densenet_backbones.data.augment.model_input import ModelInput
 from densenet_backbones.data.checks.contents import refuse_unlearnable
 from densenet_backbones.data.checks.image_files import refuse_shared
 from densenet_backbones.data.faults import DataError, Problem
@@ -25,6 +24,7 @@ from densenet_backbones.data.loaders.batches import (
     keep_list,
     quiet_worker,
 )
+from densenet_backbones.data.loaders.cores import count_cores
 from densenet_backbones.data.loaders.guarded import BadImages, GuardedImages, UnusableImages
 from densenet_backbones.data.loaders.image_checks import check_images, leave_out_unreadable
 from densenet_backbones.data.loaders.samplers import EpochSampler, GroupedSampler, ShardSampler
@@ -32,6 +32,7 @@ from densenet_backbones.data.mask_samples import MaskRecord, MaskSample
 from densenet_backbones.data.samples import ImageRecord, Sample
 from densenet_backbones.data.sets.classes import ClassChanges, change_classes, refuse_new_classes
 from densenet_backbones.data.sets.splitting import sample_subset
+from densenet_backbones.messages import pluralize
 
 SampleT = TypeVar("SampleT", Sample, MaskSample)
 BatchSize = int | Literal["auto"]
@@ -214,20 +215,20 @@ class ImageData(ImageSources[SetT], pl.LightningDataModule, Generic[SetT, Sample
         self._sets["val"] = self.read_set(self._name_source(self.val_split), self.classes)
 
     def keep_first(
-        self, is_usable: Callable[[ImageRecord | MaskRecord], bool], complaint: str
+        self, is_usable: Callable[[ImageRecord | MaskRecord], bool], such: str = ""
     ) -> None:
         """Reduce the training set to its first `overfit_images` usable images, by id.
 
         Raises:
-            DataError: If there are fewer; `complaint` says of those what they have.
+            DataError: If there are fewer; `such` says what those have.
         """
         assert self.overfit_images is not None
         records = sorted(self.train_set.records, key=lambda record: record.image_id)
         selected = [record for record in records if is_usable(record)][: self.overfit_images]
         if len(selected) < self.overfit_images:
             raise DataError(
-                f"data.overfit_images is {self.overfit_images}, but only {len(selected)} training "
-                f"images {complaint}; ask for fewer"
+                f"data.overfit_images is {self.overfit_images}, but the data has only "
+                f"{pluralize(len(selected), 'training image')}{such}; ask for fewer"
             )
         self._sets["train"] = replace(self.train_set, records=tuple(selected))
 
@@ -318,5 +319,5 @@ AnyData = ImageData[Any, Any]
 
 
 def choose_workers() -> int:
-    """Return half of the cores, at most 8: the other half is the model's."""
-    return min(8, max(1, (os.cpu_count() or 2) // 2))
+    """Return half of this process's cores, at most 8: the other half is the model's."""
+    return min(8, max(1, count_cores() // 2))

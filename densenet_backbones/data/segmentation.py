@@ -22,7 +22,7 @@ from densenet_backbones.data.readers.masks.classes_file import CLASSES_FILE
 from densenet_backbones.data.readers.masks.files import has_unknown_classes
 from densenet_backbones.data.readers.segmentation_sources import MaskLayout, read_segmentation
 from densenet_backbones.data.recognition.recognize import Recognized, recognize
-from densenet_backbones.file_writing import save_text
+from densenet_backbones.file_writing import save_bytes
 
 MIN_CROP = 32  # pixels; a net of five halvings sees nothing in less
 
@@ -125,7 +125,7 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
         first_use = "train" not in self._sets
         data_set = super().train_set
         if first_use and self.overfit_images is not None:
-            self.keep_first(lambda record: True, "are there")
+            self.keep_first(lambda record: True)
             data_set = super().train_set
         return data_set
 
@@ -153,7 +153,8 @@ class SegmentationData(ImageData[SegmentationSet, MaskSample]):
         )
         proposal = recognized.splits[0].source.get("classes_yaml")
         if self.write_classes and proposal is not None:
-            save_text(recognized.root / CLASSES_FILE, proposal)
+            # It is read again, so that a name that is no text must not be spelled in it.
+            save_bytes(recognized.root / CLASSES_FILE, proposal.encode("utf-8"))
         return recognized
 
     def read_set(self, sources: Sources, classes: Sequence[str] | None) -> SegmentationSet:

@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densenet_backbones.checkpoints import CheckpointError
-from densenet_backbones.data.faults import DataError
+from densenet_backbones.inference.locating import find_model_file
 from densenet_backbones.messages import CommandParser
 from densenet_backbones.reporting.console import fail, quiet_libraries, say
 
@@ -73,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             threading.Event().wait()
     except KeyboardInterrupt:
         say("", "Ended.")
-    except (CheckpointError, DataError, ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         fail(error, 1)
 
 
@@ -152,14 +151,16 @@ def load_models(names: Sequence[str], device: str | None) -> "list[Model]":
         CheckpointError: A model cannot be read.
         ValueError: There are more than two, or there is no such device.
     """
+    if len(names) > 2:
+        raise ValueError(f"the page shows one model or two side by side, got {len(names)}")
+    for name in names:
+        find_model_file(name)
     import torch
 
     from densenet_backbones.demo.answers import Model
     from densenet_backbones.inference.loading import load
-    from densenet_backbones.inference.predict import check_device
+    from densenet_backbones.inference.predicting import check_device
 
-    if len(names) > 2:
-        raise ValueError(f"the page shows one model or two side by side, got {len(names)}")
     place = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     models = []
     for name in names:

@@ -17,7 +17,7 @@ from densenet_backbones.demo.answers import (
 )
 from densenet_backbones.demo.videos import LONGEST, find_in_video, save_video
 from densenet_backbones.inference.inputs.sources import VIDEO_SUFFIXES
-from densenet_backbones.messages import describe_error, show_controls
+from densenet_backbones.messages import describe_error, pluralize, show_controls
 
 if TYPE_CHECKING:
     import gradio
@@ -96,7 +96,7 @@ class Page:
     def _describe(self) -> str:
         rows = [
             f"<b>{_escape(model.title)}</b>: <code>{_escape(model.predictor.spec.name)}</code>, "
-            f"{len(model.class_names)} classes"
+            f"{pluralize(len(model.class_names), 'class')}"
             for model in self.models
         ]
         return f"<h1>densenet demo</h1><p>{' · '.join(rows)}</p>"

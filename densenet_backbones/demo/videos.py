@@ -14,6 +14,7 @@ from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.inputs.clips import Clip, VideoWriter, open_clip
 from densenet_backbones.inference.inputs.image_tensors import convert_image
 from densenet_backbones.inference.results.base import ImageResult
+from densenet_backbones.messages import pluralize
 from densenet_backbones.reporting.pictures import scale_image
 
 LONGEST = 60
@@ -104,4 +105,8 @@ def save_video(
     content = {"file": answer.file.name, "score_from": score, "frames": entries}
     save_json(described, content)
     parts = ", ".join(f"{name} in {count}" for name, count in seen.most_common())
-    return video, described, f"{len(entries)} frames: {parts or 'nothing from this score on'}"
+    return (
+        video,
+        described,
+        f"{pluralize(len(entries), 'frame')}: {parts or 'nothing from this score on'}",
+    )

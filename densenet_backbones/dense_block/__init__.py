@@ -14,6 +14,7 @@ from densenet_backbones.dense_block.folded_conv import FoldedConv2d, is_recorded
 from densenet_backbones.dense_block.folded_transition import FoldedTransition, ScaleShift
 from densenet_backbones.dense_block.interfaces import (
     DenseLayerLike,
+    Role,
     calls_children_in_turn,
     find_change,
     find_layer_change,
@@ -38,6 +39,7 @@ __all__ = [
     "FoldedLayer",
     "FoldedTransition",
     "Memory",
+    "Role",
     "ScaleShift",
     "SharedMemory",
     "calls_children_in_turn",

@@ -21,6 +21,7 @@ __all__ = [
     "TRITON_SWITCH",
     "fill_in_kernels",
     "has_cpp",
+    "has_cpp_passes",
     "has_cpp_training",
     "has_kernels",
     "has_triton",
@@ -110,6 +111,18 @@ def has_cpp_training(*tensors: Tensor) -> bool:
     """Return True if the C++ kernels of training run on these tensors as they are."""
     same = all(_is_real(x) and x.is_cpu and x.dtype == torch.float32 for x in tensors)
     return same and has_cpp(tensors[0])
+
+
+def has_cpp_passes(maps: Sequence[Tensor], vectors: Sequence[Tensor] = ()) -> bool:
+    """Return True if the C++ passes over whole maps run on these tensors as they are.
+
+    Args:
+        maps: All float32, or all bfloat16.
+        vectors: Float32.
+    """
+    same = all(_is_real(x) and x.is_cpu and x.dtype == maps[0].dtype for x in maps)
+    single = all(_is_real(x) and x.is_cpu and x.dtype == torch.float32 for x in vectors)
+    return same and single and _is_for_cpp(maps[0]) and native.is_usable()
 
 
 def _is_for_cpp(x: Tensor) -> bool:

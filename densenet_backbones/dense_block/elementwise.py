@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from densenet_backbones.dense_block.backends import has_cpp_training, has_triton_training
+from densenet_backbones.dense_block.backends import has_cpp_passes, has_triton_training
 from densenet_backbones.dense_block.interfaces import is_in_rows
 from densenet_backbones.dense_block.native import passes as native_passes
 from densenet_backbones.dense_block.norms import Affine, widen_half
@@ -146,7 +146,7 @@ def _find_kernels(
         return None
     if not all(map(is_in_rows, maps)) or not all(is_in_rows(x, dense=True) for x in dense):
         return None
-    if has_cpp_training(*maps, *dense, *vectors):
+    if has_cpp_passes([*maps, *dense], vectors):
         return native_passes
     if has_triton_training(*maps, *dense):
         from densenet_backbones.dense_block.triton_training import passes as triton_passes

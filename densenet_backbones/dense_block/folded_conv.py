@@ -52,13 +52,13 @@ class FoldedConv2d(LayoutCache, nn.Conv2d):
 
     Args:
         like: Convolution whose geometry it takes.
-        weight: Weight, of the shape of that one's.
+        weight: Weight, of as many input channels as it is to read.
         bias: Bias, (out channels,).
     """
 
     def __init__(self, like: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
         super().__init__(
-            like.in_channels,
+            weight.shape[1],
             like.out_channels,
             (like.kernel_size[0], like.kernel_size[1]),
             (like.stride[0], like.stride[1]),

@@ -132,11 +132,11 @@ def calls_children_in_turn(module: nn.Module) -> bool:
     return known and "forward" not in vars(module)
 
 
-Role = Literal["norm", "relu", "act", "conv", "masked_conv", "pool", "layer"]
+Role = Literal["norm", "relu", "act", "conv", "masked_conv", "pool", "layer", "halves"]
 """Part a module plays for the code that reads it: ``relu`` is `nn.ReLU`, ``act`` any activation.
 
 ``masked_conv`` is a convolution whose weight is read by `read_weight`, so one with learned groups
-is known too.
+is known too. ``halves`` is a layer that may read some of the maps: `expand(squeeze(x))`.
 """
 
 # Exact types, as heirs may compute anything. Classes beside these name their role themselves, by an
@@ -149,11 +149,13 @@ _KNOWN: dict[Role, tuple[type[nn.Module], ...]] = {
     "masked_conv": (nn.Conv2d,),
     "pool": (nn.AvgPool2d, nn.MaxPool2d),
     "layer": (),
+    "halves": (),
 }
 _MARKS: dict[Role, tuple[str, ...]] = {
     "norm": ("evaluates_as_batch_norm", "batch_statistics_in_eval"),
     "masked_conv": ("convolves_masked_weight",),
     "layer": ("runs_squeeze_and_expand",),
+    "halves": ("runs_squeeze_and_expand", "runs_in_halves"),
 }
 _METHODS = ("forward", "squeeze", "expand")  # what an instance may have of its own
 _ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
@@ -166,7 +168,8 @@ def find_change(module: nn.Module, role: Role) -> str | None:
     This is the one question that memory modes and the deployed form ask before they compute by
     themselves what a module does. Known are exact types, and classes (not their heirs) with one of
     the attributes ``evaluates_as_batch_norm``, ``batch_statistics_in_eval`` for norms,
-    ``convolves_masked_weight`` for convolutions and ``runs_squeeze_and_expand`` for dense layers.
+    ``convolves_masked_weight`` for convolutions, ``runs_squeeze_and_expand`` for dense layers and
+    ``runs_in_halves`` for those that read some of the maps.
 
     Args:
         module: Module to read.
@@ -235,7 +238,7 @@ def list_parts(
 
 
 def find_layer_change(
-    layer: nn.Module, name: str, act: Role = "relu", conv: Role = "conv"
+    layer: nn.Module, name: str, act: Role = "relu", conv: Role = "conv", role: Role = "layer"
 ) -> str | None:
     """Return which part of a dense layer `find_change` objects to, and why; None if it has none.
 
@@ -244,12 +247,13 @@ def find_layer_change(
         name: Name of the layer, with which the sentence begins.
         act: Role of its activations.
         conv: Role of its convolutions.
+        role: Role of the layer, which has these parts.
     """
-    change = find_change(layer, "layer")
+    change = find_change(layer, role)
     if change is not None:
         return f"{name} {change}"
-    for part, module, role in list_parts(layer, act, conv):  # type: ignore[arg-type] # known by now
-        change = find_change(module, role)
+    for part, module, kind in list_parts(layer, act, conv):  # type: ignore[arg-type] # known by now
+        change = find_change(module, kind)
         if change is not None:
             return f"{name}.{part} {change}"
     return None

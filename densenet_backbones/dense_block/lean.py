@@ -3,7 +3,8 @@
 In the memory modes with one buffer, what stands between dense blocks keeps little for the backward
 pass too. A norm, its ReLU and a convolution behind it keep the norm's input alone, which is the
 block's own output; pools keep sizes, and a byte for each maximum, instead of their input. The idea
-is that of Pleiss et al. (1707.06990), applied to a net's other stages.
+is that of Pleiss et al. (1707.06990), applied to a net's other stages. Where the C++ kernels know
+all of it, the pool behind included, it is one call each way: see `native.lean_unit`.
 
 Shapes: N images, C channels, H and W pixels.
 """
@@ -20,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from densenet_backbones.dense_block.elementwise import compute_norm_gradient
 from densenet_backbones.dense_block.interfaces import calls_children_in_turn, find_change, has_hooks
+from densenet_backbones.dense_block.native import lean_unit
 from densenet_backbones.dense_block.norms import Moments, compute_moments, count_values
 from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, read_unit
 
@@ -33,8 +35,8 @@ def join_lean_steps(
 ) -> Iterator[tuple[str, Step]]:
     """Join named stages into steps that compute what these do one after the other, and keep less.
 
-    A norm is joined with the ReLU behind it, and both with a convolution behind them. Whatever is
-    not known here, or carries hooks, is a step of its own.
+    A norm is joined with the ReLU behind it, both with a convolution behind them, and all of them
+    with a pool behind these. Whatever is not known here, or carries hooks, is a step of its own.
 
     Args:
         stages: Names and modules, in the order they run.
@@ -45,15 +47,28 @@ def join_lean_steps(
     """
     rest = list(stages)
     while rest:
-        count = _count_joined(rest, wanted)
-        name, last = rest[count - 1]
-        if count > 1:
-            yield name, partial(run_lean, modules=[module for _, module in rest[:count]])
-        elif calls_children_in_turn(last) and not has_hooks(last):
-            yield name, partial(_run_steps, stages=list(last.named_children()))
+        if len(rest) > 1 and _is_transition(*rest[0], wanted) and _is_pool(rest[1][1]):
+            parts, count = [*rest[0][1].named_children(), rest[1]], 2
+            yield rest[1][0], partial(_run_steps, stages=parts)
         else:
-            yield name, partial(_run_pool, pool=last)
+            count = _count_joined(rest, wanted)
+            yield rest[count - 1][0], _make_step([module for _, module in rest[:count]])
         del rest[:count]
+
+
+def _make_step(modules: Sequence[nn.Module]) -> Step:
+    first = modules[0]
+    if len(modules) > 1:
+        return partial(run_lean, modules=modules)
+    if calls_children_in_turn(first) and not has_hooks(first):
+        return partial(_run_steps, stages=list(first.named_children()))
+    return partial(_run_pool, pool=first)
+
+
+def _is_transition(name: str, stage: nn.Module, wanted: Collection[str]) -> bool:
+    """Return True if a stage is its parts in turn, and nothing of it is asked for."""
+    whole = not any(f"{point}.".startswith(f"{name}.") for point in wanted)
+    return whole and calls_children_in_turn(stage) and not has_hooks(stage)
 
 
 def _count_joined(stages: Sequence[tuple[str, nn.Module]], wanted: Collection[str]) -> int:
@@ -61,10 +76,20 @@ def _count_joined(stages: Sequence[tuple[str, nn.Module]], wanted: Collection[st
     # Norm and ReLU, unless the norm's own result is asked for.
     if len(stages) < 2 or stages[0][0] in wanted or not isinstance(stages[1][1], nn.ReLU):
         return 1
-    # The convolution too, unless the ReLU's result is asked for.
-    if len(stages) < 3 or stages[1][0] in wanted or not isinstance(stages[2][1], nn.Conv2d):
-        return 2
-    return 3
+    # Then what reads their result alone: the convolution, and the pool.
+    count = 2
+    for follows in (_is_conv, _is_pool):
+        if count < len(stages) and stages[count - 1][0] not in wanted:
+            count += follows(stages[count][1])
+    return count
+
+
+def _is_conv(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d)
+
+
+def _is_pool(module: nn.Module) -> bool:
+    return isinstance(module, nn.AvgPool2d | nn.MaxPool2d)
 
 
 def _run_steps(x: Tensor, stages: Sequence[tuple[str, nn.Module]]) -> Tensor:
@@ -80,17 +105,24 @@ def run_lean(x: Tensor, modules: Sequence[nn.Module]) -> Tensor:
 
     Args:
         x: (N, C, H, W).
-        modules: A norm, an activation and perhaps a convolution.
+        modules: A norm, an activation and perhaps a convolution; then perhaps a pool.
 
     Returns:
         What the modules return, (N, O, H', W').
     """
-    form = read_unit(x.device, *modules)
+    pool = modules[-1] if _is_pool(modules[-1]) else None
+    parts = modules if pool is None else modules[:-1]
+    form = read_unit(x.device, *parts)
     if form is None or x.numel() <= x.shape[1]:
-        for module in modules:
+        for module in parts:
             x = module(x)
-        return x
-    return cast(Tensor, _Unit.apply(form, x, *form.parameters()))
+    elif lean_unit.is_known(form, x, pool):
+        return lean_unit.run_unit(form, x, pool)
+    elif pool is not None:
+        x = run_lean(x, parts)
+    else:
+        return cast(Tensor, _Unit.apply(form, x, *form.parameters()))
+    return x if pool is None else _run_pool(x, pool)
 
 
 class _Unit(torch.autograd.Function):

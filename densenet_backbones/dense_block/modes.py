@@ -58,9 +58,10 @@ MEMORY_MODES: tuple[Memory, ...] = get_args(Memory)
 """All modes, the fastest first: ordered by what they compute again. ``block`` takes as long as
 ``layer`` and holds more for a while.
 
-Steps of DenseNet-121 on a CPU, relative to torchvision's, went in this order (``tools/benchmark.py
-memory``, 2 images of 224 pixels, channels last, two threads, medians of 8 turns): 0.98, 0.96, 1.03,
-1.09, 1.20, 1.22. On GPUs, and without the C++ kernels, the first may be faster than the second.
+Steps of DenseNet-121 on a CPU, relative to those of torchvision (``tools/benchmark.py step``, 2
+images of 224 pixels, float32, channels last, medians): 1.07, 0.59, 0.64 on one thread, then
+(``memory``) 1.09, 1.20, 1.22 on two of another machine. In mixed precision, on GPUs, and without
+the C++ kernels, the first may be the fastest.
 """
 
 _CHECKPOINTS: dict[Memory, Callable[[Tensor, Sequence[DenseLayerLike]], Tensor]] = {
@@ -137,7 +138,7 @@ def _find_obstacle(layers: Sequence[DenseLayerLike], memory: Memory) -> str | No
     if updated is not None:
         return f"whose layers may update buffers in every pass ({updated} has some); use 'none'"
     for number, layer in enumerate(layers if memory == "bottleneck" else (), start=1):
-        change = find_change(cast(nn.Module, layer), "layer")
+        change = find_change(cast(nn.Module, layer), "halves")
         if change is not None:
             return (
                 f"with layers of another kind (denselayer{number} {change}); use 'layer' or 'block'"

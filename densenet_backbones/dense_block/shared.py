@@ -20,7 +20,6 @@ Shapes: N images, C channels, H and W pixels, k a layer's new maps. Vectors are 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar, cast
 
@@ -28,112 +27,18 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers.drop import drop_path
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from densenet_backbones.dense_block.block_form import SAVED, BlockForm, LayerForm, read_block
 from densenet_backbones.dense_block.elementwise import compute_norm_gradient, subtract_linear
-from densenet_backbones.dense_block.interfaces import (
-    DenseLayerLike,
-    find_change,
-    find_layer_change,
-)
+from densenet_backbones.dense_block.native import shared_block
 from densenet_backbones.dense_block.norms import Moments, compute_moments, count_values, widen_half
-from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, read_unit
+from densenet_backbones.dense_block.units import PARAMETERS
 
 __all__ = ["BlockForm", "read_block", "run_shared"]
 
 _T = TypeVar("_T")
-_SAVED = PARAMETERS + 2  # a unit's parameters and the statistics it went by
-
-
-@dataclass(frozen=True)
-class _LayerForm:
-    """A dense layer in its present mode.
-
-    Attributes:
-        units: Norm-ReLU-convolution, once, or twice with a bottleneck.
-        start: Channels it reads, C.
-        width: New maps it makes, k.
-        drop_rate: Probability of a new value to be dropped.
-        drop_path_rate: Probability of a sample to go without the new maps.
-    """
-
-    units: tuple[UnitForm, ...]
-    start: int
-    width: int
-    drop_rate: float
-    drop_path_rate: float
-
-    @property
-    def end(self) -> int:
-        """Channels of the concatenation with its new maps."""
-        return self.start + self.width
-
-    @property
-    def bottleneck(self) -> bool:
-        """True if there are bottleneck maps between two units."""
-        return len(self.units) > 1
-
-    @property
-    def saved(self) -> int:
-        """Number of tensors kept: parameters and statistics of each unit, bottleneck, two drops."""
-        return _SAVED * len(self.units) + 3
-
-
-@dataclass(frozen=True)
-class BlockForm:
-    """A dense block in its present mode.
-
-    Attributes:
-        layers: Its layers, in order.
-        group: Processes whose batches are normed as one; None for this process alone.
-        lean: True if bottlenecks are computed again in the backward pass.
-    """
-
-    layers: tuple[_LayerForm, ...]
-    group: dist.ProcessGroup | None
-    lean: bool
-
-    @property
-    def channels(self) -> int:
-        """Channels of the block's output."""
-        return self.layers[-1].end
-
-    @property
-    def of_batch(self) -> bool:
-        """True if any layer norms its concatenation by the batch's statistics."""
-        return any(layer.units[0].norm.of_batch for layer in self.layers)
-
-
-def read_block(x: Tensor, layers: Sequence[DenseLayerLike], lean: bool) -> BlockForm | str:
-    """Return the form of a block in its present mode, or why `run_shared` cannot run it.
-
-    Args:
-        x: Input of the block, (N, C, H, W).
-        layers: Dense layers in order, at least one.
-        lean: Compute bottlenecks again in the backward pass instead of keeping them.
-
-    Returns:
-        The form; or the end of a sentence about the block, if a layer or a module in it is not
-        known to `find_change`: a subclass, with hooks or parametrizations, an activation other than
-        ReLU, a norm other than batch norm (its frozen and synchronized forms included).
-    """
-    forms = []
-    for number, layer in enumerate(layers, start=1):
-        form = _read_layer(x, layer)
-        if form is None:
-            name = f"denselayer{number}"
-            change = find_layer_change(cast(nn.Module, layer), name, conv="masked_conv")
-            return (
-                "with other layers than (frozen, synchronized) batch norm, ReLU and unchanged "
-                f"convolutions ({change})"
-            )
-        forms.append(form)
-    norms = [unit.norm for form in forms for unit in form.units if unit.norm.of_batch]
-    groups = {id(norm.group): norm.group for norm in norms}
-    if len(groups) > 1:
-        return "whose norms are synchronized over different processes"
-    return BlockForm(tuple(forms), next(iter(groups.values()), None), lean)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator] # it decides itself what it keeps
@@ -153,22 +58,9 @@ def run_shared(x: Tensor, form: BlockForm) -> Tensor:
     """
     units = (unit for layer in form.layers for unit in layer.units)
     parameters = [parameter for unit in units for parameter in unit.parameters()]
+    if shared_block.is_known(form, x, parameters):
+        return shared_block.run_block(form, x, parameters)
     return cast(Tensor, _SharedBlock.apply(form, x, *parameters))
-
-
-def _read_layer(x: Tensor, layer: DenseLayerLike) -> _LayerForm | None:
-    if find_change(cast(nn.Module, layer), "layer") is not None:
-        return None
-    units = [read_unit(x.device, layer.norm1, layer.relu1, layer.conv1)]
-    last = layer.conv1
-    if layer.bottleneck:
-        units.append(read_unit(x.device, layer.norm2, layer.relu2, layer.conv2))
-        last = layer.conv2
-    known = tuple(unit for unit in units if unit is not None)
-    if len(known) < len(units):
-        return None
-    rates = (layer.drop_rate, layer.drop_path_rate) if layer.training else (0.0, 0.0)
-    return _LayerForm(known, layer.conv1.in_channels, last.out_channels, *rates)
 
 
 # ------------------------------------------------------------------------------ the function
@@ -201,7 +93,7 @@ class _SharedBlock(torch.autograd.Function):
 def _run_forward(
     form: BlockForm, x: Tensor, parameters: Sequence[Tensor | None], count: float
 ) -> tuple[Tensor, list[list[Tensor | None]]]:
-    """Return the output, and what each layer's backward pass needs besides: `_LayerForm.saved`."""
+    """Return the output, and what each layer's backward pass needs besides: `LayerForm.saved`."""
     out = _allocate_buffer(x, form.channels, _choose_dtype(form, x))
     mean, var = widen_half(out.new_empty(2, out.shape[1]))
     read = form.layers[-1].start  # the last layer's maps are read by none here
@@ -238,7 +130,7 @@ def _run_forward(
     return out, saved_by_layer
 
 
-def _drop(maps: Tensor, layer: _LayerForm) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _drop(maps: Tensor, layer: LayerForm) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Drop new maps; return them, a mask of the values that stay, and each sample's factor.
 
     Random numbers are drawn as the plain execution draws them, so that one seed means one result.
@@ -254,7 +146,7 @@ def _drop(maps: Tensor, layer: _LayerForm) -> tuple[Tensor, Tensor | None, Tenso
 
 
 def _drop_backward(
-    gradient: Tensor, layer: _LayerForm, stays: Tensor | None, factor: Tensor | None
+    gradient: Tensor, layer: LayerForm, stays: Tensor | None, factor: Tensor | None
 ) -> Tensor:
     """Return the gradient of new maps before `_drop`."""
     if factor is not None:
@@ -297,7 +189,7 @@ def _run_backward(
     ):
         *of_units, squeezed, stays, factor = own
         maps = out[:, : layer.start]
-        saved_by_unit = _split(of_units, [_SAVED] * len(layer.units))
+        saved_by_unit = _split(of_units, [SAVED] * len(layer.units))
         # The new maps' gradient: later layers, which read them, have all been passed.
         new = _drop_backward(finish_gradient(layer.start, layer.end), layer, stays, factor)
         last_gradients: tuple[Tensor | None, ...] = ()

@@ -4,7 +4,6 @@ onnx, onnxscript and onnxruntime are imported where they are used: they belong t
 ``export``.
 """
 
-import importlib.util
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,19 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from densenet_backbones.export.needs import ExportError, check_installed
 from densenet_backbones.export.operators import CROP, RESIZE
 from densenet_backbones.inference.exported.runtimes import OnnxSession
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["NEEDED", "ExportError", "OnnxSession", "Side", "Stage", "check_installed", "write_onnx"]
-
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
-
-
-class ExportError(RuntimeError):
-    """A model could not be written as ONNX; the message says why and what helps."""
+__all__ = ["OnnxSession", "Side", "Stage", "write_onnx"]
 
 
 @dataclass(frozen=True)
@@ -57,23 +51,6 @@ class Stage:
     outputs: Sequence[str]
     varying: Mapping[int, Side] = field(default_factory=dict)
     weights: nn.Module | None = None
-
-
-def check_installed(formats: Sequence[str] = ("onnx",)) -> None:
-    """Raise an `ExportError` unless all that an export to some formats needs is installed.
-
-    Args:
-        formats: Of "onnx", "openvino" (which is made of ONNX) and "pt2", which needs torch alone.
-    """
-    extra_of = dict.fromkeys(NEEDED if {"onnx", "openvino"} & set(formats) else (), "export")
-    if "openvino" in formats:
-        extra_of["openvino"] = "openvino"
-    missing = [name for name in extra_of if importlib.util.find_spec(name) is None]
-    if missing:
-        extras = ",".join(dict.fromkeys(extra_of[name] for name in missing))
-        raise ExportError(
-            f"the export needs {', '.join(missing)}: pip install 'densenet-backbones[{extras}]'"
-        )
 
 
 def write_onnx(

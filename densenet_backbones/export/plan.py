@@ -18,6 +18,7 @@ from densenet_backbones.export.checks import (
     compare_pixels,
 )
 from densenet_backbones.export.detector_form import DetectorForm, TorchvisionForm, make_export_form
+from densenet_backbones.export.needs import LARGEST, SMALLEST
 from densenet_backbones.export.onnx_file import Side, Stage
 from densenet_backbones.export.segmenter_form import SegmenterForm
 from densenet_backbones.inference.classifier import ImageClassifier
@@ -28,13 +29,12 @@ from densenet_backbones.inference.segmenter import (
     compute_probabilities,
     pick_labels,
 )
+from densenet_backbones.messages import pluralize
 
 __all__ = ["Output", "Plan", "make_plan"]
 
 Output = Literal["labels", "logits"]
 
-# Pixels on each side of the images that a file without fixed sizes takes.
-SMALLEST, LARGEST = 32, 8192
 _HEIGHT, _WIDTH = Side("height", SMALLEST, LARGEST), Side("width", SMALLEST, LARGEST)
 _EXAMPLE = (256, 320)  # H and W that differ from each other, and whose halves do
 
@@ -89,7 +89,7 @@ def make_plan(
 
 def _fold(model: nn.Module) -> nn.Module:
     """Return the deployed form, whose graph has fewer operations."""
-    return deploy(model) if is_deployable(model) else model
+    return deploy(model, for_export=True) if is_deployable(model) else model
 
 
 # ------------------------------------------------------------------------------ detectors
@@ -254,7 +254,9 @@ def _plan_segmenter(model: SegmentationModel, output: Output) -> Plan:
     shape = f"(N, {layers}, H, W)" if layers else "(N, H, W)"
     outputs = {"logits": f"(N, {model.spec.num_logits}, H, W) float32"}
     if output == "labels":
-        meaning = f"0 or 1 for each of the {layers} names" if layers else "places in names"
+        meaning = (
+            f"0 or 1 for each of the {pluralize(layers, 'name')}" if layers else "places in names"
+        )
         outputs = {
             "labels": f"{shape} uint8, {meaning}",
             "scores": f"{shape} float32 in 0..1, the probability of labels",

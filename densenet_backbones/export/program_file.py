@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.export.pt2_archive._package import load_pt2, package_pt2
 
+from densenet_backbones.export.needs import ExportError
 from densenet_backbones.export.onnx_file import (
-    ExportError,
     Stage,
     describe_facts,
     find_cause,

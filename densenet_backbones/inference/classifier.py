@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from densenet_backbones.checkpoints.reach import OfflineError
 from densenet_backbones.data.categories import Categories
-from densenet_backbones.data.classification.augmentation import fit_image
+from densenet_backbones.data.classification.fitting import fit_image
 from densenet_backbones.heads.classification.classifier import create_classifier
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.inference.inputs.image_tensors import (
@@ -92,6 +92,8 @@ class ImageClassifier(Predictor):
         size: S.
         crop_pct: See `fit_image`.
     """
+
+    spec: ClassifierSpec
 
     def __init__(self, spec: ClassifierSpec, model: nn.Module, device: torch.device | str) -> None:
         super().__init__(model, device)

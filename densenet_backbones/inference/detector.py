@@ -109,6 +109,8 @@ class Detector(Predictor):
             was best on the data that the model was evaluated on, else 0.5. May be set.
     """
 
+    spec: DetectorSpec
+
     def __init__(self, spec: DetectorSpec, model: nn.Module, device: torch.device | str) -> None:
         super().__init__(model, device)
         self.spec = spec

@@ -5,7 +5,7 @@ from typing import cast
 
 from torch import nn
 
-from densenet_backbones.data.augment.presets import ModelInput
+from densenet_backbones.data.augment.model_input import ModelInput
 from densenet_backbones.data.instances import TargetType
 
 

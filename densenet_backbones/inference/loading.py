@@ -28,10 +28,9 @@ from densenet_backbones.inference.exported.models import (
     read_exported,
 )
 from densenet_backbones.inference.exported.runtimes import SUFFIXES
+from densenet_backbones.inference.locating import find_model_file
 from densenet_backbones.inference.model_file import read_model_file
 from densenet_backbones.inference.segmenter import SegmentationModel, SegmenterSpec
-
-_OF_A_RUN = ("model.safetensors", "checkpoints/best.ckpt", "checkpoints/last.ckpt")
 
 
 def load(
@@ -72,21 +71,3 @@ def load(
         return ImageClassifier(spec, model, device)
     assert isinstance(spec, DetectorSpec)
     return Detector(spec, model, device)
-
-
-def find_model_file(path: str | Path) -> Path:
-    """Return the file of a model: the path itself, or the best one in a run's folder.
-
-    Raises:
-        CheckpointError: A folder has none.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    for name in _OF_A_RUN:
-        if (path / name).is_file():
-            return path / name
-    raise CheckpointError(
-        f"{path}: no run's folder, it has none of {', '.join(_OF_A_RUN)}; give the folder of a "
-        "training, or a model's file"
-    )

@@ -11,7 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from densenet_backbones.inference.inputs.image_tensors import ImageInput
+from densenet_backbones.inference.model_file import ModelSpec
+from densenet_backbones.messages import pluralize, show_controls
 
+_SHOWN = 5  # names of classes
 R = TypeVar("R")
 
 
@@ -21,15 +24,27 @@ class Predictor:
     Attributes:
         device: Device that it runs on.
         model: The network in evaluation mode.
+        spec: Description of the model.
         running: Held while the network runs. Test-time augmentation changes its settings for a
             while, and layers keep what they computed last, so that one image goes through at a
             time; reading and drawing go on beside it.
     """
 
+    spec: ModelSpec
+
     def __init__(self, model: nn.Module, device: torch.device | str) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.running = threading.RLock()
+
+    def __repr__(self) -> str:
+        """Return the kind, the network and the first classes."""
+        names = self.spec.class_names
+        shown = ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
+        return show_controls(
+            f"<{type(self).__name__} {self.spec.name} on {self.device}, "
+            f"{pluralize(len(names), 'class')}: {shown}>"
+        )
 
 
 def predict_each(

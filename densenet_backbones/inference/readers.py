@@ -120,12 +120,26 @@ class SegmenterReader(Reader):
     def __init__(self, model: SegmentationModel, tile: int, overlap: int | None) -> None:
         self.model, self.tile, self.overlap = model, tile, overlap
 
-    read, take = TileReader.read, TileReader.take
+    def read(self, name: str, content: bytes | None = None) -> ReadImage | ImageWindows:
+        """Open a file to read its windows, or read it no larger than the segmenter can use."""
+        return (
+            ImageWindows(name, content)
+            if self.model.size is None
+            else self.model.read(name, content)
+        )
+
+    def take(self, image: ReadImage) -> ReadImage | ImageWindows:
+        """Take an image that was read at full size."""
+        return image if self.model.size else ImageWindows(image.pixels, name=image.name)
 
     def infer(self, frames: Sequence[Frame]) -> list[Segmentation]:
         """Segment some frames."""
-        images = [frame.image for frame in frames if isinstance(frame.image, ImageWindows)]
-        return [self.model.predict_windows(image, self.tile, self.overlap) for image in images]
+        return [self._segment(frame.image) for frame in frames]
+
+    def _segment(self, image: ReadImage | ImageWindows) -> Segmentation:
+        if isinstance(image, ReadImage):
+            return self.model.predict_reduced(image, self.tile, self.overlap)
+        return self.model.predict_windows(image, self.tile, self.overlap)
 
 
 class ClassifierReader(Reader):

@@ -11,6 +11,7 @@ from typing import overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from densenet_backbones.data.mask_samples import MaskClasses, MaskTask
@@ -119,7 +120,15 @@ class SegmenterSpec(ModelSpec):
 
 
 class SegmentationModel(Predictor):
-    """A segmenter with its classes, ready to predict; made by `load`."""
+    """A segmenter with its classes, ready to predict; made by `load`.
+
+    Attributes:
+        size: Pixels of the shorter side to which larger images are reduced, while masks keep the
+            images' own size; None takes images as they are.
+    """
+
+    spec: SegmenterSpec
+    size: int | None = None
 
     def __init__(self, spec: SegmenterSpec, model: nn.Module, device: torch.device | str) -> None:
         super().__init__(model, device)
@@ -167,15 +176,49 @@ class SegmentationModel(Predictor):
         self, image: ImageInput, tile: int | None, overlap: int | None
     ) -> Segmentation:
         if isinstance(image, str | Path):
-            if tile is not None and not is_url(image):
+            if self.size is None and tile is not None and not is_url(image):
                 return self.predict_windows(ImageWindows(image), tile, overlap)
-            read = read_for_model(image, None)
+            read = self.read(image)
         else:
             read = convert_image(image)
+        if self.size is not None and (read.factor > 1 or min(read.size) > self.size):
+            return self.predict_reduced(read, tile, overlap)
         if tile is not None:
             return self.predict_windows(ImageWindows(read.pixels, name=read.name), tile, overlap)
         scores = self._predict_scores(to_image_tensor(read.pixels, self.device)).cpu()
         return self._join([(0, scores)], read.size, read)
+
+    def read(self, file: str | Path, content: bytes | None = None) -> ReadImage:
+        """Read an image file no larger than the segmenter can use.
+
+        Args:
+            file: The file, or its http(s) address.
+            content: Its bytes where they are at hand.
+
+        Raises:
+            DataError: The file is missing or cannot be decoded.
+        """
+        at_least = None if self.size is None else (self.size, self.size)
+        return read_for_model(file, at_least, content)
+
+    def predict_reduced(
+        self, read: ReadImage, tile: int | None = None, overlap: int | None = None
+    ) -> Segmentation:
+        """Segment an image at `size`, if it is larger; labels and scores are of its own size."""
+        height, width = read.size
+        scale = min(1.0, (self.size or height) / min(height, width))
+        shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+        pixels = np.asarray(Image.fromarray(read.pixels).resize(shape, Image.Resampling.BILINEAR))
+        small = self._predict_one(pixels, tile, overlap)
+        # Classes are no numbers that could be averaged; the pixel that is nearest has both.
+        rows, columns = (
+            ((np.arange(there) + 0.5) * here / there).astype(np.int64)
+            for there, here in zip(read.size, small.size, strict=True)
+        )
+        labels, scores = (
+            np.take(np.take(maps, rows, -2), columns, -1) for maps in (small.labels, small.scores)
+        )
+        return replace(small, labels=labels, scores=scores, image=read)
 
     def predict_windows(
         self, source: ImageWindows, tile: int, overlap: int | None = None

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from densenet_backbones.data.faults import check_is_there
 from densenet_backbones.messages import CommandParser
 
 LAYOUTS = ("coco", "voc", "yolo")
@@ -88,11 +89,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = parse(argv)
     # Help and wrong words need no more than what is above.
-    from densenet_backbones.inspection.inspecting import run
     from densenet_backbones.reporting.console import fail, quiet_libraries
 
     quiet_libraries()
     try:
+        check_is_there(options.data)
+        from densenet_backbones.inspection.inspecting import run
+
         run(options)
     except (ValueError, OSError, MemoryError) as error:
         fail(error, 1)

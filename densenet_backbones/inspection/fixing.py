@@ -70,7 +70,7 @@ def clean_data(parts: Mapping[str, AnySet]) -> CleanData:
                 upright.add(record.path)
                 changes.append(f"{split}: {record.path}: turned upright, without its EXIF tag")
         if not stays:
-            raise DataError(f"{data.name}: none of its {len(data)} images is left; correct them")
+            raise DataError(f"{data.name}: no image is left of {len(data)}; correct them")
         indices = np.array(stays, np.int64)
         if isinstance(data, DetectionSet):
             single, lines = _drop_doubled(select_images(data, indices))

@@ -26,6 +26,7 @@ from densenet_backbones.inspection.sheets import (
     draw_pair,
     draw_samples,
 )
+from densenet_backbones.messages import pluralize
 from densenet_backbones.reporting.console import say
 
 PAIRS_SHOWN = 8
@@ -60,6 +61,10 @@ def convert(data: InspectedData, options: argparse.Namespace) -> None:
         raise DataError(f"{split} would be missing in what is written: {reason}")
     layout = options.to or ("voc" if data.has_masks_of_classes else "coco")
     if not options.fix:
+        for part in data.parts.values():
+            if part.problems:
+                shown = (f"  {problem}" for problem in part.problems[:CHANGES_PRINTED])
+                say(f"{pluralize(len(part.problems), 'fault')} in {part.name}:", *shown)
         say(*write_data_set(data.parts, options.out, layout))
         return
     clean = clean_data(data.parts)
@@ -97,7 +102,12 @@ def inspect(data: InspectedData, options: argparse.Namespace) -> None:
     say(tabulate(report), *describe_defects(defects))
     if report["priors"]:
         p = report["priors"]
-        say(f"No prior of {p['detector']} matches {p['missed']} of {p['of']} boxes.")
+        boxes = pluralize(p["of"], "box")
+        say(
+            f"No prior of {p['detector']} matches {p['missed']} of {boxes}."
+            if p["missed"]
+            else f"Priors of {p['detector']} match all of {boxes}."
+        )
     say(describe_looks(looks), f"Report: {folder / 'report.html'} (numbers: report.json)")
 
 
@@ -105,10 +115,10 @@ def describe_looks(looks: Looks) -> str:
     """Say how many images were decoded."""
     decoded = len(looks.images)
     if decoded == looks.total:
-        return f"All {decoded} images were decoded."
+        return f"All {decoded} images were decoded." if decoded > 1 else "The image was decoded."
     return (
-        f"{decoded} of {looks.total} images were decoded, spread evenly (--images N decodes more); "
-        "all files were compared."
+        f"{decoded} of {pluralize(looks.total, 'image')} were decoded, spread evenly (--images N "
+        "decodes more); all files were compared."
     )
 
 

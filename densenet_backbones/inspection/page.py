@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from densenet_backbones.messages import show_controls
+from densenet_backbones.messages import pluralize, show_controls
 
 _COLORS = {  # of light and of dark pages
     "ink": "#1c2330, #e6e9ef",
@@ -271,8 +271,9 @@ def _make_priors(priors: Mapping[str, Any] | None) -> str:
         return ""
     share = priors["missed"] / max(1, priors["of"])
     text = (
-        f"{priors['missed']:,} of {priors['of']:,} boxes ({share:.1%}) overlap no prior of "
-        f"{priors['detector']} by half: it learns each from its best prior alone."
+        f"{priors['missed']:,} of {pluralize(priors['of'], 'box', grouped=True)} ({share:.1%}) "
+        f"overlap no prior of {priors['detector']} by half: it learns each from its best prior "
+        "alone."
     )
     if priors["median_side"] is not None:
         text += (

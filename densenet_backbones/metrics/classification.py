@@ -1,9 +1,6 @@
 """Evaluation of a classifier: accuracies, confusion, scores of each class, calibration.
 
-The expected calibration error is Guo et al., "On Calibration of Modern Neural Networks"
-(1706.04599), equation 3: bins of equal width of the probability of the predicted class.
-
-Legend: N images, K classes, B bins.
+Legend: N images, K classes.
 """
 
 from collections.abc import Sequence
@@ -14,10 +11,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from densenet_backbones.metrics.calibration import Calibration, calibrate
 from densenet_backbones.metrics.undefined import divide_counts, mean_of_defined, replace_nan
 
-BINS = 15
-"""Of the calibration, as in the paper."""
 TOP = 5
 
 
@@ -38,23 +34,6 @@ class LabelScore:
     recall: float
     precision: float
     f1: float
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Images by the probability of the predicted class.
-
-    Attributes:
-        counts: (B,) number of images of each bin.
-        confidence: (B,) their mean probability, NaN for empty bins.
-        accuracy: (B,) share of them that are right, likewise.
-        error: Expected calibration error, in [0, 1].
-    """
-
-    counts: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    error: float
 
 
 @dataclass(frozen=True)
@@ -92,19 +71,13 @@ class ClassificationEvaluation:
 
     def to_dict(self) -> dict[str, object]:
         """Return the evaluation in plain JSON types; numbers that are not defined are None."""
-        bins = zip(*(self.calibration.__dict__[k] for k in _BIN_KEYS), strict=True)
         return {
             "images": self.images,
             "numbers": replace_nan(self.numbers),
             "classes": [replace_nan(vars(score)) for score in self.classes],
             "confusion_matrix": self.matrix.tolist(),
-            "calibration": [
-                replace_nan(dict(zip(_BIN_KEYS, map(float, own), strict=True))) for own in bins
-            ],
+            "calibration": self.calibration.list_bins(),
         }
-
-
-_BIN_KEYS = ("counts", "confidence", "accuracy")
 
 
 class ClassificationMetric(Metric):
@@ -203,20 +176,3 @@ def _join(parts: list[Tensor] | Tensor) -> np.ndarray:
     if isinstance(parts, Tensor):
         return parts.cpu().numpy()
     return torch.cat(parts).cpu().numpy() if parts else np.zeros(0, np.int64)
-
-
-def calibrate(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> Calibration:
-    """Compare the probabilities of the predicted classes with how often they are right.
-
-    Args:
-        confidence: (N,) in [0, 1].
-        right: (N,) bool.
-        bins: B.
-    """
-    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    sure = divide_counts(np.bincount(place, confidence, bins), counts)
-    hits = divide_counts(np.bincount(place, right.astype(float), bins), counts)
-    gaps = np.nan_to_num(np.abs(sure - hits))
-    error = float((gaps * counts).sum() / len(right)) if len(right) else float("nan")
-    return Calibration(counts, sure, hits, error)

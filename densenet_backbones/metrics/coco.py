@@ -16,6 +16,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.samples import GroundTruth, RunLengths
+from densenet_backbones.messages import pluralize
 from densenet_backbones.metrics.coco_evaluation import Backend, evaluate_coco
 from densenet_backbones.metrics.coco_summary import CocoEvaluation, IouType
 
@@ -182,8 +183,8 @@ class CocoMetric(Metric):
         image_id = int(prediction["image_id"])
         if image_id not in self._sizes:
             raise ValueError(
-                f"image_id {image_id} is not among the {len(self._sizes)} images of the ground "
-                "truth; give each prediction the image_id of its sample"
+                f"image_id {image_id} is not among the {pluralize(len(self._sizes), 'image')} of "
+                "the ground truth; give each prediction the image_id of its sample"
             )
         # Rows and the shape that each must have; wrong ones would be evaluated without an error.
         boxes, scores, labels = (
@@ -229,11 +230,8 @@ class CocoMetric(Metric):
 
     def _restore_predictions(self) -> list[Prediction]:
         """Split the states into predictions, every image once, in the order of arrival."""
-        states = {}
-        for name in self._types:
-            state = getattr(self, name)  # a list before torchmetrics gathers, a tensor after
-            empty = isinstance(state, list) and not state
-            states[name] = torch.zeros(0) if empty else dim_zero_cat(state).cpu()
+        # Lists before torchmetrics gathers, tensors after; `sync` leaves none without a tensor.
+        states = {name: dim_zero_cat(getattr(self, name)).cpu() for name in self._types}
         # Rows of each image.
         counts = states["counts"].tolist()
         parts = {name: torch.split(states[name], counts) for name in ("scores", "labels")}

@@ -14,7 +14,7 @@ import numpy as np
 
 from densenet_backbones.data.readers.coco.outlines import make_box_outline
 from densenet_backbones.data.samples import Annotation, GroundTruth
-from densenet_backbones.messages import check_choice
+from densenet_backbones.messages import check_choice, pluralize
 from densenet_backbones.metrics.coco_summary import (
     CocoEvaluation,
     Evaluator,
@@ -186,7 +186,8 @@ def _prepare_results(
         if result["image_id"] not in known:
             raise ValueError(
                 f"result {number} is of image {result['image_id']!r}, which is not among the "
-                f"{len(known)} images of the ground truth; are these the results of this set?"
+                f"{pluralize(len(known), 'image')} of the ground truth; are these the results of "
+                "this set?"
             )
         if result["category_id"] not in categories:
             raise ValueError(

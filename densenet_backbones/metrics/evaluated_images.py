@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.readers.coco.outlines import encode_outline
 from densenet_backbones.data.samples import DetectionSet, ImageRecord, RunLengths
+from densenet_backbones.messages import pluralize
 
 Prediction = Mapping[str, ArrayLike]
 Predictions = Mapping[int, Prediction]
@@ -83,8 +84,8 @@ def pair_predictions(
     unknown = (selected | set(predictions)) - known
     if unknown:
         raise ValueError(
-            f"image id {min(unknown)} is not among the {len(known)} images of {part.name!r}; are "
-            "these the predictions of this set?"
+            f"image id {min(unknown)} is not among the {pluralize(len(known), 'image')} of "
+            f"{part.name!r}; are these the predictions of this set?"
         )
     pairs = (
         (record, predictions.get(record.image_id, {}))
@@ -117,8 +118,9 @@ def _pair_image(
     scores = np.asarray(prediction.get("scores", ()), float).reshape(-1)
     if not len(boxes) == len(labels) == len(scores):
         raise ValueError(
-            f"predictions of image {record.image_id}: {len(boxes)} boxes, {len(labels)} labels and "
-            f"{len(scores)} scores; give one of each a detection"
+            f"predictions of image {record.image_id}: {pluralize(len(boxes), 'box')}, "
+            f"{pluralize(len(labels), 'label')} and {len(scores)} scores; give one of each a "
+            "detection"
         )
     if len(labels) and not 1 <= labels.min() <= labels.max() < categories.num_classes:
         raise ValueError(
@@ -149,8 +151,8 @@ def _add_masks(
     own = cast(Sequence[RunLengths], prediction.get("masks", ()))
     if len(own) != len(image.boxes):
         raise ValueError(
-            f"predictions of image {record.image_id}: {len(image.boxes)} boxes and {len(own)} "
-            "masks; give one of each a detection"
+            f"predictions of image {record.image_id}: {pluralize(len(image.boxes), 'box')} and "
+            f"{pluralize(len(own), 'mask')}; give one of each a detection"
         )
     return replace(image, true_masks=codes, masks=own, ignored=image.ignored | none)
 

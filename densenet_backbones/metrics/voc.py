@@ -77,6 +77,21 @@ class VocEvaluation:
         """Mean of the classes' eleven-point APs; classes without objects are left out."""
         return mean_of_defined([c.ap11 for c in self.classes])
 
+    def measure_from(self, least_score: float) -> tuple[float, float]:
+        """Return precision and recall of the detections from a score on, all classes together.
+
+        NaN where there is no detection, or no object.
+        """
+        right = counted = 0
+        for result in self.classes:
+            number = int(np.count_nonzero(result.scores >= least_score))
+            counted += number
+            if number:  # precision times detections so far
+                right += round(float(result.precision[number - 1]) * number)
+        objects = sum(c.objects for c in self.classes)
+        nan = float("nan")
+        return right / counted if counted else nan, right / objects if objects else nan
+
     def to_dict(self) -> dict[str, object]:
         """Return the numbers in plain JSON types; numbers that are not defined are None."""
         return {

@@ -1,7 +1,6 @@
 """Give every class and every instance its color, the same one in all pictures and plots."""
 
-import numpy as np
-from matplotlib.colors import hsv_to_rgb
+from colorsys import hsv_to_rgb
 
 RGB = tuple[int, int, int]
 """Red, green and blue, each 0..255."""
@@ -30,7 +29,7 @@ def get_class_color(label: int) -> RGB:
     if 1 <= label <= len(_SAFE):
         return _SAFE[label - 1]
     hue = _GOLDEN_RATIO * (label - 1) % 1
-    red, green, blue = np.round(255 * hsv_to_rgb((hue, *_SHADES[label % 3]))).astype(int).tolist()
+    red, green, blue = (round(255 * part) for part in hsv_to_rgb(hue, *_SHADES[label % 3]))
     return red, green, blue
 
 

@@ -2,13 +2,14 @@
 
 import io
 import logging
+import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console, RenderableType
 from rich.text import Text
 
@@ -38,9 +39,16 @@ def log_to(path: Path | None) -> None:
     _log_files[:] = [path] if path else []
 
 
+_LIGHTNING = "lightning.fabric.utilities.rank_zero"
+_NUMBERS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # as Lightning reads them
+
+
 def get_process_number() -> int:
     """Return the number of this process among those that train together, from 0."""
-    return int(getattr(rank_zero_only, "rank", 0))
+    # Lightning's, which knows best; before it is imported, what the launcher says.
+    if _LIGHTNING in sys.modules:
+        return int(getattr(sys.modules[_LIGHTNING].rank_zero_only, "rank", 0))
+    return int(next((os.environ[name] for name in _NUMBERS if name in os.environ), 0))
 
 
 def has_terminal() -> bool:
@@ -53,7 +61,6 @@ def is_first_process() -> bool:
     return get_process_number() == 0
 
 
-@rank_zero_only
 def say(*lines: RenderableType, style: str | None = None) -> None:
     """Print lines of text, as they are, or rich tables, once however many processes run.
 
@@ -61,14 +68,14 @@ def say(*lines: RenderableType, style: str | None = None) -> None:
         lines: A line each: line feeds in a name do not end it.
         style: Rich's style of the lines on the terminal.
     """
-    _terminal.print(*lines, style=style, sep="\n")
-    log(*lines)
+    if is_first_process():
+        _terminal.print(*lines, style=style, sep="\n")
+        log(*lines)
 
 
-@rank_zero_only
 def log(*lines: RenderableType) -> None:
     """Write lines to the run's log file alone; see `say`."""
-    for path in _log_files:
+    for path in _log_files if is_first_process() else ():
         with path.open("a", encoding="utf-8") as file:
             PlainConsole(file=file, width=120, soft_wrap=True).print(*lines, sep="\n")
 
@@ -99,6 +106,9 @@ def quiet_libraries() -> None:
         "ignore", message="(?s).*Checkpoint directory .* exists and is not empty.*"
     )
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    # Of damaged tags, without the file's name: its pixels are read, or refused with it.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     warnings.formatwarning = _format_warning  # type: ignore[assignment]
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack letters of a name
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -113,7 +123,17 @@ def quiet_libraries() -> None:
         logger = logging.getLogger(name)
         logger.addFilter(lambda record: not any(text in record.getMessage() for text in adverts))
         logger.addFilter(_spell_controls)
-    torch.set_float32_matmul_precision("high")  # tensor cores on GPUs that have them
+
+
+@contextmanager
+def quiet_logs() -> Iterator[None]:
+    """Keep back what libraries log below errors."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _format_warning(message: Warning | str, *place: object) -> str:

@@ -16,11 +16,14 @@ from densenet_backbones.data.instances import TargetType, read_instances
 from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.sets.counts import count_classes
 from densenet_backbones.file_writing import save_json, save_text
+from densenet_backbones.metrics.calibration import Calibration, calibrate_detections
 from densenet_backbones.metrics.coco import PREFIXES, CocoMetric
 from densenet_backbones.metrics.coco_truth import IOU_TYPES
 from densenet_backbones.metrics.confusion import confusion_matrix
 from densenet_backbones.metrics.error_kinds import find_errors
-from densenet_backbones.metrics.voc import evaluate_voc
+from densenet_backbones.metrics.undefined import replace_nan
+from densenet_backbones.metrics.voc import VocEvaluation, evaluate_voc
+from densenet_backbones.reporting.calibration import plot_calibration
 from densenet_backbones.reporting.console import say
 from densenet_backbones.reporting.error_report import format_errors_table, plot_kinds, write_errors
 from densenet_backbones.reporting.instance_pictures import (
@@ -90,10 +93,10 @@ def write_evaluation(
         metric: After `compute`.
         part: The images that were evaluated.
         folder: Gets ``table.txt``, ``metrics.json``, ``results.json`` (COCO's results format, with
-            masks and keypoints where there are some), PR curves, the confusion matrix of the boxes,
-            the kinds of their errors (see `write_errors`) and of those of masks, and predictions
-            beside the ground truth. Ids and the order of keypoints are those of the evaluated file;
-            classes that it does not list have ids above its own.
+            masks and keypoints where there are some), PR curves, the calibration and the confusion
+            matrix of the boxes, the kinds of their errors (see `write_errors`) and of those of
+            masks, and predictions beside the ground truth. Ids and the order of keypoints are those
+            of the evaluated file; classes that it does not list have ids above its own.
         voc_iou: IoU from which a detection is right in VOC's numbers.
         count_difficult: Count VOC's difficult objects too.
     """
@@ -121,12 +124,10 @@ def write_evaluation(
         text += "\n" + format_errors_table(of_masks, score, of_masks=True)
         summary["errors_segm"] = of_masks.to_dict()
         plot_kinds(of_masks, folder / f"{PREFIXES['segm']}error_kinds.png")
-    if best is not None:
-        summary["best_score"] = {"score": best[0], "f1": best[1]}
-        text += (
-            f"\nDetections with a score from {best[0]:g} on are best here: mean F1 of the classes "
-            f"{best[1]:.3f} at IoU 0.5\n"
-        )
+    calibration = calibrate_detections(voc)
+    said, numbers = _judge_scores(voc, best, calibration)
+    text += said
+    summary |= numbers
     say(*text.splitlines())
     save_text(folder / "table.txt", text)
     save_json(folder / "metrics.json", summary, indent=2)
@@ -134,11 +135,36 @@ def write_evaluation(
     # Pictures last: the numbers are safe if drawing fails.
     plot_pr_curves(metric.evaluation, folder / "pr_curves.png")
     plot_confidence_curves(voc, folder / "confidence_curves.png")
+    if calibration.counts.any():
+        plot_calibration(calibration, folder / "calibration.png")
     matrix = confusion_matrix(part, predictions, image_ids=metric.images)
     plot_confusion(matrix, part.categories.names, folder / "confusion_matrix.png")
     write_errors(errors, part, folder, score)
     target_types = [name for name, iou in IOU_TYPES.items() if iou in metric.evaluations]
     draw_examples(part, predictions, set(metric.images), folder / "predictions.png", target_types)
+
+
+def _judge_scores(
+    voc: VocEvaluation, best: tuple[float, float] | None, calibration: Calibration
+) -> tuple[str, dict[str, Any]]:
+    """Return sentences and numbers of the best score, with its F1, and of the calibration."""
+    text, numbers = "", {}
+    if best is not None:
+        precision, recall = voc.measure_from(best[0])
+        at_best = {"score": best[0], "f1": best[1], "precision": precision, "recall": recall}
+        numbers["best_score"] = replace_nan(at_best)
+        text = (
+            f"\nDetections with a score from {best[0]:g} on are best here: mean F1 of the classes "
+            f"{best[1]:.3f} at IoU 0.5\n(of all together: precision {precision:.3f}, recall "
+            f"{recall:.3f} at IoU {voc.iou_threshold:g})\n"
+        )
+    if calibration.counts.any():
+        numbers["calibration"] = {"ECE": calibration.error, "bins": calibration.list_bins()}
+        text += (
+            f"Scores differ from the share of right detections by {calibration.error:.3f} in the "
+            "mean (ECE)\n"
+        )
+    return text, numbers
 
 
 def draw_examples(

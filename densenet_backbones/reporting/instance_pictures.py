@@ -18,6 +18,7 @@ from torch import Tensor
 
 from densenet_backbones.data.masks.run_lengths import decode_mask
 from densenet_backbones.data.samples import RunLengths
+from densenet_backbones.messages import pluralize
 from densenet_backbones.reporting.colors import RGB, get_instance_color
 from densenet_backbones.reporting.pictures import (
     INK,
@@ -185,8 +186,8 @@ def draw_beside_ground_truth(
     """
     if not len(images) == len(ground_truth) == len(predictions):
         raise ValueError(
-            f"{len(images)} images, {len(ground_truth)} ground truths and {len(predictions)} "
-            "predictions; give one of each an image"
+            f"{pluralize(len(images), 'image')}, {len(ground_truth)} ground truths and "
+            f"{len(predictions)} predictions; give one of each an image"
         )
     drawn, titles = [], []
     for image, *both in zip(images, ground_truth, predictions, strict=True):

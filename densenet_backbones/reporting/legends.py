@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from densenet_backbones.messages import show_controls
+from densenet_backbones.messages import pluralize, show_controls
 from densenet_backbones.reporting.colors import RGB
 from densenet_backbones.reporting.pictures import (
     GAP,
@@ -35,7 +35,10 @@ def draw_legend(
     """
     lines = [(colors[name], f"{show_controls(name)[:30]}  {n}") for name, n in counts.items()]
     if len(lines) > MOST_LINES:
-        lines = [*lines[: MOST_LINES - 1], (PAPER, f"{len(lines) - MOST_LINES + 1} more classes")]
+        lines = [
+            *lines[: MOST_LINES - 1],
+            (PAPER, pluralize(len(lines) - MOST_LINES + 1, "more class")),
+        ]
     height, width = picture.shape[:2]
     font = load_font(max(9, round(0.016 * (height * width) ** 0.5 + 4)))
     row = sum(font.getmetrics()) + 2

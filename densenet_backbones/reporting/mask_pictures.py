@@ -19,7 +19,7 @@ from densenet_backbones.reporting.pictures import make_sheet, scale_image
 OPACITY = 0.55
 _IGNORED_COLOR = (224, 224, 192)  # VOC's, of index 255
 _WRONG_COLOR = (213, 40, 0)
-_LONGEST = 480  # pixels of a picture in a sheet
+_LONGEST, _SHORTEST = 480, 160  # pixels of the longer side of a picture in a sheet
 
 
 def draw_mask(
@@ -105,11 +105,11 @@ def draw_masks_side_by_side(
     ):
         counted = truth != IGNORED
         right = f" {(truth == labels)[counted].mean():.1%}" if counted.any() else ""
-        drawn.append(_shrink(image))
-        drawn += [_shrink(draw_mask(image, mask, colors)) for mask in (truth, labels)]
+        drawn.append(_fit(image))
+        drawn += [_fit(draw_mask(image, mask, colors)) for mask in (truth, labels)]
         heads += [name, "annotated", f"predicted{right}"]
         if titles is not None:
-            drawn.append(_shrink(draw_mask_errors(image, truth, labels)))
+            drawn.append(_fit(draw_mask_errors(image, truth, labels)))
             heads.append(score)
     kinds = 3 if titles is None else 4
     return make_sheet(drawn, kinds if len(images) <= 4 else 2 * kinds, heads)
@@ -142,7 +142,7 @@ def draw_masks_sheet(
 ) -> np.ndarray:
     """Draw images with their masks on one sheet, (H, W, 3) uint8."""
     pairs = zip(images, masks, strict=True)
-    return make_sheet([_shrink(draw_mask(image, mask, colors)) for image, mask in pairs])
+    return make_sheet([_fit(draw_mask(image, mask, colors)) for image, mask in pairs])
 
 
 def save_index_mask(path: str | Path, labels: np.ndarray, colors: Sequence[Color]) -> None:
@@ -163,5 +163,10 @@ def save_index_mask(path: str | Path, labels: np.ndarray, colors: Sequence[Color
     save_bytes(path, buffer.getvalue())
 
 
-def _shrink(image: np.ndarray) -> np.ndarray:
-    return scale_image(image, min(1.0, _LONGEST / max(image.shape[:2])))
+def _fit(image: np.ndarray) -> np.ndarray:
+    """Shrink large pictures; enlarge small ones, over which titles would be cut."""
+    longest = max(image.shape[:2])
+    if longest < _SHORTEST:
+        times = -(-_SHORTEST // longest)
+        return np.asarray(image.repeat(times, axis=0).repeat(times, axis=1))
+    return scale_image(image, min(1.0, _LONGEST / longest))

@@ -10,10 +10,10 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, make_grid
 
 from densenet_backbones.file_writing import save_bytes
-from densenet_backbones.messages import show_controls
+from densenet_backbones.messages import pluralize, show_controls
 from densenet_backbones.reporting.colors import RGB, get_class_color
 
 PAPER, INK = (255, 255, 255), (24, 26, 32)
@@ -127,7 +127,9 @@ def make_sheet(
     if columns is not None and columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
     if titles is not None and len(titles) != len(images):
-        raise ValueError(f"{len(images)} images but {len(titles)} titles; give one an image")
+        raise ValueError(
+            f"{pluralize(len(images), 'image')} but {len(titles)} titles; give one an image"
+        )
     if not images:
         return np.full((2 * GAP, 2 * GAP, 3), PAPER, np.uint8)
     width = min(LARGEST_CELL, max(image.shape[1] for image in images))
@@ -191,9 +193,13 @@ class _Tag:
 @functools.lru_cache(maxsize=32)
 def load_font(size: int) -> ImageFont.FreeTypeFont:
     """Return the font of all pictures, at a size in pixels."""
-    # DejaVu comes with matplotlib and knows Latin, Greek, Cyrillic, Arabic and more.
-    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
-    return ImageFont.truetype(str(file), size)
+    # DejaVu comes with matplotlib, which takes long to import, and knows Latin, Greek, Cyrillic,
+    # Arabic and more.
+    package = find_spec("matplotlib")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("pictures need matplotlib's font", name="matplotlib")
+    folder = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf"
+    return ImageFont.truetype(str(folder / "DejaVuSans-Bold.ttf"), size)
 
 
 def _place_tag(

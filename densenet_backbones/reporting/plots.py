@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from densenet_backbones.messages import pluralize
 from densenet_backbones.metrics.coco_summary import CURVE_IOUS, RECALLS, CocoEvaluation
 from densenet_backbones.metrics.confusion import normalize_rows
 from densenet_backbones.metrics.undefined import mean_of_defined
@@ -134,7 +135,7 @@ def plot_confusion(
     size = len(labels)
     if matrix.shape != (size, size):
         raise ValueError(
-            f"the matrix must be {size} x {size} for {len(names)} names"
+            f"the matrix must be {size} x {size} for {pluralize(len(names), 'name')}"
             f"{' and the background' if background else ''}, got "
             f"{' x '.join(map(str, matrix.shape))}"
         )

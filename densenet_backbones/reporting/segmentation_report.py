@@ -13,6 +13,7 @@ from densenet_backbones.data.images import read_image
 from densenet_backbones.data.mask_samples import SegmentationSet
 from densenet_backbones.data.masks.statistics import PixelCounts, count_class_pixels, thin_out
 from densenet_backbones.file_writing import save_csv, save_json, save_text
+from densenet_backbones.messages import pluralize
 from densenet_backbones.metrics.segmentation import SegmentationEvaluation
 from densenet_backbones.reporting.console import say
 from densenet_backbones.reporting.mask_pictures import draw_masks_side_by_side
@@ -29,7 +30,8 @@ def tabulate_data(train: SegmentationSet, val: SegmentationSet) -> Table:
     The last row has the share of the ignored pixels in all. Of large sets a part is counted, whose
     number of images stands in the head: all would take minutes.
     """
-    title = f"train: {train.name}, {len(train)} images   evaluated: {val.name}, {len(val)} images"
+    counts = [f"{part.name}, {pluralize(len(part), 'image')}" for part in (train, val)]
+    title = f"train: {counts[0]}   evaluated: {counts[1]}"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("class")
     columns: list[list[str]] = []
@@ -125,7 +127,9 @@ def write_images(
 
 def format_segmentation_table(evaluation: SegmentationEvaluation, width: int = 100) -> str:
     """Return the numbers, and one row a class, as text; "-" stands for what is not defined."""
-    summary = make_numbers_table(f"Segmentation, {evaluation.images} images", evaluation.numbers)
+    summary = make_numbers_table(
+        f"Segmentation, {pluralize(evaluation.images, 'image')}", evaluation.numbers
+    )
     by_class = Table("class", box=box.SIMPLE_HEAD)
     for name in ("pixels", "IoU", "accuracy", "precision", "boundary F"):
         by_class.add_column(name, justify="right", no_wrap=True)

@@ -7,6 +7,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from densenet_backbones.messages import pluralize
 from densenet_backbones.metrics.coco_summary import CocoEvaluation
 from densenet_backbones.metrics.voc import VocEvaluation
 from densenet_backbones.reporting.console import PlainConsole
@@ -23,7 +24,7 @@ def format_table(evaluation: CocoEvaluation, classes: bool = True, width: int = 
     Returns:
         Lines of plain text; "-" stands for a number that is not defined.
     """
-    title = f"COCO {evaluation.iou_type}, {evaluation.images} images"
+    title = f"COCO {evaluation.iou_type}, {pluralize(evaluation.images, 'image')}"
     summary = make_numbers_table(title, evaluation.numbers)
     tables = [summary]
     if classes:
@@ -71,7 +72,8 @@ def format_voc_table(evaluation: VocEvaluation, width: int = 100) -> str:
         Lines of plain text; "-" stands for a number that is not defined.
     """
     table = Table(
-        title=f"VOC AP at IoU {evaluation.iou_threshold:g}, {evaluation.images} images",
+        title=f"VOC AP at IoU {evaluation.iou_threshold:g}, "
+        f"{pluralize(evaluation.images, 'image')}",
         box=box.SIMPLE_HEAD,
         title_justify="left",
     )

@@ -24,7 +24,8 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> None:
     r"""Run a script or a module as ``__main__``, with ``sys.argv`` as Python would set it.
 
-    The names are registered already: Python imported this package to find this module.
+    The names are registered as soon as the script imports timm or torchvision: Python imported
+    this package to find this module.
 
     Args:
         arguments: Words of the command line; those of the process when None.

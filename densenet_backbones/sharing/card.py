@@ -12,9 +12,10 @@ import torch
 from huggingface_hub import EvalResult, ModelCardData
 
 from densenet_backbones.checkpoints.hub import HUB
+from densenet_backbones.inference.classifier import ClassifierSpec
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.model_file import ModelSpec
-from densenet_backbones.messages import show_controls
+from densenet_backbones.messages import pluralize, show_controls
 from densenet_backbones.sharing.run_record import RunRecord
 
 LIBRARY = "densenet-backbones"
@@ -26,8 +27,9 @@ _FEW = 50  # training objects of a class that are called few
 _COLUMNS = (
     {"objects": "objects", "ap": "AP", "ap50": "AP50"},
     {"pixels": "pixels", "iou": "IoU", "accuracy": "accuracy", "precision": "precision"},
+    {"images": "images", "recall": "recall", "precision": "precision", "f1": "F1"},
 )
-"""Entries of a class in a detector's and in a segmenter's evaluation, and their headings."""
+"""Entries of a class in the evaluation of each kind of model, and their headings."""
 
 _RECIPE = {
     "pretrained backbone": ("model", "args", "weights_backbone"),
@@ -66,7 +68,8 @@ def write_card(spec: ModelSpec, run: RunRecord, repo: str, license_id: str, valu
         "",
         f"# {escape(repo.partition('/')[2])}",
         "",
-        f"{kind}: `{spec.name}`, {values / 1e6:.1f} M values, {len(spec.class_names)} classes "
+        f"{kind}: `{spec.name}`, {values / 1e6:.1f} M values, "
+        f"{pluralize(len(spec.class_names), 'class')} "
         f"({classes}{f' and {more} more' if more > 0 else ''}).",
         "",
         *_show_use(spec, repo),
@@ -82,6 +85,8 @@ def write_card(spec: ModelSpec, run: RunRecord, repo: str, license_id: str, valu
 
 def describe_task(spec: ModelSpec) -> tuple[str, str]:
     """Return the Hub's name of what a model does, and ours."""
+    if isinstance(spec, ClassifierSpec):
+        return "image-classification", "Image classification"
     if not isinstance(spec, DetectorSpec):
         return "image-segmentation", "Semantic segmentation"
     if spec.keypoint_names:
@@ -149,6 +154,9 @@ def _show_use(spec: ModelSpec, repo: str) -> Iterator[str]:
             score = f"{spec.best_score:.2f}"
             yield f"Detections from a score of {score} on are given, the best one where it was"
             yield "evaluated."
+    elif isinstance(spec, ClassifierSpec):
+        yield "`result.name` is the most probable class, `result.score` its probability and"
+        yield "`result.top()` the five most probable; pre-processing is in the file."
     else:
         yield "Labels have the size of the image as shown; pre-processing is in the file."
     yield ""
@@ -161,7 +169,7 @@ def _show_numbers(run: RunRecord) -> Iterator[str]:
     yield from ("## Numbers", "")
     for title, part in shown:
         what = "" if title == "evaluation" else f" ({escape(title)})"
-        yield f"Over the {part.get('images', '?')} evaluated images{what}:"
+        yield f"Over the {pluralize(part.get('images', '?'), 'evaluated image')}{what}:"
         yield ""
         numbers = part["numbers"]
         yield from _make_table(map(escape, numbers), [map(_format, numbers.values())])
@@ -215,23 +223,28 @@ def _show_recipe(spec: ModelSpec, run: RunRecord) -> Iterator[str]:
 
 def _show_limits(spec: ModelSpec, run: RunRecord) -> Iterator[str]:
     yield from ("## Limits", "")
-    yield f"- It knows its {len(spec.class_names)} classes alone, and images like those it was"
+    classes = pluralize(len(spec.class_names), "class")
+    yield f"- It knows its {classes} alone, and images like those it was"
     yield "  trained on; on others it was not measured."
     yield "- Its best weights were chosen on the same images that the numbers are of, unless a"
     yield "  further set was evaluated: expect a little less elsewhere."
-    yield "- Scores order what it found; they are no probabilities of being right."
-    few = list(_list_rare_classes(run))
+    if isinstance(spec, ClassifierSpec):
+        yield "- It gives every image one of its classes, also one that shows none of them."
+    else:
+        yield "- Scores order what it found; they are no probabilities of being right."
+    counted = "images" if isinstance(spec, ClassifierSpec) else "objects"
+    few = list(_list_rare_classes(run, counted))
     if few:
         names = ", ".join(map(escape, few[:_MOST_ROWS]))
-        yield f"- Fewer than {_FEW} objects were there to measure these classes on: {names}."
+        yield f"- Fewer than {_FEW} {counted} were there to measure these classes on: {names}."
     yield "- Not made for decisions about people's safety, health or rights."
     yield ""
 
 
-def _list_rare_classes(run: RunRecord) -> Iterator[object]:
+def _list_rare_classes(run: RunRecord, counted: str) -> Iterator[object]:
     for _, part in list(run.list_evaluations())[:1]:
         for row in part.get("classes") or ():
-            count = row.get("objects") if isinstance(row, Mapping) else None
+            count = row.get(counted) if isinstance(row, Mapping) else None
             if isinstance(count, int) and count < _FEW:
                 yield row.get("name")
 

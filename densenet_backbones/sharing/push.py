@@ -9,21 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-from densenet_backbones.checkpoints import CheckpointError
-from densenet_backbones.checkpoints.hub import HUB, HUB_FILE, is_on_hub
-from densenet_backbones.data.faults import DataError
+from densenet_backbones.checkpoints.hub_name import HUB, HUB_FILE, is_on_hub
 from densenet_backbones.file_writing import save_bytes, save_text
-from densenet_backbones.inference.detector import DetectorSpec
-from densenet_backbones.inference.loading import find_model_file
-from densenet_backbones.inference.model_file import read_model_file, save_model
-from densenet_backbones.inference.segmenter import SegmenterSpec
+from densenet_backbones.inference.locating import find_model_file
 from densenet_backbones.messages import CommandParser
 from densenet_backbones.reporting.console import fail, quiet_libraries, say
-from densenet_backbones.sharing.card import write_card
-from densenet_backbones.sharing.run_record import read_run
 
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
@@ -78,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         say("Stopped; the Hub may have a part of it", style="yellow")
         sys.exit(130)
-    except (CheckpointError, DataError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         fail(error, 1)
 
 
@@ -115,7 +105,14 @@ def push(options: argparse.Namespace) -> None:
 
 def write_folder(model: Path, repo: str, folder: Path, options: argparse.Namespace) -> None:
     """Write the files of a model's repository to a folder: weights, card, pictures."""
-    spec, weights = read_model_file(model, (DetectorSpec, SegmenterSpec))
+    from densenet_backbones.inference.classifier import ClassifierSpec
+    from densenet_backbones.inference.detector import DetectorSpec
+    from densenet_backbones.inference.model_file import read_model_file, save_model
+    from densenet_backbones.inference.segmenter import SegmenterSpec
+    from densenet_backbones.sharing.card import write_card
+    from densenet_backbones.sharing.run_record import read_run
+
+    spec, weights = read_model_file(model, (DetectorSpec, SegmenterSpec, ClassifierSpec))
     run = read_run(model)
     if options.no_pictures:
         run = replace(run, pictures=())
@@ -140,6 +137,9 @@ def send_folder(folder: Path, repo: str, private: bool) -> str:
     Raises:
         PushError: The Hub is out of reach or refuses.
     """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
     api = HfApi()
     if get_token() is None:
         raise PushError(

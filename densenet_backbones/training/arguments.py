@@ -39,6 +39,17 @@ SHORT_FLAGS = {
 }
 """Short flag -> the engine's own."""
 
+NUMBERS = {
+    "epochs": "int or null",
+    "batch_size": "int or one of 'auto'",
+    "overfit": "int or null",
+    "lr": "float",
+    "workers": "int or null",
+    "patience": "int or null",
+    "evaluations": "int",
+}
+"""Short flag that takes a number -> what the engine takes, in its words."""
+
 EVALUATIONS = 4
 """Evaluations within a budget, unless the user says otherwise."""
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
@@ -363,14 +374,7 @@ def is_whole_config(file: Path) -> bool:
 def find_config(name: str, form: ShortForm = DETECTION_FORM) -> Path:
     """Return a config file by path, or a shipped one by name or by its path in the repository."""
     if Path(name).is_file():
-        try:  # what the engine's parser takes no care of
-            content = read_yaml(Path(name), ValueError)
-        except ValueError as error:
-            raise argparse.ArgumentError(None, str(error)) from error
-        if not isinstance(content, dict):
-            raise argparse.ArgumentError(
-                None, f"{name}: must be a mapping of options, as --print_config prints one"
-            )
+        read_config(Path(name))  # what the engine's parser takes no care of
         return Path(name)
     shipped = list_configs(form)
     if Path(name).stem in shipped:
@@ -380,3 +384,20 @@ def find_config(name: str, form: ShortForm = DETECTION_FORM) -> Path:
         f"--config: there is no file {name}{nearest(Path(name).stem, shipped)} "
         f"(shipped: {', '.join(shipped)}); give one of these, or a file",
     )
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Return the content of an experiment.
+
+    Raises:
+        ArgumentError: It is no YAML, or no mapping.
+    """
+    try:
+        content = read_yaml(file, ValueError)
+    except ValueError as error:
+        raise argparse.ArgumentError(None, str(error)) from error
+    if not isinstance(content, dict):
+        raise argparse.ArgumentError(
+            None, f"{file}: must be a mapping of options, as --print_config prints one"
+        )
+    return content

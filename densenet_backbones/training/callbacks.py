@@ -16,7 +16,7 @@ from torch import Tensor
 
 from densenet_backbones.data.loaders.guarded import UnusableImages
 from densenet_backbones.data.loading import AnyData
-from densenet_backbones.messages import check_interval
+from densenet_backbones.messages import check_interval, pluralize
 from densenet_backbones.reporting.console import say
 from densenet_backbones.reporting.pictures import save_picture
 from densenet_backbones.training.resuming.checkpoint_files import is_whole
@@ -105,6 +105,11 @@ class LastCheckpoint(RunCheckpoint):
         super().__init__(filename="last", enable_version_counter=False, **options)
         self._begun = False
         self._write_if_due: Callable[[], None] = _do_nothing
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing over in a folder that was moved: only the file's place is in the state."""
+        if state_dict["dirpath"] == self.dirpath:
+            super().load_state_dict(state_dict)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From now on the trainer's state is one of this run."""
@@ -209,7 +214,10 @@ class UnusableImageLines(Callback):
         total = gather_unusable(trainer.datamodule.replaced)  # type: ignore[attr-defined]
         times = (total - self._before).total()
         if times:
-            say(f"epoch {trainer.current_epoch + 1:>3}  {times} images replaced by the next ones.")
+            say(
+                f"epoch {trainer.current_epoch + 1:>3}  {pluralize(times, 'image')} replaced by "
+                "the next ones."
+            )
             say_list([reason for reason in total if reason not in self._before])
         self._before = total
 
@@ -217,8 +225,8 @@ class UnusableImageLines(Callback):
         """Print the sum."""
         if self._before:
             say(
-                f"{len(self._before)} training images could not be used, and were replaced "
-                f"{self._before.total()} times."
+                f"{pluralize(len(self._before), 'training image')} could not be used; others were "
+                f"taken instead {pluralize(self._before.total(), 'time')}."
             )
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -226,7 +234,10 @@ class UnusableImageLines(Callback):
         reasons = gather_unusable(trainer.datamodule.left_out)  # type: ignore[attr-defined]
         if len(reasons) > self._left_out and not trainer.sanity_checking:
             self._left_out = len(reasons)
-            say(f"{len(reasons)} images left out of the evaluation, as they cannot be used:")
+            say(
+                f"{pluralize(len(reasons), 'image')} left out of the evaluation, as they cannot "
+                "be used:"
+            )
             say_list(list(reasons))
 
 

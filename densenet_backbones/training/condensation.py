@@ -16,7 +16,7 @@ from densenet_backbones.condensenet import (
     find_learned_groups,
     group_lasso,
 )
-from densenet_backbones.messages import check_interval
+from densenet_backbones.messages import check_interval, pluralize
 from densenet_backbones.reporting.console import say
 from densenet_backbones.training.optimization import PLACES
 
@@ -68,7 +68,7 @@ class Condensation(Callback):
             changed = condense(pl_module, progress, self.until)
             if changed:
                 step = trainer.global_step
-                say(f"Condensation: {changed} layers dropped inputs at step {step}.")
+                say(f"Condensation: {pluralize(changed, 'layer')} dropped inputs at step {step}.")
 
 
 def add_group_lasso(losses: dict[str, Tensor], model: nn.Module, trainer: pl.Trainer) -> None:

@@ -1,62 +1,19 @@
-"""Evaluate a trained model: ``python tools/evaluate.py CHECKPOINT --data DIR``."""
+"""Command line of `evaluate`: ``tools/evaluate.py``, ``densenet-evaluate``, ``densenet evaluate``.
+
+Words and paths are checked here, before anything heavy is imported; `evaluation.evaluating` does
+the work.
+"""
 
 import argparse
-import json
-import re
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
 
-import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import Tensor
-
-from densenet_backbones.checkpoints import CheckpointError
-from densenet_backbones.data.classification.data import ClassificationData
-from densenet_backbones.data.classification.reading import ClassLayout
-from densenet_backbones.data.detection import DetectionData
-from densenet_backbones.data.faults import DataError
-from densenet_backbones.data.loaders.guarded import describe_dead_worker, refuse_unusable
-from densenet_backbones.data.loading import AnyData
-from densenet_backbones.data.mask_samples import MaskSample
-from densenet_backbones.data.readers.detection_sources import Layout
-from densenet_backbones.data.readers.segmentation_sources import MaskLayout
-from densenet_backbones.data.segmentation import SegmentationData
-from densenet_backbones.file_writing import (
-    GrowingList,
-    check_output,
-    find_unused_folder,
-    remove_drafts,
-    save_json,
-)
-from densenet_backbones.inference.classifier import ImageClassifier
-from densenet_backbones.inference.detector import Detector
-from densenet_backbones.inference.detector_facts import read_target_types
-from densenet_backbones.inference.loading import load
-from densenet_backbones.inference.merging.detection_views import add_view_options, parse_views
-from densenet_backbones.inference.segmenter import SegmentationModel
+from densenet_backbones.data.faults import check_is_there
+from densenet_backbones.inference.locating import find_model_file
+from densenet_backbones.inference.options import BOUNDARY_TOLERANCE, add_view_options
 from densenet_backbones.messages import CommandParser, one_sentence
-from densenet_backbones.metrics.boundary import TOLERANCE
-from densenet_backbones.metrics.coco import format_coco_results
-from densenet_backbones.metrics.segmentation import count_pixels
-from densenet_backbones.reporting.console import fail, is_first_process, quiet_libraries, say
-from densenet_backbones.training import report
-from densenet_backbones.training.arguments import split_device
-from densenet_backbones.training.callbacks import gather_unusable
-from densenet_backbones.training.evaluation.comparison import (
-    Evaluated,
-    describe_task,
-    name_source,
-    write_comparison,
-)
-from densenet_backbones.training.evaluation.given import evaluate_detections, read_data_options
-from densenet_backbones.training.evaluation.timing import ModelTimes, describe_times
-from densenet_backbones.training.precision import PrecisionTrainer, remark_on_precision
-from densenet_backbones.training.resuming.stopping import watch_signals
-from densenet_backbones.training.tasks.classification import ClassificationTask
-from densenet_backbones.training.tasks.detection import DetectionTask
-from densenet_backbones.training.tasks.segmentation import SegmentationTask
-from densenet_backbones.training.tasks.task import AnyTask
+from densenet_backbones.reporting.console import fail, quiet_libraries
 
 
 def make_parser() -> CommandParser:
@@ -95,26 +52,28 @@ def make_parser() -> CommandParser:
         metavar="DIR",
         help="where files go (evaluation-SPLIT beside the checkpoint)",
     )
-    _add_data_options(parser.add_argument_group("data"))
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="folder, annotation file or zip, in any known layout",
+    )
+    add_data_options(data)
     _add_machine_options(parser.add_argument_group("machine"))
     _add_detector_options(parser.add_argument_group("detectors"))
     parser.add_argument_group("segmenters").add_argument(
         "--boundary-tolerance",
         type=float,
-        default=TOLERANCE,
+        default=BOUNDARY_TOLERANCE,
         metavar="T",
         help="by how much of the image's diagonal a border may be off (%(default)s)",
     )
     return parser
 
 
-def _add_data_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--data",
-        required=True,
-        metavar="PATH",
-        help="folder, annotation file or zip, in any known layout",
-    )
+def add_data_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say how the evaluated data is read."""
     group.add_argument("--split", default="val", help="which part of it (%(default)s)")
     group.add_argument("--layout", default="auto", help="as in training; %(default)s looks")
     group.add_argument("--annotation-file", metavar="FILE", help="COCO's JSON, if named otherwise")
@@ -179,206 +138,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet_libraries()
     options = parse(argv)
     try:
-        with watch_signals():
-            evaluate(options)
-    except (MisconfigurationException, argparse.ArgumentError) as error:
+        _check_paths(options)
+        from densenet_backbones.training.evaluation.evaluating import run
+
+        gc.freeze()  # collections, and the last one at the end, pass over what was imported
+        run(options)
+    except argparse.ArgumentError as error:
         fail(one_sentence(str(error)), 2)
-    except (CheckpointError, DataError, ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         fail(error, 1)
-    except RuntimeError as error:
-        if (dead_worker := describe_dead_worker(error, "--workers", "--batch-size")) is None:
-            raise
-        fail(dead_worker, 1)
 
 
-def evaluate(options: argparse.Namespace) -> None:
-    """Run the evaluation that the command line asks for.
+def _check_paths(options: argparse.Namespace) -> None:
+    """Refuse files that are not there, before what reads them is imported.
 
     Raises:
-        DataError: Images could not be used; the others are evaluated, and the results written.
-        ValueError: Options do not go together.
+        ValueError: A file is missing, or there is no model and no detections, or both.
     """
-    source = options.checkpoint or options.detections
     if (options.checkpoint is None) == (options.detections is None):
         raise ValueError("give a model, or --detections FILE in its place")
-    results = [s for s in (options.detections, options.against) if s and s.endswith(".json")]
-    if options.categories is not None and not results:
-        raise ValueError("--categories tells the ids of --detections; a model knows its classes")
-    beside = Path(source) if Path(source).is_dir() else Path(source).parent
-    out = options.out or beside / f"evaluation-{options.split}"
-    check_output(out, "--out")
-    earlier, out = out, find_unused_folder(out)
-    if out != earlier:
-        say(f"{earlier} has the files of an earlier evaluation; those of this one go to {out}.")
-    faults: list[str] = []
-    first = _evaluate_source(source, options, out, faults)
-    if options.against is not None:
-        second = _evaluate_source(options.against, options, out / "against", faults)
-        if first is not None and second is not None:
-            write_comparison(first, second, out)
-    if first is not None:
-        refuse_unusable(list(dict.fromkeys(faults)), len(first.records))
-
-
-def _evaluate_source(
-    source: str, options: argparse.Namespace, out: Path, faults: list[str]
-) -> Evaluated | None:
-    """Evaluate a model or a file of detections.
-
-    Args:
-        source: The file.
-        options: The command line.
-        out: Folder of the report.
-        faults: Gets a line for each image that could not be used.
-
-    Returns:
-        The result in the first process, None elsewhere.
-    """
-    if source == options.detections or source.endswith(".json"):
-        return evaluate_detections(Path(source), options, out)
-    return _evaluate_model(source, options, out, faults)
-
-
-def _evaluate_model(
-    checkpoint: str, options: argparse.Namespace, out: Path, unusable: list[str]
-) -> Evaluated | None:
-    model = load(checkpoint)
-    known = {SegmentationModel: MaskLayout, ImageClassifier: ClassLayout}
-    layouts = get_args(known.get(type(model), Layout))
-    if options.layout not in layouts:
-        raise ValueError(
-            f"--layout of a {model.spec.kind} must be one of {', '.join(layouts)}, got "
-            f"{options.layout}"
-        )
-    # The same task and data as in training, so that the numbers are those of its validation.
-    # The split of its data may be in the folder of the model's run.
-    folders = list(Path(checkpoint).absolute().parents)[:2]
-    task, data, write = (
-        _evaluate_segmenter(model, options, folders)
-        if isinstance(model, SegmentationModel)
-        else _evaluate_classifier(model, options, folders)
-        if isinstance(model, ImageClassifier)
-        else _evaluate_detector(model, options, folders)
-    )
-    if is_first_process():
-        for line in data.lines:
-            say(line)
-        report.say_faults(None, data.val_set)
-    accelerator, devices = options.accelerator, options.devices
-    if options.device is not None:
-        accelerator, devices = split_device(options.device)
-    times = ModelTimes()
-    trainer = PrecisionTrainer(
-        accelerator=accelerator,
-        devices=_parse_devices(devices),
-        strategy=options.strategy,
-        precision=options.precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        callbacks=[ResultsAsTheyCome(out), times],
-    )
-    for line in remark_on_precision(trainer):
-        say(line)
-    # All processes evaluate their part; the first one has the result.
-    with times.running(trainer, task):
-        trainer.validate(task, data, verbose=False)
-    faults = list(gather_unusable(data.left_out))
-    if not is_first_process():
-        return None
-    remove_drafts(out)
-    write(out)
-    measured = times.summarize()
-    say(*describe_times(measured, one_by_one=isinstance(model, SegmentationModel)))
-    save_json(out / "timing.json", measured, indent=2)
-    say(f"Written to {out}/")
-    unusable += faults
-    return describe_task(name_source(checkpoint), task, data, measured)
-
-
-def _parse_devices(text: str) -> Any:
-    """Return Lightning's number or list of devices; other words are refused by it."""
-    return json.loads(text) if re.fullmatch(r"\d+|\[[\d,]+\]", text) else text
-
-
-class ResultsAsTheyCome(pl.Callback):
-    """Keeps the results of the images that are done, should an evaluation not reach its end.
-
-    A detector's report writes the same file at the end. Several processes gather their results
-    there only.
-
-    Args:
-        folder: Gets ``results.json`` of a detector, and ``pixel_counts.json`` of a segmenter: the
-            pixels of each image by true and predicted class, which add up to the confusion matrix.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._results = GrowingList(folder / "results.json")
-        self._counts = GrowingList(folder / "pixel_counts.json")
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        task: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        *place: object,
-    ) -> None:
-        """Add the results of a batch."""
-        if trainer.world_size > 1:
-            return
-        if isinstance(task, DetectionTask):
-            categories = task.datamodule.val_set.categories
-            self._results.extend(format_coco_results(outputs["results"], categories))
-        elif isinstance(task, SegmentationTask):
-            images = zip(outputs["predictions"], batch, strict=True)
-            self._counts.extend([_count_image(task, *image) for image in images])
-
-
-def _count_image(task: SegmentationTask, labels: Tensor, sample: MaskSample) -> dict[str, object]:
-    """Return an image's counts that are not 0: [true, predicted, pixels], a label before these."""
-    record = task.datamodule.val_set.records[sample.index]
-    counts = count_pixels(labels, sample.mask, task.spec.task, task.spec.classes.num_classes)
-    rows = [[*place, int(counts[tuple(place)])] for place in counts.nonzero().tolist()]
-    return {"image_id": sample.image_id, "file_name": record.path.name, "confusion": rows}
-
-
-Evaluation = tuple[AnyTask, AnyData, Callable[[Path], None]]
-"""A task with its model, the data, and a function that writes the result into a folder."""
-
-
-def _evaluate_detector(
-    detector: Detector, options: argparse.Namespace, folders: list[Path]
-) -> Evaluation:
-    target_types = list(read_target_types(detector.model))
-    data = DetectionData(**read_data_options(options), target_types=target_types)
-    data.split_folders = folders
-    data.use_classes(detector.categories)
-    mirrored = detector.categories.mirrored_keypoints
-    views = parse_views(options, detector.model, mirrored)
-    task = DetectionTask.from_detector(detector, evaluator=options.evaluator)
-    task.views = views
-    counting = {"voc_iou": options.voc_iou, "count_difficult": options.count_difficult}
-    return task, data, lambda out: task.write_evaluation(data, out, **counting)
-
-
-def _evaluate_classifier(
-    model: ImageClassifier, options: argparse.Namespace, folders: list[Path]
-) -> Evaluation:
-    parse_views(options, None)  # refuses what is for detectors
-    data = ClassificationData(**read_data_options(options))
-    data.split_folders = folders
-    data.use_classes(model.spec.class_names)
-    task = ClassificationTask.from_model(model)
-    return task, data, lambda out: task.write_evaluation(data, out)
-
-
-def _evaluate_segmenter(
-    model: SegmentationModel, options: argparse.Namespace, folders: list[Path]
-) -> Evaluation:
-    parse_views(options, None)  # refuses what is for detectors
-    data = SegmentationData(**read_data_options(options), task=model.spec.task)
-    data.split_folders = folders
-    data.use_classes(model.classes)
-    task = SegmentationTask.from_model(model, boundary_tolerance=options.boundary_tolerance)
-    return task, data, lambda out: task.write_evaluation(data, out)
+    for source in filter(None, (options.checkpoint, options.against)):
+        if not source.endswith(".json"):
+            find_model_file(source)
+    check_is_there(options.data)

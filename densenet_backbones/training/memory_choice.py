@@ -12,6 +12,7 @@ from densenet_backbones.analysis.memory_plan import MemoryPlan, format_bytes, pl
 from densenet_backbones.data.loading import AnyData
 from densenet_backbones.dense_block import MEMORY_MODES, Memory
 from densenet_backbones.layers import get_memory, set_memory
+from densenet_backbones.stages import DenseStages
 from densenet_backbones.training.tasks.task import AnyTask
 
 __all__ = ["compute_budget", "fits_memory", "settle_memory"]
@@ -59,9 +60,9 @@ def settle_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> list[str
             plan = _plan(part, size, trainer, (task.memory or built,))
         except RuntimeError as error:  # a summary is no reason to stop a training
             reason = _take_first_line(error)
-            return [f"What {type(part).__name__} keeps cannot be planned: {reason}."]
+            return [f"What {_name_part(task, part)} keeps cannot be planned: {reason}."]
         task.kept_bytes = plan.saved_bytes[task.memory or built]
-        return list(_describe_kept(task, plan, task.memory or built))
+        return [_describe_kept(_name_part(task, part), plan, task.memory or built)]
     # "auto": all modes are planned, and the fastest one within the budget is set.
     try:
         plan = _plan(part, size, trainer, MEMORY_MODES)
@@ -74,7 +75,8 @@ def settle_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> list[str
     task.chosen = plan.fastest_within(budget)
     set_memory(task.model, task.chosen)
     task.kept_bytes = plan.saved_bytes[task.chosen]
-    return [*_describe_kept(task, plan, task.chosen), *_describe_choice(plan, budget, source)]
+    kept = _describe_kept(_name_part(task, part), plan, task.chosen)
+    return [kept, *_describe_choice(plan, budget, source)]
 
 
 def fits_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> bool:
@@ -113,9 +115,13 @@ def _take_first_line(error: Exception) -> str:
 # -- what is said of it ----------------------------------------------------------------------------
 
 
-def _describe_kept(task: AnyTask, plan: MemoryPlan, memory: Memory) -> Iterator[str]:
-    yield (
-        f"Memory mode {memory}: {plan.model} alone keeps "
+def _name_part(task: AnyTask, part: nn.Module) -> str:
+    return f"the backbone of {task.spec.name}" if isinstance(part, DenseStages) else task.spec.name
+
+
+def _describe_kept(name: str, plan: MemoryPlan, memory: Memory) -> str:
+    return (
+        f"Memory mode {memory}: {name} keeps "
         f"{format_bytes(plan.saved_bytes[memory])} for the backward pass of {plan.inputs}; what "
         "else the model, the gradients and the optimizer take comes on top."
     )

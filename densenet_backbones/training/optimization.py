@@ -92,6 +92,7 @@ class Optimizer:
             weight_decay=self.weight_decay,
             momentum=self.momentum,
         )
+        _fuse(optimizer)
         return optimizer
 
     def _group_layers(self, model: nn.Module, exempt: set[str], rate: float) -> list[Group]:
@@ -116,6 +117,22 @@ class Optimizer:
             }
             for group in groups
         ]
+
+
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+"""Optimizers of which torch has a form on a CPU that updates a tensor in one pass."""
+
+
+def _fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Choose the fused form on a CPU, which updates a tensor in one pass.
+
+    Checkpoints keep the choice with each group, so a run that began without goes on without.
+    """
+    tensors = [p for group in optimizer.param_groups for p in group["params"]]
+    known = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in tensors)
+    if type(optimizer) in _FUSED and known:
+        for group in optimizer.param_groups:
+            group["fused"] = True
 
 
 def _group_all(model: nn.Module, exempt: set[str]) -> list[Group]:

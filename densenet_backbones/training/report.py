@@ -15,7 +15,7 @@ from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.loading import AnyData
 from densenet_backbones.file_writing import find_unused_folder
 from densenet_backbones.inference.model_file import save_model
-from densenet_backbones.messages import quote_word
+from densenet_backbones.messages import pluralize, quote_word
 from densenet_backbones.reporting.console import is_first_process, say
 from densenet_backbones.reporting.plots import plot_training_curves
 from densenet_backbones.training.optimization import count_images_per_step
@@ -60,7 +60,7 @@ def print_plan(
     if resumed is not None:
         done = resumed["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         say(
-            f"Going on from {folder.resume_from}: {done} epochs done, "
+            f"Going on from {folder.resume_from}: {pluralize(done, 'epoch')} done, "
             f"step {resumed['global_step']}."
         )
         if done >= (trainer.max_epochs or 0) > 0:
@@ -77,7 +77,7 @@ def say_faults(train: AnySet | None, val: AnySet) -> None:
     strictly = "" if train is None else " (data.strict refuses them)"
     for part in (val,) if train is None or train is val else (train, val):
         if part.problems:
-            say(f"{len(part.problems)} faults in {part.name}{strictly}:")
+            say(f"{pluralize(len(part.problems), 'fault')} in {part.name}{strictly}:")
         for problem in part.problems[:FAULTS_SHOWN]:
             say(f"  {problem}")
     for line in dict.fromkeys(remark_on_data(train, val)):  # both may be one folder
@@ -94,13 +94,16 @@ def describe_plan(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> Iterator
     options = task.optimizer_options
     batch = count_images_per_step(data, trainer)
     budget, epochs = get_budget(trainer), trainer.max_epochs or 0
-    length = f", {budget.budget}" if budget else f", {epochs} epochs" if epochs > 0 else ""
-    yield f"{options.name}, {batch} images a step{length}, precision {name_precision(trainer)}."
+    length = (
+        f", {budget.budget}" if budget else f", {pluralize(epochs, 'epoch')}" if epochs > 0 else ""
+    )
+    images = pluralize(batch, "image")
+    yield f"{options.name}, {images} a step{length}, precision {name_precision(trainer)}."
     yield from remark_on_precision(trainer)
     if options.base_batch:
         yield (
             f"Learning rate {options.scale_lr(batch):.3g} = {options.lr:.3g} x {batch}/"
-            f"{options.base_batch} images."
+            f"{pluralize(options.base_batch, 'image')}."
         )
     else:
         yield f"Learning rate {options.lr:.3g}, not scaled to the batch."

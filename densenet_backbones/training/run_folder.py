@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 from densenet_backbones.file_writing import save_json
 from densenet_backbones.reporting.console import is_first_process, say
 
@@ -87,12 +85,7 @@ def choose_run_folder(run_dir: str | None, name: str, ckpt_path: str | None) -> 
         folder = _find_folder_of(Path(ckpt_path), run_dir)
     resume = None
     if ckpt_path is not None:
-        resume = _find_last(folder) if ckpt_path == "last" else Path(ckpt_path)
-        if not resume.is_file():
-            raise RunFolderError(
-                f"nothing to resume: there is no {resume}; start a new run without --resume, or "
-                "name the run with --run-dir or a checkpoint with --ckpt_path FILE"
-            )
+        resume = find_checkpoint(folder, None if ckpt_path == "last" else Path(ckpt_path))
     # Lightning takes "::" for a chain of addresses, TensorBoard writes to paths of UTF-8 alone.
     if re.search("::|[\ud800-\udfff]", str(folder.absolute())):
         raise RunFolderError(
@@ -167,13 +160,22 @@ def find_latest_folder(name: str) -> Path:
     return folders[-1] if folders else Path("runs") / name
 
 
-def _find_last(folder: Path) -> Path:
-    """The checkpoint that a run goes on from, or the one of its best weights where it has no other.
+def find_checkpoint(folder: Path, asked: Path | None = None) -> Path:
+    """Return the checkpoint to go on from: the one asked for, or the last one of a run.
 
-    A run that is killed in its first evaluation has only the latter.
+    A run that is killed in its first evaluation has only the one of its best weights.
+
+    Raises:
+        RunFolderError: It is not there.
     """
     last, best = (folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
-    return best if best.is_file() and not last.is_file() else last
+    found = asked or (best if best.is_file() and not last.is_file() else last)
+    if not found.is_file():
+        raise RunFolderError(
+            f"nothing to resume: there is no {found}; start a new run without --resume, or "
+            "name the run with --run-dir or a checkpoint with --ckpt_path FILE"
+        )
+    return found
 
 
 def _number_folders(name: str) -> Iterator[Path]:
@@ -206,6 +208,8 @@ def write_environment(folder: RunFolder) -> None:
 
 def describe_machine() -> dict[str, object]:
     """Return the hardware and the versions that a training's speed depends on, in short."""
+    import torch  # here: a run that is not there is refused without it
+
     return {
         "python": platform.python_version(),
         "processor": _processor(),

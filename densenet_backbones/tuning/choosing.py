@@ -73,6 +73,12 @@ class SweepStudy:
         with FileLock(self.folder / "sweep.lock", timeout=_SECONDS):
             yield
 
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Keep other workers from reporting: who writes later has read later, and knows more."""
+        with FileLock(self.folder / "report.lock", timeout=_SECONDS):
+            yield
+
     def list_trials(self) -> list[FrozenTrial]:
         """Return all trials but points that were tried before."""
         trials = self.study.get_trials(deepcopy=False)

@@ -5,14 +5,18 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from densenet_backbones.messages import CommandParser, quote_word
+from densenet_backbones.messages import CommandParser, pluralize, quote_word
 
 if TYPE_CHECKING:
     from densenet_backbones.tuning.plan import SweepPlan
     from densenet_backbones.tuning.space import Knob
+
+_NEEDED = {"optuna": "optuna", "sqlalchemy": "sqlalchemy", "scikit-learn": "sklearn"}
+"""Distributions of the extra ``tune``, and the modules that they bring."""
 
 _OWN = (
     *("--run-dir", "--run_dir", "--name", "--resume", "--ckpt_path", "--seed", "--seed_everything"),
@@ -84,10 +88,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.fail(f"{own[0]} is the sweep's own; leave it out (--help lists the options)")
     if options.resume is None and not (options.tries or options.space):
         parser.fail("nothing is tried: give --try KEY=VALUES, or --space FILE")
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
-        parser.fail('a sweep needs optuna; pip install "densenet-backbones[tune]"')
+    # Here, as the first that needs scikit-learn is the report, when all trials have run.
+    missing = [name for name, module in _NEEDED.items() if find_spec(module) is None]
+    if missing:
+        parser.fail(
+            f'a sweep needs {" and ".join(missing)}; pip install "densenet-backbones[tune]"'
+        )
     from densenet_backbones.reporting.console import fail, quiet_libraries
     from densenet_backbones.tuning.worker import Stopped
 
@@ -146,8 +152,8 @@ def run_sweep(options: argparse.Namespace, words: Sequence[str]) -> Path:
     plan.save(folder)
     sweep = SweepStudy(folder, plan)
     say(
-        f"{plan.points} points by {plan.sampler}, seeds {', '.join(map(str, plan.seeds))}: "
-        f"{plan.trials} trials"
+        f"{pluralize(plan.points, 'point')} by {plan.sampler}, seeds "
+        f"{', '.join(map(str, plan.seeds))}: {pluralize(plan.trials, 'trial')}"
     )
     say(
         f"Output goes to {folder}/; stopped or killed, the sweep goes on with --resume "

@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from optuna.trial import TrialState
 
 from densenet_backbones.reporting.figures import GRAY, escape_name, make_figure, save_figure
@@ -19,6 +20,7 @@ from densenet_backbones.tuning.results import (
     shorten_key,
 )
 
+_MOST_NAMES = 20
 _BLUE, _RED = "#3b6ea8", "#c2452d"
 
 
@@ -53,10 +55,10 @@ def draw_sweep(
 
 
 def plot_fronts(points: Sequence[Point], costs: Sequence[Cost], monitor: str, path: Path) -> None:
-    """Plot quality against costs; the points that none beats are joined and named.
+    """Plot quality against costs; the points that none beats are joined.
 
     Args:
-        points: With intervals where there are several seeds.
+        points: Best first, with intervals where there are several seeds.
         costs: One a panel.
         monitor: Name of the quality.
         path: The PNG file.
@@ -65,12 +67,12 @@ def plot_fronts(points: Sequence[Point], costs: Sequence[Cost], monitor: str, pa
     for axis, cost in zip(axes, costs, strict=True):
         axis.set(xlabel=cost.title, ylabel=monitor)
         front = find_front(points, cost.name)
-        for point in points:
+        for number, point in enumerate(points, start=1):
             if cost.name not in point.costs:
                 continue
+            place = point.costs[cost.name] / cost.unit, point.mean
             axis.errorbar(
-                point.costs[cost.name] / cost.unit,
-                point.mean,
+                *place,
                 yerr=point.interval,
                 color=_RED if point in front else _BLUE,
                 marker="o",
@@ -78,23 +80,27 @@ def plot_fronts(points: Sequence[Point], costs: Sequence[Cost], monitor: str, pa
                 capsize=3,
                 elinewidth=0.8,
             )
+            if number <= _MOST_NAMES:
+                near: dict[str, Any] = {"xytext": (4, 3), "textcoords": "offset points"}
+                axis.annotate(str(number), place, fontsize=7, color=GRAY, **near)
         places = [(point.costs[cost.name] / cost.unit, point.mean) for point in front]
         if places:
             axis.plot(*zip(*places, strict=True), color=_RED, linewidth=1)
-        for point, place in zip(front, places, strict=True):
-            label = "\n".join(f"{shorten_key(k)} {v}" for k, v in point.params.items())
-            axis.annotate(
-                escape_name(label) if len(point.params) == 1 else label.replace("$", r"\$"),
-                place,
-                xytext=(5, -4),
-                textcoords="offset points",
-                fontsize=7,
-                color=GRAY,
-                va="top",
-            )
     title = "Quality against cost; red: no other point is better and no dearer"
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    _name_points(figure, points)
     save_figure(figure, path)
+
+
+def _name_points(figure: Figure, points: Sequence[Point]) -> None:
+    """List the best points by their numbers, beside the panels."""
+    names = []
+    for number, point in enumerate(points[:_MOST_NAMES], start=1):
+        values = ", ".join(f"{shorten_key(k)} {v}" for k, v in point.params.items())
+        names.append(escape_name(f"{number}  {values}"))
+    nothing = [Line2D([], [], linestyle="none") for _ in names]
+    look: dict[str, Any] = {"frameon": False, "handlelength": 0, "fontsize": 8, "labelcolor": GRAY}
+    figure.legend(nothing, names, loc="outside right upper", **look)
 
 
 def _optuna() -> Any:

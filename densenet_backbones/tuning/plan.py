@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from densenet_backbones.file_writing import save_text
-from densenet_backbones.messages import check_choice, check_whole
+from densenet_backbones.messages import check_choice, check_whole, pluralize
 from densenet_backbones.tuning.space import (
     MAX_GRID,
     Knob,
@@ -62,7 +62,7 @@ class SweepPlan:
                     "values, or --sampler tpe"
                 )
             if size > MAX_GRID:
-                raise ValueError(f"the grid has {size} points, more than {MAX_GRID}")
+                raise ValueError(f"the grid has {pluralize(size, 'point')}, more than {MAX_GRID}")
         for name, number, most in (
             ("--trials", self.points, MAX_TRIALS),
             ("--seeds", len(self.seeds), MAX_SEEDS),

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from densenet_backbones.comparison.tables import format_markdown
 from densenet_backbones.file_writing import save_json, save_text
-from densenet_backbones.messages import quote_word
+from densenet_backbones.messages import pluralize, quote_word
 from densenet_backbones.reporting.console import say
 from densenet_backbones.reporting.tables import render
 from densenet_backbones.tuning.choosing import SweepStudy
@@ -36,6 +36,11 @@ _MOST_ROWS = 20
 
 def report_sweep(sweep: SweepStudy) -> None:
     """Print the results of a sweep so far and write its files."""
+    with sweep.reporting():
+        _report(sweep)
+
+
+def _report(sweep: SweepStudy) -> None:
     from densenet_backbones.tuning.pictures import draw_sweep
 
     trials, plan, folder = sweep.list_trials(), sweep.plan, sweep.folder
@@ -108,7 +113,7 @@ def tabulate_effects(points: Sequence[Point], importances: dict[str, float]) -> 
         effects = list_effects(points, key)
         shown = [f"{value}: {mean:.3f}" for value, mean, _ in effects]
         if len(effects) > 8:  # a range: its quarters would be bins of our own choice
-            shown = [f"{len(effects)} values, see slice.png"]
+            shown = [f"{pluralize(len(effects), 'value')}, see slice.png"]
         rows.append([shorten_key(key), f"{share:.0%}", ", ".join(shown)])
     return rows
 
@@ -138,7 +143,7 @@ def _describe(
         )
         if count[state]
     ]
-    lines = [f"{plan.trials} trials planned: {', '.join(parts) or 'none begun'}."]
+    lines = [f"{pluralize(plan.trials, 'trial')} planned: {', '.join(parts) or 'none begun'}."]
     failed = [t for t in trials if t.state == TrialState.FAIL]
     lines += [f"  trial {t.number}: {t.user_attrs.get('failed', 'broken off')}" for t in failed[:5]]
     if best is None:
@@ -148,8 +153,9 @@ def _describe(
     rivals = [p for p in points if p is not best and _overlaps(p, best)]
     if rivals:
         lines.append(
-            f"Its interval meets those of {len(rivals)} other points, the best of them "
-            f"{rivals[0].describe()} ({rivals[0].mean:.3f}): more seeds would tell them apart."
+            f"Its interval meets those of {pluralize(len(rivals), 'other point')}, the best of "
+            f"them {rivals[0].describe()} ({rivals[0].mean:.3f}): more seeds would tell them "
+            "apart."
         )
     elif best.interval is None and len(points) > 1:
         lines.append("One seed a point says nothing of chance: --seeds 3 gives an interval.")

@@ -27,7 +27,7 @@ from optuna.distributions import (
 )
 
 from densenet_backbones.densenet_spec import DenseNetSpec
-from densenet_backbones.messages import nearest
+from densenet_backbones.messages import nearest, pluralize
 from densenet_backbones.untrusted.plain_yaml import parse_yaml, read_yaml
 
 MAX_KNOBS, MAX_CHOICES, MAX_GRID = 30, 200, 10_000
@@ -126,7 +126,9 @@ def parse_values(key: str, values: object) -> Knob:
         raise ValueError(f"{key} must have a list of values or a range, got {values!r}")
     choices = tuple(map(_read_value, values))
     if len(choices) > MAX_CHOICES:
-        raise ValueError(f"{key} has {len(choices)} values, more than {MAX_CHOICES}; give a range")
+        raise ValueError(
+            f"{key} has {pluralize(len(choices), 'value')}, more than {MAX_CHOICES}; give a range"
+        )
     # 1 and True, and 1 and 1.0, are one for Python and Optuna.
     if len(set(choices)) < len(choices):
         raise ValueError(f"{key} has a value twice: {', '.join(map(str, choices))}")

@@ -4,7 +4,6 @@ A process that runs out of memory takes nothing with it, and its peak is its own
 """
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 from densenet_backbones.file_writing import save_text
 from densenet_backbones.messages import show_controls
 from densenet_backbones.training.progress.summary import read_summary
+from densenet_backbones.training.resuming.going_on import prepare_to_go_on
 
 TRAIN: tuple[str, ...] = (sys.executable, "-m", "densenet_backbones", "train")
 """Command of a training."""
@@ -74,7 +74,7 @@ def train_trial(place: Place, words: Sequence[str], watch: Callable[[list[float]
         TrialError: The training failed.
         KeyboardInterrupt: This process was interrupted; the training has been stopped in order.
     """
-    more = _prepare(place.run)
+    more = prepare_to_go_on(place.run)
     if more is None:
         return True
     begun = place.output.stat().st_size if place.output.exists() else 0
@@ -96,17 +96,6 @@ def train_trial(place: Place, words: Sequence[str], watch: Callable[[list[float]
     if process.returncode and not is_stopped:
         raise TrialError(_explain(process.returncode, place.output, begun))
     return not is_stopped
-
-
-def _prepare(run: Path) -> list[str] | None:
-    """Return further words of the training, by what is in its folder; None if all is done."""
-    if (run / "model.safetensors").is_file() and "finished" in read_summary(run).get("ended", ""):
-        return None
-    if any((run / "checkpoints" / f"{name}.ckpt").is_file() for name in ("last", "best")):
-        return ["--resume"]
-    if run.exists():
-        shutil.rmtree(run)
-    return []
 
 
 def _watch(

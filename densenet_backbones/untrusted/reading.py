@@ -3,6 +3,7 @@
 Every failure becomes the error that the caller names, in one sentence with the file and the fix.
 """
 
+import codecs
 import json
 import stat
 from collections.abc import Collection, Mapping
@@ -44,11 +45,25 @@ def read_bytes(path: Path, most: int, error: type[Exception]) -> bytes:
 
 
 def read_text(path: Path, most: int, error: type[Exception]) -> str:
-    """Read UTF-8 text, with or without a byte-order mark; arguments are those of `read_bytes`."""
+    """Read UTF-8 text, with or without a byte-order mark; arguments are those of `read_bytes`.
+
+    UTF-16 with its mark is read too: Windows calls it Unicode, and its shell writes lists so.
+    """
+    content = read_bytes(path, most, error)
     try:
-        return read_bytes(path, most, error).decode("utf-8-sig")
-    except UnicodeDecodeError as fault:
+        return content.decode(_choose_encoding(content))
+    except UnicodeError as fault:
         raise error(f"{path}: cannot be read as UTF-8 text ({fault}); save it as UTF-8") from fault
+
+
+def name_encoding(path: Path) -> str:
+    """Return the encoding of a text file by its byte-order mark, for `open`."""
+    with open(path, "rb") as file:
+        return _choose_encoding(file.read(2))
+
+
+def _choose_encoding(content: bytes) -> str:
+    return "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def parse_json(text: str | bytes, **options: Any) -> object:

@@ -6,7 +6,6 @@ Legend: N images, K classes, S pixels of a side.
 from typing import Any
 
 import timm
-import torch
 import torchvision
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import Tensor, nn
@@ -15,8 +14,7 @@ from densenet_backbones.checkpoints.reach import OfflineError, download_or_fail_
 from densenet_backbones.heads.backbones import is_ours
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups, prefix_names
-from densenet_backbones.heads.validation import PythonModule, check_images
-from densenet_backbones.layers import is_traced
+from densenet_backbones.heads.validation import PythonModule, check_images, has_values
 from densenet_backbones.messages import check_choice, check_interval, check_whole, nearest, to_plain
 from densenet_backbones.timm_models import SUFFIX
 from densenet_backbones.variants import VARIANTS
@@ -74,7 +72,7 @@ class Classifier(PythonModule):
             ValueError: The images have another shape or range.
         """
         # Checks read values, which a graph would hold as constants.
-        if not torch.compiler.is_compiling() and not is_traced(images):
+        if has_values(images):
             if images.dim() != 4:
                 raise ValueError(f"images must be a (N, 3, H, W) tensor, got {tuple(images.shape)}")
             check_images(images.unbind())

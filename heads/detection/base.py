@@ -8,6 +8,7 @@ Legend: N images, B objects, D detections, K classes including the background (c
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from densenet_backbones.heads.backbones import read_normalization
@@ -139,14 +140,14 @@ class TorchvisionDetector(PythonModule):
 
 
 def keep_float32(*modules: Any) -> None:
-    """Brings what modules return to float32: boxes of bfloat16 would be off by pixels."""
+    """Brings what modules return to float32 or finer: boxes of bfloat16 would be off by pixels."""
     for module in modules:
         module.register_forward_hook(_to_float32)
 
 
 def _to_float32(module: nn.Module, inputs: Any, output: Any) -> Any:
     if isinstance(output, Tensor):
-        return output.float()
+        return output.to(torch.promote_types(output.dtype, torch.float32))
     if isinstance(output, dict):
         return {name: _to_float32(module, inputs, value) for name, value in output.items()}
     return type(output)(_to_float32(module, inputs, value) for value in output)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Unpack
 
-import torch
 import torchvision.models.detection as tv
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -60,16 +59,12 @@ class _OneStage(TorchvisionDetector):
         self, head_outputs: Keywords, anchors: Any, image_shapes: Any
     ) -> list[dict[str, Tensor]]:
         """Detections from the outputs of all levels, by torchvision's class."""
-        logits = [_mask_background(level) for level in head_outputs["cls_logits"]]
+        # Left out, not set to a score of 0: FCOS's root has no gradient there.
+        logits = [level[..., 1:] for level in head_outputs["cls_logits"]]
         detections: list[dict[str, Tensor]] = super().postprocess_detections(  # type: ignore[misc]
             {**head_outputs, "cls_logits": logits}, anchors, image_shapes
         )
-        return detections
-
-
-def _mask_background(logits: Tensor) -> Tensor:
-    background = torch.zeros(1, dtype=torch.int64, device=logits.device)
-    return logits.index_fill(-1, background, float("-inf"))
+        return [{**found, "labels": found["labels"] + 1} for found in detections]
 
 
 class RetinaNet(_OneStage, tv.RetinaNet):

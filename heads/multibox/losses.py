@@ -39,6 +39,7 @@ def multibox_loss(
     box_codes: Tensor,
     targets: PriorTargets,
     negatives_per_positive: float = 3.0,
+    smooth_l1_beta: float = 1.0,
 ) -> dict[str, Tensor]:
     """Classification and localization loss of a batch.
 
@@ -54,6 +55,8 @@ def multibox_loss(
         box_codes: (N, P, 4).
         targets: Labels (N, P) in 0..K-1 and codes (N, P, 4).
         negatives_per_positive: SSD's 3.
+        smooth_l1_beta: Error of a code below which the loss is a parabola: SSD's 1. Less makes
+            small errors weigh more.
 
     Returns:
         ``classification`` and ``bbox_regression`` (torchvision's names), scalars, float32.
@@ -65,7 +68,9 @@ def multibox_loss(
             class_logits.float().flatten(0, 1), targets.labels.flatten(), reduction="none"
         ).view_as(targets.labels)
         negative = hardest_negatives(class_loss, positive, negatives_per_positive)
-        box_loss = F.smooth_l1_loss(box_codes.float(), targets.codes, reduction="none").sum(dim=-1)
+        box_loss = F.smooth_l1_loss(
+            box_codes.float(), targets.codes, reduction="none", beta=smooth_l1_beta
+        ).sum(dim=-1)
         # One number for the batch, as Caffe's VALID, and at least 1 for a batch without objects.
         normalizer = positive.sum().clamp(min=1)
         return {

@@ -18,9 +18,11 @@ from densenet_backbones.messages import check_choice
 
 # Percent of the image's shorter side: size of the first level, of the second, and the upper end.
 # The second pair is of weiliu89/caffe, ``examples/ssd/ssd_{pascal,coco}_512.py``.
+# "large" is ours: of few large objects more priors match, those of finer maps.
 SIZE_RATIOS = {
     "voc": (10, 20, 90),
     "coco": (7, 15, 90),
+    "large": (16, 25, 90),
     "voc512": (7, 15, 90),
     "coco512": (4, 10, 90),
 }
@@ -165,7 +167,7 @@ def dsod_priors(
     Args:
         image_size: (H, W) of the network's input in pixels.
         strides: Of the L prediction maps, in pixels.
-        sizes: ``"voc"`` or ``"coco"`` (SSD's rule, see `compute_ratio_sizes`), or L + 1 rising
+        sizes: A key of `SIZE_RATIOS` (SSD's rule, see `compute_ratio_sizes`), or L + 1 rising
             sizes in pixels: the min size of each level, then the last level's max size.
         faithful: Keep the published step of 300 on the last map (only for 300x300 and six maps).
 

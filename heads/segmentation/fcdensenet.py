@@ -105,6 +105,7 @@ class FCDenseNet(PythonModule):
             authors' published numbers were made (SimJeg/FC-DenseNet#8). Predictions then depend
             on what else is in the batch.
         memory: What training keeps for the backward pass; see `dense_block.modes`.
+        connections: Of a pruned way down, as of `DenseNetSpec`.
 
     Raises:
         ValueError: An argument is out of range.
@@ -120,10 +121,13 @@ class FCDenseNet(PythonModule):
         drop_rate: float = 0.2,
         batch_statistics_in_eval: bool = False,
         memory: Memory = "none",
+        connections: Sequence[Sequence[Sequence[int]]] | None = None,
     ) -> None:
         super().__init__()
         check_whole("num_classes", num_classes)
         spec = _plan_way_down(growth_rate, block_config, num_init_features, drop_rate)
+        if connections is not None:
+            spec = DenseNetSpec.from_dict({**spec.to_dict(), "connections": connections})
         self.num_classes = num_classes
         self.batch_statistics_in_eval = batch_statistics_in_eval
         self.encoder = _build_encoder(spec)
@@ -135,7 +139,7 @@ class FCDenseNet(PythonModule):
             new = below.layers * growth_rate
             entry = new + skip.channels
             exit = entry + skip.layers * growth_rate
-            below = dataclasses.replace(skip, in_channels=entry, channels=exit)
+            below = dataclasses.replace(skip, in_channels=entry, channels=exit, sources=None)
             self.transitions_up.append(TransitionUp(new))
             self.blocks_up.append(
                 DenseBlock.from_plan(below, spec, f"blocks_up.{len(self.blocks_up)}")
@@ -255,6 +259,7 @@ class FCDenseNetOptions(ImageOptions, total=False):
     drop_rate: float
     batch_statistics_in_eval: bool
     memory: Memory
+    connections: Sequence[Sequence[Sequence[int]]] | None
     weights: str | None
     weights_backbone: str | None
     progress: bool
@@ -269,11 +274,11 @@ def fcdensenet103(*, num_classes: int, **options: Unpack[FCDenseNetOptions]) -> 
     Args:
         num_classes: K; the background is a class like others where the data has one.
         **options: ``growth_rate`` (16), ``block_config``, ``num_init_features``, ``drop_rate``,
-            ``batch_statistics_in_eval`` and ``memory`` as of `FCDenseNet`; ``image_mean``,
-            ``image_std``, ``channel_order`` and ``value_range`` of `ImageNormalization`, ImageNet's
-            when left out, as the paper names none; ``weights``, a file of a segmenter, of which is
-            taken what fits; ``weights_backbone``, None alone, and ``progress``, as all builders
-            have them.
+            ``batch_statistics_in_eval``, ``memory`` and ``connections`` as of `FCDenseNet`;
+            ``image_mean``, ``image_std``, ``channel_order`` and ``value_range`` of
+            `ImageNormalization`, ImageNet's when left out, as the paper names none; ``weights``, a
+            file of a segmenter, of which is taken what fits; ``weights_backbone``, None alone, and
+            ``progress``, as all builders have them.
 
     Raises:
         TypeError: An option is unknown.

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from densenet_backbones.heads.normalization import ImageNormalization
 from densenet_backbones.heads.parameter_groups import LayerGroups, prefix_groups, prefix_names
-from densenet_backbones.heads.validation import PythonModule, check_images
-from densenet_backbones.layers import is_traced
+from densenet_backbones.heads.validation import PythonModule, check_images, has_values
 
 __all__ = ["Segmenter", "SegmenterOutput", "SupervisedLogits", "TorchvisionSegmenter"]
 
@@ -82,7 +81,7 @@ class Segmenter(PythonModule):
                 norm.
         """
         # Checks read values and sizes, which a graph would hold as constants.
-        if not torch.compiler.is_compiling() and not is_traced(images):
+        if has_values(images):
             self._check(images)
             check_images(images.unbind())
         return self.segment(self.normalization(images))
@@ -157,7 +156,7 @@ class TorchvisionSegmenter(Segmenter):
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:  # type: ignore[override]
         """Normalized images (N, 3, H, W) to ``out`` and perhaps ``aux``, (N, K, H, W) each."""
-        if not torch.compiler.is_compiling() and not is_traced(images):
+        if has_values(images):
             self._check(images)
         output = self.segment(images)
         if isinstance(output, Tensor):

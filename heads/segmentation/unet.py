@@ -122,7 +122,12 @@ class UNet(FreezableModule):
         backbone: Gives a list of maps that `feature_levels` describes, of strides that double.
         num_classes: K.
         decoder_channels: Widths of the decoder at strides ..., 4, 2 and 1: the last is that of the
-            image's own size, and as many from the end are used as there are stages.
+            image's own size, and as many from the end are used as there are strides below the
+            backbone's coarsest.
+        logits_stride: Stride of the map that is classified, a power of 2 below the backbone's
+            coarsest; its logits are brought to the image's size bilinearly. 4, as in SegFormer
+            (Xie et al., 2105.15203, section 3.2), leaves out the decoder's stages of strides 2 and
+            1, which take most of a CPU's time.
         upsampling: ``bilinear``, ``transposed`` or ``nearest``; see `DecoderStage`.
         attention: Gate every skip; see `AttentionGate`.
         deep_supervision: In training, logits from every coarser map of the decoder as well.
@@ -138,6 +143,7 @@ class UNet(FreezableModule):
         num_classes: int,
         *,
         decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+        logits_stride: int = 1,
         upsampling: Upsampling = "bilinear",
         attention: bool = False,
         deep_supervision: bool = False,
@@ -155,13 +161,13 @@ class UNet(FreezableModule):
         self.stride = _read_stride(levels)
         self.num_classes = num_classes
         self.backbone = backbone
-        widths = _take_widths(decoder_channels, stages=int(math.log2(self.stride)))
+        self.logits_stride = _check_logits_stride(logits_stride, self.stride)
+        widths = _take_widths(decoder_channels, self.stride, self.logits_stride)
         # Skips from coarse to fine; above the backbone's finest level there is none to join.
-        skips: list[FeatureLevel | None] = [*levels[-2::-1]]
-        skips += [None] * (len(widths) - len(skips))
+        skips: list[FeatureLevel | None] = [*levels[-2::-1], *[None] * len(widths)]
         self.stages = nn.ModuleList()
         channels = levels[-1].channels
-        for skip, width in zip(skips, widths, strict=True):
+        for skip, width in zip(skips[: len(widths)], widths, strict=True):
             self.stages.append(DecoderStage(channels, skip, width, upsampling, attention, norm))
             channels = width
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
@@ -187,6 +193,10 @@ class UNet(FreezableModule):
             x = stage(x, skips.pop() if skips else None)
             maps.append(x)
         logits: Tensor = self.classifier(x)
+        if self.logits_stride > 1:
+            logits = F.interpolate(
+                logits, scale_factor=self.logits_stride, mode="bilinear", align_corners=False
+            )
         if not self.training or not self.aux_classifiers:
             return logits
         pairs = zip(self.aux_classifiers, maps, strict=False)  # the last map has the classifier
@@ -210,6 +220,7 @@ def unet(
     num_classes: int,
     backbone: str = "densenet121_features",
     decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+    logits_stride: int = 1,
     upsampling: Upsampling = "bilinear",
     attention: bool = False,
     deep_supervision: bool = False,
@@ -222,7 +233,8 @@ def unet(
     Args:
         num_classes: K; the background is a class like others where the data has one.
         backbone: timm name, ours or any other that has ``features_only``.
-        decoder_channels: As of `UNet`, and so are the next four.
+        decoder_channels: As of `UNet`, and so are the next five.
+        logits_stride: Stride of the map that is classified, a power of 2.
         upsampling: ``bilinear``, ``transposed`` or ``nearest``.
         attention: Gate every skip.
         deep_supervision: In training, logits from the decoder's coarser maps as well.
@@ -252,6 +264,7 @@ def unet(
         features,
         num_classes,
         decoder_channels=decoder_channels,
+        logits_stride=logits_stride,
         upsampling=upsampling,
         attention=attention,
         deep_supervision=deep_supervision,
@@ -278,13 +291,25 @@ def _read_stride(levels: Sequence[FeatureLevel]) -> int:
     return strides[-1]
 
 
-def _take_widths(decoder_channels: Sequence[int], stages: int) -> list[int]:
-    if len(decoder_channels) < stages or min(decoder_channels) < 1:
+def _check_logits_stride(logits_stride: int, stride: int) -> int:
+    check_whole("logits_stride", logits_stride)
+    if logits_stride & (logits_stride - 1) or logits_stride >= stride:
         raise ValueError(
-            f"decoder_channels must be {stages} or more numbers of 1 or more, one for each factor "
-            f"of 2 up to the backbone's stride of {2**stages}, got {list(decoder_channels)}"
+            f"logits_stride must be a power of 2 below the backbone's stride of {stride}, got "
+            f"{logits_stride}"
         )
-    return list(decoder_channels[-stages:])
+    return logits_stride
+
+
+def _take_widths(decoder_channels: Sequence[int], stride: int, logits_stride: int) -> list[int]:
+    """Widths at the strides from half of ``stride`` to ``logits_stride``."""
+    below = int(math.log2(stride))
+    if len(decoder_channels) < below or min(decoder_channels) < 1:
+        raise ValueError(
+            f"decoder_channels must be {below} or more numbers of 1 or more, one for each factor "
+            f"of 2 up to the backbone's stride of {stride}, got {list(decoder_channels)}"
+        )
+    return list(decoder_channels[-below:])[: below - int(math.log2(logits_stride))]
 
 
 def _build_conv_norm_relu(in_channels: int, out_channels: int, norm: DecoderNorm) -> nn.Sequential:

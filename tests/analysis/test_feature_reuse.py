@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from tiny_nets import TINY, randomise_norms
+from tiny_nets import TINY, randomise_norms, tiny
 
 from densenet_backbones.analysis.feature_reuse import find_head_readers, measure_reuse
 from densenet_backbones.analysis.reuse_findings import (
@@ -16,6 +16,7 @@ from densenet_backbones.analysis.reuse_findings import (
     measure_spread,
     rank_sources,
 )
+from densenet_backbones.condensenet import condense, convert
 
 SMALL = {"growth_rate": 4, "block_config": (3, 4, 4), "num_init_features": 6}
 
@@ -142,6 +143,20 @@ def test_the_head_is_read_where_it_reads_a_block(name):
     assert sum(r.kind == "head" for block in blocks for r in block.readers) == len(readers)
     for block in blocks:
         assert all(not math.isnan(v) for r in block.readers for v in r.plain if v is not None)
+
+
+def test_a_converted_condensenet_is_measured_as_the_masked_one():
+    name = "condensenet74_c8_features"
+    net = tiny(name, features_only=False, num_classes=5).double()
+    whole = measure_reuse(net)
+    assert condense(net, 1.0)
+    masked, converted = measure_reuse(net), measure_reuse(convert(net))
+    assert masked != whole
+    assert [r.kind for r in masked[-1].readers] == ["layer", "layer", "classifier"]
+    for one, other in zip(masked, converted, strict=True):
+        for scaled in (False, True):
+            values = one.values(scaled), other.values(scaled)
+            assert torch.allclose(*values, rtol=1e-12, equal_nan=True)
 
 
 def test_a_model_without_dense_blocks_is_refused():

@@ -22,7 +22,7 @@ from densenet_backbones.dense_block import MEMORY_MODES
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.heads.segmentation.fcdensenet import FCDenseNet
 from densenet_backbones.layers import get_memory, set_memory
-from densenet_backbones.training import cli, memory_choice
+from densenet_backbones.training import memory_choice, running
 from densenet_backbones.training.cli import train_det, train_seg
 
 SMALL_TIRAMISU = {"growth_rate": 4, "block_config": (1, 2, 1), "num_init_features": 8}
@@ -136,8 +136,8 @@ def prepared(monkeypatch, tmp_path, capsys):
     """Runs a training up to its first step; returns its task and what was printed."""
     monkeypatch.chdir(tmp_path)
     kept = []
-    monkeypatch.setattr(cli, "fit", kept.append)
-    monkeypatch.setattr(cli.report, "report_results", lambda *args: None)
+    monkeypatch.setattr(running, "fit", kept.append)
+    monkeypatch.setattr(running.report, "report_results", lambda *args: None)
 
     def run(train, arguments):
         train(arguments)
@@ -149,14 +149,14 @@ def prepared(monkeypatch, tmp_path, capsys):
 def test_the_summary_tells_what_the_mode_keeps(prepared, tiny_scenes):
     task, out = prepared(train_det, training_arguments(tiny_scenes, "--memory", "layer"))
     assert get_memory(task.model) == "layer"
-    assert "Memory mode layer: DenseFeatureNet alone keeps" in out
+    assert "Memory mode layer: the backbone of dsod_tiny keeps" in out
     assert "for the backward pass of 4 x 3 x 64 x 64;" in out and "Fastest first" not in out
 
 
 def test_auto_takes_what_fits_the_budget_of_a_detector(prepared, tiny_scenes):
     budget = ("--memory", "auto", "--model.memory_budget")
     task, out = prepared(train_det, training_arguments(tiny_scenes, *budget, "1"))
-    assert task.chosen == get_memory(task.model) == "none" and "Memory mode none: Dense" in out
+    assert task.chosen == get_memory(task.model) == "none" and "Memory mode none: the" in out
     assert "the budget is 1.00 GiB, as model.memory_budget says." in out
     task, out = prepared(train_det, training_arguments(tiny_scenes, *budget, "0.00001"))
     assert task.chosen == get_memory(task.model) == "shared_lean"

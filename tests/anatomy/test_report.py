@@ -10,10 +10,15 @@ from PIL import Image
 from tiny_runs import files_below
 
 from densenet_backbones.anatomy.boxes_of_data import measure_boxes
-from densenet_backbones.anatomy.opening import open_model
+from densenet_backbones.anatomy.measuring import measure_model
+from densenet_backbones.anatomy.opening import OpenedModel, open_model
 from densenet_backbones.anatomy.registered import KINDS, list_costs
 from densenet_backbones.anatomy.report import main, write_report
+from densenet_backbones.data.categories import Categories
+from densenet_backbones.inference.classifier import ClassifierSpec
 from densenet_backbones.inference.loading import load
+from densenet_backbones.inference.model_file import build_registered, save_model
+from densenet_backbones.torchvision_models import SEGMENTERS
 
 
 def write_coco(folder, boxes):
@@ -80,12 +85,39 @@ def test_fitted_boxes_are_accepted_and_better(name, small_boxes, tmp_path):
     torchvision.models.get_model(name, num_classes=2, **config["model"]["args"])
 
 
+def test_a_config_is_reported_with_the_classes_of_the_data(small_boxes, tmp_path):
+    report = write_report("dsod_tiny", data=str(small_boxes), out=tmp_path)
+    assert len(report["boxes"]["classes"]) == 1
+    built = torchvision.models.get_model("dsod_tiny", num_classes=2)
+    assert report["parameters"] == sum(p.numel() for p in built.parameters())
+
+
 def test_classifiers_and_segmenters_have_reports(tmp_path):
     report = write_report("densenet40bc_k12", batch=2, budget=2**30, out=tmp_path / "a")
     assert report["parameters"] == 176_122 and report["size"] == [32, 32]
     assert [level["stride"] for level in report["levels"]] == [1, 1, 2, 4]
     modes = report["memory"]["modes"].values()
     assert all(row["largest_batch"] * row["saved_bytes"] / 2 <= 1.1 * 2**30 for row in modes)
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_segmenters_are_measured(name):
+    blocks = [1] * 6 if name.startswith("fc") else [1, 1, 1, 1]
+    small = {"growth_rate": 4, "block_config": blocks, "num_init_features": 8}
+    opened = OpenedModel(name, "segmenter", build_registered("segmenter", name, 3, small))
+    report = measure_model(opened, (64, 64), batch=2, budget=None)
+    saved = [row["saved_bytes"] for row in report["memory"]["modes"].values()]
+    assert report["memory"]["of"] == "model" and max(saved) > min(saved) > 0
+
+
+def test_a_trained_classifier_of_gray_has_a_report(tmp_path):
+    classes = Categories.from_names(["dark", "light"])
+    args = {"growth_rate": 4, "block_config": [1, 1], "image_size": 24, "in_chans": 1}
+    spec = ClassifierSpec("densenet40_k12", args, classes)
+    save_model(tmp_path / "model.safetensors", spec, spec.build())
+    report = write_report(str(tmp_path / "model.safetensors"), out=tmp_path / "report")
+    assert report["size"] == [24, 24] and report["trained"]
+    assert report["macs"] > sum(row["macs"] for row in report["stages"][:-1]) > 0
 
 
 def test_every_registered_name_has_costs():

@@ -1,6 +1,7 @@
-import builtins
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from densenet_backbones.benchmark import measuring
 from densenet_backbones.benchmark import startup as startup_benchmark
 from densenet_backbones.benchmark.command import main
+from densenet_backbones.benchmark.deployed.models import measure_peak
 from densenet_backbones.benchmark.input_pipeline import (
     STEP,
     build_input_table,
@@ -176,12 +178,13 @@ def test_the_training_step_trains(scenes):
 
 
 def test_imports_are_timed_in_processes_of_their_own(monkeypatch):
-    monkeypatch.setattr(startup_benchmark, "_PACKAGES", ("json", "densenet_backbones.variants"))
+    programs = {"light": "import json", "heavy": "import densenet_backbones.variants"}
+    monkeypatch.setattr(startup_benchmark, "_IMPORTS", programs)
     table = compare_imports(turns=1)
-    assert table.column("") == ["import json", "import densenet_backbones.variants"]
+    assert table.column("") == ["light", "heavy"]
     (light,), (heavy,) = table.column("s")
     assert 0 < light < 1 < 10 * heavy / light  # ours brings torch
-    monkeypatch.setattr(startup_benchmark, "_PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(startup_benchmark, "_IMPORTS", {"none": "import no_such_package"})
     with pytest.raises(RuntimeError, match="No module named 'no_such_package'"):
         compare_imports(turns=1)
 
@@ -221,6 +224,8 @@ def test_compiling_starts_with_empty_caches(monkeypatch):
         (["all", "--plot", "picture.gif"], "--plot must end in .png or .svg, got 'picture.gif'"),
         (["memory", "--budget", "0"], "--budget must be above 0, got 0.0"),
         (["memory", "--modes", "all"], "invalid choice: 'all'"),
+        (["step", "--inputs", "1x48"], "--inputs must have sides >= 64, got 1x48"),
+        (["step", "--net", "resnet18"], "torchvision has no 'resnet18' to compare with"),
         (["startup", "--inputs", "224"], "must be like 1x224"),
         (["startup", "--net", "resnet18"], "--net: invalid choice: 'resnet18'"),
         (["inference", "--net", "resnet18"], "--net must be one of"),
@@ -249,15 +254,44 @@ def test_wrong_use_is_one_sentence(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_without_the_training_tools_the_input_says_what_to_install(monkeypatch, capsys):
-    real = builtins.__import__
+WITHOUT_TRAINING_TOOLS = """
+import sys
+sys.modules.update(dict.fromkeys(("rich", "cv2", "pycocotools", "lightning", "albumentations")))
+from densenet_backbones.benchmark import command, startup
+# What works without them, and takes its time:
+startup.compare_imports = startup.compare_answers = lambda turns: None
+command.Report.add = lambda *table: None
+command.main(sys.argv[1:])
+"""
 
-    def missing(name, *args, **kwargs):
-        if name == "densenet_backbones.benchmark.input_pipeline":
-            raise ModuleNotFoundError("No module named 'cv2'", name="cv2")
-        return real(name, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(SystemExit):
-        main(["input"])
-    assert "needs cv2: install densenet-backbones[train]" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "package"), [("input", "cv2|albumentations"), ("startup", "pycocotools|rich")]
+)
+def test_without_the_training_tools_it_says_what_to_install(name, package):
+    command = [sys.executable, "-c", WITHOUT_TRAINING_TOOLS, name, "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = rf"error: this measurement needs ({package}): install densenet-backbones\[train\]"
+    assert re.search(said, done.stderr), done.stderr
+    assert done.returncode == 2
+
+
+def test_whole_models_beside_themselves_exported(capsys):
+    assert main(["deployed", "--quick"]) == 0
+    printed = capsys.readouterr().out
+    for contender in ("ours deployed", "onnxruntime", "OpenVINO", "ours, as trained"):
+        assert re.search(rf"^{contender} +[\d.]+ \(", printed, re.M)
+    assert "GFLOP/s a core in this process" in printed
+
+
+def test_the_peak_is_above_what_products_reach():
+    peak = measure_peak()
+    matrix = torch.ones(256, 256)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        (timing,) = interleave({"product": lambda: matrix @ matrix}, 100)
+    finally:
+        torch.set_num_threads(threads)
+    assert peak is not None
+    assert 0.2 * peak < 2 * 256**3 / min(timing.seconds) < 1.05 * peak

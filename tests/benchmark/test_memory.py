@@ -58,6 +58,30 @@ def test_memory_of_a_detector_without_a_peer(monkeypatch, capsys):
     assert "step time / ours memory=none" in printed
 
 
+@pytest.mark.parametrize("usable", [True, False])
+def test_steps_beside_each_other_and_the_core_they_ran_on(usable, monkeypatch, tmp_path):
+    monkeypatch.setattr(memory_benchmark, "dsod300", dsod_tiny)
+    monkeypatch.setattr(memory_benchmark.native, "is_usable", lambda: usable)
+    file = tmp_path / "steps.json"
+    tiny = ["--net", "dsod300", "--inputs", "2x160", "1x160x192", "--precisions", "32-true"]
+    tiny += ["--modes", "none", "shared", "--turns", "2", "--threads", "1", "--json", str(file)]
+    assert main(["step", *tiny]) == 0
+    tables = json.loads(file.read_text())["tables"]
+    assert [table["measurement"] for table in tables] == ["step", "step"]
+    assert [re.findall(r"\d+ images? of \d+x\d+", table["title"]) for table in tables] == [
+        ["2 images of 160x160"],
+        ["1 image of 160x192"],
+    ]
+    for table in tables:
+        assert [row[""] for row in table["rows"]] == ["ours memory=none", "ours memory=shared"]
+        for name in ("step time / ours memory=none", "CPU time / ours memory=none"):
+            first, second = (row[name] for row in table["rows"])
+            assert first == [1, 1] and len(second) == 2 and min(second) > 0
+        assert table["note"].startswith("instructions: torch ")
+        speed = re.search(r"multiply-adds in these turns: (\d+) ", table["note"])
+        assert (float(speed[1]) > 1) if usable else speed is None
+
+
 def test_memory_of_a_net_that_drops_out(monkeypatch):
     small = {"growth_rate": 4, "block_config": (1, 2, 1), "num_init_features": 8}
     build = {"fcdensenet103": lambda: FCDenseNet(3, drop_rate=0.5, **small)}

@@ -1,6 +1,7 @@
 """Damage in files of weights is noticed: changed bits, values and types that cannot be computed."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -64,6 +65,19 @@ def test_a_changed_bit_anywhere_is_noticed_or_changes_nothing(tmp_path, suffix):
         assert all(torch.equal(value, read[name]) for name, value in some_weights().items())
 
 
+def test_a_record_that_calls_itself_a_folder_is_damaged(tmp_path):
+    """torch reads none of it, and gives the values that memory happened to hold."""
+    path = tmp_path / "a.pth"
+    write_torch(path)
+    whole = path.read_bytes()
+    places = [found.start() + 38 for found in re.finditer(rb"PK\x01\x02", whole)]
+    assert len(places) >= 3
+    for place in places:  # of the record's attributes in the list of contents
+        path.write_bytes(whole[:place] + b"\x10" + whole[place + 1 :])
+        with pytest.raises(CheckpointError, match=r"a\.pth: it is damaged"):
+            read_state_dict(path)
+
+
 def test_files_without_checksums_and_digests_are_read(tmp_path):
     path = tmp_path / "a.pth"
     before = torch.serialization.get_crc32_options()
@@ -104,8 +118,8 @@ def _metadata(path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (torch.tensor([1.0, float("nan")]), "has 1 values that are NaN or infinite"),
-        (torch.tensor([float("inf")] * 2), "has 2 values that are NaN or infinite"),
+        (torch.tensor([1.0, float("nan")]), "has 1 value of NaN or infinity"),
+        (torch.tensor([float("inf")] * 2), "has 2 values of NaN or infinity"),
         (torch.ones(2, dtype=torch.int8), "is int8, not floating point"),
         (torch.ones(2, dtype=torch.uint8), "is uint8, not floating point"),
         (torch.ones(2).to(torch.float8_e4m3fn), "is float8_e4m3fn, not floating point"),
@@ -131,9 +145,7 @@ def test_networks_take_no_weights_that_are_not_finite(tmp_path, value):
     weights = net.state_dict()
     weights["norm5.weight"][0] = value
     torch.save(weights, tmp_path / "a.pth")
-    with pytest.raises(
-        CheckpointError, match=r"norm5\.weight has 1 values that are NaN or infinite"
-    ):
+    with pytest.raises(CheckpointError, match=r"norm5\.weight has 1 value of NaN or infinity"):
         fit_to(weights, known=net.state_dict(), needed=weights)
-    with pytest.raises(CheckpointError, match=r"a\.pth: norm5\.weight has 1 values"):
+    with pytest.raises(CheckpointError, match=r"a\.pth: norm5\.weight has 1 value"):
         read_state_dict(tmp_path / "a.pth")

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from fresh_processes import run_fresh
+from locations import PROJECT
 from mask_sets import write_image, write_mask
 
 from densenet_backbones.command import completion, listing
@@ -76,6 +78,23 @@ def test_help_typos_and_lists_import_nothing_heavy():
     assert out.rstrip().endswith("[]")
 
 
+@pytest.mark.parametrize("words", ["list", "completion bash"])
+def test_a_reader_that_goes_early_is_no_traceback(words):
+    """As ``densenet list | head -1``, where `head` has gone before the second line."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "densenet_backbones", *words.split()],
+            cwd=PROJECT,
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_the_list_names_every_model(capsys):
     on_any = {name for name in DETECTORS if "densenet" not in name}
     assert set(listing.DETECTORS) == on_any
@@ -137,11 +156,13 @@ def test_training_is_handed_the_words_without_the_task(monkeypatch):
     assert calls == [["--epochs", "3", "--data.seed=1"]]
 
 
-def test_what_is_not_installed_is_named(monkeypatch, capsys):
+def test_what_is_not_installed_is_named(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
-    monkeypatch.delitem(sys.modules, "densenet_backbones.training.evaluate", raising=False)
+    acting = "densenet_backbones.training.evaluation.evaluating"
+    monkeypatch.delitem(sys.modules, acting, raising=False)
+    (model := tmp_path / "model.ckpt").touch()
     with pytest.raises(SystemExit):
-        main(["evaluate"])
+        main(["evaluate", str(model), "--data", str(tmp_path)])
     assert (
         'densenet evaluate needs lightning.pytorch, which is not installed; pip install "den'
         in (capsys.readouterr().err)

@@ -81,3 +81,6 @@ def test_a_damaged_summary_counts_as_missing(text, runs):
     (runs[2] / "config.yaml").write_text("a: [")
     run = read_run(runs[2])
     assert run.best is not None and run.parameters == 46_668 and run.options == {}
+    options, numbers = run.faults
+    assert options.startswith(f"{runs[2]}/config.yaml: ") and "options are not compared" in options
+    assert numbers.startswith(f"{runs[2]}/summary.json: is damaged; the numbers are those of")

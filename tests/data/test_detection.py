@@ -11,6 +11,7 @@ from PIL import Image
 from tiny_runs import DETECTOR_ARGS
 from torchvision.ops import box_iou
 
+from densenet_backbones.data import loading
 from densenet_backbones.data.augment.detection import Augmentation
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.detection import DetectionData, DetectionImages
@@ -207,11 +208,11 @@ def test_files_of_other_names(tiny_scenes, tmp_path):
         assert (len(data.train_set), len(data.val_set)) == (12, 7)
     lost = tmp_path / "pictures of train" / data.train_set.records[3].path.name
     lost.rename(tmp_path / "lost")
-    with pytest.raises(DataError, match=r"1 of its 12 images are not in .*give image_folder"):
+    with pytest.raises(DataError, match=r"lacks 1 of its 12 images .*give image_folder"):
         _ = DetectionData(str(tmp_path), annotation_file="{split} labels.json").train_set
     (tmp_path / "lost").rename(lost)
     wrong = {"annotation_file": "{split} labels.json", "image_folder": "pictures"}
-    with pytest.raises(DataError, match=r"12 of its 12 images are not in .*pictures "):
+    with pytest.raises(DataError, match=r"pictures lacks 12 of its 12 images "):
         _ = DetectionData(str(tmp_path), **wrong).train_set
     files = {"annotation_file": "{split} labels.json", "image_folder": "pictures of {split}"}
     data = DetectionData(str(tmp_path), **files)
@@ -258,7 +259,7 @@ def test_a_detector_without_priors_can_overfit_on_any_image(tiny_scenes):
 
 def test_too_few_images_to_overfit_on_is_an_error(tiny_scenes):
     data = DetectionData(str(tiny_scenes), overfit_images=2)
-    with pytest.raises(DataError, match="overfit_images is 2, but only 0 training images"):
+    with pytest.raises(DataError, match="is 2, but the data has only 0 training images with obj"):
         data.keep_for_overfitting(lambda record: False)
 
 
@@ -308,6 +309,6 @@ def test_going_on_in_another_order_is_refused_in_the_middle_of_an_epoch_only(tin
 
 
 def test_the_loader_leaves_cores_to_the_model(monkeypatch):
-    for cores, workers in ((1, 1), (2, 1), (8, 4), (64, 8), (None, 1)):
-        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+    for cores, workers in ((1, 1), (2, 1), (4, 2), (8, 4), (16, 8), (64, 8)):
+        monkeypatch.setattr(loading, "count_cores", lambda cores=cores: cores)
         assert choose_workers() == workers

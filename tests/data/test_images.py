@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from fuzzed_pictures import HEIC
 from PIL import EpsImagePlugin, Image
 
 from densenet_backbones.data import images
@@ -285,3 +286,37 @@ def test_no_file_starts_a_program(tmp_path, monkeypatch, look):
     with pytest.raises(DataError, match=r"a\.jpg: cannot be read as an image \(it is none of JPEG"):
         look(path)
     assert not started
+
+
+def test_photos_of_phones_are_read(tmp_path):
+    pytest.importorskip("pi_heif", reason="reads HEIC")
+    path = tmp_path / "IMG_1.HEIC"
+    path.write_bytes(HEIC)
+    pixels = read_image(path)
+    assert pixels.shape == (48, 64, 3) and read_image_size(path) == (64, 48)
+    assert np.abs(pixels[:, :30].astype(int) - (200, 40, 30)).max() < 12
+    assert np.abs(pixels[:, 34:].astype(int) - (20, 60, 210)).max() < 12
+    path.write_bytes(HEIC[:-40])
+    with pytest.raises(DataError, match=r"IMG_1\.HEIC: cannot be read as an image"):
+        read_image(path)
+    # 53 rows of pixels, of which three would lie beyond the picture's edge
+    path.write_bytes(HEIC.replace(b"\0\0\x000\0\0\0\x01", b"\0\0\x005\0\0\0\x01"))
+    assert read_image_size(path) == (64, 53)
+    with pytest.raises(DataError, match=r"IMG_1\.HEIC: .* \(decodes to 64x51, not 64x53\)"):
+        read_image(path)
+
+
+def test_photos_of_phones_say_what_reads_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "list_formats", lambda: images.FORMATS)
+    path = tmp_path / "IMG_1.heic"
+    path.write_bytes(HEIC)
+    with pytest.raises(
+        DataError, match=r"IMG_1\.heic: .*densenet-backbones\[heic\].* or export it"
+    ):
+        read_image(path)
+
+
+def test_avif_is_read(tmp_path):
+    values = np.repeat(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], 30, 0).repeat(3, 2)
+    Image.fromarray(values).save(tmp_path / "a.avif", quality=95)
+    assert np.abs(read_image(tmp_path / "a.avif").astype(int) - values).max() < 8

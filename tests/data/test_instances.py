@@ -172,13 +172,13 @@ def test_sets_without_what_is_learned_are_refused(tmp_path, tiny_masks):
             del annotation["segmentation"]
 
     data = read_coco(change(write_instances(tmp_path), bare), "train")
-    with pytest.raises(DataError, match="none of its 24 objects has a 'segmentation', so no masks"):
+    with pytest.raises(DataError, match="its 24 objects have no 'segmentation', so no masks"):
         keep_learnable_objects(data, MASKS, strict=False)
-    with pytest.raises(DataError, match="none of its 32 objects has 'keypoints', so none can be"):
+    with pytest.raises(DataError, match="its 32 objects have no 'keypoints', so none can be"):
         keep_learnable_objects(data, POINTS, strict=False)
     voc = read_detection(tiny_masks, "train")
     for target_types in (MASKS, POINTS):
-        with pytest.raises(DataError, match=r"none of its \d+ objects has "):
+        with pytest.raises(DataError, match=r"its \d+ objects have no "):
             keep_learnable_objects(voc, target_types, strict=False)
 
 
@@ -256,7 +256,7 @@ def test_faulty_keypoints_are_refused_before_training(tmp_path, keypoints):
     data = replace(data, records=(first, *others))
     with pytest.raises(DataError) as error:
         keep_learnable_objects(data, POINTS, strict=False)
-    assert "1 annotations have faulty keypoints" in str(error.value)
+    assert "1 annotation has faulty keypoints" in str(error.value)
     assert "0.png: annotation 1: 'keypoints' must be x, y and visibility" in str(error.value)
 
 
@@ -280,7 +280,7 @@ def test_faulty_outlines_are_refused_before_training(tmp_path, outline, number):
     data = read_coco(change(write_instances(tmp_path, sizes=((24, 36),)), edit), "train")
     with pytest.raises(DataError) as error:
         keep_learnable_objects(data, MASKS, strict=False)
-    assert "1 annotations have faulty masks" in str(error.value)
+    assert "1 annotation has faulty masks" in str(error.value)
     assert f"0.png: annotation {number + 1}: " in str(error.value)
 
 

@@ -167,7 +167,7 @@ def test_a_fraction_or_the_first_images_can_be_used(tiny_scenes):
     for sample in batch:
         record = data.train_set.records[sample.index]
         assert np.array_equal(sample.image.permute(1, 2, 0), read_image(record.path))
-    with pytest.raises(DataError, match="overfit_images is 13, but only 12 training images are"):
+    with pytest.raises(DataError, match="is 13, but the data has only 12 training images;"):
         _ = scenes_data(tiny_scenes, overfit_images=13).train_set
 
 
@@ -180,7 +180,7 @@ def test_without_a_root_scenes_are_drawn_once(tmp_path):
 def test_masks_are_checked_before_training_unless_there_are_many(tmp_path, monkeypatch):
     root = write_camvid(tmp_path / "c", some_masks(3))
     write_mask(root / "trainannot/im1.png", np.full((6, 9), 99, np.uint8), "L")
-    message = r"1 of 3 masks cannot be used: .*im1\.png: has 1 ids that no class has: 99"
+    message = r"1 of 3 masks cannot be used: .*im1\.png: has 1 id that no class has: 99"
     with pytest.raises(DataError, match=message):
         _ = trained_data(root).train_set
     assert len(trained_data(root, check_masks=False).train_set) == 3
@@ -188,7 +188,7 @@ def test_masks_are_checked_before_training_unless_there_are_many(tmp_path, monke
     monkeypatch.setattr(mask_statistics, "LOOKED_AT", 1)
     data = trained_data(root)
     assert len(data.train_set) == 3
-    with pytest.raises(DataError, match=r"im1\.png: has 1 ids"):
+    with pytest.raises(DataError, match=r"im1\.png: has 1 id"):
         list(with_trainer(data).train_dataloader())
     with pytest.raises(DataError, match=message):
         _ = trained_data(root, check_masks=True).train_set

@@ -10,21 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_nets import threads_set, tiny
 
-from densenet_backbones.dense_block.native import convolution, passes
+from densenet_backbones.dense_block.native import convolution, passes, shared_block
 from densenet_backbones.dense_block.native.convolution import convolve
 
 
-def rows(images, channels, height, width, wider=0):
+def rows(images, channels, height, width, wider=0, dtype=torch.float32):
     """A map in channels last: the first channels of one that has ``wider`` more."""
-    x = torch.randn(images, height, width, channels + wider).permute(0, 3, 1, 2)
+    x = torch.randn(images, height, width, channels + wider).to(dtype).permute(0, 3, 1, 2)
     return x[:, :channels]
 
 
 def close(found, expected):
-    """Up to the rounding of float32 sums, which goes with the size of what is summed."""
+    """Up to the rounding of float32 sums, which goes with the size of what is summed.
+
+    What is kept in bfloat16 may be rounded once besides.
+    """
     assert found.shape == expected.shape
-    error = float((found - expected).abs().max())
-    assert error <= 3e-6 * max(1.0, float(expected.abs().max()))
+    error = (found.double() - expected).abs()
+    if found.dtype == torch.bfloat16:
+        error -= 2**-8 * expected.abs()
+    assert float(error.max()) <= 3e-6 * max(1.0, float(expected.abs().max()))
 
 
 SHAPES = st.tuples(*(st.integers(1, most) for most in (3, 300, 12, 12)))
@@ -32,17 +37,22 @@ SHAPES = st.tuples(*(st.integers(1, most) for most in (3, 300, 12, 12)))
 
 @pytest.mark.usefixtures("instructions")
 @settings(max_examples=30)
-@given(shape=SHAPES, wider=st.integers(0, 40), threads=st.integers(1, 3))
-def test_passes_are_what_their_definitions_say(shape, wider, threads):
+@given(
+    shape=SHAPES,
+    wider=st.integers(0, 40),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    threads=st.integers(1, 3),
+)
+def test_passes_are_what_their_definitions_say(shape, wider, dtype, threads):
     torch.manual_seed(0)
-    x, y, total = (rows(*shape, wider) for _ in range(3))
-    gradient, active = rows(*shape), rows(*shape).relu()
+    x, y, total = (rows(*shape, wider, dtype) for _ in range(3))
+    gradient, active = rows(*shape, dtype=dtype), rows(*shape, dtype=dtype).relu()
     scale, shift, slope = torch.randn(3, shape[1])
     a, b, c = (vector[:, None, None].double() for vector in (scale, shift, slope))
     with threads_set(threads):
         close(passes.scale_shift_relu(x, scale, shift), (a * x + b).relu())
         expected = gradient.double() * (active > 0)
-        added = total + a * expected
+        added = total.double() + a * expected
         for into in (None, (total, scale)):
             masked, *sums = passes.mask_and_sum(gradient, active, x, into)
             for found, terms in zip(sums, (expected, expected * x), strict=True):
@@ -52,9 +62,10 @@ def test_passes_are_what_their_definitions_say(shape, wider, threads):
         close(total, added)
         assert passes.mask_and_sum(gradient, active, x, overwrite=True)[0] is gradient
         assert torch.equal(gradient.double(), expected)
-        close(passes.compute_affine_difference(y, x, scale, shift, slope), a * y - b - c * x)
-        close(passes.compute_affine_difference(y, x, None, shift, slope), y - b - c * x)
-        expected = total + a * gradient
+        rest = b + c * x.double()
+        close(passes.compute_affine_difference(y, x, scale, shift, slope), a * y - rest)
+        close(passes.compute_affine_difference(y, x, None, shift, slope), y - rest)
+        expected = total.double() + a * gradient
         passes.add_scaled(total, gradient, scale)
         close(total, expected)
 
@@ -90,24 +101,33 @@ def test_convolutions_and_gradients_of_their_input(shape, wider, outputs, side, 
 
 
 @pytest.mark.usefixtures("instructions")
-def test_passes_keep_what_is_not_a_number():
-    x = torch.full((1, 1, 2, 2), math.nan)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_passes_keep_what_is_not_a_number(dtype):
+    x = torch.full((1, 1, 2, 2), math.nan, dtype=dtype)
     one = torch.ones(1)
     assert passes.scale_shift_relu(x, one, one).isnan().all()
     assert torch.equal(passes.mask_and_sum(torch.ones_like(x), x, x)[0], torch.ones_like(x))
 
 
 @pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("memory", ["shared", "shared_lean"])
-def test_gradients_of_a_net_trained_with_them(memory, monkeypatch):
+def test_gradients_of_a_net_trained_with_them(memory, whole, monkeypatch):
     ran = []
-    for module, name in ((passes, "mask_and_sum"), (convolution, "convolve")):
+    for module, name in (
+        (passes, "mask_and_sum"),
+        (convolution, "convolve"),
+        (shared_block, "run_forward"),
+        (shared_block, "run_backward"),
+    ):
         inner = getattr(module, name)
         monkeypatch.setattr(
             module,
             name,
             lambda *args, inner=inner, name=name, **rest: ran.append(name) or inner(*args, **rest),
         )
+    if not whole:  # unit by unit, as blocks that drop values run
+        monkeypatch.setattr(shared_block, "is_known", lambda *_: False)
     torch.manual_seed(0)
     net = tiny("densenet121_features").train().to(memory_format=torch.channels_last)
     exact = copy.deepcopy(net).double()
@@ -115,8 +135,10 @@ def test_gradients_of_a_net_trained_with_them(memory, monkeypatch):
     x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     for model, images in ((net, x), (exact, x.double())):
         sum(m.square().mean() for m in model(images)).backward()
-    layers = sum(net.spec.block_config)
-    assert ran.count("mask_and_sum") >= 2 * layers
-    assert ran.count("convolve") >= 3 * layers, "1x1, 3x3, and the gradient of the latter's input"
+    blocks, layers = len(net.spec.block_config), sum(net.spec.block_config)
+    assert ran.count("run_forward") == ran.count("run_backward") == (blocks if whole else 0)
+    if not whole:
+        assert ran.count("mask_and_sum") >= 2 * layers
+        assert ran.count("convolve") >= 3 * layers, "1x1, 3x3, and the latter's input gradient"
     for (name, ours), theirs in zip(net.named_parameters(), exact.parameters(), strict=True):
         assert (ours.grad - theirs.grad).norm() <= 1e-4 * theirs.grad.norm() + 1e-7, name

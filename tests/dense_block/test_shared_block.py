@@ -268,10 +268,11 @@ def test_checkpointing_around_it(memory):
 @pytest.mark.parametrize("memory", MODES)
 @pytest.mark.parametrize("norm", ["bn", "frozen"])
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_autocast(memory, norm, half):
+@pytest.mark.parametrize("layout", FORMATS)
+def test_autocast(memory, norm, half, layout):
     block = block_of(norm=norm)
     for dtype in (torch.float32, half):
-        x = maps(2, 6, 8, 8, dtype=dtype)
+        x = maps(2, 6, 8, 8, dtype=dtype).to(memory_format=FORMATS[layout])
         exact = step(block, x.double(), "none")
         results = []
         for mode in (memory, "none"):
@@ -286,9 +287,10 @@ def test_autocast(memory, norm, half):
 
 
 @pytest.mark.parametrize("memory", MODES)
-def test_half_precision_throughout(memory):
+@pytest.mark.parametrize("layout", FORMATS)
+def test_half_precision_throughout(memory, layout):
     block = block_of().to(torch.bfloat16)
-    x = maps(2, 6, 8, 8, dtype=torch.bfloat16)
+    x = maps(2, 6, 8, 8, dtype=torch.bfloat16).to(memory_format=FORMATS[layout])
     exact = step(copy.deepcopy(block).double(), x.double(), "none")
     found, plain = (step(block, x, mode) for mode in (memory, "none"))
     assert_as_exact({"out": found[0]}, {"out": plain[0]}, {"out": exact[0]})

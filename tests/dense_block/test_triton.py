@@ -33,7 +33,7 @@ def test_kernels_compute_what_they_say(cases):
     pytest.importorskip("triton")
     interpret = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", f"tests/support/{cases}.py"],
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", f"tests/support/interpreted/{cases}.py"],
         cwd=PROJECT,
         env={**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", **interpret},
         capture_output=True,
@@ -85,7 +85,7 @@ def test_a_cpu_is_no_reason_for_a_message():
 ON_A_GPU = """
 import sys, warnings
 warnings.simplefilter("error")
-sys.path.insert(0, "tests/support")
+sys.path.insert(0, "tests/support/nets")
 import torch
 from tiny_nets import tiny
 from densenet_backbones.dense_block import backends

@@ -18,10 +18,11 @@ from tiny_nets import randomise_norms
 from tiny_segmenters import UNET_ARGS
 
 from densenet_backbones.checkpoints import CheckpointError
-from densenet_backbones.export import export, onnx_file
+from densenet_backbones.export import export, exporting, needs, onnx_file
 from densenet_backbones.export.checks import Agreement, compare_detections
 from densenet_backbones.export.detector_form import make_export_form
-from densenet_backbones.export.onnx_file import ExportError, OnnxSession, write_onnx
+from densenet_backbones.export.needs import ExportError
+from densenet_backbones.export.onnx_file import OnnxSession, write_onnx
 from densenet_backbones.export.plan import make_plan, split_detector, split_segmenter
 from densenet_backbones.export.program_file import ProgramFile, write_programs
 from densenet_backbones.export.segmenter_form import SegmenterForm
@@ -252,7 +253,7 @@ def test_a_file_that_computes_something_else_is_not_kept(detector, tmp_path, mon
             make_plan(model, output), compare=lambda *_: Agreement("detections", 9, 7)
         )
 
-    monkeypatch.setattr(export, "make_plan", wrong)
+    monkeypatch.setattr(exporting, "make_plan", wrong)
     with pytest.raises(SystemExit) as end:
         export.main([str(detector)])
     assert end.value.code == 1
@@ -310,14 +311,14 @@ def test_other_files_with_such_names_are_refused(suffix, tmp_path):
 
 
 def test_what_is_missing_is_named(detector, refused_command, monkeypatch):
-    monkeypatch.setattr(onnx_file, "NEEDED", ("onnx", "onnx_that_is_not_there"))
+    monkeypatch.setattr(needs, "NEEDED", ("onnx", "onnx_that_is_not_there"))
     code, line = refused_command(export.main, detector)
     assert code == 1
     assert "the export needs onnx_that_is_not_there: pip install" in line
     code, line = refused_command(export.main, detector, "--format", "pt2", "openvino")
     assert code == 1 and "densenet-backbones[export]" in line
-    monkeypatch.setattr(onnx_file, "NEEDED", ("onnx",))
-    monkeypatch.setattr(onnx_file.importlib.util, "find_spec", lambda name: name == "onnx" or None)
+    monkeypatch.setattr(needs, "NEEDED", ("onnx",))
+    monkeypatch.setattr(needs.importlib.util, "find_spec", lambda name: name == "onnx" or None)
     code, line = refused_command(export.main, detector, "--format", "openvino")
     assert code == 1 and "needs openvino: pip install 'densenet-backbones[openvino]'" in line
 

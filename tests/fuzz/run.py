@@ -7,6 +7,7 @@ reader's turn; it is kept in the folder of findings, and ``--input FILE`` reads 
 """
 
 import argparse
+import hashlib
 import importlib
 import os
 import re
@@ -15,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-SUPPORT = Path(__file__).resolve().parent.parent / "support"
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
 SECONDS, MEGABYTES = 20, 3000  # of one input, and of the whole process (torch and Lightning: 900)
 
 
@@ -64,7 +65,12 @@ def fuzz(name: str, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
 
         def read(data: bytes) -> None:
-            check_reading(reader, data, Path(folder))
+            try:
+                check_reading(reader, data, Path(folder))
+            except Exception:  # which libFuzzer, who keeps what is slow or large, does not keep
+                number = hashlib.sha256(data).hexdigest()[:12]
+                (options.folder / "findings" / f"{name}-{number}").write_bytes(data)
+                raise
 
         arguments = [
             sys.argv[0],
@@ -83,7 +89,7 @@ def fuzz(name: str, options: argparse.Namespace) -> None:
 
 def main() -> int:
     options = parse_arguments()
-    sys.path.insert(0, str(SUPPORT))
+    sys.path.extend(map(str, SUPPORT.glob("**/")))
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     if options.child:
         fuzz(options.reader[0], options)

@@ -13,7 +13,7 @@ from locations import PROJECT
 @pytest.fixture(scope="module")
 def results():
     """What became of each case, read within the limits."""
-    support = PROJECT / "tests" / "support"
+    support = PROJECT / "tests" / "support" / "hostile"
     done = subprocess.run(
         [sys.executable, str(support / "hostile_inputs.py")],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},

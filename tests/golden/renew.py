@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.extend(map(str, (Path(__file__).parents[1] / "support").glob("**/")))
 
 import timm
 from golden_nets import FILE, TOLERANCES, compare, compute, read_levels

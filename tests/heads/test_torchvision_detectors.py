@@ -160,6 +160,14 @@ def test_detections_lie_in_their_images(detector: Any) -> None:
             assert one["keypoints"].isfinite().all()
 
 
+def test_scores_have_gradients_of_the_image(detector: Any) -> None:
+    """As maps of what a detection depends on are drawn."""
+    picture = images()[0].requires_grad_()
+    (found,) = detector.eval()([picture])
+    (gradient,) = torch.autograd.grad(found["scores"].sum(), picture)
+    assert gradient.isfinite().all() and gradient.any()
+
+
 def test_images_without_objects_have_losses(detector: Any) -> None:
     losses = detector.train()(images(), empty_targets())
     assert all(loss.isfinite() for loss in losses.values())
@@ -176,6 +184,11 @@ def test_bfloat16_autocast(detector: Any) -> None:
             found = detector.eval()(images())
     assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
     assert all(one["boxes"].dtype == torch.float32 for one in found)
+
+
+def test_float64(detector: Any) -> None:
+    found = copy.deepcopy(detector).double().eval()([image.double() for image in images()])
+    assert all(one["boxes"].isfinite().all() and one["scores"].numel() for one in found)
 
 
 def test_a_state_dict_is_all_there_is(detector: Any, name: str) -> None:

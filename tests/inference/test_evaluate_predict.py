@@ -117,7 +117,7 @@ def test_its_detections_alone_evaluate_to_the_same(
     assert len(rows) == 8 and rows[0].startswith(f"image_id,file,F1 r,F1 {tmp_path.name},")
 
 
-def test_detections_are_evaluated_without_the_image_files(tiny_scenes, tmp_path):
+def test_detections_are_evaluated_without_the_image_files(tiny_scenes, tmp_path, refused_command):
     """Each object, detected with one score, is right, where the best score is that one."""
     annotations = tmp_path / "data/annotations"
     annotations.mkdir(parents=True)
@@ -138,6 +138,12 @@ def test_detections_are_evaluated_without_the_image_files(tiny_scenes, tmp_path)
     assert "mask_error_kinds.png" in written and not {"predictions.png", "worst_images.png"} & {
         *written
     }
+    # A file that is there after all has the size that its annotations say.
+    (tmp_path / "data/val").mkdir()
+    file = tmp_path / "data/val" / truth["images"][3]["file_name"]
+    Image.new("RGB", (32, 32)).save(file)
+    code, line = refused_command(evaluate.main, *options, "--out", tmp_path / "other")
+    assert code == 1 and f"{file.name}: is 32x32 pixels as shown, its annotations say 64x64" in line
 
 
 def test_voc_layout_gives_the_numbers_of_coco_layout(model, tiny_scenes, tmp_path, unplotted):
@@ -372,7 +378,7 @@ def test_predict_refuses_in_one_line(refused, model, tiny_scenes, tmp_path):
         ((model, tmp_path / "none.jpg", *out), "none.jpg: there is no such file or folder"),
         (
             (model, tmp_path / "empty", *out),
-            "empty: no images here; give files, or a folder of .bmp .gif .jpeg",
+            "empty: no images here; give files, or a folder of .avif .bmp .gif",
         ),
         ((model, image, tmp_path / "broken.jpg", *out), "broken.jpg"),
         ((model, image, "--score", "1.5", *out), "--score must lie in [0, 1], got 1.5"),

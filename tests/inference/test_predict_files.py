@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_runs import files_below
 
 from densenet_backbones.data.images import read_image, read_image_size
-from densenet_backbones.inference import predict
+from densenet_backbones.inference import predict, predicting
 from densenet_backbones.inference.detector import Detector
 from densenet_backbones.inference.inputs.image_windows import ImageWindows
 from densenet_backbones.inference.loading import load
@@ -120,7 +120,7 @@ def test_hidden_files_and_folders_with_names_of_images_are_passed_over(tiny_run,
 def test_the_output_is_tried_before_anything_is_read(
     kind, request, folder, tmp_path, refused_command, monkeypatch
 ):
-    monkeypatch.setattr(predict, "load", lambda *a: pytest.fail("loaded"))
+    monkeypatch.setattr(predicting, "load", lambda *a: pytest.fail("loaded"))
     (tmp_path / "file").write_text("")
     model = request.getfixturevalue(kind) / "model.safetensors"
     code, line = refused_command(predict.main, model, folder, "--out", tmp_path / "file/out")

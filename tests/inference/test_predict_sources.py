@@ -111,6 +111,8 @@ def test_words_name_files_in_many_ways(images, tmp_path):
     assert names(tmp_path / "**/*.*g") == ["a.png", "c.png", "e.jpg"]
     listed = ["a.png", "c.png", "f.jpg?size=1"]
     assert names(tmp_path / "list.txt") == names(f"@{tmp_path / 'list.txt'}") == listed
+    (tmp_path / "b/pattern.txt").write_text("*.png\n")  # of the folder of the list
+    assert names(tmp_path / "b/pattern.txt") == ["c.png"]
     (url,) = list_sources(["http://x.org/f.jpg?size=1"])
     assert (url.kind, url.stem, url.path) == ("image", "f", None)
     assert [s.kind for s in list_sources(["camera", "camera:2", "http://x.org/v.mp4"])] == [
@@ -118,7 +120,11 @@ def test_words_name_files_in_many_ways(images, tmp_path):
     ]
     (tmp_path / "circle.txt").write_text("circle.txt\n")
     (tmp_path / "empty.txt").write_text("\n# none\n")
+    (tmp_path / "lost.txt").write_text("\na.png\n*.bmp\n")
+    (tmp_path / "nul.txt").write_bytes(b"a\0*.png\n")
     for word, message in (
+        (tmp_path / "lost.txt", r"lost\.txt: line 3: \*\.bmp: no file has a name like this"),
+        (tmp_path / "nul.txt", r"nul\.txt: line 1: "),
         (tmp_path / "*.bmp", "no file has a name like this"),
         (tmp_path / "circle.txt", "names another list, circle.txt"),
         (tmp_path / "empty.txt", "the list is empty"),
@@ -156,6 +162,19 @@ def test_frames_of_videos_and_animations_are_predicted_as_images(tiny_run, clip,
             assert drawn.rate == Fraction(5, 2)
             first, *others = drawn.frames
         assert len(others) == 2 and np.abs(first.astype(int) - frames[0]).mean() > 2
+
+
+def test_a_video_s_title_may_be_in_any_encoding(images, tmp_path):
+    path = tmp_path / "titled.mp4"
+    writer = VideoWriter(path, Fraction(5))
+    writer._container.metadata["title"] = "Straße"
+    writer.add(read_image(images[0]))
+    writer.close()
+    content = path.read_bytes()
+    assert "Straße".encode() in content
+    path.write_bytes(content.replace("Straße".encode(), "Straße ".encode("latin-1")))
+    with open_clip(str(path)) as opened:
+        assert len(list(opened.frames)) == 1
 
 
 def test_segmenters_take_videos_too(tiny_segmentation, clip, tmp_path):
@@ -327,7 +346,7 @@ def test_segmenters_refuse_what_is_for_detectors(
 ):
     for words, message in (
         (("--save", "json", "voc"), "--save voc is for detectors; a segmenter has json, coco, csv"),
-        (("--classes", "circle"), "--classes and --size are for detectors"),
+        (("--classes", "circle"), "--classes is for detectors"),
     ):
         argv = (tiny_segmentation, images[0], "--out", tmp_path, *words)
         code, line = refused_command(predict.main, *argv)

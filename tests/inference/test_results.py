@@ -5,6 +5,7 @@ import io
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,6 +96,13 @@ def test_other_images_are_refused(image, message, models):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_model_says_what_it_is(kind, models):
+    shown = repr(models[kind])
+    assert shown.startswith(f"<{type(models[kind]).__name__} ") and " on cpu, " in shown
+    assert models[kind].spec.class_names[0] in shown and len(shown) < 200
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_threads_get_what_one_gets(kind, models, tiny_scenes):
     """Also with views, for which settings of the one model are changed for a while."""
     model, files = models[kind], sorted((tiny_scenes / "val").iterdir())
@@ -138,6 +146,18 @@ def test_detections_are_a_sequence(detections):
     assert list(detections[[1, 0]]) == [rows[1], rows[0]]
     assert set(detections[[n == name for n in detections.names]].names) == {name}
     assert len(detections[[]]) == 0 and repr(detections[[]]).endswith("photo.png: nothing")
+
+
+def test_every_form_takes_any_name_of_a_file(detections, tmp_path):
+    image = detections.image._replace(name="a\udcff\n\ufffe,\x1b.jpg")
+    named = replace(detections, image=image)
+    for suffix in ("json", "csv", "xml", "txt"):
+        named.save(tmp_path / f"a.{suffix}")
+    assert len(read_voc_annotation(tmp_path / "a.xml").objects) == len(detections)
+    assert "<filename>a\\udcff__,_.jpg</filename>" in (tmp_path / "a.xml").read_text()
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text(), newline="")))
+    assert {row["file"] for row in rows} == {"a\\udcff\n\ufffe,\x1b.jpg"}
+    assert json.loads((tmp_path / "a.json").read_text())["file"] == named.file
 
 
 def test_every_form_of_detections_has_the_same_boxes(detections, file, tmp_path):

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from fresh_processes import run_fresh
+from PIL import Image
 from tiny_segmenters import UNET_ARGS
 
 from densenet_backbones.checkpoints import CheckpointError
@@ -106,6 +108,51 @@ def test_tiles_equal_the_whole_image_away_from_seams(slim):
     assert (whole.labels != tiled.labels).mean() < 0.01
     # The first tile's left half is in no other tile, and 128 pixels from the next one's end.
     assert difference[:96, :96].max() < 1e-5
+
+
+def test_a_size_reduces_larger_images_and_masks_keep_theirs(slim, tmp_path):
+    model = load(slim)
+    noise = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
+    file = tmp_path / "photo.jpg"
+    Image.fromarray(noise).resize((850, 603), Image.Resampling.BICUBIC).save(file)
+    as_it_is = model.predict(file)
+    model.size = 603
+    assert np.array_equal(model.predict(file).scores, as_it_is.scores)
+    model.size = 64
+    assert model.read(file).factor == 8
+    reduced = model.predict(file)
+    assert reduced.labels.shape == reduced.scores.shape == (603, 850)
+    assert reduced.plot().shape[:2] == (603, 850)
+    small = Image.fromarray(model.read(file).pixels).resize((90, 64), Image.Resampling.BILINEAR)
+    expected = model.predict(small)  # which is no larger than the size
+    rows = np.arange(603) * 64 // 603
+    columns = np.arange(850) * 90 // 850
+    assert (reduced.labels == expected.labels[rows][:, columns]).mean() > 0.98  # but for edges
+    assert np.array_equal(np.unique(reduced.scores), np.unique(expected.scores))
+    with_tiles = model.predict(file, tile=64)
+    assert with_tiles.labels.shape == (603, 850)
+
+
+PEAK = """
+import resource, sys, warnings
+from densenet_backbones.inference.loading import load
+model = load(sys.argv[1])
+model.size = 128
+model.predict(sys.argv[2], tile=256)
+peaks = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
+model.predict(sys.argv[3], tile=256)
+peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print((peaks[1] - peaks[0]) * 1024)
+"""
+
+
+def test_a_large_photo_takes_the_memory_of_its_mask(slim, tmp_path):
+    files = [str(tmp_path / name) for name in ("small.jpg", "large.jpg")]
+    for file, size in zip(files, ((160, 120), (6000, 4000)), strict=True):
+        Image.new("RGB", size, (90, 120, 60)).save(file)
+    program = f"import sys; sys.argv[1:] = {[str(slim), *files]}\n{PEAK}"
+    # Five bytes a pixel are the labels and the scores; decoding at full size alone takes seven.
+    assert int(run_fresh(program).split()[-1]) < 6.5 * 6000 * 4000
 
 
 def test_tiles_with_statistics_of_their_own_get_a_warning(image):

@@ -140,16 +140,26 @@ def test_a_clean_copy_has_none_of_the_faults_and_says_what_was_changed(dirty, tm
     ):
         assert said in changes, said
     printed = capsys.readouterr().out
-    assert re.search(r"^8 changes:$", printed, re.M) and "1 images are written anew" in printed
+    assert re.search(r"^8 changes:$", printed, re.M) and "1 image is written anew" in printed
     run(tmp_path / "clean", "--report", tmp_path / "again", "--detector", "dsod_tiny")
     report = json.loads((tmp_path / "again/report.json").read_text())
     assert {d["kind"] for d in report["defects"] if d["is_error"]} == {"near duplicates"}
     assert report["images"] == {"train": 10, "val": 4}
     assert [row["name"] for row in report["classes"]] == ["person", "box"]
+    run(tmp_path / "clean", "--to", "yolo", "--out", tmp_path / "yolo")
+    assert "fault" not in capsys.readouterr().out
     data = read_detection(tmp_path / "clean", "train", strict=True)
     assert sorted(r.image_id for r in data.records) == list(range(1, 11))
     with Image.open(tmp_path / "clean/train/turned.jpg") as image:
         assert image.size == (60, 80) and not image.getexif().get(0x0112)
+
+
+def test_what_is_converted_with_faults_names_them(tmp_path, capsys):
+    root = tmp_path / "in"
+    write_instances(root)
+    change(root, lambda content: content["annotations"][8]["bbox"].__setitem__(2, 900))
+    run(root, "--to", "yolo", "--out", tmp_path / "yolo")
+    assert re.search(r"^1 fault in in/train:\n  .*; clipped", capsys.readouterr().out, re.M)
 
 
 def test_masks_are_reported_and_converted_with_other_classes(tmp_path, capsys):

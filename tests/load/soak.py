@@ -12,7 +12,7 @@ import statistics
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.extend(map(str, (Path(__file__).parents[1] / "support").glob("**/")))
 
 import lightning.pytorch as pl
 from tiny_runs import training_arguments
@@ -69,12 +69,12 @@ def measure_growth(looks: list[list[tuple[int, int, int]]]) -> dict[str, float]:
 def run(folder: Path, task: str, steps: int) -> dict[str, float]:
     """Train a tiny model with two workers; return the growth."""
     from densenet_backbones.data.scenes.generation import generate_scenes
-    from densenet_backbones.training import cli
+    from densenet_backbones.training import cli, engine
 
     scenes = generate_scenes(folder / "scenes", train=4 * EVERY, val=20, size=64, seed=0)
     more = ("--data.num_workers", "2", "--run-dir", str(folder / f"run_{task}"))
     probe = Probe()
-    cli.EpochLines = lambda *args, **kwargs: probe
+    engine.EpochLines = lambda *args, **kwargs: probe
     if task == "detection":
         cli.train_det(training_arguments(scenes, *more, epochs=steps // EVERY))
     else:

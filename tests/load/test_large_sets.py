@@ -101,11 +101,12 @@ def test_workers_share_what_was_read(tmp_path):
 
 @linux
 def test_workers_share_outlines(tmp_path):
-    root = write_coco(tmp_path / "coco", 3_000, 20_000, outlines=True)
+    root = write_coco(tmp_path / "coco", 6_000, 40_000, outlines=True)
     images, _, memory, of_worker = run_afresh(read_and_measure, root, read_masks)
-    assert images == 3_000 and memory > 0
-    # As Python objects they took 55 MB, and a worker 7 MB.
-    assert memory < 45e6 and of_worker < 4e6
+    assert images == 6_000 and memory > 0
+    # As Python objects they took 110 MB, and a worker 14 MB. Some 2 to 5 MB of a worker are not the
+    # data's: it fills holes that imports left, here and there in pages that it shares no longer.
+    assert memory < 90e6 and of_worker < 6e6
 
 
 @linux
@@ -128,8 +129,8 @@ def test_twenty_thousand_xml_files(tmp_path):
 
 
 @pytest.mark.long
-def test_five_thousand_images_are_evaluated_alike_and_in_seconds():
-    """A hundred detections an image, COCO's limit: the faster evaluator has the same numbers."""
+def test_five_thousand_images_are_evaluated_in_seconds_and_a_tenth_of_them_alike():
+    """A hundred detections an image, COCO's limit; pycocotools would take minutes for all."""
     from densenet_backbones.metrics.coco_evaluation import evaluate_coco
 
     rng = np.random.default_rng(0)
@@ -162,16 +163,21 @@ def test_five_thousand_images_are_evaluated_alike_and_in_seconds():
             strict=True,
         )
     ]
-    numbers, seconds = {}, {}
-    for backend in ("faster_coco_eval", "pycocotools"):
-        before = os.times().user
-        numbers[backend] = evaluate_coco(truth, results, backend=backend)
-        seconds[backend] = os.times().user - before
-    print({name: f"{value:.1f} CPU s" for name, value in seconds.items()})
-    fast, slow = numbers.values()
+    before = os.times().user
+    everything = evaluate_coco(truth, results, backend="faster_coco_eval")
+    seconds = os.times().user - before
+    print(f"{seconds:.1f} CPU s")
+    assert len(everything.classes) == 80 and seconds < 60
+
+    truth["images"] = truth["images"][:500]
+    truth["annotations"] = [one for one in truth["annotations"] if one["image_id"] < 500]
+    results = [one for one in results if one["image_id"] < 500]
+    fast, slow = (
+        evaluate_coco(truth, results, backend=backend)
+        for backend in ("faster_coco_eval", "pycocotools")
+    )
     # Means are summed in another order: the last of 16 digits may differ.
     assert fast.numbers == pytest.approx(slow.numbers, rel=1e-12)
     for one, other in zip(fast.classes, slow.classes, strict=True):
         assert one.name == other.name and one.ap == pytest.approx(other.ap, rel=1e-12)
     np.testing.assert_allclose(fast.precision, slow.precision, rtol=1e-12)
-    assert seconds["faster_coco_eval"] < seconds["pycocotools"]

@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +13,8 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
-from densenet_backbones.metrics.classification import BINS, ClassificationMetric, calibrate
+from densenet_backbones.metrics.calibration import BINS
+from densenet_backbones.metrics.classification import ClassificationMetric
 
 
 def evaluate(probabilities, labels, order=None):
@@ -56,13 +56,6 @@ def test_the_surest_mistakes_come_first():
     metric, numbers = evaluate(probabilities, torch.tensor([1, 1, 1, 0]))
     assert metric.evaluation.find_mistakes().tolist() == [0, 3, 1]
     assert numbers["accuracy"] == 0.25
-
-
-def test_a_calibrated_model_has_no_error():
-    confidence = np.repeat([0.25, 0.75], 400)
-    right = np.arange(800) % 4 < np.repeat([1, 3], 400)
-    assert calibrate(confidence, right).error == pytest.approx(0)
-    assert calibrate(confidence, np.ones(800, bool)).error == pytest.approx(0.5)
 
 
 def test_wrong_shapes_are_refused():

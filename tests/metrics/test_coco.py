@@ -243,11 +243,16 @@ def test_the_images_seen_are_the_images_evaluated():
     assert metric.evaluation.images == 8
 
 
-def test_without_images_or_detections_nothing_breaks():
-    truth, _ = scene(5)
-    metric = CocoMetric(truth, CATEGORIES)
+@pytest.mark.parametrize("iou_type", ["bbox", "segm", "keypoints"])
+def test_without_images_or_detections_nothing_breaks(iou_type):
+    truth, predictions = scene(5, iou_type=iou_type)
+    metric = CocoMetric(truth, CATEGORIES, iou_type)
     with pytest.warns(UserWarning, match="before the ``update``"):
         assert all(math.isnan(v) for v in metric.compute().values())
+    nothing = [{k: v if k == "image_id" else v[:0] for k, v in p.items()} for p in predictions]
+    metric = CocoMetric(truth, CATEGORIES, iou_type)
+    metric.update(nothing)
+    assert metric.compute()["AP"] == 0 and metric.results == []
     for backend in BACKENDS:
         none = evaluate_coco(truth, [], backend=backend)
         assert none.numbers["AP"] == none.numbers["AR100"] == 0

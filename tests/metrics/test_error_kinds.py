@@ -212,5 +212,5 @@ def test_a_mask_off_its_object_is_an_error_that_its_box_is_not():
     assert [KINDS[kind] for kind in image.kinds] == ["background"]
     # Without an outline the second object is neither found nor missed.
     assert image.counted.tolist() == [True, False] and image.missed.tolist() == [True, False]
-    with pytest.raises(ValueError, match="1 boxes and 0 masks"):
+    with pytest.raises(ValueError, match="1 box and 0 masks"):
         find_errors(part, {1: predict((1, BOX, 0.9))}, masks=True)

@@ -264,7 +264,7 @@ def test_thousands_of_images_in_seconds():
 def test_the_text_and_json_forms():
     result = evaluate_voc(part_of([(*BOX, 1, 0)]), {1: found((*BOX, 1, 0.9))})
     text = format_voc_table(result)
-    assert "VOC AP at IoU 0.5, 1 images" in text
+    assert "VOC AP at IoU 0.5, 1 image" in text
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()[4:] if line.split()}
     assert rows["ant"] == ["1", "1.000", "1.000"]
     assert rows["bee"] == ["0", "-", "-"]
@@ -279,11 +279,11 @@ def test_errors_name_the_item_and_the_fix():
     one = found((*BOX, 1, 0.9))
     with pytest.raises(ValueError, match=r"iou_threshold must lie in \(0, 1\], got 0"):
         evaluate_voc(part, {1: one}, 0)
-    with pytest.raises(ValueError, match="image id 7 is not among the 1 images of 'test'"):
+    with pytest.raises(ValueError, match="image id 7 is not among the 1 image of 'test'"):
         evaluate_voc(part, {7: one})
     with pytest.raises(ValueError, match="image id 7 is not among"):
         evaluate_voc(part, {1: one}, image_ids=[7])
     with pytest.raises(ValueError, match=r"labels must lie in \[1, 2\]"):
         evaluate_voc(part, {1: one | {"labels": np.array([3])}})
-    with pytest.raises(ValueError, match="1 boxes, 1 labels and 2 scores"):
+    with pytest.raises(ValueError, match="1 box, 1 label and 2 scores"):
         evaluate_voc(part, {1: one | {"scores": np.ones(2)}})

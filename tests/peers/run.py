@@ -43,7 +43,7 @@ def fetch_timm(folder: Path) -> Path:
 
 def run_pytest(file: Path, arguments: Sequence[str]) -> int:
     """Run pytest on a file, apart from the project's own options, and return its exit code."""
-    paths = [PROJECT, HERE, PROJECT / "tests" / "support"]
+    paths = [PROJECT, HERE, *(PROJECT / "tests" / "support").glob("**/")]
     skips = [word for test in SKIPPED for word in ("--deselect", test)]
     command = [sys.executable, "-m", "pytest", str(file), "-c", os.devnull, "--rootdir"]
     command += [str(file.parent), "-p", "no:cacheprovider", "-p", "no:warnings", "-q", *skips]

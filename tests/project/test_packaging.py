@@ -146,7 +146,10 @@ EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 CORE = names(PYPROJECT["project"]["dependencies"])
 TRAIN = CORE | names(EXTRAS["train"])
 OPTIONAL = set().union(  # imported where they are used
-    *(names(EXTRAS[extra]) for extra in ("fast-eval", "export", "demo", "tune"))
+    *(
+        names(EXTRAS[extra])
+        for extra in ("fast-eval", "export", "openvino", "int8", "demo", "heic", "tune")
+    )
 )
 
 

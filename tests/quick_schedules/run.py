@@ -1,5 +1,6 @@
-"""Short training of every shipped experiment: do its loss and its AP or mIoU end where they belong?
+"""Short training of every shipped experiment: do its loss and its metric end where they belong?
 
+The metric is the AP of detectors, the mIoU of segmenters and the top-1 accuracy of classifiers.
 ``python tests/quick_schedules/run.py`` trains all, ``run.py NAME ...`` some (``det/quickstart``),
 and ``--accept`` stores new intervals in `intervals.csv`. Each experiment keeps its recipe (the
 optimizer, schedule, loss, augmentation) and trains a small form of its network on drawn scenes from
@@ -17,7 +18,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from densenet_backbones.data.classification.crops import prepare_crops
 from densenet_backbones.data.scenes.generation import generate_scenes
 from densenet_backbones.training.arguments import (
+    CLASSIFICATION_FORM,
     DETECTION_FORM,
     SEGMENTATION_FORM,
     list_configs,
@@ -35,12 +37,13 @@ from densenet_backbones.training.arguments import (
 
 PROJECT = Path(__file__).resolve().parents[2]
 INTERVALS = Path(__file__).with_name("intervals.csv")
-FORMS = {"det": DETECTION_FORM, "seg": SEGMENTATION_FORM}
-METRICS = {"det": "AP", "seg": "mIoU"}
+FORMS = {"cls": CLASSIFICATION_FORM, "det": DETECTION_FORM, "seg": SEGMENTATION_FORM}
+METRICS = {"cls": "top-1", "det": "AP", "seg": "mIoU"}
 
 TRAIN, VAL, SIZE = 160, 32, 128  # drawn scenes, and their side in pixels
-LARGEST_BATCH = 8
-LEAST_GAIN = 0.02  # of AP or mIoU: with less, the loss alone says that something was learned
+LARGEST_BATCH = {"cls": 32, "det": 8, "seg": 8}
+LEAST_GAIN = 0.02  # of the metric: with less, the loss alone says that something was learned
+SHORT_WARMUP = 0.1  # of the steps, where a published one would last less than half a step
 LEAST_FALL = 0.05  # of the loss, as a share of the first steps'
 
 BODY = {"growth_rate": [16, 32, 48, 48], "block_config": [2, 3, 3, 3], "num_init_features": 16}
@@ -56,8 +59,14 @@ RCNN = {
 }
 FCDENSENET = {"growth_rate": 8, "block_config": [2] * 6, "num_init_features": 16}
 DECODER = {"decoder_channels": [64, 48, 32, 16, 16]}
+CIFAR = {"image_size": 32, "block_config": [3, 3, 3]}
 # Options of small forms, by the first word of the network's name, and epochs.
 SMALL: dict[str, tuple[dict[str, Any], int]] = {
+    "condensenet86": (CIFAR, 4),
+    "densenet40": (CIFAR, 4),
+    "densenet40bc": (CIFAR, 4),
+    "densenet100bc": (CIFAR, 4),
+    "densenet121": ({"image_size": 64, **BODY}, 4),
     "dsod": ({"image_size": SIZE}, 8),
     "dsod300": ({"image_size": SIZE, "adapter_channels": [64] * 4, "backbone_kwargs": BODY}, 6),
     "ssd300": ({**NO_WEIGHTS, "image_size": SIZE}, 6),
@@ -93,10 +102,10 @@ class Result:
     """End of a training.
 
     Attributes:
-        reached: AP or mIoU.
+        reached: AP, mIoU or accuracy.
         untrained: The same of a network that has learned nothing.
         loss: Mean loss of the last quarter of the steps, as a share of the first five steps'.
-        seconds: Of the whole command.
+        seconds: Of the processor, which another program's load changes least.
     """
 
     reached: float
@@ -106,7 +115,7 @@ class Result:
 
     @property
     def gain(self) -> float:
-        """AP or mIoU that was learned."""
+        """Part of the metric that was learned."""
         return self.reached - self.untrained
 
     def make_intervals(self) -> "Intervals":
@@ -118,7 +127,7 @@ class Result:
 
 
 class Intervals(NamedTuple):
-    """Bounds of AP or mIoU, and of the loss as a share of its beginning."""
+    """Bounds of the metric, and of the loss as a share of its beginning."""
 
     low: float
     high: float
@@ -139,7 +148,7 @@ def list_experiments() -> dict[str, Experiment]:
 def choose_options(experiment: Experiment, scenes: Path) -> dict[str, Any]:
     """Choose data, size and length; the recipe stays that of the file."""
     data, model = experiment.written["data"], experiment.written["model"]
-    name = str(model.get("detector") or model["segmenter"])
+    name = str(model.get("detector") or model.get("segmenter") or model["classifier"])
     args, epochs = SMALL[name if ":" in name else name.partition("_")[0]]
     own_args = model.get("args", {})
     if "weights_backbone" in own_args:  # published ones, which a test does not fetch
@@ -148,10 +157,11 @@ def choose_options(experiment: Experiment, scenes: Path) -> dict[str, Any]:
         args = {key: value for key, value in args.items() if key == "image_size"}  # small already
     if not str(own_args.get("backbone", "_features")).endswith("_features"):
         args = {**args, "backbone_kwargs": None, "backbone": "resnet18"}
+    largest = LARGEST_BATCH[experiment.kind]
     options: dict[str, Any] = {
         "data": scenes,
         "epochs": epochs,
-        "batch-size": min(data["batch_size"], LARGEST_BATCH),
+        "batch-size": largest if data["batch_size"] == "auto" else min(data["batch_size"], largest),
         "data.train_split": "train",
         "data.val_split": "val",
         "data.num_workers": 0,
@@ -164,6 +174,13 @@ def choose_options(experiment: Experiment, scenes: Path) -> dict[str, Any]:
         "trainer.log_every_n_steps": 1,
         "trainer.enable_progress_bar": False,
     }
+    warmup = model.get("schedule", {}).get("warmup", 0)
+    if warmup and round(warmup * epochs * TRAIN / options["batch-size"]) == 0:
+        # The full rate at once diverges, and so does that of 16 images on four.
+        options["model.schedule.warmup"] = SHORT_WARMUP
+        del options["model.optimizer.base_batch"]
+    if experiment.kind == "cls":
+        options["data"] = prepare_crops(scenes)[0]
     if experiment.kind == "seg":
         options["data.crop"] = [SIZE, SIZE]
         if data.get("layout") != "coco_instances":
@@ -183,21 +200,24 @@ def train(experiment: Experiment, folder: Path) -> Result:
     for key, value in choose_options(experiment, folder / "scenes").items():
         text = value if isinstance(value, str | Path) else json.dumps(value)
         command += [f"--{key}", str(text)] if key in SHORT else [f"--{key}={text}"]
-    started = time.monotonic()
+    before = sum(os.times()[2:4])  # of child processes
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     if done.returncode:
         raise RuntimeError((done.stdout + done.stderr)[-2000:])
-    seconds = time.monotonic() - started
+    seconds = sum(os.times()[2:4]) - before
     report = json.loads((run / "evaluation/metrics.json").read_text())
     loss = read_loss(run / "metrics.csv")
     if experiment.kind == "det":
         return Result(report["coco"]["numbers"]["AP"], 0.0, loss, seconds)
-    # Whoever says the commonest class everywhere has its share as IoU, and 0 in the others.
-    pixels = [sum(row) for row in report["confusion_matrix"]]
-    untrained = max(pixels) / sum(pixels) / len(pixels)
-    return Result(report["numbers"]["mIoU"], untrained, loss, seconds)
+    # Whoever says the commonest class everywhere is right in its share of images or of pixels,
+    # which is its IoU; the other classes have an IoU of 0.
+    counts = [sum(row) for row in report["confusion_matrix"]]
+    share = max(counts) / sum(counts)
+    if experiment.kind == "cls":
+        return Result(report["numbers"]["accuracy"], share, loss, seconds)
+    return Result(report["numbers"]["mIoU"], share / len(counts), loss, seconds)
 
 
 def read_loss(file: Path) -> float:
@@ -271,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"there is no experiment {unknown[0]}")
     intervals = read_intervals() if INTERVALS.is_file() else {}
-    verdicts = {}
+    verdicts, seconds = {}, 0.0
     print(ROW.format("experiment", "", "reached", "interval", "loss", "interval", "s", ""))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -286,8 +306,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.accept and result.loss <= 1 - LEAST_FALL:
                 intervals[key] = result.make_intervals()
                 write_intervals(intervals)
+            seconds += result.seconds
             verdicts[key] = judge(result, intervals.get(key))
             print(describe(experiments[key], result, intervals.get(key), verdicts[key]), flush=True)
+    print(f"{seconds / 60:.1f} minutes of the processor")
     return int(any(verdict != "ok" for verdict in verdicts.values()))
 
 

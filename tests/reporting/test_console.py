@@ -236,6 +236,15 @@ def test_warnings_and_logs_of_libraries(capsys, monkeypatch):
     assert record.getMessage() == "from a\\n\\x1b[2J"
 
 
+def test_damaged_tags_are_no_warnings_without_a_file_s_name():
+    console.quiet_libraries()
+    with warnings.catch_warnings(record=True) as said:
+        for module in ("PIL.TiffImagePlugin", "lightning.pytorch"):
+            warnings.warn_explicit(module, UserWarning, "a.py", 1, module=module)
+    assert [str(warning.message) for warning in said] == ["lightning.pytorch"]
+    assert not logging.getLogger("tifffile").isEnabledFor(logging.ERROR)
+
+
 def test_what_the_engine_says_of_a_stop_is_said_once(capsys):
     console.quiet_libraries()
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
@@ -273,7 +282,7 @@ def test_one_place_prints():
     Rich's own consoles and its markup are for nobody else; the progress bar has its column.
     """
     forbidden = {"print", "sys.stdout.write", "sys.stderr.write", "argparse.ArgumentParser"}
-    owners = {"densenet_backbones/messages.py"}
+    owners = {"densenet_backbones/messages/sentences.py"}
     consoles = {"densenet_backbones/reporting/console.py", "densenet_backbones/data/files.py"}
     rich_names = {"Console", "print", "inspect", "escape", "Prompt", "Panel"}
     printing, using = [], set()

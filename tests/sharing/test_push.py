@@ -10,6 +10,7 @@ import torch
 import yaml
 from hub_stand_in import running_hub
 from huggingface_hub import constants
+from page_models import save_classifier
 from PIL import Image
 from tiny_runs import DETECTOR_ARGS, files_below
 
@@ -129,6 +130,36 @@ def test_the_card_says_what_the_run_knows(run, tmp_path, capsys):
     assert "/home" not in text and "secret" not in text
     for name in FILES - {"README.md", "model.safetensors"}:
         assert f"({name})" in page
+
+
+def test_a_classifier_goes_to_the_hub_and_comes_back(server, tmp_path, capsys):
+    model = save_classifier(tmp_path)
+    names = load(model).spec.class_names
+    rows = [{"name": n, "images": 60, "recall": 0.5, "precision": None, "f1": 0.25} for n in names]
+    rows[0]["images"] = 9
+    metrics = {"images": 309, "numbers": {"accuracy": 0.5, "top5": 1.0}, "classes": rows}
+    (model.parent / "evaluation").mkdir()
+    (model.parent / "config.yaml").write_text("{data: {root: /home/me/farm}}")
+    (model.parent / "evaluation/metrics.json").write_text(json.dumps(metrics))
+    push.main([str(model), "pets/kinds"])
+    ((_, sent),) = server.repos["pets/kinds"]["commits"].items()
+    _, head, page = sent["README.md"].decode().split("---\n", 2)
+    card = yaml.safe_load(head)
+    assert card["pipeline_tag"] == "image-classification" and card["metrics"] == [
+        "accuracy",
+        "top5",
+    ]
+    for fact in (
+        *("Image classification: `densenet40_k12`", "309 evaluated images", "`result.top()`"),
+        *("| dog | 9 | 0.500 | - | 0.250 |", "Fewer than 50 images were there", ": dog."),
+    ):
+        assert fact in page
+    assert NASTY not in page and "/home" not in page and "Boxes" not in page
+    image = tmp_path / "a.png"
+    Image.effect_noise((40, 30), 90).convert("RGB").save(image)
+    ours, theirs = (load(m).predict(image) for m in (model, "hf-hub:pets/kinds"))
+    assert ours.name == theirs.name and (ours.scores == theirs.scores).all()
+    capsys.readouterr()
 
 
 def test_a_model_without_its_run_has_a_card_too(run, tmp_path, capsys):

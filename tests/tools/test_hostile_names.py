@@ -12,6 +12,7 @@ from tiny_segmenters import segmentation_arguments
 
 from densenet_backbones.export import export
 from densenet_backbones.inference import predict
+from densenet_backbones.inference.results.savers import SAVERS
 from densenet_backbones.messages import show_controls
 from densenet_backbones.training import evaluate
 from densenet_backbones.training.cli import train_det, train_seg
@@ -94,7 +95,8 @@ def test_detection(tiny_scenes, folder, checked, monkeypatch):
     model = run / "model.safetensors"
     data = data.rename(folder / "data\udcff")
     checked(evaluate.main, model, "--data", data, *cpu)
-    checked(predict.main, model, data / "val", "--out", folder / "found\udcff", "--device", "cpu")
+    words = ("--out", folder / "found\udcff", "--device", "cpu", "--save", *SAVERS)
+    checked(predict.main, model, data / "val", *words)
     rows = json.loads((folder / "found\udcff" / "predictions.json").read_text())
     assert {os.path.basename(row["file"]) for row in rows} == set(os.listdir(data / "val"))
     assert {d["name"] for row in rows for d in row["detections"]} <= set(CLASSES)
@@ -109,7 +111,8 @@ def test_segmentation(tiny_masks, folder, checked, monkeypatch):
     data = data.rename(folder / "data\udcff")
     checked(evaluate.main, model, "--data", data, *cpu)
     images = data / "images" / "val"
-    checked(predict.main, model, images, "--out", folder / "found\udcff", "--device", "cpu")
+    words = ("--out", folder / "found\udcff", "--device", "cpu", "--save", "json", "csv")
+    checked(predict.main, model, images, *words)
     rows = json.loads((folder / "found\udcff" / "predictions.json").read_text())
     assert {os.path.basename(row["file"]) for row in rows} == set(os.listdir(images))
 

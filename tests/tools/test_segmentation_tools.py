@@ -154,7 +154,7 @@ def test_both_commands_refuse_in_one_line(refused_command, model, tiny_run, tiny
         (evaluate, (model, *common, "--split", "test"), "test"),
         (evaluate, (model, *common, "--boundary-tolerance", "0"), "boundary_tolerance must lie in"),
         (predict, (model, image, "--tile", "0"), "tile must be at least 2"),
-        (predict, (model, image, "--overlap", "2000"), "overlap must lie in [0, 1024]"),
+        (predict, (model, image, "--overlap", "2000"), "overlap must lie in [0, 512]"),
         (
             predict,
             (model, folder / "photo.jpg", folder / "photo_mask.png", "--out", folder),

@@ -30,7 +30,7 @@ def test_two_processes_evaluate_every_image_once_and_equal_one(tmp_path):
         command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=480
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 images a step, 1 epochs" in done.stdout
+    assert "8 images a step, 1 epoch" in done.stdout
     state = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     assert state["global_step"] == 2  # 15 images, 8 a step
     both = json.loads((folder / "evaluation/metrics.json").read_text())

@@ -67,7 +67,7 @@ def test_what_is_wrong_is_said_before_training_and_before_evaluating(
     arguments = ["--data", str(root), "--out", str(tmp_path / "out"), "--workers", "0"]
     evaluate.main([str(tiny_run / "model.safetensors"), *arguments])
     text = capsys.readouterr().out
-    said = "instances_val.json: none of its 7 images has an object that counts, so its scores are"
+    said = "instances_val.json: its 7 images have no object that counts, so its scores are"
     assert said in text and text.index(said) < text.index("COCO bbox") and "shared" not in text
 
 

@@ -56,7 +56,7 @@ def test_two_processes_train_and_evaluate_every_image_once(tiny_run, tiny_scenes
     assert start(tiny_scenes, folder, *weights).wait(240) == 0, output_of(folder)
     said = output_of(folder)
     assert said.count("tensors taken") == 1 and "sync_dist" not in said
-    assert "6 images a step, 1 epochs" in said  # the batch of both
+    assert "6 images a step, 1 epoch" in said  # the batch of both
     assert said.count("Best weights") == 1 and said.count("Output goes to") == 1
     state = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     assert state["global_step"] == 2  # 12 images, 6 a step

@@ -12,7 +12,8 @@ from instance_sets import OTHER_SIDE, SIZES, change, write_instances
 
 from densenet_backbones.data.augment.detection import Augmentation
 from densenet_backbones.data.augment.instances import InstanceAugmentation
-from densenet_backbones.data.augment.presets import ModelInput, choose_augmentation
+from densenet_backbones.data.augment.model_input import ModelInput
+from densenet_backbones.data.augment.presets import choose_augmentation
 from densenet_backbones.data.boxes import masks_to_boxes
 from densenet_backbones.data.detection import DetectionData, DetectionImages
 from densenet_backbones.data.faults import DataError

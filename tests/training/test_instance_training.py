@@ -22,7 +22,7 @@ from densenet_backbones.inference.merging.detection_views import DetectionViews
 from densenet_backbones.inference.merging.soft_nms import SoftNMS
 from densenet_backbones.inference.model_file import read_model_file
 from densenet_backbones.reporting import detection_report
-from densenet_backbones.training import cli, evaluate
+from densenet_backbones.training import evaluate, running
 from densenet_backbones.training.cli import train_det
 
 KEYPOINTS = 13  # of the figures in the scenes
@@ -140,8 +140,8 @@ def test_a_run_is_gone_on_with(mask_run, tiny_scenes, tmp_path, unplotted, capsy
 
 def test_overfitting_needs_no_priors(tiny_scenes, tmp_path, monkeypatch):
     kept = []
-    monkeypatch.setattr(cli, "fit", kept.append)
-    monkeypatch.setattr(cli.report, "report_results", lambda *args: None)
+    monkeypatch.setattr(running, "fit", kept.append)
+    monkeypatch.setattr(running.report, "report_results", lambda *args: None)
     run = ("--run-dir", str(tmp_path / "run"), "--overfit", "5")
     train_det(instance_arguments(tiny_scenes, "maskrcnn_fpn", *run))
     (started,) = kept
@@ -155,7 +155,7 @@ def test_too_few_images_to_overfit_are_refused(tiny_scenes, tmp_path, refused_co
     monkeypatch.chdir(tmp_path)
     arguments = instance_arguments(tiny_scenes, "maskrcnn_fpn", "--overfit", "100")
     code, line = refused_command(train_det, *arguments)
-    assert code == 1 and "training images have objects; ask for fewer" in line
+    assert code == 1 and "training images with objects; ask for fewer" in line
 
 
 def test_data_without_keypoints_is_refused(tiny_scenes, tmp_path, refused_command, monkeypatch):

@@ -5,8 +5,14 @@ import json
 import os
 
 import pytest
+from tiny_classifiers import classification_arguments, write_folders
+from tiny_runs import training_arguments
+from tiny_segmenters import segmentation_arguments
 
 from densenet_backbones.reporting import console
+from densenet_backbones.training import running
+from densenet_backbones.training.cli import train_cls, train_det, train_seg
+from densenet_backbones.training.resuming.lock import remove_run_folder
 from densenet_backbones.training.resuming.run_logs import ContinuedCSVLogger
 from densenet_backbones.training.run_folder import (
     RunFolderError,
@@ -146,3 +152,58 @@ def test_what_is_said_is_kept_in_the_log(here, capsys):
     console.say("second")
     assert (here / "log.txt").read_text() == "first\n"
     assert capsys.readouterr().out == "first\nsecond\n"
+
+
+TRAININGS = {
+    "detector": (train_det, training_arguments, "tiny_scenes"),
+    "segmenter": (train_seg, segmentation_arguments, "tiny_masks"),
+    "classifier": (train_cls, classification_arguments, "tiny_colors"),
+}
+
+
+@pytest.fixture
+def tiny_colors(tmp_path):
+    return write_folders(tmp_path / "colors")
+
+
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_a_run_refused_at_its_plan_leaves_its_folder_free(kind, here, request, monkeypatch, capsys):
+    """So that the same command, corrected, is not refused in turn."""
+    train, list_arguments, data = TRAININGS[kind]
+    arguments = list_arguments(request.getfixturevalue(data), "--run-dir", "run")
+    folder = here / "run"
+
+    def refuse(*args):
+        assert (folder / "config.yaml").is_file() and (folder / "environment.json").is_file()
+        raise ValueError("no plan fits")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(running, "settle_memory", refuse)
+        train(arguments)
+    assert "error: no plan fits" in capsys.readouterr().err
+    assert not folder.exists()
+
+    def stop(started):
+        raise KeyboardInterrupt
+
+    # Stopped before its first step; in a folder that was there already, and stays.
+    folder.mkdir()
+    monkeypatch.setattr(running, "fit", stop)
+    with pytest.raises(SystemExit):
+        train(arguments)
+    assert folder.is_dir() and not list(folder.iterdir())
+    # What has begun stays.
+    monkeypatch.setattr(running, "fit", lambda started: started.folder.checkpoints.mkdir())
+    monkeypatch.setattr(running.report, "report_results", lambda *args: None)
+    train(arguments)
+    assert {"config.yaml", "log.txt", "checkpoints"} <= {file.name for file in folder.iterdir()}
+    with pytest.raises(SystemExit):
+        train(arguments)
+    assert "run already holds files" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_process_is_not_removed(here):
+    (here / "run").mkdir()
+    (here / "run/log.txt").touch()
+    remove_run_folder(here / "run", keep_empty=False)
+    assert (here / "run/log.txt").is_file()

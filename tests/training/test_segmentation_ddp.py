@@ -33,7 +33,7 @@ def test_two_processes_evaluate_every_image_once_and_equal_one(
         command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 images a step, 1 epochs" in done.stdout
+    assert "6 images a step, 1 epoch" in done.stdout
     assert done.stdout.count("Best weights") == 1
     state = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     assert state["global_step"] == 2  # 12 images, 6 a step

@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from densenet_backbones.inference import predict
-from densenet_backbones.messages import _FOREIGN
+from densenet_backbones.messages.command_line import _FOREIGN
 from densenet_backbones.training import arguments, evaluate
-from densenet_backbones.training.cli import TrainingCLI, train_det
-from densenet_backbones.training.model_arguments import settle_model_arguments
+from densenet_backbones.training.cli import train_det
+from densenet_backbones.training.engine import TrainingCLI
+from densenet_backbones.training.options.model_arguments import settle_model_arguments
 from densenet_backbones.training.resuming import run_logs
 from densenet_backbones.training.run_folder import RunFolderError
 from densenet_backbones.training.tasks.detection import DetectionTask
@@ -257,7 +258,28 @@ def test_a_logger_that_cannot_start_is_one_sentence():
 def test_arguments_of_another_model_are_its_own(tmp_path):
     config = tmp_path / "own.yaml"
     config.write_text("model: {segmenter: unet, args: {attention: true}}")
-    for name, expected in (("fcdensenet56", {"a": 1}), ("unet", {"attention": True, "a": 1})):
-        words = [f"--config={config}", f"--model.segmenter={name}", '--model.args={"a": 1}']
-        *_, merged = settle_model_arguments(words, "segmenter", None)
-        assert json.loads(merged.removeprefix("--model.args=")) == expected
+    for more, added in (
+        (['--model.args={"a": 1}'], {"a": 1}),
+        (["--model.args.a=1"], {"a": 1}),
+        ([], {}),
+    ):
+        for name, kept in (("fcdensenet56", {}), ("unet", {"attention": True})):
+            words = [f"--config={config}", f"--model.segmenter={name}", *more]
+            *_, merged = settle_model_arguments(words, "segmenter", None)
+            if not more and kept:
+                assert merged == words[-1]  # the config's own stand
+            else:
+                assert json.loads(merged.removeprefix("--model.args=")) == {**kept, **added}
+
+
+def test_another_model_keeps_what_it_takes_too(tmp_path):
+    config = tmp_path / "own.yaml"
+    config.write_text(
+        "model: {detector: dsod_tiny, args: {head_norm: false, backbone: densenet121_features}}"
+    )
+    *_, merged = settle_model_arguments(
+        [f"--config={config}", "--model.detector=ssd300", "--model.args.image_size=96"],
+        *("detector", None),
+    )
+    kept = {"backbone": "densenet121_features", "image_size": 96}
+    assert json.loads(merged.removeprefix("--model.args=")) == kept

@@ -27,7 +27,7 @@ from tiny_runs import (
 from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.inference.loading import load
 from densenet_backbones.inference.model_file import read_weights
-from densenet_backbones.training import cli
+from densenet_backbones.training import running
 from densenet_backbones.training.arguments import list_configs
 from densenet_backbones.training.cli import train_det
 
@@ -54,8 +54,8 @@ def prepared(monkeypatch, tmp_path):
     """Runs `train_det` up to the training itself; returns what would be trained."""
     monkeypatch.chdir(tmp_path)
     kept = []
-    monkeypatch.setattr(cli, "fit", kept.append)
-    monkeypatch.setattr(cli.report, "report_results", lambda *args: None)
+    monkeypatch.setattr(running, "fit", kept.append)
+    monkeypatch.setattr(running.report, "report_results", lambda *args: None)
 
     def run(*argv):
         train_det(list(argv))
@@ -283,7 +283,7 @@ def test_weights_of_which_none_fits_are_refused(refused, tiny_scenes, tmp_path):
     torch.save({"other.weight": torch.zeros(1)}, tmp_path / "model.pt")
     code, message = refused(*training_arguments(tiny_scenes, "--init-from", "model.pt"))
     assert code == 1
-    assert "none of its 1 weights fits dsod_tiny; first: other.weight" in message
+    assert "of its 1 weight none fits dsod_tiny; first: other.weight" in message
 
 
 # -- wrong usage -----------------------------------------------------------------------------------
@@ -343,10 +343,7 @@ def test_a_wrong_config_file_is_one_line_too(text, expected, refused, tmp_path):
 
 
 WRONG_DATA = [
-    (
-        ("--model.args", '{"image_sise": 64}'),
-        "no argument 'image_sise'; did you mean 'image_size'?",
-    ),
+    (("--model.args", '{"image_size": 64, "bbox_reg_weights": 1}'), "no argument 'bbox_reg_weigh"),
     (("--model.args", '{"image_size": "big"}'), "image_size must be int or Sequence, got big"),
     (("--model.detector", "dsod30"), "no detector is called 'dsod30'; did you mean 'dsod300'?"),
     (("--model.detector", "yolo"), "no detector is called 'yolo'; densenet list detectors names"),
@@ -354,7 +351,7 @@ WRONG_DATA = [
     (("--data", "."), "has neither COCO's nor VOC's layout"),
     (("--data.val_split", "test"), "has no annotations/instances_test.json"),
     (("--overfit", "0"), "data.overfit_images must be at least 1, got 0"),
-    (("--overfit", "100"), "data.overfit_images is 100, but only "),
+    (("--overfit", "100"), "overfit_images is 100, but the data has only "),
     (("--data.fraction", "0"), "data.fraction must lie in (0, 1], got 0"),
     (("--batch-size", "0"), "data.batch_size must be at least 1, got 0"),
     (("--data.num_workers", "-1"), "data.num_workers must be at least 0, got -1"),

@@ -19,7 +19,7 @@ from torchvision.transforms.functional import to_tensor
 from densenet_backbones import load
 from densenet_backbones.checkpoints import read_state_dict
 from densenet_backbones.command.training import choose_task, make_parser
-from densenet_backbones.data.classification.augmentation import fit_image
+from densenet_backbones.data.classification.fitting import fit_image
 from densenet_backbones.data.images import read_image
 from densenet_backbones.export import export
 from densenet_backbones.heads.classification.classifier import create_classifier

@@ -65,7 +65,7 @@ def test_a_run_splits_the_data_and_what_follows_takes_the_same_images(whole, tmp
     assert "new.png" in names(getattr(more, f"{twin}_set"))
     assert names(data.val_set) <= names(more.val_set)
     assert names(data.train_set) <= names(more.train_set)
-    assert "1 new images assigned" in more.lines[-1]
+    assert "1 new image assigned" in more.lines[-1]
 
 
 @pytest.mark.long

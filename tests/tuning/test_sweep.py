@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import optuna
@@ -20,7 +21,7 @@ from locations import PROJECT
 from PIL import Image
 from tiny_runs import DETECTOR_ARGS
 
-from densenet_backbones.tuning import pictures, trial
+from densenet_backbones.tuning import command, pictures, trial
 from densenet_backbones.tuning.command import main
 from densenet_backbones.tuning.plan import SweepPlan, read_plan
 from densenet_backbones.tuning.results import Point, choose_best, find_front, gather_points
@@ -187,6 +188,18 @@ def test_wrong_options_are_refused_in_a_line(words, message, stand_in, tmp_path,
     error = capsys.readouterr().err
     assert end.value.code == 2 and message in error and error.count("\n") == 1
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("name", ["optuna", "sklearn"])
+def test_a_missing_package_is_said_before_anything_is_trained(name, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(
+        command, "find_spec", lambda module: None if module == name else find_spec(module)
+    )
+    with pytest.raises(SystemExit, match="2"):
+        main(["--try", "growth_rate=4,8", "--out", str(tmp_path / "out")])
+    package = {"sklearn": "scikit-learn"}.get(name, name)
+    expected = f'a sweep needs {package}; pip install "densenet-backbones[tune]"'
+    assert expected in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_files_and_a_damaged_plan_are_refused(stand_in, tmp_path, capsys):

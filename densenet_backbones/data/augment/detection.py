@@ -17,9 +17,9 @@ import numpy as np
 from albumentations.augmentations.crops.transforms import BaseCrop
 
 from densenet_backbones.data.augment.checks import check_fill, check_image, check_size
+from densenet_backbones.data.augment.model_input import IMAGENET_MEAN
 from densenet_backbones.data.augment.seeding import reseed
 from densenet_backbones.data.augment.ssd import (
-    IMAGENET_MEAN,
     Parameters,
     Patch,
     PhotometricDistort,
@@ -27,7 +27,7 @@ from densenet_backbones.data.augment.ssd import (
     ZoomOut,
 )
 from densenet_backbones.data.boxes import clip_boxes
-from densenet_backbones.messages import check_choice, check_interval
+from densenet_backbones.messages import check_choice, check_interval, pluralize
 
 Preset = Literal["ssd", "light", "none"]
 
@@ -117,7 +117,10 @@ class Augmentation:
         labels = np.asarray(labels, np.int64)
         check_image(image)
         if labels.shape != (len(boxes),):
-            raise ValueError(f"{len(boxes)} boxes need as many labels, got {labels.shape}")
+            raise ValueError(
+                f"{pluralize(len(boxes), 'box needs', 'boxes need')} as many labels, got "
+                f"{labels.shape}"
+            )
         # Boxes that are degenerate from the start never enter the pipeline.
         finite = np.asarray(np.isfinite(boxes).all(1))
         boxes, valid = clip_boxes(np.where(finite[:, None], boxes, 0), _get_width_height(image))

@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 
 from densenet_backbones.data.augment.checks import check_image, check_size
+from densenet_backbones.data.augment.model_input import IMAGENET_MEAN
 from densenet_backbones.data.augment.seeding import make_generator
-from densenet_backbones.data.augment.ssd import IMAGENET_MEAN
 from densenet_backbones.data.boxes import clip_boxes, masks_to_boxes
 from densenet_backbones.data.instances import Instances, unlabel_outside
 

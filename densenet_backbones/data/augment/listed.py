@@ -19,9 +19,9 @@ from densenet_backbones.data.augment.checks import check_image, check_size
 from densenet_backbones.data.augment.copy_paste import concatenate_objects
 from densenet_backbones.data.augment.instances import Placement, keep_visible
 from densenet_backbones.data.augment.listing import MOSAIC, Entries, MixUp, build_steps, uses_mosaic
+from densenet_backbones.data.augment.model_input import IMAGENET_MEAN
 from densenet_backbones.data.augment.pipelines import Key, Others, compose, run
 from densenet_backbones.data.augment.seeding import make_generator
-from densenet_backbones.data.augment.ssd import IMAGENET_MEAN
 from densenet_backbones.data.boxes import clip_boxes
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.instances import Instances, unlabel_outside

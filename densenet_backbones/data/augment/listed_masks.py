@@ -10,9 +10,9 @@ import numpy as np
 
 from densenet_backbones.data.augment.checks import check_image, check_size
 from densenet_backbones.data.augment.listing import MOSAIC, Entries, MixUp, build_steps, uses_mosaic
+from densenet_backbones.data.augment.model_input import IMAGENET_MEAN
 from densenet_backbones.data.augment.pipelines import Key, Others, compose, run
 from densenet_backbones.data.augment.segmentation import ScaleCrop
-from densenet_backbones.data.augment.ssd import IMAGENET_MEAN
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.mask_samples import IGNORED
 

@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 
 from densenet_backbones.data.augment.checks import check_fill, check_image, check_size
+from densenet_backbones.data.augment.model_input import IMAGENET_MEAN
 from densenet_backbones.data.augment.seeding import reseed
-from densenet_backbones.data.augment.ssd import IMAGENET_MEAN, Parameters, PhotometricDistort
+from densenet_backbones.data.augment.ssd import Parameters, PhotometricDistort
 from densenet_backbones.data.mask_samples import IGNORED
 from densenet_backbones.messages import check_choice
 

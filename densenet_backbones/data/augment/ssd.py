@@ -17,12 +17,12 @@ import numpy as np
 from albumentations.augmentations.crops import functional as crops
 from albumentations.augmentations.crops.transforms import BaseCrop
 
+from densenet_backbones.data.augment.model_input import IMAGENET_MEAN
 from densenet_backbones.messages import check_interval, check_whole
 
 Patch = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels
 Parameters = dict[str, Any]  # of a transform, by the names that albumentations gives or we do
 
-IMAGENET_MEAN = (123.0, 117.0, 104.0)  # RGB; DSOD's mean_value, in BGR there
 # Least overlap (IoU) of the patch with some object, one a sampler; None: the whole image. The
 # last one is DSOD's `max_jaccard_overlap: 1`: any patch, as long as the image has an object.
 SAMPLERS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)

@@ -17,6 +17,7 @@ from densenet_backbones.data.masks.statistics import count_class_pixels, thin_ou
 from densenet_backbones.data.readers.coco.masks import InstanceMask
 from densenet_backbones.data.readers.masks.files import MaskFile, RelabeledMask
 from densenet_backbones.data.samples import DetectionSet, ImageRecord, Outline
+from densenet_backbones.messages import pluralize
 
 AnySet = DetectionSet | SegmentationSet
 
@@ -50,7 +51,7 @@ def remark_on_untaught_classes(data: AnySet) -> Iterator[str]:
         part = thin_out(data)
         pixels = count_class_pixels(part, skip=True)
         counts, names = np.array(pixels.pixels), data.classes.names
-        looked_at = "" if part is data else f" in {len(part)} masks looked at"
+        looked_at = "" if part is data else f" in {pluralize(len(part), 'mask')} looked at"
         what = f"a pixel to learn from{looked_at}"
         missing = [name for name, count in zip(names, counts, strict=True) if not count]
         # Where one class alone is missing, the ignored pixels may be its own.
@@ -100,9 +101,11 @@ def remark_on_mixed_values(data: AnySet) -> Iterator[str]:
     counts, name = count_class_pixels(thin_out(data), skip=True), data.classes.names[1]
     if counts.images[1] and counts.with_ignored and not counts.beside_ignored[1]:
         yield (
-            f"{data.name}: {counts.with_ignored} masks have ignored pixels and none of {name!r}, "
-            f"{counts.images[1]} others have {name!r} and no ignored ones, as if some were written "
-            "in 0 and 1 and some in 0 and 255; write all with the same values"
+            f"{data.name}: {pluralize(counts.with_ignored, 'mask has', 'masks have')} ignored "
+            f"pixels and none of {name!r}, "
+            f"{pluralize(counts.images[1], 'other has', 'others have')} {name!r} and no ignored "
+            "ones, as if some were written in 0 and 1 and some in 0 and 255; write all with the "
+            "same values"
         )
 
 
@@ -122,27 +125,33 @@ def _describe_missing_objects(data: DetectionSet, so: str) -> str:
     annotations = columns.table.numbers[columns.rows]
     crowds = int((annotations["iscrowd"] != 0).sum())
     where = data.file or data.name
-    head = f"{where}: none of its {len(data)} images has an object that counts, {so}"
+    images = pluralize(len(data), "image has", "images have")
+    head = f"{where}: its {images} no object that counts, {so}"
     if not len(annotations):
         return f"{head}; it has no annotations: add them, or give the file that has them"
     if crowds == len(annotations):
+        all_crowds = "annotations are crowd regions"
         return (
-            f"{head}: all {crowds} annotations are crowd regions (iscrowd 1), which are ignored; "
-            "set iscrowd to 0 where one is a single object"
+            f"{head}: all {pluralize(crowds, 'annotation is a crowd region', all_crowds)} "
+            "(iscrowd 1), which are ignored; set iscrowd to 0 where one is a single object"
         )
-    others, regions = len(annotations) - crowds, f" and {crowds} are crowd regions" * bool(crowds)
+    others = len(annotations) - crowds
+    among = pluralize(crowds, "is a crowd region", "are crowd regions")
+    regions = f" and {among}" * bool(crowds)
     if len(columns.boxes):
-        return f"{head}: {others} annotations are marked difficult{regions}"
+        marked = pluralize(others, "annotation is", "annotations are")
+        return f"{head}: {marked} marked difficult{regions}"
     first = f" (the first in {data.problems[0]})" if data.problems else ""
-    return f"{head}: {others} annotations have faulty boxes{first}{regions}; correct them"
+    faulty = pluralize(others, "annotation has a faulty box", "annotations have faulty boxes")
+    return f"{head}: {faulty}{first}{regions}; correct them"
 
 
 def _describe_corner(data: AnySet, in_corner: int, total: int, so: str) -> str:
     where = data.file if isinstance(data, DetectionSet) and data.file else data.name
     return (
-        f"{where}: {in_corner} of {total} objects end within {CORNER} pixels of their image's "
-        "corner, as shares of its size do (numbers from 0 to 1, which YOLO's files have)"
-        f"{so}; multiply x by the image's width and y by its height"
+        f"{where}: {in_corner} of {pluralize(total, 'object')} end within {CORNER} pixels of "
+        "their image's corner, as shares of its size do (numbers from 0 to 1, which YOLO's files "
+        f"have){so}; multiply x by the image's width and y by its height"
     )
 
 
@@ -191,7 +200,7 @@ def _describe_missing_pixels(data: SegmentationSet, so: str) -> str | None:
         present = [name for name, pixels in zip(names, counts.pixels, strict=True) if pixels]
         if len(present) >= min(2, len(names)) or (present and data.task == "multilabel"):
             return None
-    head = f"{data.name}: its {len(data)} masks have"
+    head = f"{data.name}: its {pluralize(len(data), 'mask has', 'masks have')}"
     if not counts.labeled:
         return f"{head} ignored pixels alone, {so}{_advise_on_ids(data, names)}"
     alone = f"pixels of {present[0]!r} alone" if present else "no pixel of any class"

@@ -20,6 +20,7 @@ from densenet_backbones.data.files import quote, spread
 from densenet_backbones.data.images import read_reduced_image
 from densenet_backbones.data.mask_samples import MaskRecord
 from densenet_backbones.data.samples import DetectionSet, ImageRecord
+from densenet_backbones.messages import pluralize
 
 EVALUATED_COMPARED = 2000  # images of an evaluated set that are looked for among the others
 PIECES_READ = 4000  # training images of an evaluated one's size whose piece is read
@@ -181,9 +182,10 @@ def remark_on_dark(data: AnySet) -> Iterator[str]:
                 return
     if names:
         yield (
-            f"{data.name}: no pixel of {len(names)} images looked at ({quote(names)}) is brighter "
-            f"than {brightest} of 255; files of 16 bits must reach 65535, so multiply values of 12 "
-            "bits by 16, and values from 0 to 1 by the largest of their type"
+            f"{data.name}: no pixel of {pluralize(len(names), 'image')} looked at "
+            f"({quote(names)}) is brighter than {brightest} of 255; files of 16 bits must reach "
+            "65535, so multiply values of 12 bits by 16, and values from 0 to 1 by the largest "
+            "of their type"
         )
 
 

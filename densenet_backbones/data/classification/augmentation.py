@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import albumentations as A
-import cv2
 import numpy as np
 
 from densenet_backbones.data.augment.listing import MixUp, build_steps, uses_mosaic
 from densenet_backbones.data.augment.pipelines import Key, compose, run
+from densenet_backbones.data.classification.fitting import fit_image
 from densenet_backbones.data.faults import DataError
 
 ClassPreset = Literal["cifar", "light", "imagenet", "none"]
@@ -82,25 +82,3 @@ def _list_steps(preset: ClassPreset | Sequence[dict[str, Any]], size: int) -> li
     if preset == "imagenet":
         return [crop, flip]
     return [crop, flip, A.ColorJitter(0.2, 0.2, 0.2, 0.02, p=0.8)]
-
-
-def fit_image(image: np.ndarray, size: int, crop_pct: float) -> np.ndarray:
-    """Bring an image to the network's size as in evaluation: resize, then crop the middle.
-
-    Args:
-        image: (H, W, 3) uint8.
-        size: S.
-        crop_pct: S as a share of the shorter side after resizing; at 1, all of it is seen.
-
-    Returns:
-        (S, S, 3) uint8.
-    """
-    height, width = image.shape[:2]
-    side = round(size / crop_pct)
-    scale = side / min(height, width)
-    if scale != 1:
-        new = max(side, round(width * scale)), max(side, round(height * scale))
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        image = cv2.resize(image, new, interpolation=method)
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-    return np.ascontiguousarray(image[top : top + size, left : left + size])

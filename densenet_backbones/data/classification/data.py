@@ -13,8 +13,8 @@ from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.classification.augmentation import (
     ClassAugmentation,
     ClassPreset,
-    fit_image,
 )
+from densenet_backbones.data.classification.fitting import fit_image
 from densenet_backbones.data.classification.reading import (
     ClassLayout,
     read_classes,
@@ -106,7 +106,7 @@ class ClassificationData(ImageData[DetectionSet, Sample]):
         first_use = "train" not in self._sets
         data_set = super().train_set
         if first_use and self.overfit_images is not None:
-            self.keep_first(lambda record: True, "are there")
+            self.keep_first(lambda record: True)
             data_set = super().train_set
         return data_set
 

@@ -29,7 +29,7 @@ from densenet_backbones.data.recognition.recognize import Recognized, Split
 from densenet_backbones.data.recognition.splits import WHOLE, find_split_word, order_splits
 from densenet_backbones.data.recognition.tree import Tree
 from densenet_backbones.data.samples import Annotation, DetectionSet, ImageRecord
-from densenet_backbones.messages import nearest
+from densenet_backbones.messages import nearest, pluralize
 
 ClassLayout = Literal["auto", "folders", "csv", "cifar", "crops"]
 _NO_CLASSES = {"images", "masks", "labels", "annotations", "jpegimages", "segmentationclass"}
@@ -90,7 +90,9 @@ def recognize_classes(
 
 
 def _finish(reading: Recognized, title: str, notes: Sequence[str]) -> Recognized:
-    parts = ", ".join(f"{split.name} {split.images:,} images" for split in reading.splits)
+    parts = ", ".join(
+        f"{split.name} {pluralize(split.images, 'image', grouped=True)}" for split in reading.splits
+    )
     lines = (title, f"Found: {parts}.", *notes)
     return Recognized(reading.root, reading.layout, SERVES, reading.splits, lines)
 
@@ -167,9 +169,10 @@ def read_classes(
     names = list(classes) if classes is not None else own
     if unknown := [name for name in own if name not in names]:
         raise DataError(
-            f"{parts[0][0]}: has images of {len(unknown)} classes ({quote(unknown)}) that are not "
-            f"among the {len(names)} known ({quote(names)}){nearest(unknown[0], names)}; rename "
-            "them or leave them out (data.rename, data.drop)"
+            f"{parts[0][0]}: has images of {pluralize(len(unknown), 'class')} ({quote(unknown)}) "
+            f"that are not among the {len(names)} known "
+            f"({quote(names)}){nearest(unknown[0], names)}; rename them or leave them out "
+            "(data.rename, data.drop)"
         )
     categories = Categories.from_names(names)
     problems = [problem for *_, left in parts for problem in left]

@@ -1,16 +1,15 @@
 """Tables of labels (CSV): an image and its class a row, and perhaps its split."""
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.foreign.content import check_name, find_image
+from densenet_backbones.data.recognition.cells import read_cells, read_first_cells
 from densenet_backbones.data.recognition.splits import WHOLE, find_split_word
 from densenet_backbones.data.recognition.tree import Tree
-from densenet_backbones.untrusted.limits import MAX_TABLE_FILE
-from densenet_backbones.untrusted.reading import check_file
+from densenet_backbones.messages import pluralize
 
 COLUMNS = {
     "image": (
@@ -52,19 +51,20 @@ def read_label_table(tree: Tree, name: str) -> Iterator[LabelledImage]:
         DataError: Names the line that is wrong.
     """
     path = tree.root / name
-    places = _find_columns(path)
-    if places is None:
+    columns = _find_columns(path)
+    if columns is None:
         raise DataError(
             f"{path}: its columns are not known; name them in the first line: image, class and, "
             "if there are splits, split"
         )
+    places, delimiter = columns
     own_split = find_split_word(name)
-    for number, cells in enumerate(_read_cells(path), start=1):
+    for number, cells in enumerate(read_cells(path, delimiter), start=1):
         if number == 1 or not cells:
             continue
         where = f"{path}: line {number}"
         if len(cells) <= max(places.values()):
-            raise DataError(f"{where}: has {len(cells)} cells, too few; correct it")
+            raise DataError(f"{where}: has {pluralize(len(cells), 'cell')}, too few; correct it")
         image = _find_file(tree, cells[places["image"]].strip(), name, where)
         label = check_name(cells[places["class"]], where)
         word = cells[places["split"]].strip() if "split" in places else ""
@@ -74,17 +74,18 @@ def read_label_table(tree: Tree, name: str) -> Iterator[LabelledImage]:
 def _find_file(tree: Tree, promised: str, table: str, where: str) -> str:
     """Return the image that a row names, perhaps without its ending."""
     stem = promised.replace("\\", "/").rpartition("/")[2]
-    candidates = tree.by_stem.get(stem, [])
+    candidates = tree.list_stem(stem)
     if len(candidates) == 1:
         return candidates[0]
     return find_image(tree, promised, table, where)
 
 
-def _find_columns(path: Path) -> dict[str, int] | None:
-    try:
-        first = next(_read_cells(path), [])
-    except DataError:
-        return None
+def _find_columns(path: Path) -> tuple[dict[str, int], str] | None:
+    """Return the place of each column that is known, and the delimiter."""
+    return read_first_cells(path, _place_columns)
+
+
+def _place_columns(first: list[str]) -> dict[str, int] | None:
     names = [cell.strip().lower() for cell in first]
     if _OF_BOXES & set(names):
         return None
@@ -94,16 +95,3 @@ def _find_columns(path: Path) -> dict[str, int] | None:
         if any(name in names for name in known)
     }
     return places if {"image", "class"} <= places.keys() else None
-
-
-def _read_cells(path: Path) -> Iterator[list[str]]:
-    check_file(path, MAX_TABLE_FILE, DataError)
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            yield from csv.reader(file)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error.reason}); save it so") from (
-            error
-        )
-    except csv.Error as error:
-        raise DataError(f"{path}: is no table ({error}); export it again") from error

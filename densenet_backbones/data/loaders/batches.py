@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import cv2
 from torch.utils.data import DataLoader, Dataset
 
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.loaders.guarded import UnusableImages, notice_dead_workers
 from densenet_backbones.data.loaders.samplers import EpochSampler, ShardSampler
 
@@ -67,9 +69,13 @@ class ResumableLoader(DataLoader[T]):
         done = self.batches_done() * (self.batch_size or 1)
         self.epoch_sampler.start = min(done, len(self.epoch_sampler))
         try:
-            for batch in read_batches(super().__iter__()):
-                self.between_batches()
-                yield self.unusable.take_usable(batch)
+            with closing(read_batches(super().__iter__())) as batches:
+                for batch in batches:
+                    self.between_batches()
+                    yield self.unusable.take_usable(batch)
+        except DataError:
+            self._iterator = None  # torch's, which keeps workers from epoch to epoch
+            raise
         finally:
             self.epoch_sampler.start = 0
 
@@ -105,11 +111,20 @@ class EvaluationLoader(DataLoader[T]):
 
     def __iter__(self) -> Iterator[list[T]]:  # type: ignore[override]
         """Yield the batches."""
-        yield from map(self.unusable.take_usable, read_batches(super().__iter__()))
+        try:
+            with closing(read_batches(super().__iter__())) as batches:
+                yield from map(self.unusable.take_usable, batches)
+        except DataError:
+            self._iterator = None  # torch's, which keeps workers from epoch to epoch
+            raise
 
 
-def read_batches(batches: Iterator[T]) -> Iterator[T]:
-    """Yield the batches of torch's iterator, whose workers may die."""
+def read_batches(batches: Iterator[T]) -> Generator[T, None, None]:
+    """Yield the batches of torch's iterator, whose workers may die.
+
+    Close it where a batch turns out unusable: the workers end at once, where the garbage collector
+    waits five seconds for each.
+    """
     while True:
         with notice_dead_workers():
             batch = next(batches, None)

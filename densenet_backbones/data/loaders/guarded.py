@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import ImageSizeError
+from densenet_backbones.messages import pluralize
 
 BadImages = Literal["stop", "skip"]
 MOST_IN_A_ROW = 100  # unusable images that are passed over for one that is not: 1 in 100 is none
@@ -79,7 +80,9 @@ class GuardedImages(Dataset[Any]):
             except DataError:
                 continue
             return FaultyImage(error, is_fatal=False, substitute=sample)
-        row = DataError(f"{most} images in a row cannot be used, the first of them: {error}")
+        row = DataError(
+            f"{pluralize(most, 'image')} in a row cannot be used, the first of them: {error}"
+        )
         return FaultyImage(row, is_fatal=True)
 
 
@@ -123,7 +126,7 @@ def refuse_unusable(faults: Sequence[str], total: int) -> None:
         faults: A sentence about each.
         total: Number of all images.
     """
-    what = f"{len(faults)} of {total} images could not be used; the others are done:"
+    what = f"{len(faults)} of {pluralize(total, 'image')} could not be used; the others are done:"
     if faults:
         raise DataError(*([f"{what} {faults[0]}"] if len(faults) == 1 else [what, *faults]))
 

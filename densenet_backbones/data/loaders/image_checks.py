@@ -25,6 +25,7 @@ from densenet_backbones.data.images import (
 from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
 from densenet_backbones.data.packing.records import select_records
 from densenet_backbones.data.samples import DetectionSet, ImageRecord
+from densenet_backbones.messages import pluralize
 
 HEADERS_READ = 2000  # a fraction of a second on a local disk
 DECODED = 16  # images of any set: a decoder that lacks a format shows in the first of them
@@ -65,7 +66,7 @@ def check_images(
     records: Sequence[Record] = data_set.records
     total, looked_at = len(records), list(records)
     if not decode:
-        _check_sizes(data_set.name, spread(records, HEADERS_READ))
+        _compare_sizes(data_set.name, spread(records, HEADERS_READ))
         parts = [records[i : i + _AT_ONCE] for i in range(0, total, _AT_ONCE)]
         found = map_in_threads(
             _list_suspects, parts, "Looking at images", progress=progress, workers=workers
@@ -80,14 +81,26 @@ def check_images(
         action = "training takes another, evaluation leaves it out"
         return tuple(_describe(str(record.path), error, action) for record, error in faults)
     if faults and not decode:
-        others = f" ({len(faults)} of {len(looked_at)} images decoded cannot be)"
+        others = f" ({len(faults)} of {pluralize(len(looked_at), 'image')} decoded cannot be)"
         raise DataError(
             f"{data_set.name}: {faults[0][1]}{others * (len(faults) > 1)}; data.bad_images skip "
             "goes on without such images"
         )
     reasons = [str(error) for _, error in faults]
-    refuse_faults(reasons, f"{data_set.name}: {len(faults)} of {total} images cannot be used")
+    refuse_faults(
+        reasons, f"{data_set.name}: {len(faults)} of {pluralize(total, 'image')} cannot be used"
+    )
     return ()
+
+
+def check_present_sizes(data_set: DetectionSet) -> None:
+    """Compare the sizes of annotations with those of the image files that are there.
+
+    Raises:
+        DataError: One for all that differ, of `HEADERS_READ` images at most, spread evenly.
+    """
+    present = [record for record in data_set.records if record.path.is_file()]
+    _compare_sizes(data_set.name, spread(present, HEADERS_READ))
 
 
 def leave_out_unreadable(read: Callable[[], SetT]) -> SetT:
@@ -159,7 +172,7 @@ def _describe(path: str, error: DataError, action: str) -> Problem:
     return Problem(path, "image", str(error).removeprefix(f"{path}: "), action)
 
 
-def _check_sizes(name: str, records: Sequence[Record]) -> None:
+def _compare_sizes(name: str, records: Sequence[Record]) -> None:
     """Refuse images of other sizes than promised in one line, with the first as the example."""
     faults = []
     for record in records:
@@ -170,5 +183,5 @@ def _check_sizes(name: str, records: Sequence[Record]) -> None:
         except DataError:  # it looks damaged, too
             continue
     if faults:
-        others = f" ({len(faults)} of {len(records)} images looked at differ)"
+        others = f" ({len(faults)} of {pluralize(len(records), 'image')} looked at differ)"
         raise DataError(f"{name}: {faults[0]}{others * (len(faults) > 1)}")

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from densenet_backbones.data.faults import DataError
-from densenet_backbones.data.images import open_image
+from densenet_backbones.data.images import PIXELS_AT_ONCE, open_image
 from densenet_backbones.data.mask_samples import IGNORED, Color, MaskClasses
+from densenet_backbones.messages import pluralize
 
 _UNKNOWN = 256  # beside the labels 0 .. 255 in tables
 # Pillow spreads gray of 2 and 4 bits over 0..255; ids must stay what they are in the file.
@@ -50,37 +51,54 @@ class ValueMap:
         return table
 
     def to_labels(self, raw: np.ndarray, where: str, fix: str) -> np.ndarray:
-        """Look up the labels of (H, W) integers, as (H, W) uint8.
+        """Look up the labels of a picture, as (H, W) uint8, some rows at a time.
 
         Args:
-            raw: Values of the picture.
+            raw: Values, (H, W) integers, or colors, (H, W, 3) uint8.
             where: Name of the file, for the message.
             fix: Advice about unknown values, for the message.
 
         Raises:
             DataError: If there are unknown values; lists them with their counts.
         """
-        if raw.dtype == np.uint8:
-            labels = self._table[raw]
-        else:
-            # 16 bits and more: a search instead of a table.
-            values, sorted_labels = self._sorted
-            place = np.minimum(np.searchsorted(values, raw), len(values) - 1)
-            labels = np.where(values[place] == raw, sorted_labels[place], np.uint16(_UNKNOWN))
-        unknown = labels == _UNKNOWN
-        if unknown.any():
-            raise DataError(self._describe_unknown(raw[unknown], where, fix))
-        return np.asarray(labels.astype(np.uint8))
+        labels = np.empty(raw.shape[:2], np.uint8)
+        unknown = []
+        rows = max(1, PIXELS_AT_ONCE // raw.shape[1])
+        for top in range(0, len(raw), rows):
+            part = raw[top : top + rows]
+            values = pack_colors(part) if raw.ndim == 3 else part
+            looked_up = self._look_up(values)
+            labels[top : top + rows] = looked_up  # what is unknown wraps to 0
+            is_unknown = looked_up == _UNKNOWN
+            if is_unknown.any():
+                unknown.append(np.unique(values[is_unknown], return_counts=True))
+        if unknown:
+            raise DataError(self._describe_unknown(unknown, where, fix))
+        return labels
 
-    def _describe_unknown(self, unknown: np.ndarray, where: str, fix: str) -> str:
-        values, counts = np.unique(unknown, return_counts=True)
+    def _look_up(self, raw: np.ndarray) -> np.ndarray:
+        """Return the labels of integers, uint16, `_UNKNOWN` for those that stand for none."""
+        if raw.dtype == np.uint8:
+            return np.asarray(self._table[raw])
+        # 16 bits and more: a search instead of a table.
+        values, labels = self._sorted
+        place = np.minimum(np.searchsorted(values, raw), len(values) - 1)
+        return np.where(values[place] == raw, labels[place], np.uint16(_UNKNOWN))
+
+    def _describe_unknown(
+        self, unknown: Sequence[tuple[np.ndarray, np.ndarray]], where: str, fix: str
+    ) -> str:
+        values, place = np.unique(np.concatenate([v for v, _ in unknown]), return_inverse=True)
+        counts = np.bincount(place, np.concatenate([c for _, c in unknown])).astype(int)
         # The most frequent unknown values first.
         order = np.argsort(-counts, kind="stable")[:8]
-        listed = ", ".join(f"{self._format(int(values[i]))} ({counts[i]} pixels)" for i in order)
+        listed = ", ".join(
+            f"{self._format(int(values[i]))} ({pluralize(int(counts[i]), 'pixel')})" for i in order
+        )
         more = f" and {len(values) - 8} more" if len(values) > 8 else ""
-        kind = "colors" if self.are_colors else "ids"
+        kind = pluralize(len(values), "color" if self.are_colors else "id")
         return (
-            f"{where}: has {len(values)} {kind} that no class has: {listed}{more}; known are "
+            f"{where}: has {kind} that no class has: {listed}{more}; known are "
             f"{self._list_known(False)} and, ignored, {self._list_known(True) or 'none'}; {fix}"
         )
 
@@ -198,7 +216,7 @@ class MaskCode:
                     "one channel or a palette, or give its classes colors in classes.yaml with "
                     "`values: colors`"
                 )
-            return pack_colors(rgb), self.colors
+            return rgb, self.colors
         # One channel of numbers.
         if mode in ("P", "L", "1") or mode.startswith("I"):
             if self.ids is None:

@@ -22,6 +22,7 @@ from densenet_backbones.data.images import ImageSizeError, read_image_size
 from densenet_backbones.data.mask_samples import IGNORED, MaskRecord, SegmentationSet
 from densenet_backbones.data.packing.records import select_records
 from densenet_backbones.file_writing import save_json
+from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import MAX_YAML_FILE
 from densenet_backbones.untrusted.reading import parse_json, read_text
 
@@ -116,7 +117,9 @@ def _count_all(
 def _refuse(data: SegmentationSet, faults: Mapping[int, DataError]) -> None:
     """Raise one error for all the faults."""
     reasons = [str(fault) for fault in faults.values()]
-    refuse_faults(reasons, f"{data.name}: {len(faults)} of {len(data)} masks cannot be used")
+    refuse_faults(
+        reasons, f"{data.name}: {len(faults)} of {pluralize(len(data), 'mask')} cannot be used"
+    )
 
 
 def _add_up(data: SegmentationSet, rows: np.ndarray) -> PixelCounts:

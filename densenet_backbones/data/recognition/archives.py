@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import check_relative_path, track_progress
+from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import (
     FREE_ARCHIVE_BYTES,
     MAX_ARCHIVE_BYTES,
@@ -60,8 +61,8 @@ def _list_entries(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]
     infos = archive.infolist()
     if len(infos) > MAX_ARCHIVE_FILES:
         raise DataError(
-            f"{path}: has {len(infos)} files, more than the {MAX_ARCHIVE_FILES} that an archive "
-            "may have; unpack it yourself, and give the folder"
+            f"{path}: has {pluralize(len(infos), 'file')}, more than the {MAX_ARCHIVE_FILES} that "
+            "an archive may have; unpack it yourself, and give the folder"
         )
     entries: dict[str, zipfile.ZipInfo] = {}
     for number, info in enumerate(infos, start=1):
@@ -100,12 +101,23 @@ def _name_folder(path: Path, entries: Sequence[zipfile.ZipInfo]) -> str:
 
 
 def choose_folder(path: Path, name: str) -> Path:
-    """Return the folder of a name beside a path, or in the cache where that cannot be written."""
+    """Return the folder of a name beside a path, or in the cache where that cannot be written.
+
+    Raises:
+        DataError: Neither can be written.
+    """
     if os.access(path.parent, os.W_OK) or (path.parent / name).is_dir():
         return path.parent / name
     home = os.environ.get("XDG_CACHE_HOME")
     folder = (Path(home) if home else Path.home() / ".cache") / "densenet_backbones"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{path}: can be unpacked neither beside itself nor in {folder} "
+            f"({error.strerror or error}); unpack it yourself and give the folder, or set "
+            "XDG_CACHE_HOME to one that can be written"
+        ) from error
     return folder / name
 
 

@@ -71,7 +71,7 @@ def find_mask_pairs(tree: Tree) -> list[MaskPairs]:
         ),
     ]
     # Drawn pictures have few colors, too: then names say which of the two are masks.
-    named = [p for p in pairs if _MASK_WORD.search(p.suffix or PurePosixPath(p.masks).name)]
+    named = [p for p in pairs if _MASK_WORD.search(p.suffix or _name_masks(p))]
     both = {(p.images, p.masks) for p in pairs}
     pairs = [p for p in pairs if p in named or (p.masks, p.images) not in both]
     found = []
@@ -83,6 +83,24 @@ def find_mask_pairs(tree: Tree) -> list[MaskPairs]:
             evidence = f"{where}, masks end in {pair.suffix}" if pair.suffix else where
             found.append(MaskPairs(_write_yaml(pair, values), splits, evidence))
     return found
+
+
+def _name_masks(pair: _Pair) -> str:
+    """Return what the path of the masks has and that of the images has not."""
+    shared = set(PurePosixPath(pair.images).parts)
+    return "/".join(part for part in PurePosixPath(pair.masks).parts if part not in shared)
+
+
+def find_lossy_masks(tree: Tree) -> str | None:
+    """Return a folder of JPEG pictures that seem to be masks, by its name and theirs."""
+    stems: dict[str, set[str]] = defaultdict(set)
+    for name in tree.list_with(".jpg", ".jpeg"):
+        stems[str(PurePosixPath(name).parent)].add(PurePosixPath(name).stem)
+    for masks, images in itertools.permutations(list(stems)[:_MOST_PATTERNS], 2):
+        shared = len(stems[masks] & stems[images])
+        if _MASK_WORD.search(masks.rpartition("/")[2]) and shared > _SHARE * len(stems[masks]):
+            return masks
+    return None
 
 
 def _make_pattern(folder: str) -> tuple[str, str]:

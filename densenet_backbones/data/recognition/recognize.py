@@ -7,10 +7,12 @@ that shows the option for each.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.files import quote
 from densenet_backbones.data.readers.masks.classes_file import CLASSES_FILE
 from densenet_backbones.data.recognition.archives import unpack_archive
 from densenet_backbones.data.recognition.coco_files import (
@@ -25,7 +27,7 @@ from densenet_backbones.data.recognition.known_layouts import (
     find_only_folder,
     list_known_layouts,
 )
-from densenet_backbones.data.recognition.mask_pairs import find_mask_pairs
+from densenet_backbones.data.recognition.mask_pairs import find_lossy_masks, find_mask_pairs
 from densenet_backbones.data.recognition.sniffing import (
     choose_some,
     describe_files,
@@ -36,8 +38,9 @@ from densenet_backbones.data.recognition.sniffing import (
 )
 from densenet_backbones.data.recognition.splits import WHOLE, match_split, order_splits
 from densenet_backbones.data.recognition.tree import ANNOTATION_SUFFIXES, Tree
-from densenet_backbones.messages import nearest, quote_word
+from densenet_backbones.messages import nearest, pluralize, quote_word
 
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _TEACHES = {"detection": {"boxes"}, "segmentation": {"masks", "semantic"}}
 _KNOWN = (
     "COCO (JSON of any name), VOC (XML), YOLO (data.yaml, labels/*.txt), labelme (JSON), CVAT "
@@ -152,7 +155,8 @@ def recognize(
             break
         path = inner
     tree = Tree(path, only)
-    readings = list(_find_readings(tree, kinds, layout, given))
+    with _name_outside(tree):
+        readings = list(_find_readings(tree, kinds, layout, given))
     wanted = set().union(*(_TEACHES[each] for each in kinds))
     fitting_readings = [reading for reading in readings if reading.serves & wanted]
     if not fitting_readings:
@@ -165,17 +169,40 @@ def recognize(
             f"{tree.root}: may be read in {len(options)} ways; add one of these options:", *options
         )
     reading = fitting_readings[0]
+    if tree.outside:
+        notes.append(f"left out: {_describe_outside(tree)}")
     if only is not None and len(reading.splits) == 1:
         reading = replace(reading, splits=(replace(reading.splits[0], name=WHOLE),))
     return replace(reading, lines=_make_lines(reading, notes))
 
 
+@contextmanager
+def _name_outside(tree: Tree) -> Iterator[None]:
+    """Name the links that were not followed in an error about files that are not there."""
+    try:
+        yield
+    except DataError as error:
+        if not tree.outside:
+            raise
+        first, *more = error.args
+        raise DataError(f"{first} ({_describe_outside(tree)})", *more) from error
+
+
+def _describe_outside(tree: Tree) -> str:
+    count = pluralize(len(tree.outside), "link")
+    return (
+        f"{count} out of the folder, {quote(tree.outside)}: not followed; give a folder that holds "
+        "all of it"
+    )
+
+
 def _find_root_of(path: Path) -> tuple[Path, str | None]:
     """Return the folder of an annotation file that has images below it, and the file's name."""
     if path.suffix.lower() not in ANNOTATION_SUFFIXES:
+        fix = "unpack it, and " if path.suffix.lower() in _ARCHIVES else ""
         raise DataError(
             f"{path}: is neither a folder nor one of {', '.join(sorted(ANNOTATION_SUFFIXES))}, "
-            ".zip; give the folder of the data set"
+            f".zip; {fix}give the folder of the data set"
         )
     root = path.absolute().parent
     for folder in (root, *list(root.parents)[:2]):
@@ -257,8 +284,10 @@ def _find_readings(
 def _describe_classes(classes_yaml: str) -> str:
     """Describe the classes that masks seem to have, and how they are given names."""
     classes = ", ".join(re.findall(r'"name": "([^"]*)"', classes_yaml)[:12])
+    ignored = re.findall(r"^ignored: \[(\d+)\]$", classes_yaml, re.M)
+    also = "".join(f" ({value} is ignored)" for value in ignored)
     return (
-        f"classes by the values of the masks: {classes}; --data.write_classes true writes "
+        f"classes by the values of the masks: {classes}{also}; --data.write_classes true writes "
         f"{CLASSES_FILE}, in which they can be named"
     )
 
@@ -300,14 +329,17 @@ def _show_option(reading: Recognized) -> str:
         option = f"--annotation-file {quote_word(file)}"
     title, evidence, *_ = reading.lines
     images = sum(split.images for split in reading.splits)
-    return f"{option:40} {title} ({evidence}), {images} images"
+    return f"{option:40} {title} ({evidence}), {pluralize(images, 'image')}"
 
 
 def _make_lines(reading: Recognized, notes: Sequence[str]) -> tuple[str, ...]:
     title, evidence, *remarks = reading.lines
     teaches = " and ".join(sorted(reading.serves)).replace("semantic", "masks of classes")
     first = f"Data: {title} in {reading.root}" + f" ({evidence})" * bool(evidence)
-    parts = [f"{s.name} {s.images:,} images" if s.images else s.name for s in reading.splits]
+    parts = [
+        f"{s.name} {pluralize(s.images, 'image', grouped=True)}" if s.images else s.name
+        for s in reading.splits
+    ]
     second = f"Found: {', '.join(parts)}; {teaches}."
     third = "; ".join([*notes, *remarks])
     return (first, second, *([third] if third else []))
@@ -339,6 +371,16 @@ def _describe_nothing(tree: Tree, layout: str) -> str:
         files = choose_some(tree.list_with(suffix))[:50]
         reasons.append(summarize_kinds((name, sniff(tree.root / name)) for name in files))
     why = "".join(f" ({reason})" for reason in reasons if reason)
+    if lossy := find_lossy_masks(tree):
+        why += (
+            f"; the pictures in {lossy} are JPEG, which blurs the values of masks: save them as PNG"
+        )
+    if tree.outside:
+        why += f" ({_describe_outside(tree)})"
+    archives = tree.list_with(*_ARCHIVES)
+    if archives:
+        unpacked = "give it" if archives[0].lower().endswith(".zip") else "unpack it"
+        why += f"; {quote_word(tree.root / archives[0])} is an archive: {unpacked}"
     return (
         f"{tree.root}: has neither COCO's nor VOC's layout, nor any other that is known; it has "
         f"{describe_files(tree)}{why}; known are {_KNOWN}"

@@ -1,11 +1,13 @@
 """Tells formats of annotation files apart by the first and last bytes of some of them."""
 
+import codecs
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from densenet_backbones.data.files import spread
 from densenet_backbones.data.recognition.tree import Tree
+from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import MAX_SNIFFED_FILES, SNIFFED_BYTES
 
 _COCO_LISTS = [re.compile(rf'"{key}"\s*:\s*\['.encode()) for key in ("images", "annotations")]
@@ -33,15 +35,21 @@ _YOLO_LINE = re.compile(r"\d+(\.0*)?(\s+[-+]?[\d.]+([eE][-+]?\d+)?){4,}\s*")
 
 
 def read_ends(path: Path) -> bytes:
-    """Read the first and the last bytes of a file; nothing where it cannot be read."""
+    """Read the first and the last bytes of a file; nothing where it cannot be read.
+
+    UTF-16 becomes UTF-8.
+    """
     try:
         with open(path, "rb") as file:
             head = file.read(SNIFFED_BYTES)
             size = file.seek(0, 2)
             file.seek(max(len(head), size - SNIFFED_BYTES))
-            return head + file.read(SNIFFED_BYTES)
+            content = head + file.read(SNIFFED_BYTES)
     except OSError:
         return b""
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return content.decode("utf-16", "replace").encode()
+    return content
 
 
 def sniff_json(path: Path) -> str:
@@ -75,6 +83,8 @@ def sniff_xml(path: Path) -> str:
         return "voc"
     if name == "annotations" and b"<image" in text:
         return "cvat"
+    if name == "annotations" and b"<track" in text:
+        return "CVAT's tracks of a video; export the task as CVAT for images, with its frames"
     return f"<{name[:40]}> outermost" if name else "no XML"
 
 
@@ -131,7 +141,7 @@ def describe_files(tree: Tree, *, most: int = 6) -> str:
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     shown = ", ".join(f"{count} {suffix}" for suffix, count in ordered[:most])
     more = sum(count for _, count in ordered[most:])
-    return (shown + (f" and {more} others" if more else "")) or "no files"
+    return (shown + (f" and {pluralize(more, 'other')}" if more else "")) or "no files"
 
 
 def summarize_kinds(kinds: Iterable[tuple[str, str]]) -> str:

@@ -5,11 +5,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import IMAGE_SUFFIXES, quote
 from densenet_backbones.data.sets.split_file import SPLIT_FILE
-from densenet_backbones.messages import describe_missing
+from densenet_backbones.messages import describe_missing, pluralize
 from densenet_backbones.untrusted.limits import MAX_FOLDER_DEPTH, MAX_LISTED_FILES
 
 ANNOTATION_SUFFIXES = {".json", ".xml", ".csv", ".yaml", ".yml"}
@@ -22,6 +23,9 @@ class Tree:
     Hidden files and folders (names that begin with a dot), and those that macOS and Windows add,
     are left out; so are links that lead out of the folder, and links to folders within it, whose
     files are listed where they lie.
+
+    Attributes:
+        outside: Links that lead out of the folder, which are left out.
 
     Args:
         root: The folder.
@@ -42,7 +46,8 @@ class Tree:
             )
         self.root, self.only = root, only
         self.files: list[str] = []
-        for name in _walk(root):
+        self.outside: list[str] = []
+        for name in _walk(root, self.outside):
             if len(self.files) >= MAX_LISTED_FILES:
                 raise DataError(
                     f"{root}: has more than {MAX_LISTED_FILES} files, so its layout is not looked "
@@ -85,12 +90,32 @@ class Tree:
             names[name.rpartition("/")[2]].append(name)
         return names
 
+    @cached_property
+    def _by_lower_name(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = defaultdict(list)
+        for name in self.files:
+            names[name.rpartition("/")[2].lower()].append(name)
+        return names
+
+    def list_stem(self, stem: str) -> list[str]:
+        """List the images of a name without ending; where there is none, in any case."""
+        found = self.by_stem.get(stem)
+        return found or [n for s in self._stems.get(stem.lower(), ()) for n in self.by_stem[s]]
+
+    @cached_property
+    def _stems(self) -> dict[str, list[str]]:
+        stems: dict[str, list[str]] = defaultdict(list)
+        for stem in self.by_stem:
+            stems[stem.lower()].append(stem)
+        return stems
+
     def find(self, promised: str, near: str = "", where: str = "") -> str | None:
         """Find the file that a name from an annotation file means, wherever it lies.
 
         Other machines' folders in front of the name do not matter: of several files of that name
         the one is taken whose own folders agree with most of the promised ones, and of those that
-        still agree the one in the folder `near`.
+        still agree the one in the folder `near`, or in the innermost folder around it that has one
+        alone. Where no file has the name, it may be an address, or differ in case.
 
         Args:
             promised: Name as the annotation file gives it: relative, absolute, or with ``..``.
@@ -104,7 +129,8 @@ class Tree:
             DataError: If several files agree equally well.
         """
         *folders, name = promised.replace("\\", "/").split("/")
-        candidates = self._by_name.get(name, [])
+        candidates = self._by_name.get(name) or self._by_name.get(unquote(name), [])
+        candidates = candidates or self._by_lower_name.get(unquote(name).lower(), [])
         if len(candidates) > 1:
             agreeing = [_count_agreeing(folders, c.split("/")[:-1]) for c in candidates]
             candidates = [
@@ -113,10 +139,16 @@ class Tree:
         if len(candidates) > 1:
             beside = [c for c in candidates if c.rpartition("/")[0] == near]
             candidates = beside or candidates
+        around = near
+        while len(candidates) > 1 and around:
+            within = [c for c in candidates if c.startswith(f"{around}/")]
+            candidates = within if len(within) == 1 else candidates
+            around = around.rpartition("/")[0]
         if len(candidates) > 1:
             raise DataError(
-                f"{where or self.root}: {promised[:200]!r} may be any of {len(candidates)} files "
-                f"({quote(candidates)}); write names relative to {self.root}, or give image_folder"
+                f"{where or self.root}: {promised[:200]!r} may be any of "
+                f"{pluralize(len(candidates), 'file')} ({quote(candidates)}); write names "
+                f"relative to {self.root}, or give image_folder"
             )
         return candidates[0] if candidates else None
 
@@ -134,8 +166,8 @@ class Tree:
         return {str(p) for name in self.files for p in PurePosixPath(name).parents}
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Yield the relative names of all files that are to be seen."""
+def _walk(root: Path, outside: list[str]) -> Iterator[str]:
+    """Yield the relative names of all files that are to be seen; list links that lead out."""
     real, waiting = root.resolve(), [("", 0)]
     while waiting:
         folder, depth = waiting.pop()
@@ -150,7 +182,9 @@ def _walk(root: Path) -> Iterator[str]:
             if entry.is_dir(follow_symlinks=False):
                 if depth < MAX_FOLDER_DEPTH:
                     waiting.append((name, depth + 1))
-            elif _is_own_file(entry, real):
+            elif entry.is_symlink() and _leads_out(entry, real):
+                outside.append(name)
+            elif _is_file(entry):
                 yield name
 
 
@@ -159,15 +193,19 @@ def _is_split(name: str) -> bool:
     return name.endswith(SPLIT_FILE)
 
 
-def _is_own_file(entry: os.DirEntry[str], real_root: Path) -> bool:
-    """Return True for a file, and for a link to one below the root."""
+def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
-        is_file = entry.is_file()
-        return is_file and (
-            not entry.is_symlink() or Path(entry.path).resolve().is_relative_to(real_root)
-        )
-    except (OSError, RuntimeError):  # a circle of links
+        return entry.is_file()
+    except OSError:  # a circle of links
         return False
+
+
+def _leads_out(link: os.DirEntry[str], real_root: Path) -> bool:
+    """Return True for a link to what is not below the root, or to nothing."""
+    try:
+        return not Path(link.path).resolve(strict=True).is_relative_to(real_root)
+    except (OSError, RuntimeError):  # a circle of links, too
+        return True
 
 
 def _count_agreeing(promised: list[str], own: list[str]) -> int:

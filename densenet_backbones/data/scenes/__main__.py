@@ -7,15 +7,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from densenet_backbones.data import scenes
 from densenet_backbones.data.faults import DataError
-from densenet_backbones.data.scenes import generation
-from densenet_backbones.data.scenes.generation import MADE_BY
-from densenet_backbones.messages import CommandParser, print_lines
+from densenet_backbones.messages import CommandParser, pluralize, print_lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse a command line, the process's own by default, and draw the scenes."""
-    parser = CommandParser(prog=f"python -m {MADE_BY}", description=generation.__doc__)
+    parser = CommandParser(
+        prog="python -m densenet_backbones.data.scenes", description=scenes.__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("root", type=Path, help="folder to write")
     parser.add_argument("--train", type=int, default=400, help="training images")
@@ -28,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if len(options.size) > 2:
         parser.error(f"--size takes one or two numbers, got {len(options.size)}")
+    # Help and wrong words need no more than what is above.
+    from densenet_backbones.data.scenes import generation
+
     try:
         root = generation.generate_scenes(
             options.root,
@@ -39,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except (DataError, OSError) as error:
         parser.fail(error)
-    print_lines(f"{root}: {options.train} training and {options.val} validation images")
+    print_lines(
+        f"{root}: {options.train} training and {pluralize(options.val, 'validation image')}"
+    )
 
 
 if __name__ == "__main__":

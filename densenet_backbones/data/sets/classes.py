@@ -20,7 +20,7 @@ from densenet_backbones.data.mask_samples import (
 from densenet_backbones.data.packing.records import PackedRecords
 from densenet_backbones.data.readers.masks.files import RelabeledMask, reorder_classes
 from densenet_backbones.data.samples import DetectionSet, ImageRecord
-from densenet_backbones.messages import nearest
+from densenet_backbones.messages import nearest, pluralize
 
 S = TypeVar("S", DetectionSet, SegmentationSet)
 ALL_OTHERS = "*"
@@ -167,9 +167,9 @@ def _refuse_lost(
     lost = [name for name in left if name in used and name not in classes]
     if lost:
         raise DataError(
-            f"{data.name}: has objects of {len(lost)} classes ({quote(lost)}) that are not among "
-            f"the {len(classes)} known ({quote(classes)}); rename them, leave them out, or name "
-            f"them in `classes` too{nearest(lost[0], classes)}"
+            f"{data.name}: has objects of {pluralize(len(lost), 'class')} ({quote(lost)}) that "
+            f"are not among the {len(classes)} known ({quote(classes)}); rename them, leave them "
+            f"out, or name them in `classes` too{nearest(lost[0], classes)}"
         )
 
 

@@ -14,6 +14,7 @@ from densenet_backbones.data.mask_samples import IGNORED, MaskRecord
 from densenet_backbones.data.readers.coco.masks import InstanceMask
 from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.sets.stratification import Group
+from densenet_backbones.messages import pluralize
 
 MASKS_READ = 2000
 """Most masks that are read for their classes; images of larger sets are held out by chance."""
@@ -82,8 +83,9 @@ def group_images(data: AnySet, names: Sequence[str], pattern: str | None) -> lis
                 by_text.setdefault(match[1], []).append(n)
         if not by_text:
             raise DataError(
-                f"data.group_pattern {pattern!r} matches none of the {len(names)} names of images "
-                f"({quote(names)}); correct it, or leave it out"
+                f"data.group_pattern {pattern!r} matches none of the "
+                f"{pluralize(len(names), 'name')} of images ({quote(names)}); correct it, or "
+                "leave it out"
             )
         for positions in by_text.values():
             join(positions)

@@ -15,6 +15,7 @@ from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.sets.grouping import describe_groups, group_images
 from densenet_backbones.data.sets.split_file import StoredSplit, read_split, write_split
 from densenet_backbones.data.sets.stratification import OPEN, TRAIN, VAL, assign_sides
+from densenet_backbones.messages import pluralize
 
 S = TypeVar("S", DetectionSet, SegmentationSet)
 FRACTION = 0.2
@@ -63,7 +64,7 @@ class Split(Generic[S]):
 
     def describe(self) -> str:
         """Describe in one line what the split is and where it is stored."""
-        counts = f"{len(self.train)} images to train on and {len(self.val)} held out"
+        counts = f"{pluralize(len(self.train), 'image')} to train on and {len(self.val)} held out"
         record, before = self.record, self.before
         if before is None:
             together = f", groups by {record.group_pattern!r}" if record.group_pattern else ""
@@ -72,7 +73,10 @@ class Split(Generic[S]):
         new = [name for name in record.sides if name not in before.sides]
         held_out = sum(record.sides[name] == VAL for name in new)
         gone = len(before.sides) + len(new) - len(self.train) - len(self.val)
-        arrived = f"; {len(new)} new images assigned ({held_out} of them held out)" * bool(new)
+        arrived = (
+            f"; {pluralize(len(new), 'new image')} assigned ({held_out} of them held out)"
+            * bool(new)
+        )
         missing = f"; {gone} that it names are not there" * bool(gone)
         return f"Split of {self.file}: {counts}{arrived}{missing}"
 
@@ -110,7 +114,8 @@ def split_set(data: S, root: Path, options: SplitOptions, files: Sequence[Path] 
     )
     if not len(train) or not len(val):
         raise DataError(
-            f"{root}: its {len(data)} images cannot be split into two parts{_explain(data, file)}"
+            f"{root}: its {pluralize(len(data), 'image')} cannot be split into two "
+            f"parts{_explain(data, file)}"
         )
     record = replace(split, sides=split.sides | dict(zip(names, sides.tolist(), strict=True)))
     return Split(train, val, record, before, file)

@@ -13,8 +13,9 @@ from PIL import Image
 
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import read_image
+from densenet_backbones.messages import pluralize
 
-_NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\u2028\u2029\\/:*?\"<>|,]")
+_NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\u2028\u2029\ufffe\uffff\\/:*?\"<>|,]")
 _JPEG_QUALITY = 95  # of images that are turned upright
 _LONGEST = 100  # characters of a name: file systems allow 255 bytes
 
@@ -107,8 +108,12 @@ class ImagePlacer:
     def describe(self) -> str:
         """Describe where the images' bytes are."""
         texts = {
-            "linked": "{} images are linked (hard links: one file under two names, edit neither)",
-            "copied": "{} images are copied",
-            "saved": "{} images are written anew",
+            "linked": "linked (hard links: one file under two names, edit neither)",
+            "copied": "copied",
+            "saved": "written anew",
         }
-        return ", ".join(texts[k].format(n) for k, n in self.counts.items() if n)
+        return ", ".join(
+            f"{pluralize(count, 'image is', 'images are')} {texts[kind]}"
+            for kind, count in self.counts.items()
+            if count
+        )

@@ -31,7 +31,8 @@ from densenet_backbones.data.writers.objects import (
 from densenet_backbones.data.writers.output import ImagePlacer, make_unique_names
 from densenet_backbones.file_writing import save_bytes, save_text
 
-_XML_CODES = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 65534, 65535), "_")  # XML 1.0, 2.2
+XML_CODES = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 0xFFFE, 0xFFFF), "_")
+"""Code points that XML does not know (XML 1.0, section 2.2) -> what is written for them."""
 
 
 def write_voc(
@@ -95,7 +96,7 @@ def _make_xml(data: DetectionSet, record: ImageRecord, name: str, left_out: Coun
 
 
 def _add_object(root: ElementTree.Element, name: str, item: WritableObject) -> None:
-    if name != name.strip() or name.translate(_XML_CODES) != name:
+    if name != name.strip() or name.translate(XML_CODES) != name:
         raise DataError(
             f"the class {name!r} has blanks at its ends or control codes, which VOC's XML cannot "
             "hold; give it another name with --rename"

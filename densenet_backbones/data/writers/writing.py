@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.loaders.image_checks import check_present_sizes
 from densenet_backbones.data.mask_samples import SegmentationSet
 from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.writers.coco import write_coco
@@ -12,6 +13,7 @@ from densenet_backbones.data.writers.output import ImagePlacer, fill_folder
 from densenet_backbones.data.writers.voc import write_voc
 from densenet_backbones.data.writers.yolo import write_yolo
 from densenet_backbones.file_writing import save_text
+from densenet_backbones.messages import pluralize
 
 AnySet = DetectionSet | SegmentationSet
 Writer = Callable[[Mapping[str, AnySet], Path, ImagePlacer, Counter[str]], None]
@@ -41,8 +43,9 @@ def write_data_set(
         Lines about what was written, and what the layout could not hold.
 
     Raises:
-        DataError: If the folder is not empty, classes differ, or an image or a mask cannot be
-            read; nothing is left of what was written then.
+        DataError: If the folder is not empty, classes differ, an image or a mask cannot be read,
+            or images are not of the size that boxes were drawn in; nothing is left of what was
+            written then.
     """
     names = {
         data.categories.names if isinstance(data, DetectionSet) else data.classes.names
@@ -52,9 +55,12 @@ def write_data_set(
         raise DataError(f"{out}: the splits do not have the same classes; give --classes")
     placer, left_out = ImagePlacer(upright), Counter[str]()
     with fill_folder(out) as draft:
+        for data in parts.values():
+            if isinstance(data, DetectionSet):
+                check_present_sizes(data)
         WRITERS[layout](parts, draft, placer, left_out)
-        lost = [f"left out: {count} {what}" for what, count in left_out.items() if count]
+        lost = [f"left out: {what}: {count}" for what, count in left_out.items() if count]
         if changes or lost:
             save_text(draft / CHANGES_FILE, "".join(f"{line}\n" for line in (*changes, *lost)))
-    counts = ", ".join(f"{split} {len(data)}" for split, data in parts.items())
-    return [f"Written to {out}: {counts} images; {placer.describe()}", *lost]
+    counts = ", ".join(f"{split} {pluralize(len(data), 'image')}" for split, data in parts.items())
+    return [f"Written to {out}: {counts}; {placer.describe()}", *lost]

@@ -7,9 +7,19 @@ called.
 
 from densenet_backbones.dense_block.native.availability import (
     explain_unavailability,
+    get_vector_bits,
     has_bfloat16,
     is_usable,
+    run_multiply_adds,
 )
 from densenet_backbones.dense_block.native.block import fill_block, run_transition
 
-__all__ = ["explain_unavailability", "fill_block", "has_bfloat16", "is_usable", "run_transition"]
+__all__ = [
+    "explain_unavailability",
+    "fill_block",
+    "get_vector_bits",
+    "has_bfloat16",
+    "is_usable",
+    "run_multiply_adds",
+    "run_transition",
+]

@@ -6,7 +6,14 @@ from functools import lru_cache
 
 from densenet_backbones.dense_block.native.library import CompilationError, load_library
 
-__all__ = ["SWITCH", "explain_unavailability", "has_bfloat16", "is_usable"]
+__all__ = [
+    "SWITCH",
+    "explain_unavailability",
+    "get_vector_bits",
+    "has_bfloat16",
+    "is_usable",
+    "run_multiply_adds",
+]
 
 SWITCH = "DENSENET_BACKBONES_NATIVE"
 
@@ -40,3 +47,18 @@ def is_usable() -> bool:
 def has_bfloat16() -> bool:
     """Return True if there are kernels for bfloat16 too: on x86 that multiplies its vectors."""
     return is_usable() and bool(load_library().has_bfloat16())
+
+
+def get_vector_bits() -> int:
+    """Return the width of the kernels' vectors: 512 with AVX-512, 256 with AVX, else 128."""
+    return 32 * int(load_library().lanes())
+
+
+def run_multiply_adds(rounds: int) -> int:
+    """Keep this core's multipliers busy, to measure their speed; return operations done.
+
+    A multiplication and an addition are two operations, also where they are one instruction.
+    """
+    kernels = load_library()
+    kernels.multiply_adds(rounds)
+    return 24 * int(kernels.lanes()) * rounds

@@ -147,11 +147,12 @@ struct Conv {
     float ceiling;
 };
 
-// Transforms neighbouring tiles of the input, B^T d B, to v[place][tile][kStride]. Two columns of a
+// Transforms neighbouring tiles of the input, B^T d B, to v[place][tile][channel]. Two columns of a
 // tile are the first two of the next, and are read, normed and transformed downwards once.
 template <typename T>
 void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top, int64_t left,
-                  int tiles, int64_t from, int depth, T* v, int64_t place_stride) {
+                  int tiles, int64_t from, int depth, T* v, int64_t tile_stride,
+                  int64_t place_stride) {
     // Addresses of all cells that the tiles read; none beyond the edge of the image.
     const T* cells[kTile * kTiles + kTile][kSide];
     for (int r = 0; r < kSide; ++r) {
@@ -182,12 +183,12 @@ void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top
         // Then across: two new columns a tile, beside the two that it shares with the last one.
         for (int i = 0; i < tiles; ++i) {
             for (int s = kTile; s < kSide; ++s) read_column(cells[kTile * i + s], half[s]);
-            T* to = v + i * kStride * kPack<T> + c;
+            T* to = v + i * tile_stride + c;
             for (int r = 0; r < kSide; ++r) {
                 const Vector d[kSide] = {half[0][r], half[1][r], half[2][r], half[3][r]};
                 Vector out[kSide];
                 spread(d, out);
-                // kStride leaves room behind the last channels.
+                // A tile's stride leaves room behind the last channels.
                 for (int s = 0; s < kSide; ++s) store(to + (r * kSide + s) * place_stride, out[s]);
             }
             for (int s = 0; s < kTile; ++s) std::copy_n(half[s + kTile], kSide, half[s]);
@@ -195,10 +196,11 @@ void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top
     }
 }
 
-// Transforms the products of a tile to its 2x2 results, A^T m A, and adds the bias.
-template <typename T>
-void transform_out(const float* m, int64_t place_stride, const Conv& conv, const Maps<T>& out,
-                   int64_t image, int64_t top, int64_t left) {
+// Transforms the products of a tile to its 2x2 results, A^T m A, adds the bias, and hands each to
+// `use`, with its cell, the first of its channels, and how many there are of it.
+template <typename Use>
+void transform_out(const float* m, int64_t place_stride, const Conv& conv, int64_t height,
+                   int64_t width, int64_t image, int64_t top, int64_t left, const Use& use) {
     for (int64_t c = 0; c < conv.growth; c += kLanes) {
         const int count = static_cast<int>(std::min<int64_t>(kLanes, conv.growth - c));
         Vector d[kPlaces], half[kTile * kSide], y[kTile * kTile];
@@ -207,25 +209,19 @@ void transform_out(const float* m, int64_t place_stride, const Conv& conv, const
         for (int i = 0; i < kTile; ++i) gather(half + i * kSide, 1, y + i * kTile, 1);
         const Vector bias = load(conv.bias + c);
         // Tiles at the edge of odd maps have fewer results.
-        const int64_t bottom = std::min<int64_t>(kTile, out.height - top);
-        const int64_t right = std::min<int64_t>(kTile, out.width - left);
+        const int64_t bottom = std::min<int64_t>(kTile, height - top);
+        const int64_t right = std::min<int64_t>(kTile, width - left);
         for (int64_t r = 0; r < bottom; ++r)
-            for (int64_t s = 0; s < right; ++s) {
-                const Vector value = y[r * kTile + s] + bias;
-                T* to = out.data + c +
-                        ((image * out.height + top + r) * out.width + left + s) * out.stride;
-                if (count == kLanes)
-                    store(to, value);
-                else
-                    store_part(to, value, count);
-            }
+            for (int64_t s = 0; s < right; ++s)
+                use((image * height + top + r) * width + left + s, c, count,
+                    y[r * kTile + s] + bias);
     }
 }
 
-// Makes tiles [first, last), counted over all images, of a 3x3 convolution.
-template <typename T>
-void winograd(const Maps<T>& x, const Conv& conv, const Maps<T>& out, int64_t first, int64_t last,
-              float* scratch) {
+// Makes tiles [first, last), counted over all images, of a 3x3 convolution, for `use`: see above.
+template <typename T, typename Use>
+void winograd(const Maps<T>& x, const Conv& conv, int64_t first, int64_t last, float* scratch,
+              const Use& use) {
     const int64_t rows = (x.height + kTile - 1) / kTile, across = (x.width + kTile - 1) / kTile;
     const int64_t columns = conv.panels * conv.vectors * kLanes;
     float* m = scratch + kPlaces * kTiles * kStride;
@@ -243,7 +239,7 @@ void winograd(const Maps<T>& x, const Conv& conv, const Maps<T>& out, int64_t fi
                 some = static_cast<int>(std::min<int64_t>(count - i, across - column));
                 transform_in(x, conv, tile / across / rows, tile / across % rows * kTile,
                              column * kTile, some, from, depth, v + i * kStride * kPack<T>,
-                             v_stride * kPack<T>);
+                             kStride * kPack<T>, v_stride * kPack<T>);
             }
             // One product of matrices for each place within a tile, summed over channels.
             const int64_t behind = words<T>(conv.channels), before = words<T>(from);
@@ -257,10 +253,25 @@ void winograd(const Maps<T>& x, const Conv& conv, const Maps<T>& out, int64_t fi
         // Transform the sums back to maps.
         for (int i = 0; i < count; ++i) {
             const int64_t tile = start + i;
-            transform_out(m + i * columns, m_stride, conv, out, tile / across / rows,
-                          tile / across % rows * kTile, tile % across * kTile);
+            transform_out(m + i * columns, m_stride, conv, x.height, x.width,
+                          tile / across / rows, tile / across % rows * kTile,
+                          tile % across * kTile, use);
         }
     }
+}
+
+// Likewise, into maps.
+template <typename T>
+void winograd(const Maps<T>& x, const Conv& conv, const Maps<T>& out, int64_t first, int64_t last,
+              float* scratch) {
+    winograd(x, conv, first, last, scratch,
+             [&](int64_t cell, int64_t c, int count, const Vector& value) {
+                 T* to = out.data + cell * out.stride + c;
+                 if (count == kLanes)
+                     store(to, value);
+                 else
+                     store_part(to, value, count);
+             });
 }
 
 // A thread among those that work together: each takes a part of what there is to do.

@@ -129,6 +129,18 @@ int lanes() { return kLanes; }
 int registers() { return kRegisters; }
 int depth() { return kDepth; }
 
+// Multiplies and adds `rounds` times in each of a dozen vectors, which keep a core's units busy: to
+// measure their speed. It is 24 * kLanes operations a round.
+float multiply_adds(int64_t rounds) {
+    const Vector factor = splat(0.999f), added = splat(1e-3f);
+    Vector sums[12];
+    for (int i = 0; i < 12; ++i) sums[i] = splat(static_cast<float>(i));
+    for (int64_t r = 0; r < rounds; ++r)
+        for (Vector& sum : sums) sum = sum * factor + added;
+    for (int i = 1; i < 12; ++i) sums[0] += sums[i];
+    return sums[0][0];
+}
+
 // Floats of scratch memory a thread needs for 1x1 and 3x3 convolutions of so many packed columns.
 int64_t scratch_floats(int64_t columns1, int64_t columns2) {
     return std::max<int64_t>(kStrip * (kStride + columns1),

@@ -60,6 +60,7 @@ def load_library() -> ctypes.CDLL:
     kernels.scratch_floats.restype = kernels.narrow_values.restype = size
     kernels.scratch_floats.argtypes = [size, size]
     kernels.narrow_values.argtypes = [size, size, size, size, size, count]
+    kernels.multiply_adds.restype, kernels.multiply_adds.argtypes = real, [size]
     maps = (address, size, size, size, size, size)  # and bytes of a value, N, H, W, C
     rest = (real, address, address, size, count)  # ceiling, two addresses, scratch size, threads
     kernels.dense_block.restype = kernels.transition.restype = None
@@ -68,16 +69,24 @@ def load_library() -> ctypes.CDLL:
     rows = (address, size)  # a map and the floats between its cells
     shape = (size, size, address)  # cells, channels, result
     training = {
-        "scale_shift_relu": (*rows, address, address, *shape),
-        "masked_sums": (address, address, *rows, *shape, *rows, address, address, address),
-        "affine_difference": (*rows, *rows, address, address, address, *shape),
-        "add_scaled": (*rows, address, address, size, size),
+        "scale_shift_relu": (size, *rows, address, address, *shape),
+        "masked_sums": (size, address, address, *rows, *shape, *rows, address, address, address),
+        "affine_difference": (size, *rows, *rows, address, address, address, *shape),
+        "add_scaled": (size, *rows, address, address, size, size),
         "convolve": (
             *(address, size, size, size, size, size, address, address),  # maps, scale, shift
             *(address, ctypes.POINTER(size), size, address, size, size, size),  # the kernel
             *(address, size, address, address, size),  # result and its stride, memory
         ),
     }
+    kernels.train_block_floats.restype = size
+    kernels.train_block_floats.argtypes = [address, address, count, count]
+    kernels.train_block.restype = None
+    kernels.train_block.argtypes = [address, address, count, address, count]
+    kernels.train_unit_floats.restype = size
+    kernels.train_unit_floats.argtypes = [address, count, count]
+    kernels.train_unit.restype = None
+    kernels.train_unit.argtypes = [address, count, address, count]
     for name, arguments in training.items():
         function = getattr(kernels, name)
         function.restype, function.argtypes = None, (*arguments, count)

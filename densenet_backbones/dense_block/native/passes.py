@@ -2,7 +2,8 @@
 
 The formulas are those of batch norm and its gradient (Ioffe and Szegedy, 1502.03167, section 3).
 
-Maps are (N, C, H, W), float32, of `interfaces.is_in_rows`; vectors are (C,) without gaps.
+Maps are (N, C, H, W), of `interfaces.is_in_rows`, all float32 or all bfloat16, and computed with in
+float32; vectors are (C,), float32, without gaps.
 """
 
 import torch
@@ -25,6 +26,7 @@ def scale_shift_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Compute ``relu(scale * x + shift)``, dense."""
     out = _allocate_like(x)
     load_library().scale_shift_relu(
+        x.element_size(),
         *(*_get_rows(x), scale.data_ptr(), shift.data_ptr(), *_get_shape(x), out.data_ptr()),
         torch.get_num_threads(),
     )
@@ -43,7 +45,8 @@ def mask_and_sum(
     With ``into``, a map and a scale, scaled values are added to that map and None is returned in
     their place. ``overwrite`` allows to write them into ``gradient``.
     """
-    sums, threads = x.new_empty(2, x.shape[1]), torch.get_num_threads()
+    sums = x.new_empty(2, x.shape[1], dtype=torch.float32)
+    threads = torch.get_num_threads()
     partial = x.new_empty(threads, 2, x.shape[1], dtype=torch.float64)
     masked = None
     if into is None:
@@ -52,6 +55,7 @@ def mask_and_sum(
     else:
         target = (0, *_get_rows(into[0]), into[1].data_ptr())
     load_library().masked_sums(
+        x.element_size(),
         *(gradient.data_ptr(), active.data_ptr(), *_get_rows(x), *_get_shape(x), *target),
         *(sums.data_ptr(), partial.data_ptr(), threads),
     )
@@ -64,6 +68,7 @@ def compute_affine_difference(
     """Compute ``scale * y - constant - slope * x``, dense; without a scale it is 1."""
     out = _allocate_like(x)
     load_library().affine_difference(
+        x.element_size(),
         *(*_get_rows(y), *_get_rows(x), 0 if scale is None else scale.data_ptr()),
         *(constant.data_ptr(), slope.data_ptr(), *_get_shape(x), out.data_ptr()),
         torch.get_num_threads(),
@@ -74,6 +79,7 @@ def compute_affine_difference(
 def add_scaled(total: Tensor, x: Tensor, scale: Tensor) -> None:
     """Add ``scale * x`` to ``total``, in place."""
     load_library().add_scaled(
+        x.element_size(),
         *(*_get_rows(total), x.data_ptr(), scale.data_ptr(), *_get_shape(x)),
         torch.get_num_threads(),
     )

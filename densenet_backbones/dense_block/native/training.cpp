@@ -5,80 +5,116 @@
 #include <limits>
 
 #include "convolutions.h"
+#include "weights.h"
 
 namespace {
 
 // Sums run in float32 over so many rows, and over those sums in float64.
 constexpr int64_t kRows = 64, kChannels = 128;
 
-// A convolution's weight as PyTorch holds it: (outputs, channels, side, side), by floats between
-// neighbours. Negative ones turn a kernel round.
-struct Kernel {
-    const float* data;
-    int64_t output, channel, row, column;
-};
+inline float widen(float x) { return x; }
 
-// Where the weight of a channel and a column lies among packed ones: see convolutions.h.
-inline int64_t packed_place(int64_t channel, int64_t column, int64_t channels, int64_t columns,
-                            int64_t panel) {
-    const int64_t from = channel / kDepth * kDepth;
-    const int64_t depth = std::min<int64_t>(kDepth, channels - from);
-    return from * columns + (column / panel * depth + channel - from) * panel + column % panel;
+inline float widen(Bfloat16 x) {
+    const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof(wide));
+    return wide;
 }
 
-// Loads the weights of `kLanes` columns from `column` on, of which there may be fewer.
-inline Vector load_columns(const Kernel& k, const float* from, int64_t column, int64_t outputs) {
-    Vector x = {};
-    const int64_t count = std::min<int64_t>(kLanes, outputs - column);
-    for (int64_t i = 0; i < count; ++i) x[i] = from[(column + i) * k.output];
+template <typename T>
+T narrow(float x);
+
+template <>
+inline float narrow<float>(float x) {
     return x;
 }
 
-// Winograd's transform of three values of a kernel to four of a tile, in one dimension: G g of
-// Lavin and Gray, arXiv:1509.09308, section 4.1.
-inline void spread_kernel(const Vector* g, int step, Vector* u, int u_step) {
-    const Vector ends = 0.5f * (g[0] + g[2 * step]), middle = 0.5f * g[step];
-    u[0] = g[0];
-    u[u_step] = ends + middle;
-    u[2 * u_step] = ends - middle;
-    u[3 * u_step] = g[2 * step];
-}
-
-// Packs this thread's part of the channels: a 1x1 kernel as it is, a 3x3 one transformed, G g G^T,
-// by place within a tile.
-void pack(const Kernel& kernel, int64_t side, int64_t outputs, int64_t channels, int64_t columns,
-          int64_t panel, float* packed, const Team& team) {
-    for (int64_t c = team.first(channels); c < team.last(channels); ++c) {
-        const float* from = kernel.data + c * kernel.channel;
-        for (int64_t n = 0; n < columns; n += kLanes) {
-            float* to = packed + packed_place(c, n, channels, columns, panel);
-            if (side == 1) {
-                store(to, load_columns(kernel, from, n, outputs));
-                continue;
-            }
-            // Down the columns of the kernel, then across.
-            Vector g[9], half[kSide * 3], u[kPlaces];
-            for (int i = 0; i < 9; ++i)
-                g[i] = load_columns(kernel, from + i / 3 * kernel.row + i % 3 * kernel.column, n,
-                                    outputs);
-            for (int i = 0; i < 3; ++i) spread_kernel(g + i, 3, half + i, 3);
-            for (int i = 0; i < kSide; ++i) spread_kernel(half + 3 * i, 1, u + kSide * i, 1);
-            for (int i = 0; i < kPlaces; ++i) store(to + i * channels * columns, u[i]);
-        }
-    }
+// Rounds to the nearest, of two as near to the even one; what is not a number stays so.
+template <>
+inline Bfloat16 narrow<Bfloat16>(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return {static_cast<uint16_t>(x != x ? 0x7fc0 : rounded)};
 }
 
 // Masks a row of gradients by where its activation is positive, hands each to `use`, and adds it to
 // both sums.
-template <typename Use>
-inline void mask_row(const float* gradient, const float* active, const float* x, int64_t count,
-                     float* sum, float* weighted, const Use& use) {
+template <typename T, typename Use>
+inline void mask_row(const T* gradient, const T* active, const T* x, int64_t count, float* sum,
+                     float* weighted, const Use& use) {
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) {
-        const float y = active[c] <= 0.0f ? 0.0f : gradient[c];
+        const float y = widen(active[c]) <= 0.0f ? 0.0f : widen(gradient[c]);
         use(c, y);
         sum[c] += y;
-        weighted[c] += y * x[c];
+        weighted[c] += y * widen(x[c]);
+    }
+}
+
+// Calls `run(row)` for all rows, each in one of the threads.
+template <typename Run>
+void for_rows(int64_t rows, int threads, const Run& run) {
+#pragma omp parallel num_threads(threads)
+    {
+        const Team team = this_thread();
+        for (int64_t row = team.first(rows); row < team.last(rows); ++row) run(row);
+    }
+}
+
+// Calls `run` with a value of the type that maps of so many `bytes` a value have: float32, or
+// bfloat16, which passes compute with in float32.
+template <typename Run>
+void with_type(int64_t bytes, const Run& run) {
+    if (bytes == sizeof(float))
+        run(float());
+    else
+        run(Bfloat16());
+}
+
+template <typename T>
+void sum_masked(const T* gradient, const T* active, const T* x, int64_t stride, int64_t rows,
+                int64_t channels, T* masked, T* total, int64_t total_stride, const float* scale,
+                float* sums, double* partial, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        const Team team = this_thread();
+        const int64_t last = team.last(rows);
+        double* own = partial + 2 * channels * team.thread;
+        std::fill(own, own + 2 * channels, 0.0);
+        // A few rows of a few channels at a time, whose float32 sums stay in the first cache.
+        for (int64_t row = team.first(rows); row < last; row += kRows) {
+            const int64_t end = std::min(row + kRows, last);
+            for (int64_t from = 0; from < channels; from += kChannels) {
+                const int64_t count = std::min(kChannels, channels - from);
+                float sum[kChannels] = {}, weighted[kChannels] = {};
+                for (int64_t r = row; r < end; ++r) {
+                    const T* g = gradient + r * channels + from;
+                    const T* a = active + r * channels + from;
+                    const T* value = x + r * stride + from;
+                    T* to = total ? total + r * total_stride + from : masked + r * channels + from;
+                    if (total)
+                        mask_row(g, a, value, count, sum, weighted, [=](int64_t c, float y) {
+                            to[c] = narrow<T>(widen(to[c]) + scale[from + c] * y);
+                        });
+                    else
+                        mask_row(g, a, value, count, sum, weighted,
+                                 [=](int64_t c, float y) { to[c] = narrow<T>(y); });
+                }
+                // Over many rows in float64, or later values would be lost in the sum.
+                for (int64_t c = 0; c < count; ++c) {
+                    own[from + c] += sum[c];
+                    own[channels + from + c] += weighted[c];
+                }
+            }
+        }
+        // All threads' sums in one order: the same number of threads gives the same bits.
+#pragma omp barrier
+        for (int64_t c = team.first(2 * channels); c < team.last(2 * channels); ++c) {
+            double sum = 0.0;
+            for (int t = 0; t < team.threads; ++t) sum += partial[2 * channels * t + c];
+            sums[c] = static_cast<float>(sum);
+        }
     }
 }
 
@@ -119,109 +155,79 @@ void convolve(float* data, int64_t images, int64_t height, int64_t width, int64_
     }
 }
 
+// The passes take maps whose values have so many `bytes`: see with_type().
+
 // out = relu(scale * x + shift). What is not a number stays so, as in PyTorch's ReLU.
-void scale_shift_relu(const float* x, int64_t stride, const float* scale, const float* shift,
-                      int64_t rows, int64_t channels, float* out, int threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        const Team team = this_thread();
-        for (int64_t row = team.first(rows); row < team.last(rows); ++row) {
-            const float* from = x + row * stride;
-            float* to = out + row * channels;
+void scale_shift_relu(int64_t bytes, const void* x, int64_t stride, const float* scale,
+                      const float* shift, int64_t rows, int64_t channels, void* out, int threads) {
+    with_type(bytes, [&](auto kind) {
+        using T = decltype(kind);
+        for_rows(rows, threads, [&](int64_t row) {
+            const T* from = static_cast<const T*>(x) + row * stride;
+            T* to = static_cast<T*>(out) + row * channels;
 #pragma omp simd
             for (int64_t c = 0; c < channels; ++c) {
-                const float y = scale[c] * from[c] + shift[c];
-                to[c] = 0.0f > y ? 0.0f : y;
+                const float y = scale[c] * widen(from[c]) + shift[c];
+                to[c] = narrow<T>(0.0f > y ? 0.0f : y);
             }
-        }
-    }
+        });
+    });
 }
 
 // A map's gradient through ReLU, masked = gradient where active > 0, else 0, and its sums by
 // channel: of masked and of masked * x. With `total`, rows of `total_stride`, total += scale *
 // masked; else `masked` is written, which may be `gradient`. `partial` has room for 2 * channels
 // values of each thread.
-void masked_sums(const float* gradient, const float* active, const float* x, int64_t stride,
-                 int64_t rows, int64_t channels, float* masked, float* total, int64_t total_stride,
-                 const float* scale, float* sums, double* partial, int threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        const Team team = this_thread();
-        const int64_t last = team.last(rows);
-        double* own = partial + 2 * channels * team.thread;
-        std::fill(own, own + 2 * channels, 0.0);
-        // A few rows of a few channels at a time, whose float32 sums stay in the first cache.
-        for (int64_t row = team.first(rows); row < last; row += kRows) {
-            const int64_t end = std::min(row + kRows, last);
-            for (int64_t from = 0; from < channels; from += kChannels) {
-                const int64_t count = std::min(kChannels, channels - from);
-                float sum[kChannels] = {}, weighted[kChannels] = {};
-                for (int64_t r = row; r < end; ++r) {
-                    const float* g = gradient + r * channels + from;
-                    const float* a = active + r * channels + from;
-                    const float* value = x + r * stride + from;
-                    float* to =
-                        total ? total + r * total_stride + from : masked + r * channels + from;
-                    if (total)
-                        mask_row(g, a, value, count, sum, weighted,
-                                 [=](int64_t c, float y) { to[c] += scale[from + c] * y; });
-                    else
-                        mask_row(g, a, value, count, sum, weighted,
-                                 [=](int64_t c, float y) { to[c] = y; });
-                }
-                // Over many rows in float64, or later values would be lost in the sum.
-                for (int64_t c = 0; c < count; ++c) {
-                    own[from + c] += sum[c];
-                    own[channels + from + c] += weighted[c];
-                }
-            }
-        }
-        // All threads' sums in one order: the same number of threads gives the same bits.
-#pragma omp barrier
-        for (int64_t c = team.first(2 * channels); c < team.last(2 * channels); ++c) {
-            double sum = 0.0;
-            for (int t = 0; t < team.threads; ++t) sum += partial[2 * channels * t + c];
-            sums[c] = static_cast<float>(sum);
-        }
-    }
+void masked_sums(int64_t bytes, const void* gradient, const void* active, const void* x,
+                 int64_t stride, int64_t rows, int64_t channels, void* masked, void* total,
+                 int64_t total_stride, const float* scale, float* sums, double* partial,
+                 int threads) {
+    with_type(bytes, [&](auto kind) {
+        using T = decltype(kind);
+        sum_masked(static_cast<const T*>(gradient), static_cast<const T*>(active),
+                   static_cast<const T*>(x), stride, rows, channels, static_cast<T*>(masked),
+                   static_cast<T*>(total), total_stride, scale, sums, partial, threads);
+    });
 }
 
 // out = scale * y - constant - slope * x, where `y` lies `y_stride` apart and `x` `x_stride`.
 // Without a scale it is 1.
-void affine_difference(const float* y, int64_t y_stride, const float* x, int64_t x_stride,
-                       const float* scale, const float* constant, const float* slope, int64_t rows,
-                       int64_t channels, float* out, int threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        const Team team = this_thread();
-        for (int64_t row = team.first(rows); row < team.last(rows); ++row) {
-            const float *from = y + row * y_stride, *value = x + row * x_stride;
-            float* to = out + row * channels;
+void affine_difference(int64_t bytes, const void* y, int64_t y_stride, const void* x,
+                       int64_t x_stride, const float* scale, const float* constant,
+                       const float* slope, int64_t rows, int64_t channels, void* out,
+                       int threads) {
+    with_type(bytes, [&](auto kind) {
+        using T = decltype(kind);
+        for_rows(rows, threads, [&](int64_t row) {
+            const T* from = static_cast<const T*>(y) + row * y_stride;
+            const T* value = static_cast<const T*>(x) + row * x_stride;
+            T* to = static_cast<T*>(out) + row * channels;
             if (scale) {
 #pragma omp simd
                 for (int64_t c = 0; c < channels; ++c)
-                    to[c] = scale[c] * from[c] - constant[c] - slope[c] * value[c];
+                    to[c] = narrow<T>(scale[c] * widen(from[c]) - constant[c] -
+                                      slope[c] * widen(value[c]));
             } else {
 #pragma omp simd
                 for (int64_t c = 0; c < channels; ++c)
-                    to[c] = from[c] - constant[c] - slope[c] * value[c];
+                    to[c] = narrow<T>(widen(from[c]) - constant[c] - slope[c] * widen(value[c]));
             }
-        }
-    }
+        });
+    });
 }
 
 // total += scale * x, in place; rows of `total` lie `stride` apart.
-void add_scaled(float* total, int64_t stride, const float* x, const float* scale, int64_t rows,
-                int64_t channels, int threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        const Team team = this_thread();
-        for (int64_t row = team.first(rows); row < team.last(rows); ++row) {
-            const float* from = x + row * channels;
-            float* to = total + row * stride;
+void add_scaled(int64_t bytes, void* total, int64_t stride, const void* x, const float* scale,
+                int64_t rows, int64_t channels, int threads) {
+    with_type(bytes, [&](auto kind) {
+        using T = decltype(kind);
+        for_rows(rows, threads, [&](int64_t row) {
+            const T* from = static_cast<const T*>(x) + row * channels;
+            T* to = static_cast<T*>(total) + row * stride;
 #pragma omp simd
-            for (int64_t c = 0; c < channels; ++c) to[c] += scale[c] * from[c];
-        }
-    }
+            for (int64_t c = 0; c < channels; ++c)
+                to[c] = narrow<T>(widen(to[c]) + scale[c] * widen(from[c]));
+        });
+    });
 }
 }

@@ -35,7 +35,7 @@ class ExportedDetector(nn.Module):
 
     def _detect(self, image: Tensor) -> RawDetections:
         height, width = image.shape[-2:]
-        given = _fit(image[None], self.runtime.fixed_size)
+        given = fit_images(image[None], self.runtime.fixed_size)
         outputs = self.runtime(given.float().cpu())
         count = int(outputs["num_detections"])
         boxes, scores, labels = (
@@ -66,7 +66,7 @@ class ExportedSegmenter(nn.Module):
         give the same labels and probabilities again.
         """
         size = images.shape[-2:]
-        outputs = self.runtime(_fit(images, self.runtime.fixed_size).float().cpu())
+        outputs = self.runtime(fit_images(images, self.runtime.fixed_size).float().cpu())
         if "logits" in outputs:
             logits = torch.from_numpy(outputs["logits"])
             resized = logits if logits.shape[-2:] == size else _resize(logits, size)
@@ -103,7 +103,7 @@ class ExportedClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, K) of images (N, 3, S, S) of floats in [0, 1]."""
-        outputs = self.runtime(_fit(images, self.runtime.fixed_size).float().cpu())
+        outputs = self.runtime(fit_images(images, self.runtime.fixed_size).float().cpu())
         return torch.from_numpy(outputs["logits"]).to(images.device)
 
 
@@ -153,7 +153,7 @@ def _guess_spec(runtime: Runtime, path: Path) -> ModelSpec:
     return SegmenterSpec.from_entries({**state, **described})
 
 
-def _fit(images: Tensor, size: tuple[int, int] | None) -> Tensor:
+def fit_images(images: Tensor, size: tuple[int, int] | None) -> Tensor:
     """Resize images to the size that a file takes, if it takes one alone."""
     return images if size is None or size == images.shape[-2:] else _resize(images, size)
 

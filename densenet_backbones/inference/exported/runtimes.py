@@ -43,15 +43,19 @@ class OnnxSession:
 
     Args:
         path: The file.
+        threads: Threads to compute on; None leaves it to onnxruntime.
 
     Raises:
         CheckpointError: It is no model that onnxruntime can load, or that is not installed.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
         onnxruntime = _import("onnxruntime", path, "export")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors: its warnings are about what it could not fold
+        options.intra_op_num_threads = threads or 0
+        # Its threads would go on waiting for work while others compute.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
@@ -84,12 +88,13 @@ class OpenvinoModel:
 
     Args:
         path: The ``.xml``.
+        threads: Threads to compute on; None leaves it to OpenVINO.
 
     Raises:
         CheckpointError: It is no IR, its ``.bin`` is missing, or OpenVINO is not installed.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
         openvino = _import("openvino", path, "openvino")
         if not Path(path).with_suffix(".bin").is_file():
             raise CheckpointError(
@@ -99,7 +104,8 @@ class OpenvinoModel:
         try:
             model = openvino.Core().read_model(str(path))
             # The precision of the file, not the processor's fastest.
-            options = {"INFERENCE_PRECISION_HINT": "f32"}
+            options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+            options |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
             self.compiled = openvino.Core().compile_model(model, "CPU", options)
         except Exception as error:
             raise _describe_failure(path, error) from error
@@ -151,6 +157,13 @@ def convert_to_ir(onnx_file: Path, path: Path) -> None:
         raise CheckpointError(
             f"OpenVINO cannot convert this model (… {reason}); export it as ONNX instead"
         ) from error
+    save_ir(model, path, facts)
+
+
+def save_ir(model: Any, path: Path, facts: Mapping[str, str]) -> None:
+    """Write a model of OpenVINO and its facts as an IR, in a folder of drafts."""
+    import openvino
+
     for key, value in facts.items():
         model.set_rt_info(value, [_SECTION, key])
     openvino.serialize(model, str(path), str(path.with_suffix(".bin")))

@@ -21,6 +21,7 @@ import numpy as np
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.images import convert_picture, open_image
 from densenet_backbones.file_writing import replace_file
+from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import MAX_PIXELS
 
 # FFmpeg's names of what it may read: others (playlists) open further files and addresses.
@@ -92,7 +93,8 @@ def _find_input(
     """Return what PyAV opens, and its options."""
     if camera is None:
         limits = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
-        return (name if content is None else io.BytesIO(content)), {"options": limits}
+        options = {"options": limits, "metadata_errors": "replace"}  # a title may be no UTF-8
+        return (name if content is None else io.BytesIO(content)), options
     if sys.platform not in _CAMERAS:
         raise DataError(f"{name}: cameras can be read on Linux and macOS; record a video instead")
     driver, place = _CAMERAS[sys.platform]
@@ -101,7 +103,7 @@ def _find_input(
 
 def _decode(av: ModuleType, container: Any, stream: Any, name: str) -> Iterator[np.ndarray]:
     number = 0
-    with _convert_errors(av, name, lambda: f" after {number} frames"):
+    with _convert_errors(av, name, lambda: f" after {pluralize(number, 'frame')}"):
         for frame in container.decode(stream):
             if frame.width * frame.height > MAX_PIXELS:
                 raise DataError(

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from densenet_backbones.data.faults import DataError
-from densenet_backbones.data.images import open_image
+from densenet_backbones.data.files import IMAGE_SUFFIXES as ANNOTATED_SUFFIXES
 from densenet_backbones.inference.inputs.downloads import is_url, name_file
 from densenet_backbones.messages import describe_missing
 from densenet_backbones.untrusted.limits import MAX_LIST_FILE
 from densenet_backbones.untrusted.reading import read_bytes
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+IMAGE_SUFFIXES = {*ANNOTATED_SUFFIXES, ".gif", ".ppm", ".pgm"}
 VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv"}
 _ANIMATIONS = {".gif", ".webp"}
 _CAMERA = "camera"
@@ -111,15 +111,30 @@ def _read_list(file: Path, recursive: bool) -> Iterator[Source]:
     if not file.is_file():
         raise DataError(f"{file}: there is no such list of images; check the path")
     text = read_bytes(file, MAX_LIST_FILE, DataError).decode("utf-8", "surrogateescape")
-    lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = {n: line.strip() for n, line in enumerate(text.splitlines(), start=1)}
+    lines = {n: line for n, line in lines.items() if line and not line.startswith("#")}
     if not lines:
         raise DataError(f"{file}: the list is empty; write a path or an address in each line")
-    for line in lines:
+    for number, line in lines.items():
+        where = f"{file}: line {number}"
         if line.startswith("@") or Path(line).suffix.lower() == ".txt":
-            raise DataError(f"{file}: names another list, {line}; give that on the command line")
-        beside = file.parent / line
-        yield from _find(str(beside) if not is_url(line) and beside.exists() else line, recursive)
+            raise DataError(f"{where}: names another list, {line}; give that on the command line")
+        try:
+            yield from _find(_look_beside(file, line), recursive)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        except (OSError, ValueError) as error:  # no name of a file, such as one with a NUL in it
+            raise DataError(f"{where}: cannot be looked for ({error}); correct it") from error
+
+
+def _look_beside(file: Path, line: str) -> str:
+    """Return what a line of a list names, in the folder of the list where it is there."""
+    beside = file.parent / line
+    if is_url(line) or beside.exists():
+        return line if is_url(line) else str(beside)
+    pattern = os.path.join(glob.escape(str(file.parent)), line)
+    is_there = glob.has_magic(line) and any(glob.iglob(pattern, recursive=True))
+    return pattern if is_there else line
 
 
 def _classify(path: Path) -> Source:
@@ -130,6 +145,8 @@ def _classify(path: Path) -> Source:
 
 
 def _is_animated(path: Path) -> bool:
+    from densenet_backbones.data.images import open_image
+
     try:
         with open_image(path, of_any_size=True) as image:
             return bool(getattr(image, "is_animated", False))

@@ -160,21 +160,6 @@ def select_rows(detections: Detections, keep: Tensor) -> Detections:
     }
 
 
-def add_view_options(group: argparse._ArgumentGroup) -> None:
-    """Add the options of `evaluate` and `predict` that `parse_views` reads to their detectors'."""
-    group.add_argument("--tta", choices=("flip",), help="look at every image mirrored, too")
-    group.add_argument(
-        "--tta-scales",
-        metavar="F,F,…",
-        help="look at every image at these factors of its size, such as 0.75,1,1.25",
-    )
-    group.add_argument(
-        "--soft-nms",
-        choices=("linear", "gaussian"),
-        help="overlapped boxes lose score instead of being dropped",
-    )
-
-
 def parse_views(
     options: argparse.Namespace, model: nn.Module | None, mirrored_keypoints: Sequence[int] = ()
 ) -> DetectionViews | None:

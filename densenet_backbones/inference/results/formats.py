@@ -17,8 +17,10 @@ from torch import Tensor
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.masks.run_lengths import decode_mask
 from densenet_backbones.data.samples import RunLengths
+from densenet_backbones.data.writers.voc import XML_CODES
 
 JsonDict = dict[str, Any]
+_XML_CODES = {**XML_CODES, 9: "_", 10: "_", 13: "_"}  # and what ends a line
 CSV_COLUMNS = ("file", "frame", "name", "score", "x1", "y1", "x2", "y2")
 
 
@@ -186,7 +188,7 @@ def format_voc(detections: Objects) -> str:
 
 def _add(parent: ElementTree.Element, tag: str, text: str) -> None:
     # XML 1.0 knows no control characters, however they are written.
-    ElementTree.SubElement(parent, tag).text = "".join(c if c >= " " else " " for c in text)
+    ElementTree.SubElement(parent, tag).text = text.translate(_XML_CODES)
 
 
 def to_labelme(detections: Objects, image_path: str) -> JsonDict:

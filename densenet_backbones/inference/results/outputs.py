@@ -19,10 +19,8 @@ from densenet_backbones.inference.results.detections import Detections
 from densenet_backbones.inference.results.mask_files import describe_segmentation, save_masks
 from densenet_backbones.inference.results.savers import SAVERS, Saved
 from densenet_backbones.inference.results.segmentation import Segmentation
+from densenet_backbones.messages import pluralize
 from densenet_backbones.reporting.pictures import save_picture
-
-ENDINGS = (".png", "_mask.png", ".mp4")
-"""Endings of an overlay, of a mask, and of a video."""
 
 
 class Frame(NamedTuple):
@@ -108,11 +106,11 @@ class Outputs:
 
     def summarize(self) -> str:
         """Return the numbers of what was done."""
-        parts = [f"{self._images} images"] if self._images or not self._frames else []
-        parts += [f"{self._frames} frames"] if self._frames else []
+        parts = [pluralize(self._images, "image")] if self._images or not self._frames else []
+        parts += [pluralize(self._frames, "frame")] if self._frames else []
         what = " and ".join(parts)
         return (
-            f"{self._objects} objects in {what}"
+            f"{pluralize(self._objects, 'object')} in {what}"
             if self._kind == "objects"
             else f"{what} {self._kind}"
         )

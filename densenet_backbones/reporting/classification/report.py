@@ -13,9 +13,10 @@ from densenet_backbones.data.images import read_reduced_image
 from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.sets.counts import count_classes
 from densenet_backbones.file_writing import save_csv, save_json, save_text
-from densenet_backbones.metrics.classification import Calibration, ClassificationEvaluation
+from densenet_backbones.messages import pluralize
+from densenet_backbones.metrics.classification import ClassificationEvaluation
+from densenet_backbones.reporting.calibration import plot_calibration
 from densenet_backbones.reporting.console import say
-from densenet_backbones.reporting.figures import make_figure, save_figure
 from densenet_backbones.reporting.pictures import make_sheet, save_picture, scale_image
 from densenet_backbones.reporting.plots import plot_confusion
 from densenet_backbones.reporting.tables import format_number, make_numbers_table, render
@@ -29,7 +30,8 @@ MOST_NAMED = 60
 
 def tabulate_data(train: DetectionSet, val: DetectionSet) -> Table:
     """Return a table of the images of each class in both parts."""
-    title = f"train: {train.name}, {len(train)} images   evaluated: {val.name}, {len(val)} images"
+    counts = [f"{part.name}, {pluralize(len(part), 'image')}" for part in (train, val)]
+    title = f"train: {counts[0]}   evaluated: {counts[1]}"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("class")
     for name in ("train images", "val images"):
@@ -68,14 +70,19 @@ def write_evaluation(
     if len(names) <= MOST_NAMED:
         file = folder / "confusion_matrix.png"
         plot_confusion(evaluation.matrix, names, file, background=None)
-    plot_calibration(evaluation.calibration, folder / "calibration.png")
+    plot_calibration(
+        evaluation.calibration,
+        folder / "calibration.png",
+        "images",
+        "probability of the prediction",
+    )
     if len(evaluation.find_mistakes()):
         save_picture(folder / "surest_mistakes.png", draw_mistakes(evaluation, part))
 
 
 def format_classification_table(evaluation: ClassificationEvaluation, width: int = 100) -> str:
     """Return the numbers, and one row a class, as text; "-" stands for what is not defined."""
-    title = f"Classification, {evaluation.images} images"
+    title = f"Classification, {pluralize(evaluation.images, 'image')}"
     summary = make_numbers_table(title, evaluation.numbers)
     by_class = Table("class", box=box.SIMPLE_HEAD)
     for name in ("images", "recall", "precision", "F1", "taken most for"):
@@ -109,37 +116,6 @@ def list_predictions(
             ]
         )
     return rows
-
-
-def plot_calibration(calibration: Calibration, path: str | Path) -> None:
-    """Plot how often predictions are right against how sure they are, and the number of each.
-
-    On the diagonal a model is as often right as it says; below it, it is too sure.
-
-    Args:
-        calibration: Result of `calibrate`.
-        path: The PNG file.
-    """
-    figure, (curve, bars) = make_figure(1, 2, width=10.5, height=4.4)
-    bins = len(calibration.counts)
-    filled = calibration.counts > 0
-    edges = np.arange(bins) / bins
-    curve.bar(
-        edges[filled], calibration.accuracy[filled], 1 / bins, align="edge", color="#8fb7dd",
-        edgecolor="white", label="right",
-    )  # fmt: skip
-    curve.plot((0, 1), (0, 1), color="black", linewidth=1, linestyle="--", label="as sure as right")
-    curve.plot(
-        calibration.confidence[filled], calibration.accuracy[filled], color="#c0392b", marker="o",
-        markersize=4, linewidth=1.2, label="mean of a bin",
-    )  # fmt: skip
-    curve.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="probability of the prediction", ylabel="right")
-    curve.set_title(f"calibration error {calibration.error:.3f}", loc="left")
-    curve.legend(frameon=False, fontsize=8, loc="upper left")
-    bars.bar(edges, calibration.counts, 1 / bins, align="edge", color="#9aa5b1", edgecolor="white")
-    bars.set(xlim=(0, 1), xlabel="probability of the prediction", ylabel="images")
-    bars.set_title("images of each bin", loc="left")
-    save_figure(figure, path)
 
 
 def draw_mistakes(

@@ -14,7 +14,7 @@ from densenet_backbones.data.images import read_image
 from densenet_backbones.data.mask_samples import MaskRecord
 from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.file_writing import save_csv, save_json, save_text
-from densenet_backbones.messages import show_controls
+from densenet_backbones.messages import pluralize, show_controls
 from densenet_backbones.metrics.coco import PREFIXES, CocoMetric
 from densenet_backbones.metrics.error_kinds import find_errors
 from densenet_backbones.metrics.paired_comparison import (
@@ -226,10 +226,10 @@ def _format(
     images = compared.first_better + compared.second_better + compared.equal
     shown = [show_controls(name) for name in names]
     sentence = (
-        f"{first.measure} of {images} images: {shown[0]} is better in {compared.first_better}, "
-        f"{shown[1]} in {compared.second_better}, equal in {compared.equal}.\n"
-        f"Mean difference {compared.difference:+.4f}, 95 % interval {compared.low:+.4f} to "
-        f"{compared.high:+.4f} ({RESAMPLES} times drawn again).\n"
+        f"{first.measure} of {pluralize(images, 'image')}: {shown[0]} is better in "
+        f"{compared.first_better}, {shown[1]} in {compared.second_better}, equal in "
+        f"{compared.equal}.\nMean difference {compared.difference:+.4f}, 95 % interval "
+        f"{compared.low:+.4f} to {compared.high:+.4f} ({RESAMPLES} times drawn again).\n"
     )
     if compared.low <= 0 <= compared.high:
         sentence += "The interval holds 0: these images do not tell which model is better.\n"

@@ -9,7 +9,7 @@ from densenet_backbones.data.readers.coco.results import match_results, read_res
 from densenet_backbones.data.readers.detection_sources import Layout
 from densenet_backbones.data.sets.classes import parse_names, parse_renaming
 from densenet_backbones.inference.merging.detection_views import parse_views
-from densenet_backbones.messages import check_choice
+from densenet_backbones.messages import check_choice, pluralize
 from densenet_backbones.metrics.coco import CocoMetric
 from densenet_backbones.metrics.coco_truth import IOU_TYPES, choose_sigmas, complete_truth
 from densenet_backbones.reporting import detection_report
@@ -67,8 +67,8 @@ def evaluate_detections(path: Path, options: argparse.Namespace, out: Path) -> E
     report.say_faults(None, part)
     predictions, matched_by = match_results(results, part)
     say(
-        f"{path}: {len(results.entries)} detections in {len(part)} images of {part.name}; classes "
-        f"are told by {matched_by}."
+        f"{path}: {pluralize(len(results.entries), 'detection')} in "
+        f"{pluralize(len(part), 'image')} of {part.name}; classes are told by {matched_by}."
     )
     keypoints = len(part.categories.keypoints)
     metric = CocoMetric(

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
+from densenet_backbones.messages import pluralize
 from densenet_backbones.training.profiling import (
     METRICS,
     PLACES,
@@ -114,6 +115,7 @@ def describe_times(times: dict[str, Any], one_by_one: bool) -> Sequence[str]:
     return (
         "Time an image in this run: median (10 to 90 % of the batches)",
         *rows,
-        f"  {times['batches']} batches of {times['batch_size']} images{each}; {times['device']}, "
-        f"{times['threads']} threads; reading of files is not in it",
+        f"  {pluralize(times['batches'], 'batch')} of "
+        f"{pluralize(times['batch_size'], 'image')}{each}; {times['device']}, "
+        f"{pluralize(times['threads'], 'thread')}; reading of files is not in it",
     )

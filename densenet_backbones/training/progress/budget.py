@@ -8,7 +8,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from densenet_backbones.messages import check_interval, check_whole
+from densenet_backbones.messages import check_interval, check_whole, pluralize
 from densenet_backbones.training.optimization import PLACES
 from densenet_backbones.training.progress.clock import RunClock
 from densenet_backbones.training.resuming.stopping import has_whole_steps
@@ -42,7 +42,7 @@ class Budget:
     def __str__(self) -> str:
         """Return it in words."""
         if self.unit == "steps":
-            return f"{self.amount:.0f} steps"
+            return pluralize(round(self.amount), "step")
         of = "processor time" if self.unit == "cpu seconds" else "time"
         return f"{self.amount / 60:g} minutes of {of}"
 

@@ -5,7 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
 
-from densenet_backbones.messages import check_whole
+from densenet_backbones.messages import check_whole, pluralize
 from densenet_backbones.reporting.console import say
 
 
@@ -42,6 +42,7 @@ class Patience(EarlyStopping):
         if self.stopped_epoch:
             name = str(self.monitor).partition("/")[2]
             say(
-                f"Ended early, after epoch {self.stopped_epoch + 1}: {self.wait_count} evaluations "
-                f"brought no better {name} than {float(self.best_score):.3f} (patience)."
+                f"Ended early, after epoch {self.stopped_epoch + 1}: "
+                f"{pluralize(self.wait_count, 'evaluation')} brought no better {name} than "
+                f"{float(self.best_score):.3f} (patience)."
             )

@@ -1,13 +1,14 @@
 """Images a step where `data.batch_size` is "auto", and the end of a run whose memory runs out."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
 from densenet_backbones.data.loading import AnyData
-from densenet_backbones.messages import quote_word
+from densenet_backbones.messages import pluralize, quote_word
 from densenet_backbones.training.memory_choice import fits_memory
 from densenet_backbones.training.optimization import count_images_per_step
 from densenet_backbones.training.precision import name_precision
@@ -55,10 +56,10 @@ def describe_choices(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> list[
         return []
     mode = task.chosen or task.memory
     memory = f"memory mode {mode}, " if mode else ""
-    workers = f"{data.workers} loader {'process' if data.workers == 1 else 'processes'}"
+    workers = pluralize(data.workers, "loader process")
     return [
-        f"Chosen for this machine: {count_images_per_step(data, trainer)} images a step, {memory}"
-        f"precision {name_precision(trainer)}, {workers}."
+        f"Chosen for this machine: {pluralize(count_images_per_step(data, trainer), 'image')} a "
+        f"step, {memory}precision {name_precision(trainer)}, {workers}."
     ]
 
 
@@ -71,10 +72,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def explain_out_of_memory(data: AnyData, trainer: pl.Trainer, run_dir: object) -> str:
+def explain_out_of_memory(data: AnyData, trainer: pl.Trainer, run_dir: Path) -> str:
     """Return the sentence that ends a run without memory."""
+    kept = f"; what was written stays in {quote_word(run_dir)}" if run_dir.exists() else ""
     return (
-        f"out of memory at step {trainer.global_step} with {data.batch} images a step and process: "
-        f"start anew with --batch-size {max(1, data.batch // 2)}, with --memory block, or with "
-        f"smaller images; what was written stays in {quote_word(run_dir)}"
+        f"out of memory at step {trainer.global_step} with {pluralize(data.batch, 'image')} a "
+        f"step and process: start anew with --batch-size {max(1, data.batch // 2)}, with --memory "
+        f"block, or with smaller images{kept}"
     )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from densenet_backbones.data.loading import AnyData
-from densenet_backbones.messages import quote_word
+from densenet_backbones.messages import pluralize, quote_word
 from densenet_backbones.training.arguments import RECIPE
 from densenet_backbones.training.recipes.facts import DataFacts, Kind, gather_facts, read_data
 from densenet_backbones.training.recipes.pretrained import find_densenet121_weights
@@ -167,7 +167,9 @@ def _round(pixels: float) -> int:
 
 def _explain(facts: DataFacts, config: str, weights: Path | None, has_gpu: bool) -> str:
     width, height = facts.size
-    size = f"{facts.images} images of about {width}x{height} with {_LEARNS[facts.kind]}"
+    size = (
+        f"{pluralize(facts.images, 'image')} of about {width}x{height} with {_LEARNS[facts.kind]}"
+    )
     if facts.images > FEW and not has_gpu:
         size += ", and no GPU"
     if config == _SCRATCH and facts.kind != "boxes":

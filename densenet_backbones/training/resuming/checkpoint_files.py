@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from densenet_backbones.checkpoints import CheckpointError, read_checkpoint
 from densenet_backbones.checkpoints.integrity import list_tensors, refuse_unusable
 from densenet_backbones.file_writing import save_bytes, save_text
+from densenet_backbones.messages import pluralize
 from densenet_backbones.reporting.console import say
 from densenet_backbones.training.run_folder import RunFolder
 from densenet_backbones.untrusted.plain_yaml import parse_yaml
@@ -133,8 +134,8 @@ def _check_trained_values(state: State, file: Path) -> None:
     remembers = any(group.get("momentum") or "betas" in group for group in groups) or not groups
     if steps and remembers and not any(optimizer["state"] for optimizer in optimizers):
         raise CheckpointError(
-            f"{file}: its optimizer's state is empty after {steps} steps, so the training would "
-            "not go on as it was; start anew from its weights with --init-from"
+            f"{file}: its optimizer's state is empty after {pluralize(steps, 'step')}, so the "
+            "training would not go on as it was; start anew from its weights with --init-from"
         )
     for entry in ("state_dict", "optimizer_states"):
         refuse_unusable(dict(list_tensors(state[entry])), f"{file}: {entry}")

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,22 @@ def release_run_folders() -> None:
         folder, lock = _held.popitem()
         (folder / HOLDER).unlink(missing_ok=True)
         lock.release()
+
+
+def remove_run_folder(folder: Path, keep_empty: bool) -> None:
+    """Leave a folder that this process holds, and remove it; any other stays as it is.
+
+    Args:
+        folder: The run's.
+        keep_empty: Remove its files alone.
+    """
+    lock = _held.pop(Path(os.path.realpath(folder)), None)
+    if lock is None:
+        return
+    lock.release()
+    shutil.rmtree(folder, ignore_errors=True)
+    if keep_empty:
+        folder.mkdir(exist_ok=True)
 
 
 def _read_holder(folder: Path) -> dict[str, Any]:

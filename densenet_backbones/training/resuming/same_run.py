@@ -112,7 +112,9 @@ def _find_fault_of_optimizer(task: AnyTask, state: State) -> str | None:
 
 def _select_fixed(group: Mapping[str, Any]) -> dict[str, object]:
     """Return the options of a group that a start takes from the checkpoint, by name."""
-    fixed = {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
+    # The form it is computed in goes on as it began: the same update but for rounding.
+    left_out = ("params", "lr", "initial_lr", "fused")
+    fixed = {k: v for k, v in group.items() if k not in left_out}
     # Of those that a start may change, that they are there: an optimizer without them is another.
     return {k: "there" if k in OPTIONS_OF_A_START else v for k, v in fixed.items()}
 

@@ -12,6 +12,7 @@ from densenet_backbones.inference.model_file import (
     read_weights,
     select_fitting_weights,
 )
+from densenet_backbones.messages import pluralize
 from densenet_backbones.training.tasks.task import AnyTask
 
 LEAST_SHARE = 0.2
@@ -92,9 +93,10 @@ def start_from(task: AnyTask, file: str) -> list[str]:
             other = ["  {} of the file is {} of the model".format(*names)]
     if not fitting:
         raise CheckpointError(
-            f"{file}: none of its {len(weights)} weights fits {task.spec.name}; "
+            f"{file}: of its {pluralize(len(weights), 'weight')} none fits {task.spec.name}; "
             f"first: {', '.join(list(weights)[:3])}"
         )
     task.model.load_state_dict(fitting, strict=False)
-    taken = f"Started from {file}: {len(fitting)} of {len(task.model.state_dict())} tensors taken."
+    of = pluralize(len(task.model.state_dict()), "tensor")
+    taken = f"Started from {file}: {len(fitting)} of {of} taken."
     return [taken, *other, *(f"  left out: {line}" for line in left)]

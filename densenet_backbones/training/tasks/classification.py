@@ -18,7 +18,7 @@ from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
-from densenet_backbones.data.augment.presets import ModelInput
+from densenet_backbones.data.augment.model_input import ModelInput
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.classification.data import ClassificationData
 from densenet_backbones.data.samples import Sample
@@ -174,8 +174,8 @@ class ClassificationTask(Task[ClassificationData, Sample, ClassificationMetric])
         return self.model.image_size, self.model.image_size
 
     def planned_part(self, size: tuple[int, int]) -> tuple[nn.Module, tuple[int, int]]:
-        """Return the classifier without its checks, which look at values."""
-        return UncheckedClassifier(self.model), size
+        """Return the whole model."""
+        return self.model, size
 
     def check_names(self, data: ClassificationData) -> None:
         """Refuse evaluated images whose labels are not the model's."""
@@ -217,23 +217,6 @@ class ClassificationTask(Task[ClassificationData, Sample, ClassificationMetric])
             titles.append(f"{names[best]} {float(scores[best]):.2f}{wrong}")
         images = [to_pixels(sample.image) for sample in batch]
         return report.draw_labelled(images[: len(titles)], titles)
-
-
-class UncheckedClassifier(nn.Module):
-    """Classifier as one function of its images.
-
-    Args:
-        model: The classifier.
-    """
-
-    def __init__(self, model: Classifier) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, 3, S, S) to logits (N, K)."""
-        logits: Tensor = self.model.net(self.model.normalize(images))
-        return logits
 
 
 def stack(batch: Sequence[Sample]) -> tuple[Tensor, Tensor]:

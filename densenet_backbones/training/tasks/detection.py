@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchvision.models.detection import KeypointRCNN, MaskRCNN
 
-from densenet_backbones.data.augment.presets import ModelInput
+from densenet_backbones.data.augment.model_input import ModelInput
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.faults import DataError
@@ -28,6 +28,7 @@ from densenet_backbones.inference.detector import Detector, DetectorSpec
 from densenet_backbones.inference.detector_facts import read_model_input, read_target_types
 from densenet_backbones.inference.inputs.image_tensors import to_float
 from densenet_backbones.inference.merging.detection_views import DetectionViews, detect, enlarge
+from densenet_backbones.messages import pluralize
 from densenet_backbones.metrics.coco import PREFIXES, CocoMetric
 from densenet_backbones.metrics.coco_truth import (
     COCO_KEYPOINTS,
@@ -183,7 +184,7 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
         missed = sum(int(out.sum()) for out in find_unmatchable(self.model, records))
         total = sum(len(record.boxes) for record in records)
         yield (
-            f"{missed} of {total} training objects"
+            f"{missed} of {pluralize(total, 'training object')}"
             f"{f' (of every {step}th image)' if step > 1 else ''} are matched by no prior above "
             "the threshold (each still trains its best one)."
         )
@@ -388,7 +389,7 @@ def add_num_keypoints(
     if args.get("num_keypoints", count) != count:
         raise ValueError(
             f"model.args: num_keypoints is {args['num_keypoints']}, but an object of the data has "
-            f"{count} keypoints ({', '.join(categories.keypoints)}); leave it out"
+            f"{pluralize(count, 'keypoint')} ({', '.join(categories.keypoints)}); leave it out"
         )
     return {**args, "num_keypoints": count}
 

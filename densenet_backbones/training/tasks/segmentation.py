@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from rich.table import Table
 from torch import Tensor, nn
 
-from densenet_backbones.data.augment.presets import ModelInput
+from densenet_backbones.data.augment.model_input import ModelInput
 from densenet_backbones.data.mask_samples import (
     IGNORED,
     MaskClasses,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from densenet_backbones.analysis.plan import plan_inputs
-from densenet_backbones.data.augment.presets import ModelInput
+from densenet_backbones.data.augment.model_input import ModelInput
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import quote
 from densenet_backbones.data.loading import AnyData

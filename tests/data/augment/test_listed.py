@@ -13,7 +13,8 @@ from densenet_backbones.data.augment.instances import InstanceAugmentation
 from densenet_backbones.data.augment.listed import ListedAugmentation, mix
 from densenet_backbones.data.augment.listed_masks import ListedMaskAugmentation
 from densenet_backbones.data.augment.listing import build_steps, list_transforms
-from densenet_backbones.data.augment.presets import ModelInput, choose_augmentation
+from densenet_backbones.data.augment.model_input import ModelInput
+from densenet_backbones.data.augment.presets import choose_augmentation
 from densenet_backbones.data.augment.seeding import reseed
 from densenet_backbones.data.boxes import masks_to_boxes
 from densenet_backbones.data.detection import DetectionData

@@ -92,7 +92,7 @@ def share_outline(annotation, image):
 FAULTS = {
     "no annotations": (
         lambda content: content.update(annotations=[]),
-        "none of its 8 images has an object that counts, so nothing .*; it has no annotations: add",
+        "its 8 images have no object that counts, so nothing .*; it has no annotations: add",
     ),
     "all crowds": (
         for_each(make_crowd),
@@ -147,7 +147,7 @@ def test_boxes_of_voc_files_are_looked_at_too(tmp_path):
     with pytest.raises(DataError, match=r"s/train: 2 of 2 objects end within 2 pixels"):
         refuse_unlearnable(data)
     data = read_detection(write_voc_boxes(tmp_path / "n", [None]), "train", classes=["dog"])
-    with pytest.raises(DataError, match=r"n/train: none of its 1 images .* has no annotations"):
+    with pytest.raises(DataError, match=r"n/train: its 1 image has .* has no annotations"):
         refuse_unlearnable(data)
 
 
@@ -155,7 +155,7 @@ def test_difficult_objects_teach_but_do_not_count(tmp_path):
     data = read_detection(write_voc_boxes(tmp_path, [(3, 4, 9, 9)], difficult=1), "train")
     refuse_unlearnable(data)
     (line,) = remark_on_unmeasurable(data)
-    assert "so its scores are undefined: 1 annotations are marked difficult" in line
+    assert "so its scores are undefined: 1 annotation is marked difficult" in line
 
 
 def test_some_boxes_of_shares_are_named(tmp_path):
@@ -274,7 +274,7 @@ def test_masks_that_mix_0_and_1_with_0_and_255_are_named(tmp_path):
     found = {**as_255(2), "im9": some_masks(1, labels=2)["im0"] % 255}
     data = read_segmentation(write_named(tmp_path / "mixed", found), "train")
     (line,) = remark_on_mixed_values(data)
-    assert "2 masks have ignored pixels and none of 'crack', 1 others have 'crack'" in line
+    assert "2 masks have ignored pixels and none of 'crack', 1 other has 'crack'" in line
     assert line in list(remark_on_data(data, data))
     bordered = {**found, "im8": some_masks(1, labels=2)["im0"]}  # both in one mask: borders
     for name, masks in (("bordered", bordered), ("whole", {"im9": found["im9"]})):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_classifiers import COLORS, write_folders
 
-from densenet_backbones.data.augment.presets import ModelInput
+from densenet_backbones.data.augment.model_input import ModelInput
 from densenet_backbones.data.classification.cifar import read_plain_pickle
 from densenet_backbones.data.classification.crops import CONTEXT, cut_square
 from densenet_backbones.data.classification.data import ClassificationData
@@ -212,7 +212,7 @@ def test_classes_are_renamed_and_left_out(tmp_path):
     data = ClassificationData(str(root), num_workers=0, rename={"red": "warm"}, drop=["blue"])
     assert data.categories.names == ("green", "warm")
     assert len(data.train_set) == len(data.val_set) == 16
-    with pytest.raises(DataError, match=r"images of 1 classes \('red'\) that are not among"):
+    with pytest.raises(DataError, match=r"images of 1 class \('red'\) that are not among"):
         source = {"root": str(root), "split": "train"}
         read_classes([source], classes=["blue", "green"])
 

@@ -1,6 +1,7 @@
 """Images that turn out unusable in an epoch: one line, or a substitute; and killed loaders."""
 
 import json
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -119,6 +120,7 @@ def test_a_fault_is_one_line_whatever_reads_the_image(make, workers):
         ) as caught:
             list(loader)
         assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+        assert not multiprocessing.active_children(), "workers end with the fault"
     assert data.replaced.fatal is not None and data.left_out.fatal is not None
 
 
@@ -179,7 +181,7 @@ except RuntimeError as error:
 
 def run(program, *argv, timeout=None):
     """In a process of its own: torch raises the error wherever the main process is."""
-    path = os.pathsep.join([str(PROJECT), str(PROJECT / "tests/support")])
+    path = os.pathsep.join([str(PROJECT), str(PROJECT / "tests/support/trainings")])
     return subprocess.run(
         [sys.executable, "-c", program, *map(str, argv)],
         env={**os.environ, "PYTHONPATH": path + os.pathsep + os.environ.get("PYTHONPATH", "")},

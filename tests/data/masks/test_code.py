@@ -116,9 +116,7 @@ def test_ids_of_16_bits_and_more_out_of_range_are_listed(tmp_path, dtype):
     with pytest.raises(DataError) as caught:
         IDS.read(path)
     message = str(caught.value)
-    assert (
-        "has 2 ids that no class has: 3 (2 pixels), 40000 (1 pixels); known are 0 to 2" in message
-    )
+    assert "has 2 ids that no class has: 3 (2 pixels), 40000 (1 pixel); known are 0 to 2" in message
     assert message.startswith(f"{path}: ") and "ignored, 255; correct the mask" in message
 
 
@@ -131,7 +129,7 @@ def test_many_unknown_ids_are_shortened_the_commonest_first(tmp_path):
 
 def test_unknown_colors_are_listed(tmp_path):
     Image.new("RGB", (2, 1), (1, 2, 3)).save(tmp_path / "m.png")
-    with pytest.raises(DataError, match=r"has 1 colors .*: rgb\(1, 2, 3\) \(2 pixels\); known are"):
+    with pytest.raises(DataError, match=r"has 1 color .*: rgb\(1, 2, 3\) \(2 pixels\); known are"):
         BY_COLOR.read(tmp_path / "m.png")
 
 

@@ -136,7 +136,7 @@ def test_all_faulty_masks_are_named_at_once_and_nothing_is_kept(tmp_path, found,
     with pytest.raises(DataError, match="voc/train: 4 of 4 masks cannot be used") as caught:
         check_masks(data, progress=False)
     lines = str(caught.value).splitlines()[1:]
-    assert "im0.png: has 1 ids that no class has: 77 (54 pixels)" in lines[0]
+    assert "im0.png: has 1 id that no class has: 77 (54 pixels)" in lines[0]
     assert "im1.png: cannot be read" in lines[1] and "the mask is 6x9 pixels" in lines[2]
     assert "im3.png: there is no such image file" in lines[3]
     assert not cache.exists()

@@ -75,7 +75,7 @@ def test_a_class_that_is_not_known_is_named_with_its_file(layout, tmp_path):
     file, options = write_splits(tmp_path, layout)
     file.write_text(file.read_text().replace(f'"{NAMES[2]}"', '"yak"'))
     names = read_segmentation(tmp_path, "train", **options).classes.names
-    with pytest.raises(DataError, match=rf"{file.name}: has 1 classes \('yak'\)"):
+    with pytest.raises(DataError, match=rf"{file.name}: has 1 class \('yak'\)"):
         read_segmentation(tmp_path, "val", classes=names, **options)
 
 
@@ -125,6 +125,6 @@ def test_a_class_without_pixels_may_be_unknown(layout, tmp_path, monkeypatch):
     monkeypatch.setattr("densenet_backbones.data.masks.statistics.CHECKED_UP_TO", 1)
     found["im2"][3, 4] = 2
     write(root, found, "val")
-    message = rf"1 of 3 masks cannot be used: .*im2\.\w+: has 1 pixels of the class '{lost}'"
+    message = rf"1 of 3 masks cannot be used: .*im2\.\w+: has 1 pixel of the class '{lost}'"
     with pytest.raises(DataError, match=message):
         SegmentationData(str(root), num_workers=0).use_classes(known)

@@ -146,7 +146,7 @@ def test_differing_classes_are_refused_unless_given(tmp_path):
     bare = read_segmentation(sources, classes=["background", "dog", "fox"])
     with pytest.raises(DataError, match=r"im0.png: has \d+ pixels of the class 'cat', which"):
         bare.records[0].read_mask()
-    with pytest.raises(DataError, match=r"has 1 classes \('fox'\) that are not among the 3"):
+    with pytest.raises(DataError, match=r"has 1 class \('fox'\) that are not among the 3"):
         read_segmentation(sources, classes=["background", "dog", "cat"])
 
 

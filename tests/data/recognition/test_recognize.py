@@ -22,6 +22,7 @@ from foreign_sets import (
     write_yolo_pose,
 )
 from labelled_pictures import PICTURES, save_image, write_text
+from PIL import Image
 
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.faults import DataError
@@ -114,7 +115,7 @@ def test_links_are_not_followed_out_of_the_folder(tmp_path):
     assert recognize(tmp_path / "own").whole.images == 6
 
 
-@pytest.mark.parametrize("suffix", [".webp", ".TIF", ".JPEG"])
+@pytest.mark.parametrize("suffix", [".webp", ".TIF", ".JPEG", ".avif"])
 def test_images_beside_their_xml_have_any_ending_that_is_read(suffix, tmp_path):
     write_text(tmp_path / "ein Bild.xml", voc_xml(PICTURES[0]))
     PICTURES[0].draw().save(tmp_path / f"ein Bild{suffix}")
@@ -123,8 +124,8 @@ def test_images_beside_their_xml_have_any_ending_that_is_read(suffix, tmp_path):
 
 def test_an_image_of_a_kind_that_is_not_read_is_named(tmp_path):
     write_text(tmp_path / "IMG_1.xml", voc_xml(PICTURES[0]))
-    (tmp_path / "IMG_1.HEIC").write_bytes(bytes(30))
-    with pytest.raises(DataError, match=r"IMG_1\.xml: there is no image .*; export IMG_1\.HEIC as"):
+    (tmp_path / "IMG_1.CR2").write_bytes(bytes(30))
+    with pytest.raises(DataError, match=r"IMG_1\.xml: there is no image .*; export IMG_1\.CR2 as"):
         recognize(tmp_path)
 
 
@@ -280,7 +281,7 @@ def test_images_without_labels_are_images_without_objects(tmp_path):
     (tmp_path / "labels/train/photo 1.txt").unlink()
     (tmp_path / "labels/train/photo 2.txt").write_text("")
     found = recognize(tmp_path)
-    assert "1 images have no label file" in found.lines[2]
+    assert "1 image has no label file" in found.lines[2]
     counts = [len(r.boxes) for r in read_detection(tmp_path, "train").records]
     assert counts == [2, 0, 0, 2]
 
@@ -415,6 +416,21 @@ def test_proposed_classes_are_written_on_request_and_named(tmp_path):
     for old, new in zip(before.records, after.records, strict=True):
         np.testing.assert_array_equal(old.read_mask(), new.read_mask())
     assert not list(Path(tmp_path).glob("*.tmp"))
+
+
+@pytest.mark.parametrize("folders", ["{} {split}", "{split} {}", "{}", "mask-set {} {split}"])
+def test_masks_are_told_from_images_by_any_folder_of_their_path(folders, tmp_path):
+    for split in ("train", "val"):
+        for word in ("images", "masks"):
+            folder = tmp_path / folders.format(word, split=split).replace(" ", "/")
+            for n in range(2):
+                folder.mkdir(parents=True, exist_ok=True)
+                # Of as few values as masks have, both.
+                Image.new("L", (6, 4), 255 * n).save(folder / f"{n}.png")
+    found = recognize(tmp_path, "segmentation")
+    data = read_segmentation([dict(found.splits[0].source)])
+    assert ["images" in record.path.parts for record in data.records] == [True, True]
+    assert data.classes.names == ("background", "foreground")
 
 
 LABEL_STUDIO = [

@@ -435,7 +435,7 @@ def test_bad_parameters_are_refused(tmp_path, changes, message):
 def test_the_command_line_does_the_same(tmp_path, capsys):
     arguments = ["--train", "2", "--val", "1", "--size", "64", "80", "--seed", "2", "--quiet"]
     main([str(tmp_path / "a"), *arguments])
-    assert "2 training and 1 validation images" in capsys.readouterr().out
+    assert "2 training and 1 validation image" in capsys.readouterr().out
     assert contents(tmp_path / "a") == contents(small(tmp_path / "b", size=(64, 80), seed=2))
     with pytest.raises(SystemExit):
         main([str(tmp_path / "c"), "--size", "10", "--quiet"])

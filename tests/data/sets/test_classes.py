@@ -78,7 +78,7 @@ def drawn(tmp_path_factory):
 
 def test_chosen_classes_are_put_in_order_and_others_refused_unless_dropped(drawn):
     data = read_coco(drawn, "train")
-    with pytest.raises(DataError, match=r"objects of 1 classes \('box'\) that are not among the 2"):
+    with pytest.raises(DataError, match=r"objects of 1 class \('box'\) that are not among the 2"):
         change_classes(data, ClassChanges(), ["fly", "person"])
     after = change_classes(data, ClassChanges(drop=["*"]), ["fly", "person"])
     assert after.categories.names == ("fly", "person") and after.categories.ids[1] == 3

@@ -138,7 +138,7 @@ def test_what_cannot_be_split_is_refused_in_a_sentence(photos, tmp_path):
     for message, options in wrong.items():
         with pytest.raises(DataError, match=message):
             split_set(photos, root, options, [file])
-    with pytest.raises(DataError, match=r"its 1 images cannot be split .*data.overfit_images"):
+    with pytest.raises(DataError, match=r"its 1 image cannot be split .*data.overfit_images"):
         split_set(replace(photos, records=photos.records[:1]), root, SplitOptions(), [file])
     assert not file.exists()
     split_set(photos, root, SplitOptions(), [file]).store([file])

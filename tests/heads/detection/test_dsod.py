@@ -108,6 +108,39 @@ def test_initial_values_and_batch_norms_are_dsod_s() -> None:
             assert 0.9 * bound < conv.weight.abs().max() <= bound
 
 
+@pytest.mark.parametrize("head_norm", [True, False])
+def test_a_head_that_expects_the_background(head_norm: bool) -> None:
+    model = tiny(num_classes=4, head_norm=head_norm, prior_probability=0.02)
+    convs, norms = model.head.class_convs, model.head.class_norms
+    for biased in norms if head_norm else convs:
+        background = biased.bias.view(-1, 4).softmax(dim=1)[:, 0]
+        torch.testing.assert_close(background, torch.full_like(background, 0.98))
+    assert all(isinstance(norm, nn.BatchNorm2d) == head_norm for norm in norms)
+    assert model.no_weight_decay() == {
+        f"head.{name}"
+        for name, _ in model.head.named_parameters()
+        if name.endswith("bias") or "class_norms" in name or "box_norms" in name
+    }
+    _total(model(*_batch())).backward()
+    model.eval()(_batch()[0])
+
+
+def test_the_loss_of_boxes_has_the_beta_that_was_asked_for() -> None:
+    published, sharp = tiny(), tiny(smooth_l1_beta=0.25)
+    sharp.load_state_dict(published.state_dict())
+    usual, other = published(*_batch()), sharp(*_batch())
+    torch.testing.assert_close(usual["classification"], other["classification"])
+    # |x| - beta / 2 instead of |x| - 1 / 2 for large errors, 4 x^2 / 2 for small ones.
+    assert usual["bbox_regression"] < other["bbox_regression"] < 4 * usual["bbox_regression"]
+    with pytest.raises(ValueError, match="smooth_l1_beta must be at least 0 and finite, got -1"):
+        tiny(smooth_l1_beta=-1)
+
+
+def test_a_prior_probability_is_one() -> None:
+    with pytest.raises(ValueError, match=r"prior_probability must lie in \(0, 1\), got 1"):
+        tiny(prior_probability=1)
+
+
 def test_weight_decay_leaves_the_head_s_batch_norms_alone() -> None:
     model = tiny()
     names = model.no_weight_decay()
@@ -360,7 +393,7 @@ def _target(box: list[float], label: int = 1) -> dict[str, Tensor]:
     ("targets", "message"),
     [
         (None, "targets must be given in training mode"),
-        ([], "1 images, 0 given"),
+        ([], "1 image, 0 given"),
         ([{"boxes": torch.zeros(0, 4)}], r"target 0 has no \['labels'\]"),
         ([_target([5.0, 5.0, 5.0, 9.0])], r"target 0 has the box \[5.0, 5.0, 5.0, 9.0\]"),
         ([_target([5.0, 5.0, math.nan, 9.0])], "finite"),

@@ -21,7 +21,9 @@ def _case(positives: list[int], priors: int = 40, classes: int = 5) -> tuple[Ten
     return logits, codes, labels, wanted
 
 
-def _slow_loss(logits: Tensor, codes: Tensor, labels: Tensor, wanted: Tensor) -> dict[str, float]:
+def _slow_loss(
+    logits: Tensor, codes: Tensor, labels: Tensor, wanted: Tensor, beta: float
+) -> dict[str, float]:
     class_sum = box_sum = 0.0
     for image in range(len(labels)):
         losses = [
@@ -34,16 +36,17 @@ def _slow_loss(logits: Tensor, codes: Tensor, labels: Tensor, wanted: Tensor) ->
         class_sum += sum(negative[::-1][: 3 * len(positive)])
         for p in positive:
             difference = (codes[image, p] - wanted[image, p]).abs().tolist()
-            box_sum += sum(0.5 * d * d if d < 1 else d - 0.5 for d in difference)
+            box_sum += sum(d * d / beta / 2 if d < beta else d - beta / 2 for d in difference)
     number = max(int((labels > 0).sum()), 1)
     return {"classification": class_sum / number, "bbox_regression": box_sum / number}
 
 
+@pytest.mark.parametrize("beta", [1.0, 0.25])
 @pytest.mark.parametrize("positives", [[1], [3], [1, 0, 8], [12, 2], [40, 1], [0, 0]])
-def test_equals_the_image_by_image_version(positives: list[int]) -> None:
+def test_equals_the_image_by_image_version(positives: list[int], beta: float) -> None:
     logits, codes, labels, wanted = _case(positives)
-    losses = multibox_loss(logits, codes, PriorTargets(labels, wanted))
-    expected = _slow_loss(logits, codes, labels, wanted)
+    losses = multibox_loss(logits, codes, PriorTargets(labels, wanted), smooth_l1_beta=beta)
+    expected = _slow_loss(logits, codes, labels, wanted, beta)
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=1e-5)
 
 

@@ -35,6 +35,8 @@ def tiny(**options: object) -> Segmenter:
         ({**CIFAR, "backbone_kwargs": {"block_config": (1, 1, 1), "out_indices": 3}}, [1, 2, 4]),
         ({"backbone": "resnet18", "backbone_kwargs": {}}, [2, 4, 8, 16, 32]),
         ({"backbone": "convnext_atto", "backbone_kwargs": {}}, [4, 8, 16, 32]),
+        ({"logits_stride": 4}, [2, 4, 8, 16, 32]),
+        ({"logits_stride": 2, "backbone": "convnext_atto", "backbone_kwargs": {}}, [4, 8, 16, 32]),
     ],
 )
 def test_logits_have_the_images_size_and_every_parameter_learns(
@@ -189,6 +191,29 @@ def test_widths_count_from_the_images_size() -> None:
     assert widths(tiny(backbone_kwargs={**TINY, "out_indices": (1, 2)})) == [8, 8, 4]
 
 
+@pytest.mark.parametrize("stride", [1, 2, 4, 16])
+def test_a_coarser_map_is_classified_and_its_logits_brought_up(stride: int) -> None:
+    whole, model = tiny().eval(), tiny(logits_stride=stride).eval()
+    # The same stages, without the finest ones: weights of the one fit the other's.
+    left = len(model.net.stages)
+    assert left == 5 - math.log2(stride)
+    model.net.backbone.load_state_dict(whole.net.backbone.state_dict())
+    model.net.stages.load_state_dict(whole.net.stages[:left].state_dict())
+    x = torch.randn(2, 3, 64, 96)
+    *skips, coarse = whole.net.backbone(x)
+    for stage in whole.net.stages[:left]:
+        coarse = stage(coarse, skips.pop() if skips else None)
+    assert coarse.shape[-2:] == (64 // stride, 96 // stride)
+    logits = F.interpolate(model.net.classifier(coarse), x.shape[-2:], mode="bilinear")
+    torch.testing.assert_close(model.net(x), logits)
+
+
+def test_deep_supervision_is_of_maps_coarser_than_the_classified_one() -> None:
+    output = tiny(logits_stride=4, deep_supervision=True).net(torch.randn(2, 3, 64, 96))
+    assert output["logits"].shape == (2, 3, 64, 96)
+    assert [a.shape[-1] for a in output["aux"]] == [96 // 16, 96 // 8]
+
+
 def test_group_norm_leaves_no_batch_norm_in_the_decoder() -> None:
     stages = tiny(norm="group", decoder_channels=(32, 24, 8, 3, 4)).net.stages
     norms = [stage.convs[0].norm for stage in stages]
@@ -212,6 +237,9 @@ def test_converters_of_norms_keep_every_activation() -> None:
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"decoder_channels": (64, 32)}, r"5 or more numbers .* stride of 32, got \[64, 32\]"),
         ({"decoder_channels": (8, 8, 8, 8, 0)}, r"1 or more, .* got \[8, 8, 8, 8, 0\]"),
+        ({"logits_stride": 0}, "logits_stride must be at least 1, got 0"),
+        ({"logits_stride": 3}, "logits_stride must be a power of 2 below .* of 32, got 3"),
+        ({"logits_stride": 32}, "logits_stride must be a power of 2 below .* of 32, got 32"),
         ({"upsampling": "cubic"}, r"upsampling must be one of 'bilinear', .* got 'cubic'"),
         ({"norm": "layer"}, r"norm must be one of 'bn', 'group', got 'layer'"),
     ],

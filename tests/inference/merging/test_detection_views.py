@@ -15,10 +15,10 @@ from densenet_backbones.data.masks.run_lengths import decode_mask
 from densenet_backbones.heads import dsod_tiny
 from densenet_backbones.inference.merging.detection_views import (
     DetectionViews,
-    add_view_options,
     parse_views,
 )
 from densenet_backbones.inference.merging.soft_nms import SoftNMS, batched_soft_nms
+from densenet_backbones.inference.options import add_view_options
 
 SIDE = (40, 60)  # H, W
 BOXES = torch.tensor([[5.0, 10, 15, 20], [6, 10, 15, 20], [30, 5, 55, 35]])

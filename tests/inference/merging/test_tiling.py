@@ -123,9 +123,81 @@ def test_tiles_and_strips_of_tiff_files(layout, bands, tmp_path):
     }[bands]
     tifffile.imwrite(tmp_path / "a.tif", pixels, **layout, **options)
     source = ImageWindows(tmp_path / "a.tif")
-    assert source.in_parts == (bands in ("RGB", "gray"))
+    assert source.in_parts
     whole = read_image(tmp_path / "a.tif")
     assert np.array_equal(source.read((3, 5, 140, 200)), whole[3:140, 5:200])
+
+
+TAGS = [(340, "f", 1, -10.0, True), (341, "f", 1, 30.0, True)]  # SMinSampleValue, SMaxSampleValue
+TIFF_KINDS = {
+    "RGB": (3, np.uint8, {"photometric": "rgb"}),
+    "RGB of 16 bits": (3, np.uint16, {"photometric": "rgb"}),
+    "RGB in planes": (3, np.uint8, {"photometric": "rgb", "planarconfig": "separate"}),
+    "RGB of 16 bits in planes": (3, np.uint16, {"photometric": "rgb", "planarconfig": "separate"}),
+    "RGB and alpha": (4, np.uint8, {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+    "RGB and another": (4, np.uint8, {"photometric": "rgb", "extrasamples": ["unspecified"]}),
+    "RGB and alpha of 16 bits": (
+        *(4, np.uint16),
+        {"photometric": "rgb", "extrasamples": ["unassalpha"]},
+    ),
+    "premultiplied": (4, np.uint8, {"photometric": "rgb", "extrasamples": ["assocalpha"]}),
+    "gray": (1, np.uint8, {"photometric": "minisblack"}),
+    "gray, white is 0": (1, np.uint8, {"photometric": "miniswhite"}),
+    "gray of 16 bits": (1, np.uint16, {"photometric": "minisblack"}),
+    "gray of 16 bits, white is 0": (1, np.uint16, {"photometric": "miniswhite"}),
+    "float gray": (1, np.float32, {"photometric": "minisblack"}),
+    "float gray with a range": (1, np.float32, {"photometric": "minisblack", "extratags": TAGS}),
+    "palette": (
+        *(1, np.uint8),
+        {
+            "photometric": "palette",
+            "colormap": np.arange(768, dtype=np.uint16).reshape(3, 256) * 85,
+        },
+    ),
+}
+DECODED_AT_ONCE = ("premultiplied", "palette")
+
+
+@pytest.mark.parametrize("kind", TIFF_KINDS)
+def test_windows_of_every_kind_of_tiff_are_those_of_the_whole(kind, tmp_path, monkeypatch):
+    """In either order of bytes, in tiles and strips; compressed once they are too large."""
+    bands, dtype, options = TIFF_KINDS[kind]
+    values = np.random.default_rng(0).integers(0, 65536, (50, 67, bands)).astype(np.uint16)
+    if dtype is np.float32:
+        values = values / np.float32(65535) * (40 if "range" in kind else 1)
+        values -= np.float32(10 if "range" in kind else 0)
+    values = (values >> 8 if dtype is np.uint8 else values).astype(dtype)
+    if options.get("planarconfig"):
+        values = values.transpose(2, 0, 1)
+    path = tmp_path / "a.tif"
+    for order, layout, compression in (
+        *(("<", {"tile": (32, 16)}, None), (">", {"rowsperstrip": 7}, None)),
+        *((">", {"tile": (32, 16)}, "zlib"), ("<", {"rowsperstrip": 7}, "zlib")),
+    ):
+        if kind == "gray of 16 bits, white is 0":
+            order = "<"  # Pillow reads no other
+        more = {"byteorder": order, "compression": compression, **layout, **options}
+        tifffile.imwrite(path, np.squeeze(values), metadata=None, **more)
+        expected = read_image(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(image_windows, "MAX_PIXELS", 1 if compression else MAX_PIXELS)
+            if compression and (kind in DECODED_AT_ONCE or dtype is np.float32):
+                with pytest.raises(DataError, match="too many to decode at once"):
+                    ImageWindows(path)
+                continue
+            source = ImageWindows(path)
+        assert source.in_parts == (kind not in DECODED_AT_ONCE)
+        for window in ((0, 0, 50, 67), (5, 17, 33, 60), (49, 66, 50, 67)):
+            top, left, bottom, right = window
+            np.testing.assert_array_equal(source.read(window), expected[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("values", [[0.5, 7], [0, np.nan]])
+def test_windows_of_float_gray_of_no_known_range_are_refused(values, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.array([values], np.float32))
+    for read in (read_image, ImageWindows):
+        with pytest.raises(DataError, match=r"a\.tif: 32-bit float pixels from .* scale them"):
+            read(tmp_path / "a.tif")
 
 
 def test_images_too_large_to_decode_are_read_in_parts_or_refused(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from densenet_backbones.training.progress.clock import RunClock
     ("text", "budget", "words"),
     [
         ("500steps", Budget(500, "steps"), "500 steps"),
-        ("1 step", Budget(1, "steps"), "1 steps"),
+        ("1 step", Budget(1, "steps"), "1 step"),
         ("90min", Budget(5400, "seconds"), "90 minutes of time"),
         ("1.5h", Budget(5400, "seconds"), "90 minutes of time"),
         ("0.5cpumin", Budget(30, "cpu seconds"), "0.5 minutes of processor time"),

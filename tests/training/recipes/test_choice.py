@@ -13,7 +13,7 @@ from tiny_runs import DETECTOR_ARGS
 
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.segmentation import SegmentationData
-from densenet_backbones.training import cli
+from densenet_backbones.training import cli, running
 from densenet_backbones.training.arguments import (
     DETECTION_FORM,
     RECIPE,
@@ -150,8 +150,8 @@ def test_recipes_begin_with_weights_from_a_cache(kind, tiny_scenes, tmp_path, mo
     root = tiny_scenes if kind == "masks" else tiny_scenes / "VOC"
     train = cli.train_seg if kind == "semantic" else cli.train_det
     kept = []
-    monkeypatch.setattr(cli, "fit", kept.append)
-    monkeypatch.setattr(cli.report, "report_results", lambda *args: None)
+    monkeypatch.setattr(running, "fit", kept.append)
+    monkeypatch.setattr(running.report, "report_results", lambda *args: None)
     train(["--data", str(root), "--trainer.accelerator", "cpu", "--data.num_workers", "0"])
     said = capsys.readouterr().out
     assert "from the pretrained weights" in said and str(file) in said

@@ -32,8 +32,8 @@ def drop_optimizers(state):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (spoil_weights, r"state_dict: \S+ has 1 values that are NaN or infinite"),
-        (spoil_moments, r"optimizer_states: 0\.state\.0\.exp_avg has 1 values that are NaN"),
+        (spoil_weights, r"state_dict: \S+ has 1 value of NaN or infinity"),
+        (spoil_moments, r"optimizer_states: 0\.state\.0\.exp_avg has 1 value of NaN"),
         (empty_moments, r"its optimizer's state is empty after \d+ steps"),
         (drop_optimizers, r"its optimizer's state is empty after \d+ steps"),
         (lambda state: state.update(optimizer_states=[3]), "its optimizer_states are not as"),

@@ -172,6 +172,15 @@ def test_a_finished_run_can_be_given_more_epochs(train, whole, tmp_path, capsys)
     assert added["trainer"]["max_epochs"] == EPOCHS + 1
 
 
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_said_of_the_last_file_where_the_folder_was_moved(tmp_path):
+    _, before, _ = callbacks.make_checkpoint_callbacks(RunFolder(tmp_path / "old"))
+    _, moved, _ = callbacks.make_checkpoint_callbacks(RunFolder(tmp_path / "new"))
+    before.best_model_path = f"{before.dirpath}/last.ckpt"
+    moved.load_state_dict(before.state_dict())
+    assert moved.best_model_path == ""
+
+
 def test_the_best_score_is_kept_where_the_folder_was_moved(tmp_path):
     def best(folder):
         folder.mkdir(exist_ok=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_runs import training_arguments
 
-from densenet_backbones.training import cli, precision
+from densenet_backbones.training import cli, precision, running
 from densenet_backbones.training.optimization import Optimizer, Schedule
 
 
@@ -22,8 +22,8 @@ def start(tiny_run, tiny_scenes, tmp_path, monkeypatch, capsys):
             state = torch.load(file, weights_only=True)
             change(state)
             torch.save(state, file)
-        monkeypatch.setattr(cli, "fit", lambda *args: None)
-        monkeypatch.setattr(cli.report, "report_results", lambda *args: None)
+        monkeypatch.setattr(running, "fit", lambda *args: None)
+        monkeypatch.setattr(running.report, "report_results", lambda *args: None)
         capsys.readouterr()
         arguments = training_arguments(tiny_scenes, "--run-dir", str(folder), "--resume", *more)
         try:

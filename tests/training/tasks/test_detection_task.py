@@ -10,7 +10,7 @@ import torch
 from tiny_runs import DETECTOR_ARGS, PYRAMID_ARGS
 from torch import nn
 
-from densenet_backbones.data.augment.presets import ModelInput
+from densenet_backbones.data.augment.model_input import ModelInput
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.faults import DataError

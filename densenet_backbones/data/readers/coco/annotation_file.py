@@ -29,6 +29,7 @@ from densenet_backbones.data.packing.annotations import (
 from densenet_backbones.data.packing.json_slices import read_members
 from densenet_backbones.data.readers.coco.json_values import (
     JsonObject,
+    TextIds,
     check_list,
     check_objects,
     check_optional,
@@ -44,6 +45,8 @@ from densenet_backbones.untrusted.reading import check_file
 
 # A relative path that needs no look: no "..", no blank or dot to begin with, no control code.
 _PLAIN_PATH = re.compile(r"(?:[\w-][\w .()+=,@-]*/)*[\w-][\w .()+=,@-]*").fullmatch
+_IMAGE_IDS, _CATEGORY_IDS = {"id": "image"}, {"id": "category"}
+_ANNOTATION_IDS = {"id": "annotation", "image_id": "image", "category_id": "category"}
 _OPTIONAL = ("segmentation", "keypoints", "num_keypoints")
 
 
@@ -93,8 +96,9 @@ def read_coco_file(
 ) -> CocoFile:
     """Read and check an annotation file.
 
-    Annotations without an id are numbered. A category that nothing is of, and that all others name
-    as their `supercategory`, is dropped (Roboflow writes one), and said.
+    Annotations without an id are numbered, and so are ids that are texts. A category that nothing
+    is of, and that all others name as their `supercategory`, is dropped (Roboflow writes one), and
+    said.
 
     Args:
         path: The file.
@@ -109,15 +113,15 @@ def read_coco_file(
             given twice or unknown, a value is not what it should be (entry and field), or classes
             whose objects have keypoints name different ones.
     """
-    kept = _OPTIONAL if masks else _OPTIONAL[1:]
+    kept, texts = _OPTIONAL if masks else _OPTIONAL[1:], TextIds()
 
     def pack(entries: list[JsonObject], first: int) -> AnnotationTable:
-        return _pack_annotations(entries, path, first, kept)
+        return _pack_annotations(entries, path, first, kept, texts)
 
     packers: dict[str, Callable[[list[JsonObject], int], Any]] = {
-        "images": lambda entries, first: _pack_images(entries, path, first, find_image),
+        "images": lambda entries, first: _pack_images(entries, path, first, find_image, texts),
         "annotations": pack,
-        "categories": lambda entries, first: entries,
+        "categories": lambda entries, first: texts.number(entries, _CATEGORY_IDS),
     }
     lists, has_constants = _read_slices(path, packers, content)
     listed = list(itertools.chain(*check_list(lists, "categories", path)))
@@ -244,7 +248,11 @@ def _refuse_outermost(content: object, path: Path) -> None:
 
 
 def _pack_images(
-    entries: list[JsonObject], path: Path, first: int, find_image: Callable[[str], str | None]
+    entries: list[JsonObject],
+    path: Path,
+    first: int,
+    find_image: Callable[[str], str | None],
+    texts: TextIds,
 ) -> ImageColumns:
     ids, names, widths, heights = (
         [entry.get(key) for entry in entries] for key in ("id", "file_name", "width", "height")
@@ -258,7 +266,7 @@ def _pack_images(
                 return ImageColumns(np.array(ids, np.int64), names, sizes)  # type: ignore[arg-type]
         except OverflowError:  # more than 64 bits
             pass
-    images = read_images(entries, path, first, find_image)
+    images = read_images(texts.number(entries, _IMAGE_IDS), path, first, find_image)
     return ImageColumns(
         np.array([image.image_id for image in images], np.int64),
         [image.file_name for image in images],
@@ -275,10 +283,11 @@ def _join_images(parts: Sequence[ImageColumns]) -> ImageColumns:
 
 
 def _pack_annotations(
-    entries: list[JsonObject], path: Path, first: int, kept: Sequence[str]
+    entries: list[JsonObject], path: Path, first: int, kept: Sequence[str], texts: TextIds
 ) -> AnnotationTable:
     columns = _read_columns(entries)
     if columns is None:
+        entries = texts.number(entries, _ANNOTATION_IDS)
         where = f"{path}: annotations"
         return pack_annotations(
             read_annotation(entry, f"{where}[{n}]", kept) for n, entry in enumerate(entries, first)
@@ -347,12 +356,15 @@ def _find_owners(
     unknown = np.flatnonzero(images.ids[owners] != numbers["image_id"])
     if len(unknown):
         n = int(unknown[0])
-        raise DataError(f"{locate(n)}: image_id {numbers['image_id'][n]} is not among the images")
+        raise DataError(
+            f"{locate(n)}: image_id {numbers['image_id'][n]} is not among the images; add it to "
+            "them, or remove the annotation"
+        )
     unknown = np.flatnonzero(~np.isin(numbers["category_id"], categories.ids))
     if len(unknown):
         n = int(unknown[0])
         raise DataError(
             f"{locate(n)}: category_id {numbers['category_id'][n]} is not among the categories "
-            f"({quote(sorted(categories.ids), 6)})"
+            f"({quote(sorted(categories.ids), 6)}); add it to them, or remove the annotation"
         )
     return owners

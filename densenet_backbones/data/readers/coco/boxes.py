@@ -14,11 +14,9 @@ every annotation as the file has it, so that its numbers are those of pycocotool
 there, an object without area counts as one that was never found.
 """
 
-import gc
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +34,8 @@ from densenet_backbones.data.readers.coco.annotation_file import CocoFile, read_
 from densenet_backbones.data.readers.foreign.content import CocoContent
 from densenet_backbones.data.recognition.tree import Tree
 from densenet_backbones.data.samples import DetectionSet, ImageRecord
-from densenet_backbones.messages import nearest
+from densenet_backbones.garbage import collecting_later
+from densenet_backbones.messages import nearest, pluralize
 
 _BESIDE = "_annotations.coco.json"
 _KEYPOINT_FILES = ("keypoints_", "person_keypoints_")
@@ -99,7 +98,7 @@ def read_coco(
     finder = ImageFinder(root, path)
     # In the published layout a name that leads out of its folder is an error.
     find_image = finder.find if annotation_file is not None else lambda name: None
-    with _without_garbage_collection():
+    with collecting_later():
         file = read_coco_file(
             path, masks=masks, keypoints=keypoints, content=content, find_image=find_image
         )
@@ -168,18 +167,6 @@ class ImageFinder:
             where = folder if len(lost) == len(missing) else self.root
             raise DataError(_describe_missing(self.path, lost, len(names), where))
         return self.root, [str(found[name]) for name in names]
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Stop collecting garbage: of millions of new objects none is, and it took 20 of 58 seconds."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def find_annotation_file(root: Path, split: str, *, keypoints: bool = False) -> tuple[Path, str]:
@@ -253,7 +240,7 @@ def find_folder_with(
     folders: Sequence[Path],
     names: Collection[str],
     path: Path,
-    what: str = "images",
+    what: str = "image",
     fix: str = "give image_folder",
 ) -> Path:
     """Return the first folder that has all the images; lists folders, looks at no image."""
@@ -266,7 +253,7 @@ def find_folder_with(
 def find_fullest_folder(folders: Sequence[Path], names: Collection[str]) -> tuple[list[str], Path]:
     """Return the first folder that lacks the fewest of the names, and those that it lacks."""
     fewest: tuple[list[str], Path] | None = None
-    for folder in folders:
+    for folder in [folder for folder in folders if folder.is_dir()] or folders:
         listings: dict[str, frozenset[str]] = {}
         missing = []
         for name in names:
@@ -288,11 +275,11 @@ def _describe_missing(
     missing: Sequence[str],
     total: int,
     folder: Path,
-    what: str = "images",
+    what: str = "image",
     fix: str = "give image_folder",
 ) -> str:
     return (
-        f"{path}: {len(missing)} of its {total} {what} are not in {folder} "
+        f"{path}: {folder} lacks {len(missing)} of its {pluralize(total, what)} "
         f"({quote(missing)}); add them, {fix}, or take them out of the file"
     )
 
@@ -306,9 +293,9 @@ def _order_classes(content: CocoFile, classes: Sequence[str]) -> Categories:
     lost = [name for name, i in ids.items() if i in used and name not in known]
     if lost:
         raise DataError(
-            f"{content.path}: has objects of {len(lost)} classes ({quote(lost)}) that are not "
-            f"among the {len(ordered.names)} known ({quote(ordered.names)}); rename or remove "
-            f"them, or train with all of them in `classes`{nearest(lost[0], ordered.names)}"
+            f"{content.path}: has objects of {pluralize(len(lost), 'class')} ({quote(lost)}) that "
+            f"are not among the {len(ordered.names)} known ({quote(ordered.names)}); rename or "
+            f"remove them, or train with all of them in `classes`{nearest(lost[0], ordered.names)}"
         )
     # New classes get the ids above the file's.
     free = max(0, *ids.values()) + 1

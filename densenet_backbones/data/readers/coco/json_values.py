@@ -6,7 +6,7 @@ The format: https://cocodataset.org/#format-data, and `pycocotools/coco.py` for 
 import json
 import math
 import reprlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import check_relative_path
 from densenet_backbones.data.samples import Annotation
-from densenet_backbones.messages import advise
+from densenet_backbones.messages import advise, pluralize
 from densenet_backbones.untrusted.limits import (
     MAX_CLASSES,
     MAX_JSON_FILE,
@@ -87,6 +87,38 @@ def translate_json_errors(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: not usable JSON ({error}); correct it") from error
 
 
+class TextIds:
+    """Numbers for ids that a file has as texts, as some tools write them.
+
+    Digits are the number that they say; others are numbered in the order in which they are seen.
+    """
+
+    _FIRST = 10**12  # above all that files number by themselves
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, str], int] = {}
+
+    def number(self, entries: list[JsonObject], keys: Mapping[str, str]) -> list[JsonObject]:
+        """Return copies of entries that have no texts for ids.
+
+        Args:
+            entries: Objects of a list.
+            keys: Key of each id, and what it is the id of.
+        """
+        numbered = [dict(entry) for entry in entries]
+        for entry in numbered:
+            for key, what in keys.items():
+                value = entry.get(key)
+                if isinstance(value, str):
+                    entry[key] = self._find(value, what)
+        return numbered
+
+    def _find(self, text: str, what: str) -> int:
+        if text.isascii() and text.isdecimal() and len(text) <= 12:
+            return int(text)
+        return self._numbers.setdefault((what, text), self._FIRST + len(self._numbers))
+
+
 def read_entries(content: JsonObject, key: str, path: Path) -> list[JsonObject]:
     """Return a list of objects at the top of a file; `DataError` where it is none."""
     entries: list[JsonObject] = check_list(content, key, path)
@@ -119,7 +151,9 @@ def read_categories(entries: list[JsonObject], path: Path) -> Categories:
     if not entries:
         raise DataError(f"{path}: 'categories' is empty; list the classes with id and name")
     if len(entries) > MAX_CLASSES:
-        raise DataError(f"{path}: 'categories' has {len(entries)} entries of {MAX_CLASSES} at most")
+        raise DataError(
+            f"{path}: 'categories' has {pluralize(len(entries), 'entry')} of {MAX_CLASSES} at most"
+        )
     names: dict[int, str] = {}
     seen: set[str] = set()
     for position, entry in enumerate(entries):
@@ -328,7 +362,7 @@ def abbreviate(value: object) -> str:
     if isinstance(value, int) and abs(value) >= 2**64:
         return "a whole number of more than 64 bits"  # printing it may itself be refused
     if isinstance(value, list | dict):
-        return reprlib.repr(value)[:60] if len(value) < 10 else f"{len(value)} entries"
+        return reprlib.repr(value)[:60] if len(value) < 10 else pluralize(len(value), "entry")
     if isinstance(value, str):
         value = value[:60]
     return repr(value)[:60] if value is not None else "null (missing)"

@@ -45,6 +45,7 @@ from densenet_backbones.data.samples import (
     Outline,
     RunLengths,
 )
+from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import MAX_MASK_PIXELS, MAX_PIXELS
 
 
@@ -261,8 +262,8 @@ def _refuse_huge(record: ImageRecord, path: Path, channels: int | None) -> None:
     if record.width * record.height * max(len(record.annotations), channels or 1) > MAX_MASK_PIXELS:
         raise DataError(
             f"{path}: image {record.image_id} of {record.width}x{record.height} pixels has "
-            f"{len(record.annotations)} objects, whose masks are more than the {MAX_MASK_PIXELS} "
-            "pixels that are allowed; cut it into tiles"
+            f"{pluralize(len(record.annotations), 'object')}, whose masks are more than the "
+            f"{MAX_MASK_PIXELS} pixels that are allowed; cut it into tiles"
         )
 
 
@@ -277,6 +278,6 @@ def _refuse_boxes_only(
     total = sum(len(record.annotations) for record in records)
     if total and len(problems) == total:
         raise DataError(
-            f"{path}: none of its {total} annotations has a 'segmentation', so it holds boxes "
-            "only; export it with masks"
+            f"{path}: its {pluralize(total, 'annotation has', 'annotations have')} no "
+            "'segmentation', so it holds boxes only; export it with masks"
         )

@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.coco.json_values import abbreviate
 from densenet_backbones.data.samples import Outline, RunLengths
+from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import (
     MAX_OUTLINE_LENGTH,
     MAX_OUTLINE_WORK,
@@ -95,7 +96,7 @@ def _measure_polygon(polygon: object, size: tuple[int, int], where: str) -> floa
     if len(numbers) < 6 or len(numbers) % 2 or any(type(n) not in (int, float) for n in numbers):
         raise DataError(
             f"{where}: a polygon must be a list of at least 3 points [x1, y1, x2, y2, x3, y3, "
-            f"...], got {len(numbers)} entries; {_FIX}"
+            f"...], got {pluralize(len(numbers), 'entry')}; {_FIX}"
         )
     reach = _REACH * max(size)
     far = [n for n in numbers if not -reach <= n <= reach]  # NaN is far, too

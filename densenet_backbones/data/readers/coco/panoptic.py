@@ -43,7 +43,7 @@ from densenet_backbones.data.readers.coco.json_values import (
     read_integer,
 )
 from densenet_backbones.data.readers.masks.files import MaskFile, compare_sizes, reorder_classes
-from densenet_backbones.messages import nearest
+from densenet_backbones.messages import nearest, pluralize
 
 _PREFIX = "panoptic_"
 _VOID = 0
@@ -98,8 +98,8 @@ def read_coco_panoptic(
     unpaired = [i.file_name for i in images if i.image_id not in pictures]
     if unpaired:
         raise DataError(
-            f"{path}: {len(unpaired)} images have no annotation ({quote(unpaired)}); add them, or "
-            "take the images out"
+            f"{path}: {pluralize(len(unpaired), 'image has', 'images have')} no annotation "
+            f"({quote(unpaired)}); add them, or take the images out"
         )
     # Images and pictures on disk; every name of the file must be there.
     folders = [root / image_folder] if image_folder else list_image_folders(root, split, path)
@@ -107,7 +107,7 @@ def read_coco_panoptic(
     name = f"{_PREFIX}{split}"
     beside = [root / mask_folder] if mask_folder else [path.parent / name, root / name]
     names = [pictures[i.image_id] for i in images]
-    masks = find_folder_with(beside, names, path, "pictures", f"rename the folder to {name}")
+    masks = find_folder_with(beside, names, path, "picture", f"rename the folder to {name}")
     readers = {i: MaskFile(masks / pictures[i], code) for i, code in codes.items()}
     records = _make_records(images, folder, readers, path)
     data = SegmentationSet(f"{root.name}/{split}", records, mask_classes)
@@ -201,7 +201,7 @@ def _read_segment(segment: JsonObject, label_of: dict[int, int], where: str) -> 
     if category not in label_of:
         raise DataError(
             f"{where}: category_id {category} is not among the categories "
-            f"({quote(sorted(label_of), 6)})"
+            f"({quote(sorted(label_of), 6)}); add it to them, or remove the segment"
         )
     crowd = segment.get("iscrowd", 0)
     if crowd not in (0, 1):
@@ -219,5 +219,6 @@ def _make_records(
         record = MaskRecord(image.image_id, file, width, height, reader, file.stem)
         faults += compare_sizes(record, reader.path)
         records.append(record)
-    refuse_faults(faults, f"{path}: {len(faults)} pictures have the wrong size")
+    count = pluralize(len(faults), "picture has", "pictures have")
+    refuse_faults(faults, f"{path}: {count} the wrong size")
     return tuple(records)

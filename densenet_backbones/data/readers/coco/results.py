@@ -29,7 +29,7 @@ from densenet_backbones.data.readers.coco.json_values import (
 )
 from densenet_backbones.data.readers.coco.outlines import encode_outline
 from densenet_backbones.data.samples import DetectionSet, ImageRecord, Outline
-from densenet_backbones.messages import nearest
+from densenet_backbones.messages import nearest, pluralize
 from densenet_backbones.untrusted.limits import MAX_RESULTS_FILE
 from densenet_backbones.untrusted.reading import check_file
 
@@ -188,9 +188,9 @@ class _Reader:
         if number not in self.records:
             few = quote(sorted(self.records)[:3])
             raise DataError(
-                f"{where}: image_id {number} is not among the {len(self.records)} images ({few}, "
-                "…); give the annotation file's ids or the files' names, and choose the split that "
-                "the detections are of"
+                f"{where}: image_id {number} is not among the "
+                f"{pluralize(len(self.records), 'image')} ({few}, …); give the annotation file's "
+                "ids or the files' names, and choose the split that the detections are of"
             )
         return self.records[number]
 
@@ -227,7 +227,8 @@ class _Reader:
         if numbers is None or not count:
             raise DataError(
                 f"{where}: 'keypoints' must be {3 * count} finite numbers, x, y and any third for "
-                f"each of the data's {count} keypoints, not {abbreviate(value)}; correct it"
+                f"each of the data's {pluralize(count, 'keypoint')}, not {abbreviate(value)}; "
+                "correct it"
             )
         return self.categories.put_in_label_order(np.array(numbers).reshape(count, 3))
 

@@ -34,6 +34,7 @@ from densenet_backbones.data.readers.foreign.shapes import (
 )
 from densenet_backbones.data.recognition.sniffing import choose_some, sniff_json
 from densenet_backbones.data.recognition.tree import Tree
+from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import MAX_SHAPES_FILE
 from densenet_backbones.untrusted.reading import parse_json, read_text
 
@@ -55,14 +56,15 @@ def find_labelme(tree: Tree) -> Finding | None:
         evidence=labels[0] + f" and {len(labels) - 1} more" * bool(labels[1:]),
         serves=_find_kinds(tree, labels),
         parts=assign_splits(items),
-        remarks=(f"{unlabelled} images have no JSON file: left out",) * bool(unlabelled),
+        remarks=(f"{pluralize(unlabelled, 'image has', 'images have')} no JSON file: left out",)
+        * bool(unlabelled),
     )
 
 
 def _find_image(tree: Tree, labels: str) -> str:
     """Find the image of a file: by the file's own name, else by its `imagePath`."""
     folder, _, name = labels.rpartition("/")
-    images = tree.by_stem.get(name.rpartition(".")[0], [])
+    images = tree.list_stem(name.rpartition(".")[0])
     beside = [image for image in images if image.rpartition("/")[0] == folder]
     for candidates in (beside, images):
         if len(candidates) == 1:
@@ -130,7 +132,9 @@ def read_labelme_file(path: Path, image: str = "") -> DrawnImage:
             continue
         thing = _make_object(label, str(kind), corners)
         if thing is None:
-            left_out.append((item, f"a {kind!s:.20} of {len(corners)} points is no object"))
+            left_out.append(
+                (item, f"a {kind!s:.20} of {pluralize(len(corners), 'point')} is no object")
+            )
             continue
         key = (label, group) if isinstance(group, int | str) else None
         own = groups[key].outline if key in groups else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.foreign.content import CocoContent
 from densenet_backbones.data.samples import Outline
+from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import MAX_CLASSES, MAX_KEYPOINTS
 
 _CIRCLE_POINTS = 32
@@ -82,8 +83,9 @@ def make_content(root: Path, tool: str, images: Iterable[tuple[DrawnImage, bool]
         raise DataError(f"{root}: the files of {tool} have no box and no polygon; draw some")
     if len(names) > MAX_CLASSES or len(points) > MAX_KEYPOINTS:
         raise DataError(
-            f"{root}: the files of {tool} name {len(names)} classes (1 to {MAX_CLASSES}) and "
-            f"{len(points)} keypoints ({MAX_KEYPOINTS} at most); correct their labels"
+            f"{root}: the files of {tool} name {pluralize(len(names), 'class')} (1 to "
+            f"{MAX_CLASSES}) and {pluralize(len(points), 'keypoint')} ({MAX_KEYPOINTS} at most); "
+            "correct their labels"
         )
     content, keypoints = CocoContent(), sorted(points)
     ids = content.name_classes(sorted(names), keypoints, having)

@@ -3,10 +3,9 @@
 Two forms: with a header that names the columns, such as TensorFlow's tutorials export
 (``filename,width,height,class,xmin,ymin,xmax,ymax``, in any order), and without one
 ``path,x1,y1,x2,y2,class`` (github.com/fizyr/keras-retinanet, README, "CSV datasets"), where an
-image without objects has a row ``path,,,,,``.
+image without objects has a row ``path,,,,,``. Semicolons and tabs separate cells, too.
 """
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,11 @@ from densenet_backbones.data.readers.foreign.content import (
     check_number,
     find_image,
 )
-from densenet_backbones.data.recognition.sniffing import choose_some, read_ends
+from densenet_backbones.data.recognition.cells import read_cells, read_first_cells
+from densenet_backbones.data.recognition.sniffing import choose_some
 from densenet_backbones.data.recognition.tree import Tree
-from densenet_backbones.untrusted.limits import MAX_CLASSES, MAX_SIDE, MAX_TABLE_FILE
-from densenet_backbones.untrusted.reading import check_file
+from densenet_backbones.messages import pluralize
+from densenet_backbones.untrusted.limits import MAX_CLASSES, MAX_SIDE
 
 _COLUMNS = {
     "image": ("filename", "file_name", "image", "image_path", "image_name", "path", "file", "img"),
@@ -38,6 +38,7 @@ _COLUMNS = {
     "height": ("height", "image_height", "img_height"),
 }
 _NEEDED = ("image", "class", "x1", "y1", "x2", "y2")
+_NUMBERS = ("x1", "y1", "x2", "y2", "width", "height")
 _BARE = {"image": 0, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "class": 5}
 
 
@@ -71,10 +72,12 @@ def find_tables(tree: Tree) -> Finding | None:
     )
 
 
-def _find_columns(path: Path) -> tuple[dict[str, int], bool] | None:
-    """Return the place of each column that is known, and True if there is a header."""
-    text = read_ends(path).decode("utf-8-sig", "replace").partition("\n")[0]
-    first = next(csv.reader([text.strip("\r\0")]), [])
+def _find_columns(path: Path) -> tuple[tuple[dict[str, int], bool], str] | None:
+    """Return the place of each column that is known, True if there is a header; the delimiter."""
+    return read_first_cells(path, _place_columns)
+
+
+def _place_columns(first: list[str]) -> tuple[dict[str, int], bool] | None:
     names = [word.strip().lower() for word in first]
     places = {
         key: next(names.index(name) for name in known if name in names)
@@ -90,35 +93,29 @@ def _find_columns(path: Path) -> tuple[dict[str, int], bool] | None:
 
 
 def _is_number(text: str) -> bool:
-    return text.removeprefix("-").replace(".", "", 1).isdecimal()
+    return text.removeprefix("-").replace(",", ".").replace(".", "", 1).isdecimal()
 
 
 def _read_rows(path: Path) -> Iterator[Row]:
-    check_file(path, MAX_TABLE_FILE, DataError)
     columns = _find_columns(path)
     if columns is None:
         raise DataError(
             f"{path}: its columns are not known; write filename, class, xmin, ymin, xmax, ymax "
             "into the first line"
         )
-    places, has_header = columns
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for number, cells in enumerate(csv.reader(file), start=1):
-                if cells and not (has_header and number == 1):
-                    yield _read_row(cells, places, number, path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error.reason}); save it so") from (
-            error
-        )
-    except csv.Error as error:
-        raise DataError(f"{path}: is no table ({error}); export it again") from error
+    (places, has_header), delimiter = columns
+    for number, cells in enumerate(read_cells(path, delimiter), start=1):
+        if cells and not (has_header and number == 1):
+            if delimiter == ";":  # of countries whose decimals have commas
+                own = {places[key] for key in _NUMBERS if key in places}
+                cells = [c.replace(",", ".") if n in own else c for n, c in enumerate(cells)]
+            yield _read_row(cells, places, number, path)
 
 
 def _read_row(cells: Sequence[str], places: Mapping[str, int], number: int, path: Path) -> Row:
     where = f"{path}: line {number}"
     if len(cells) <= max(places.values()):
-        raise DataError(f"{where}: has {len(cells)} cells, too few; correct it")
+        raise DataError(f"{where}: has {pluralize(len(cells), 'cell')}, too few; correct it")
     texts = {key: cells[place].strip() for key, place in places.items()}
     if not texts["image"]:
         raise DataError(f"{where}: names no image; correct it")
@@ -144,7 +141,8 @@ def read_tables(tree: Tree, finding: Finding, split: str) -> CocoContent:
     names = {row.label for name in files for row in _read_rows(tree.root / name) if row.label}
     if not 1 <= len(names) <= MAX_CLASSES:
         raise DataError(
-            f"{tree.root}: its tables name {len(names)} classes; there must be 1 to {MAX_CLASSES}"
+            f"{tree.root}: its tables name {pluralize(len(names), 'class')}; there must be 1 to "
+            f"{MAX_CLASSES}"
         )
     content = CocoContent()
     labels = content.name_classes(sorted(names))

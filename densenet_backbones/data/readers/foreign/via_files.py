@@ -14,6 +14,7 @@ from typing import Any
 
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.recognition.sniffing import read_ends
+from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import MAX_PROJECT_FILE
 from densenet_backbones.untrusted.reading import parse_json, read_text
 
@@ -227,7 +228,9 @@ def _read_table(text: str, path: Path) -> list[ViaImage]:
             if not any(cell.strip() for cell in cells):
                 continue
             if not set(needed) <= row.keys():
-                raise DataError(f"{path}: row {number} has {len(cells)} cells, too few; correct it")
+                raise DataError(
+                    f"{path}: row {number} has {pluralize(len(cells), 'cell')}, too few; correct it"
+                )
             item = f"row {number}"
             name, regions = read([row[key] for key in needed], item, f"{path}: {item}")
             images.setdefault(name, ViaImage(name, [])).regions.extend(regions)

@@ -28,6 +28,7 @@ from densenet_backbones.data.readers.foreign.content import (
 )
 from densenet_backbones.data.recognition.sniffing import choose_some, is_yolo_labels
 from densenet_backbones.data.recognition.tree import Tree
+from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import (
     MAX_CLASSES,
     MAX_KEYPOINTS,
@@ -76,7 +77,9 @@ def find_yolo(tree: Tree) -> Finding | None:
         return None
     bare = sum(not item.labels for items in parts.values() for item in items)
     names = _read_names(tree, file, content)
-    remarks = (f"{bare} images have no label file: taken as images without objects",) * bool(bare)
+    remarks = (
+        f"{pluralize(bare, 'image has', 'images have')} no label file: taken as without objects",
+    ) * bool(bare)
     if not names.classes:
         remarks += ("no class has a name (no data.yaml, no classes.txt): they are numbered",)
     kinds = {"boxes", "keypoints"} if names.keypoints else {"boxes"}

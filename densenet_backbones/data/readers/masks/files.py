@@ -20,7 +20,7 @@ from densenet_backbones.data.mask_samples import (
 )
 from densenet_backbones.data.masks.code import MaskCode
 from densenet_backbones.data.packing.records import MappedRecords
-from densenet_backbones.messages import nearest
+from densenet_backbones.messages import nearest, pluralize
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")  # JPEG and GIF writers change values
 
@@ -60,13 +60,13 @@ def refuse_missing(
     folder: Path,
     missing: Sequence[str],
     split: str,
-    what: str = "masks",
+    what: str = "mask",
     suffixes: Sequence[str] = MASK_SUFFIXES,
 ) -> None:
     """Raise a `DataError` that names masks, or other files, which are not there."""
     if missing:
         raise DataError(
-            f"{folder}: {len(missing)} {what} of the split {split!r} are missing "
+            f"{folder}: lacks {pluralize(len(missing), what)} of the split {split!r} "
             f"({quote(missing)}, with any of {', '.join(suffixes)}); add them, or take their "
             "partners out of the split"
         )
@@ -89,7 +89,9 @@ def read_file_records(
         record = MaskRecord(number, image, width, height, MaskFile(mask, code), image.stem)
         faults += compare_sizes(record, mask)
         records.append(record)
-    refuse_faults(faults, f"{name}: {len(faults)} of {len(records)} masks have the wrong size")
+    refuse_faults(
+        faults, f"{name}: {len(faults)} of {pluralize(len(records), 'mask')} with the wrong size"
+    )
     return tuple(records)
 
 
@@ -141,7 +143,7 @@ class RelabeledMask:
         mask = self.reader.read()
         for label, clause in self.unknown:
             if pixels := int((mask == label).sum()):
-                raise DataError(f"{self.files[0]}: has {pixels} pixels of {clause}")
+                raise DataError(f"{self.files[0]}: has {pluralize(pixels, 'pixel')} of {clause}")
         # Multilabel: channels move, or are laid over each other; new classes get empty ones.
         if self.new_count is not None:
             channels = np.zeros((self.new_count, *mask.shape[1:]), np.uint8)
@@ -199,9 +201,9 @@ def reorder_classes(
     refused = [name for name in lost if used is not None and old.names.index(name) in used]
     if refused:
         raise DataError(
-            f"{file or data.name}: has {len(refused)} classes ({quote(refused)}) that are not "
-            f"among the {len(names)} known ({quote(names)}); rename or remove them, or train with "
-            f"all of them in `classes`{nearest(refused[0], names)}"
+            f"{file or data.name}: has {pluralize(len(refused), 'class')} ({quote(refused)}) that "
+            f"are not among the {len(names)} known ({quote(names)}); rename or remove them, or "
+            f"train with all of them in `classes`{nearest(refused[0], names)}"
         )
     if old.names == tuple(names):
         return data

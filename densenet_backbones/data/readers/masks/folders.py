@@ -50,7 +50,7 @@ from densenet_backbones.data.readers.masks.files import (
     reorder_classes,
 )
 from densenet_backbones.data.readers.voc.boxes import read_split
-from densenet_backbones.messages import nearest
+from densenet_backbones.messages import nearest, pluralize
 from densenet_backbones.untrusted.limits import MAX_LIST_FILE
 from densenet_backbones.untrusted.reading import read_text
 
@@ -235,11 +235,11 @@ def _refuse_unpaired(
     masks_alone = [masks[n].name for n in names if n in masks and n not in images]
     neither = [n for n in names if n not in images and n not in masks]
     parts = [
-        f"{len(unpaired)} {what} ({quote(unpaired)})"
-        for unpaired, what in (
-            (alone, f"images without a mask in {mask_folder}"),
-            (masks_alone, "masks without an image"),
-            (neither, "names with neither"),
+        f"{pluralize(len(unpaired), what)} {lack} ({quote(unpaired)})"
+        for unpaired, what, lack in (
+            (alone, "image", f"without a mask in {mask_folder}"),
+            (masks_alone, "mask", "without an image"),
+            (neither, "name", "with neither"),
         )
         if unpaired
     ]

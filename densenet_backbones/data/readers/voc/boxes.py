@@ -36,7 +36,7 @@ from densenet_backbones.data.readers.voc.xml_file import (
     read_voc_annotation,
 )
 from densenet_backbones.data.samples import Annotation, DetectionSet, ImageRecord
-from densenet_backbones.messages import nearest
+from densenet_backbones.messages import nearest, pluralize
 from densenet_backbones.untrusted.limits import MAX_CLASSES, MAX_LIST_FILE
 from densenet_backbones.untrusted.reading import read_text
 
@@ -225,9 +225,9 @@ def _find_annotations(folder: Path, ids: Iterable[str], split: str) -> list[Path
     missing = [name for name in ids if f"{name}.xml" not in files]
     if missing:
         raise DataError(
-            f"{folder / 'Annotations'}: {len(missing)} annotation files of the split {split!r} are "
-            f"missing ({quote([f'{name}.xml' for name in missing])}); an image without objects "
-            "needs a file too"
+            f"{folder / 'Annotations'}: lacks {pluralize(len(missing), 'annotation file')} of the "
+            f"split {split!r} ({quote([f'{name}.xml' for name in missing])}); an image without "
+            "objects needs a file too"
         )
     return [folder / "Annotations" / f"{name}.xml" for name in ids]
 
@@ -239,7 +239,7 @@ def find_images(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
     missing = [name for name in ids if name not in by_id]
     if missing:
         raise DataError(
-            f"{images}: {len(missing)} images of the split {split!r} are missing "
+            f"{images}: lacks {pluralize(len(missing), 'image')} of the split {split!r} "
             f"({quote(missing)}, with any of {', '.join(IMAGE_SUFFIXES)}); add them, or take their "
             "ids out of the list"
         )
@@ -271,7 +271,8 @@ def report_unannotated(
         return []
     by_id = _list_images(images)
     bare = sorted(by_id.keys() - set(annotated))
-    fault = f"{len(bare)} of {len(by_id)} images have no {what} ({quote([by_id[i] for i in bare])})"
+    of = pluralize(len(by_id), "image")
+    fault = f"{len(bare)} of {of} have no {what} ({quote([by_id[i] for i in bare])})"
     action = "left out: an image without objects needs one too"
     return [Problem(str(images), 'split "all"', fault, action)] if bare else []
 
@@ -302,11 +303,13 @@ def name_classes(
         read[path] = read_voc_annotation(path)
     names = {item.name for annotation in read.values() for item in annotation.objects}
     if not names:
-        raise DataError(f"{annotations}: no object in {len(paths)} files; give `classes`")
+        raise DataError(
+            f"{annotations}: no object in {pluralize(len(paths), 'file')}; give `classes`"
+        )
     if len(names) > MAX_CLASSES:
         raise DataError(
-            f"{annotations}: its objects have {len(names)} names, and a detector at most "
-            f"{MAX_CLASSES} classes; correct <name>"
+            f"{annotations}: its objects have {pluralize(len(names), 'name')}, and a detector at "
+            f"most {MAX_CLASSES} classes; correct <name>"
         )
     return tuple(sorted(names))
 
@@ -357,9 +360,9 @@ def _find_label(item: VocObject, categories: Categories, where: str) -> int:
         return categories.label_of_name(item.name)
     except KeyError:
         raise DataError(
-            f"{where}: class {item.name!r} is not one of the {len(categories.names)} classes "
-            f"({quote(categories.names, 5)}); correct it or give `classes`"
-            f"{nearest(item.name, categories.names)}"
+            f"{where}: class {item.name!r} is not one of the "
+            f"{pluralize(len(categories.names), 'class')} ({quote(categories.names, 5)}); correct "
+            f"it or give `classes`{nearest(item.name, categories.names)}"
         ) from None
 
 

@@ -19,6 +19,7 @@ from densenet_backbones.data.readers.voc.xml_file import VocAnnotation
 from densenet_backbones.data.recognition.sniffing import choose_some, sniff_xml
 from densenet_backbones.data.recognition.tree import Tree
 from densenet_backbones.data.samples import DetectionSet
+from densenet_backbones.messages import pluralize
 
 
 def find_voc(tree: Tree) -> Finding | None:
@@ -30,26 +31,27 @@ def find_voc(tree: Tree) -> Finding | None:
     files = [name for name in files if sniffed.get(name, "voc") == "voc"]
     items = [Item(_find_image(tree, name), name) for name in files]
     bare = len(set(tree.images) - {item.image for item in items})
+    without = f"{pluralize(bare, 'image has', 'images have')} no XML file: left out"
     return Finding(
         layout="voc",
         title="VOC's XML",
         evidence=files[0] + f" and {len(files) - 1} more" * bool(files[1:]),
         serves=frozenset({"boxes"}),
         parts=assign_splits(items),
-        remarks=(f"{bare} images have no XML file: left out",) * bool(bare),
+        remarks=(without,) * bool(bare),
     )
 
 
 def _find_image(tree: Tree, file: str) -> str:
     """Find the image of a file by its name: beside it, or where the folders agree most."""
     folder, _, name = file.rpartition("/")
-    images = tree.by_stem.get(name.rpartition(".")[0], [])
+    images = tree.list_stem(name.rpartition(".")[0])
     beside = [image for image in images if image.rpartition("/")[0] == folder]
     if len(beside) == 1:
         return beside[0]
     names = {image.rpartition("/")[2] for image in images}
     if len(names) != 1:
-        fault = f"there are {len(images)} images" if names else "there is no image"
+        fault = f"there are {pluralize(len(images), 'image')}" if names else "there is no image"
         stem = f"{file.rpartition('.')[0]}."
         others = [other for other in tree.files if other.startswith(stem) and other != file]
         advice = f"export {others[0]} as JPEG or PNG" if others else "each file needs one"

@@ -23,6 +23,7 @@ from densenet_backbones.data.masks.code import MaskCode
 from densenet_backbones.data.readers.masks.files import refuse_missing, reorder_classes
 from densenet_backbones.data.readers.voc.boxes import read_split, report_unannotated
 from densenet_backbones.data.readers.voc.masks import VOC_MASK_CLASSES
+from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import MAX_MAT_CELLS, MAX_MAT_CONTENT, MAX_MAT_FILE
 from densenet_backbones.untrusted.reading import read_bytes
 
@@ -93,7 +94,7 @@ def read_sbd_masks(
     refuse_missing(folder / "cls", [i for i in ids if i not in masks], split, suffixes=(".mat",))
     images = {Path(n).stem: n for n in list_files(folder / "img") if n.endswith(IMAGE_SUFFIXES)}
     lost = [i for i in ids if i not in images]
-    refuse_missing(folder / "img", lost, split, "images", IMAGE_SUFFIXES)
+    refuse_missing(folder / "img", lost, split, "image", IMAGE_SUFFIXES)
     records = []
     for number, name in enumerate(track_progress(ids, f"Reading {split}"), start=1):
         image = folder / "img" / images[name]
@@ -191,8 +192,8 @@ def _check_tags(element: bytes, order: str, path: Path) -> None:
             count = prod(_read_sizes(element[place + 24 : place + 160], order))
             if count > MAX_MAT_CELLS:
                 raise DataError(
-                    f"{path}: promises {count} cells or structs in one array at byte {place} of an "
-                    f"element; {MAX_MAT_CELLS} are read, fetch it again"
+                    f"{path}: promises {pluralize(count, 'cell')} or structs in one array at byte "
+                    f"{place} of an element; {MAX_MAT_CELLS} are read, fetch it again"
                 )
         place += step
 

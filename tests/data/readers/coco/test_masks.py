@@ -101,7 +101,7 @@ def test_objects_without_an_outline_are_ignored_and_reported(tmp_path):
     with pytest.raises(DataError, match="strict reading found 2 faults"):
         read_coco_masks(tmp_path, "train", strict=True)
     with_objects(tmp_path, objects[:1])
-    with pytest.raises(DataError, match="none of its 1 annotations has a 'segmentation', so it"):
+    with pytest.raises(DataError, match="its 1 annotation has no 'segmentation', so it"):
         read_coco_masks(tmp_path, "train")
 
 

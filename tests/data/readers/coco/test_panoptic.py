@@ -61,16 +61,14 @@ def test_crowds_are_ignored_and_colors_optional(root):
 def test_ids_that_the_file_does_not_list_are_named_with_their_counts(root):
     change(root, lambda c: c["annotations"][0]["segments_info"].pop(1))
     count = (some_masks()["im0"] == 1).sum()
-    with pytest.raises(
-        DataError, match=rf"im0\.png: has 1 ids .*: 71000 \({count} pixels\); known"
-    ):
+    with pytest.raises(DataError, match=rf"im0\.png: has 1 id .*: 71000 \({count} pixels\); known"):
         read_coco_panoptic(root, "train").records[0].read_mask()
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c["annotations"].pop(), r"1 images have no annotation \('im2\.jpg'\)"),
+        (lambda c: c["annotations"].pop(), r"1 image has no annotation \('im2\.jpg'\)"),
         (lambda c: c["annotations"][0].update(image_id=5), "image_id 5 is not among the images"),
         (lambda c: c["annotations"][1].update(image_id=0), "image_id 0 has an annotation already"),
         (lambda c: c["annotations"][0].update(file_name=4), "'file_name' must be a text, not 4"),
@@ -80,7 +78,7 @@ def test_ids_that_the_file_does_not_list_are_named_with_their_counts(root):
         ),
         (
             lambda c: c["annotations"][0].update(file_name="x.png"),
-            r"1 of its 3 pictures are not in",
+            r"lacks 1 of its 3 pictures",
         ),
         (lambda c: c["annotations"][0].update(segments_info=7), "'segments_info' must be a list"),
         (lambda c: segment(c).update(id=1 << 24), "'id' must be a number of 24 bits, not 16777216"),
@@ -90,7 +88,7 @@ def test_ids_that_the_file_does_not_list_are_named_with_their_counts(root):
         (lambda c: segment(c).update(iscrowd=2), "'iscrowd' must be 0 or 1, not 2"),
         (lambda c: c.pop("images"), "has no 'images'"),
         (lambda c: c["images"][0].update(file_name="/etc/passwd"), "must be relative and stay"),
-        (lambda c: c["images"][0].update(width=10), "1 pictures have the wrong size"),
+        (lambda c: c["images"][0].update(width=10), "1 picture has the wrong size"),
     ],
 )
 def test_faults_of_the_file_are_named(root, edit, message):

@@ -68,7 +68,7 @@ def test_a_class_that_is_used_cannot_be_lost(tmp_path):
             known = reorder_classes(found, names, used=used)
             assert known.records[0].read_mask().tolist() == mask and not has_unknown_classes(known)
             continue
-        with pytest.raises(DataError, match=r"data/train: has 1 classes \('dog'\) .*mean 'Dog'"):
+        with pytest.raises(DataError, match=r"data/train: has 1 class \('dog'\) .*mean 'Dog'"):
             reorder_classes(found, names, used=used)
 
 
@@ -100,7 +100,7 @@ def test_records_are_images_with_their_masks(tmp_path):
     assert (record.image_id, record.width, record.height, record.name) == (1, 3, 2, "a")
     np.testing.assert_array_equal(record.read_mask(), mask)
     write_mask(tmp_path / "a.png", mask[:1])
-    with pytest.raises(DataError, match=r"x: 1 of 1 masks have the wrong size: .*is 3x1 pixels"):
+    with pytest.raises(DataError, match=r"x: 1 of 1 mask with the wrong size: .*is 3x1 pixels"):
         read_file_records([tmp_path / "a.jpg"], [tmp_path / "a.png"], IDS, "x")
 
 
@@ -110,5 +110,5 @@ def test_masks_are_found_by_name_lossless_ones_only(tmp_path):
     assert list_masks(tmp_path) == {"a": tmp_path / "a.PNG", "b": tmp_path / "b.tif"}
     assert list_masks(tmp_path / "none") == {}
     refuse_missing(tmp_path, [], "val")
-    with pytest.raises(DataError, match=r"2 masks of the split 'val' are missing \('x', 'y', with"):
+    with pytest.raises(DataError, match=r"lacks 2 masks of the split 'val' \('x', 'y', with"):
         refuse_missing(tmp_path, ["x", "y"], "val")

@@ -68,7 +68,7 @@ def test_camvids_layout_can_have_other_classes(tmp_path, found):
     with pytest.raises(DataError, match=r"classes\.yaml$") as caught:
         data.records[0].read_mask()
     count = (found["im0"] == 2).sum()
-    assert f"im0.png: has 1 ids that no class has: 2 ({count} pixels)" in str(caught.value)
+    assert f"im0.png: has 1 id that no class has: 2 ({count} pixels)" in str(caught.value)
 
 
 def test_real_camvid(shared_data):
@@ -140,15 +140,15 @@ def test_partners_are_missed_in_both_directions(tmp_path, found):
     with pytest.raises(DataError) as caught:
         read_mask_folders(tmp_path, "train")
     message = str(caught.value)
-    assert f"1 images without a mask in {tmp_path / 'trainannot'} ('im1.png')" in message
-    assert "and 1 masks without an image ('im0.png'); partners have the same name" in message
+    assert f"1 image without a mask in {tmp_path / 'trainannot'} ('im1.png')" in message
+    assert "and 1 mask without an image ('im0.png'); partners have the same name" in message
 
 
 def test_listed_names_must_be_there(tmp_path, found):
     write_folders(tmp_path, found)
     (tmp_path / "classes.yaml").write_text(classes_yaml(lists="{split}.txt"))
     write_list(tmp_path / "train.txt", ["im0", "im7"])
-    with pytest.raises(DataError, match=r"1 names with neither \('im7'\)"):
+    with pytest.raises(DataError, match=r"1 name with neither \('im7'\)"):
         read_mask_folders(tmp_path, "train")
 
 

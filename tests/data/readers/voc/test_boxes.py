@@ -126,7 +126,7 @@ def test_real_blood_cells(shared_data, split, images, boxes, faulty):
     assert all("no area (width 0, height 0)" in p.what for p in found.problems)
     assert {(r.width, r.height) for r in found.records} == {(640, 480)}
     if faulty:
-        with pytest.raises(DataError, match=rf"found {len(faulty)} faults(?s:.*){faulty[0]}\.xml"):
+        with pytest.raises(DataError, match=rf"found {len(faulty)} fault(?s:.*){faulty[0]}\.xml"):
             read_voc(shared_data / "bccd", split, strict=True)
 
 
@@ -207,7 +207,7 @@ def test_lists_from_other_systems_are_read(tmp_path):
         ([], r"train\.txt: lists no images"),
         (["", " "], "lists no images"),
         (["a", "b", "a"], r"1 image ids are listed more than once \('a'\)"),
-        (["a", "c"], r"1 annotation files .* missing \('c.xml'\)"),
+        (["a", "c"], r"lacks 1 annotation file .*\('c.xml'\)"),
         (["a 2"], r"line 1: 'a 2' must be an image id, or an id and -1, 0 or 1"),
         (["a", "../a"], r"line 2: file name '../a' must be relative"),
         (["/etc/a"], "line 1: file name '/etc/a'"),
@@ -238,7 +238,7 @@ def test_image_is_found_by_its_id(tmp_path, suffix):
 def test_missing_image_is_named(tmp_path):
     write(tmp_path, {"a": xml(DOG), "b": xml(DOG)})
     (tmp_path / "JPEGImages/b.png").rename(tmp_path / "JPEGImages/b.txt")
-    with pytest.raises(DataError, match=r"JPEGImages: 1 images .* missing \('b', with any of"):
+    with pytest.raises(DataError, match=r"JPEGImages: lacks 1 image .*\('b', with any of"):
         read_voc(tmp_path, "train")
 
 
@@ -282,7 +282,7 @@ def test_development_kit_is_not_searched_for_classes(tmp_path, monkeypatch):
 
 def test_data_without_any_object_needs_classes(tmp_path):
     write(tmp_path, {"a": xml()})
-    with pytest.raises(DataError, match="no object in 1 files; give `classes`"):
+    with pytest.raises(DataError, match="no object in 1 file; give `classes`"):
         read_voc(tmp_path, "train")
     assert read_voc(tmp_path, "train", classes=["dog"]).categories.names == ("dog",)
 
@@ -352,7 +352,7 @@ def test_other_size_than_the_image_is_reported(tmp_path, size, cause):
     sizes = f"a.png: is 40x30 pixels as shown, its annotations say {size[0]}x{size[1]}"
     assert sizes in problem.what and cause in problem.what
     assert (found.records[0].width, found.records[0].height) == (40, 30)
-    with pytest.raises(DataError, match="strict reading found 1 faults"):
+    with pytest.raises(DataError, match="strict reading found 1 fault"):
         read_voc(tmp_path, "train", strict=True)
 
 

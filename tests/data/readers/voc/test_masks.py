@@ -85,7 +85,7 @@ def test_masks_of_another_size_are_all_named(tmp_path, found):
     write_voc(tmp_path, found)
     write_mask(tmp_path / "SegmentationClass/im0.png", found["im0"][:-1])
     write_mask(tmp_path / "SegmentationClass/im2.png", found["im2"].T.copy())
-    with pytest.raises(DataError, match="2 of 3 masks have the wrong size") as caught:
+    with pytest.raises(DataError, match="2 of 3 masks with the wrong size") as caught:
         read_voc_masks(tmp_path, "train")
     lines = str(caught.value).splitlines()
     assert "im0.png: the mask is 9x5 pixels, its image im0.jpg 9x6 as shown; draw it" in lines[1]
@@ -95,11 +95,11 @@ def test_masks_of_another_size_are_all_named(tmp_path, found):
 def test_missing_partners_are_named(tmp_path, found):
     write_voc(tmp_path, found)
     (tmp_path / "SegmentationClass/im1.png").unlink()
-    with pytest.raises(DataError, match=r"1 masks of the split 'train' are missing \('im1',"):
+    with pytest.raises(DataError, match=r"lacks 1 mask of the split 'train' \('im1',"):
         read_voc_masks(tmp_path, "train")
     write_voc(tmp_path, found)
     (tmp_path / "JPEGImages/im2.jpg").unlink()
-    with pytest.raises(DataError, match=r"1 images of the split 'train' are missing \('im2',"):
+    with pytest.raises(DataError, match=r"lacks 1 image of the split 'train' \('im2',"):
         read_voc_masks(tmp_path, "train")
 
 

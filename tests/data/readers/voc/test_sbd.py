@@ -97,9 +97,7 @@ def test_unknown_ids_and_missing_files_are_named(tmp_path, found):
     write_sbd(tmp_path, found)
     write_mat(tmp_path / "dataset/cls/im0.mat", np.full((6, 9), 21, np.uint8))
     record = read_sbd_masks(tmp_path, "train").records[0]
-    with pytest.raises(
-        DataError, match=r"im0\.mat: has 1 ids .*: 21 \(54 pixels\); known are 0 to"
-    ):
+    with pytest.raises(DataError, match=r"im0\.mat: has 1 id .*: 21 \(54 pixels\); known are 0 to"):
         record.read_mask()
     write_mat(tmp_path / "dataset/cls/im0.mat", np.zeros((9, 6), np.uint8))
     with pytest.raises(
@@ -107,11 +105,11 @@ def test_unknown_ids_and_missing_files_are_named(tmp_path, found):
     ):
         record.read_mask()
     (tmp_path / "dataset/cls/im1.mat").unlink()
-    with pytest.raises(DataError, match=r"1 masks .* missing \('im1', with any of \.mat\)"):
+    with pytest.raises(DataError, match=r"lacks 1 mask .*\('im1', with any of \.mat\)"):
         read_sbd_masks(tmp_path, "train")
     write_sbd(tmp_path, found)
     (tmp_path / "dataset/img/im1.jpg").unlink()
-    with pytest.raises(DataError, match=r"1 images .* missing \('im1'"):
+    with pytest.raises(DataError, match=r"lacks 1 image .*\('im1'"):
         read_sbd_masks(tmp_path, "train")
     with pytest.raises(DataError, match=r"has no val\.txt"):
         read_sbd_masks(tmp_path, "val")

@@ -1,0 +1,282 @@
+// Backward passes of 1x1 and 3x3 convolutions with norm and ReLU on the way in: what they need of
+// the normed map is made on the way, strip by strip, and never kept.
+//
+// The gradient of a 3x3 weight is the adjoint of Winograd's F(2x2, 3x3) (see convolutions.h): of a
+// tile's gradients and its input, transformed by A and B^T, the products at each of 16 places are
+// summed over all tiles, and transformed by G^T at the end.
+
+#pragma once
+
+#include "norms.h"
+#include "weights.h"
+
+namespace {
+
+constexpr int kCells = 112;     // cells of a 1x1's backward pass at a time
+constexpr int kWide = 2;        // vectors of a panel of its weights
+constexpr int kManyTiles = 56;  // tiles of a 3x3's weight gradient at a time
+constexpr int kSome = 64;       // and channels
+constexpr int kApart = 16;      // floats between places, which else share lines of the cache
+
+// c = a^T * b, or added to it, for a tile of rows (columns of a) and a few vectors of columns.
+template <int Rows, int Vectors>
+void correlate_tile(int depth, const float* a, int64_t a_stride, const float* b, int64_t b_stride,
+                    float* c, int64_t c_stride, bool add) {
+    Vector sum[Rows][Vectors] = {};
+    for (int k = 0; k < depth; ++k) {
+        Vector column[Vectors];
+        for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * kLanes);
+        for (int r = 0; r < Rows; ++r)
+            for (int v = 0; v < Vectors; ++v) sum[r][v] += splat(a[r]) * column[v];
+        a += a_stride;
+        b += b_stride;
+    }
+    for (int r = 0; r < Rows; ++r)
+        for (int v = 0; v < Vectors; ++v) {
+            float* to = c + r * c_stride + v * kLanes;
+            store(to, add ? sum[r][v] + load(to) : sum[r][v]);
+        }
+}
+
+using CorrelateTile = void (*)(int, const float*, int64_t, const float*, int64_t, float*, int64_t,
+                               bool);
+
+template <int Vectors, int... Row>
+CorrelateTile correlate_tile_for(int rows, std::integer_sequence<int, Row...>) {
+    static constexpr CorrelateTile all[] = {correlate_tile<Row + 1, Vectors>...};
+    return all[rows - 1];
+}
+
+inline CorrelateTile correlate_tile_for(int rows, bool two) {
+    return two ? correlate_tile_for<2>(rows, std::make_integer_sequence<int, rows_for(2)>())
+               : correlate_tile_for<1>(rows, std::make_integer_sequence<int, rows_for(1)>());
+}
+
+// c = a^T * b, or added to it: `depth` rows of `rows` values of a, and of `columns` of b, of which
+// there is room for whole vectors.
+inline void correlate(int rows, int columns, int depth, const float* a, int64_t a_stride,
+                      const float* b, int64_t b_stride, float* c, int64_t c_stride, bool add) {
+    for (int from = 0; from < columns; from += 2 * kLanes) {
+        const bool two = columns - from > kLanes;
+        const int most = rows_for(two ? 2 : 1), groups = (rows + most - 1) / most;
+        for (int g = 0; g < groups; ++g) {
+            const int first = rows * g / groups, count = rows * (g + 1) / groups - first;
+            correlate_tile_for(count, two)(depth, a + first, a_stride, b + from, b_stride,
+                                           c + first * c_stride + from, c_stride, add);
+        }
+    }
+}
+
+inline int64_t whole_vectors(int64_t values) { return (values + kLanes - 1) / kLanes * kLanes; }
+
+// The way back through a 1x1 convolution of relu(scale * x + shift).
+struct PointwiseBack {
+    const float *scale, *shift;  // (channels,)
+    const float* weight;         // packed: `outputs` deep, `channels` wide, in panels of kWide
+    int64_t channels, outputs;
+    // Of the convolution's output: blocks of kDepth outputs, of each a row of kStride by cell.
+    const float* gradient;
+    int64_t cells;     // in a block
+    float* of_weight;  // (outputs, whole_vectors(channels)) of this thread, where asked for
+    float* total;  // rows that the masked gradient is added to, times the scale
+    int64_t stride;
+};
+
+inline int64_t wide_columns(int64_t channels) {
+    return (channels + kWide * kLanes - 1) / (kWide * kLanes) * kWide * kLanes;
+}
+
+inline int64_t pointwise_back_floats() { return 2 * kCells * kStride; }
+
+// Masks a few vectors of channels of a strip's gradients, uses them, and sums them up.
+template <int Vectors>
+void mask_strip(const PointwiseBack& p, const float* made, const float* normed, const float* x,
+                int64_t x_stride, int64_t cell, int count, int64_t channel, const Sums& sums) {
+    Vector sum[Vectors] = {}, weighted[Vectors] = {}, scale[Vectors];
+    for (int v = 0; v < Vectors; ++v) scale[v] = load(p.scale + channel + v * kLanes);
+    const Vector zero = {};
+    float* to = p.total + cell * p.stride + channel;
+    for (int i = 0; i < count; ++i) {
+        for (int v = 0; v < Vectors; ++v) {
+            const int c = v * kLanes;
+            const Vector y = load(normed + c) <= zero ? zero : load(made + c);
+            sum[v] += y;
+            weighted[v] += y * load(x + c);
+            store(to + c, load(to + c) + scale[v] * y);
+        }
+        made += kStride, normed += kStride, x += x_stride, to += p.stride;
+    }
+    for (int v = 0; v < Vectors; ++v) {
+        add_to(sums.first + channel + v * kLanes, __builtin_convertvector(sum[v], Wide));
+        add_to(sums.second + channel + v * kLanes, __builtin_convertvector(weighted[v], Wide));
+    }
+}
+
+// The same of the last channels, fewer than a vector.
+inline void mask_rest(const PointwiseBack& p, const float* made, const float* normed,
+                      const float* x, int64_t x_stride, int64_t cell, int count, int64_t channel,
+                      int channels, const Sums& sums) {
+    float* to = p.total + cell * p.stride + channel;
+    for (int i = 0; i < count; ++i) {
+        for (int c = 0; c < channels; ++c) {
+            const float y = normed[c] <= 0.0f ? 0.0f : made[c];
+            sums.first[channel + c] += y;
+            sums.second[channel + c] += static_cast<double>(y) * x[c];
+            to[c] += p.scale[channel + c] * y;
+        }
+        made += kStride, normed += kStride, x += x_stride, to += p.stride;
+    }
+}
+
+// Goes back through cells [first, last), and sums up, by channel, the masked gradient and that
+// weighted by x.
+inline void pointwise_back(const PointwiseBack& p, const float* x, int64_t x_stride, int64_t first,
+                           int64_t last, const Sums& sums, float* scratch) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    float *normed = scratch, *made = scratch + kCells * kStride;
+    const int64_t wide = wide_columns(p.channels), stride = whole_vectors(p.channels);
+    sums.clear(p.channels);
+    if (p.of_weight && first == last) std::fill_n(p.of_weight, p.outputs * stride, 0.0f);
+    // Few channels at a time, whose weights and gradients of weights stay in the second cache.
+    for (int64_t from = 0; from < p.channels; from += kDepth) {
+        const int depth = static_cast<int>(std::min<int64_t>(kDepth, p.channels - from));
+        const int panels = static_cast<int>(wide_columns(depth) / (kWide * kLanes));
+        for (int64_t cell = first; cell < last; cell += kCells) {
+            const int count = static_cast<int>(std::min<int64_t>(kCells, last - cell));
+            const float* read = x + cell * x_stride + from;
+            const float* to = p.total + cell * p.stride + from;
+            for (int i = 0; i < count; ++i) {
+                prefetch(read + (i + kAhead) * x_stride, depth);
+                // Read and written at the end.
+                prefetch(to + i * p.stride, depth);
+                norm_cell(read + i * x_stride, p.scale + from, p.shift + from, depth, kInfinity,
+                          normed + i * kStride);
+            }
+            for (int64_t o = 0; o < p.outputs; o += kDepth) {
+                const int some = static_cast<int>(std::min<int64_t>(kDepth, p.outputs - o));
+                const float* gradient = p.gradient + (o / kDepth * p.cells + cell) * kStride;
+                if (p.of_weight)
+                    correlate(some, depth, count, gradient, kStride, normed, kStride,
+                              p.of_weight + o * stride + from, stride, cell > first);
+                multiply<float>(count, some, gradient, p.weight + o * wide + from * some, panels,
+                                kWide, made, kStride, {nullptr, o > 0, nullptr, 0, 0.0f, false});
+            }
+            int c = 0;
+            for (; c + 2 * kLanes <= depth; c += 2 * kLanes)
+                mask_strip<2>(p, made + c, normed + c, read + c, x_stride, cell, count, from + c,
+                              sums);
+            for (; c + kLanes <= depth; c += kLanes)
+                mask_strip<1>(p, made + c, normed + c, read + c, x_stride, cell, count, from + c,
+                              sums);
+            if (c < depth)
+                mask_rest(p, made + c, normed + c, read + c, x_stride, cell, count, from + c,
+                          depth - c, sums);
+        }
+    }
+}
+
+// Adds up this thread's part of the rows of all threads' weight gradients, `apart` floats from one
+// another.
+inline void add_up_pointwise(const float* sums, int64_t apart, int64_t outputs, int64_t channels,
+                             const Kernel& strides, float* of_weight, const Team& team) {
+    const int64_t stride = whole_vectors(channels);
+    for (int64_t o = team.first(outputs); o < team.last(outputs); ++o)
+        for (int64_t c = 0; c < channels; ++c) {
+            float sum = 0.0f;
+            for (int t = 0; t < team.threads; ++t) sum += sums[apart * t + o * stride + c];
+            of_weight[o * strides.output + c * strides.channel] = sum;
+        }
+}
+
+// The transform of two values of a tile's gradient to four, in one dimension: A y.
+inline void spread_gradient(const Vector& y0, const Vector& y1, Vector* out, int step) {
+    out[0] = y0;
+    out[step] = y0 + y1;
+    out[2 * step] = y0 - y1;
+    out[3 * step] = -y1;
+}
+
+// Transforms a tile of a gradient with as many channels as `stride` leaves room for.
+inline void transform_gradient(const Maps<float>& gradient, int64_t channels, int64_t image,
+                               int64_t top, int64_t left, float* m, int64_t place_stride) {
+    for (int64_t c = 0; c < channels; c += kLanes) {
+        const int count = static_cast<int>(std::min<int64_t>(kLanes, channels - c));
+        Vector y[kTile][kTile] = {}, half[kSide][kTile], out[kPlaces];
+        for (int r = 0; r < kTile && top + r < gradient.height; ++r)
+            for (int s = 0; s < kTile && left + s < gradient.width; ++s) {
+                const int64_t row = image * gradient.height + top + r;
+                const float* from =
+                    gradient.data + (row * gradient.width + left + s) * gradient.stride + c;
+                y[r][s] = count == kLanes ? load(from) : load_part(from, count);
+            }
+        for (int s = 0; s < kTile; ++s) spread_gradient(y[0][s], y[1][s], &half[0][s], kTile);
+        for (int r = 0; r < kSide; ++r) spread_gradient(half[r][0], half[r][1], out + r * kSide, 1);
+        for (int i = 0; i < kPlaces; ++i) store(m + i * place_stride + c, out[i]);
+    }
+}
+
+inline int64_t winograd_back_floats(int64_t outputs) {
+    return kPlaces * (kManyTiles * (kSome + whole_vectors(outputs)) + 2 * kApart);
+}
+
+// Sums up, over tiles [first, last), the transformed gradients of a 3x3 convolution's weight:
+// (kPlaces, outputs, whole_vectors(channels)).
+inline void winograd_back(const Maps<float>& x, const Conv& conv, const Maps<float>& gradient,
+                          int64_t first, int64_t last, float* sums, float* scratch) {
+    const int64_t rows = (x.height + kTile - 1) / kTile, across = (x.width + kTile - 1) / kTile;
+    const int64_t outputs = conv.growth, wide = whole_vectors(outputs);
+    const int64_t stride = whole_vectors(conv.channels);
+    const int64_t m_stride = kManyTiles * wide + kApart, v_stride = kManyTiles * kSome + kApart;
+    float *m = scratch, *v = scratch + kPlaces * m_stride;
+    if (first == last) std::fill_n(sums, kPlaces * outputs * stride, 0.0f);
+    for (int64_t start = first; start < last; start += kManyTiles) {
+        const int count = static_cast<int>(std::min<int64_t>(kManyTiles, last - start));
+        for (int i = 0; i < count; ++i) {
+            const int64_t tile = start + i;
+            transform_gradient(gradient, outputs, tile / across / rows,
+                               tile / across % rows * kTile, tile % across * kTile, m + i * wide,
+                               m_stride);
+        }
+        for (int64_t from = 0; from < conv.channels; from += kSome) {
+            const int depth = static_cast<int>(std::min<int64_t>(kSome, conv.channels - from));
+            for (int i = 0, some; i < count; i += some) {
+                const int64_t tile = start + i, column = tile % across;
+                some = static_cast<int>(
+                    std::min<int64_t>({count - i, across - column, kTiles}));
+                transform_in(x, conv, tile / across / rows, tile / across % rows * kTile,
+                             column * kTile, some, from, depth, v + i * kSome, kSome, v_stride);
+            }
+            for (int place = 0; place < kPlaces; ++place)
+                correlate(static_cast<int>(outputs), depth, count, m + place * m_stride, wide,
+                          v + place * v_stride, kSome, sums + place * outputs * stride + from,
+                          stride, start > first);
+        }
+    }
+}
+
+// Adds up all threads' sums, `apart` floats from one another, and transforms this thread's part of
+// the outputs to the gradient of the weight, G^T u G.
+inline void add_up_winograd(const float* sums, int64_t apart, int64_t outputs, int64_t channels,
+                            const Kernel& strides, float* of_weight, const Team& team) {
+    const int64_t stride = whole_vectors(channels), place_stride = outputs * stride;
+    for (int64_t o = team.first(outputs); o < team.last(outputs); ++o)
+        for (int64_t c = 0; c < channels; c += kLanes) {
+            const int count = static_cast<int>(std::min<int64_t>(kLanes, channels - c));
+            Vector u[kPlaces] = {}, half[kSide * 3], g[9];
+            for (int t = 0; t < team.threads; ++t)
+                for (int i = 0; i < kPlaces; ++i)
+                    u[i] += load(sums + apart * t + i * place_stride + o * stride + c);
+            for (int i = 0; i < kSide; ++i) gather_kernel(u + kSide * i, 1, half + 3 * i, 1);
+            for (int i = 0; i < 3; ++i) gather_kernel(half + i, 3, g + i, 3);
+            for (int i = 0; i < 9; ++i) {
+                float* to = of_weight + o * strides.output + c * strides.channel +
+                            i / 3 * strides.row + i % 3 * strides.column;
+                if (strides.channel == 1)
+                    store_part(to, g[i], count);
+                else
+                    for (int j = 0; j < count; ++j) to[j * strides.channel] = g[i][j];
+            }
+        }
+}
+
+}  // namespace

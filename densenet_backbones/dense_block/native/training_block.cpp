@@ -1,0 +1,313 @@
+// Trains a dense block over one buffer (see shared.py): forward and back, each in one parallel
+// region. Every thread has cells and tiles of its own; what all must know of all, sums over cells,
+// is added up from each thread's own by whoever needs it.
+
+#include <limits>
+
+#include "block_memory.h"
+
+namespace {
+
+void pack_kernel(const Kernel& kernel, int64_t side, int64_t outputs, int64_t channels,
+                 float* packed, const Team& team) {
+    const Columns columns(outputs);
+    pack(kernel, side, outputs, channels, columns.count, columns.vectors * kLanes, packed, team);
+}
+
+// The 1x1 convolution of a thread's cells, strip by strip, with sums of what it makes.
+void squeeze(const TrainedBlock& block, const TrainedLayer& layer, int64_t channels,
+             const Affine& affine, const float* weight, float* narrow, const Own& own,
+             const Team& team, bool sums) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    const int64_t height = block.images * block.height, cells = block.cells();
+    const Columns columns(layer.bottleneck);
+    const Maps<float> x = {block.buffer, block.images, block.height, block.width, block.total,
+                           height};
+    const Maps<float> out = {narrow,      block.images,  block.height,
+                             block.width, columns.count, height};
+    const Pointwise product = {affine.scale,  affine.shift,    weight,    own.zeros, channels,
+                               columns.panels, columns.vectors, kInfinity, false,     false};
+    if (sums) own.narrow_sums.clear(columns.count);
+    for (int64_t cell = team.first(cells), stop; cell < team.last(cells); cell = stop) {
+        stop = std::min(cell + kStrip, team.last(cells));
+        pointwise(x, product, out, cell, stop, own.scratch);
+        for (int64_t i = cell; sums && i < stop; ++i)
+            for (int64_t c = 0; c < columns.count; c += kLanes) {
+                const Vector value = load(narrow + i * columns.count + c);
+                add_to(own.narrow_sums, c, value, value);
+            }
+    }
+}
+
+void copy_input(const TrainedBlock& block, const Own& own, const Team& team) {
+    own.sums.clear(whole_vectors(block.channels));
+    for (int64_t i = team.first(block.cells()); i < team.last(block.cells()); ++i) {
+        const float* from = block.x + i * block.x_stride;
+        std::copy_n(from, block.channels, block.buffer + i * block.total);
+        for (int64_t c = 0; c < block.channels; c += kLanes) {
+            const int64_t rest = block.channels - c;
+            const Vector value = rest >= kLanes ? load(from + c)
+                                                : load_part(from + c, static_cast<int>(rest));
+            add_to(own.sums, c, value, value);
+        }
+    }
+}
+
+void run_forward(const TrainedBlock& block, const TrainedLayer* layers, const Own& first,
+                 int64_t own_floats, const Own& own, Weights* weights, float* narrow,
+                 const Team& team) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    const int64_t apart = apart_of(own_floats), tiles = block.tiles();
+    const double count = static_cast<double>(block.cells());
+    int64_t channels = block.channels, known = 0;
+    copy_input(block, own, team);
+    const auto pack_layer = [&](const TrainedLayer& layer, int64_t read, const Weights& to) {
+        pack_kernel(layer.kernel1, 1, layer.bottleneck, read, to.first, team);
+        pack_kernel(layer.kernel2, 3, layer.growth, layer.bottleneck, to.second, team);
+    };
+    pack_layer(layers[0], channels, weights[0]);
+#pragma omp barrier
+    for (int64_t l = 0; l < block.layers; ++l) {
+        const TrainedLayer& layer = layers[l];
+        float* made = layer.narrow ? layer.narrow : narrow;
+        // Statistics of the newest maps: every thread makes them for itself, one keeps them.
+        read_moments(first.sums, apart, team.threads, channels - known, count,
+                     {own.moments.mean + known, own.moments.var + known});
+        make_affine(layer.norm1, own.moments, channels, own.affine);
+        if (team.thread == 0) {
+            std::copy_n(own.moments.mean + known, channels - known, block.of(known).mean);
+            std::copy_n(own.moments.var + known, channels - known, block.of(known).var);
+            track(layer.norm1, own.moments, channels, count);
+        }
+        squeeze(block, layer, channels, own.affine, weights[l % 2].first, made, own, team, true);
+#pragma omp barrier
+        const Moments batch = {own.linear.constant, own.linear.slope};  // unused going forward
+        read_moments(first.narrow_sums, apart, team.threads, layer.bottleneck, count, batch);
+        make_affine(layer.norm2, batch, layer.bottleneck, own.affine);
+        if (team.thread == 0) {
+            std::copy_n(batch.mean, layer.bottleneck, layer.moments);
+            std::copy_n(batch.var, layer.bottleneck, layer.moments + layer.bottleneck);
+            track(layer.norm2, batch, layer.bottleneck, count);
+        }
+        const Columns columns(layer.growth);
+        const float* weight = weights[l % 2].second;
+        const Conv conv = {own.affine.scale, own.affine.shift, weight,         own.zeros,
+                           layer.bottleneck, layer.growth,     columns.panels, columns.vectors,
+                           kInfinity};
+        const Maps<float> read = {made,
+                                  block.images,
+                                  block.height,
+                                  block.width,
+                                  whole_vectors(layer.bottleneck),
+                                  block.images * block.height};
+        own.sums.clear(columns.count);
+        winograd(read, conv, team.first(tiles), team.last(tiles), own.scratch,
+                 [&](int64_t cell, int64_t c, int some, const Vector& value) {
+                     float* to = block.buffer + cell * block.total + channels + c;
+                     add_to(own.sums, c, value, value);
+                     if (some == kLanes)
+                         store(to, value);
+                     else
+                         store_part(to, value, some);
+                 });
+        known = channels;
+        channels += layer.growth;
+        if (l + 1 < block.layers) pack_layer(layers[l + 1], channels, weights[(l + 1) % 2]);
+        // The next layer reads all maps of this one.
+#pragma omp barrier
+    }
+}
+
+// The gradient of channels once all layers that read them have added theirs, by a thread's cells.
+void finish(const TrainedBlock& block, const Linear& linear, int64_t channel, int64_t channels,
+            float* out, int64_t stride, const Team& team) {
+    for (int64_t i = team.first(block.cells()); i < team.last(block.cells()); ++i) {
+        const float* gradient = block.gradient + i * block.total + channel;
+        const float* x = block.buffer + i * block.total + channel;
+        float* to = out + i * stride;
+#pragma omp simd
+        for (int64_t c = 0; c < channels; ++c)
+            to[c] = gradient[c] - linear.constant[channel + c] - linear.slope[channel + c] * x[c];
+    }
+}
+
+// Finishes the gradient of a thread's bottleneck maps in place: no other layer reads them.
+void finish_narrow(const TrainedBlock& block, const TrainedLayer& layer, const Shared& shared,
+                   const float* narrow, const Affine& affine, const Linear& linear,
+                   const Team& team) {
+    const int64_t stride = whole_vectors(layer.bottleneck), cells = block.cells();
+    for (int64_t from = 0; from < layer.bottleneck; from += kDepth) {
+        const int64_t some = std::min<int64_t>(kDepth, layer.bottleneck - from);
+        for (int64_t i = team.first(cells); i < team.last(cells); ++i) {
+            float* to = shared.narrow_gradient + (from / kDepth * cells + i) * kStride;
+            const float* x = narrow + i * stride + from;
+#pragma omp simd
+            for (int64_t c = 0; c < some; ++c)
+                to[c] = affine.scale[from + c] * to[c] - linear.constant[from + c] -
+                        linear.slope[from + c] * x[c];
+        }
+    }
+}
+
+// Back through the 3x3: this thread's tiles of the bottleneck's gradient, masked, and its part of
+// the sums that make the weight's gradient.
+void expand_back(const TrainedBlock& block, const TrainedLayer& layer, const Shared& shared,
+                 float* narrow, const Own& own, const Team& team) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    const int64_t rows = block.images * block.height, tiles = block.tiles();
+    const int64_t stride = whole_vectors(layer.bottleneck), growth = whole_vectors(layer.growth);
+    const Maps<float> gradient = {shared.gradient, block.images, block.height,
+                                  block.width,     growth,       rows};
+    const Maps<float> maps = {narrow, block.images, block.height, block.width, stride, rows};
+    const Columns columns(layer.bottleneck);
+    const Conv back = {nullptr,      nullptr,          shared.back.second, own.zeros,
+                       layer.growth, layer.bottleneck, columns.panels,     columns.vectors,
+                       kInfinity};
+    own.narrow_sums.clear(stride);
+    QuickSums sums(own.narrow_sums, own.few, stride);
+    winograd(gradient, back, team.first(tiles), team.last(tiles), own.scratch,
+             [&](int64_t cell, int64_t c, int, const Vector& value) {
+                 // Behind the last channel, values are zero, whatever the scale is there.
+                 const Vector zero = {}, x = load(narrow + cell * stride + c);
+                 const Vector active = x * load(own.affine.scale + c) + load(own.affine.shift + c);
+                 const Vector masked = active <= zero ? zero : value;
+                 sums.add(c, masked, x);
+                 store(shared.narrow_gradient +
+                           (c / kDepth * block.cells() + cell) * kStride + c % kDepth,
+                       masked);
+             });
+    if (!layer.of_kernel2) return;
+    const Conv conv = {own.affine.scale, own.affine.shift, nullptr, nullptr, layer.bottleneck,
+                       layer.growth,     0,                0,       kInfinity};
+    winograd_back(maps, conv, gradient, team.first(tiles), team.last(tiles), own.of_weight2,
+                  own.scratch);
+}
+
+void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& first,
+              int64_t own_floats, const Own& own, const Shared& shared, const Team& team) {
+    const int64_t apart = apart_of(own_floats), cells = block.cells();
+    const double count = static_cast<double>(cells);
+    int64_t channels = block.total;
+    const auto pack_layer = [&](const TrainedLayer& layer, int64_t read) {
+        // The gradient of a 3x3's input is that of a 3x3 turned round, its channels exchanged.
+        const Kernel& k = layer.kernel2;
+        const Kernel turned = {k.data + 2 * (k.row + k.column), k.channel, k.output, -k.row,
+                               -k.column};
+        pack_kernel(turned, 3, layer.bottleneck, layer.growth, shared.back.second, team);
+        const Kernel& p = layer.kernel1;
+        pack({p.data, p.channel, p.output, 0, 0}, 1, read, layer.bottleneck, wide_columns(read),
+             kWide * kLanes, shared.back.first, team);
+        if (shared.again)
+            pack_kernel(layer.kernel1, 1, layer.bottleneck, read, shared.again, team);
+    };
+    for (int64_t c = team.first(block.total); c < team.last(block.total); ++c)
+        shared.linear.constant[c] = shared.linear.slope[c] = 0.0f;
+#pragma omp barrier
+    for (int64_t l = block.layers - 1; l >= 0; --l) {
+        const TrainedLayer& layer = layers[l];
+        float* narrow = layer.narrow ? layer.narrow : shared.narrow;
+        channels -= layer.growth;
+        // The new maps' gradient: later layers, which read them, have all been passed.
+        finish(block, shared.linear, channels, layer.growth, shared.gradient,
+               whole_vectors(layer.growth), team);
+        pack_layer(layer, channels);
+#pragma omp barrier
+        if (!layer.narrow) {
+            make_affine(layer.norm1, block.of(0), channels, own.affine);
+            squeeze(block, layer, channels, own.affine, shared.again, narrow, own, team, false);
+#pragma omp barrier
+        }
+        const Moments batch = {layer.moments, layer.moments + layer.bottleneck};
+        make_affine(layer.norm2, batch, layer.bottleneck, own.affine);
+        expand_back(block, layer, shared, narrow, own, team);
+#pragma omp barrier
+        std::fill_n(own.linear.constant, layer.bottleneck, 0.0f);
+        std::fill_n(own.linear.slope, layer.bottleneck, 0.0f);
+        Norm norm = layer.norm2;
+        if (team.thread > 0) norm.of_weight = norm.of_bias = nullptr;  // one writes them
+        norm_backward(norm, batch, own.affine, first.narrow_sums, apart, team.threads, 0,
+                      layer.bottleneck, count, own.linear);
+        if (layer.of_kernel2)
+            add_up_winograd(first.of_weight2, own_floats, layer.growth, layer.bottleneck,
+                            layer.kernel2, layer.of_kernel2, team);
+        finish_narrow(block, layer, shared, narrow, own.affine, own.linear, team);
+        // Back through the 1x1, into the gradients of all maps that the layer reads.
+        make_affine(layer.norm1, block.of(0), channels, own.affine);
+        const PointwiseBack back = {own.affine.scale,
+                                    own.affine.shift,
+                                    shared.back.first,
+                                    channels,
+                                    layer.bottleneck,
+                                    shared.narrow_gradient,
+                                    cells,
+                                    layer.of_kernel1 ? own.of_weight1 : nullptr,
+                                    block.gradient,
+                                    block.total};
+        pointwise_back(back, block.buffer, block.total, team.first(cells), team.last(cells),
+                       own.sums, own.scratch);
+#pragma omp barrier
+        norm_backward(layer.norm1, block.of(0), own.affine, first.sums, apart, team.threads,
+                      team.first(channels), team.last(channels), count, shared.linear);
+        if (layer.of_kernel1)
+            add_up_pointwise(first.of_weight1, own_floats, layer.bottleneck, channels,
+                             layer.kernel1, layer.of_kernel1, team);
+#pragma omp barrier
+    }
+    if (block.of_x)
+        finish(block, shared.linear, 0, block.channels, block.of_x, block.channels, team);
+}
+
+}  // namespace
+
+extern "C" {
+
+// Floats of memory that a pass over a block needs, on so many threads; see `train_block`.
+int64_t train_block_floats(const TrainedBlock* block, const TrainedLayer* layers, int back,
+                           int threads) {
+    const Sizes sizes(*block, layers);
+    Memory one = {nullptr};
+    Own(one, sizes, back);
+    Memory all = {nullptr};
+    if (back) {
+        Shared(all, *block, layers, sizes);
+    } else {
+        for (int i = 0; i < 2; ++i) all.take(sizes.weight1), all.take(sizes.weight2);
+        if (!layers[0].narrow) all.take(block->cells() * sizes.bottleneck);
+    }
+    return all.used + threads * one.used;
+}
+
+// Runs a block forward, or back, in memory of `train_block_floats`.
+void train_block(const TrainedBlock* block, const TrainedLayer* layers, int back, float* base,
+                 int threads) {
+    const Sizes sizes(*block, layers);
+    Memory count = {nullptr};
+    Own(count, sizes, back);
+    const int64_t own_floats = count.used;
+    const auto own_of = [&](int thread) {
+        Memory memory = {base + thread * own_floats};
+        return Own(memory, sizes, back);
+    };
+    const Own first = own_of(0);
+    Memory rest = {base + threads * own_floats};
+    if (back) {
+        const Shared shared(rest, *block, layers, sizes);
+#pragma omp parallel num_threads(threads)
+        {
+            const Team team = this_thread();
+            const Own own = own_of(team.thread);
+            run_back(*block, layers, first, own_floats, own, shared, team);
+        }
+        return;
+    }
+    Weights weights[2];
+    for (Weights& both : weights) both = {rest.take(sizes.weight1), rest.take(sizes.weight2)};
+    float* narrow = layers[0].narrow ? nullptr : rest.take(block->cells() * sizes.bottleneck);
+#pragma omp parallel num_threads(threads)
+    {
+        const Team team = this_thread();
+        const Own own = own_of(team.thread);
+        run_forward(*block, layers, first, own_floats, own, weights, narrow, team);
+    }
+}
+}

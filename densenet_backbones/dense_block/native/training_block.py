@@ -1,0 +1,194 @@
+"""Runs a dense block of training, forward and back, in one call to the C++ kernels each.
+
+A dense block is that of Huang et al. (1608.06993, section 3); what is kept and what is computed
+again is said in ``shared.py``, whose plain form these kernels stand for.
+
+Shapes: N images, C channels of the block's output, B of a bottleneck, k new maps, H and W pixels.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from densenet_backbones.dense_block.native.library import load_library
+from densenet_backbones.dense_block.native.trained_norms import (
+    Kernel,
+    Norm,
+    TrainedNorm,
+    get_address,
+    note_changes,
+)
+
+__all__ = ["BlockResult", "TrainedLayer", "run_backward", "run_forward"]
+
+_Optional = Tensor | None
+
+
+@dataclass(frozen=True)
+class TrainedLayer:
+    """A dense layer: norm-ReLU-1x1, then norm-ReLU-3x3.
+
+    Attributes:
+        norms: The two norms.
+        parameters: Weight and bias of the first norm, weight of the 1x1, (B, C, 1, 1), weight and
+            bias of the second norm, weight of the 3x3, (k, B, 3, 3).
+    """
+
+    norms: tuple[TrainedNorm, TrainedNorm]
+    parameters: tuple[_Optional, _Optional, Tensor, _Optional, _Optional, Tensor]
+
+    @property
+    def bottleneck(self) -> int:
+        """Channels between its convolutions, B."""
+        return len(self.parameters[2])
+
+    @property
+    def width(self) -> int:
+        """New maps that it makes, k."""
+        return len(self.parameters[5])
+
+
+class BlockResult(NamedTuple):
+    """A block's output, and what its backward pass needs besides.
+
+    Attributes:
+        out: (N, C, H, W), channels last.
+        moments: Means and variances of the output's channels, (2, C).
+        narrow_moments: Those of all bottlenecks, one layer's behind another's.
+        narrow: Bottleneck maps of all layers, one behind another; None if they are made again.
+    """
+
+    out: Tensor
+    moments: Tensor
+    narrow_moments: Tensor
+    narrow: _Optional
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, Norm) for name in ("norm1", "norm2")),
+        *((name, Kernel) for name in ("kernel1", "kernel2")),
+        *((name, ctypes.c_void_p) for name in ("of_kernel1", "of_kernel2")),
+        *((name, ctypes.c_int64) for name in ("bottleneck", "growth")),
+        *((name, ctypes.c_void_p) for name in ("moments", "narrow")),
+    ]
+
+
+class _Block(ctypes.Structure):
+    _fields_ = [
+        ("buffer", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("images", "height", "width", "total", "channels")),
+        ("layers", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("moments", "x")),
+        ("x_stride", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("gradient", "of_x")),
+    ]
+
+
+def run_forward(x: Tensor, layers: Sequence[TrainedLayer], keep: bool) -> BlockResult:
+    """Run a block.
+
+    Args:
+        x: Its input, (N, C, H, W), float32, in rows: see `interfaces.is_in_rows`.
+        layers: Its layers, at least one.
+        keep: Keep bottleneck maps.
+    """
+    images, channels, height, width = x.shape
+    total = channels + sum(layer.width for layer in layers)
+    out = x.new_empty(images, height, width, total).permute(0, 3, 1, 2)
+    moments = x.new_empty(2, total)
+    narrow_moments = x.new_empty(2 * sum(layer.bottleneck for layer in layers))
+    cells = images * height * width
+    rows = sum(_get_row(layer) for layer in layers)
+    narrow = x.new_empty(rows * cells) if keep else None
+    result = BlockResult(out, moments, narrow_moments, narrow)
+    block, described = _describe(result, channels, layers)
+    block.x, block.x_stride = x.data_ptr(), x.stride(3)
+    _run(block, described, out, back=False)
+    note_changes([norm for layer in layers for norm in layer.norms])
+    return result
+
+
+def run_backward(
+    gradient: Tensor, result: BlockResult, layers: Sequence[TrainedLayer], needs: Sequence[bool]
+) -> list[_Optional]:
+    """Compute the gradients of a block's input and parameters.
+
+    Args:
+        gradient: Gradient of its output, (N, C, H, W), float32, dense and channels last. It is
+            overwritten.
+        result: What `run_forward` returned.
+        layers: Its layers.
+        needs: True for each gradient that is asked for: of the input, then of the parameters,
+            layer by layer.
+
+    Returns:
+        The gradients, in the order of ``needs``; None where not asked for.
+    """
+    images, total, height, width = gradient.shape
+    channels = total - sum(layer.width for layer in layers)
+    block, described = _describe(result, channels, layers)
+    parameters = [parameter for layer in layers for parameter in layer.parameters]
+    gradients = [
+        torch.empty_like(parameter) if parameter is not None and needed else None
+        for parameter, needed in zip(parameters, needs[1:], strict=True)
+    ]
+    rest = iter(map(get_address, gradients))
+    for layer in described:
+        layer.norm1.of_weight, layer.norm1.of_bias, layer.of_kernel1 = islice(rest, 3)
+        layer.norm2.of_weight, layer.norm2.of_bias, layer.of_kernel2 = islice(rest, 3)
+    of_x = None
+    if needs[0]:
+        of_x = gradient.new_empty(images, height, width, channels).permute(0, 3, 1, 2)
+    block.gradient, block.of_x = gradient.data_ptr(), get_address(of_x)
+    _run(block, described, gradient, back=True)
+    return [of_x, *gradients]
+
+
+def _run(block: _Block, layers: "ctypes.Array[_Layer]", like: Tensor, back: bool) -> None:
+    kernels, threads = load_library(), torch.get_num_threads()
+    described = ctypes.byref(block), layers
+    memory = like.new_empty(kernels.train_block_floats(*described, back, threads))
+    kernels.train_block(*described, back, memory.data_ptr(), threads)
+
+
+def _describe(
+    result: BlockResult, channels: int, layers: Sequence[TrainedLayer]
+) -> "tuple[_Block, ctypes.Array[_Layer]]":
+    """Return the structures that the kernels read: a block, and its layers."""
+    images, total, height, width = result.out.shape
+    block = _Block(
+        buffer=result.out.data_ptr(),
+        images=images,
+        height=height,
+        width=width,
+        total=total,
+        channels=channels,
+        layers=len(layers),
+        moments=result.moments.data_ptr(),
+    )
+    described = (_Layer * len(layers))()
+    moments, narrow = result.narrow_moments.data_ptr(), get_address(result.narrow)
+    cells, size = images * height * width, result.out.element_size()
+    for layer, to in zip(layers, described, strict=True):
+        p = layer.parameters
+        to.norm1.fill(layer.norms[0], p[0], p[1])
+        to.norm2.fill(layer.norms[1], p[3], p[4])
+        to.kernel1.fill(p[2])
+        to.kernel2.fill(p[5])
+        to.bottleneck, to.growth = layer.bottleneck, layer.width
+        to.moments, to.narrow = moments, narrow
+        moments += 2 * layer.bottleneck * size
+        narrow = narrow and narrow + cells * _get_row(layer) * size
+    return block, described
+
+
+def _get_row(layer: TrainedLayer) -> int:
+    """Return the values of a cell of bottleneck maps: whole vectors."""
+    lanes: int = load_library().lanes()
+    return -(-layer.bottleneck // lanes) * lanes

@@ -1,0 +1,271 @@
+// Passes over cells of norm and ReLU, and of an average or max pool behind them, forward and back.
+// What a pass makes of a cell on the way is not kept.
+
+#pragma once
+
+#include "gradients.h"
+
+namespace {
+
+constexpr int kSumRows = 64;  // cells whose sums stay in registers
+
+using Ints = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
+using Bytes = uint8_t __attribute__((vector_size(kLanes)));
+
+// A max pool of square windows, whose first cell lies `step` times the output's, less `border`.
+struct Window {
+    int64_t side, step, border;
+};
+
+inline Vector load_some(const float* from, int count) {
+    return count == kLanes ? load(from) : load_part(from, count);
+}
+
+inline void store_some(float* to, const Vector& x, int count) {
+    if (count == kLanes)
+        store(to, x);
+    else
+        store_part(to, x, count);
+}
+
+// Calls `use` with the first of a few channels, and how many they are.
+template <typename Use>
+inline void for_vectors(int64_t channels, const Use& use) {
+    for (int64_t c = 0; c < channels; c += kLanes)
+        use(c, static_cast<int>(std::min<int64_t>(kLanes, channels - c)));
+}
+
+// Sums of the values of cells [first, last) and of their squares.
+inline void sum_up(const Maps<float>& x, int64_t channels, int64_t first, int64_t last,
+                   const Sums& sums) {
+    sums.clear(whole_vectors(channels));
+    for (int64_t start = first; start < last; start += kSumRows) {
+        const int64_t stop = std::min(start + kSumRows, last);
+        for_vectors(channels, [&](int64_t c, int count) {
+            Wide sum = {}, squares = {};
+            for (int64_t i = start; i < stop; ++i) {
+                const Vector value = load_some(x.data + i * x.stride + c, count);
+                const Wide wide = __builtin_convertvector(value, Wide);
+                sum += wide;
+                squares += wide * wide;
+            }
+            add_to(sums.first + c, sum);
+            add_to(sums.second + c, squares);
+        });
+    }
+}
+
+// A norm's output that ReLU lets through leaves the gradient as it is, also what is not a number.
+inline Vector mask(const Vector& x, const Vector& scale, const Vector& shift,
+                   const Vector& gradient) {
+    const Vector zero = {};
+    return x * scale + shift <= zero ? zero : gradient;
+}
+
+// relu(scale * x + shift) of cells [first, last).
+inline void activate(const Maps<float>& x, const Affine& affine, int64_t channels, int64_t first,
+                     int64_t last, float* out) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    for (int64_t i = first; i < last; ++i)
+        for_vectors(channels, [&](int64_t c, int count) {
+            const Vector value = load_some(x.data + i * x.stride + c, count);
+            const Vector normed = value * load(affine.scale + c) + load(affine.shift + c);
+            store_some(out + i * channels + c, clamp(normed, kInfinity), count);
+        });
+}
+
+// The largest of each window of relu(scale * x + shift), and its place in the window, for cells
+// [first, last) of the output. As in PyTorch, it is the first of equal ones, and what is not a
+// number is larger than any.
+inline void max_pool(const Maps<float>& x, const Affine& affine, int64_t channels,
+                     const Window& window, const Maps<float>& out, uint8_t* places, int64_t first,
+                     int64_t last) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    for (int64_t i = first; i < last; ++i) {
+        const int64_t image = i / out.width / out.height;
+        const int64_t top = i / out.width % out.height * window.step - window.border;
+        const int64_t left = i % out.width * window.step - window.border;
+        const int64_t bottom = std::min(window.side, x.height - top);
+        const int64_t right = std::min(window.side, x.width - left);
+        for_vectors(channels, [&](int64_t c, int count) {
+            const Vector scale = load(affine.scale + c), shift = load(affine.shift + c);
+            Vector most = Vector{} - kInfinity;
+            Ints place = {};
+            for (int64_t r = std::max<int64_t>(0, -top); r < bottom; ++r)
+                for (int64_t s = std::max<int64_t>(0, -left); s < right; ++s) {
+                    const int64_t cell = (image * x.height + top + r) * x.width + left + s;
+                    const Vector value = load_some(x.data + cell * x.stride + c, count);
+                    const Vector active = clamp(value * scale + shift, kInfinity);
+                    const Ints larger = (active > most) | (active != active);
+                    most = larger ? active : most;
+                    place = larger ? Ints{} + static_cast<int32_t>(r * window.side + s) : place;
+                }
+            store_some(out.data + i * channels + c, most, count);
+            const Bytes bytes = __builtin_convertvector(place, Bytes);
+            std::memcpy(places + i * channels + c, &bytes, count);
+        });
+    }
+}
+
+// The output cells of a max pool whose windows hold a cell of the input, and where in them it is.
+class Readers {
+  public:
+    Readers(const Maps<float>& x, const Window& window, int64_t out_height, int64_t out_width,
+            int64_t cell) {
+        const int64_t image = cell / x.width / x.height;
+        const int64_t row = cell / x.width % x.height + window.border;
+        const int64_t column = cell % x.width + window.border;
+        const auto first = [&](int64_t at) {
+            return at < window.side ? 0 : (at - window.side) / window.step + 1;
+        };
+        for (int64_t y = first(row); y <= row / window.step && y < out_height; ++y)
+            for (int64_t z = first(column); z <= column / window.step && z < out_width; ++z) {
+                cells_[count_] = (image * out_height + y) * out_width + z;
+                places_[count_++] = static_cast<int32_t>(
+                    (row - y * window.step) * window.side + column - z * window.step);
+            }
+    }
+
+    // The sum of the gradients of those that found their largest value in this cell.
+    Vector gather(const float* gradient, const uint8_t* places, int64_t channels, int64_t channel,
+                  int count) const {
+        Vector sum = {};
+        for (int i = 0; i < count_; ++i) {
+            const int64_t from = cells_[i] * channels + channel;
+            Bytes bytes = {};
+            std::memcpy(&bytes, places + from, count);
+            const Ints here = __builtin_convertvector(bytes, Ints) == Ints{} + places_[i];
+            sum += here ? load_some(gradient + from, count) : Vector{};
+        }
+        return sum;
+    }
+
+  private:
+    int64_t cells_[256];
+    int32_t places_[256];
+    int count_ = 0;
+};
+
+// Masks the gradients that `read` gives of cells [first, last), sums them up, and writes them to
+// `out` where it is given.
+template <typename Read>
+void mask_cells(const Maps<float>& x, const Affine& affine, int64_t channels, int64_t first,
+                int64_t last, const Sums& sums, float* few, float* out, const Read& read) {
+    sums.clear(whole_vectors(channels));
+    QuickSums quick(sums, few, whole_vectors(channels));
+    for (int64_t i = first; i < last; ++i) {
+        const auto of_cell = read(i);
+        for_vectors(channels, [&](int64_t c, int count) {
+            const Vector value = load_some(x.data + i * x.stride + c, count);
+            const Vector masked = mask(value, load(affine.scale + c), load(affine.shift + c),
+                                       of_cell(c, count));
+            quick.add(c, masked, value);
+            if (out) store_some(out + i * channels + c, masked, count);
+        });
+    }
+}
+
+// out = scale * out - constant - slope * x for cells [first, last): the gradient of a norm's input.
+// Cells that `covers` denies have none of their own.
+template <typename Covers>
+void finish_cells(const Maps<float>& x, const Affine& affine, const Linear& linear,
+                  int64_t channels, int64_t first, int64_t last, float* out,
+                  const Covers& covers) {
+    for (int64_t i = first; i < last; ++i) {
+        const bool covered = covers(i);
+        for_vectors(channels, [&](int64_t c, int count) {
+            float* to = out + i * channels + c;
+            const Vector masked = covered ? load_some(to, count) : Vector{};
+            const Vector value = load_some(x.data + i * x.stride + c, count);
+            store_some(to,
+                       load(affine.scale + c) * masked - load(linear.constant + c) -
+                           load(linear.slope + c) * value,
+                       count);
+        });
+    }
+}
+
+// The way back through a 1x1 convolution of relu(scale * x + shift), or with `pools` of its 2x2
+// means.
+struct ProductBack {
+    const float* weight;    // packed: `outputs` deep, `channels` wide, in panels of kWide
+    int64_t channels, outputs;
+    bool pools;
+    const float* gradient;  // of the convolution's output: see PointwiseBack
+    int64_t out_height, out_width;
+    float* of_weight;       // (outputs, whole_vectors(channels)) of this thread, where asked for
+
+    int64_t cells(const Maps<float>& x) const { return x.images * out_height * out_width; }
+
+    // The input cell that an output cell reads, or the first of four.
+    int64_t corner(const Maps<float>& x, int64_t cell) const {
+        if (!pools) return cell;
+        const int64_t image = cell / out_width / out_height;
+        const int64_t row = cell / out_width % out_height;
+        return (image * x.height + 2 * row) * x.width + 2 * (cell % out_width);
+    }
+};
+
+// Goes back through cells [first, last) of the output; masks, sums up and writes as mask_cells().
+inline void product_back(const ProductBack& p, const Maps<float>& x, const Affine& affine,
+                         int64_t first, int64_t last, const Sums& sums, float* out,
+                         float* scratch) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    float *normed = scratch, *made = scratch + kCells * kStride;
+    const int64_t wide = wide_columns(p.channels), stride = whole_vectors(p.channels);
+    const int64_t right = x.stride, down = x.width * x.stride;
+    sums.clear(stride);
+    if (p.of_weight && first == last) std::fill_n(p.of_weight, p.outputs * stride, 0.0f);
+    // Few channels at a time, whose weights and gradients of weights stay in the second cache.
+    for (int64_t from = 0; from < p.channels; from += kDepth) {
+        const int depth = static_cast<int>(std::min<int64_t>(kDepth, p.channels - from));
+        const int panels = static_cast<int>(wide_columns(depth) / (kWide * kLanes));
+        for (int64_t cell = first; cell < last; cell += kCells) {
+            const int count = static_cast<int>(std::min<int64_t>(kCells, last - cell));
+            int64_t corners[kCells];
+            for (int i = 0; i < count; ++i) {
+                corners[i] = p.corner(x, cell + i);
+                const float* read = x.data + corners[i] * x.stride + from;
+                if (p.pools)
+                    norm_four(read, right, down, affine.scale + from, affine.shift + from, depth,
+                              kInfinity, normed + i * kStride);
+                else
+                    norm_cell(read, affine.scale + from, affine.shift + from, depth, kInfinity,
+                              normed + i * kStride);
+            }
+            for (int64_t o = 0; o < p.outputs; o += kDepth) {
+                const int some = static_cast<int>(std::min<int64_t>(kDepth, p.outputs - o));
+                const float* gradient =
+                    p.gradient + (o / kDepth * p.cells(x) + cell) * kStride;
+                if (p.of_weight)
+                    correlate(some, depth, count, gradient, kStride, normed, kStride,
+                              p.of_weight + o * stride + from, stride, cell > first);
+                multiply<float>(count, some, gradient, p.weight + o * wide + from * some, panels,
+                                kWide, made, kStride, {nullptr, o > 0, nullptr, 0, 0.0f, false});
+            }
+            // A mean gives each of its four cells a quarter.
+            const float share = p.pools ? 0.25f : 1.0f;
+            const int side = p.pools ? 2 : 1;
+            for_vectors(depth, [&](int64_t c, int some) {
+                const Vector scale = load(affine.scale + from + c);
+                const Vector shift = load(affine.shift + from + c);
+                Vector sum = {}, weighted = {};
+                for (int i = 0; i < count; ++i) {
+                    const Vector own = load(made + i * kStride + c) * share;
+                    for (int four = 0; four < side * side; ++four) {
+                        const int64_t at = corners[i] + four / 2 * x.width + four % 2;
+                        const Vector value = load_some(x.data + at * x.stride + from + c, some);
+                        const Vector masked = mask(value, scale, shift, own);
+                        sum += masked;
+                        weighted += masked * value;
+                        if (out) store_some(out + at * p.channels + from + c, masked, some);
+                    }
+                }
+                add_to(sums.first + from + c, __builtin_convertvector(sum, Wide));
+                add_to(sums.second + from + c, __builtin_convertvector(weighted, Wide));
+            });
+        }
+    }
+}
+
+}  // namespace

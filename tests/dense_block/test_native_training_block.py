@@ -1,0 +1,187 @@
+"""Dense blocks that train in the C++ kernels as a whole, on each instruction set.
+
+Both are float32, and each is held against the plain execution in float64.
+"""
+
+import copy
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_nets import threads_set
+from torch import nn
+from training_blocks import assert_as_exact, block_of, maps, step
+
+from densenet_backbones.dense_block.native import shared_block
+
+MODES = ("shared", "shared_lean")
+
+
+def rows(*shape):
+    return maps(*shape, memory_format=torch.channels_last)
+
+
+def single(block, last=True):
+    return (
+        copy.deepcopy(block)
+        .float()
+        .to(memory_format=torch.channels_last if last else torch.contiguous_format)
+    )
+
+
+def step_in_kernels(block, x, memory, ran=1):
+    """One step of a block in float32; ``ran`` is how many blocks the kernels run as a whole."""
+    with patch.object(shared_block, "run_forward", wraps=shared_block.run_forward) as forward:
+        result = step(block, x, memory)
+    assert forward.call_count == ran
+    return result
+
+
+def check(block, x, memory, last=True, ran=1):
+    narrow = single(block, last)
+    found = step_in_kernels(narrow, x.float(), memory, ran)
+    exact = step(block, x, "none")
+    assert_as_exact(found, step(narrow, x.float(), "none"), exact)
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.usefixtures("instructions")
+@settings(max_examples=40)
+@given(
+    layers=st.integers(1, 3),
+    growth=st.integers(1, 50),
+    entry=st.integers(2, 150),
+    bn_size=st.integers(1, 4),
+    images=st.integers(1, 3),
+    height=st.integers(3, 13),
+    width=st.integers(3, 13),
+    last=st.booleans(),
+    memory=st.sampled_from(MODES),
+    threads=st.integers(1, 3),
+)
+def test_any_block_equals_the_plain_one(
+    layers, growth, entry, bn_size, images, height, width, last, memory, threads
+):
+    block = block_of(layers, growth, entry=entry, bn_size=bn_size)
+    with threads_set(threads):
+        check(block, rows(images, entry, height, width), memory, last)
+
+
+def without_affine(block):
+    for norm in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.weight = norm.bias = None
+
+
+def average_of_batches(block):
+    for norm in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.momentum = None
+        norm.num_batches_tracked.fill_(3)
+
+
+def untracked(block):
+    for norm in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.track_running_stats = False
+        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+
+
+def partly_in_evaluation(block):
+    block.denselayer2.norm1.eval()
+    block.denselayer1.norm2.eval()
+
+
+def all_in_evaluation(block):
+    for norm in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.eval()
+
+
+def partly_constant(block):
+    block.denselayer1.conv1.weight.requires_grad_(False)
+    block.denselayer2.conv2.weight.requires_grad_(False)
+    block.denselayer2.norm1.weight.requires_grad_(False)
+    block.denselayer3.norm2.bias.requires_grad_(False)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("memory", MODES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        without_affine,
+        average_of_batches,
+        untracked,
+        partly_in_evaluation,
+        partly_constant,
+        all_in_evaluation,
+    ],
+)
+def test_norms_and_parameters_of_all_kinds(change, memory):
+    block = block_of()
+    change(block)
+    check(block, rows(3, 6, 7, 5), memory)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("memory", MODES)
+def test_frozen_norms(memory):
+    check(block_of(norm="frozen"), rows(3, 6, 7, 5), memory)
+
+
+def with_bias(block):
+    conv = block.denselayer2.conv2
+    conv.bias = nn.Parameter(torch.randn(conv.out_channels, dtype=torch.float64))
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("memory", MODES)
+def test_what_they_do_not_know_runs_unit_by_unit(memory):
+    block, x = block_of(), rows(3, 6, 7, 5)
+    with_bias(block)
+    check(block, x, memory, ran=0)
+    dilated = block_of(1)
+    dilated.denselayer1.conv2.dilation = dilated.denselayer1.conv2.padding = (2, 2)
+    check(dilated, x, memory, ran=0)
+    wide = step_in_kernels(block_of(bn_size=None).float(), x.float(), memory, ran=0)
+    dropped = block_of(proj_drop_rate=0.3).float()
+    both = [step_in_kernels(dropped, x.float(), mode, ran=0) for mode in (memory, "none")]
+    torch.testing.assert_close(*both, rtol=1e-4, atol=1e-4)
+    assert wide[0].isfinite().all()
+    with torch.autocast("cpu", torch.bfloat16):
+        step_in_kernels(block_of().float(), x.float(), memory, ran=0)
+    step_in_kernels(block_of().float(), x.float().contiguous(), memory, ran=0)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_same_threads_give_the_same_bits(threads):
+    block, x = block_of(growth=20).float(), rows(2, 6, 9, 8).float()
+    with threads_set(threads):
+        first, *others = (step_in_kernels(block, x, mode) for mode in (*MODES, *MODES))
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_step_may_not_use_statistics_that_were_changed_since():
+    block = single(block_of())
+    block.memory = "shared"
+    block.denselayer2.norm1.eval()  # goes by its running statistics, which the graph keeps
+    norm = block.denselayer1.norm1
+    before = norm.running_mean._version, norm.num_batches_tracked._version
+    out = block(rows(2, 6, 5, 4).float())
+    assert norm.running_mean._version > before[0] and norm.num_batches_tracked._version > before[1]
+    block.denselayer2.norm1.running_mean.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("memory", MODES)
+def test_what_is_not_a_number_stays_so(memory):
+    x = rows(2, 6, 5, 4).float()
+    x[0, 0, 0, 0] = torch.nan
+    found, expected = (step(single(block_of()), x, mode) for mode in (memory, "none"))
+    for ours, theirs in zip(found[1:], expected[1:], strict=True):
+        for key, value in theirs.items():
+            assert ours[key].isnan()[value.isnan()].all(), key

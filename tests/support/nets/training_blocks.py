@@ -1,0 +1,53 @@
+"""One dense block in double precision and one step of its training, for tests of equality."""
+
+import copy
+
+import torch
+from tiny_nets import randomise_norms
+
+from densenet_backbones.densenet_spec import DenseNetSpec
+from densenet_backbones.layers import DenseBlock
+
+
+def block_of(layers=3, growth=4, entry=6, **fields):
+    """A block in double precision with statistics and affine maps of its own."""
+    torch.manual_seed(0)
+    spec = DenseNetSpec(growth, (layers,), entry, bn_size=fields.pop("bn_size", 2), **fields)
+    block = DenseBlock.from_plan(spec.blocks[0], spec, name="denseblock1")
+    return randomise_norms(block).double().train()
+
+
+def maps(*shape, seed=1, **kwargs):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(**kwargs)
+
+
+def step(net, x, memory, weight=None):
+    """Output, gradients by name (the input's as ``x``) and buffers of one step on a copy."""
+    net, x = copy.deepcopy(net), x.clone().requires_grad_()
+    net.memory = memory
+    torch.manual_seed(2)
+    out = net(x)
+    (out * torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view(out.shape)).sum().backward()
+    gradients = {name: p.grad for name, p in net.named_parameters()}
+    return out.detach(), {**gradients, "x": x.grad}, dict(net.named_buffers())
+
+
+def assert_as_exact(found, usual, exact):
+    """Outputs, gradients and buffers: no further from float64 than float32 is, or hardly.
+
+    Each is what `step` returns; ``usual`` is the plain execution's in float32. What norms cancel
+    of gradients leaves its rounding, a step of float32 of the largest.
+    """
+    largest = max((g.norm() for g in exact[1].values() if g is not None), default=0)
+    least = 1e-6 + torch.finfo(torch.float32).eps * largest
+    found, usual, exact = ({"out": o, **g, **b} for o, g, b in (found, usual, exact))
+    assert found.keys() == exact.keys()
+    for key, value in exact.items():
+        assert (found[key] is None) == (value is None), key
+        if value is not None:
+            assert found[key].shape == value.shape and found[key].dtype == usual[key].dtype, key
+            value = value.double()
+            error, plain = ((d[key].double() - value).norm() for d in (found, usual))
+            bound = 1e-5 * value.norm() + 2 * plain + least
+            assert error <= bound, key
