@@ -2,8 +2,11 @@
 
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -26,6 +29,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def pytest_xdist_auto_num_workers() -> int:
     """`pytest -n auto`: a process a core, at most 4, as each takes about 2 GiB."""
     return min(4, os.cpu_count() or 1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object | None) -> None:
+    """Say how a process of `pytest -n` ended that did so in the middle of a test."""
+    if error:
+        code = node.gateway._io.popen.wait(timeout=20)
+        how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        print(f"\n[{node.gateway.id}] ended by {how}", file=sys.stderr, flush=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
