@@ -54,6 +54,19 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def crashes_leave_a_trace() -> Iterator[None]:
+    """Lightning ends each training by setting all signals' handlers to what Python knows of.
+
+    pytest's faulthandler is none of those, so a crash in a later computation said nothing.
+    """
+    find_handler = signal.getsignal
+    fatal = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signal, "getsignal", lambda n: None if n in fatal else find_handler(n))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Small real data sets beside the project; tests on generated data stand beside each use."""
