@@ -94,7 +94,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.fail(
             f'a sweep needs {" and ".join(missing)}; pip install "densenet-backbones[tune]"'
         )
+    from densenet_backbones.data.faults import DataError, check_is_there
     from densenet_backbones.reporting.console import fail, quiet_libraries
+    from densenet_backbones.training.arguments import EITHER_FORM
+    from densenet_backbones.training.arguments import make_parser as make_training_parser
+
+    data = make_training_parser(EITHER_FORM).parse_known_args(words)[0].data
+    try:  # before anything heavy is imported
+        if data is not None:
+            check_is_there(data)
+    except DataError as error:
+        fail(error, 2)
     from densenet_backbones.tuning.worker import Stopped
 
     quiet_libraries()

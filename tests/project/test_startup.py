@@ -46,7 +46,8 @@ TYPOS = (
     *("export.py nowhere.ckpt", "export.py model.ckpt --out a.bin", "export.py a --format tflite"),
     *("push.py nowhere.ckpt a/b", "push.py model.ckpt word", "demo.py nowhere.ckpt"),
     *("heatmap.py nowhere.ckpt", "report.py nowhere.ckpt", "report.py", "compare.py nowhere"),
-    *("sweep.py --data nowhere", "inspect_data.py nowhere", "inspect_data.py . --images 0"),
+    *("sweep.py --data nowhere", "sweep.py --try lr=1,2 --data nowhere"),
+    *("inspect_data.py nowhere", "inspect_data.py . --images 0"),
     *("benchmark.py nosuch", "benchmark.py memory --modes lean", "benchmark.py startup --net vgg"),
 )
 
