@@ -38,6 +38,7 @@ def test_a_legal_value_passes():
         ),
         (check_choice, (3, ("bn", None)), "be one of 'bn', None, got 3"),
         (check_choice, ("NHWC", ("NCHW",)), "be 'NCHW', got 'NHWC'; did you mean 'NCHW'?"),
+        (check_choice, ("net40", ("net201", "net40_k12_x", "net40_k12")), "mean 'net40_k12'?"),
         (check_interval, (1, "[0, 1)"), "lie in [0, 1), got 1"),
         (check_interval, (0.0, "(0, 1]"), "lie in (0, 1], got 0.0"),
         (check_interval, (float("nan"), "[0, 1]"), "lie in [0, 1], got nan"),

@@ -103,7 +103,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     # may hold hundreds of thousands.
     some = (other for _, other in zip(range(_MOST_NAMES), known, strict=False))
     by_lower = {other.lower(): other for other in some if len(other) <= _LONGEST_NAME}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    begun = [other for other in by_lower if len(name) > 3 and other.startswith(name.lower())]
+    # densenet40 begins densenet40_k12_features, though densenet201 has fewer other letters.
+    close = sorted(begun, key=len) or difflib.get_close_matches(name.lower(), by_lower, n=1)
     return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
