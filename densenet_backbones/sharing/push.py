@@ -114,6 +114,8 @@ def write_folder(model: Path, repo: str, folder: Path, options: argparse.Namespa
 
     spec, weights = read_model_file(model, (DetectorSpec, SegmenterSpec, ClassifierSpec))
     run = read_run(model)
+    for file in run.damaged:
+        say(f"{file}: is damaged, so the card says less", style="yellow")
     if options.no_pictures:
         run = replace(run, pictures=())
     if model.suffix == ".safetensors":

@@ -1,7 +1,7 @@
 """Read what a run's folder says about its model: the experiment, numbers, counts and versions.
 
 Every part may be missing (a model can be moved away from its run), and a damaged one counts as
-missing: the card then says less.
+missing and is named: the card then says less.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,6 +30,7 @@ class RunRecord:
         summary: What `summary.json` has.
         versions: Version of each package that the run was made with.
         pictures: Those of `PICTURES` that the run has.
+        damaged: Files of the run that cannot be read.
     """
 
     folder: Path | None = None
@@ -38,6 +39,7 @@ class RunRecord:
     summary: JsonDict = field(default_factory=dict)
     versions: JsonDict = field(default_factory=dict)
     pictures: tuple[Path, ...] = ()
+    damaged: tuple[Path, ...] = ()
 
     def get_option(self, *names: str) -> Any:
         """Return an option of the experiment by its path, None if it is not there."""
@@ -67,25 +69,32 @@ def read_run(model: Path) -> RunRecord:
         return RunRecord()
     # A resumed run has a config of each start; the last one says how it ended.
     later = sorted(folder.glob("config_from_step_*.yaml"), key=_read_step)
-    starts = _read(folder / "environment.json")
+    damaged: list[Path] = []
+
+    def read(file: Path) -> object:
+        """Return the content of a file of YAML or JSON, or None where it cannot be had."""
+        if not file.exists():
+            return None
+        try:
+            text = read_text(file, MAX_RUN_FILE, ValueError)
+            return (
+                parse_json(text) if file.suffix == ".json" else parse_yaml(text, file, ValueError)
+            )
+        except ValueError:
+            damaged.append(file)
+            return None
+
+    starts = read(folder / "environment.json")
     last = starts[-1] if isinstance(starts, list) and starts else {}
     return RunRecord(
         folder,
-        _as_dict(_read([folder / "config.yaml", *later][-1])),
-        _as_dict(_read(folder / "evaluation" / "metrics.json")),
-        _as_dict(_read(folder / "summary.json")),
+        _as_dict(read([folder / "config.yaml", *later][-1])),
+        _as_dict(read(folder / "evaluation" / "metrics.json")),
+        _as_dict(read(folder / "summary.json")),
         _as_dict(_as_dict(last).get("packages")),
         tuple(file for name in PICTURES if (file := folder / name).is_file()),
+        tuple(damaged),
     )
-
-
-def _read(file: Path) -> object:
-    """Return the content of a file of YAML or JSON, or None where it cannot be had."""
-    try:
-        text = read_text(file, MAX_RUN_FILE, ValueError)
-        return parse_json(text) if file.suffix == ".json" else parse_yaml(text, file, ValueError)
-    except ValueError:
-        return None
 
 
 def _read_step(file: Path) -> int:

@@ -132,6 +132,16 @@ def test_the_card_says_what_the_run_knows(run, tmp_path, capsys):
         assert f"({name})" in page
 
 
+def test_damaged_files_of_the_run_are_named(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "summary.json").write_text('{"format": 1, "data"')
+    words = [str(copy / "model.safetensors"), "pets/small", "--dry-run", "--out"]
+    push.main([*words, str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert said.splitlines()[0].endswith("summary.json: is damaged, so the card says less")
+    assert said.count("is damaged") == 1 and (tmp_path / "out/README.md").is_file()
+
+
 def test_a_classifier_goes_to_the_hub_and_comes_back(server, tmp_path, capsys):
     model = save_classifier(tmp_path)
     names = load(model).spec.class_names
