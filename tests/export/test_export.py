@@ -186,6 +186,24 @@ def test_other_formats_of_a_trained_model(kind, request, tiny_scenes, tmp_path, 
     assert (again.labels == own.labels).mean() > 0.99
 
 
+SIGNAL = """
+import os, signal
+import openvino
+from densenet_backbones.inference.exported.runtimes import OpenvinoModel
+x = openvino.opset13.parameter([1, 3, 8, 8])
+openvino.serialize(openvino.Model([openvino.opset13.relu(x)], [x]), {file!r})
+signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+models = [OpenvinoModel({file!r}) for _ in range(2)]
+while models:
+    del models[0]
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_signals_are_heard_after_models_of_openvino_are_gone(tmp_path):
+    assert run_fresh(SIGNAL.format(file=str(tmp_path / "model.xml"))) == "heard\n"
+
+
 def test_programs_return_outputs_by_name(tmp_path):
     def halve(x):
         return (x / 2, x.sum(dim=(1, 2, 3)))

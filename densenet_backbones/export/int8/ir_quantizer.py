@@ -12,6 +12,7 @@ from typing import Any
 from densenet_backbones.export.int8.graphs import Node, find_inner
 from densenet_backbones.export.int8.images import CalibrationImages
 from densenet_backbones.inference.exported.runtimes import save_ir
+from densenet_backbones.inference.exported.signal_stack import keeping_signal_stack
 
 _LEARNED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
 
@@ -34,17 +35,19 @@ def quantize_ir(path: Path, out: Path, images: CalibrationImages) -> None:
 
     nncf.set_log_level(logging.ERROR)
     model = openvino.Core().read_model(str(path))
-    quantized = nncf.quantize(
-        model,
-        nncf.Dataset(images),
-        preset=nncf.QuantizationPreset.MIXED,  # activations that are negative have their own zero
-        subset_size=len(images),
-        ignored_scope=nncf.IgnoredScope(names=_list_outer(model), validate=False),
-        advanced_parameters=AdvancedQuantizationParameters(
-            # Weights of 7 bits: see `onnx_quantizer`.
-            overflow_fix=OverflowFix.ENABLE,
-        ),
-    )
+    with keeping_signal_stack():
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(images),
+            # Activations that are negative have their own zero.
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(images),
+            ignored_scope=nncf.IgnoredScope(names=_list_outer(model), validate=False),
+            advanced_parameters=AdvancedQuantizationParameters(
+                # Weights of 7 bits: see `onnx_quantizer`.
+                overflow_fix=OverflowFix.ENABLE,
+            ),
+        )
     save_ir(quantized, out, {})
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from densenet_backbones.checkpoints import CheckpointError
+from densenet_backbones.inference.exported.signal_stack import keeping_signal_stack
 from densenet_backbones.messages import describe_missing
 
 SUFFIXES = (".onnx", ".xml")
@@ -106,7 +107,8 @@ class OpenvinoModel:
             # The precision of the file, not the processor's fastest.
             options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
             options |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
-            self.compiled = openvino.Core().compile_model(model, "CPU", options)
+            with keeping_signal_stack():
+                self.compiled = openvino.Core().compile_model(model, "CPU", options)
         except Exception as error:
             raise _describe_failure(path, error) from error
         self.facts: Mapping[str, str] = {}
