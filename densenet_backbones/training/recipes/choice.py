@@ -152,7 +152,7 @@ def _choose_sizes(facts: DataFacts, config: str, has_gpu: bool) -> dict[str, Any
         # 300 pixels are DSOD's own; its first map has cells of 8 of them.
         if small * 300 / short >= 12:
             return {}
-        return {"model.args.image_size": 448, "model.args.prior_sizes": "coco"}
+        return {"model.args.image_size": 448}
     usual, most = SIDES["gpu" if has_gpu else "cpu"]
     side = _round(min(max(usual, SMALL * short / small), most, max(short, 128)))
     sizes = {"min_size": side, "max_size": _round(side * min(long / short, 2.0))}
