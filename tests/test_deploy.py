@@ -490,7 +490,7 @@ def test_segmenters_give_the_same_logits():
             torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-4)
 
 
-def test_convolutions_around_the_net_take_in_the_norms_behind_them():
+def test_convolutions_around_the_net_take_in_the_norms_and_activations_behind_them():
     model = unet(num_classes=3, backbone="densenet121_features", backbone_kwargs=BODY)
     model = randomise_norms(model).eval()
     stages = [module for module in model.modules() if isinstance(module, DecoderStage)]
@@ -500,18 +500,36 @@ def test_convolutions_around_the_net_take_in_the_norms_behind_them():
     stages[1].convs[0].norm = nn.InstanceNorm2d(stages[1].convs[0].conv.out_channels)
     deployed = deploy(model)
     kinds = [
-        [type(part) for part in (convs.conv, convs.norm)]
+        [type(part) for part in (convs.conv, convs.norm, convs.relu)]
         for module in deployed.modules()
         if isinstance(module, DecoderStage)
         for convs in module.convs
     ]
-    assert kinds[0] == [nn.Conv2d, nn.BatchNorm2d]
-    assert kinds[2] == [FoldedConv2d, nn.InstanceNorm2d]
-    assert all(pair == [FoldedConv2d, nn.Identity] for pair in (kinds[1], *kinds[3:]))
+    assert kinds[0] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    assert kinds[2] == [FoldedConv2d, nn.InstanceNorm2d, nn.ReLU]
+    folded = [FoldedConv2d, nn.Identity, nn.Identity]
+    assert all(parts == folded for parts in (kinds[1], *kinds[3:]))
     x = image(1, 3, 64, 96).sigmoid()
     with torch.no_grad():
         torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-4)
     assert calls == ["hook"] * 2
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU6(), nn.SiLU()])
+def test_a_convolution_on_maps_of_many_sizes(act, native, monkeypatch):
+    if not native:
+        monkeypatch.setattr("densenet_backbones.dense_block.folded_conv.has_cpp", lambda x: False)
+    net = tiny("densenet121_features").eval()
+    model = nn.Sequential(net, nn.Sequential(nn.Conv2d(24, 20, 3, padding=1), act)).eval()
+    head, folded = model[1], deploy(model)[1]
+    assert type(folded[0]) is FoldedConv2d
+    assert type(folded[1]) is (nn.SiLU if type(act) is nn.SiLU else nn.Identity)
+    for size in [*range(1, 12), 1, 2]:
+        x = 5 * image(2, 24, size, size + 3)
+        with torch.no_grad():
+            torch.testing.assert_close(folded(x), head(x), rtol=1e-4, atol=1e-5)
+    assert len(folded[0]._layouts) <= 6, "more sizes than that hold no memory"
 
 
 def test_statistics_of_the_batch_are_not_folded():

@@ -1,21 +1,33 @@
-"""Convolutions in evaluation, from weights that oneDNN lays out once.
+"""Convolutions in evaluation, from weights that are laid out once.
 
-The calls are those that torch.compile makes on a CPU (pytorch/pytorch,
+The calls of oneDNN are those that torch.compile makes on a CPU (pytorch/pytorch,
 ``torch/_inductor/mkldnn_ir.py`` and ``torch/_inductor/fx_passes/mkldnn_fusion.py``).
 
 Shapes: N images, C channels, H and W pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from math import inf
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.jit import is_tracing  # type: ignore[attr-defined]
+
+from densenet_backbones.dense_block import native
+from densenet_backbones.dense_block.backends import has_cpp
 
 __all__ = ["ONEDNN", "FoldedConv2d", "LayoutCache", "is_for_onednn", "is_recorded"]
 
 ONEDNN: Any = torch.ops.mkldnn  # what torch.compile calls on a CPU
+
+# Sizes of maps whose layouts are kept: a head that all levels share has five or six.
+_MOST_LAYOUTS = 6
+# Winograd's kernel multiplies fewer times, but transforms what it reads, and reads more weights: it
+# pays from so many tiles of 2x2 cells, and channels, on.
+_FEWEST_TILES = 14
+_FEWEST_CHANNELS = 16
 
 
 class LayoutCache:
@@ -24,15 +36,17 @@ class LayoutCache:
     They are no part of the state dict, and are made anew after ``to`` and ``load_state_dict``.
     """
 
-    _layouts: dict[torch.dtype, tuple[Tensor, Tensor]]
+    _layouts: dict[Hashable, tuple[Tensor, Tensor]]
 
     def get_laid_out(
-        self, dtype: torch.dtype, lay_out: Callable[[], tuple[Tensor, Tensor]]
+        self, kind: Hashable, lay_out: Callable[[], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        """Return weight and bias for maps of ``dtype``; ``lay_out`` makes them the first time."""
-        if dtype not in self._layouts:
-            self._layouts[dtype] = lay_out()
-        return self._layouts[dtype]
+        """Return weight and bias for a kind of maps; ``lay_out`` makes them the first time."""
+        if kind not in self._layouts:
+            if len(self._layouts) == _MOST_LAYOUTS:
+                self._layouts.pop(next(iter(self._layouts)))
+            self._layouts[kind] = lay_out()
+        return self._layouts[kind]
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._layouts.clear()
@@ -50,13 +64,19 @@ class LayoutCache:
 class FoldedConv2d(LayoutCache, nn.Conv2d):
     """A convolution that does not learn, with other weights than the one it is made of.
 
+    It runs in oneDNN or, where that multiplies less often, in a kernel of our own.
+
     Args:
         like: Convolution whose geometry it takes.
         weight: Weight, of as many input channels as it is to read.
         bias: Bias, (out channels,).
+        ceiling: Value at which its activation cuts off, beside 0: infinity for ReLU, 6 for ReLU6;
+            None for no activation.
     """
 
-    def __init__(self, like: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
+    def __init__(
+        self, like: nn.Conv2d, weight: Tensor, bias: Tensor, ceiling: float | None = None
+    ) -> None:
         super().__init__(
             weight.shape[1],
             like.out_channels,
@@ -69,23 +89,43 @@ class FoldedConv2d(LayoutCache, nn.Conv2d):
         weight = weight.contiguous(memory_format=torch.channels_last)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(bias, requires_grad=False)
+        self.ceiling = ceiling
         self._layouts = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve, (N, C, H, W) to (N, C', H', W')."""
+        """Convolve and activate, (N, C, H, W) to (N, C', H', W')."""
+        if torch.compiler.is_compiling() or is_recorded(x):
+            return self._activate(super().forward(x))
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))  # which does not know what comes
+        if self._is_for_winograd(x) and has_cpp(x):
+            return native.run_convolution(x, *self.list_tensors(), self.ceiling)
         if not is_for_onednn(x):
-            return super().forward(x)
-        if torch.is_autocast_enabled("cpu"):  # which does not know this operation
-            x = x.to(torch.get_autocast_dtype("cpu"))
+            return self._activate(super().forward(x))
         geometry = [list(pair) for pair in (self.padding, self.stride, self.dilation)]
 
         def lay_out() -> tuple[Tensor, Tensor]:
             weight, bias = (tensor.to(x.dtype) for tensor in self.list_tensors())
-            return ONEDNN._reorder_convolution_weight(weight, *geometry), bias
+            return ONEDNN._reorder_convolution_weight(weight, *geometry, 1, list(x.shape)), bias
 
-        weights = self.get_laid_out(x.dtype, lay_out)
-        out: Tensor = ONEDNN._convolution_pointwise(x, *weights, *geometry, 1, "none", [], "")
-        return out
+        # The best layout depends on the size: in another one oneDNN reorders, which took 200 times
+        # as long as the convolution of a small map.
+        weights = self.get_laid_out((x.dtype, x.shape), lay_out)
+        fused = "relu" if self.ceiling == inf else "none"
+        out: Tensor = ONEDNN._convolution_pointwise(x, *weights, *geometry, 1, fused, [], "")
+        return out if fused == "relu" else self._activate(out)
+
+    def _activate(self, x: Tensor) -> Tensor:
+        if self.ceiling is None:
+            return x
+        # Written as ReLU, which exporters know best, where it is one.
+        return F.relu(x) if self.ceiling == inf else x.clamp(0.0, self.ceiling)
+
+    def _is_for_winograd(self, x: Tensor) -> bool:
+        known = self.kernel_size == (3, 3) and self.padding == (1, 1)
+        tiles = len(x) * -(-x.shape[-2] // 2) * -(-x.shape[-1] // 2) if known else 0
+        plain = self.stride == self.dilation == (1, 1)
+        return plain and tiles >= _FEWEST_TILES and self.in_channels >= _FEWEST_CHANNELS
 
     def list_tensors(self) -> list[Tensor]:
         """Return weight and bias."""

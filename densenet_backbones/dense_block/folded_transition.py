@@ -1,4 +1,4 @@
-"""A transition in evaluation, in one kernel where its pool stands before its 1x1: see `backends`.
+"""A transition in evaluation, in one kernel with its norm and an average pool: see `backends`.
 
 A transition is that of Huang et al. (1608.06993, section 3); pool and convolution are exchanged.
 
@@ -62,8 +62,9 @@ class FoldedTransition(nn.Sequential):
         super().__init__(parts)
         self.name = name
         self._ceiling = None
+        self._pools = "pool" in parts
         known = "conv" in parts and find_change(parts["relu"], "act") is None
-        if known and _is_halving(parts.get("pool")):
+        if known and (not self._pools or _is_halving(parts["pool"])):
             self._ceiling = read_relu_ceiling(parts["relu"])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,12 +81,13 @@ class FoldedTransition(nn.Sequential):
         run = _call_operator if torch.compiler.is_compiling() else _run_transition
         norm, conv = cast(ScaleShift, self.norm), cast(FoldedConv2d, self.conv)
         assert self._ceiling is not None, "else it runs plain"
-        return run(x, [norm.scale, norm.shift, *conv.list_tensors()], self._ceiling)
+        tensors = [norm.scale, norm.shift, *conv.list_tensors()]
+        return run(x, tensors, self._ceiling, self._pools)
 
 
-def _is_halving(pool: nn.Module | None) -> bool:
+def _is_halving(pool: nn.Module) -> bool:
     """Return True if a pool averages 2x2 cells without overlap, and drops an odd row or column."""
-    if pool is None or type(pool) is not nn.AvgPool2d:
+    if type(pool) is not nn.AvgPool2d:
         return False
     sizes = [pool.kernel_size, pool.stride, pool.padding]
     geometry = [(size, size) if isinstance(size, int) else tuple(size) for size in sizes]
@@ -93,33 +95,34 @@ def _is_halving(pool: nn.Module | None) -> bool:
     return geometry == [(2, 2), (2, 2), (0, 0)] and not odd
 
 
-def _call_operator(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tensor:
-    out: Tensor = torch.ops.densenet_backbones.folded_transition(x, tensors, ceiling)
+def _call_operator(x: Tensor, tensors: list[Tensor], ceiling: float, pool: bool) -> Tensor:
+    out: Tensor = torch.ops.densenet_backbones.folded_transition(x, tensors, ceiling, pool)
     return out
 
 
-def _run_transition(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tensor:
+def _run_transition(x: Tensor, tensors: list[Tensor], ceiling: float, pool: bool) -> Tensor:
     """Run a transition of scale and shift, (C, 1, 1), weight, (C', C, 1, 1), and bias, (C',)."""
     scale, shift, weight, bias = tensors
     if has_cpp(x):
-        return native.run_transition(x, tensors, ceiling)
+        return native.run_transition(x, tensors, ceiling, pool=pool)
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     if not has_triton(x):
         normed = torch.addcmul(shift, x, scale).to(x.dtype).clamp_(min=0.0, max=ceiling)
-        return F.conv2d(F.avg_pool2d(normed, 2), weight, bias)
+        return F.conv2d(F.avg_pool2d(normed, 2) if pool else normed, weight, bias)
     from densenet_backbones.dense_block.triton import convolve_1x1
 
     x = x.contiguous(memory_format=torch.channels_last)
-    out = _allocate_output(x, tensors, ceiling)
+    out = _allocate_output(x, tensors, ceiling, pool)
     narrow = scale.flatten(), shift.flatten(), weight.flatten(1).t(), bias
-    convolve_1x1(x, *narrow, out, ceiling=ceiling, pool=True)
+    convolve_1x1(x, *narrow, out, ceiling=ceiling, pool=pool)
     return out
 
 
-def _allocate_output(x: Tensor, tensors: list[Tensor], ceiling: float) -> Tensor:
-    return allocate_channels_last(x[:, :, : x.shape[2] // 2, : x.shape[3] // 2], len(tensors[-1]))
+def _allocate_output(x: Tensor, tensors: list[Tensor], ceiling: float, pool: bool) -> Tensor:
+    corner = x[:, :, : x.shape[2] // 2, : x.shape[3] // 2] if pool else x
+    return allocate_channels_last(corner, len(tensors[-1]))
 
 
-LIBRARY.define("folded_transition(Tensor x, Tensor[] tensors, float ceiling) -> Tensor")
+LIBRARY.define("folded_transition(Tensor x, Tensor[] tensors, float ceiling, bool pool) -> Tensor")
 LIBRARY.impl("folded_transition", _run_transition, "CompositeExplicitAutograd")
 torch.library.register_fake("densenet_backbones::folded_transition", _allocate_output)

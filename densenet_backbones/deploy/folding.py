@@ -3,13 +3,14 @@
 What changes within a network; all else stays as it is:
 
 - a dense block fills one buffer: no concatenation (see `dense_block.folded`);
-- norms behind a convolution (``norm0`` of the stem, every ``norm2``) are part of its weights;
+- norms behind a convolution (``norm0`` of the stem, every ``norm2``) are part of its weights, and a
+  ReLU behind those is part of the convolution where a kernel writes its result;
 - layers and connections that were pruned away cost nothing or read zeros: see `FoldedBlock`;
 - norms of a concatenation (``norm1``, ``transition<i>.norm``, ``norm5``) are one scale and shift;
 - an average pool stands before the transition's 1x1 convolution, which then reads a quarter of the
   cells. Both are linear, so their order is free; a tap between them keeps it;
-- convolutions around them (necks, decoders, heads) take in a norm that follows in a row, and their
-  weights are laid out once;
+- convolutions around them (necks, decoders, heads) take in a norm and a ReLU that follow in a row,
+  and their weights are laid out once;
 - learned groups of a CondenseNet become indices and group convolutions (`condensenet.convert`).
   Its blocks are folded no further: the buffer's kernels have no groups.
 
@@ -25,7 +26,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import pairwise
 from typing import cast
 
 import torch
@@ -47,6 +47,7 @@ from densenet_backbones.dense_block import (
     find_layer_change,
     has_hooks,
 )
+from densenet_backbones.dense_block.interfaces import read_relu_ceiling
 from densenet_backbones.dense_block.norms import read_norm
 from densenet_backbones.deploy.block import FoldedBlock
 from densenet_backbones.layers import AbsentLayer, DenseBlock, DenseLayer, SelectiveLayer
@@ -154,15 +155,25 @@ def _fold_around(model: nn.Module) -> None:
     for part in [module for module in model.modules() if module not in inside]:
         in_a_row = type(part).forward is nn.Sequential.forward and not has_hooks(part)
         children = list(part.named_children())
-        for (name, conv), (after, norm) in pairwise([*children, ("", nn.Identity())]):
+        for place, (name, conv) in enumerate(children):
             if not isinstance(conv, nn.Conv2d) or find_change(conv, "conv") or conv.groups != 1:
                 continue
+            behind = children[place + 1 :] if in_a_row else []
             folded = _fold_conv(conv)
-            if in_a_row and isinstance(norm, nn.BatchNorm2d):
+            if behind and isinstance(behind[0][1], nn.BatchNorm2d):
                 with suppress(_UnfoldableError):
-                    folded = FoldedConv2d(conv, *_fuse(conv, norm, after))
-                    part.register_module(after, nn.Identity())
+                    folded = FoldedConv2d(conv, *_fuse(conv, behind[0][1], behind[0][0]))
+                    part.register_module(behind.pop(0)[0], nn.Identity())
+            if behind and find_change(behind[0][1], "act") is None:
+                _fold_activation(folded, part, behind[0][0])
             part.register_module(name, folded)
+
+
+def _fold_activation(conv: FoldedConv2d, parent: nn.Module, name: str) -> None:
+    """Let a convolution cut off as the activation behind it does, a part of ``parent``."""
+    conv.ceiling = read_relu_ceiling(parent.get_submodule(name))
+    if conv.ceiling is not None:
+        parent.register_module(name, nn.Identity())
 
 
 def is_deployable(model: nn.Module) -> bool:
@@ -306,8 +317,11 @@ def _fold_stem(net: DenseStages, number: str, tapped: set[str], prefix: str) -> 
     if conv.groups != 1:
         raise _UnfoldableError(f"{name} has groups")
     fused = _fuse(conv, norm, f"{prefix}norm{number}")
-    setattr(net, f"conv{number}", FoldedConv2d(conv, *fused))
+    folded = FoldedConv2d(conv, *fused)
+    setattr(net, f"conv{number}", folded)
     setattr(net, f"norm{number}", nn.Identity())
+    if f"norm{number}" not in tapped and find_change(getattr(net, f"relu{number}"), "act") is None:
+        _fold_activation(folded, net, f"relu{number}")
 
 
 def _fold_transition(net: DenseStages, number: str, tapped: set[str], prefix: str) -> None:

@@ -91,7 +91,7 @@ class Segmenter(PythonModule):
         height, width = x.shape[-2:]
         x = self.padded(x)
         output = self.net(x)
-        if isinstance(output, Tensor):
+        if not isinstance(output, dict):
             return output[..., :height, :width]
         # At the padded size first: the coarser maps lie on its grid.
         aux = [
@@ -125,8 +125,10 @@ class Segmenter(PythonModule):
 
     def _compute_sides(self, x: Tensor) -> tuple[int, int]:
         """Height and width that the network is to see."""
+        # Sides by their index, and no Python condition on them or on a map: FX traces this.
         height, width = (
-            max(side + -side % self.stride, self.smallest) for side in tuple(x.shape[-2:])
+            torch.sym_max(side + -side % self.stride, self.smallest)
+            for side in (x.shape[-2], x.shape[-1])
         )
         return height, width
 
@@ -159,7 +161,7 @@ class TorchvisionSegmenter(Segmenter):
         if has_values(images):
             self._check(images)
         output = self.segment(images)
-        if isinstance(output, Tensor):
+        if not isinstance(output, dict):
             return OrderedDict(out=output)
         return OrderedDict(out=output["logits"], aux=torch.stack(output["aux"]).mean(dim=0))
 

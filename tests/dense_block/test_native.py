@@ -23,7 +23,7 @@ from densenet_backbones.dense_block.native import (
     library,
     packing,
 )
-from densenet_backbones.dense_block.native.block import run_transition
+from densenet_backbones.dense_block.native.block import run_convolution, run_transition
 from densenet_backbones.deploy import deploy
 
 # Of float32 sums of up to a thousand products, as a share of the largest value.
@@ -88,17 +88,45 @@ def test_bottleneck_maps_that_do_not_fit_are_made_in_strips():
     channels=st.integers(1, 300),
     new=st.integers(1, 150),
     ceiling=st.sampled_from([math.inf, 1.0]),
+    pool=st.booleans(),
 )
-def test_a_transition_is_what_its_definition_says(images, height, width, channels, new, ceiling):
+def test_a_transition_is_what_its_definition_says(
+    images, height, width, channels, new, ceiling, pool
+):
     torch.manual_seed(0)
     scale, shift = torch.randn(channels, 1, 1), torch.randn(channels, 1, 1)
     weight, bias = torch.randn(new, channels, 1, 1) / channels**0.5, torch.randn(new)
     x = torch.randn(images, channels, height, width)
-    found = run_transition(x, [scale, shift, weight, bias], ceiling)
+    found = run_transition(x, [scale, shift, weight, bias], ceiling, pool=pool)
     normed = (x.double() * scale + shift).clamp(0.0, ceiling)
-    assert difference(found, F.avg_pool2d(F.conv2d(normed, weight.double(), bias.double()), 2)) <= (
-        BOUND
-    )
+    expected = F.conv2d(normed, weight.double(), bias.double())
+    expected = F.avg_pool2d(expected, 2) if pool else expected
+    assert difference(found, expected) <= BOUND
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.usefixtures("instructions")
+@settings(max_examples=20)
+@given(
+    images=st.integers(1, 3),
+    height=st.integers(1, 30),
+    width=st.integers(1, 30),
+    channels=st.integers(1, 300),
+    new=st.integers(1, 150),
+    ceiling=st.sampled_from([None, math.inf, 1.0]),
+    threads=st.sampled_from([1, 2]),
+)
+def test_a_convolution_is_what_its_definition_says(
+    images, height, width, channels, new, ceiling, threads
+):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(new, channels, 3, 3) / (9 * channels) ** 0.5, torch.randn(new)
+    x = torch.randn(images, channels, height, width)
+    with threads_set(threads):
+        found = run_convolution(x, weight, bias, ceiling)
+    linear = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    expected = linear if ceiling is None else linear.clamp(0.0, ceiling)
+    assert float((found - expected).abs().max() / linear.abs().max()) <= BOUND
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -144,7 +172,9 @@ def test_a_deployed_net_runs_in_the_kernels_and_so_does_a_compiled_one(monkeypat
         inner = getattr(block, name)
         monkeypatch.setattr(
             f"densenet_backbones.dense_block.native.{name}",
-            lambda *args, inner=inner, name=name: ran.append(name) or inner(*args),
+            lambda *args, inner=inner, name=name, **options: (
+                ran.append(name) or inner(*args, **options)
+            ),
         )
     deployed = deploy(tiny("densenet121_features").eval())
     x = torch.randn(1, 3, 64, 64)

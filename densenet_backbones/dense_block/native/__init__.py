@@ -12,7 +12,11 @@ from densenet_backbones.dense_block.native.availability import (
     is_usable,
     run_multiply_adds,
 )
-from densenet_backbones.dense_block.native.block import fill_block, run_transition
+from densenet_backbones.dense_block.native.block import (
+    fill_block,
+    run_convolution,
+    run_transition,
+)
 
 __all__ = [
     "explain_unavailability",
@@ -20,6 +24,7 @@ __all__ = [
     "get_vector_bits",
     "has_bfloat16",
     "is_usable",
+    "run_convolution",
     "run_multiply_adds",
     "run_transition",
 ]

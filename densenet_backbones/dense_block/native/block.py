@@ -1,7 +1,7 @@
-"""Runs folded dense blocks and transitions in the C++ kernels.
+"""Runs folded dense blocks, transitions and convolutions in the C++ kernels.
 
-Both are those of Huang et al. (1608.06993, section 3); 3x3 convolutions are Winograd's, as Lavin
-and Gray (1509.09308, section 4.1) have them.
+The first two are those of Huang et al. (1608.06993, section 3); 3x3 convolutions are Winograd's,
+as Lavin and Gray (1509.09308, section 4.1) have them.
 
 Shapes: N images, C channels, B of a bottleneck, k new maps, H and W pixels.
 """
@@ -13,25 +13,26 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from densenet_backbones.dense_block.interfaces import allocate_channels_last
 from densenet_backbones.dense_block.native.library import Layer, load_library
 from densenet_backbones.dense_block.native.packing import Packed, pack, transform_winograd
 
-__all__ = ["fill_block", "run_transition"]
+__all__ = ["fill_block", "run_convolution", "run_transition"]
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """Packed weights of a dense layer, or without ``conv`` of a transition.
+    """Packed weights of a dense layer, without ``conv`` of a transition, or ``conv`` alone.
 
     Attributes:
-        norm: Scale and shift of what is read.
+        norm: Scale and shift of what is read, if there are.
         squeeze: The 1x1 convolution, if there is one.
         conv: The 3x3 convolution, if there is one.
         bottleneck: Number of channels between the two, or 0.
         new: Number of channels that come out.
     """
 
-    norm: tuple[Tensor, Tensor]
+    norm: tuple[Tensor, Tensor] | None
     squeeze: Packed | None
     conv: Packed | None
     bottleneck: int
@@ -40,7 +41,8 @@ class _Layer:
     def make_struct(self) -> Layer:
         """Return the addresses of its tensors, which hold as long as this object lives."""
         layer = Layer(bottleneck=self.bottleneck, growth=self.new)
-        layer.scale, layer.shift = (tensor.data_ptr() for tensor in self.norm)
+        if self.norm is not None:
+            layer.scale, layer.shift = (tensor.data_ptr() for tensor in self.norm)
         for number, packed in enumerate((self.squeeze, self.conv), start=1):
             if packed is not None:
                 setattr(layer, f"weight{number}", packed.weight.data_ptr())
@@ -77,6 +79,10 @@ def _pack_transition(
 ) -> _Layer:
     squeeze = pack(weight.flatten(1).t(), bias, dtype)
     return _Layer(_prepare_norm(scale.flatten(), shift.flatten()), squeeze, None, 0, len(bias))
+
+
+def _pack_convolution(dtype: torch.dtype, weight: Tensor, bias: Tensor) -> _Layer:
+    return _Layer(None, None, pack(transform_winograd(weight), bias, dtype), 0, len(bias))
 
 
 def _prepare_norm(scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,28 +138,56 @@ def fill_block(
     )
 
 
-def run_transition(x: Tensor, tensors: Sequence[Tensor], ceiling: float) -> Tensor:
-    """Average 2x2 normed and activated cells, then convolve 1x1.
+def run_transition(x: Tensor, tensors: Sequence[Tensor], ceiling: float, *, pool: bool) -> Tensor:
+    """Norm and activate cells, average 2x2 of them if there is a pool, then convolve 1x1.
 
     Args:
         x: (N, C, H, W), float32 or bfloat16.
         tensors: Scale and shift, of C values each, weight, (C', C, 1, 1), and bias, (C',).
         ceiling: Value at which activations cut off, beside 0.
+        pool: Average.
 
     Returns:
-        (N, C', H // 2, W // 2), channels last.
+        (N, C', H, W), or with a pool (N, C', H // 2, W // 2), channels last.
     """
     weights = _get_packed(x.dtype, tensors, lambda: [_pack_transition(x.dtype, *tensors)])
-    x = x.contiguous(memory_format=torch.channels_last)
-    images, channels, height, width = x.shape
-    (columns,) = weights.narrow
-    out = x.new_empty(images, height // 2, width // 2, columns)
-    kernels, threads = load_library(), torch.get_num_threads()
-    own = kernels.scratch_floats(columns, 0)
-    scratch = x.new_empty(threads * own, dtype=torch.float32)
-    kernels.transition(
-        *(x.data_ptr(), x.element_size(), images, height, width, channels),
-        *(weights.structs, ceiling, out.data_ptr(), scratch.data_ptr(), own, threads),
-    )
+    x, (columns,), step = x.contiguous(memory_format=torch.channels_last), weights.narrow, 1 + pool
+    out = x.new_empty(len(x), x.shape[2] // step, x.shape[3] // step, columns)
+    _run("transition", weights, x, ceiling, out, columns, int(pool))
     maps = out[..., : len(tensors[-1])].permute(0, 3, 1, 2)
     return maps.contiguous(memory_format=torch.channels_last)
+
+
+def run_convolution(x: Tensor, weight: Tensor, bias: Tensor, ceiling: float | None) -> Tensor:
+    """Convolve 3x3 with a border of one zero, and activate.
+
+    Args:
+        x: (N, C, H, W), float32 or bfloat16.
+        weight: (C', C, 3, 3).
+        bias: (C',).
+        ceiling: Value at which the activation cuts off, beside 0; None for no activation.
+
+    Returns:
+        (N, C', H, W), channels last.
+    """
+    weights = _get_packed(
+        x.dtype, (weight, bias), lambda: [_pack_convolution(x.dtype, weight, bias)]
+    )
+    x = x.contiguous(memory_format=torch.channels_last)
+    out = allocate_channels_last(x, len(bias))
+    _run("convolution", weights, x, -1.0 if ceiling is None else ceiling, out, 0)
+    return out
+
+
+def _run(
+    kernel: str, weights: _Weights, x: Tensor, ceiling: float, out: Tensor, narrow: int, *rest: int
+) -> None:
+    """Run a kernel on a whole map, channels last."""
+    images, channels, height, width = x.shape
+    kernels, threads = load_library(), torch.get_num_threads()
+    own = kernels.scratch_floats(narrow, weights.wide)
+    scratch = x.new_empty(threads * own, dtype=torch.float32)
+    getattr(kernels, kernel)(
+        *(x.data_ptr(), x.element_size(), images, height, width, channels),
+        *(weights.structs, ceiling, out.data_ptr(), scratch.data_ptr(), own, threads, *rest),
+    )

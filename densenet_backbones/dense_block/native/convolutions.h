@@ -266,11 +266,7 @@ void winograd(const Maps<T>& x, const Conv& conv, const Maps<T>& out, int64_t fi
               float* scratch) {
     winograd(x, conv, first, last, scratch,
              [&](int64_t cell, int64_t c, int count, const Vector& value) {
-                 T* to = out.data + cell * out.stride + c;
-                 if (count == kLanes)
-                     store(to, value);
-                 else
-                     store_part(to, value, count);
+                 store_some(out.data + cell * out.stride + c, value, count);
              });
 }
 

@@ -93,21 +93,43 @@ void run_block(T* data, int64_t images, int64_t height, int64_t width, int64_t t
     }
 }
 
-// Runs a transition whose pool stands before its 1x1; both are linear, so the order is free.
+// Runs a transition, or one whose pool stands before its 1x1: both are linear, so the order is free.
 template <typename T>
 void run_transition(T* data, int64_t images, int64_t height, int64_t width, int64_t channels,
-                    const Layer& layer, float ceiling, T* result, float* scratch,
+                    const Layer& layer, float ceiling, bool pools, T* result, float* scratch,
                     int64_t scratch_size, int threads) {
     const Maps<T> maps = {data, images, height, width, channels, images * height};
-    const int64_t columns = layer.panels1 * layer.vectors1 * kLanes;
-    const Maps<T> out = {result, images, height / 2, width / 2, columns, images * (height / 2)};
+    const int64_t columns = layer.panels1 * layer.vectors1 * kLanes, step = pools ? 2 : 1;
+    const Maps<T> out = {result,  images, height / step, width / step,
+                         columns, images * (height / step)};
     const Pointwise squeeze = {layer.scale,   layer.shift,    layer.weight1, layer.bias1, channels,
-                               layer.panels1, layer.vectors1, ceiling,       false,       true};
+                               layer.panels1, layer.vectors1, ceiling,       false,       pools};
 #pragma omp parallel num_threads(threads)
     {
         const Team team = this_thread(scratch, scratch_size);
         const int64_t cells = images * out.height * out.width;
         pointwise(maps, squeeze, out, team.first(cells), team.last(cells), team.scratch);
+    }
+}
+
+// Runs a 3x3 convolution with a border of zeros; a ceiling that is not negative clamps its results.
+template <typename T>
+void run_convolution(T* data, int64_t images, int64_t height, int64_t width, int64_t channels,
+                     const Layer& layer, float ceiling, T* result, float* scratch,
+                     int64_t scratch_size, int threads) {
+    const Maps<T> x = {data, images, height, width, channels, images * height};
+    const Conv conv = {nullptr,       nullptr,        layer.weight2, layer.bias2, channels,
+                       layer.growth, layer.panels2, layer.vectors2, ceiling};
+    const int64_t down = (height + kTile - 1) / kTile, across = (width + kTile - 1) / kTile;
+#pragma omp parallel num_threads(threads)
+    {
+        const Team team = this_thread(scratch, scratch_size);
+        const int64_t tiles = images * down * across;
+        winograd(x, conv, team.first(tiles), team.last(tiles), team.scratch,
+                 [&](int64_t cell, int64_t c, int count, const Vector& value) {
+                     store_some(result + cell * layer.growth + c,
+                                ceiling < 0 ? value : clamp(value, ceiling), count);
+                 });
     }
 }
 
@@ -177,14 +199,26 @@ void dense_block(void* data, int64_t bytes, int64_t images, int64_t height, int6
     });
 }
 
-// 2x2 means of clamp(scale * x + shift), then a 1x1 convolution. `result` has packed columns.
+// clamp(scale * x + shift), its 2x2 means if it `pools`, then a 1x1 convolution. `result` has packed
+// columns.
 void transition(void* data, int64_t bytes, int64_t images, int64_t height, int64_t width,
                 int64_t channels, const Layer* layer, float ceiling, void* result, float* scratch,
-                int64_t scratch_size, int threads) {
+                int64_t scratch_size, int threads, int pools) {
     with_type(bytes, [&](auto value) {
         using T = decltype(value);
         run_transition(static_cast<T*>(data), images, height, width, channels, *layer, ceiling,
-                       static_cast<T*>(result), scratch, scratch_size, threads);
+                       pools != 0, static_cast<T*>(result), scratch, scratch_size, threads);
+    });
+}
+
+// A 3x3 convolution, that of `layer`, of dense maps to dense maps; clamped by a ceiling from 0 on.
+void convolution(void* data, int64_t bytes, int64_t images, int64_t height, int64_t width,
+                 int64_t channels, const Layer* layer, float ceiling, void* result, float* scratch,
+                 int64_t scratch_size, int threads) {
+    with_type(bytes, [&](auto value) {
+        using T = decltype(value);
+        run_convolution(static_cast<T*>(data), images, height, width, channels, *layer, ceiling,
+                        static_cast<T*>(result), scratch, scratch_size, threads);
     });
 }
 }

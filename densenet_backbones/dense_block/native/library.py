@@ -63,9 +63,11 @@ def load_library() -> ctypes.CDLL:
     kernels.multiply_adds.restype, kernels.multiply_adds.argtypes = real, [size]
     maps = (address, size, size, size, size, size)  # and bytes of a value, N, H, W, C
     rest = (real, address, address, size, count)  # ceiling, two addresses, scratch size, threads
-    kernels.dense_block.restype = kernels.transition.restype = None
+    for function in (kernels.dense_block, kernels.transition, kernels.convolution):
+        function.restype = None
     kernels.dense_block.argtypes = (*maps, size, layers, size, *rest)
-    kernels.transition.argtypes = (*maps, layers, *rest)
+    kernels.transition.argtypes = (*maps, layers, *rest, count)
+    kernels.convolution.argtypes = (*maps, layers, *rest)
     rows = (address, size)  # a map and the floats between its cells
     shape = (size, size, address)  # cells, channels, result
     training = {

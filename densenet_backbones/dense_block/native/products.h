@@ -106,6 +106,14 @@ inline void store_part(T* to, Vector x, int count) {
     std::memcpy(to, part, count * sizeof(T));
 }
 
+template <typename T>
+inline void store_some(T* to, const Vector& x, int count) {
+    if (count == kLanes)
+        store(to, x);
+    else
+        store_part(to, x, count);
+}
+
 // Values in a word, and words for so many.
 template <typename T>
 constexpr int kPack = sizeof(float) / sizeof(T);

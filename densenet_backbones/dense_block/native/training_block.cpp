@@ -105,10 +105,7 @@ void run_forward(const TrainedBlock& block, const TrainedLayer* layers, const Ow
                  [&](int64_t cell, int64_t c, int some, const Vector& value) {
                      float* to = block.buffer + cell * block.total + channels + c;
                      add_to(own.sums, c, value, value);
-                     if (some == kLanes)
-                         store(to, value);
-                     else
-                         store_part(to, value, some);
+                     store_some(to, value, some);
                  });
         known = channels;
         channels += layer.growth;

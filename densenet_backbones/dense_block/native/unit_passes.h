@@ -21,13 +21,6 @@ inline Vector load_some(const float* from, int count) {
     return count == kLanes ? load(from) : load_part(from, count);
 }
 
-inline void store_some(float* to, const Vector& x, int count) {
-    if (count == kLanes)
-        store(to, x);
-    else
-        store_part(to, x, count);
-}
-
 // Calls `use` with the first of a few channels, and how many they are.
 template <typename Use>
 inline void for_vectors(int64_t channels, const Use& use) {

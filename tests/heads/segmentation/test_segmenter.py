@@ -247,6 +247,15 @@ def test_export_with_any_batch_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
+def test_traced_by_fx_for_any_size(name: str) -> None:
+    model = tiny(name).eval()
+    graph = torch.fx.symbolic_trace(model)
+    for size in ((33, 47), (1, 1), (64, 64)):
+        images = torch.rand(2, 3, *size)
+        assert torch.equal(graph(images), model(images))
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
 def test_arguments_are_json(name: str) -> None:
     for parameter in inspect.signature(SEGMENTERS[name]).parameters.values():
         if parameter.default is not inspect.Parameter.empty:
