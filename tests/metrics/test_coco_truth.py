@@ -10,7 +10,7 @@ from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.masks.run_lengths import encode_masks
 from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.metrics.coco_evaluation import evaluate_coco
-from densenet_backbones.metrics.coco_truth import choose_sigmas, complete_truth
+from densenet_backbones.metrics.coco_truth import COCO_SIGMAS, choose_sigmas, complete_truth
 
 POINTS = Categories(("dot",), (5,), ("left_end", "right_end"), ((0, 1),))
 
@@ -20,7 +20,22 @@ def test_constants_of_keypoints():
 
     assert choose_sigmas(17) is None
     assert choose_sigmas(3) == [0.067] * 3
-    assert np.mean(Params("keypoints").kpt_oks_sigmas) == pytest.approx(0.067, abs=5e-4)
+    published = Params("keypoints").kpt_oks_sigmas
+    assert np.mean(published) == pytest.approx(0.067, abs=5e-4)
+    assert list(COCO_SIGMAS.values()) == pytest.approx(published.tolist(), rel=1e-12)
+
+
+def test_cocos_keypoints_in_another_order_keep_their_constants():
+    names = tuple(sorted(COCO_SIGMAS))
+    assert choose_sigmas(17, Categories(("person",), (1,), names)) == [
+        COCO_SIGMAS[name] for name in names
+    ]
+    # The model's order is COCO's, the file's is not.
+    positions = tuple(names.index(name) for name in COCO_SIGMAS)
+    moved = Categories(("person",), (1,), tuple(COCO_SIGMAS), (), positions)
+    assert choose_sigmas(17, moved) == [COCO_SIGMAS[name] for name in names]
+    others = tuple(f"point {n}" for n in range(17))
+    assert choose_sigmas(17, Categories(("person",), (1,), others)) is None
 
 
 def square(x):

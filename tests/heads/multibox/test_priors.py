@@ -142,5 +142,8 @@ def test_mistakes_get_a_sentence() -> None:
         dsod_priors((96, 96), (8, 16))
     with pytest.raises(ValueError, match="one entry a level, got 1, 1, 2 and none"):
         PriorSpec((96, 96), (8.0,), (16.0,), ((2.0,), (2.0,)))
+    with pytest.raises(ValueError, match="one entry a level, got 0, 0, 0 and none"):
+        PriorSpec((96, 96), (), (), ())
+    assert PriorSpec((96, 96), (8.0,), (16.0,), ((2.0,),)).priors_per_cell == (4,)
     with pytest.raises(ValueError, match="3 levels of priors, 1 maps"):
         dsod_priors((96, 96), (8, 16, 32)).boxes([(12, 12)])
