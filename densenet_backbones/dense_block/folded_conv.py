@@ -26,8 +26,8 @@ ONEDNN: Any = torch.ops.mkldnn  # what torch.compile calls on a CPU
 _MOST_LAYOUTS = 6
 # Winograd's kernel multiplies fewer times, but transforms what it reads, and reads more weights: it
 # pays from so many tiles of 2x2 cells, and channels, on.
-_FEWEST_TILES = 14
-_FEWEST_CHANNELS = 16
+_FEWEST_TILES = 4
+_FEWEST_CHANNELS = 32
 
 
 class LayoutCache:

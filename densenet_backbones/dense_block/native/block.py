@@ -153,7 +153,8 @@ def run_transition(x: Tensor, tensors: Sequence[Tensor], ceiling: float, *, pool
     weights = _get_packed(x.dtype, tensors, lambda: [_pack_transition(x.dtype, *tensors)])
     x, (columns,), step = x.contiguous(memory_format=torch.channels_last), weights.narrow, 1 + pool
     out = x.new_empty(len(x), x.shape[2] // step, x.shape[3] // step, columns)
-    _run("transition", weights, x, ceiling, out, columns, int(pool))
+    own = load_library().scratch_floats(columns, 0)
+    _run("transition", weights, x, ceiling, out, own, int(pool))
     maps = out[..., : len(tensors[-1])].permute(0, 3, 1, 2)
     return maps.contiguous(memory_format=torch.channels_last)
 
@@ -175,17 +176,17 @@ def run_convolution(x: Tensor, weight: Tensor, bias: Tensor, ceiling: float | No
     )
     x = x.contiguous(memory_format=torch.channels_last)
     out = allocate_channels_last(x, len(bias))
-    _run("convolution", weights, x, -1.0 if ceiling is None else ceiling, out, 0)
+    own = load_library().convolution_floats(x.shape[1], weights.wide)
+    _run("convolution", weights, x, -1.0 if ceiling is None else ceiling, out, own)
     return out
 
 
 def _run(
-    kernel: str, weights: _Weights, x: Tensor, ceiling: float, out: Tensor, narrow: int, *rest: int
+    kernel: str, weights: _Weights, x: Tensor, ceiling: float, out: Tensor, own: int, *rest: int
 ) -> None:
-    """Run a kernel on a whole map, channels last."""
+    """Run a kernel on a whole map, channels last; each thread has ``own`` floats of memory."""
     images, channels, height, width = x.shape
     kernels, threads = load_library(), torch.get_num_threads()
-    own = kernels.scratch_floats(narrow, weights.wide)
     scratch = x.new_empty(threads * own, dtype=torch.float32)
     getattr(kernels, kernel)(
         *(x.data_ptr(), x.element_size(), images, height, width, channels),

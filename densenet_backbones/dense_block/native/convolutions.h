@@ -15,11 +15,12 @@
 
 namespace {
 
-constexpr int kStrip = 96;  // cells normed at a time
-constexpr int kTile = 2;    // side of what a tile gives
-constexpr int kSide = 4;    // and of what it reads
+constexpr int kStrip = 96;      // cells normed at a time
+constexpr int kTile = 2;        // side of what a tile gives
+constexpr int kSide = 4;        // and of what it reads
 constexpr int kPlaces = kSide * kSide;
-constexpr int kTiles = 14;  // tiles transformed at a time
+constexpr int kTiles = 14;      // tiles transformed at a time
+constexpr int kManyTiles = 56;  // where what they meet does not stay in a cache
 
 // Maps of all images, a row of values for each cell, or the first channels of wider rows.
 template <typename T>
@@ -145,6 +146,7 @@ struct Conv {
     const float *weight, *bias;  // by place within a tile, packed; (panels * vectors * kLanes,)
     int64_t channels, growth, panels, vectors;
     float ceiling;
+    int tiles = kTiles;  // at a time
 };
 
 // Transforms neighbouring tiles of the input, B^T d B, to v[place][tile][channel]. Two columns of a
@@ -154,7 +156,7 @@ void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top
                   int tiles, int64_t from, int depth, T* v, int64_t tile_stride,
                   int64_t place_stride) {
     // Addresses of all cells that the tiles read; none beyond the edge of the image.
-    const T* cells[kTile * kTiles + kTile][kSide];
+    const T* cells[kTile * kManyTiles + kTile][kSide];
     for (int r = 0; r < kSide; ++r) {
         const int64_t row = top + r - 1, place = (image * x.height + row) % x.rows * x.width;
         for (int s = 0; s < kTile * tiles + kTile; ++s) {
@@ -224,12 +226,12 @@ void winograd(const Maps<T>& x, const Conv& conv, int64_t first, int64_t last, f
               const Use& use) {
     const int64_t rows = (x.height + kTile - 1) / kTile, across = (x.width + kTile - 1) / kTile;
     const int64_t columns = conv.panels * conv.vectors * kLanes;
-    float* m = scratch + kPlaces * kTiles * kStride;
+    float* m = scratch + kPlaces * conv.tiles * kStride;
     T* v = reinterpret_cast<T*>(scratch);
     // Of one place, also where fewer tiles are left.
-    const int64_t v_stride = kTiles * kStride, m_stride = kTiles * columns;
-    for (int64_t start = first; start < last; start += kTiles) {
-        const int count = static_cast<int>(std::min<int64_t>(kTiles, last - start));
+    const int64_t v_stride = conv.tiles * kStride, m_stride = conv.tiles * columns;
+    for (int64_t start = first; start < last; start += conv.tiles) {
+        const int count = static_cast<int>(std::min<int64_t>(conv.tiles, last - start));
         for (int64_t from = 0; from < conv.channels; from += kDepth * kPack<T>) {
             const int64_t rest = conv.channels - from;
             const int depth = static_cast<int>(std::min<int64_t>(kDepth * kPack<T>, rest));

@@ -12,11 +12,10 @@
 
 namespace {
 
-constexpr int kCells = 112;     // cells of a 1x1's backward pass at a time
-constexpr int kWide = 2;        // vectors of a panel of its weights
-constexpr int kManyTiles = 56;  // tiles of a 3x3's weight gradient at a time
-constexpr int kSome = 64;       // and channels
-constexpr int kApart = 16;      // floats between places, which else share lines of the cache
+constexpr int kCells = 112;  // cells of a 1x1's backward pass at a time
+constexpr int kWide = 2;     // vectors of a panel of its weights
+constexpr int kSome = 64;    // channels of a 3x3's weight gradient at a time
+constexpr int kApart = 16;   // floats between places, which else share lines of the cache
 
 // c = a^T * b, or added to it, for a tile of rows (columns of a) and a few vectors of columns.
 template <int Rows, int Vectors>

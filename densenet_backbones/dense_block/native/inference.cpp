@@ -7,6 +7,8 @@ namespace {
 
 // Bytes of bottleneck maps that a thread makes before it reads them: they stay in its second cache.
 constexpr int64_t kNarrowBytes = 400 * 1024;
+// Bytes of transformed weights that stay there likewise.
+constexpr int64_t kWeightBytes = 512 * 1024;
 
 // A dense layer, or without a second weight a transition; weights are packed (see products.h).
 struct Layer {
@@ -112,6 +114,11 @@ void run_transition(T* data, int64_t images, int64_t height, int64_t width, int6
     }
 }
 
+// Tiles at a time of a convolution of so many channels and packed columns.
+int tiles_of(int64_t channels, int64_t columns) {
+    return kPlaces * channels * columns * 4 > kWeightBytes ? kManyTiles : kTiles;
+}
+
 // Runs a 3x3 convolution with a border of zeros; a ceiling that is not negative clamps its results.
 template <typename T>
 void run_convolution(T* data, int64_t images, int64_t height, int64_t width, int64_t channels,
@@ -119,7 +126,8 @@ void run_convolution(T* data, int64_t images, int64_t height, int64_t width, int
                      int64_t scratch_size, int threads) {
     const Maps<T> x = {data, images, height, width, channels, images * height};
     const Conv conv = {nullptr,       nullptr,        layer.weight2, layer.bias2, channels,
-                       layer.growth, layer.panels2, layer.vectors2, ceiling};
+                       layer.growth, layer.panels2, layer.vectors2, ceiling,
+                       tiles_of(channels, layer.panels2 * layer.vectors2 * kLanes)};
     const int64_t down = (height + kTile - 1) / kTile, across = (width + kTile - 1) / kTile;
 #pragma omp parallel num_threads(threads)
     {
@@ -167,6 +175,11 @@ float multiply_adds(int64_t rounds) {
 int64_t scratch_floats(int64_t columns1, int64_t columns2) {
     return std::max<int64_t>(kStrip * (kStride + columns1),
                              kPlaces * kTiles * (kStride + columns2));
+}
+
+// Likewise, for `convolution`.
+int64_t convolution_floats(int64_t channels, int64_t columns) {
+    return kPlaces * tiles_of(channels, columns) * (kStride + columns);
 }
 
 // Values, of `bytes` each, of memory for bottleneck maps of that many packed columns.

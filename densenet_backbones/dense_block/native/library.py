@@ -59,6 +59,7 @@ def load_library() -> ctypes.CDLL:
     layers = ctypes.POINTER(Layer)
     kernels.scratch_floats.restype = kernels.narrow_values.restype = size
     kernels.scratch_floats.argtypes = [size, size]
+    kernels.convolution_floats.restype, kernels.convolution_floats.argtypes = size, [size, size]
     kernels.narrow_values.argtypes = [size, size, size, size, size, count]
     kernels.multiply_adds.restype, kernels.multiply_adds.argtypes = real, [size]
     maps = (address, size, size, size, size, size)  # and bytes of a value, N, H, W, C
