@@ -99,7 +99,8 @@ class FoldedConv2d(LayoutCache, nn.Conv2d):
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))  # which does not know what comes
         if self._is_for_winograd(x) and has_cpp(x):
-            return native.run_convolution(x, *self.list_tensors(), self.ceiling)
+            weight, bias = self.list_tensors()
+            return native.run_convolution(x, weight, bias, self.ceiling)
         if not is_for_onednn(x):
             return self._activate(super().forward(x))
         geometry = [list(pair) for pair in (self.padding, self.stride, self.dilation)]

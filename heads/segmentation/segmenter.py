@@ -4,7 +4,7 @@ Legend: N images, K classes, H and W pixels.
 """
 
 from collections import OrderedDict
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +90,7 @@ class Segmenter(PythonModule):
         """Normalized images (N, 3, H, W) to what `forward` returns."""
         height, width = x.shape[-2:]
         x = self.padded(x)
-        output = self.net(x)
+        output: SegmenterOutput = self.net(x)
         if not isinstance(output, dict):
             return output[..., :height, :width]
         # At the padded size first: the coarser maps lie on its grid.
@@ -127,7 +127,7 @@ class Segmenter(PythonModule):
         """Height and width that the network is to see."""
         # Sides by their index, and no Python condition on them or on a map: FX traces this.
         height, width = (
-            torch.sym_max(side + -side % self.stride, self.smallest)
+            cast(int, torch.sym_max(side + -side % self.stride, self.smallest))
             for side in (x.shape[-2], x.shape[-1])
         )
         return height, width

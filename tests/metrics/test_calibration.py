@@ -14,6 +14,10 @@ def test_a_calibrated_model_has_no_error():
     assert calibrate(confidence, np.ones(800, bool)).error == pytest.approx(0.5)
 
 
+def test_whoever_is_quite_sure_is_in_the_last_bin():
+    assert calibrate(np.ones(3), np.ones(3, bool), bins=4).counts.tolist() == [0, 0, 0, 3]
+
+
 def evaluation_of(rows, objects=9):
     """Of one class: pairs of score and right, by falling score."""
     rows = sorted(rows, reverse=True)
