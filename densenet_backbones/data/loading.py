@@ -30,7 +30,12 @@ from densenet_backbones.data.loaders.image_checks import check_images, leave_out
 from densenet_backbones.data.loaders.samplers import EpochSampler, GroupedSampler, ShardSampler
 from densenet_backbones.data.mask_samples import MaskRecord, MaskSample
 from densenet_backbones.data.samples import ImageRecord, Sample
-from densenet_backbones.data.sets.classes import ClassChanges, change_classes, refuse_new_classes
+from densenet_backbones.data.sets.classes import (
+    ClassChanges,
+    change_classes,
+    refuse_new_classes,
+    refuse_unknown_changes,
+)
 from densenet_backbones.data.sets.splitting import sample_subset
 from densenet_backbones.messages import pluralize
 
@@ -146,11 +151,12 @@ class ImageData(ImageSources[SetT], pl.LightningDataModule, Generic[SetT, Sample
         if "train" not in self._sets:
             unsplit = self._find_unsplit()
             if unsplit is not None and self.overfit_images is None:
-                whole = self.read_changed([{**unsplit.source}], self.classes, is_choice=True)
+                whole = self.read_changed([{**unsplit.source}], self.classes, named_by="person")
                 refuse_unlearnable(whole)  # before its classes decide what is held out
                 full = self._split_data(whole).train
             else:
-                full = self.read_changed(self._name_train_sources(), self.classes, is_choice=True)
+                sources = self._name_train_sources()
+                full = self.read_changed(sources, self.classes, named_by="person")
             self._sets["train"] = sample_subset(full, self.fraction, seed=self.seed)
         return self._sets["train"]
 
@@ -184,35 +190,50 @@ class ImageData(ImageSources[SetT], pl.LightningDataModule, Generic[SetT, Sample
     def use_class_names(self, names: Sequence[str]) -> None:
         """Read the evaluated split with the classes that a trained model knows."""
         self.classes = list(names)
+        self._read_evaluated()
+
+    def use_own_classes(self) -> None:
+        """Read the evaluated split with the classes that it names itself."""
+        self._read_evaluated()
+
+    def _read_evaluated(self) -> None:
+        """Read the evaluated split alone: of data without splits its part, or all if it has none."""
         whole = self._find_unsplit()
-        if whole is not None and any(file.is_file() for file in self._list_split_files()):
-            split = self._split_data(self.read_changed([{**whole.source}], names))
-            self._sets["val"] = split.train if self.val_split == "train" else split.val
-            return
+        is_split = any(file.is_file() for file in self._list_split_files())
         sources: Sources = self._name_val_sources() if whole is None else [{**whole.source}]
-        self._sets["val"] = self.read_changed(sources, names)
+        found = self.read_changed(sources, self.classes, named_by="model")
+        if whole is not None and is_split:
+            found = self._choose_part(self._split_data(found))
+        self._sets["val"] = found
 
     def read_changed(
-        self, sources: Sources, classes: Sequence[str] | None, *, is_choice: bool = False
+        self,
+        sources: Sources,
+        classes: Sequence[str] | None,
+        *,
+        named_by: Literal["person", "model", "training"] = "training",
     ) -> SetT:
         """Read splits as one set, whose classes are renamed and left out as the options say.
 
         Args:
             sources: The splits.
             classes: Names in label order; None for the set's own.
-            is_choice: A person chose these names, so that a slip among them is refused.
+            named_by: Who chose these names: a person, whose slips among them are refused; a model;
+                or the training set. Only the latter may have classes that are renamed or left out
+                and that this set does not have.
+
+        Raises:
+            DataError: A name that is renamed, left out or chosen is none of the set's classes.
         """
         changes = ClassChanges(self.rename, self.drop)
         if not changes:
             return self.read_set(sources, classes)
         whole = self.read_set(sources, None)
-        if is_choice:
+        if named_by != "training":
+            refuse_unknown_changes(whole, changes)
+        if named_by == "person":
             refuse_new_classes([whole], changes, classes)
         return change_classes(whole, changes, classes)
-
-    def use_own_classes(self) -> None:
-        """Read the evaluated split with the classes that it names itself."""
-        self._sets["val"] = self.read_set(self._name_source(self.val_split), self.classes)
 
     def keep_first(
         self, is_usable: Callable[[ImageRecord | MaskRecord], bool], such: str = ""

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from densenet_backbones.messages import advise
+from densenet_backbones.messages import advise, describe_missing
 from densenet_backbones.untrusted.limits import MAX_VALUES
 
 
@@ -31,8 +31,10 @@ def check_file(path: Path, most: int, error: type[Exception]) -> None:
                 f"{path}: has more than {most} bytes, the most that is read of such files, to "
                 "protect the memory; split it, or check that it is the right file"
             )
+    except FileNotFoundError as fault:
+        raise error(describe_missing(path)) from fault
     except OSError as fault:
-        raise error(f"{path}: cannot be read ({fault.strerror or fault})") from fault
+        raise error(f"{path}: cannot be read ({fault.strerror or fault}){advise(fault)}") from fault
 
 
 def read_bytes(path: Path, most: int, error: type[Exception]) -> bytes:

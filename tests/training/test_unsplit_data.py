@@ -125,3 +125,24 @@ def test_an_evaluation_of_one_split_alone_says_that_it_takes_all(whole):
     data.use_class_names([category["name"] for category in content["categories"]])
     assert len(data.val_set.records) == len(SIZES)
     assert data.lines[-1] == "No split 'val' is given: all of these images are taken."
+
+
+def read_alone(data, model):
+    """As an evaluation of detections reads it, or one of a model."""
+    data.use_own_classes() if model is None else data.use_classes(model)
+    return names(data.val_set)
+
+
+@pytest.mark.parametrize("has_model", [False, True])
+def test_an_evaluation_takes_the_part_that_is_asked_for(whole, tmp_path, has_model):
+    root = str(shutil.copytree(whole, tmp_path / "photos"))
+    trained = DetectionData(root)
+    trained.setup("fit")
+    trained.store_split()
+    model = trained.categories if has_model else None
+    assert read_alone(DetectionData(root), model) == names(trained.val_set)
+    assert read_alone(DetectionData(root, val_split="train"), model) == names(trained.train_set)
+    with pytest.raises(DataError, match="no split 'tset'"):
+        read_alone(DetectionData(root, val_split="tset"), model)
+    with pytest.raises(DataError, match=r"no class 'persn'; did you mean 'person'\?"):
+        read_alone(DetectionData(root, drop=["persn"]), model)

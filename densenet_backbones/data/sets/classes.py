@@ -61,11 +61,7 @@ def change_classes(data: S, changes: ClassChanges, classes: Sequence[str] | None
     old = _name_classes(data)
     renamed = [changes.rename.get(name, name) for name in old]
     if not classes:  # those of another set are matched below, where unknown ones are refused
-        for name in changes.rename:
-            _refuse_unknown(data, name, old)
-        for name in changes.drop:
-            if name != ALL_OTHERS:
-                _refuse_unknown(data, name, renamed)
+        refuse_unknown_changes(data, changes)
     dropped = set(changes.drop)
     chosen: list[str] = list(classes or ())
     if ALL_OTHERS in dropped:
@@ -86,6 +82,21 @@ def change_classes(data: S, changes: ClassChanges, classes: Sequence[str] | None
     if chosen:
         _refuse_lost(data, left, renamed, chosen)
     return _relabel_objects(data, renamed, chosen or left)
+
+
+def refuse_unknown_changes(data: DetectionSet | SegmentationSet, changes: ClassChanges) -> None:
+    """Refuse to rename or leave out classes that a set does not have.
+
+    Raises:
+        DataError: Names the class, the nearest one and the set.
+    """
+    old = _name_classes(data)
+    for name in changes.rename:
+        _refuse_unknown(data, name, old)
+    renamed = [changes.rename.get(name, name) for name in old]
+    for name in changes.drop:
+        if name != ALL_OTHERS:
+            _refuse_unknown(data, name, renamed)
 
 
 def refuse_new_classes(

@@ -98,9 +98,12 @@ def evaluate(options: argparse.Namespace) -> Evaluated | None:
     if out != earlier:
         say(f"{earlier} has the files of an earlier evaluation; those of this one go to {out}.")
     faults: list[str] = []
-    first = _evaluate_source(source, options, out, faults)
+    # The split of the data may be in the folder of a model's run; both are of the same images.
+    sources = [source] if options.against is None else [source, options.against]
+    folders = [folder for s in sources for folder in list(Path(s).absolute().parents)[:2]]
+    first = _evaluate_source(source, options, folders, out, faults)
     if options.against is not None:
-        second = _evaluate_source(options.against, options, out / "against", faults)
+        second = _evaluate_source(options.against, options, folders, out / "against", faults)
         if first is not None and second is not None:
             write_comparison(first, second, out)
     if first is not None:
@@ -109,13 +112,14 @@ def evaluate(options: argparse.Namespace) -> Evaluated | None:
 
 
 def _evaluate_source(
-    source: str, options: argparse.Namespace, out: Path, faults: list[str]
+    source: str, options: argparse.Namespace, folders: list[Path], out: Path, faults: list[str]
 ) -> Evaluated | None:
     """Evaluate a model or a file of detections.
 
     Args:
         source: The file.
         options: The command line.
+        folders: Where a file may be that says which images were held out.
         out: Folder of the report.
         faults: Gets a line for each image that could not be used.
 
@@ -123,18 +127,19 @@ def _evaluate_source(
         The result in the first process, None elsewhere.
     """
     if source == options.detections or source.endswith(".json"):
-        return evaluate_detections(Path(source), options, out)
-    return _evaluate_model(source, options, out, faults)
+        return evaluate_detections(Path(source), options, folders, out)
+    return _evaluate_model(source, options, folders, out, faults)
 
 
 def _evaluate_model(
-    checkpoint: str, options: argparse.Namespace, out: Path, unusable: list[str]
+    checkpoint: str,
+    options: argparse.Namespace,
+    folders: list[Path],
+    out: Path,
+    unusable: list[str],
 ) -> Evaluated | None:
     model = load(checkpoint)
-    # The split of its data may be in the folder of the model's run.
-    task, data, write = plan_evaluation(
-        model, options, list(Path(checkpoint).absolute().parents)[:2]
-    )
+    task, data, write = plan_evaluation(model, options, folders)
     if is_first_process():
         for line in data.lines:
             say(line)

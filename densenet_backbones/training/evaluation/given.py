@@ -39,12 +39,15 @@ def read_data_options(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def evaluate_detections(path: Path, options: argparse.Namespace, out: Path) -> Evaluated | None:
+def evaluate_detections(
+    path: Path, options: argparse.Namespace, folders: list[Path], out: Path
+) -> Evaluated | None:
     """Evaluate a file of detections, and write the report of a detector.
 
     Args:
         path: The file.
         options: Command line of ``tools/evaluate.py``.
+        folders: Where a file may be that says which images were held out.
         out: Folder of the report.
 
     Returns:
@@ -60,10 +63,12 @@ def evaluate_detections(path: Path, options: argparse.Namespace, out: Path) -> E
     results = read_results(path, categories)
     data = DetectionData(**read_data_options(options), target_types=results.target_types)
     data.needs_images = False  # sizes are those of the annotations
+    data.split_folders = folders
     data.use_own_classes()
     part = data.val_set
     if not is_first_process():
         return None
+    say(*data.lines)
     report.say_faults(None, part)
     predictions, matched_by = match_results(results, part)
     say(

@@ -63,6 +63,18 @@ def test_images_and_classes_by_name(match):
         assert predictions[0]["labels"].tolist() == [1] and "list of categories" in how
 
 
+def test_ids_are_of_the_file_s_own_images_where_it_names_them(match):
+    """As `predict --save coco` writes them, which knows nothing of the annotation file."""
+    images = [{"id": 7, "file_name": "there/two.png"}, {"id": 1, "file_name": r"C:\one.jpg"}]
+    found = [{**GOOD, "score": 0.25}, {**GOOD, "image_id": 1}]
+    predictions, _ = match({"images": images, "annotations": found})
+    assert [p["scores"].tolist() for p in predictions] == [[0.5], [0.25]]
+    with pytest.raises(DataError, match=r"images\[0\]: 'file_name' must be a name, not 5"):
+        match({"images": [{"id": 7, "file_name": 5}], "annotations": found})
+    with pytest.raises(DataError, match=r"detections\[0\]: has no 'image_id'.*--save coco"):
+        match([{"file": "one.jpg", "detections": []}])
+
+
 def test_masks_and_keypoints_and_the_boxes_around_them(match):
     without = {key: value for key, value in GOOD.items() if key != "bbox"}
     runs = {"size": [48, 64], "counts": [10 * 48 + 10, 10, 48 * 64 - 10 * 48 - 20]}

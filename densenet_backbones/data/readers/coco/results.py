@@ -7,7 +7,7 @@ makes boxes of masks and keypoints where results have none.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, cast
 
 import numpy as np
@@ -45,12 +45,14 @@ class ResultsFile:
         path: The file.
         entries: A dictionary a detection.
         known: Classes that tell what its category ids mean, where there are some.
+        image_names: Names of files that tell what its image ids mean, where there are some.
         target_types: Kinds of annotations that the first detection, and so all, must have.
     """
 
     path: Path
     entries: list[JsonObject]
     known: Categories | None
+    image_names: Mapping[int, str] | None
     target_types: tuple[TargetType, ...]
 
 
@@ -60,7 +62,8 @@ def read_results(path: Path, categories_file: Path | None = None) -> ResultsFile
     Args:
         path: COCO's results format: a list of objects with ``image_id``, ``category_id``, ``score``
             and one or more of ``bbox`` (xywh in pixels), ``segmentation`` (polygons or run lengths)
-            and ``keypoints``; or an object with such a list as "annotations".
+            and ``keypoints``; or an object with such a list as "annotations", and perhaps with
+            "categories" and "images" that tell what the ids mean (``coco.json`` of `predict`).
         categories_file: JSON with a list of categories, or with one as "categories".
 
     Raises:
@@ -69,8 +72,11 @@ def read_results(path: Path, categories_file: Path | None = None) -> ResultsFile
     check_file(path, MAX_RESULTS_FILE, DataError)
     entries, _ = load_json(path)
     known: Categories | None = None
+    image_names: dict[int, str] | None = None
     if isinstance(content := entries, dict):
         entries = check_list(content, "annotations", path)
+        if content.get("images"):
+            image_names = _read_image_names(content, path)
         if content.get("categories"):
             known = read_categories(read_entries(content, "categories", path), path)
     if not isinstance(entries, list):
@@ -82,15 +88,16 @@ def read_results(path: Path, categories_file: Path | None = None) -> ResultsFile
     if categories_file is not None:
         known = _read_categories_file(categories_file)
     kinds = _list_kinds(entries[0]) if entries else []
-    return ResultsFile(path, entries, known, ("boxes", *kinds))
+    return ResultsFile(path, entries, known, image_names, ("boxes", *kinds))
 
 
 def match_results(file: ResultsFile, part: DetectionSet) -> tuple[list[dict[str, Any]], str]:
     """Check the detections of a set's images, and bring them into the form of predictions.
 
     Classes are told by the names that detections carry, or that a list of categories gives to their
-    ids; else their ids are those of the annotation file. Images are told by the annotation file's
-    ids, or by the names of their files, with or without ending.
+    ids; else their ids are those of the annotation file. Images are told by the names of their
+    files, with or without ending, or that the file's own list of images gives to their ids; else
+    their ids are those of the annotation file.
 
     Args:
         file: The detections.
@@ -121,6 +128,17 @@ def _list_kinds(entry: JsonObject) -> list[TargetType]:
     return [kind for key, kind in keys.items() if entry.get(key)]
 
 
+def _read_image_names(content: JsonObject, path: Path) -> dict[int, str]:
+    names = {}
+    for index, entry in enumerate(read_entries(content, "images", path)):
+        where = f"{path}: images[{index}]"
+        name = entry.get("file_name")
+        if not isinstance(name, str):
+            raise DataError(f"{where}: 'file_name' must be a name, not {abbreviate(name)}")
+        names[read_integer(entry, "id", where)] = PureWindowsPath(name).name
+    return names
+
+
 def _read_categories_file(path: Path) -> Categories:
     content, _ = load_json(path)
     listed = {"categories": content} if isinstance(content, list) else content
@@ -135,6 +153,7 @@ class _Reader:
     def __init__(self, file: ResultsFile, part: DetectionSet) -> None:
         first = file.entries[0] if file.entries else {}
         self.categories, self.kinds = part.categories, file.target_types
+        self.image_names = file.image_names
         self.records = {record.image_id: record for record in part.records}
         self.image_of_name: dict[str, int] = {}
         for record in part.records:
@@ -175,6 +194,13 @@ class _Reader:
 
     def _find_image(self, entry: JsonObject, where: str) -> ImageRecord:
         image_id = entry.get("image_id", entry.get("file_name"))
+        if not {"image_id", "file_name"} & entry.keys():
+            raise DataError(
+                f"{where}: has no 'image_id'; give COCO's results format, such as coco.json of "
+                "`densenet predict --save coco`"
+            )
+        if self.image_names is not None and isinstance(image_id, int):
+            image_id = self.image_names.get(image_id, image_id)
         if isinstance(image_id, str):
             found = self.image_of_name.get(image_id)
             if found is None:
