@@ -11,6 +11,7 @@ from densenet_backbones.comparison.runs import Run
 from densenet_backbones.messages import show_controls
 from densenet_backbones.reporting.tables import render
 
+_LONGEST_NUMBER = 10  # letters of a cell that is shown in one line, where the name beside it folds
 Rows = list[list[str]]
 """Cells of a table, the first row with its names."""
 
@@ -19,7 +20,7 @@ def tabulate_runs(runs: Sequence[Run]) -> Rows:
     """Return a row a run: what it reached and what it cost; "-" where its files do not say."""
     names = list(dict.fromkeys(run.monitor for run in runs if run.monitor))
     best = names[0] if len(names) == 1 else "best"
-    head = ["run", best, "epoch", "parameters", "GMAC", "time", "images/s", "memory", "ended"]
+    head = ["run", best, "epoch", "params", "GMAC", "time", "images/s", "memory", "ended"]
     return [head, *(_list_cells(run, len(names) > 1) for run in runs)]
 
 
@@ -52,9 +53,11 @@ def tabulate_differences(runs: Sequence[Run], differences: dict[str, list[str]])
 
 def format_plain(rows: Rows, title: str, width: int) -> str:
     """Format a table for a terminal."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for place, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True)
+    for place, column in enumerate(zip(*rows, strict=True)):
+        is_short = place > 0 and max(map(len, column)) <= _LONGEST_NUMBER
+        side = "left" if place == 0 else "right"
+        table.add_column(column[0], justify=side, overflow="fold", no_wrap=is_short)
     for row in rows[1:]:
         table.add_row(*row)
     return render([table], width)

@@ -41,6 +41,7 @@ from densenet_backbones.messages import pluralize
 
 SampleT = TypeVar("SampleT", Sample, MaskSample)
 BatchSize = int | Literal["auto"]
+NamedBy = Literal["person", "model", "training"]
 
 
 @dataclass(eq=False, repr=False)
@@ -197,7 +198,7 @@ class ImageData(ImageSources[SetT], pl.LightningDataModule, Generic[SetT, Sample
         self._read_evaluated()
 
     def _read_evaluated(self) -> None:
-        """Read the evaluated split alone: of data without splits its part, or all if it has none."""
+        """Read the evaluated split alone; of data without splits its stored part, else all."""
         whole = self._find_unsplit()
         is_split = any(file.is_file() for file in self._list_split_files())
         sources: Sources = self._name_val_sources() if whole is None else [{**whole.source}]
@@ -211,7 +212,7 @@ class ImageData(ImageSources[SetT], pl.LightningDataModule, Generic[SetT, Sample
         sources: Sources,
         classes: Sequence[str] | None,
         *,
-        named_by: Literal["person", "model", "training"] = "training",
+        named_by: NamedBy = "training",
     ) -> SetT:
         """Read splits as one set, whose classes are renamed and left out as the options say.
 

@@ -6,6 +6,13 @@ from densenet_backbones.checkpoints.errors import CheckpointError
 from densenet_backbones.checkpoints.hub_name import is_on_hub
 from densenet_backbones.messages import describe_missing
 
+_NOT_LOADED = {
+    ".bin": "it holds the weights of OpenVINO's IR; give the .xml beside it",
+    ".pt2": "it is a program of torch.export, which `torch.export.load` runs; give the model that "
+    "was exported, or export it as ONNX",
+}
+"""What our own exports leave that is no model by itself, by the ending."""
+
 _OF_A_RUN = ("model.safetensors", "checkpoints/best.ckpt", "checkpoints/last.ckpt")
 
 
@@ -19,6 +26,9 @@ def find_model_file(path: str | Path) -> Path:
         CheckpointError: There is nothing, or a folder has no model.
     """
     path = Path(path)
+    is_part = path.suffix != ".bin" or path.with_suffix(".xml").is_file()
+    if path.is_file() and is_part and path.suffix in _NOT_LOADED:
+        raise CheckpointError(f"{path}: {_NOT_LOADED[path.suffix]}")
     if path.is_file() or is_on_hub(path):
         return path
     if not path.is_dir():

@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densenet_backbones.file_writing import check_output
-from densenet_backbones.inference.inputs.sources import choose_stems, list_sources
+from densenet_backbones.inference.inputs.sources import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    choose_stems,
+    list_sources,
+)
 from densenet_backbones.inference.locating import find_model_file
 from densenet_backbones.inference.options import (
     FORMATS,
@@ -157,6 +162,10 @@ def predict(options: argparse.Namespace) -> None:
     if options.score is not None:
         check_interval("--score", options.score, "[0, 1]")
     # All that can be wrong with files and names, before the model is loaded.
+    if Path(options.checkpoint).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+        raise ValueError(
+            f"{options.checkpoint}: is no model; give the model first, then what it looks at"
+        )
     sources = list_sources(options.images, options.recursive)
     stems = choose_stems(options.out, sources, ENDINGS)
     check_output(options.out, "--out")

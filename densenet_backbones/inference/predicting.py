@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.loaders.guarded import refuse_unusable
+from densenet_backbones.data.sets.classes import parse_names
 from densenet_backbones.deploy import deploy, is_deployable
 from densenet_backbones.inference.classifier import ImageClassifier
 from densenet_backbones.inference.detector import Detector
@@ -95,8 +96,7 @@ def _prepare(
             check_whole("--size", options.size)
             model.size = options.size
         return SegmenterReader(model, tile, options.overlap)
-    for name in options.classes or ():
-        check_choice("--classes", name, model.categories.names)
+    classes = _choose_classes(options.classes or (), model.categories.names)
     if options.size is not None:
         check_whole("--size", options.size)
         resize_images_to(model.model, options.size)
@@ -108,8 +108,16 @@ def _prepare(
     else:
         model.score_thresh = options.score
     if options.tile is not None:
-        return TileReader(model, options.classes, Tiling(options.tile, options.overlap))
-    return DetectorReader(model, options.classes)
+        return TileReader(model, classes, Tiling(options.tile, options.overlap))
+    return DetectorReader(model, classes)
+
+
+def _choose_classes(words: Sequence[str], known: Sequence[str]) -> list[str] | None:
+    """Return the chosen classes, None for all; a word with commas is several unless it is one."""
+    chosen = [name for word in words for name in ([word] if word in known else parse_names(word))]
+    for name in chosen:
+        check_choice("--classes", name, known)
+    return chosen or None
 
 
 def _refuse_for_detectors(

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -10,6 +11,7 @@ from tiny_runs import files_below
 
 from densenet_backbones.comparison.command import main
 from densenet_backbones.comparison.runs import read_run
+from densenet_backbones.comparison.tables import format_plain, tabulate_runs
 
 
 @pytest.fixture
@@ -63,6 +65,15 @@ def test_runs_are_compared_in_every_form(runs, tmp_path, capsys):
     with Image.open(out / "comparison.png") as picture:
         assert picture.size[0] > 1000
     assert files_below(runs[0]) == before
+
+
+def test_numbers_stay_whole_in_80_columns(runs):
+    """Of a name that is too long, the run's folds; "parame-ters" is hard to read."""
+    long = replace(read_run(runs[0]), name="few_photos_scratch-12", seconds=36000, macs=15e9)
+    rows = tabulate_runs([long, replace(long, monitor="mIoU")])
+    text = format_plain(rows, "Runs", 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(cell in text for row in rows for cell in row[1:])
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import csv
 import http.server
 import json
+import shutil
 import threading
 import time
 from fractions import Fraction
@@ -113,6 +114,9 @@ def test_words_name_files_in_many_ways(images, tmp_path):
     assert names(tmp_path / "list.txt") == names(f"@{tmp_path / 'list.txt'}") == listed
     (tmp_path / "b/pattern.txt").write_text("*.png\n")  # of the folder of the list
     assert names(tmp_path / "b/pattern.txt") == ["c.png"]
+    (tmp_path / "b [1]").mkdir()
+    shutil.copy(tmp_path / "a.png", tmp_path / "b [1]/g.png")
+    assert names(tmp_path / "b [1]/*.png") == ["g.png"] and names(tmp_path / "[a].png") == ["a.png"]
     (url,) = list_sources(["http://x.org/f.jpg?size=1"])
     assert (url.kind, url.stem, url.path) == ("image", "f", None)
     assert [s.kind for s in list_sources(["camera", "camera:2", "http://x.org/v.mp4"])] == [
@@ -220,6 +224,26 @@ def test_a_camera_is_read_until_it_ends(tiny_run, tmp_path, monkeypatch):
     assert end.value.code == 130
     with open_clip(str(tmp_path / "camera-0.mp4")) as recorded:
         assert len(list(recorded.frames)) == 3
+
+
+def test_a_camera_that_is_not_there_is_no_broken_file():
+    with (
+        pytest.raises(DataError, match=r"camera:99: .* connect it"),
+        open_clip("camera:99", camera=99),
+    ):
+        pass
+
+
+def test_a_word_that_is_no_model_is_answered(images, tmp_path, refused_command):
+    for name in ("model.bin", "model.xml", "model.pt2"):
+        (tmp_path / name).touch()
+    for word, answer in (
+        (images[0], "is no model; give the model first"),
+        (tmp_path / "model.bin", "give the .xml beside it"),
+        (tmp_path / "model.pt2", "export it as ONNX"),
+    ):
+        code, line = refused_command(predict.main, word, images[0], "--out", tmp_path / "out")
+        assert code == 1 and answer in line and str(word) in line
 
 
 def test_a_missing_video_library_is_one_sentence(clip, monkeypatch):
@@ -335,6 +359,8 @@ def test_chosen_classes_alone_are_given(tiny_run, images, tmp_path, refused_comm
     name = row["detections"][0]["name"]
     (chosen,) = run(tiny_run, tmp_path, images[0], "--classes", name, "--no-pictures")
     assert chosen["detections"] == [d for d in row["detections"] if d["name"] == name]
+    listed = ",".join(load(tiny_run).categories.names)
+    assert run(tiny_run, tmp_path, images[0], "--classes", listed, "--no-pictures") == [row]
     code, line = refused_command(
         predict.main, tiny_run, images[0], "--classes", "circel", "--out", tmp_path
     )

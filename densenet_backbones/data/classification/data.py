@@ -23,7 +23,7 @@ from densenet_backbones.data.classification.reading import (
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.image_sources import Sources
 from densenet_backbones.data.images import read_reduced_image
-from densenet_backbones.data.loading import BatchSize, ImageData
+from densenet_backbones.data.loading import BatchSize, ImageData, NamedBy
 from densenet_backbones.data.recognition.recognize import Recognized
 from densenet_backbones.data.samples import DetectionSet, Sample
 from densenet_backbones.data.sets.splitting import select_images
@@ -137,10 +137,14 @@ class ClassificationData(ImageData[DetectionSet, Sample]):
         return self.look_at_images(labelled)
 
     def read_changed(
-        self, sources: Sources, classes: Sequence[str] | None, *, is_choice: bool = False
+        self,
+        sources: Sources,
+        classes: Sequence[str] | None,
+        *,
+        named_by: NamedBy = "training",
     ) -> DetectionSet:
         """Read splits; images of classes that the options leave out go with them."""
-        labelled = super().read_changed(sources, classes, is_choice=is_choice)
+        labelled = super().read_changed(sources, classes, named_by=named_by)
         counts = np.diff(labelled.packed.columns.box_ends, prepend=0)
         return labelled if counts.all() else select_images(labelled, np.flatnonzero(counts))
 

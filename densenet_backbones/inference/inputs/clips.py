@@ -65,7 +65,7 @@ def open_clip(name: str, content: bytes | None = None, camera: int | None = None
         return
     av = _import_av(name)
     where, options = _find_input(name, content, camera)
-    with _convert_errors(av, name), closing(av.open(where, **options)) as container:
+    with _convert_errors(av, name, camera), closing(av.open(where, **options)) as container:
         if not container.streams.video:
             raise DataError(f"{name}: has no pictures in it; give a video")
         stream = container.streams.video[0]
@@ -103,7 +103,7 @@ def _find_input(
 
 def _decode(av: ModuleType, container: Any, stream: Any, name: str) -> Iterator[np.ndarray]:
     number = 0
-    with _convert_errors(av, name, lambda: f" after {pluralize(number, 'frame')}"):
+    with _convert_errors(av, name, where=lambda: f" after {pluralize(number, 'frame')}"):
         for frame in container.decode(stream):
             if frame.width * frame.height > MAX_PIXELS:
                 raise DataError(
@@ -128,15 +128,18 @@ def _read_animation(image: Any, name: str) -> Iterator[np.ndarray]:
 
 
 @contextmanager
-def _convert_errors(av: ModuleType, name: str, where: Any = lambda: "") -> Iterator[None]:
+def _convert_errors(
+    av: ModuleType, name: str, camera: int | None = None, where: Any = lambda: ""
+) -> Iterator[None]:
     """Make a `DataError` of FFmpeg's errors."""
     try:
         yield
     except av.error.FFmpegError as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(
-            f"{name}: cannot be read as a video{where()} ({reason}); fetch or export the file again"
-        ) from error
+        fix = "fetch or export the file again"
+        if camera is not None:
+            fix = "connect it, or give the number of another, such as camera:0"
+        raise DataError(f"{name}: cannot be read as a video{where()} ({reason}); {fix}") from error
 
 
 def _import_av(name: str) -> ModuleType:

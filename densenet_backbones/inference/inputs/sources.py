@@ -80,7 +80,9 @@ def _find(word: str, recursive: bool) -> Iterator[Source]:
     elif path.is_dir():
         yield from _look_into(path, recursive)
     elif glob.has_magic(word):
-        files = sorted(file for file in glob.glob(word, recursive=True) if os.path.isfile(file))
+        patterns = word, word.replace("[", "[[]")  # brackets are more often a folder's than sets
+        names = (name for pattern in patterns for name in glob.glob(pattern, recursive=True))
+        files = sorted({name for name in names if os.path.isfile(name)})
         if not files:
             raise DataError(f"{word}: no file has a name like this; check the pattern")
         yield from map(_classify, map(Path, files))

@@ -216,7 +216,10 @@ def insert_recipe(
     # A word is one without quotes; json writes everything else as YAML reads it.
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in options.items()}
     given = [f"--{key}={text}" for key, text in texts.items()]
-    return [f"--config={find(recipe.config)}", *given, *typed], [recipe.reason]
+    return [f"--config={find(recipe.config)}", *given, *typed], [
+        recipe.reason,
+        *([facts.unused] if facts.unused else []),
+    ]
 
 
 def _fit_evaluations(typed: Sequence[str]) -> dict[str, int]:

@@ -30,12 +30,14 @@ class DataFacts:
         images: Their number.
         size: (W, H) in pixels: the medians.
         small_object: Side in pixels that nine of ten objects exceed; None where there are none.
+        unused: Sentence about keypoints that are there and cannot be learned; empty without such.
     """
 
     kind: Kind
     images: int
     size: tuple[int, int]
     small_object: float | None = None
+    unused: str = ""
 
 
 def read_data(arguments: Sequence[str], data_type: type[AnyData]) -> AnyData:
@@ -75,7 +77,8 @@ def gather_facts(data: AnyData) -> DataFacts:
         kind: Kind = "classes" if isinstance(data, ClassificationData) else "semantic"
         return DataFacts(kind, len(sizes), _take_median(sizes))
     columns = data.train_set.packed.columns
-    facts = DataFacts(_find_kind(data), len(columns.sizes), _take_median(columns.sizes))
+    found, unused = _find_kind(data)
+    facts = DataFacts(found, len(columns.sizes), _take_median(columns.sizes), unused=unused)
     if not len(columns.boxes):
         return facts
     sides = np.sqrt(np.prod(columns.boxes[:, 2:] - columns.boxes[:, :2], axis=1))
@@ -87,22 +90,25 @@ def _take_median(sizes: np.ndarray) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _find_kind(data: DetectionData) -> Kind:
-    """Return what most objects of the training set have, besides boxes."""
+def _find_kind(data: DetectionData) -> tuple[Kind, str]:
+    """Return what most objects of the training set have, and what is wrong with keypoints."""
     if data.target_types != ("boxes",):
         last: Any = data.target_types[-1]
-        return last  # type: ignore[no-any-return]
+        return last, ""
+    unused = ""
     wanted: tuple[Literal["keypoints", "masks"], ...] = ("keypoints", "masks")
     for kind in wanted:
         if kind == "keypoints" and not data.categories.keypoints:
             continue
         try:
             other = replace(data, target_types=("boxes", kind)).train_set
-        except DataError:  # there are none, or they are not as they must be
+        except DataError as error:  # there are none, or they are not as they must be
+            if kind == "keypoints":  # which the data names
+                unused = f"Its keypoints are left aside: {error}"
             continue
         if _count_share(other, kind) >= MOST:
-            return kind
-    return "boxes"
+            return kind, unused
+    return "boxes", unused
 
 
 def _count_share(data_set: DetectionSet, kind: Literal["keypoints", "masks"]) -> float:

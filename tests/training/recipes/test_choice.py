@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 import yaml
+from foreign_sets import write_layout
 from tiny_runs import DETECTOR_ARGS
 
 from densenet_backbones.data.detection import DetectionData
@@ -86,6 +87,20 @@ def test_the_kind_is_what_most_objects_have(tiny_scenes, tmp_path):
 def insert(arguments, data_type=DetectionData):
     form = DETECTION_FORM if data_type is DetectionData else SEGMENTATION_FORM
     return insert_recipe(arguments, data_type, lambda name: find_config(name, form))
+
+
+def test_keypoints_that_cannot_be_learned_are_said(tmp_path):
+    """Else one faulty number would make a detector of boxes of it without a word."""
+    file = write_layout("coco beside images", tmp_path) / "annotations.json"
+    arguments = [f"--data.root={tmp_path}", "--model.x=1"]
+    assert gather_facts(read_data(arguments, DetectionData)).unused == ""
+    content = json.loads(file.read_text())
+    content["annotations"][0]["keypoints"][2] = -1
+    file.write_text(json.dumps(content))
+    facts = gather_facts(read_data(arguments, DetectionData))
+    assert facts.kind == "boxes"
+    assert facts.unused.startswith("Its keypoints are left aside: ")
+    assert "1 annotation has faulty keypoints" in facts.unused and "photo 0.jpg" in facts.unused
 
 
 def test_what_is_typed_comes_after_the_recipe(tiny_scenes):
