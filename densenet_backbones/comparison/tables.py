@@ -56,8 +56,12 @@ def format_plain(rows: Rows, title: str, width: int) -> str:
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True)
     for place, column in enumerate(zip(*rows, strict=True)):
         is_short = place > 0 and max(map(len, column)) <= _LONGEST_NUMBER
-        side = "left" if place == 0 else "right"
-        table.add_column(column[0], justify=side, overflow="fold", no_wrap=is_short)
+        table.add_column(
+            column[0],
+            justify="left" if place == 0 else "right",
+            overflow="fold",
+            no_wrap=is_short,
+        )
     for row in rows[1:]:
         table.add_row(*row)
     return render([table], width)
