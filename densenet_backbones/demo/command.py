@@ -158,8 +158,7 @@ def load_models(names: Sequence[str], device: str | None) -> "list[Model]":
     import torch
 
     from densenet_backbones.demo.answers import Model
-    from densenet_backbones.inference.loading import load
-    from densenet_backbones.inference.predicting import check_device
+    from densenet_backbones.inference.loading import check_device, load
 
     place = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     models = []

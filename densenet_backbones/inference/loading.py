@@ -49,11 +49,13 @@ def load(
 
     Raises:
         CheckpointError: The file is missing, needs unpickling of code, or holds no such model.
+        ValueError: There is no such device here.
     """
+    device = check_device(device)
     path = find_model_file(path)
     if path.suffix.lower() in SUFFIXES:
         described, module = read_exported(path)
-        if torch.device(device).type != "cpu":
+        if device.type != "cpu":
             raise CheckpointError(f"{path}: exported models run on the CPU here, not on {device}")
         if isinstance(module, ExportedClassifier):
             assert isinstance(described, ClassifierSpec)
@@ -71,3 +73,16 @@ def load(
         return ImageClassifier(spec, model, device)
     assert isinstance(spec, DetectorSpec)
     return Detector(spec, model, device)
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """Return a device, if it is there.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch says both
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {device}: {reason}; 'cpu' is always there") from error

@@ -52,7 +52,7 @@ def predict_sources(
     """
     torch.set_float32_matmul_precision("high")  # tensor cores on GPUs that have them
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load(options.checkpoint, check_device(device))
+    model = load(options.checkpoint, device)
     if is_deployable(model.model) and not options.no_deploy:
         model.model = deploy(model.model)
     reader = _prepare(model, options)
@@ -180,16 +180,3 @@ def _read_clip(
             progress.remove_task(bar)
     except (DataError, MemoryError) as error:
         faults.append(str(error))
-
-
-def check_device(name: str) -> torch.device:
-    """Return a device by its name.
-
-    Raises:
-        ValueError: There is no such device here.
-    """
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch says both
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"--device {name}: {reason}; 'cpu' is always there") from error

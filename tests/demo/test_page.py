@@ -215,7 +215,7 @@ def test_the_guard_keeps_others_out():
     [
         (["{0}", "{0}", "{0}"], "one model or two side by side, got 3"),
         (["{0}", "--port", "70000"], "--port must lie in [1, 65535], got 70000"),
-        (["{0}", "--device", "tpu9"], "--device tpu9"),
+        (["{0}", "--device", "tpu9"], "device tpu9"),
         (["gone.safetensors"], "gone.safetensors: there is no such file"),
         (["{0}", "--port", "{port}"], "--port {port}: cannot be served on"),
     ],

@@ -105,6 +105,12 @@ def test_low_scores_are_left_out(slim, val_files):
             detector.predict(val_files[0][1], wrong)
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "xpu", "nothing"])
+def test_a_device_that_is_not_there_gets_a_sentence(device, slim):
+    with pytest.raises(ValueError, match=rf"device {device}: .*'cpu' is always there"):
+        load(slim, device)
+
+
 @pytest.mark.parametrize(
     "image",
     [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32)],

@@ -247,7 +247,7 @@ def test_evaluate_refuses_in_one_line(refused, model, tiny_scenes, tmp_path):
         (common, 1, "give a model, or --detections FILE in its place"),
         ((model, *common, "--detections", "x"), 1, "give a model, or --detections FILE"),
         ((model, *common, "--categories", "x"), 1, "--categories tells the ids of --detections"),
-        (("--detections", tmp_path / "no.json", *common), 1, "no.json: cannot be read"),
+        (("--detections", tmp_path / "no.json", *common), 1, "no.json: there is no such file"),
         ((tmp_path / "no.ckpt", *common), 1, "no.ckpt: there is no such file"),
         ((tmp_path / "bad.ckpt", *common), 1, "bad.ckpt: "),
         ((model, *common, "--tta-scales", "1,2"), 1, "DSOD sees every image at one size"),
@@ -384,7 +384,7 @@ def test_predict_refuses_in_one_line(refused, model, tiny_scenes, tmp_path):
         ((model, image, "--score", "1.5", *out), "--score must lie in [0, 1], got 1.5"),
         ((model, image, "--score", "nan", *out), "--score must lie in [0, 1], got nan"),
         ((model, image, "--batch-size", "0", *out), "--batch-size must be at least 1, got 0"),
-        ((model, image, "--device", "gpu", *out), "--device gpu: "),
+        ((model, image, "--device", "gpu", *out), "device gpu: "),
         ((tmp_path / "no.ckpt", image, *out), "no.ckpt: there is no such file"),
     ):
         code, line = refused(predict, *argv)
