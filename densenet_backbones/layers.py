@@ -266,6 +266,8 @@ class DenseBlock(nn.ModuleDict):
         name: Name for warnings.
     """
 
+    concatenates_layers = True  # not said of heirs: see `dense_block.interfaces`
+
     def __init__(
         self, layers: Iterable[nn.Module], memory: Memory = "none", name: str = "a dense block"
     ) -> None:

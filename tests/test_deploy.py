@@ -17,15 +17,17 @@ from long_cases import first_now
 from tiny_nets import KINDS, randomise_norms, tiny
 from torch import nn
 from torch.export import Dim
+from torch.nn.utils import prune
+from torch.nn.utils.parametrize import register_parametrization
 
 from densenet_backbones.condensenet import find_learned_groups
-from densenet_backbones.dense_block import FoldedConv2d
+from densenet_backbones.dense_block import FoldedConv2d, folded, folded_transition
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.deploy import FoldedBlock, deploy
 from densenet_backbones.heads import dsod300, fcdensenet56
 from densenet_backbones.heads.detection.one_stage import retinanet_fpn
 from densenet_backbones.heads.segmentation.unet import DecoderStage, unet
-from densenet_backbones.layers import DenseLayer
+from densenet_backbones.layers import DenseBlock, DenseLayer
 
 TAPS = ("raw", "norm", "compressed", "pooled")
 BODY = {"growth_rate": 4, "block_config": [1, 2, 1, 1], "num_init_features": 8}
@@ -263,6 +265,27 @@ def _set_forward(name):
     return change
 
 
+def _convolve_otherwise(name):
+    def change(net):
+        conv, inner = net.get_submodule(name), nn.Conv2d._conv_forward
+        conv._conv_forward = types.MethodType(lambda m, *args: inner(m, *args) + 1, conv)
+
+    return change
+
+
+class _Block(DenseBlock):
+    def _run(self, x):
+        return super()._run(x) + 1
+
+
+def _be_other_block(net):
+    net.denseblock2.__class__ = _Block
+
+
+def _prune(net):
+    prune.l1_unstructured(net.get_submodule(f"{_LAYER}.conv2"), "weight", amount=0.5)
+
+
 def _be_heir(net):
     net.denseblock2.denselayer1.__class__ = _Layer
 
@@ -286,6 +309,10 @@ _LAYER = "denseblock2.denselayer1"
             f"{_LAYER}.conv2",
             _set(f"{_LAYER}.conv2", lambda c: nn.Conv2d(c.in_channels, 4, 5, padding=2)),
         ),
+        (f"{_LAYER}.conv1", _convolve_otherwise(f"{_LAYER}.conv1")),
+        ("conv0", _convolve_otherwise("conv0")),
+        (f"{_LAYER}.conv2", _prune),
+        ("denseblock2", _be_other_block),
         (f"{_LAYER}.relu2", _set(f"{_LAYER}.relu2", lambda _: nn.SiLU())),
         (f"{_LAYER}.relu1", _set_forward(f"{_LAYER}.relu1")),
         (_LAYER, _be_heir),
@@ -362,6 +389,67 @@ def test_parts_replaced_in_a_deployed_net_are_called(part):
         found = block(torch.ones(1, block.in_channels, 8, 8))
     new = slice(block.in_channels, block.in_channels + 4)
     torch.testing.assert_close(found[:, new], 2 * expected[:, new])
+
+
+def _double_in_place(module):
+    with torch.no_grad():
+        module.weight.mul_(2)
+
+
+def _replace_weight(module):
+    module.weight = nn.Parameter(2 * module.weight.detach())
+
+
+class _Double(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [_double_in_place, _replace_weight, lambda m: register_parametrization(m, "weight", _Double())],
+)
+@pytest.mark.parametrize("part", ["conv0", "transition1.conv", f"{_LAYER}", f"{_LAYER}.conv"])
+def test_weights_changed_after_a_run_are_used(part, change, kernels, monkeypatch):
+    if not kernels:
+        monkeypatch.setattr(folded, "fill_in_kernels", lambda *_: False)
+        monkeypatch.setattr(folded_transition, "has_kernels", lambda _: False)
+    deployed = deploy(tiny("densenet121_features").eval())
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        deployed(image())
+        change(deployed.get_submodule(part))
+        found = deployed(image())
+        # After `float`, all is laid out anew.
+        for level, expected in zip(found, deployed.float()(image()), strict=True):
+            torch.testing.assert_close(level, expected)
+
+
+class _Doubled(_Wrapper):
+    def forward(self, x):
+        return 2 * self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("conv", lambda t: t.set_submodule("conv", _Doubled(t.conv))),
+        ("conv", lambda t: setattr(t.conv, "forward", lambda x: 2 * nn.Conv2d.forward(t.conv, x))),
+        ("norm", lambda t: t.set_submodule("norm", _Doubled(t.norm))),
+        ("relu", lambda t: t.set_submodule("relu", nn.SiLU())),
+        ("pool", lambda t: t.set_submodule("pool", nn.MaxPool2d(2))),
+        ("its parts are norm, relu, pool, conv, 4", lambda t: t.append(nn.Tanh())),
+    ],
+)
+def test_parts_replaced_in_a_deployed_transition_are_called(part, change):
+    transition = deploy(tiny("densenet121_features").eval()).transition1
+    expected = x = torch.randn(1, transition.conv.in_channels, 8, 8)
+    change(transition)
+    for child in transition:
+        expected = child(expected)
+    with pytest.warns(UserWarning, match=f"transition1 runs in parts, as {part}"), torch.no_grad():
+        torch.testing.assert_close(transition(x), expected)
 
 
 @pytest.mark.parametrize("model", [nn.Linear(1, 1), timm.create_model("test_resnet")])

@@ -19,6 +19,7 @@ from densenet_backbones.dense_block.interfaces import (
     find_change,
     find_layer_change,
     has_hooks,
+    has_own_methods,
     warn_eagerly,
 )
 from densenet_backbones.dense_block.lean import join_lean_steps, run_lean
@@ -48,6 +49,7 @@ __all__ = [
     "find_folded_change",
     "find_layer_change",
     "has_hooks",
+    "has_own_methods",
     "has_shared_buffer",
     "is_recorded",
     "join_lean_steps",

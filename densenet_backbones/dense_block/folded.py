@@ -32,6 +32,7 @@ from densenet_backbones.dense_block.folded_conv import (
 from densenet_backbones.dense_block.interfaces import (
     allocate_channels_last,
     has_hooks,
+    has_own_methods,
     read_relu_ceiling,
 )
 from densenet_backbones.dense_block.plain import run_plain
@@ -99,7 +100,7 @@ class FoldedLayer(LayoutCache, nn.Module):
             weight = self.weight.to(cells.dtype).t().contiguous()
             return ONEDNN._reorder_linear_weight(weight, None), self.bias.to(cells.dtype)
 
-        weights = self.get_laid_out(cells.dtype, lay_out)
+        weights = self.get_laid_out(cells.dtype, (self.weight, self.bias), lay_out)
         fused = "relu" if type(self.act) is nn.ReLU else "none"
         out: Tensor = ONEDNN._linear_pointwise(cells, *weights, fused, [], "")
         return out if fused == "relu" else self.act(out)
@@ -130,7 +131,7 @@ def find_folded_change(layer: nn.Module, name: str) -> str | None:
     for part, module in ((name, layer), (f"{name}.act", layer.act), (f"{name}.conv", layer.conv)):
         if has_hooks(module):
             return f"{part} carries hooks"
-        if "forward" in vars(module):
+        if has_own_methods(module):
             return f"{part} has a forward of its own"
     return None
 

@@ -6,7 +6,7 @@ The calls of oneDNN are those that torch.compile makes on a CPU (pytorch/pytorch
 Shapes: N images, C channels, H and W pixels.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from math import inf
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from densenet_backbones.dense_block import native
 from densenet_backbones.dense_block.backends import has_cpp
+from densenet_backbones.dense_block.interfaces import State, has_own_methods, read_state
 
 __all__ = ["ONEDNN", "FoldedConv2d", "LayoutCache", "is_for_onednn", "is_recorded"]
 
@@ -36,17 +37,29 @@ class LayoutCache:
     They are no part of the state dict, and are made anew after ``to`` and ``load_state_dict``.
     """
 
-    _layouts: dict[Hashable, tuple[Tensor, Tensor]]
+    _layouts: dict[Hashable, tuple[State, tuple[Tensor, Tensor]]]
 
     def get_laid_out(
-        self, kind: Hashable, lay_out: Callable[[], tuple[Tensor, Tensor]]
+        self,
+        kind: Hashable,
+        tensors: Sequence[Tensor],
+        lay_out: Callable[[], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """Return weight and bias for a kind of maps; ``lay_out`` makes them the first time."""
-        if kind not in self._layouts:
+        """Return weight and bias for a kind of maps.
+
+        Args:
+            kind: What the layout depends on: type and perhaps shape of the maps.
+            tensors: Weight and bias as they are now.
+            lay_out: Makes them the first time, and anew when these have changed.
+        """
+        state = read_state(tensors)
+        before, weights = self._layouts.get(kind, (None, None))
+        if before != state or weights is None:
             if len(self._layouts) == _MOST_LAYOUTS:
                 self._layouts.pop(next(iter(self._layouts)))
-            self._layouts[kind] = lay_out()
-        return self._layouts[kind]
+            weights = lay_out()
+            self._layouts[kind] = state, weights
+        return weights
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._layouts.clear()
@@ -94,7 +107,7 @@ class FoldedConv2d(LayoutCache, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve and activate, (N, C, H, W) to (N, C', H', W')."""
-        if torch.compiler.is_compiling() or is_recorded(x):
+        if torch.compiler.is_compiling() or is_recorded(x) or self._is_changed():
             return self._activate(super().forward(x))
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))  # which does not know what comes
@@ -111,10 +124,15 @@ class FoldedConv2d(LayoutCache, nn.Conv2d):
 
         # The best layout depends on the size: in another one oneDNN reorders, which took 200 times
         # as long as the convolution of a small map.
-        weights = self.get_laid_out((x.dtype, x.shape), lay_out)
+        weights = self.get_laid_out((x.dtype, x.shape), self.list_tensors(), lay_out)
         fused = "relu" if self.ceiling == inf else "none"
         out: Tensor = ONEDNN._convolution_pointwise(x, *weights, *geometry, 1, fused, [], "")
         return out if fused == "relu" else self._activate(out)
+
+    def _is_changed(self) -> bool:
+        """Return True if the weight is computed anew in each call, as parametrizations do."""
+        is_own = type(self) is FoldedConv2d and not has_own_methods(self)
+        return not is_own or not {"weight", "bias"} <= self._parameters.keys()
 
     def _activate(self, x: Tensor) -> Tensor:
         if self.ceiling is None:

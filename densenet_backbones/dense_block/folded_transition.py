@@ -6,6 +6,7 @@ Shapes: N images, C channels read, C' written, H and W pixels.
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -18,13 +19,17 @@ from densenet_backbones.dense_block.folded import LIBRARY
 from densenet_backbones.dense_block.folded_conv import FoldedConv2d, is_recorded
 from densenet_backbones.dense_block.interfaces import (
     allocate_channels_last,
-    find_change,
     has_hooks,
+    has_own_methods,
     read_relu_ceiling,
     warn_eagerly,
 )
 
 __all__ = ["FoldedTransition", "ScaleShift"]
+
+
+# Parts of the transitions that kernels know.
+_WHOLE = (("norm", "relu", "conv"), ("norm", "relu", "pool", "conv"))
 
 
 class ScaleShift(nn.Module):
@@ -61,28 +66,52 @@ class FoldedTransition(nn.Sequential):
     def __init__(self, parts: OrderedDict[str, nn.Module], name: str = "a transition") -> None:
         super().__init__(parts)
         self.name = name
-        self._ceiling = None
-        self._pools = "pool" in parts
-        known = "conv" in parts and find_change(parts["relu"], "act") is None
-        if known and (not self._pools or _is_halving(parts["pool"])):
-            self._ceiling = read_relu_ceiling(parts["relu"])
+        # Kernels know these parts; others run in turn, without a word.
+        self._parts = tuple(parts)
+        self._is_whole = self._parts in _WHOLE and _read_ceiling(parts) is not None
+        self._is_whole &= "pool" not in parts or _is_halving(parts["pool"])
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the transition, (N, C, H, W) to (N, C', H', W')."""
-        plain = self._ceiling is None or is_recorded(x) or not has_kernels(x)
-        hooked = next((part for part, module in self.named_children() if has_hooks(module)), None)
-        if hooked and not plain:
-            warn_eagerly(f"{self.name} runs in parts, as {hooked} carries hooks")
-        if hooked or plain:
+        ceiling = None
+        if self._is_whole and not is_recorded(x) and has_kernels(x):
+            change = self._find_change()
+            if change is None:
+                ceiling = _read_ceiling(self._modules)
+            else:
+                warn_eagerly(f"{self.name} runs in parts, as {change}")
+        if ceiling is None:
             for part in self:
                 x = part(x)
             return x
         # One operation for compilers, which cannot see into kernels.
         run = _call_operator if torch.compiler.is_compiling() else _run_transition
         norm, conv = cast(ScaleShift, self.norm), cast(FoldedConv2d, self.conv)
-        assert self._ceiling is not None, "else it runs plain"
         tensors = [norm.scale, norm.shift, *conv.list_tensors()]
-        return run(x, tensors, self._ceiling, self._pools)
+        return run(x, tensors, ceiling, "pool" in self._parts)
+
+    def _find_change(self) -> str | None:
+        """Return which part was changed since the transition was folded; None if none was."""
+        parts = dict(self.named_children())
+        if tuple(parts) != self._parts:
+            return f"its parts are {', '.join(parts)}"
+        kinds = {"norm": ScaleShift, "conv": FoldedConv2d}
+        for name, part in parts.items():
+            if name in kinds and type(part) is not kinds[name]:
+                return f"{name} is a {type(part).__name__}"
+            if has_hooks(part):
+                return f"{name} carries hooks"
+            if has_own_methods(part):
+                return f"{name} has a forward of its own"
+        if _read_ceiling(parts) is None:
+            return f"relu is a {type(parts['relu']).__name__}"
+        return None if "pool" not in parts or _is_halving(parts["pool"]) else "pool is another one"
+
+
+def _read_ceiling(parts: Mapping[str, nn.Module | None]) -> float | None:
+    """Return the value at which the activation cuts off; None if kernels do not know it."""
+    relu = parts.get("relu")
+    return None if relu is None or has_own_methods(relu) else read_relu_ceiling(relu)
 
 
 def _is_halving(pool: nn.Module) -> bool:

@@ -6,12 +6,13 @@ Shapes: N images, C channels of the concatenation, B of the bottleneck, k new ma
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import inf
 from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.parametrize import is_parametrized
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -19,14 +20,17 @@ __all__ = [
     "DenseLayerLike",
     "LayerWeights",
     "Role",
+    "State",
     "allocate_channels_last",
     "calls_children_in_turn",
     "find_change",
     "find_layer_change",
     "has_hooks",
+    "has_own_methods",
     "is_in_rows",
     "list_parts",
     "read_relu_ceiling",
+    "read_state",
     "read_weight",
     "warn_eagerly",
 ]
@@ -112,13 +116,25 @@ class LayerWeights(NamedTuple):
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Return True if hooks are registered on ``module`` itself; its parts may have their own."""
+    """Return True if hooks are registered on ``module`` itself; its parts may have their own.
+
+    Hooks for all modules (`torch.nn.modules.module.register_module_forward_hook`) count too.
+    """
     return bool(
-        module._forward_hooks
+        _has_any_global_hook()
+        or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
     )
+
+
+State = list[tuple[int, int]]
+
+
+def read_state(tensors: Sequence[Tensor]) -> State:
+    """Return what differs once tensors are replaced, or changed in place but through ``.data``."""
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
 
 def calls_children_in_turn(module: nn.Module) -> bool:
@@ -129,11 +145,17 @@ def calls_children_in_turn(module: nn.Module) -> bool:
     """
     kind = type(module)
     known = kind.forward is nn.Sequential.forward or "calls_children_in_turn" in vars(kind)
-    return known and "forward" not in vars(module)
+    return known and not has_own_methods(module)
 
 
-Role = Literal["norm", "relu", "act", "conv", "masked_conv", "pool", "layer", "halves"]
-"""Part a module plays for the code that reads it: ``relu`` is `nn.ReLU`, ``act`` any activation.
+def has_own_methods(module: nn.Module) -> bool:
+    """Return True if a method that computes was set on the instance, beside its class's."""
+    return not _METHODS.isdisjoint(vars(module))
+
+
+Role = Literal["norm", "relu", "act", "conv", "masked_conv", "pool", "layer", "halves", "block"]
+"""Part a module plays for the code that reads it: ``relu`` is `nn.ReLU`, ``act`` any activation,
+``block`` a dense block.
 
 ``masked_conv`` is a convolution whose weight is read by `read_weight`, so one with learned groups
 is known too. ``halves`` is a layer that may read some of the maps: `expand(squeeze(x))`.
@@ -150,14 +172,17 @@ _KNOWN: dict[Role, tuple[type[nn.Module], ...]] = {
     "pool": (nn.AvgPool2d, nn.MaxPool2d),
     "layer": (),
     "halves": (),
+    "block": (),
 }
 _MARKS: dict[Role, tuple[str, ...]] = {
     "norm": ("evaluates_as_batch_norm", "batch_statistics_in_eval"),
     "masked_conv": ("convolves_masked_weight",),
     "layer": ("runs_squeeze_and_expand",),
     "halves": ("runs_squeeze_and_expand", "runs_in_halves"),
+    "block": ("concatenates_layers",),
 }
-_METHODS = ("forward", "squeeze", "expand")  # what an instance may have of its own
+# What an instance may have of its own.
+_METHODS = frozenset({"forward", "squeeze", "expand", "_conv_forward", "_run"})
 _ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
 _OVER_CHANNELS = (nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.GLU)
 
@@ -168,8 +193,8 @@ def find_change(module: nn.Module, role: Role) -> str | None:
     This is the one question that memory modes and the deployed form ask before they compute by
     themselves what a module does. Known are exact types, and classes (not their heirs) with one of
     the attributes ``evaluates_as_batch_norm``, ``batch_statistics_in_eval`` for norms,
-    ``convolves_masked_weight`` for convolutions, ``runs_squeeze_and_expand`` for dense layers and
-    ``runs_in_halves`` for those that read some of the maps.
+    ``convolves_masked_weight`` for convolutions, ``runs_squeeze_and_expand`` for dense layers,
+    ``runs_in_halves`` for those that read some of the maps, and ``concatenates_layers`` for blocks.
 
     Args:
         module: Module to read.
@@ -182,7 +207,7 @@ def find_change(module: nn.Module, role: Role) -> str | None:
         if is_parametrized(module):
             return "is parametrized"
         return f"is {_add_article(type(module).__name__)}"
-    if any(name in vars(module) for name in _METHODS):
+    if has_own_methods(module):
         return "has a forward of its own"
     if has_hooks(module):
         return "carries hooks"

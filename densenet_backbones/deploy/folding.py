@@ -43,6 +43,7 @@ from densenet_backbones.dense_block import (
     FoldedTransition,
     Role,
     ScaleShift,
+    calls_children_in_turn,
     find_change,
     find_layer_change,
     has_hooks,
@@ -114,7 +115,7 @@ def deploy(model: nn.Module, *, for_export: bool = False) -> nn.Module:
     # Blocks first, as modules of their own; then what stands around them in each net.
     condensed = {name for name, part in model.named_modules() if _is_condensed(part)}
     learned = any(find_learned_groups(model))
-    model = (convert(model) if learned else copy.deepcopy(model)).eval()
+    model = (convert(model) if learned else _copy(model)).eval()
     parts = list(model.named_modules())
     blocks = [(name, part) for name, part in parts if name and isinstance(part, DenseBlock)]
     blocks = [(name, block) for name, block in blocks if name not in condensed]
@@ -143,6 +144,17 @@ def deploy(model: nn.Module, *, for_export: bool = False) -> nn.Module:
             stacklevel=2,
         )
     return model
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """Copy a model with the weights that hooks compute (pruning), which `copy.deepcopy` refuses."""
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, computed)
 
 
 def _fold_around(model: nn.Module) -> None:
@@ -197,7 +209,10 @@ class _UnfoldableError(Exception):
 
 def _fold_block(model: nn.Module, name: str, block: DenseBlock) -> None:
     """Put a folded block in the place of ``block``, the part of ``model`` by that name."""
-    _check_calls(block, name, DenseBlock)
+    change = find_change(block, "block")
+    if change is not None:
+        raise _UnfoldableError(f"{name} {change}")
+    _check_hooks(block, name)
     for child, layer in block.items():
         change = _find_layer_change(layer, f"{name}.{child}")
         if change is not None:
@@ -229,10 +244,8 @@ def _find_layer_change(layer: nn.Module, name: str) -> str | None:
     return find_layer_change(layer, name, act="act", role=role)
 
 
-def _check_calls(module: nn.Module, name: str, kind: type[nn.Module]) -> None:
-    """Refuse a container that runs by another ``forward`` than the one of ``kind``."""
-    if type(module).forward is not kind.forward or "forward" in vars(module):
-        raise _UnfoldableError(f"{name} has a forward of its own")
+def _check_hooks(module: nn.Module, name: str) -> None:
+    """Refuse a container with hooks on one of its parts."""
     hooked = next((part for part, m in module.named_modules(prefix=name) if has_hooks(m)), None)
     if hooked is not None:
         raise _UnfoldableError(f"{hooked} carries hooks")
@@ -329,7 +342,9 @@ def _fold_transition(net: DenseStages, number: str, tapped: set[str], prefix: st
     children = dict(net.named_children())
     name, pool = f"transition{number}", children.get(f"pool{number}")
     transition = children[name]
-    _check_calls(transition, prefix + name, nn.Sequential)
+    if not calls_children_in_turn(transition):
+        raise _UnfoldableError(f"{prefix}{name} has a forward of its own")
+    _check_hooks(transition, prefix + name)
     parts = dict(transition.named_children())
     if list(parts) not in (["norm", "relu"], ["norm", "relu", "conv"]):
         raise _UnfoldableError(f"{prefix}{name} has other parts than norm, relu and conv")

@@ -4,11 +4,13 @@ import copy
 import types
 import warnings
 from collections import OrderedDict
+from contextlib import nullcontext
 
 import pytest
 import torch
 from tiny_nets import tiny
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations
 
 from densenet_backbones.dense_block import MEMORY_MODES, find_change
@@ -84,6 +86,15 @@ def own_forward(name):
     return change
 
 
+def own_convolution(name):
+    def change(net):
+        module = net.get_submodule(name)
+        inner = nn.Conv2d._conv_forward
+        module._conv_forward = types.MethodType(lambda m, *args: bend(inner(m, *args)), module)
+
+    return change
+
+
 def spectral(net):
     parametrizations.spectral_norm(net.get_submodule(f"{LAYER}.conv2"))
 
@@ -101,6 +112,8 @@ CHANGES = {
         WITH_ONE_BUFFER,
     ),
     "forward of a conv": (own_forward(f"{LAYER}.conv2"), "denselayer1.conv2", WITH_ONE_BUFFER),
+    "product of a conv": (own_convolution(f"{LAYER}.conv1"), "denselayer1.conv1", WITH_ONE_BUFFER),
+    "product of a transition's conv": (own_convolution("transition1.conv"), "", set()),
     "forward of a norm": (own_forward(f"{LAYER}.norm1"), "denselayer1.norm1", WITH_ONE_BUFFER),
     "norm": (
         replace(f"{LAYER}.norm2", lambda norm: Twice(norm.num_features)),
@@ -145,6 +158,25 @@ def test_replaced_parts_compute_what_they_do_in_plain_mode(name, memory):
     told = [str(w.message) for w in caught if "is off for denseblock2, " in str(w.message)]
     assert len(told) == (memory in falling_back)
     assert all(f"memory={memory!r}" in text and part in text for text in told)
+
+
+@pytest.mark.parametrize("memory", sorted(RECOMPUTED))
+def test_hooks_for_all_modules_see_every_pass(memory):
+    calls = []
+    net = tiny("densenet121_features").train()
+    for mode in ("none", memory):
+        seen = []
+        calls.append(seen)
+        net.set_memory(mode)
+        handle = register_module_forward_hook(lambda module, *_, seen=seen: seen.append(module))
+        try:
+            with (
+                nullcontext() if mode == "none" else pytest.warns(UserWarning, match="carry hooks")
+            ):
+                net(torch.randn(2, 3, 64, 64))
+        finally:
+            handle.remove()
+    assert calls[0] == calls[1]
 
 
 class BentTransition(nn.Sequential):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from densenet_backbones.dense_block.interfaces import allocate_channels_last
+from densenet_backbones.dense_block.interfaces import allocate_channels_last, read_state
 from densenet_backbones.dense_block.native.library import Layer, load_library
 from densenet_backbones.dense_block.native.packing import Packed, pack, transform_winograd
 
@@ -98,7 +98,7 @@ def _get_packed(
     dtype: torch.dtype, tensors: Sequence[Tensor], make: Callable[[], Sequence[_Layer]]
 ) -> _Weights:
     """Return what ``make`` packs for maps of a type; packed anew if ``tensors`` have changed."""
-    state = dtype, [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+    state = dtype, read_state(tensors)
     before, weights = _PACKED.get(tensors[0], (None, None))
     if before != state:
         weights = _Weights(make())
