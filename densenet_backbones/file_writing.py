@@ -103,7 +103,7 @@ def is_dead(process: int) -> bool:
         return False
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # none; a number that no process has
         return True
     except OSError:  # alive, and another user's
         return False

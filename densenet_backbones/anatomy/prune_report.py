@@ -109,5 +109,5 @@ class PruneReport:
             raise ValueError(
                 f"nothing to resume: there is no {file}; prune anew, without --resume"
             ) from None
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise ValueError(f"{file} is no report of a pruning ({error}); prune anew") from error

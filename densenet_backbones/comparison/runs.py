@@ -5,22 +5,23 @@ import io
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from densenet_backbones.comparison.locating import find_run
 from densenet_backbones.messages import describe_error
 from densenet_backbones.training.progress.summary import NAME as SUMMARY
 from densenet_backbones.training.progress.summary import read_summary
-from densenet_backbones.untrusted.limits import MAX_YAML_FILE
+from densenet_backbones.untrusted.limits import MAX_LOG_FILE
 from densenet_backbones.untrusted.plain_yaml import read_yaml
 from densenet_backbones.untrusted.reading import read_text
 
 MONITORS = ("keypoint_AP", "mask_AP", "AP", "mIoU")
 """Numbers that say how good a model is; of several the first."""
-MAX_TABLE = 256 * 2**20
 _SIZE = re.compile(r": ([\d,]+) parameters(?: \([\d,]+ trained\))?, ([\d.]+) GMAC")
+_Number = TypeVar("_Number", int, float)
 _NOT_COMPARED = ("run_dir", "ckpt_path", "profile", "config")
 
 
@@ -83,7 +84,7 @@ def read_run(place: str | Path) -> Run:
     summary = read_summary(path)
     try:
         run = _take_summary(path, options, summary or {})
-    except (KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         run = _piece_together(path, options)
         if (path / SUMMARY).is_file():
             faults.append(
@@ -97,23 +98,31 @@ def _take_summary(path: Path, options: Mapping[str, Any], summary: Mapping[str, 
     monitor, memory = str(summary["monitor"]), summary["memory"]
     points = ((e["epoch"], e["numbers"].get(monitor)) for e in summary["evaluations"])
     time, experiment = summary["time"], summary["experiment"]
-    rate = time.get("images_per_second")
+    rate = _read_number(time.get("images_per_second"))
+    peak = memory.get("peak_cuda_bytes", memory.get("peak_rss_bytes"))
     return Run(
         path.resolve().name,
         path,
         options,
         monitor,
         tuple((float(epoch), float(value)) for epoch, value in points if value is not None),
-        int(summary["parameters"]),
-        float(summary["macs"]),
-        time.get("wall_seconds"),
-        time.get("images_per_second"),
-        memory.get("peak_cuda_bytes", memory.get("peak_rss_bytes")),
+        _read_number(summary["parameters"], int),
+        _read_number(summary["macs"]),
+        _read_number(time.get("wall_seconds")),
+        rate,
+        _read_number(peak, int),
         str(summary["ended"]),
-        experiment.get("memory_kept_bytes"),
+        _read_number(experiment.get("memory_kept_bytes"), int),
         experiment["images_per_step"] / rate if rate else None,
-        time.get("step_cpu_seconds"),
+        _read_number(time.get("step_cpu_seconds")),
     )
+
+
+def _read_number(value: Any, kind: type[_Number] = float) -> _Number | None:
+    """Return a number of a summary, None where there is none; refuse what is no finite one."""
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"{value} is not finite")
+    return None if value is None else kind(value)
 
 
 def _piece_together(path: Path, options: Mapping[str, Any]) -> Run:
@@ -160,17 +169,15 @@ def flatten(options: object, name: str = "") -> dict[str, Any]:
 
 
 def _read_curve(file: Path) -> tuple[str | None, tuple[tuple[float, float], ...]]:
-    rows = list(csv.DictReader(io.StringIO(_read_if_there(file), newline="")))
-    for monitor in MONITORS:
-        points = [
-            # Lightning counts epochs from 0.
-            (_parse(row.get("epoch")) + 1, _parse(row.get(f"val/{monitor}")))
-            for row in rows
-        ]
-        curve = tuple((e, v) for e, v in points if math.isfinite(e) and math.isfinite(v))
-        if curve:
-            return monitor, curve
-    return None, ()
+    curves: dict[str, list[tuple[float, float]]] = {monitor: [] for monitor in MONITORS}
+    with suppress(csv.Error):  # of a damaged file, what stands before
+        for row in csv.DictReader(io.StringIO(_read_if_there(file), newline="")):
+            epoch = _parse(row.get("epoch")) + 1  # Lightning counts from 0
+            for monitor, curve in curves.items():
+                value = _parse(row.get(f"val/{monitor}"))
+                if math.isfinite(epoch) and math.isfinite(value):
+                    curve.append((epoch, value))
+    return next(((m, tuple(curve)) for m, curve in curves.items() if curve), (None, ()))
 
 
 def _parse(cell: str | None) -> float:
@@ -182,8 +189,7 @@ def _parse(cell: str | None) -> float:
 
 def _read_if_there(file: Path) -> str:
     try:
-        most = MAX_TABLE if file.suffix == ".csv" else MAX_YAML_FILE
-        return read_text(file, most, ValueError)
+        return read_text(file, MAX_LOG_FILE, ValueError)
     except (ValueError, OSError):
         return ""
 

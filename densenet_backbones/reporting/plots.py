@@ -6,6 +6,7 @@ Figures are made without pyplot: that needs no display and leaves no global stat
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -316,7 +317,10 @@ def _read_columns(path: Path) -> dict[str, np.ndarray]:
     """Read columns of a CSV file as floats, NaN for a cell that is empty or no number."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        rows, names = list(reader), reader.fieldnames or ()
+        rows: list[dict[str, str]] = []
+        with suppress(csv.Error):  # of a damaged file, what stands before
+            rows.extend(reader)
+        names = reader.fieldnames or () if rows else ()
 
     def parse_number(text: str | None) -> float:
         try:

@@ -1,6 +1,5 @@
 """Folder of a run: where it is, what to resume from, and what is written there first."""
 
-import json
 import os
 import platform
 import re
@@ -14,6 +13,8 @@ from pathlib import Path
 
 from densenet_backbones.file_writing import save_json
 from densenet_backbones.reporting.console import is_first_process, say
+from densenet_backbones.untrusted.limits import MAX_RUN_FILE
+from densenet_backbones.untrusted.reading import parse_json, read_bytes
 
 _INHERITED = "DENSENET_BACKBONES_RUN_DIR"
 """Variable by which the first process tells those it launches which folder was chosen."""
@@ -226,7 +227,7 @@ def _read_starts(path: Path) -> list[object]:
     if not path.is_file():
         return []
     try:
-        starts = json.loads(path.read_bytes())
+        starts = parse_json(read_bytes(path, MAX_RUN_FILE, ValueError))
     except ValueError:
         starts = None
     if isinstance(starts, list):

@@ -117,5 +117,5 @@ def read_plan(folder: Path) -> SweepPlan:
         knobs = tuple(parse_values(str(k), v) for k, v in content.pop("knobs").items())
         words, seeds = map(str, content.pop("words")), map(int, content.pop("seeds"))
         return SweepPlan(tuple(words), knobs, seeds=tuple(seeds), **content)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(f"{file}: is damaged ({error}); correct it") from error

@@ -23,6 +23,9 @@ MAX_YAML_FILE = 2**18
 MAX_RUN_FILE = 2**24
 """Bytes of a JSON or YAML file in a run's folder: an evaluation of 30,000 classes has 6 MB."""
 
+MAX_LOG_FILE = 2**26
+"""Bytes of a run's `metrics.csv` or `log.txt`: a row of 200 each 50 steps, and a line each."""
+
 MAX_LIST_FILE = 2**26
 """Bytes of a list of image names: ImageNet's 14 million ids would not fit, COCO's take 2 MB."""
 

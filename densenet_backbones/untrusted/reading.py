@@ -69,7 +69,11 @@ def _choose_encoding(content: bytes) -> str:
 
 
 def parse_json(text: str | bytes, **options: Any) -> object:
-    """Parse JSON; whatever fails is a `ValueError`, too deep nesting included."""
+    """Parse JSON; whatever fails is a `ValueError`, too deep nesting included.
+
+    Numbers may still be infinite, or of hundreds of digits: what converts them catches
+    `OverflowError`, too.
+    """
     try:
         parsed: object = json.loads(text, **options)
     except RecursionError as fault:

@@ -14,10 +14,17 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 SECONDS, MEGABYTES = 20, 3000  # of one input, and of the whole process (torch and Lightning: 900)
+RESTART, FULL = 2000, 77
+"""Megabytes after which a process ends with that status, and another goes on from its corpus.
+
+atheris 3.0 keeps the result of every comparison that it watches: of arrays, a byte for each value.
+"""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,16 +44,27 @@ def fuzz_in_child(name: str, options: argparse.Namespace) -> bool:
     corpus.mkdir(parents=True, exist_ok=True)
     findings.mkdir(exist_ok=True)
     command = [sys.executable, __file__, "--child", "--reader", name]
-    command += ["--folder", str(options.folder), "--minutes", str(options.minutes)]
-    log = options.folder / f"{name}.log"
-    with log.open("wb") as output:
-        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
-    text = log.read_text(errors="replace")
-    runs = re.findall(r"#(\d+)\s+\w+\s+cov: (\d+)", text)
-    count, edges = runs[-1] if runs else ("0", "0")
-    found = "nothing found" if not code.returncode else f"FOUND, see {log}"
+    command += ["--folder", str(options.folder)]
+    log, code, count, edges = options.folder / f"{name}.log", FULL, 0, 0
+    log.unlink(missing_ok=True)
+    end = time.monotonic() + 60 * options.minutes
+    while code == FULL and (left := end - time.monotonic()) > 0:
+        since = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as output:
+            code = subprocess.run(
+                [*command, "--minutes", str(left / 60)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+            ).returncode
+        text = log.read_bytes()[since:].decode(errors="replace")
+        runs = re.findall(r"#(\d+)\s+\w+\s+cov: (\d+)", text)
+        if runs:
+            count, edges = count + int(runs[-1][0]), max(edges, int(runs[-1][1]))
+    clean = code in (0, FULL)
+    found = "nothing found" if clean else f"FOUND, see {log}"
     print(f"{name:<10} {count:>9} inputs {edges:>6} edges  {found}", flush=True)
-    return not code.returncode
+    return clean
 
 
 def fuzz(name: str, options: argparse.Namespace) -> None:
@@ -71,10 +89,12 @@ def fuzz(name: str, options: argparse.Namespace) -> None:
                 number = hashlib.sha256(data).hexdigest()[:12]
                 (options.folder / "findings" / f"{name}-{number}").write_bytes(data)
                 raise
+            if sys.platform == "linux" and getrusage(RUSAGE_SELF).ru_maxrss > RESTART << 10:
+                os._exit(FULL)
 
         arguments = [
             sys.argv[0],
-            f"-max_total_time={round(60 * options.minutes)}",
+            f"-max_total_time={max(1, round(60 * options.minutes))}",
             f"-timeout={SECONDS}",
             f"-rss_limit_mb={MEGABYTES}",
             f"-artifact_prefix={options.folder / 'findings'}/{name}-",

@@ -4,7 +4,6 @@ Both are imported where they are used: they belong to the extras ``export`` and 
 """
 
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +15,7 @@ from torch import Tensor
 from densenet_backbones.checkpoints import CheckpointError
 from densenet_backbones.inference.exported.signal_stack import keeping_signal_stack
 from densenet_backbones.messages import describe_missing
+from densenet_backbones.untrusted.reading import parse_json
 
 SUFFIXES = (".onnx", ".xml")
 """Endings of the files that `open_runtime` opens."""
@@ -189,7 +189,7 @@ def _read_fixed_size(shape: Any) -> tuple[int, int] | None:
 def read_json(facts: Mapping[str, str], key: str) -> Any:
     """Return a fact that was written as JSON; None where it is missing or none."""
     try:
-        return json.loads(facts.get(key, "null"))
+        return parse_json(facts.get(key, "null"))
     except ValueError:
         return None
 

@@ -1,6 +1,5 @@
 """`summary.json` of a run: what it is, what it has reached, and what it has cost."""
 
-import json
 import math
 import resource
 import signal
@@ -25,7 +24,7 @@ from densenet_backbones.training.progress.clock import RunClock
 from densenet_backbones.training.run_folder import RunFolder, describe_machine
 from densenet_backbones.training.tasks.task import AnyTask
 from densenet_backbones.untrusted.limits import MAX_YAML_FILE
-from densenet_backbones.untrusted.reading import read_text
+from densenet_backbones.untrusted.reading import parse_json, read_text
 
 FORMAT = 1
 """Number of the form of the file; a later form that means something else has another."""
@@ -161,8 +160,8 @@ class RunSummary(Callback):
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """Return the content of a run's `summary.json`; empty where it is missing or damaged."""
     try:
-        content = json.loads(read_text(run_dir / NAME, MAX_YAML_FILE, ValueError))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(read_text(run_dir / NAME, MAX_YAML_FILE, ValueError))
+    except (OSError, ValueError):
         return {}
     is_ours = isinstance(content, Mapping) and content.get("format") == FORMAT
     return dict(content) if is_ours else {}

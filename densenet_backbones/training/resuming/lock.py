@@ -1,6 +1,5 @@
 """One process writes in a run's folder: the lock that it holds while it runs."""
 
-import json
 import os
 import platform
 import shutil
@@ -13,6 +12,8 @@ from filelock import FileLock, Timeout
 from densenet_backbones.file_writing import is_dead, save_json
 from densenet_backbones.reporting.console import say
 from densenet_backbones.training.run_folder import HOLDER, LOCK, RunFolderError, is_unused
+from densenet_backbones.untrusted.limits import MAX_RUN_FILE
+from densenet_backbones.untrusted.reading import parse_json, read_bytes
 
 _PATIENCE = 20
 """Seconds that a dead process's lock is waited for: its loader workers, which have it too, end
@@ -79,7 +80,7 @@ def remove_run_folder(folder: Path, keep_empty: bool) -> None:
 
 def _read_holder(folder: Path) -> dict[str, Any]:
     try:
-        holder = json.loads((folder / HOLDER).read_bytes())
+        holder = parse_json(read_bytes(folder / HOLDER, MAX_RUN_FILE, ValueError))
     except (OSError, ValueError):
         return {}
     return holder if isinstance(holder, dict) else {}
