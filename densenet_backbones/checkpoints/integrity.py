@@ -178,7 +178,7 @@ def refuse_damaged(records: list[str], content: object, path: Path) -> None:
 
 
 def refuse_unusable(weights: Mapping[str, Tensor], path: Path | str) -> None:
-    """Refuse weights to compute with that are no floating-point numbers, or not finite.
+    """Refuse weights to compute with: no floating-point numbers, not finite, variances below 0.
 
     Args:
         weights: Parameters and buffers by name.
@@ -200,6 +200,10 @@ def refuse_unusable(weights: Mapping[str, Tensor], path: Path | str) -> None:
                 f"{path}: {name} has {pluralize(count, 'value')} of NaN or infinity, so the "
                 "model would compute nothing; take an earlier file, or train again with a lower "
                 "learning rate"
+            )
+        if name.endswith("running_var") and not value.is_meta and (value < 0).any():
+            raise CheckpointError(
+                f"{path}: {name} has variances below 0, whose square root is NaN; {_FIX}"
             )
 
 

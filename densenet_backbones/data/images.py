@@ -10,7 +10,8 @@ Files are untrusted. All that one may cost is bounded here: it is a regular file
 waited for) in one of `FORMATS`, and has at most `MAX_PIXELS`, of which no more than 8 bytes each
 are in memory at a time: 4 of Pillow's, and 3 of the array or 4 of a turned copy. Tags (EXIF, TIFF)
 are read by Pillow up to the size of the file, text and color profiles up to its own limits, and of
-an animation the first picture alone.
+an animation the first picture alone. Of a damaged TIFF, libtiff writes a line of its own to stderr;
+Pillow has no switch for it, and an error names the file as for all others.
 """
 
 import io

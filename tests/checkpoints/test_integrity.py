@@ -120,6 +120,7 @@ def _metadata(path):
     [
         (torch.tensor([1.0, float("nan")]), "has 1 value of NaN or infinity"),
         (torch.tensor([float("inf")] * 2), "has 2 values of NaN or infinity"),
+        (torch.tensor([1.0, -0.5]), "has variances below 0"),
         (torch.ones(2, dtype=torch.int8), "is int8, not floating point"),
         (torch.ones(2, dtype=torch.uint8), "is uint8, not floating point"),
         (torch.ones(2).to(torch.float8_e4m3fn), "is float8_e4m3fn, not floating point"),
