@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from densenet_backbones.comparison.locating import find_run
 from densenet_backbones.messages import describe_error
@@ -21,7 +21,6 @@ from densenet_backbones.untrusted.reading import read_text
 MONITORS = ("keypoint_AP", "mask_AP", "AP", "mIoU")
 """Numbers that say how good a model is; of several the first."""
 _SIZE = re.compile(r": ([\d,]+) parameters(?: \([\d,]+ trained\))?, ([\d.]+) GMAC")
-_Number = TypeVar("_Number", int, float)
 _NOT_COMPARED = ("run_dir", "ckpt_path", "profile", "config")
 
 
@@ -106,23 +105,28 @@ def _take_summary(path: Path, options: Mapping[str, Any], summary: Mapping[str, 
         options,
         monitor,
         tuple((float(epoch), float(value)) for epoch, value in points if value is not None),
-        _read_number(summary["parameters"], int),
+        _read_count(summary["parameters"]),
         _read_number(summary["macs"]),
         _read_number(time.get("wall_seconds")),
         rate,
-        _read_number(peak, int),
+        _read_count(peak),
         str(summary["ended"]),
-        _read_number(experiment.get("memory_kept_bytes"), int),
+        _read_count(experiment.get("memory_kept_bytes")),
         experiment["images_per_step"] / rate if rate else None,
         _read_number(time.get("step_cpu_seconds")),
     )
 
 
-def _read_number(value: Any, kind: type[_Number] = float) -> _Number | None:
+def _read_number(value: Any) -> float | None:
     """Return a number of a summary, None where there is none; refuse what is no finite one."""
     if value is not None and not math.isfinite(value):
         raise ValueError(f"{value} is not finite")
-    return None if value is None else kind(value)
+    return None if value is None else float(value)
+
+
+def _read_count(value: Any) -> int | None:
+    number = _read_number(value)
+    return None if number is None else int(number)
 
 
 def _piece_together(path: Path, options: Mapping[str, Any]) -> Run:

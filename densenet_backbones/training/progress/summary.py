@@ -160,7 +160,7 @@ class RunSummary(Callback):
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """Return the content of a run's `summary.json`; empty where it is missing or damaged."""
     try:
-        content = parse_json(read_text(run_dir / NAME, MAX_YAML_FILE, ValueError))
+        content: Any = parse_json(read_text(run_dir / NAME, MAX_YAML_FILE, ValueError))
     except (OSError, ValueError):
         return {}
     is_ours = isinstance(content, Mapping) and content.get("format") == FORMAT
