@@ -318,9 +318,10 @@ def _read_columns(path: Path) -> dict[str, np.ndarray]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows: list[dict[str, str]] = []
+        names: Sequence[str] = ()
         with suppress(csv.Error):  # of a damaged file, what stands before
+            names = reader.fieldnames or ()
             rows.extend(reader)
-        names = reader.fieldnames or () if rows else ()
 
     def parse_number(text: str | None) -> float:
         try:

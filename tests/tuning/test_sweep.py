@@ -179,7 +179,7 @@ def test_bad_trials_are_given_up_early(stand_in, tmp_path, monkeypatch):
         (["--try", "lr=1,2", "--data.batch_sise=4"], "unrecognized arguments"),
         (["--resume", "nowhere"], "is no sweep"),
         (["--resume", "nowhere", "--try", "lr=1"], "goes on with the sweep's own options"),
-        (["--space", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["--space", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
     ],
 )
 def test_wrong_options_are_refused_in_a_line(words, message, stand_in, tmp_path, capsys):

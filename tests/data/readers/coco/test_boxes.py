@@ -197,7 +197,7 @@ def test_files_with_other_names_can_be_given(tmp_path):
     write(tmp_path, file="labels.json", images="photos")
     found = read_coco(tmp_path, "train", annotation_file="labels.json", image_folder="photos")
     assert len(found) == 2
-    with pytest.raises(DataError, match=r"nothing\.json: cannot be read"):
+    with pytest.raises(DataError, match=r"nothing\.json: there is no such file"):
         read_coco(tmp_path, "train", annotation_file="nothing.json")
 
 
