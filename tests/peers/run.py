@@ -28,6 +28,10 @@ SKIPPED = {
     "densenet, and leaves its densenets out of TorchScript; ours script as feature nets",
     "test_models.py::test_model_forward_torchscript_with_features_fx": "timm types one net there; "
     "its own densenets take feature_cls='fx' and no feature_cfg either",
+    "smp_contract.py::test_what_torch_does_with_a_model[script-unetplusplus]": "TorchScript "
+    "refuses smp's decoder, with smp's own encoders too: it finds its blocks by f-strings",
+    "smp_contract.py::test_what_torch_does_with_a_model[script-dpt]": "TorchScript refuses smp's "
+    "encoder of DPT, with timm's own nets too",
 }
 
 
