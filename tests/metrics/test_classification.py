@@ -1,6 +1,8 @@
 """A classifier's numbers equal those of torchmetrics, whatever the order of the images."""
 
 import json
+import math
+import warnings
 
 import pytest
 import torch
@@ -24,6 +26,16 @@ def evaluate(probabilities, labels, order=None):
     for part in order.split(7):
         metric.update(probabilities[part], labels[part], part)
     return metric, metric.compute()
+
+
+def test_without_images_nothing_is_known():
+    metric = ClassificationMetric(["a", "b"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torchmetrics': computed before an update
+        numbers = metric.compute()
+    assert set(map(math.isnan, numbers.values())) == {True}
+    assert metric.evaluation.matrix.tolist() == [[0, 0], [0, 0]]
+    assert metric.evaluation.find_mistakes().tolist() == []
 
 
 @settings(max_examples=20, deadline=None)

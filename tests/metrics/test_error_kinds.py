@@ -90,6 +90,13 @@ def test_images_without_objects_or_detections():
     assert np.isnan(find_errors(make_set([[]]), {}).ap)
 
 
+def test_detections_of_a_class_without_objects_are_mistakes_and_no_class_of_the_mean():
+    stray = predict((1, BOX, 0.9), (3, (150, 150, 40, 40), 0.8))
+    result = find_errors(make_set([[(1, BOX)]]), {1: stray})
+    assert result.images[0].count(0.0) == (1, 1, 0)
+    assert result.ap == 1.0
+
+
 def draw(seed, images=30, classes=4):
     """Objects, and detections near them by chance, of the right class more often than not."""
     generator = np.random.default_rng(seed)
