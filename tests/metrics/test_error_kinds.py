@@ -97,6 +97,12 @@ def test_detections_of_a_class_without_objects_are_mistakes_and_no_class_of_the_
     assert result.ap == 1.0
 
 
+def test_a_class_that_is_missed_counts_until_its_objects_are_taken_away():
+    result = find_errors(make_set([OBJECTS[:2]]), {1: predict((1, BOX, 0.9))})
+    assert result.ap == 0.5
+    assert {kind.name: kind.lost_ap for kind in result.kinds}["missed"] == 0.5
+
+
 def draw(seed, images=30, classes=4):
     """Objects, and detections near them by chance, of the right class more often than not."""
     generator = np.random.default_rng(seed)
