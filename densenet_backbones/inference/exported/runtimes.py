@@ -1,6 +1,8 @@
 """Run exported files: ONNX in onnxruntime, OpenVINO's IR in OpenVINO; both on the CPU.
 
-Both are imported where they are used: they belong to the extras ``export`` and ``openvino``.
+Both are imported where they are used: they belong to the extras ``export`` and ``openvino``. Such a
+file is a program: neither runtime bounds the time or the memory that its operations take, so it is
+no form for models of strangers, as a file of weights is.
 """
 
 import importlib
