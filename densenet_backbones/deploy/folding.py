@@ -14,9 +14,6 @@ What changes within a network; all else stays as it is:
 - learned groups of a CondenseNet become indices and group convolutions (`condensenet.convert`).
   Its blocks are folded no further: the buffer's kernels have no groups.
 
-Norms become a scale and a shift, or part of a convolution, by the formula of Ioffe and Szegedy
-(1502.03167, section 3.1).
-
 Shapes: N images, C channels, H and W pixels.
 """
 
@@ -42,15 +39,20 @@ from densenet_backbones.dense_block import (
     FoldedLayer,
     FoldedTransition,
     Role,
-    ScaleShift,
     calls_children_in_turn,
     find_change,
     find_layer_change,
     has_hooks,
 )
-from densenet_backbones.dense_block.interfaces import read_relu_ceiling
-from densenet_backbones.dense_block.norms import read_norm
 from densenet_backbones.deploy.block import FoldedBlock
+from densenet_backbones.deploy.convolutions import (
+    UnfoldableError,
+    compute_affine,
+    fold_activation,
+    fold_conv,
+    fuse,
+    make_scale_shift,
+)
 from densenet_backbones.layers import AbsentLayer, DenseBlock, DenseLayer, SelectiveLayer
 from densenet_backbones.stages import DenseStages
 
@@ -128,7 +130,7 @@ def deploy(model: nn.Module, *, for_export: bool = False) -> nn.Module:
     def fold(name: str, run: Callable[[], None]) -> None:
         try:
             run()
-        except _UnfoldableError as error:
+        except UnfoldableError as error:
             unfolded.append(name)
             reasons.append(str(error))
 
@@ -171,21 +173,14 @@ def _fold_around(model: nn.Module) -> None:
             if not isinstance(conv, nn.Conv2d) or find_change(conv, "conv") or conv.groups != 1:
                 continue
             behind = children[place + 1 :] if in_a_row else []
-            folded = _fold_conv(conv)
+            folded = fold_conv(conv)
             if behind and isinstance(behind[0][1], nn.BatchNorm2d):
-                with suppress(_UnfoldableError):
-                    folded = FoldedConv2d(conv, *_fuse(conv, behind[0][1], behind[0][0]))
+                with suppress(UnfoldableError):
+                    folded = FoldedConv2d(conv, *fuse(conv, behind[0][1], behind[0][0]))
                     part.register_module(behind.pop(0)[0], nn.Identity())
             if behind and find_change(behind[0][1], "act") is None:
-                _fold_activation(folded, part, behind[0][0])
+                fold_activation(folded, part, behind[0][0])
             part.register_module(name, folded)
-
-
-def _fold_activation(conv: FoldedConv2d, parent: nn.Module, name: str) -> None:
-    """Let a convolution cut off as the activation behind it does, a part of ``parent``."""
-    conv.ceiling = read_relu_ceiling(parent.get_submodule(name))
-    if conv.ceiling is not None:
-        parent.register_module(name, nn.Identity())
 
 
 def is_deployable(model: nn.Module) -> bool:
@@ -203,20 +198,16 @@ def _is_pruned(block: DenseBlock) -> bool:
     return any(isinstance(layer, SelectiveLayer | AbsentLayer) for layer in block.values())
 
 
-class _UnfoldableError(Exception):
-    """A part that stays as it is, with the reason: the part's name, and what is the matter."""
-
-
 def _fold_block(model: nn.Module, name: str, block: DenseBlock) -> None:
     """Put a folded block in the place of ``block``, the part of ``model`` by that name."""
     change = find_change(block, "block")
     if change is not None:
-        raise _UnfoldableError(f"{name} {change}")
+        raise UnfoldableError(f"{name} {change}")
     _check_hooks(block, name)
     for child, layer in block.items():
         change = _find_layer_change(layer, f"{name}.{child}")
         if change is not None:
-            raise _UnfoldableError(change)
+            raise UnfoldableError(change)
     first = next(iter(block.values()))
     reader = first if isinstance(first, AbsentLayer) else cast(DenseLayer, first).conv1
     in_channels = reader.in_channels
@@ -248,23 +239,23 @@ def _check_hooks(module: nn.Module, name: str) -> None:
     """Refuse a container with hooks on one of its parts."""
     hooked = next((part for part, m in module.named_modules(prefix=name) if has_hooks(m)), None)
     if hooked is not None:
-        raise _UnfoldableError(f"{hooked} carries hooks")
+        raise UnfoldableError(f"{hooked} carries hooks")
 
 
 def _fold_layer(layer: DenseLayer, name: str, made: Sequence[int]) -> FoldedLayer:
     """Fold a layer of that name, which is called with these channels of the concatenation."""
-    affine = _compute_affine(layer.norm1, f"{name}.norm1")
+    affine = compute_affine(layer.norm1, f"{name}.norm1")
     squeeze, conv, inner = None, layer.conv1, "conv1"
     if layer.bottleneck:
-        fused, conv, inner = _fuse(layer.conv1, layer.norm2, f"{name}.norm2"), layer.conv2, "conv2"
+        fused, conv, inner = fuse(layer.conv1, layer.norm2, f"{name}.norm2"), layer.conv2, "conv2"
         _check_geometry(layer.conv1, f"{name}.conv1", size=1)
         squeeze = fused[0].flatten(1).t().contiguous(), fused[1]
         # A folded layer has one activation for both places.
         if not _are_same(layer.relu1, layer.relu2):
-            raise _UnfoldableError(f"{name}.relu2 is another activation than relu1")
+            raise UnfoldableError(f"{name}.relu2 is another activation than relu1")
     _check_geometry(conv, f"{name}.{inner}", size=3)
     scale, shift = (part.to(conv.weight.dtype) for part in affine)
-    last = _fold_conv(conv)
+    last = fold_conv(conv)
     if isinstance(layer, SelectiveLayer):
         # Kernels read all of a buffer's first channels, which is faster than to gather some.
         read = {c for start, end in layer.runs for c in range(start, end)}
@@ -289,7 +280,7 @@ def _check_geometry(conv: nn.Conv2d, name: str, size: int) -> None:
     border = tuple(size // 2 * step for step in conv.dilation)
     same = conv.stride == (1, 1) and conv.padding == border and len(set(conv.dilation)) == 1
     if conv.kernel_size != (size, size) or not same or conv.groups != 1:
-        raise _UnfoldableError(f"{name} is no dense {size}x{size} convolution of stride 1")
+        raise UnfoldableError(f"{name} is no dense {size}x{size} convolution of stride 1")
 
 
 def _are_same(act: nn.Module, other: nn.Module) -> bool:
@@ -324,17 +315,17 @@ def _fold_stem(net: DenseStages, number: str, tapped: set[str], prefix: str) -> 
     name = f"{prefix}conv{number}"
     change = find_change(conv, "conv")
     if change is not None:
-        raise _UnfoldableError(f"{name} {change}")
+        raise UnfoldableError(f"{name} {change}")
     if f"conv{number}" in tapped:
-        raise _UnfoldableError(f"{name} is tapped")
+        raise UnfoldableError(f"{name} is tapped")
     if conv.groups != 1:
-        raise _UnfoldableError(f"{name} has groups")
-    fused = _fuse(conv, norm, f"{prefix}norm{number}")
+        raise UnfoldableError(f"{name} has groups")
+    fused = fuse(conv, norm, f"{prefix}norm{number}")
     folded = FoldedConv2d(conv, *fused)
     setattr(net, f"conv{number}", folded)
     setattr(net, f"norm{number}", nn.Identity())
     if f"norm{number}" not in tapped and find_change(getattr(net, f"relu{number}"), "act") is None:
-        _fold_activation(folded, net, f"relu{number}")
+        fold_activation(folded, net, f"relu{number}")
 
 
 def _fold_transition(net: DenseStages, number: str, tapped: set[str], prefix: str) -> None:
@@ -343,19 +334,19 @@ def _fold_transition(net: DenseStages, number: str, tapped: set[str], prefix: st
     name, pool = f"transition{number}", children.get(f"pool{number}")
     transition = children[name]
     if not calls_children_in_turn(transition):
-        raise _UnfoldableError(f"{prefix}{name} has a forward of its own")
+        raise UnfoldableError(f"{prefix}{name} has a forward of its own")
     _check_hooks(transition, prefix + name)
     parts = dict(transition.named_children())
     if list(parts) not in (["norm", "relu"], ["norm", "relu", "conv"]):
-        raise _UnfoldableError(f"{prefix}{name} has other parts than norm, relu and conv")
+        raise UnfoldableError(f"{prefix}{name} has other parts than norm, relu and conv")
     folded = OrderedDict[str, nn.Module](
-        norm=_make_scale_shift(parts["norm"], f"{prefix}{name}.norm"), relu=parts["relu"]
+        norm=make_scale_shift(parts["norm"], f"{prefix}{name}.norm"), relu=parts["relu"]
     )
     if "conv" in parts:  # else cut off behind a last tap
         conv = parts["conv"]
         change = find_change(conv, "conv")
         if change is not None:
-            raise _UnfoldableError(f"{prefix}{name}.conv {change}")
+            raise UnfoldableError(f"{prefix}{name}.conv {change}")
         assert isinstance(conv, nn.Conv2d)
         _check_geometry(conv, f"{prefix}{name}.conv", size=1)
         # A bias goes through an average, unless that counts a border of zeros.
@@ -363,7 +354,7 @@ def _fold_transition(net: DenseStages, number: str, tapped: set[str], prefix: st
             assert pool is not None
             folded["pool"] = pool
             setattr(net, f"pool{number}", nn.Identity())
-        folded["conv"] = _fold_conv(conv)
+        folded["conv"] = fold_conv(conv)
     setattr(net, name, FoldedTransition(folded, prefix + name))
 
 
@@ -374,45 +365,8 @@ def _is_average(pool: nn.Module | None) -> bool:
 def _check_pool(pool: nn.Module, name: str) -> None:
     change = find_change(pool, "pool")
     if change is not None:
-        raise _UnfoldableError(f"{name} {change}")
+        raise UnfoldableError(f"{name} {change}")
 
 
 def _fold_last_norm(net: DenseStages, prefix: str) -> None:
-    net.norm5 = _make_scale_shift(net.get_submodule("norm5"), f"{prefix}norm5")
-
-
-def _fold_conv(conv: nn.Conv2d) -> FoldedConv2d:
-    weight, bias = conv.weight.detach().clone(), conv.bias
-    return FoldedConv2d(conv, weight, weight.new_zeros(len(weight)) if bias is None else bias.data)
-
-
-def _fuse(conv: nn.Conv2d, norm: nn.Module, name: str) -> tuple[Tensor, Tensor]:
-    """Fuse a convolution with the norm behind it, of that name: weight and bias."""
-    scale, shift = _compute_affine(norm, name)
-    weight = conv.weight.detach().double() * scale[:, None, None, None]
-    if conv.bias is not None:
-        shift = shift + conv.bias.detach().double() * scale
-    return weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
-
-
-def _make_scale_shift(norm: nn.Module, name: str) -> ScaleShift:
-    scale, shift = _compute_affine(norm, name)
-    dtype = cast(Tensor, norm.running_mean).dtype
-    return ScaleShift(scale.to(dtype), shift.to(dtype))
-
-
-def _compute_affine(norm: nn.Module, name: str) -> tuple[Tensor, Tensor]:
-    """Compute a norm's scale and shift in evaluation, (C,), float64, if they are fixed."""
-    change = find_change(norm, "norm")
-    if change is not None:
-        raise _UnfoldableError(f"{name} {change}")
-    form = read_norm(norm)
-    if form is None or form.of_batch:
-        raise _UnfoldableError(f"{name} has no fixed statistics")
-    module = form.module
-    mean, variance = cast(Tensor, module.running_mean).double(), cast(Tensor, module.running_var)
-    scale = (variance.double() + module.eps).rsqrt()
-    if module.weight is not None:
-        scale = scale * module.weight.detach().double()
-    shift = -mean * scale
-    return scale, shift if module.bias is None else shift + module.bias.detach().double()
+    net.norm5 = make_scale_shift(net.get_submodule("norm5"), f"{prefix}norm5")
