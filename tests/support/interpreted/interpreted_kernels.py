@@ -305,7 +305,7 @@ def test_operators_keep_to_what_they_declare(as_on_a_gpu):
     norm = [part[:, None, None] for part in layer[:2]]
     conv = [layer.weight1.t()[:, :, None, None], layer.bias1]
     torch.library.opcheck(
-        ops.folded_transition.default, (x, [*norm, *conv], 6.0), test_utils=checks
+        ops.folded_transition.default, (x, [*norm, *conv], 6.0, True), test_utils=checks
     )
 
 
