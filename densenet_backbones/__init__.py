@@ -95,8 +95,10 @@ class _Registration(MetaPathFinder):
         """Return what the other finders say of a module that concerns us, and watch its import."""
         if fullname not in self._REGISTRIES and not fullname.startswith(f"{__name__}."):
             return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        # Those in front were asked before, and asking one like this would never end: that of an
+        # earlier import of this package, which a tool took away again.
+        behind = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else []
+        specs = (finder.find_spec(fullname, path, target) for finder in behind)
         spec = next(filter(None, specs), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module

@@ -133,10 +133,17 @@ def test_one_image_is_predicted_without_the_training_tools(tiny_run, tmp_path):
     assert (tmp_path / "out/image.png").is_file()
 
 
+# As a tool does that imports a package to look where it lies, and takes it away again.
+AGAIN = (
+    "import densenet_backbones; [sys.modules.pop(n) for n in [*sys.modules] if 'densenet_b' in n]"
+)
+
+
 @pytest.mark.parametrize(
     "imports",
     [
         "import densenet_backbones, timm, torchvision",
+        f"{AGAIN}; import densenet_backbones, timm, torchvision",
         "import densenet_backbones, torchvision, timm",
         "import timm, densenet_backbones, torchvision",
         "import densenet_backbones.deploy, timm, torchvision",
