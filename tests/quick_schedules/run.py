@@ -43,7 +43,8 @@ METRICS = {"cls": "top-1", "det": "AP", "seg": "mIoU"}
 TRAIN, VAL, SIZE = 160, 32, 128  # drawn scenes, and their side in pixels
 LARGEST_BATCH = {"cls": 32, "det": 8, "seg": 8}
 LEAST_GAIN = 0.02  # of the metric: with less, the loss alone says that something was learned
-SHORT_WARMUP = 0.1  # of the steps, where a published one would last less than half a step
+SHORT_WARMUP = 0.1  # of the steps, where a published one would be shorter than these
+LEAST_WARMUP, LEAST_WARMUP_OF_RCNN = 0.5, 2.0  # steps; losses of proposals diverge sooner
 LEAST_FALL = 0.05  # of the loss, as a share of the first steps'
 
 BODY = {"growth_rate": [16, 32, 48, 48], "block_config": [2, 3, 3, 3], "num_init_features": 16}
@@ -175,7 +176,8 @@ def choose_options(experiment: Experiment, scenes: Path) -> dict[str, Any]:
         "trainer.enable_progress_bar": False,
     }
     warmup = model.get("schedule", {}).get("warmup", 0)
-    if warmup and round(warmup * epochs * TRAIN / options["batch-size"]) == 0:
+    steps = warmup * epochs * TRAIN / options["batch-size"]
+    if warmup and steps < (LEAST_WARMUP_OF_RCNN if "rcnn" in name else LEAST_WARMUP):
         # The full rate at once diverges, and so does that of 16 images on four.
         options["model.schedule.warmup"] = SHORT_WARMUP
         del options["model.optimizer.base_batch"]
