@@ -122,8 +122,8 @@ class FoldedConv2d(LayoutCache, nn.Conv2d):
             weight, bias = (tensor.to(x.dtype) for tensor in self.list_tensors())
             return ONEDNN._reorder_convolution_weight(weight, *geometry, 1, list(x.shape)), bias
 
-        # The best layout depends on the size: in another one oneDNN reorders, which took 200 times
-        # as long as the convolution of a small map.
+        # The best layout depends on the size: another one is reordered in every call, which takes
+        # far longer than the convolution of a small map.
         weights = self.get_laid_out((x.dtype, x.shape), self.list_tensors(), lay_out)
         fused = "relu" if self.ceiling == inf else "none"
         out: Tensor = ONEDNN._convolution_pointwise(x, *weights, *geometry, 1, fused, [], "")
