@@ -49,7 +49,9 @@ def make_parser() -> CommandParser:
     parser.add_argument("--split", default="val", help="part to evaluate on (%(default)s)")
     parser.add_argument("--layout", default="auto", help="as in training; %(default)s looks")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read images")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="of evaluations (16) and tuning (its config's)"
+    )
     parser.add_argument(
         "--fine-tune", type=int, default=0, metavar="EPOCHS", help="train the pruned model on"
     )
@@ -115,7 +117,7 @@ class Job:
     split: str
     layout: str
     workers: int | None
-    batch_size: int
+    batch_size: int | None
     fine_tune: int
     out: Path | None
     resume: bool
@@ -124,7 +126,7 @@ class Job:
     def data_words(self) -> list[str]:
         """Return the words about the data, the same for evaluation and training."""
         words = [f"--data={self.data}", f"--layout={self.layout}"]
-        words += [f"--batch-size={self.batch_size}"]
+        words += [f"--batch-size={self.batch_size}"] if self.batch_size is not None else []
         return words if self.workers is None else [*words, f"--workers={self.workers}"]
 
 

@@ -12,10 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from densenet_backbones.checkpoints.errors import CheckpointError
-from densenet_backbones.checkpoints.hub_name import is_on_hub
 from densenet_backbones.data.faults import check_is_there
-from densenet_backbones.messages import describe_missing, one_sentence
+from densenet_backbones.inference.locating import find_model_file
+from densenet_backbones.messages import one_sentence
 from densenet_backbones.reporting.console import fail, quiet_libraries
 from densenet_backbones.training.arguments import (
     CLASSIFICATION_FORM,
@@ -110,8 +109,8 @@ def check_words(words: Sequence[str], kind: str, form: ShortForm) -> None:
     if known.data is not None:
         check_is_there(known.data)
     weights = known.init_from
-    if weights and not (continues or is_on_hub(weights) or Path(weights).exists()):
-        raise CheckpointError(describe_missing(Path(weights)))
+    if weights and not continues:
+        find_model_file(weights)
 
 
 def _check_options(words: Sequence[str]) -> None:

@@ -40,6 +40,14 @@ from densenet_backbones.training.tasks.task import AnyTask
 
 __all__ = ["TrainingCLI"]
 
+WITHIN_BUDGET = {
+    "max_epochs": -1,
+    "max_steps": -1,
+    "check_val_every_n_epoch": None,
+    "val_check_interval": NEVER,
+}
+"""Settings of the trainer while a budget decides when a run evaluates and ends."""
+
 
 class TrainingCLI(LightningCLI):
     """Lightning's command line with the run's own options."""
@@ -72,6 +80,7 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the folder before anything is written."""
         config = self.config
+        self.planned = {name: config.trainer[name] for name in WITHIN_BUDGET}
         files = config.get("config") or [DEFAULT_CONFIG]
         file = Path(str(files[-1]))
         name = file.stem if file.stem != "config" else file.resolve().parent.name
@@ -82,9 +91,8 @@ class TrainingCLI(LightningCLI):
                 parse_budget(config.budget)
             except ValueError as error:
                 raise RunFolderError(str(error)) from error
-            config.trainer.max_epochs, config.trainer.max_steps = -1, -1
-            config.trainer.check_val_every_n_epoch = None
-            config.trainer.val_check_interval = NEVER
+            for setting, value in WITHIN_BUDGET.items():
+                config.trainer[setting] = value
         elif (config.trainer.max_epochs or 0) < 1 and (config.trainer.max_steps or 0) < 1:
             raise RunFolderError(
                 "trainer.max_epochs (--epochs) must be given, at least 1: the learning rate is "
@@ -123,6 +131,8 @@ class TrainingCLI(LightningCLI):
     def describe_experiment(self) -> str:
         """Return the configuration of this start as YAML, which starts a new run of its kind."""
         config = self.config.clone()
+        for setting, value in self.planned.items():  # holds again where no budget is asked for
+            config.trainer[setting] = value
         config.run_dir = config.ckpt_path = config.name = None
         config.profile = False
         config.pop("config", None)

@@ -71,6 +71,16 @@ def test_all_kinds_of_one_image_give_the_same(kind, models, file):
     assert all((result.plot() == expected.plot()).all() for result in results[1:])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_gray_arrays_and_tensors_are_taken_as_their_files_are(kind, models, file, tmp_path):
+    gray, path = np.asarray(Image.open(file).convert("L")), tmp_path / "gray.png"
+    Image.fromarray(gray).save(path)
+    expected = models[kind].predict(path)
+    tensor = torch.from_numpy(gray.copy())[None]
+    results = models[kind]([gray, gray[:, :, None], tensor, tensor / 255])
+    assert len(results) == 4 and all(same(result, expected) for result in results)
+
+
 def test_a_picture_of_pillow_is_turned_and_converted_as_its_file_is(models, file, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

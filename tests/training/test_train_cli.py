@@ -26,10 +26,12 @@ from tiny_runs import (
 
 from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.inference.loading import load
+from densenet_backbones.inference.locating import find_model_file
 from densenet_backbones.inference.model_file import read_weights
 from densenet_backbones.training import running
 from densenet_backbones.training.arguments import list_configs
 from densenet_backbones.training.cli import train_det
+from densenet_backbones.training.resuming.weights import MOST_LINES
 
 
 @pytest.fixture
@@ -197,12 +199,12 @@ def four_classes(tiny_scenes, tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "checkpoints/best.ckpt"])
+@pytest.mark.parametrize("name", ["", "model.safetensors", "checkpoints/best.ckpt"])
 def test_weights_of_other_classes_are_taken_where_they_fit(
     name, tiny_run, four_classes, prepared, capsys
 ):
     started = prepared(*training_arguments(four_classes, "--init-from", str(tiny_run / name)))
-    model, file = started.model.model, read_weights(tiny_run / name)
+    model, file = started.model.model, read_weights(find_model_file(tiny_run / name))
     own = model.state_dict()
     other = {key for key in file if file[key].shape != own[key].shape}
     assert other and all("head" in key for key in other)
@@ -211,10 +213,20 @@ def test_weights_of_other_classes_are_taken_where_they_fit(
     said = capsys.readouterr().out
     assert f"{len(file) - len(other)} of {len(own)} tensors taken" in said
     assert all(f"left out: {key}: " in said for key in other)
+    assert "Little of " not in said
     assert (
         said in (started.folder.path / "log.txt").read_text()
         or "tensors taken" in (started.folder.path / "log.txt").read_text()
     )
+
+
+def test_weights_of_another_network_are_said_to_fit_little(tiny_run, tiny_scenes, prepared, capsys):
+    net = {**DETECTOR_ARGS["backbone_kwargs"], "growth_rate": 6, "block_config": [2, 2, 2, 2]}
+    other = ("--model.args.backbone_kwargs", json.dumps(net), "--init-from", str(tiny_run))
+    prepared(*training_arguments(tiny_scenes, *other))
+    said = capsys.readouterr().out
+    assert "Little of " in said and "are built otherwise" in said
+    assert said.count("left out: ") == MOST_LINES + 1 and " more tensors\n" in said
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from densenet_backbones.inference.inputs.downloads import fetch, is_url
 
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 """Image to predict: a file or its http(s) address, a picture of Pillow, (H, W, 3) uint8 RGB pixels,
-or a tensor (3, H, W) RGB of uint8 or of floats in [0, 1]."""
+or a tensor (3, H, W) RGB of uint8 or of floats in [0, 1]; gray ones are (H, W),
+(H, W, 1) or (1, H, W)."""
 
 
 class ReadImage(NamedTuple):
@@ -95,7 +96,9 @@ def convert_image(image: Image.Image | np.ndarray | Tensor) -> ReadImage:
     elif isinstance(image, Tensor):
         pixels = _convert_tensor(image)
     elif isinstance(image, np.ndarray):
-        pixels = image
+        pixels = image[:, :, None] if image.ndim == 2 else image
+        if pixels.ndim == 3 and pixels.shape[2] == 1:  # gray, as files of it are read
+            pixels = pixels.repeat(3, axis=2)
     else:
         raise ValueError(
             "an image must be a file, an address, a picture of Pillow, an array (H, W, 3) or a "
@@ -106,8 +109,8 @@ def convert_image(image: Image.Image | np.ndarray | Tensor) -> ReadImage:
 
 
 def _convert_tensor(image: Tensor) -> np.ndarray:
-    """Return a tensor (3, H, W) as 8-bit pixels."""
-    if image.ndim != 3 or image.shape[0] != 3:
+    """Return a tensor (3, H, W), or a gray one (1, H, W), as 8-bit pixels."""
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"a tensor must be one image (3, H, W), got {tuple(image.shape)}")
     values = image.detach().cpu()
     if values.is_floating_point():
@@ -119,7 +122,7 @@ def _convert_tensor(image: Tensor) -> np.ndarray:
         values = (values.float() * 255).round()
     elif values.dtype != torch.uint8:
         raise ValueError(f"a tensor must be uint8 or floats in [0, 1], got {image.dtype}")
-    return np.ascontiguousarray(values.to(torch.uint8).permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(values.to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).numpy())
 
 
 def to_float(image: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from densenet_backbones.checkpoints import CheckpointError
+from densenet_backbones.inference.locating import find_model_file
 from densenet_backbones.inference.model_file import (
     compare_names,
     read_spec,
@@ -17,6 +18,10 @@ from densenet_backbones.training.tasks.task import AnyTask
 
 LEAST_SHARE = 0.2
 """Share of a model's tensors that a network must have to be taken for its trunk."""
+LEAST_TAKEN = 0.2
+"""Share of the smaller one's values below which two models have little in common."""
+MOST_LINES = 40
+"""Tensors that are named one by one when they were left out."""
 
 
 def match_trunks(
@@ -65,16 +70,17 @@ def _list_trunks(weights: Mapping[str, Tensor]) -> list[str]:
     return [name for name, count in counts.items() if count >= LEAST_SHARE * len(weights)]
 
 
-def start_from(task: AnyTask, file: str) -> list[str]:
-    """Take the weights of a file that fit the model.
+def start_from(task: AnyTask, source: str) -> list[str]:
+    """Take the weights of a file, or of a run's best model, that fit the model.
 
     Returns:
-        Lines that say how many were taken and which were not.
+        Lines that say how many were taken and which were not, and whether that is little.
 
     Raises:
         CheckpointError: The file cannot be read safely, nothing in it fits, or its classes are the
             data's in another order.
     """
+    file = str(find_model_file(source))
     described = read_spec(file, task.spec_type)
     other = compare_names(file, described, task.spec) if described else []
     weights = read_weights(file)
@@ -97,6 +103,22 @@ def start_from(task: AnyTask, file: str) -> list[str]:
             f"first: {', '.join(list(weights)[:3])}"
         )
     task.model.load_state_dict(fitting, strict=False)
-    of = pluralize(len(task.model.state_dict()), "tensor")
-    taken = f"Started from {file}: {len(fitting)} of {of} taken."
-    return [taken, *other, *(f"  left out: {line}" for line in left)]
+    own = task.model.state_dict()
+    lines = [
+        f"Started from {file}: {len(fitting)} of {pluralize(len(own), 'tensor')} taken.",
+        *other,
+        *(f"  left out: {line}" for line in left[:MOST_LINES]),
+    ]
+    if len(left) > MOST_LINES:
+        lines.append(f"  left out: {pluralize(len(left) - MOST_LINES, 'more tensor')}")
+    taken = _count_values(fitting)
+    if taken < LEAST_TAKEN * min(_count_values(weights), _count_values(own)):
+        lines.append(
+            f"Little of {file} fits {task.spec.name}: their networks are built otherwise (growth, "
+            "layers, stem); a start from random weights may be as good"
+        )
+    return lines
+
+
+def _count_values(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())

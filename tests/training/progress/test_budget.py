@@ -119,3 +119,18 @@ def test_a_budget_that_is_none_is_refused_before_anything_is_written(tiny_scenes
     assert end.value.code == 2 and not run.exists()
     error = capsys.readouterr().err
     assert error.startswith("error: --budget must be") and error.count("\n") == 1
+
+
+def test_epochs_typed_over_the_config_of_a_run_with_a_budget_hold(tiny_scenes, tmp_path):
+    def train(name, *words):
+        train_det([*words, "--run-dir", str(tmp_path / name)])
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        return summary["steps_done"], [e["step"] for e in summary["evaluations"]]
+
+    budget = ("--budget", "3steps", "--evaluations", "1")
+    assert train("first", *training_arguments(tiny_scenes, *budget, epochs=99)) == (3, [3])
+    again = ("--config", str(tmp_path / "first/config.yaml"))
+    assert train("budget", *again) == (3, [3])
+    steps, evaluated = train("epochs", *again, "--epochs", "2")
+    assert steps != 3 and evaluated == [steps // 2, steps]
+    assert train("steps", *again, "--trainer.max_steps", "2")[0] == 2
