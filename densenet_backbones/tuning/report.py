@@ -2,14 +2,18 @@
 
 import csv
 import io
+import re
 import shutil
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich import box
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from densenet_backbones.comparison.tables import format_markdown
 from densenet_backbones.file_writing import save_json, save_text
@@ -26,7 +30,9 @@ from densenet_backbones.tuning.results import (
     choose_costs,
     find_front,
     gather_points,
+    list_differences,
     list_effects,
+    measure_interval,
     shorten_key,
 )
 
@@ -54,7 +60,7 @@ def _report(sweep: SweepStudy) -> None:
     width = max(shutil.get_terminal_size().columns, 80)
     for title, rows in tables:
         shown = rows[: _MOST_ROWS + 1]
-        say("", *_format_plain(shown, title, width).splitlines())
+        say("", *format_plain(shown, title, width).splitlines())
         if len(rows) > len(shown):
             say(f"  and {len(rows) - len(shown)} more, in report.md")
     lines = list(_describe(trials, points, best, plan, monitor))
@@ -107,15 +113,24 @@ def tabulate_points(
 
 
 def tabulate_effects(points: Sequence[Point], importances: dict[str, float]) -> Rows:
-    """Return a row a knob: its importance, and the mean quality at each of its values."""
-    rows = [["knob", "importance", "mean quality at each value"]]
+    """Return a row a knob: its importance, the mean quality at its values, and what they lose."""
+    rows = [
+        ["knob", "importance", "mean quality at each value", "against the best, in pairs (95 %)"]
+    ]
     for key, share in importances.items():
         effects = list_effects(points, key)
         shown = [f"{value}: {mean:.3f}" for value, mean, _ in effects]
         if len(effects) > 8:  # a range: its quarters would be bins of our own choice
             shown = [f"{pluralize(len(effects), 'value')}, see slice.png"]
-        rows.append([shorten_key(key), f"{share:.0%}", ", ".join(shown)])
+        pairs = [] if len(effects) > 8 else list_differences(points, key)
+        losses = [f"{value}: {_describe_difference(found)}" for value, found in pairs]
+        rows.append([shorten_key(key), f"{share:.0%}", "; ".join(shown), "; ".join(losses) or "-"])
     return rows
+
+
+def _describe_difference(differences: Sequence[float]) -> str:
+    half = measure_interval(differences)
+    return f"{np.mean(differences):+.3f}" + (f" ± {half:.3f}" if half is not None else "")
 
 
 def write_command(plan: SweepPlan, point: Point) -> str:
@@ -226,10 +241,18 @@ def _as_json(
     }
 
 
-def _format_plain(rows: Rows, title: str, width: int) -> str:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for name in rows[0]:
-        table.add_column(name, justify="right", overflow="fold")
-    for row in rows[1:]:
-        table.add_row(*row)
-    return render([table], width)
+def format_plain(rows: Rows, title: str, width: int) -> str:
+    """Format rows for a terminal; a table that is wider than that stays whole."""
+    # Titles of many columns stand in several lines, so that no number needs two.
+    is_wide = len(rows[0]) > 5
+    head = [re.sub(r"(_)| ", r"\1\n", name) if is_wide else name for name in rows[0]]
+    cells = [head, *([cell.replace("; ", "\n") for cell in row] for row in rows[1:])]
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True)
+    for column in zip(*cells, strict=True):
+        longest = max(len(line) for cell in column for line in cell.splitlines())
+        least = longest if is_wide else None
+        table.add_column(Text(column[0]), justify="right", overflow="fold", min_width=least)
+    for row in cells[1:]:
+        table.add_row(*map(Text, row))
+    natural = Console(width=10**4).measure(table).minimum if is_wide else 0
+    return render([table], max(width, natural))

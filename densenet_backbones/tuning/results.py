@@ -69,15 +69,20 @@ class Point:
     @property
     def interval(self) -> float | None:
         """Half the width of the mean's 95 % interval, by Student's t; None of one seed."""
-        n = len(self.values)
-        if n < 2:
-            return None
-        spread = float(np.std(list(self.values.values()), ddof=1))
-        return float(student.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread / math.sqrt(n)
+        return measure_interval(list(self.values.values()))
 
     def describe(self) -> str:
         """Return the values in a line."""
         return ", ".join(f"{shorten_key(key)} {value}" for key, value in self.params.items())
+
+
+def measure_interval(values: Sequence[float]) -> float | None:
+    """Return half the width of the 95 % interval of a mean, by Student's t; None of one value."""
+    n = len(values)
+    if n < 2:
+        return None
+    spread = float(np.std(values, ddof=1))
+    return float(student.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread / math.sqrt(n)
 
 
 def shorten_key(key: str) -> str:
@@ -142,3 +147,32 @@ def list_effects(points: Sequence[Point], key: str) -> list[tuple[Any, float, in
         ordered = list(values)
     groups = [(value, [p.mean for p in points if p.params[key] == value]) for value in ordered]
     return [(value, float(np.mean(means)), len(means)) for value, means in groups]
+
+
+def list_differences(points: Sequence[Point], key: str) -> list[tuple[Any, list[float]]]:
+    """Compare a knob's values with its best one, between trials that differ in nothing else.
+
+    Such pairs share their seed and all other values, whose spread so drops out.
+
+    Returns:
+        Each other value with its pairs' differences of quality; values without a pair are left out.
+    """
+    effects = list_effects(points, key)
+    best = max(effects, key=lambda effect: effect[1])[0]
+    peers = {name_point({**p.params, key: None}): p for p in points if p.params[key] == best}
+    found = []
+    for value, *_ in effects:
+        pairs = [
+            (point, peers[name])
+            for point in points
+            if point.params[key] == value != best
+            and (name := name_point({**point.params, key: None})) in peers
+        ]
+        differences = [
+            one.values[seed] - other.values[seed]
+            for one, other in pairs
+            for seed in sorted(one.values.keys() & other.values.keys())
+        ]
+        if differences:
+            found.append((value, differences))
+    return found

@@ -17,6 +17,8 @@ from pathlib import Path
 import optuna
 import pytest
 import stand_in_training
+from hypothesis import given
+from hypothesis import strategies as st
 from locations import PROJECT
 from PIL import Image
 from tiny_runs import DETECTOR_ARGS
@@ -24,7 +26,14 @@ from tiny_runs import DETECTOR_ARGS
 from densenet_backbones.tuning import command, pictures, trial
 from densenet_backbones.tuning.command import main
 from densenet_backbones.tuning.plan import SweepPlan, read_plan
-from densenet_backbones.tuning.results import Point, choose_best, find_front, gather_points
+from densenet_backbones.tuning.report import format_plain
+from densenet_backbones.tuning.results import (
+    Point,
+    choose_best,
+    find_front,
+    gather_points,
+    list_differences,
+)
 from densenet_backbones.tuning.space import parse_knob
 
 STAND_IN = (sys.executable, stand_in_training.__file__)
@@ -110,7 +119,8 @@ def test_a_grid_with_seeds(drawing_stand_in, tmp_path, capsys):
     for name in ("pareto", "importance", "history", "slice", "evaluations"):
         with Image.open(out / f"{name}.png") as picture:
             assert picture.size[0] > 500
-    assert "24" in (out / "report.md").read_text()
+    report = (out / "report.md").read_text()
+    assert "24" in report and "against the best, in pairs (95 %)" in report
     assert not (out / "trials/0000/checkpoints").exists()
 
 
@@ -231,6 +241,21 @@ def test_fronts_hold_what_nothing_beats():
     plan = SweepPlan((), (parse_knob("a=x,y,z,w,v"),), 5, (0, 1), "grid")
     assert choose_best(several, plan).params == {"a": "v"}, "one seed alone may be lucky"
     assert gather_points([]) == [] and choose_best([], plan) is None
+
+
+def test_values_of_a_knob_are_compared_between_trials_that_differ_in_nothing_else():
+    qualities = {(8, 0): {0: 0.5, 1: 0.7}, (8, 4): {0: 0.4, 1: 0.5}, (12, 0): {0: 0.6, 2: 0.9}}
+    points = [Point({"k": k, "b": b}, values) for (k, b), values in qualities.items()]
+    assert list_differences(points, "b") == [(4, pytest.approx([-0.1, -0.2]))]
+    assert list_differences(points, "k") == [(8, pytest.approx([-0.1]))]
+    assert list_differences(points[:1], "k") == []
+
+
+@given(st.lists(st.text("ab_0.±", min_size=1, max_size=40), min_size=6, max_size=30))
+def test_wide_tables_cut_no_number(cells):
+    printed = format_plain([cells, cells], "t", 80)
+    last = printed.splitlines()[-1]
+    assert "".join(last.split()) == "".join("".join(cells).split())
 
 
 @pytest.mark.long
