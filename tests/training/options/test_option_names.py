@@ -1,6 +1,6 @@
 """Names of options that are known without the engine: those of the parsers, and what they refuse.
 
-``python tests/training/test_option_names.py`` writes the file of names anew.
+``python tests/training/options/test_option_names.py`` writes the file of names anew.
 """
 
 import argparse
