@@ -63,8 +63,12 @@ def plot_fronts(points: Sequence[Point], costs: Sequence[Cost], monitor: str, pa
         monitor: Name of the quality.
         path: The PNG file.
     """
-    figure, axes = make_figure(1, len(costs), width=5 * len(costs), height=4.6)
-    for axis, cost in zip(axes, costs, strict=True):
+    rows = -(-len(costs) // 2)
+    columns = -(-len(costs) // rows)
+    figure, axes = make_figure(rows, columns, width=5 * columns, height=4 * rows + 0.6)
+    for empty in axes[len(costs) :]:
+        empty.remove()
+    for axis, cost in zip(axes, costs, strict=False):
         axis.set(xlabel=cost.title, ylabel=monitor)
         front = find_front(points, cost.name)
         for number, point in enumerate(points, start=1):
@@ -93,14 +97,16 @@ def plot_fronts(points: Sequence[Point], costs: Sequence[Cost], monitor: str, pa
 
 
 def _name_points(figure: Figure, points: Sequence[Point]) -> None:
-    """List the best points by their numbers, beside the panels."""
-    names = []
-    for number, point in enumerate(points[:_MOST_NAMES], start=1):
-        values = ", ".join(f"{shorten_key(k)} {v}" for k, v in point.params.items())
-        names.append(escape_name(f"{number}  {values}"))
+    """List the values of the best points by their numbers, beside the panels."""
+    names = [
+        escape_name(f"{number}   {', '.join(map(str, point.params.values()))}")
+        for number, point in enumerate(points[:_MOST_NAMES], start=1)
+    ]
     nothing = [Line2D([], [], linestyle="none") for _ in names]
     look: dict[str, Any] = {"frameon": False, "handlelength": 0, "fontsize": 8, "labelcolor": GRAY}
-    figure.legend(nothing, names, loc="outside right upper", **look)
+    knobs = ",\n".join(escape_name(shorten_key(key)) for key in points[0].params)
+    legend = figure.legend(nothing, names, loc="outside right upper", title=knobs, **look)
+    legend.get_title().set(fontsize=8, color=GRAY)
 
 
 def _optuna() -> Any:

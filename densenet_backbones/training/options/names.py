@@ -1,8 +1,8 @@
 """Names of the engine's options, known without the engine: a typo in one is answered at once.
 
 ``names.json`` holds those of tasks, data and models as they are declared; a test compares it with
-the parsers and writes it anew (``python tests/training/options/test_option_names.py``). Lightning's source,
-in the version that is installed, has those of its trainer.
+the parsers and writes it anew: ``python tests/training/options/test_option_names.py``. Those of the
+trainer are in Lightning's source, in the version that is installed.
 """
 
 import argparse
