@@ -176,10 +176,8 @@ def expand_short_flags(arguments: Sequence[str], form: ShortForm = DETECTION_FOR
     for name in ("run_dir", "name", "logger", "patience", "budget", "evaluations"):
         full += [f"--{name}={getattr(known, name)}"] if getattr(known, name) else []
     full += [f"--init_from={known.init_from}"] if known.init_from else []
-    typed = [word.partition("=")[0] for word in full[len(files) :]]
-    if known.budget is None and not {"--trainer.max_epochs", "--trainer.max_steps"}.isdisjoint(
-        typed
-    ):
+    typed = {word.partition("=")[0] for word in full[len(files) :]}
+    if known.budget is None and typed & {"--trainer.max_epochs", "--trainer.max_steps"}:
         full.append("--budget=null")  # a config's, in place of which this length was typed
     if known.resume:
         full.append("--ckpt_path=last")

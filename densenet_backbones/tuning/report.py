@@ -11,7 +11,6 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -248,11 +247,12 @@ def format_plain(rows: Rows, title: str, width: int) -> str:
     head = [re.sub(r"(_)| ", r"\1\n", name) if is_wide else name for name in rows[0]]
     cells = [head, *([cell.replace("; ", "\n") for cell in row] for row in rows[1:])]
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True)
+    natural = 0
     for column in zip(*cells, strict=True):
         longest = max(len(line) for cell in column for line in cell.splitlines())
         least = longest if is_wide else None
+        natural += 3 + longest if is_wide else 0
         table.add_column(Text(column[0]), justify="right", overflow="fold", min_width=least)
     for row in cells[1:]:
         table.add_row(*map(Text, row))
-    natural = Console(width=10**4).measure(table).minimum if is_wide else 0
     return render([table], max(width, natural))

@@ -113,7 +113,7 @@ def test_a_device_that_is_not_there_gets_a_sentence(device, slim):
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32)],
+    [np.zeros((8, 8), bool), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32)],
 )
 def test_other_arrays_are_refused(image, slim):
     with pytest.raises(ValueError, match=r"must be \(H, W, 3\) uint8 RGB, got \(8, 8"):

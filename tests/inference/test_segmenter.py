@@ -175,7 +175,7 @@ def test_images_are_files_or_pixels(slim, tiny_masks, tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.jpg"):
         model.predict("nowhere.jpg")
     with pytest.raises(ValueError, match=r"must be \(H, W, 3\) uint8 RGB"):
-        model.predict(np.zeros((8, 8), np.uint8))
+        model.predict(np.zeros((8, 8, 4), np.uint8))
     with pytest.raises(ValueError, match=r"overlap must lie in \[0, 32\]"):
         model.predict(file, tile=64, overlap=33)
 

@@ -28,7 +28,7 @@ from densenet_backbones.inference.inputs.image_tensors import to_float
 from densenet_backbones.training import evaluate
 from densenet_backbones.training.arguments import CLASSIFICATION_FORM, list_configs
 from densenet_backbones.training.cli import train_cls, train_det, train_seg
-from densenet_backbones.training.resuming.weights import match_trunks
+from densenet_backbones.training.resuming.weights import MOST_LINES, match_trunks
 
 CONFIGS = list_configs(CLASSIFICATION_FORM)
 PROMISED = [
@@ -203,6 +203,17 @@ def start_segmenter(request):
     masks = request.getfixturevalue("tiny_masks")
     args = ("--model.args", json.dumps({**UNET_ARGS, "backbone_kwargs": SMALL_NET}))
     return train_seg, segmentation_arguments(masks, *args, epochs=1)
+
+
+def test_weights_of_another_network_are_said_to_fit_little(run, small_classifier, capsys):
+    (flag, name, *_), file = small_classifier
+    net = {"growth_rate": 6, "block_config": [2, 2, 2, 2], "num_init_features": 12}
+    kind = (flag, name, "--model.args", json.dumps({**net, "image_size": 32}))
+    words = ("--init-from", str(file.parent), "--dry-run")
+    train_cls(classification_arguments(run / "data", *kind, *words, epochs=1))
+    said = capsys.readouterr().out
+    assert "Little of " in said and "are built otherwise" in said
+    assert said.count("left out: ") == MOST_LINES + 1 and " more tensors\n" in said
 
 
 @pytest.mark.parametrize("other", [start_detector, start_segmenter])
