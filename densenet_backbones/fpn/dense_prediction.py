@@ -1,7 +1,7 @@
 """DSOD's dense prediction structure: every map halves the one before, reusing and learning."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,8 @@ class DensePrediction(Adapter):
         levels_in: Two levels, the second of twice the first's stride.
         half_channels: For the second and each further output, the channels of either half.
         first_channels: Channels of the first output; None for First as it is.
+        reuse: False gives the plain structure that the paper compares with (figure 1, left): every
+            output but First is learned, all of its channels, from the one before alone.
 
     Raises:
         ValueError: If an argument is out of range, or strides do not double.
@@ -48,6 +50,7 @@ class DensePrediction(Adapter):
         levels_in: Sequence[FeatureLevel],
         half_channels: Sequence[int] = (256, 256, 128, 128, 128),
         first_channels: int | None = None,
+        reuse: bool = True,
     ) -> None:
         super().__init__()
         if len(levels_in) != 2:
@@ -58,8 +61,10 @@ class DensePrediction(Adapter):
         # The two maps of the base: the first predicts by itself, and both make the second.
         first, last = self.levels_in = tuple(levels_in)
         half, *further = half_channels
-        self.trans = _bn_relu_conv(last.channels, half, kernel_size=1)
-        self.first_reuse = _bn_relu_conv(first.channels, half, kernel_size=1)
+        self.trans = _bn_relu_conv(last.channels, half if reuse else 2 * half, kernel_size=1)
+        self.first_reuse: nn.Sequential | None = None
+        if reuse:
+            self.first_reuse = _bn_relu_conv(first.channels, half, kernel_size=1)
         self.first: nn.Sequential | None = None
         if first_channels is not None:
             check_whole("first_channels", first_channels)
@@ -67,11 +72,12 @@ class DensePrediction(Adapter):
         width = first.channels if first_channels is None else first_channels
         levels = [FeatureLevel(name_pyramid_level(first, 1), width, first.stride)]
         levels.append(FeatureLevel(name_next_level(levels[0].name), 2 * half, last.stride))
-        # Every further map is half learned and half reused from the one before.
+        # Every further map is half learned and half reused from the one before, or all learned.
         self.stages = nn.ModuleList()
         for half in further:
             previous = levels[-1]
-            self.stages.append(_ReuseAndLearn(previous.channels, half))
+            make: Callable[[int, int], nn.Module] = _ReuseAndLearn if reuse else _learn
+            self.stages.append(make(previous.channels, half))
             levels.append(
                 FeatureLevel(name_next_level(previous.name), 2 * half, 2 * previous.stride)
             )
@@ -83,11 +89,12 @@ class DensePrediction(Adapter):
         """Turn the two base maps into maps of ``levels``."""
         self._check_number(features)
         first, last = features
-        learned = self.trans(last)
-        reused = self.first_reuse(_halve_to(first, last))
+        second = self.trans(last)
+        if self.first_reuse is not None:
+            second = torch.cat((second, self.first_reuse(_halve_to(first, last))), dim=1)
         if self.first is not None:
             first = self.first(first)
-        maps = [first, torch.cat((learned, reused), dim=1)]
+        maps = [first, second]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
         return maps
@@ -99,14 +106,19 @@ class _ReuseAndLearn(nn.Module):
     def __init__(self, in_channels: int, half: int) -> None:
         super().__init__()
         self.reuse = _bn_relu_conv(in_channels, half, kernel_size=1)
-        self.learn = nn.Sequential(
-            _bn_relu_conv(in_channels, half, kernel_size=1),
-            _bn_relu_conv(half, half, kernel_size=3, stride=2),
-        )
+        self.learn = _learn(in_channels, half, half)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
         return torch.cat((self.reuse(pooled), self.learn(x)), dim=1)
+
+
+def _learn(in_channels: int, half: int, out_channels: int | None = None) -> nn.Sequential:
+    """The learned half of an output, or without ``out_channels`` all 2 * half of its channels."""
+    return nn.Sequential(
+        _bn_relu_conv(in_channels, half, kernel_size=1),
+        _bn_relu_conv(half, out_channels or 2 * half, kernel_size=3, stride=2),
+    )
 
 
 def caffe_xavier_(module: nn.Module) -> None:

@@ -46,6 +46,7 @@ class DSODOptions(_SharedOptions, total=False):
     image_size: int | Sequence[int]
     backbone: str | nn.Module | None
     adapter_channels: Sequence[int]
+    dense_prediction: bool
     prior_sizes: str | Sequence[float]
     faithful_priors: bool
     head_norm: bool
@@ -61,6 +62,7 @@ def dsod300(
     image_size: int | Sequence[int] = 300,
     backbone: str | nn.Module | None = None,
     adapter_channels: Sequence[int] = (256, 256, 128, 128, 128),
+    dense_prediction: bool = True,
     prior_sizes: str | Sequence[float] = "voc",
     faithful_priors: bool = False,
     head_norm: bool = True,
@@ -82,6 +84,8 @@ def dsod300(
             ``dsod_features``.
         adapter_channels: Half the channels of each prediction map but the first; their number makes
             the number of maps.
+        dense_prediction: Half of each of these maps is reused from a finer one, as published; False
+            learns all of them, as SSD does (see `DensePrediction`).
         prior_sizes: ``"voc"`` or ``"coco"`` (SSD's rule), or with ``512`` at the end SSD512's;
             ``"large"`` for images of few and large objects; or one size in pixels for each map and
             the upper end.
@@ -125,7 +129,8 @@ def dsod300(
     # Adapter and priors follow the network's levels: any with strides 8 and 16 will do.
     size = _parse_size(image_size)
     levels = feature_levels(net)
-    adapter = DensePrediction([levels[i] for i in find_base_positions(levels)], adapter_channels)
+    base = [levels[i] for i in find_base_positions(levels)]
+    adapter = DensePrediction(base, adapter_channels, reuse=dense_prediction)
     strides = [level.stride for level in adapter.levels]
     # What the caller says about images goes before what the weights expect.
     facts = read_normalization(net, name if isinstance(name, str) else None)

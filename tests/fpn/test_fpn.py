@@ -132,6 +132,22 @@ def test_dense_prediction_starts_as_dsod_was_first_trained() -> None:
         torch.testing.assert_close(torch.empty_like(weight).uniform_(-bound, bound), weight)
 
 
+def test_plain_prediction_learns_every_map_from_the_one_before() -> None:
+    dense = DensePrediction((C3, C4), (4, 4, 2))
+    plain = DensePrediction((C3, C4), (4, 4, 2), reuse=False)
+    assert plain.levels == dense.levels
+    first, last = maps_of((C3, C4))
+    maps = plain([first, last])
+    assert [x.shape for x in maps] == [x.shape for x in dense([first, last])]
+    assert maps[0] is first
+    # Nothing of First reaches the others.
+    for x, y in zip(maps[1:], plain([torch.zeros_like(first), last])[1:], strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=0)
+    torch.testing.assert_close(maps[2], plain.stages[0](maps[1]))
+    sum(x.square().sum() for x in maps).backward()
+    assert all(p.grad is not None and p.grad.any() for p in plain.parameters())
+
+
 def test_first_of_dense_prediction_can_have_any_width() -> None:
     plain = DensePrediction((C3, C4), (4, 4)).eval()
     adapter = DensePrediction((C3, C4), (4, 4), first_channels=8).eval()

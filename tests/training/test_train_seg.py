@@ -313,11 +313,15 @@ def test_a_norm_of_a_single_value_gets_a_sentence(tiny_masks, tmp_path, monkeypa
     assert "sees one value of each channel" in error and "--batch-size of 2 or more" in error
 
 
-def test_class_weights_come_from_the_training_masks(tiny_masks, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "power"), [("median", 1.0), ("sqrt_median", 0.5)])
+def test_class_weights_come_from_the_training_masks(
+    name, power, tiny_masks, tmp_path, monkeypatch
+):
     kept = []
     monkeypatch.setattr(running, "fit", kept.append)
     monkeypatch.setattr(running.report, "report_results", lambda *args: None)
-    weighed = ("--model.loss.class_weights", "median_frequency", "--run-dir", str(tmp_path / "r"))
+    run_dir = ("--run-dir", str(tmp_path / "r"))
+    weighed = ("--model.loss.class_weights", f"{name}_frequency", *run_dir)
     train_seg(segmentation_arguments(tiny_masks, *weighed))
     (started,) = kept
     weights = started.model.loss.class_weights
@@ -328,7 +332,8 @@ def test_class_weights_come_from_the_training_masks(tiny_masks, tmp_path, monkey
         there = [mask for mask in masks if (mask == label).any()]
         labelled = sum(int((mask != 255).sum()) for mask in there)
         shares.append(sum(int((mask == label).sum()) for mask in there) / labelled)
-    assert weights.tolist() == pytest.approx(np.median(shares) / np.array(shares), rel=1e-5)
+    expected = (np.median(shares) / np.array(shares)) ** power
+    assert weights.tolist() == pytest.approx(expected, rel=1e-5)
     assert not [name for name in started.model.state_dict() if not name.startswith("model.")]
 
 

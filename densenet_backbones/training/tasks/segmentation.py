@@ -46,14 +46,17 @@ from densenet_backbones.training.optimization import Optimizer, Schedule
 from densenet_backbones.training.tasks.task import MemoryOption, Outputs, Task, refuse_other_names
 
 
+Counted = Literal["median_frequency", "sqrt_median_frequency"]
+
+
 @dataclass
 class Loss:
     """Terms of the loss and their settings; see `SegmentationLoss`.
 
     Attributes:
         terms: Weight of each term: "cross_entropy", "dice", "focal", "lovasz", "ohem".
-        class_weights: Of cross-entropy: "median_frequency" counts the training masks' pixels; or
-            one number a class.
+        class_weights: Of cross-entropy: "median_frequency" counts the training masks' pixels,
+            "sqrt_median_frequency" takes the square roots of those weights; or one number a class.
         label_smoothing: Of cross-entropy, in [0, 1).
         focal_gamma: Of focal, 0 or more.
         dice_smooth: Of dice, 0 or more.
@@ -63,7 +66,7 @@ class Loss:
     """
 
     terms: dict[str, float] = field(default_factory=lambda: {"cross_entropy": 1.0})
-    class_weights: Literal["median_frequency"] | list[float] | None = None
+    class_weights: Counted | list[float] | None = None
     label_smoothing: float = 0.0
     focal_gamma: float = 2.0
     dice_smooth: float = 0.0
@@ -78,11 +81,12 @@ class Loss:
             ValueError: An option is out of range.
         """
         options = asdict(self)
-        if self.class_weights == "median_frequency":
+        if isinstance(self.class_weights, str):
             options["class_weights"] = None
             if train_set is not None:
                 counts = count_class_pixels(train_set, skip=True)
-                options["class_weights"] = compute_median_frequency_weights(counts)
+                root = self.class_weights == "sqrt_median_frequency"
+                options["class_weights"] = compute_median_frequency_weights(counts, root=root)
         try:
             return SegmentationLoss(task, **options)
         except ValueError as error:
@@ -168,7 +172,7 @@ class SegmentationTask(Task[SegmentationData, MaskSample, SegmentationMetric]):
 
     def prepare(self, data: SegmentationData) -> None:
         """Give the loss the weights that are to come from the training masks."""
-        if self.loss_options.class_weights == "median_frequency":
+        if isinstance(self.loss_options.class_weights, str):
             self.loss = self.loss_options.build(self.spec.task, data.train_set)
 
     def describe_input(self) -> ModelInput:
