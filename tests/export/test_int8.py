@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 from onnx import helper, numpy_helper
 
@@ -14,6 +15,7 @@ from densenet_backbones.data.faults import DataError
 from densenet_backbones.export import export, needs
 from densenet_backbones.export.int8.graphs import Node, find_inner
 from densenet_backbones.export.int8.images import choose_images
+from densenet_backbones.export.int8.ir_quantizer import quantize_ir
 from densenet_backbones.export.int8.onnx_quantizer import equalize, quantize_onnx
 from densenet_backbones.inference.exported.runtimes import open_runtime
 from densenet_backbones.inference.loading import load
@@ -108,6 +110,30 @@ def test_ranges_of_raw_channels_do_not_matter(tmp_path):
     # Inputs and outputs of all convolutions but the last.
     assert 6 <= kinds["QuantizeLinear"] <= 8
     assert not list(tmp_path.glob("*prepared*"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("factors", [np.ones(WIDTH, np.float32), spread_factors()])
+def test_an_ir_has_ranges_at_the_inputs_of_convolutions_alone(factors, tmp_path):
+    """NNCF by itself puts them before concatenations too: spread ones then give errors of 0.2."""
+    little_block(tmp_path / "block.onnx", factors)
+    openvino.save_model(openvino.convert_model(tmp_path / "block.onnx"), tmp_path / "block.xml")
+    rng = np.random.default_rng(0)
+    images = [rng.random((1, 3, 24, 24), np.float32) for _ in range(6)]
+    quantize_ir(tmp_path / "block.xml", tmp_path / "eight.xml", images)
+    core = openvino.Core()
+    read = [
+        (operation.get_node().get_type_name(), operation.get_index())
+        for node in core.read_model(tmp_path / "eight.xml").get_ordered_ops()
+        if node.get_type_name() == "FakeQuantize"
+        for operation in node.output(0).get_target_inputs()
+    ]
+    assert set(read) == {("Convolution", 0)}
+    expected, found = (
+        core.compile_model(tmp_path / name, "CPU")(images[0])[0]
+        for name in ("block.xml", "eight.xml")
+    )
+    assert 0 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.05
 
 
 def test_first_and_last_convolutions_bound_what_is_quantized():

@@ -314,9 +314,7 @@ def test_a_norm_of_a_single_value_gets_a_sentence(tiny_masks, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(("name", "power"), [("median", 1.0), ("sqrt_median", 0.5)])
-def test_class_weights_come_from_the_training_masks(
-    name, power, tiny_masks, tmp_path, monkeypatch
-):
+def test_class_weights_come_from_the_training_masks(name, power, tiny_masks, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(running, "fit", kept.append)
     monkeypatch.setattr(running.report, "report_results", lambda *args: None)

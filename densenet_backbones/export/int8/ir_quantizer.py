@@ -1,7 +1,8 @@
 """Quantize OpenVINO's IR to 8 bits with NNCF, Intel's Neural Network Compression Framework.
 
-It puts ranges at the inputs of convolutions alone, so that concatenations and norms stay as they
-are. nncf belongs to the extra ``int8``.
+It is told to put ranges at the inputs of convolutions alone, as it otherwise puts them behind the
+raw maps that are concatenated, pooled, or brought to one length, too: on a small DSOD of which it
+did, AP fell by 0.006. nncf belongs to the extra ``int8``.
 """
 
 import logging
@@ -42,7 +43,7 @@ def quantize_ir(path: Path, out: Path, images: CalibrationImages) -> None:
             # Activations that are negative have their own zero.
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(images),
-            ignored_scope=nncf.IgnoredScope(names=_list_outer(model), validate=False),
+            ignored_scope=nncf.IgnoredScope(names=_list_kept(model), validate=False),
             advanced_parameters=AdvancedQuantizationParameters(
                 # Weights of 7 bits: see `onnx_quantizer`.
                 overflow_fix=OverflowFix.ENABLE,
@@ -51,7 +52,7 @@ def quantize_ir(path: Path, out: Path, images: CalibrationImages) -> None:
     save_ir(quantized, out, {})
 
 
-def _list_outer(model: Any) -> list[str]:
+def _list_kept(model: Any) -> list[str]:
     """Return the names of the operations that stay in float32."""
     operations = model.get_ordered_ops()
     nodes = [
@@ -63,4 +64,4 @@ def _list_outer(model: Any) -> list[str]:
         for operation in operations
     ]
     inner = find_inner(nodes)
-    return [node.name for node in nodes if node.name not in inner]
+    return [node.name for node in nodes if not (node.is_learned and node.name in inner)]

@@ -45,7 +45,6 @@ from densenet_backbones.training.arguments import SEGMENTATION_FORM
 from densenet_backbones.training.optimization import Optimizer, Schedule
 from densenet_backbones.training.tasks.task import MemoryOption, Outputs, Task, refuse_other_names
 
-
 Counted = Literal["median_frequency", "sqrt_median_frequency"]
 
 
