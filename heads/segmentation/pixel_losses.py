@@ -27,17 +27,23 @@ IGNORED = 255
 class Pixels:
     """Logits and targets in the form that every loss reads.
 
+    Every map of all classes takes a pass over memory, forward and backward: what several losses
+    need is computed once, here.
+
     Attributes:
-        logits: (N, K, H, W), float32 or float64, 0 where ignored.
+        logits: (N, K, H, W), float32 or float64, 0 where ignored; of ``multiclass`` the logarithm
+            of their softmax, which is as good.
         labels: (N, H, W) int64 in 0..K-1 for ``multiclass``, else (N, K, H, W) of 0 and 1; 0 where
             ignored.
         valid: Bool, shaped as ``labels``: what counts.
+        negative_log_likelihood: -log of the probability of what is right, shaped as ``labels``.
         mode: ``multiclass`` for a softmax; ``binary`` (K = 1) and ``multilabel`` for sigmoids.
     """
 
     logits: Tensor
     labels: Tensor
     valid: Tensor
+    negative_log_likelihood: Tensor
     mode: Mode
 
     @classmethod
@@ -52,23 +58,19 @@ class Pixels:
         if mode == "binary":
             target = target.view_as(logits)
         valid = target != IGNORED
-        counted = valid[:, None] if mode == "multiclass" else valid
+        labels = target.long().where(valid, 0)
+        # Class by class in memory, as a softmax over classes is fastest; without a trace of what
+        # stands at ignored pixels, not even of an infinity.
         precision = torch.promote_types(logits.dtype, torch.float32)
-        return cls(
-            # Without a trace of what stands at ignored pixels, not even of an infinity.
-            logits=logits.to(precision).where(counted, 0.0),
-            labels=target.long().where(valid, 0),
-            valid=valid,
-            mode=mode,
-        )
-
-    @property
-    def negative_log_likelihood(self) -> Tensor:
-        """-log of the probability of what is right, shaped as ``labels``."""
-        if self.mode == "multiclass":
-            return F.cross_entropy(self.logits, self.labels, reduction="none")
-        truth = self.labels.to(self.logits.dtype)
-        return F.binary_cross_entropy_with_logits(self.logits, truth, reduction="none")
+        logits = logits.to(precision, memory_format=torch.contiguous_format)
+        logits = logits.masked_fill(~(valid[:, None] if mode == "multiclass" else valid), 0.0)
+        if mode == "multiclass":
+            logits = logits.log_softmax(dim=1)
+            nll = F.nll_loss(logits, labels, reduction="none")
+        else:
+            truth = labels.to(precision)
+            nll = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        return cls(logits, labels, valid, nll, mode)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of values shaped as ``labels`` over the pixels that count."""
@@ -76,9 +78,8 @@ class Pixels:
 
     @property
     def probabilities(self) -> Tensor:
-        """(K, P): softmax or sigmoid."""
-        multiclass = self.mode == "multiclass"
-        return self.by_class(self.logits.softmax(dim=1) if multiclass else self.logits.sigmoid())
+        """(N, K, H, W): softmax or sigmoid."""
+        return self.logits.exp() if self.mode == "multiclass" else self.logits.sigmoid()
 
     @property
     def truth(self) -> Tensor:
@@ -95,6 +96,18 @@ class Pixels:
             return self.valid.flatten()[None]
         return self.by_class(self.valid)
 
+    def sum_by_class(self, values: Tensor) -> Tensor:
+        """(K,): sum of values shaped as ``labels`` over the pixels of each class that count."""
+        values = values.where(self.valid, 0.0)
+        if self.mode != "multiclass":
+            return self.by_class(values * self.labels).sum(dim=1)
+        # Row by row first: the float32 sum of a million pixels would lose the digits of the next.
+        classes, rows = self.logits.shape[1], self.labels.flatten(0, 1)
+        first = torch.arange(0, len(rows) * classes, classes, device=rows.device)
+        sums = values.new_zeros(len(first) * classes)
+        sums = sums.index_add(0, (rows + first[:, None]).flatten(), values.flatten())
+        return sums.view(-1, classes).sum(dim=0)
+
     @staticmethod
     def by_class(maps: Tensor) -> Tensor:
         """(N, K, H, W) to (K, P)."""
@@ -104,7 +117,7 @@ class Pixels:
 def cross_entropy(
     pixels: Pixels, class_weights: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Cross-entropy, the mean over the pixels that count; torch's own functions with weights.
+    """Cross-entropy, the mean over the pixels that count; what torch's own function gives.
 
     Args:
         pixels: What to compare.
@@ -115,13 +128,18 @@ def cross_entropy(
     """
     weights = None if class_weights is None else class_weights.to(pixels.logits.dtype)
     if pixels.mode == "multiclass":
-        loss = F.cross_entropy(
-            pixels.logits, pixels.labels, weights, reduction="none", label_smoothing=label_smoothing
-        ).where(pixels.valid, 0.0)
-        if weights is None:
+        loss = pixels.negative_log_likelihood
+        each = None if weights is None else weights[pixels.labels].where(pixels.valid, 0.0)
+        if each is not None:
+            loss = loss * each
+        if label_smoothing:
+            maps = pixels.logits if weights is None else pixels.logits * weights[:, None, None]
+            evenly = -maps.mean(dim=1)
+            loss = loss * (1 - label_smoothing) + evenly * label_smoothing
+        if each is None:
             return pixels.mean(loss)
-        total = weights[pixels.labels].where(pixels.valid, 0.0).sum()
-        return loss.sum() / total.where(total > 0, 1.0)
+        total = each.sum()
+        return loss.where(pixels.valid, 0.0).sum() / total.where(total > 0, 1.0)
     truth = pixels.labels.to(pixels.logits.dtype)
     truth = truth * (1 - label_smoothing) + label_smoothing / 2
     positive = None if weights is None else weights[:, None, None]
@@ -163,10 +181,18 @@ def dice(pixels: Pixels, smooth: float = 0.0) -> Tensor:
         pixels: What to compare.
         smooth: Added above and below.
     """
-    probabilities = pixels.probabilities.where(pixels.counted, 0.0)
-    both = probabilities.where(pixels.truth, 0.0).sum(dim=1)  # (K,)
-    size = pixels.truth.sum(dim=1)
-    score = (2 * both + smooth) / (probabilities.sum(dim=1) + size + smooth).clamp(min=1e-7)
+    size = pixels.sum_by_class(torch.ones_like(pixels.negative_log_likelihood))
+    if pixels.mode == "multiclass":
+        right = (-pixels.negative_log_likelihood).exp()
+        counted = pixels.valid.flatten(1).to(pixels.logits.dtype)
+        # Autocast would multiply in half precision.
+        with torch.autocast(counted.device.type, enabled=False):
+            expected = torch.einsum("nkp,np->k", pixels.probabilities.flatten(2), counted)
+    else:
+        right = pixels.probabilities
+        expected = pixels.by_class(right.where(pixels.valid, 0.0)).sum(dim=1)
+    both = pixels.sum_by_class(right)
+    score = (2 * both + smooth) / (expected + size + smooth).clamp(min=1e-7)
     return _average_present(1 - score, size)
 
 
@@ -181,7 +207,7 @@ def lovasz(pixels: Pixels) -> Tensor:
     """
     truth = pixels.truth
     if pixels.mode == "multiclass":
-        errors = (truth.to(pixels.logits.dtype) - pixels.probabilities).abs()
+        errors = (truth.to(pixels.logits.dtype) - pixels.by_class(pixels.probabilities)).abs()
     else:
         signs = torch.where(truth, 1.0, -1.0)
         errors = 1 - pixels.by_class(pixels.logits) * signs
