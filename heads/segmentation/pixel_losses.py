@@ -182,15 +182,11 @@ def dice(pixels: Pixels, smooth: float = 0.0) -> Tensor:
         smooth: Added above and below.
     """
     size = pixels.sum_by_class(torch.ones_like(pixels.negative_log_likelihood))
-    if pixels.mode == "multiclass":
-        right = (-pixels.negative_log_likelihood).exp()
-        counted = pixels.valid.flatten(1).to(pixels.logits.dtype)
-        # Autocast would multiply in half precision.
-        with torch.autocast(counted.device.type, enabled=False):
-            expected = torch.einsum("nkp,np->k", pixels.probabilities.flatten(2), counted)
-    else:
-        right = pixels.probabilities
-        expected = pixels.by_class(right.where(pixels.valid, 0.0)).sum(dim=1)
+    multiclass = pixels.mode == "multiclass"
+    probabilities = pixels.probabilities
+    ignored = ~(pixels.valid[:, None] if multiclass else pixels.valid)
+    expected = probabilities.masked_fill(ignored, 0.0).sum(dim=(0, 2, 3))  # (K,)
+    right = (-pixels.negative_log_likelihood).exp() if multiclass else probabilities
     both = pixels.sum_by_class(right)
     score = (2 * both + smooth) / (expected + size + smooth).clamp(min=1e-7)
     return _average_present(1 - score, size)

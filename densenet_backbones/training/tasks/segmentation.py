@@ -45,7 +45,7 @@ from densenet_backbones.training.arguments import SEGMENTATION_FORM
 from densenet_backbones.training.optimization import Optimizer, Schedule
 from densenet_backbones.training.tasks.task import MemoryOption, Outputs, Task, refuse_other_names
 
-Counted = Literal["median_frequency", "sqrt_median_frequency"]
+CountedWeights = Literal["median_frequency", "sqrt_median_frequency"]
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Loss:
     """
 
     terms: dict[str, float] = field(default_factory=lambda: {"cross_entropy": 1.0})
-    class_weights: Counted | list[float] | None = None
+    class_weights: CountedWeights | list[float] | None = None
     label_smoothing: float = 0.0
     focal_gamma: float = 2.0
     dice_smooth: float = 0.0
