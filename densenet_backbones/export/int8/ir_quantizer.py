@@ -1,8 +1,8 @@
 """Quantize OpenVINO's IR to 8 bits with NNCF, Intel's Neural Network Compression Framework.
 
-It is told to put ranges at the inputs of convolutions alone, as it otherwise puts them behind the
-raw maps that are concatenated, pooled, or brought to one length, too: on a small DSOD of which it
-did, AP fell by 0.006. nncf belongs to the extra ``int8``.
+It is told to put ranges at the inputs of convolutions alone: it otherwise puts them at raw maps
+that are concatenated, pooled or brought to one length, too, whose channels one range does not fit.
+nncf belongs to the extra ``int8``.
 """
 
 import logging
