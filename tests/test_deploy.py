@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from long_cases import first_now
 from tiny_nets import KINDS, randomise_norms, tiny
 from torch import nn
+from torch._inductor import metrics
 from torch.export import Dim
 from torch.nn.utils import prune
 from torch.nn.utils.parametrize import register_parametrization
@@ -498,6 +499,19 @@ def test_compiled_ahead_of_time_and_under_autocast():
     compiled = torch.compile(deployed, backend="aot_eager", fullgraph=True)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert difference(deployed, compiled, image()) <= 2**-7
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["densenet121_features", "dsod_smallest_features"])
+def test_the_compiler_of_c_has_nothing_to_do(name):
+    """On a CPU Inductor writes no loop, so that the first call takes no compiler's time."""
+    net = tiny(name).eval()
+    deployed = deploy(net)
+    torch.compiler.reset()
+    metrics.reset()
+    with torch.inference_mode():
+        assert difference(net, torch.compile(deployed), image()) <= 1e-5
+    assert metrics.generated_kernel_count == 0
 
 
 @pytest.mark.parametrize("name", first_now(KINDS))

@@ -10,8 +10,12 @@ from densenet_backbones.dense_block.folded import (
     run_folded,
     run_folded_compiled,
 )
-from densenet_backbones.dense_block.folded_conv import FoldedConv2d, is_recorded
-from densenet_backbones.dense_block.folded_transition import FoldedTransition, ScaleShift
+from densenet_backbones.dense_block.folded_conv import FoldedConv2d
+from densenet_backbones.dense_block.folded_transition import (
+    FoldedMaxPool2d,
+    FoldedTransition,
+    ScaleShift,
+)
 from densenet_backbones.dense_block.interfaces import (
     DenseLayerLike,
     Role,
@@ -31,6 +35,7 @@ from densenet_backbones.dense_block.modes import (
     has_shared_buffer,
     run_block,
 )
+from densenet_backbones.dense_block.operators import is_recorded
 from densenet_backbones.dense_block.plain import run_plain
 
 __all__ = [
@@ -38,6 +43,7 @@ __all__ = [
     "DenseLayerLike",
     "FoldedConv2d",
     "FoldedLayer",
+    "FoldedMaxPool2d",
     "FoldedTransition",
     "Memory",
     "Role",

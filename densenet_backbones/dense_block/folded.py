@@ -35,10 +35,10 @@ from densenet_backbones.dense_block.interfaces import (
     has_own_methods,
     read_relu_ceiling,
 )
+from densenet_backbones.dense_block.operators import LIBRARY
 from densenet_backbones.dense_block.plain import run_plain
 
 __all__ = [
-    "LIBRARY",
     "FoldedLayer",
     "find_folded_change",
     "run_folded",
@@ -264,8 +264,6 @@ def _allocate_block_output(
     )
 
 
-# Not torch.library.custom_op, which reads the signature and makes importing slower.
-LIBRARY = torch.library.Library("densenet_backbones", "FRAGMENT")
 LIBRARY.define(
     "folded_block(Tensor x, Tensor[] tensors, int layers, int dilation, float ceiling) -> Tensor"
 )

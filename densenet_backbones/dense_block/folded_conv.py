@@ -12,14 +12,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
-from torch.jit import is_tracing  # type: ignore[attr-defined]
+from torch import Tensor, nn
 
 from densenet_backbones.dense_block import native
 from densenet_backbones.dense_block.backends import has_cpp
-from densenet_backbones.dense_block.interfaces import State, has_own_methods, read_state
+from densenet_backbones.dense_block.interfaces import (
+    State,
+    allocate_channels_last,
+    has_own_methods,
+    read_state,
+)
+from densenet_backbones.dense_block.operators import LIBRARY, calls_operators, is_recorded
 
-__all__ = ["ONEDNN", "FoldedConv2d", "LayoutCache", "is_for_onednn", "is_recorded"]
+__all__ = ["ONEDNN", "FoldedConv2d", "LayoutCache", "activate", "is_for_onednn"]
 
 ONEDNN: Any = torch.ops.mkldnn  # what torch.compile calls on a CPU
 
@@ -107,15 +112,17 @@ class FoldedConv2d(LayoutCache, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve and activate, (N, C, H, W) to (N, C', H', W')."""
-        if torch.compiler.is_compiling() or is_recorded(x) or self._is_changed():
-            return self._activate(super().forward(x))
+        if self._is_changed() or is_recorded(x):
+            return activate(super().forward(x), self.ceiling)
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))  # which does not know what comes
-        if self._is_for_winograd(x) and has_cpp(x):
+        if calls_operators(x) and not isinstance(self.padding, str):
+            return _call_operator(x, *self.list_tensors(), self._list_geometry(), self.ceiling)
+        if _is_for_winograd(x, self.weight, self._list_geometry()) and has_cpp(x):
             weight, bias = self.list_tensors()
             return native.run_convolution(x, weight, bias, self.ceiling)
         if not is_for_onednn(x):
-            return self._activate(super().forward(x))
+            return activate(super().forward(x), self.ceiling)
         geometry = [list(pair) for pair in (self.padding, self.stride, self.dilation)]
 
         def lay_out() -> tuple[Tensor, Tensor]:
@@ -127,29 +134,35 @@ class FoldedConv2d(LayoutCache, nn.Conv2d):
         weights = self.get_laid_out((x.dtype, x.shape), self.list_tensors(), lay_out)
         fused = "relu" if self.ceiling == inf else "none"
         out: Tensor = ONEDNN._convolution_pointwise(x, *weights, *geometry, 1, fused, [], "")
-        return out if fused == "relu" else self._activate(out)
+        return out if fused == "relu" else activate(out, self.ceiling)
 
     def _is_changed(self) -> bool:
         """Return True if the weight is computed anew in each call, as parametrizations do."""
         is_own = type(self) is FoldedConv2d and not has_own_methods(self)
         return not is_own or not {"weight", "bias"} <= self._parameters.keys()
 
-    def _activate(self, x: Tensor) -> Tensor:
-        if self.ceiling is None:
-            return x
-        # Written as ReLU, which exporters know best, where it is one.
-        return F.relu(x) if self.ceiling == inf else x.clamp(0.0, self.ceiling)
-
-    def _is_for_winograd(self, x: Tensor) -> bool:
-        known = self.kernel_size == (3, 3) and self.padding == (1, 1)
-        tiles = len(x) * -(-x.shape[-2] // 2) * -(-x.shape[-1] // 2) if known else 0
-        plain = self.stride == self.dilation == (1, 1)
-        return plain and tiles >= _FEWEST_TILES and self.in_channels >= _FEWEST_CHANNELS
+    def _list_geometry(self) -> list[int]:
+        assert not isinstance(self.padding, str)
+        return [*self.stride, *self.padding, *self.dilation]
 
     def list_tensors(self) -> list[Tensor]:
         """Return weight and bias."""
         assert self.bias is not None
         return [self.weight, self.bias]
+
+
+def activate(x: Tensor, ceiling: float | None) -> Tensor:
+    """Activate ``x``; a ceiling of infinity is ReLU, None no activation."""
+    if ceiling is None:
+        return x
+    # Written as ReLU, which exporters know best, where it is one.
+    return F.relu(x) if ceiling == inf else x.clamp(0.0, ceiling)
+
+
+def _is_for_winograd(x: Tensor, weight: Tensor, geometry: Sequence[int]) -> bool:
+    plain = weight.shape[2:] == (3, 3) and set(geometry) == {1}
+    tiles = len(x) * -(-x.shape[-2] // 2) * -(-x.shape[-1] // 2) if plain else 0
+    return tiles >= _FEWEST_TILES and weight.shape[1] >= _FEWEST_CHANNELS
 
 
 def is_for_onednn(x: Tensor) -> bool:
@@ -169,8 +182,51 @@ def _can_compute_in(dtype: torch.dtype) -> bool:
     return dtype == torch.float32  # few processors have float16
 
 
-def is_recorded(x: Tensor) -> bool:
-    """Return True if torch records what runs on ``x``: to export, trace or differentiate it."""
-    if isinstance(x, fx.Proxy) or is_tracing() or torch.compiler.is_exporting():
-        return True
-    return x.requires_grad and torch.is_grad_enabled()
+def _call_operator(
+    x: Tensor, weight: Tensor, bias: Tensor, geometry: list[int], ceiling: float | None
+) -> Tensor:
+    call = torch.ops.densenet_backbones.folded_convolution
+    out: Tensor = call(x, weight, bias, geometry, ceiling)
+    return out
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor, geometry: list[int], ceiling: float | None
+) -> Tensor:
+    """Convolve and activate.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (C', C, height, width).
+        bias: (C',).
+        geometry: Stride, padding and dilation, two numbers each.
+        ceiling: Value at which the activation cuts off, beside 0; None for no activation.
+
+    Returns:
+        (N, C', H', W'), channels last.
+    """
+    if _is_for_winograd(x, weight, geometry) and has_cpp(x):
+        return native.run_convolution(x, weight, bias, ceiling)
+    out = _convolve_plainly(x, weight.to(x.dtype), bias.to(x.dtype), geometry)
+    if ceiling is not None:
+        out.clamp_(min=0.0, max=ceiling)
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+def _convolve_plainly(x: Tensor, weight: Tensor, bias: Tensor, geometry: list[int]) -> Tensor:
+    return F.conv2d(x, weight, bias, geometry[:2], geometry[2:4], geometry[4:])
+
+
+def _allocate_output(
+    x: Tensor, weight: Tensor, bias: Tensor, geometry: list[int], ceiling: float | None
+) -> Tensor:
+    out = _convolve_plainly(x, weight.to(x.dtype), bias.to(x.dtype), geometry)
+    return allocate_channels_last(out, len(bias))
+
+
+LIBRARY.define(
+    "folded_convolution(Tensor x, Tensor weight, Tensor bias, int[] geometry, float? ceiling)"
+    " -> Tensor"
+)
+LIBRARY.impl("folded_convolution", _convolve, "CompositeExplicitAutograd")
+torch.library.register_fake("densenet_backbones::folded_convolution", _allocate_output)

@@ -7,7 +7,7 @@ Shapes: N images, C channels read, C' written, H and W pixels.
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from densenet_backbones.dense_block import native
 from densenet_backbones.dense_block.backends import has_cpp, has_kernels, has_triton
-from densenet_backbones.dense_block.folded import LIBRARY
-from densenet_backbones.dense_block.folded_conv import FoldedConv2d, is_recorded
+from densenet_backbones.dense_block.folded_conv import FoldedConv2d, activate
 from densenet_backbones.dense_block.interfaces import (
     allocate_channels_last,
     has_hooks,
@@ -24,8 +23,9 @@ from densenet_backbones.dense_block.interfaces import (
     read_relu_ceiling,
     warn_eagerly,
 )
+from densenet_backbones.dense_block.operators import LIBRARY, calls_operators, is_recorded
 
-__all__ = ["FoldedTransition", "ScaleShift"]
+__all__ = ["FoldedMaxPool2d", "FoldedTransition", "ScaleShift"]
 
 
 # Parts of the transitions that kernels know.
@@ -33,7 +33,7 @@ _WHOLE = (("norm", "relu", "conv"), ("norm", "relu", "pool", "conv"))
 
 
 class ScaleShift(nn.Module):
-    """A norm with fixed statistics.
+    """A norm with fixed statistics, with the activation behind it if that is part of it.
 
     Args:
         scale: Factor of each channel, (C,).
@@ -44,10 +44,34 @@ class ScaleShift(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(scale[:, None, None], requires_grad=False)
         self.shift = nn.Parameter(shift[:, None, None], requires_grad=False)
+        self.ceiling: float | None = None  # as that of `FoldedConv2d`
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale and shift, (N, C, H, W) to (N, C, H, W)."""
-        return torch.addcmul(self.shift, x, self.scale).to(x.dtype)  # autocast leaves it alone
+        """Scale, shift and activate, (N, C, H, W) to (N, C, H, W)."""
+        if calls_operators(x):
+            call = torch.ops.densenet_backbones.scale_shift
+            out: Tensor = call(x, self.scale, self.shift, self.ceiling)
+            return out
+        return _scale_shift(x, self.scale, self.shift, self.ceiling)
+
+
+class FoldedMaxPool2d(nn.MaxPool2d):
+    """A maximum pool, which is one operator for compilers."""
+
+    def __init__(self, like: nn.MaxPool2d) -> None:
+        super().__init__(
+            *(like.kernel_size, like.stride, like.padding, like.dilation),
+            ceil_mode=like.ceil_mode,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool maps, (N, C, H, W) to (N, C, H', W')."""
+        if not calls_operators(x):
+            return super().forward(x)
+        sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
+        pairs = [[size, size] if isinstance(size, int) else list(size) for size in sizes]
+        out: Tensor = torch.ops.densenet_backbones.max_pool(x, *pairs, self.ceil_mode)
+        return out
 
 
 class FoldedTransition(nn.Sequential):
@@ -155,3 +179,23 @@ def _allocate_output(x: Tensor, tensors: list[Tensor], ceiling: float, pool: boo
 LIBRARY.define("folded_transition(Tensor x, Tensor[] tensors, float ceiling, bool pool) -> Tensor")
 LIBRARY.impl("folded_transition", _run_transition, "CompositeExplicitAutograd")
 torch.library.register_fake("densenet_backbones::folded_transition", _allocate_output)
+
+
+def _scale_shift(x: Tensor, scale: Tensor, shift: Tensor, ceiling: float | None) -> Tensor:
+    return activate(torch.addcmul(shift, x, scale).to(x.dtype), ceiling)  # autocast leaves it alone
+
+
+def _allocate_like(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+LIBRARY.define("scale_shift(Tensor x, Tensor scale, Tensor shift, float? ceiling) -> Tensor")
+LIBRARY.impl("scale_shift", _scale_shift, "CompositeExplicitAutograd")
+torch.library.register_fake("densenet_backbones::scale_shift", _allocate_like)
+
+LIBRARY.define(
+    "max_pool(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode)"
+    " -> Tensor"
+)
+LIBRARY.impl("max_pool", F.max_pool2d, "CompositeExplicitAutograd")
+torch.library.register_fake("densenet_backbones::max_pool", F.max_pool2d)

@@ -79,8 +79,8 @@ def compute_affine(norm: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     return scale, shift if module.bias is None else shift + module.bias.detach().double()
 
 
-def fold_activation(conv: FoldedConv2d, parent: nn.Module, name: str) -> None:
-    """Let a convolution cut off as the activation behind it does, a part of ``parent``."""
-    conv.ceiling = read_relu_ceiling(parent.get_submodule(name))
-    if conv.ceiling is not None:
+def fold_activation(before: FoldedConv2d | ScaleShift, parent: nn.Module, name: str) -> None:
+    """Let a convolution or norm cut off as the activation behind it does, a part of ``parent``."""
+    before.ceiling = read_relu_ceiling(parent.get_submodule(name))
+    if before.ceiling is not None:
         parent.register_module(name, nn.Identity())

@@ -37,6 +37,7 @@ from densenet_backbones.condensenet import (
 from densenet_backbones.dense_block import (
     FoldedConv2d,
     FoldedLayer,
+    FoldedMaxPool2d,
     FoldedTransition,
     Role,
     calls_children_in_turn,
@@ -139,6 +140,11 @@ def deploy(model: nn.Module, *, for_export: bool = False) -> nn.Module:
     for prefix, net in nets:
         for name, run in _list_stages(net, f"{prefix}.".lstrip(".")):
             fold(name, run)
+        for name, pool in list(net.named_children()):
+            if isinstance(pool, nn.MaxPool2d) and not (
+                pool.return_indices or find_change(pool, "pool")
+            ):
+                setattr(net, name, FoldedMaxPool2d(pool))
     _fold_around(model)
     if unfolded:
         warnings.warn(
@@ -304,7 +310,7 @@ def _list_stages(net: DenseStages, prefix: str) -> Iterator[tuple[str, Callable[
             if isinstance(pool, nn.AvgPool2d):  # a known one, or one that may compute anything
                 yield f"{prefix}pool{number}", partial(_check_pool, pool, f"{prefix}pool{number}")
         elif name == "norm5":
-            yield prefix + name, partial(_fold_last_norm, net, prefix)
+            yield prefix + name, partial(_fold_last_norm, net, tapped, prefix)
         elif name.startswith("norm"):
             yield prefix + name, partial(_fold_stem, net, number, tapped, prefix)
 
@@ -368,5 +374,8 @@ def _check_pool(pool: nn.Module, name: str) -> None:
         raise UnfoldableError(f"{name} {change}")
 
 
-def _fold_last_norm(net: DenseStages, prefix: str) -> None:
-    net.norm5 = make_scale_shift(net.get_submodule("norm5"), f"{prefix}norm5")
+def _fold_last_norm(net: DenseStages, tapped: set[str], prefix: str) -> None:
+    net.norm5 = norm = make_scale_shift(net.get_submodule("norm5"), f"{prefix}norm5")
+    relu = getattr(net, "relu5", None)
+    if "norm5" not in tapped and relu is not None and find_change(relu, "act") is None:
+        fold_activation(norm, net, "relu5")
