@@ -117,7 +117,10 @@ class FoldedConv2d(LayoutCache, nn.Conv2d):
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))  # which does not know what comes
         if calls_operators(x) and not isinstance(self.padding, str):
-            return _call_operator(x, *self.list_tensors(), self._list_geometry(), self.ceiling)
+            call = torch.ops.densenet_backbones.folded_convolution
+            own = (*self.list_tensors(), self._list_geometry())
+            result: Tensor = call(x, *own, self.ceiling)
+            return result
         if _is_for_winograd(x, self.weight, self._list_geometry()) and has_cpp(x):
             weight, bias = self.list_tensors()
             return native.run_convolution(x, weight, bias, self.ceiling)
@@ -180,14 +183,6 @@ def _can_compute_in(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return bool(ONEDNN._is_mkldnn_bf16_supported())
     return dtype == torch.float32  # few processors have float16
-
-
-def _call_operator(
-    x: Tensor, weight: Tensor, bias: Tensor, geometry: list[int], ceiling: float | None
-) -> Tensor:
-    call = torch.ops.densenet_backbones.folded_convolution
-    out: Tensor = call(x, weight, bias, geometry, ceiling)
-    return out
 
 
 def _convolve(

@@ -67,7 +67,7 @@ class FoldedMaxPool2d(nn.MaxPool2d):
     def forward(self, x: Tensor) -> Tensor:
         """Pool maps, (N, C, H, W) to (N, C, H', W')."""
         if not calls_operators(x):
-            return super().forward(x)
+            return cast(Tensor, super().forward(x))
         sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
         pairs = [[size, size] if isinstance(size, int) else list(size) for size in sizes]
         out: Tensor = torch.ops.densenet_backbones.max_pool(x, *pairs, self.ceil_mode)
