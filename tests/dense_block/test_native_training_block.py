@@ -53,7 +53,8 @@ def check(block, x, memory, last=True, ran=1):
     layers=st.integers(1, 3),
     growth=st.integers(1, 50),
     entry=st.integers(2, 150),
-    bn_size=st.integers(1, 4),
+    bn_size=st.none() | st.integers(1, 4),
+    biased=st.booleans(),
     images=st.integers(1, 3),
     height=st.integers(3, 13),
     width=st.integers(3, 13),
@@ -62,11 +63,21 @@ def check(block, x, memory, last=True, ran=1):
     threads=st.integers(1, 3),
 )
 def test_any_block_equals_the_plain_one(
-    layers, growth, entry, bn_size, images, height, width, last, memory, threads
+    layers, growth, entry, bn_size, biased, images, height, width, last, memory, threads
 ):
     block = block_of(layers, growth, entry=entry, bn_size=bn_size)
+    if biased:
+        with_biases(block)
     with threads_set(threads):
         check(block, rows(images, entry, height, width), memory, last)
+
+
+def with_biases(block, name=None):
+    """Gives the last convolution of every layer, or the one of a name, a bias."""
+    for layer in block.values():
+        conv = getattr(layer, name or ("conv2" if layer.bottleneck else "conv1"))
+        conv.bias = nn.Parameter(torch.randn(conv.out_channels, dtype=torch.float64))
+    return block
 
 
 def without_affine(block):
@@ -128,25 +139,30 @@ def test_frozen_norms(memory):
     check(block_of(norm="frozen"), rows(3, 6, 7, 5), memory)
 
 
-def with_bias(block):
-    conv = block.denselayer2.conv2
-    conv.bias = nn.Parameter(torch.randn(conv.out_channels, dtype=torch.float64))
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("memory", MODES)
+@pytest.mark.parametrize("bn_size", [None, 2])
+def test_dropped_values(bn_size, memory):
+    """The same values are dropped as in the plain execution: one seed means one result."""
+    block = single(with_biases(block_of(bn_size=bn_size, growth=9, proj_drop_rate=0.3)))
+    x = rows(3, 6, 7, 5).float()
+    found, expected = (step_in_kernels(block, x, *mode) for mode in ((memory,), ("none", 0)))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found[0][:, 6:] == 0).float().mean() > 0.2
 
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("memory", MODES)
 def test_what_they_do_not_know_runs_unit_by_unit(memory):
     block, x = block_of(), rows(3, 6, 7, 5)
-    with_bias(block)
+    with_biases(block, "conv1")
     check(block, x, memory, ran=0)
     dilated = block_of(1)
     dilated.denselayer1.conv2.dilation = dilated.denselayer1.conv2.padding = (2, 2)
     check(dilated, x, memory, ran=0)
-    wide = step_in_kernels(block_of(bn_size=None).float(), x.float(), memory, ran=0)
-    dropped = block_of(proj_drop_rate=0.3).float()
+    dropped = block_of(drop_path_rate=0.3).float()
     both = [step_in_kernels(dropped, x.float(), mode, ran=0) for mode in (memory, "none")]
     torch.testing.assert_close(*both, rtol=1e-4, atol=1e-4)
-    assert wide[0].isfinite().all()
     with torch.autocast("cpu", torch.bfloat16):
         step_in_kernels(block_of().float(), x.float(), memory, ran=0)
     step_in_kernels(block_of().float(), x.float().contiguous(), memory, ran=0)

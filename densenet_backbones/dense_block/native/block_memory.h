@@ -7,15 +7,19 @@
 
 namespace {
 
-// A dense layer: norm, ReLU, 1x1 convolution, and again with a 3x3. Gradients are written where
-// asked for.
+// A dense layer: norm, ReLU, 1x1 convolution, and again with a 3x3; without bottleneck the latter
+// alone, by norm1. Gradients are written where asked for.
 struct TrainedLayer {
     Norm norm1, norm2;
     Kernel kernel1, kernel2;
     float *of_kernel1, *of_kernel2;  // laid out like the weights
-    int64_t bottleneck, growth;
+    int64_t bottleneck, growth;      // the former 0 without one
     float* moments;  // mean and variance of the bottleneck, `bottleneck` values each
     float* narrow;   // bottleneck maps that are kept, by cell `whole_vectors(bottleneck)` values
+    const float* bias;     // of the 3x3, (growth,), where there is one
+    float* of_bias;
+    const uint8_t* stays;  // of the new maps, by cell `growth` values: 0 for dropped ones, or 1
+    double factor;         // of those that stay
 };
 
 // A block: its first `channels` of `total` are there, and every layer adds its own.
@@ -32,6 +36,9 @@ struct TrainedBlock {
     int64_t across() const { return (width + kTile - 1) / kTile; }
     int64_t tiles() const { return images * ((height + kTile - 1) / kTile) * across(); }
     Moments of(int64_t channel) const { return {moments + channel, moments + total + channel}; }
+    Maps<float> maps(float* data, int64_t stride) const {
+        return {data, images, height, width, stride, images * height};
+    }
 };
 
 // Columns of packed weights.
@@ -73,18 +80,21 @@ struct Sizes {
         for (const TrainedLayer* layer = layers; layer < layers + block.layers; ++layer) {
             const int64_t narrow = whole_vectors(layer->bottleneck);
             const int64_t growth = whole_vectors(layer->growth), wide = whole_vectors(channels);
+            // What the 3x3 reads.
+            const int64_t inner = layer->bottleneck ? layer->bottleneck : channels;
+            const int64_t inner_wide = whole_vectors(inner);
             raise(read, wide + kLanes);
             raise(bottleneck, narrow);
             raise(this->growth, growth);
             raise(weight1, channels * narrow);
-            raise(weight2, kPlaces * layer->bottleneck * growth);
+            raise(weight2, kPlaces * inner * growth);
             raise(back1, layer->bottleneck * wide_columns(channels));
-            raise(back2, kPlaces * layer->growth * narrow);
+            raise(back2, kPlaces * layer->growth * inner_wide);
             raise(of_weight1, layer->bottleneck * wide);
-            raise(of_weight2, kPlaces * layer->growth * narrow);
+            raise(of_weight2, kPlaces * layer->growth * inner_wide);
             raise(back_scratch, winograd_back_floats(layer->growth));
             raise(scratch, kStrip * (kStride + narrow));
-            raise(scratch, kPlaces * kTiles * (kStride + std::max(narrow, growth)));
+            raise(scratch, kPlaces * kTiles * (kStride + std::max(inner_wide, growth)));
             channels += layer->growth;
         }
         read = std::max(read, whole_vectors(block.total));
@@ -100,12 +110,13 @@ struct Weights {
 
 // What a thread has for itself.
 struct Own {
-    float *scratch, *zeros, *few;
+    float *scratch, *zeros, *few, *bias;
     Affine affine;
     Moments moments;
     Linear linear;
     Sums sums;              // of the buffer's channels, or the new ones
     Sums narrow_sums;       // of the bottleneck
+    double* bias_sums;      // of the new maps' gradient
     float *of_weight1, *of_weight2;
 
     Own(Memory& memory, const Sizes& sizes, bool back) {
@@ -113,11 +124,13 @@ struct Own {
         scratch = memory.take(back ? sizes.back_scratch : sizes.scratch);
         zeros = memory.take(most);
         few = memory.take(2 * most);
+        bias = memory.take(sizes.growth);
         affine = {memory.take(most), memory.take(most), memory.take(most)};
         moments = {memory.take(most), memory.take(most)};
         linear = {memory.take(most), memory.take(most)};
         sums = memory.take_sums(sizes.read);
         narrow_sums = memory.take_sums(sizes.bottleneck);
+        bias_sums = memory.take_sums(sizes.growth).first;
         of_weight1 = back ? memory.take(sizes.of_weight1) : nullptr;
         of_weight2 = back ? memory.take(sizes.of_weight2) : nullptr;
         if (zeros) std::fill_n(zeros, most, 0.0f);

@@ -1,22 +1,24 @@
 """The function of ``shared.py`` in the C++ kernels: a whole block in one call each way.
 
 Its plain form runs a block that these kernels do not have: in another precision or layout, with
-dropped values, synchronized norms, biases, or other convolutions than a 1x1 and a 3x3.
+dropped paths, synchronized norms, a biased 1x1, or other convolutions than a 3x3, perhaps behind a
+1x1.
 
 Shapes: N images, C channels, H and W pixels, k a layer's new maps.
 """
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from densenet_backbones.dense_block.backends import has_cpp_training
 from densenet_backbones.dense_block.block_form import BlockForm, LayerForm
-from densenet_backbones.dense_block.interfaces import is_in_rows
+from densenet_backbones.dense_block.interfaces import allocate_channels_last, is_in_rows
 from densenet_backbones.dense_block.native import convolution
 from densenet_backbones.dense_block.native.trained_norms import (
     TrainedNorm,
@@ -29,6 +31,7 @@ from densenet_backbones.dense_block.native.trained_norms import (
 from densenet_backbones.dense_block.native.training_block import (
     BlockResult,
     TrainedLayer,
+    TrainedUnit,
     run_backward,
     run_forward,
 )
@@ -36,9 +39,7 @@ from densenet_backbones.dense_block.units import PARAMETERS, UnitForm
 
 __all__ = ["is_known", "run_block"]
 
-_SIDES = (1, 3)  # of a layer's two kernels
-_PARAMETERS = 6  # of a layer without biases
-_T = TypeVar("_T")
+_SIDES = (1, 3)  # of a layer's two kernels; without bottleneck the last one alone
 
 
 def is_known(form: BlockForm, x: Tensor, parameters: Sequence[Tensor | None]) -> bool:
@@ -55,21 +56,24 @@ def is_known(form: BlockForm, x: Tensor, parameters: Sequence[Tensor | None]) ->
     if not all(map(_is_known_layer, form.layers)):
         return False
     vectors, kernels = [], []
-    units = [unit for layer in form.layers for unit in layer.units]
-    for unit, own in zip(units, _split(parameters, PARAMETERS), strict=True):
-        weight, bias, kernel, kernel_bias = own
-        if kernel is None or kernel_bias is not None or not is_dense(kernel):
-            return False
-        kernels.append(kernel)
-        vectors += [v for v in (weight, bias) if v is not None]
-        vectors += list_vectors(unit.norm)
+    rest = iter(parameters)
+    for layer in form.layers:
+        for unit in layer.units:
+            weight, bias, kernel, kernel_bias = islice(rest, PARAMETERS)
+            if kernel is None or not is_dense(kernel):
+                return False
+            if kernel_bias is not None and unit is not layer.units[-1]:
+                return False
+            kernels.append(kernel)
+            vectors += [v for v in (weight, bias, kernel_bias) if v is not None]
+            vectors += list_vectors(unit.norm)
     return all(v.is_contiguous() for v in vectors) and has_cpp_training(x, *vectors, *kernels)
 
 
 def _is_known_layer(layer: LayerForm) -> bool:
-    if not layer.bottleneck or layer.drop_rate > 0 or layer.drop_path_rate > 0:
+    if layer.drop_path_rate > 0 or layer.drop_rate == 1:
         return False
-    return all(map(_is_known_unit, layer.units, _SIDES))
+    return all(map(_is_known_unit, layer.units, _SIDES[-len(layer.units) :]))
 
 
 def _is_known_unit(unit: UnitForm, side: int) -> bool:
@@ -91,40 +95,48 @@ class _CompiledBlock(torch.autograd.Function):
     def forward(ctx: Any, form: BlockForm, x: Tensor, *parameters: Tensor | None) -> Tensor:
         """Run the block."""
         norms = [unit.norm for layer in form.layers for unit in layer.units]
-        layers = _list_layers([describe_norm(norm) for norm in norms], parameters)
+        drops = [_draw_drops(x, layer) for layer in form.layers]
+        layers = _list_layers(form, [describe_norm(norm) for norm in norms], parameters, drops)
         result = run_forward(x, layers, keep=not form.lean)
         constants = [v for norm in norms if not norm.of_batch for v in get_running(norm)]
-        ctx.save_for_backward(*result, *parameters, *constants)
-        ctx.norms, ctx.count = norms, len(parameters)
+        ctx.save_for_backward(*result, *parameters, *drops, *constants)
+        ctx.form, ctx.count = form, len(parameters)
         return result.out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients of the input and of the parameters."""
-        rest = iter(ctx.saved_tensors)
+        rest, form = iter(ctx.saved_tensors), ctx.form
         result = BlockResult(*islice(rest, len(BlockResult._fields)))
         parameters = list(islice(rest, ctx.count))
+        drops = list(islice(rest, len(form.layers)))
         norms = [
             TrainedNorm(norm.module.eps, None if norm.of_batch else (next(rest), next(rest)))
-            for norm in ctx.norms
+            for norm in (unit.norm for layer in form.layers for unit in layer.units)
         ]
-        wanted = _split(ctx.needs_input_grad[2:], PARAMETERS)
-        needs = [ctx.needs_input_grad[1], *(need for own in wanted for need in own[:3])]
+        layers = _list_layers(form, norms, parameters, drops)
         own_gradient = torch.empty_like(result.out).copy_(gradient)
-        of_x, *found = run_backward(own_gradient, result, _list_layers(norms, parameters), needs)
-        by_unit = ((*own, None) for own in _split(found, 3))
-        return None, of_x, *(g for own in by_unit for g in own)
+        return None, *run_backward(own_gradient, result, layers, ctx.needs_input_grad[1:])
 
 
-def _split(values: Sequence[_T], length: int) -> list[Sequence[_T]]:
-    """Split ``values`` into pieces of this length."""
-    return [values[start : start + length] for start in range(0, len(values), length)]
+def _draw_drops(x: Tensor, layer: LayerForm) -> Tensor | None:
+    """Draw which new values stay, as the plain execution draws them: one seed means one result."""
+    if layer.drop_rate == 0:
+        return None
+    maps = allocate_channels_last(x, layer.width).fill_(1.0)
+    return F.dropout(maps, layer.drop_rate, training=True) != 0
 
 
 def _list_layers(
-    norms: Sequence[TrainedNorm], parameters: Sequence[Tensor | None]
+    form: BlockForm,
+    norms: Sequence[TrainedNorm],
+    parameters: Sequence[Tensor | None],
+    drops: Sequence[Tensor | None],
 ) -> list[TrainedLayer]:
-    kept = [p for own in _split(parameters, PARAMETERS) for p in own[:3]]
-    pairs = zip(_split(norms, 2), _split(kept, _PARAMETERS), strict=True)
-    return [TrainedLayer(cast(Any, two), cast(Any, own)) for two, own in pairs]
+    every_norm, rest, layers = iter(norms), iter(parameters), []
+    for layer, stays in zip(form.layers, drops, strict=True):
+        own = zip(layer.units, every_norm, strict=False)  # as many norms as it has units
+        units = tuple(TrainedUnit(norm, *cast(Any, islice(rest, PARAMETERS))) for _, norm in own)
+        layers.append(TrainedLayer(units, stays, 1 / (1 - layer.drop_rate)))
+    return layers

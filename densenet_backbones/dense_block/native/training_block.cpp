@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "block_memory.h"
+#include "unit_passes.h"
 
 namespace {
 
@@ -53,6 +54,13 @@ void copy_input(const TrainedBlock& block, const Own& own, const Team& team) {
     }
 }
 
+// A vector of factors of a cell's new maps: what dropping out leaves of them.
+Vector factors(const TrainedLayer& layer, int64_t cell, int64_t c, int count) {
+    Bytes bytes = {};
+    std::memcpy(&bytes, layer.stays + cell * layer.growth + c, count);
+    return __builtin_convertvector(bytes, Vector) * static_cast<float>(layer.factor);
+}
+
 void run_forward(const TrainedBlock& block, const TrainedLayer* layers, const Own& first,
                  int64_t own_floats, const Own& own, Weights* weights, float* narrow,
                  const Team& team) {
@@ -62,8 +70,10 @@ void run_forward(const TrainedBlock& block, const TrainedLayer* layers, const Ow
     int64_t channels = block.channels, known = 0;
     copy_input(block, own, team);
     const auto pack_layer = [&](const TrainedLayer& layer, int64_t read, const Weights& to) {
-        pack_kernel(layer.kernel1, 1, layer.bottleneck, read, to.first, team);
-        pack_kernel(layer.kernel2, 3, layer.growth, layer.bottleneck, to.second, team);
+        const int64_t inner = layer.bottleneck ? layer.bottleneck : read;
+        if (layer.bottleneck)
+            pack_kernel(layer.kernel1, 1, layer.bottleneck, read, to.first, team);
+        pack_kernel(layer.kernel2, 3, layer.growth, inner, to.second, team);
     };
     pack_layer(layers[0], channels, weights[0]);
 #pragma omp barrier
@@ -79,33 +89,45 @@ void run_forward(const TrainedBlock& block, const TrainedLayer* layers, const Ow
             std::copy_n(own.moments.var + known, channels - known, block.of(known).var);
             track(layer.norm1, own.moments, channels, count);
         }
-        squeeze(block, layer, channels, own.affine, weights[l % 2].first, made, own, team, true);
-#pragma omp barrier
-        const Moments batch = {own.linear.constant, own.linear.slope};  // unused going forward
-        read_moments(first.narrow_sums, apart, team.threads, layer.bottleneck, count, batch);
-        make_affine(layer.norm2, batch, layer.bottleneck, own.affine);
-        if (team.thread == 0) {
-            std::copy_n(batch.mean, layer.bottleneck, layer.moments);
-            std::copy_n(batch.var, layer.bottleneck, layer.moments + layer.bottleneck);
-            track(layer.norm2, batch, layer.bottleneck, count);
+        Maps<float> read = block.maps(block.buffer, block.total);
+        int64_t inner = channels;
+        if (layer.bottleneck) {
+            squeeze(block, layer, channels, own.affine, weights[l % 2].first, made, own, team,
+                    true);
+            read = block.maps(made, whole_vectors(layer.bottleneck));
+            inner = layer.bottleneck;
         }
+        // Sums are read by all before they begin anew.
+#pragma omp barrier
+        if (layer.bottleneck) {
+            const Moments batch = {own.linear.constant, own.linear.slope};  // unused going forward
+            read_moments(first.narrow_sums, apart, team.threads, layer.bottleneck, count, batch);
+            make_affine(layer.norm2, batch, layer.bottleneck, own.affine);
+            if (team.thread == 0) {
+                std::copy_n(batch.mean, layer.bottleneck, layer.moments);
+                std::copy_n(batch.var, layer.bottleneck, layer.moments + layer.bottleneck);
+                track(layer.norm2, batch, layer.bottleneck, count);
+            }
+        }
+        if (layer.bias) std::copy_n(layer.bias, layer.growth, own.bias);
         const Columns columns(layer.growth);
-        const float* weight = weights[l % 2].second;
-        const Conv conv = {own.affine.scale, own.affine.shift, weight,         own.zeros,
-                           layer.bottleneck, layer.growth,     columns.panels, columns.vectors,
+        const Conv conv = {own.affine.scale,
+                           own.affine.shift,
+                           weights[l % 2].second,
+                           layer.bias ? own.bias : own.zeros,
+                           inner,
+                           layer.growth,
+                           columns.panels,
+                           columns.vectors,
                            kInfinity};
-        const Maps<float> read = {made,
-                                  block.images,
-                                  block.height,
-                                  block.width,
-                                  whole_vectors(layer.bottleneck),
-                                  block.images * block.height};
         own.sums.clear(columns.count);
         winograd(read, conv, team.first(tiles), team.last(tiles), own.scratch,
                  [&](int64_t cell, int64_t c, int some, const Vector& value) {
                      float* to = block.buffer + cell * block.total + channels + c;
-                     add_to(own.sums, c, value, value);
-                     store_some(to, value, some);
+                     const Vector left =
+                         layer.stays ? value * factors(layer, cell, c, some) : value;
+                     add_to(own.sums, c, left, left);
+                     store_some(to, left, some);
                  });
         known = channels;
         channels += layer.growth;
@@ -128,6 +150,23 @@ void finish(const TrainedBlock& block, const Linear& linear, int64_t channel, in
     }
 }
 
+// The gradient of a layer's 3x3, by a thread's cells, and what it sums up to: its bias's.
+void finish_new(const TrainedBlock& block, const TrainedLayer& layer, const Shared& shared,
+                int64_t channels, const Own& own, const Team& team) {
+    const int64_t stride = whole_vectors(layer.growth);
+    finish(block, shared.linear, channels, layer.growth, shared.gradient, stride, team);
+    if (layer.of_bias) std::fill_n(own.bias_sums, layer.growth, 0.0);
+    if (!layer.stays && !layer.of_bias) return;
+    for (int64_t i = team.first(block.cells()); i < team.last(block.cells()); ++i) {
+        float* to = shared.gradient + i * stride;
+        for_vectors(layer.growth, [&](int64_t c, int count) {
+            if (layer.stays) store_some(to + c, load_some(to + c, count) *
+                                                    factors(layer, i, c, count), count);
+            for (int64_t n = c; layer.of_bias && n < c + count; ++n) own.bias_sums[n] += to[n];
+        });
+    }
+}
+
 // Finishes the gradient of a thread's bottleneck maps in place: no other layer reads them.
 void finish_narrow(const TrainedBlock& block, const TrainedLayer& layer, const Shared& shared,
                    const float* narrow, const Affine& affine, const Linear& linear,
@@ -146,38 +185,62 @@ void finish_narrow(const TrainedBlock& block, const TrainedLayer& layer, const S
     }
 }
 
-// Back through the 3x3: this thread's tiles of the bottleneck's gradient, masked, and its part of
-// the sums that make the weight's gradient.
-void expand_back(const TrainedBlock& block, const TrainedLayer& layer, const Shared& shared,
-                 float* narrow, const Own& own, const Team& team) {
+// Back through a 3x3 of `inner` channels: this thread's tiles of the gradient of what it reads, for
+// `use`, and its part of the sums that make the weight's gradient.
+template <typename Use>
+void convolve_back(const TrainedBlock& block, const TrainedLayer& layer, const Shared& shared,
+                   const Maps<float>& maps, int64_t inner, const Own& own, const Team& team,
+                   const Use& use) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
-    const int64_t rows = block.images * block.height, tiles = block.tiles();
-    const int64_t stride = whole_vectors(layer.bottleneck), growth = whole_vectors(layer.growth);
-    const Maps<float> gradient = {shared.gradient, block.images, block.height,
-                                  block.width,     growth,       rows};
-    const Maps<float> maps = {narrow, block.images, block.height, block.width, stride, rows};
-    const Columns columns(layer.bottleneck);
-    const Conv back = {nullptr,      nullptr,          shared.back.second, own.zeros,
-                       layer.growth, layer.bottleneck, columns.panels,     columns.vectors,
-                       kInfinity};
-    own.narrow_sums.clear(stride);
-    QuickSums sums(own.narrow_sums, own.few, stride);
-    winograd(gradient, back, team.first(tiles), team.last(tiles), own.scratch,
-             [&](int64_t cell, int64_t c, int, const Vector& value) {
-                 // Behind the last channel, values are zero, whatever the scale is there.
-                 const Vector zero = {}, x = load(narrow + cell * stride + c);
-                 const Vector active = x * load(own.affine.scale + c) + load(own.affine.shift + c);
-                 const Vector masked = active <= zero ? zero : value;
-                 sums.add(c, masked, x);
-                 store(shared.narrow_gradient +
-                           (c / kDepth * block.cells() + cell) * kStride + c % kDepth,
-                       masked);
-             });
+    const int64_t tiles = block.tiles();
+    const Maps<float> gradient = block.maps(shared.gradient, whole_vectors(layer.growth));
+    const Columns columns(inner);
+    const Conv back = {nullptr, nullptr,        shared.back.second, own.zeros, layer.growth,
+                       inner,   columns.panels, columns.vectors,    kInfinity};
+    winograd(gradient, back, team.first(tiles), team.last(tiles), own.scratch, use);
     if (!layer.of_kernel2) return;
-    const Conv conv = {own.affine.scale, own.affine.shift, nullptr, nullptr, layer.bottleneck,
+    const Conv conv = {own.affine.scale, own.affine.shift, nullptr, nullptr, inner,
                        layer.growth,     0,                0,       kInfinity};
     winograd_back(maps, conv, gradient, team.first(tiles), team.last(tiles), own.of_weight2,
                   own.scratch);
+}
+
+// Back through the 3x3 of a layer without bottleneck, into the gradients of all maps that it reads.
+void convolve_whole_back(const TrainedBlock& block, const TrainedLayer& layer,
+                         const Shared& shared, int64_t channels, const Own& own,
+                         const Team& team) {
+    own.sums.clear(whole_vectors(channels));
+    QuickSums sums(own.sums, own.few, whole_vectors(channels));
+    convolve_back(block, layer, shared, block.maps(block.buffer, block.total), channels, own, team,
+                  [&](int64_t cell, int64_t c, int count, const Vector& value) {
+                      const int64_t at = cell * block.total + c;
+                      const Vector x = load_some(block.buffer + at, count);
+                      const Vector scale = load(own.affine.scale + c);
+                      const Vector masked =
+                          mask(x, scale, load(own.affine.shift + c), value);
+                      float* to = block.gradient + at;
+                      sums.add(c, masked, x);
+                      store_some(to, load_some(to, count) + scale * masked, count);
+                  });
+}
+
+// Back through the 3x3 to the bottleneck's gradient, masked.
+void expand_back(const TrainedBlock& block, const TrainedLayer& layer, const Shared& shared,
+                 float* narrow, const Own& own, const Team& team) {
+    const int64_t stride = whole_vectors(layer.bottleneck);
+    own.narrow_sums.clear(stride);
+    QuickSums sums(own.narrow_sums, own.few, stride);
+    convolve_back(block, layer, shared, block.maps(narrow, stride), layer.bottleneck, own, team,
+                  [&](int64_t cell, int64_t c, int, const Vector& value) {
+                      // Behind the last channel, values are zero, whatever the scale is there.
+                      const Vector x = load(narrow + cell * stride + c);
+                      const Vector masked = mask(x, load(own.affine.scale + c),
+                                                 load(own.affine.shift + c), value);
+                      sums.add(c, masked, x);
+                      store(shared.narrow_gradient +
+                                (c / kDepth * block.cells() + cell) * kStride + c % kDepth,
+                            masked);
+                  });
 }
 
 void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& first,
@@ -190,7 +253,9 @@ void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& 
         const Kernel& k = layer.kernel2;
         const Kernel turned = {k.data + 2 * (k.row + k.column), k.channel, k.output, -k.row,
                                -k.column};
-        pack_kernel(turned, 3, layer.bottleneck, layer.growth, shared.back.second, team);
+        pack_kernel(turned, 3, layer.bottleneck ? layer.bottleneck : read, layer.growth,
+                    shared.back.second, team);
+        if (!layer.bottleneck) return;
         const Kernel& p = layer.kernel1;
         pack({p.data, p.channel, p.output, 0, 0}, 1, read, layer.bottleneck, wide_columns(read),
              kWide * kLanes, shared.back.first, team);
@@ -205,10 +270,25 @@ void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& 
         float* narrow = layer.narrow ? layer.narrow : shared.narrow;
         channels -= layer.growth;
         // The new maps' gradient: later layers, which read them, have all been passed.
-        finish(block, shared.linear, channels, layer.growth, shared.gradient,
-               whole_vectors(layer.growth), team);
+        finish_new(block, layer, shared, channels, own, team);
         pack_layer(layer, channels);
 #pragma omp barrier
+        for (int64_t c = team.first(layer.growth); layer.of_bias && c < team.last(layer.growth);
+             ++c)
+            layer.of_bias[c] =
+                static_cast<float>(add_up(first.bias_sums + c, apart, team.threads));
+        if (!layer.bottleneck) {
+            make_affine(layer.norm1, block.of(0), channels, own.affine);
+            convolve_whole_back(block, layer, shared, channels, own, team);
+#pragma omp barrier
+            norm_backward(layer.norm1, block.of(0), own.affine, first.sums, apart, team.threads,
+                          team.first(channels), team.last(channels), count, shared.linear);
+            if (layer.of_kernel2)
+                add_up_winograd(first.of_weight2, own_floats, layer.growth, channels,
+                                layer.kernel2, layer.of_kernel2, team);
+#pragma omp barrier
+            continue;
+        }
         if (!layer.narrow) {
             make_affine(layer.norm1, block.of(0), channels, own.affine);
             squeeze(block, layer, channels, own.affine, shared.again, narrow, own, team, false);

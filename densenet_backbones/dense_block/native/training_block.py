@@ -24,33 +24,53 @@ from densenet_backbones.dense_block.native.trained_norms import (
     note_changes,
 )
 
-__all__ = ["BlockResult", "TrainedLayer", "run_backward", "run_forward"]
+__all__ = ["BlockResult", "TrainedLayer", "TrainedUnit", "run_backward", "run_forward"]
 
 _Optional = Tensor | None
 
 
-@dataclass(frozen=True)
-class TrainedLayer:
-    """A dense layer: norm-ReLU-1x1, then norm-ReLU-3x3.
+class TrainedUnit(NamedTuple):
+    """Norm, ReLU and convolution.
 
     Attributes:
-        norms: The two norms.
-        parameters: Weight and bias of the first norm, weight of the 1x1, (B, C, 1, 1), weight and
-            bias of the second norm, weight of the 3x3, (k, B, 3, 3).
+        norm: The norm.
+        weight: Weight of the norm, if it has one.
+        bias: Bias of the norm, likewise.
+        kernel: Weight of the convolution, (O, C, h, w).
+        kernel_bias: Its bias, (O,), if it has one.
     """
 
-    norms: tuple[TrainedNorm, TrainedNorm]
-    parameters: tuple[_Optional, _Optional, Tensor, _Optional, _Optional, Tensor]
+    norm: TrainedNorm
+    weight: _Optional
+    bias: _Optional
+    kernel: Tensor
+    kernel_bias: _Optional
+
+
+@dataclass(frozen=True)
+class TrainedLayer:
+    """A dense layer.
+
+    Attributes:
+        units: A 1x1 without bias, then a 3x3; the latter alone without bottleneck.
+        stays: 1 for new values that are not dropped, 0 for others, (N, k, H, W), bool, channels
+            last; None if none are dropped.
+        factor: Factor of those that stay.
+    """
+
+    units: tuple[TrainedUnit, ...]
+    stays: _Optional = None
+    factor: float = 1.0
 
     @property
     def bottleneck(self) -> int:
-        """Channels between its convolutions, B."""
-        return len(self.parameters[2])
+        """Channels between its convolutions, B; 0 without bottleneck."""
+        return len(self.units[0].kernel) if len(self.units) > 1 else 0
 
     @property
     def width(self) -> int:
         """New maps that it makes, k."""
-        return len(self.parameters[5])
+        return len(self.units[-1].kernel)
 
 
 class BlockResult(NamedTuple):
@@ -75,7 +95,8 @@ class _Layer(ctypes.Structure):
         *((name, Kernel) for name in ("kernel1", "kernel2")),
         *((name, ctypes.c_void_p) for name in ("of_kernel1", "of_kernel2")),
         *((name, ctypes.c_int64) for name in ("bottleneck", "growth")),
-        *((name, ctypes.c_void_p) for name in ("moments", "narrow")),
+        *((name, ctypes.c_void_p) for name in ("moments", "narrow", "bias", "of_bias", "stays")),
+        ("factor", ctypes.c_double),
     ]
 
 
@@ -110,7 +131,7 @@ def run_forward(x: Tensor, layers: Sequence[TrainedLayer], keep: bool) -> BlockR
     block, described = _describe(result, channels, layers)
     block.x, block.x_stride = x.data_ptr(), x.stride(3)
     _run(block, described, out, back=False)
-    note_changes([norm for layer in layers for norm in layer.norms])
+    note_changes([unit.norm for layer in layers for unit in layer.units])
     return result
 
 
@@ -133,15 +154,18 @@ def run_backward(
     images, total, height, width = gradient.shape
     channels = total - sum(layer.width for layer in layers)
     block, described = _describe(result, channels, layers)
-    parameters = [parameter for layer in layers for parameter in layer.parameters]
+    units = [unit for layer in layers for unit in layer.units]
+    parameters = [parameter for _, *own in units for parameter in own]
     gradients = [
         torch.empty_like(parameter) if parameter is not None and needed else None
         for parameter, needed in zip(parameters, needs[1:], strict=True)
     ]
     rest = iter(map(get_address, gradients))
-    for layer in described:
-        layer.norm1.of_weight, layer.norm1.of_bias, layer.of_kernel1 = islice(rest, 3)
-        layer.norm2.of_weight, layer.norm2.of_bias, layer.of_kernel2 = islice(rest, 3)
+    for layer, to in zip(layers, described, strict=True):
+        if layer.bottleneck:
+            to.norm1.of_weight, to.norm1.of_bias, to.of_kernel1, _ = islice(rest, 4)
+        last = to.norm2 if layer.bottleneck else to.norm1
+        last.of_weight, last.of_bias, to.of_kernel2, to.of_bias = islice(rest, 4)
     of_x = None
     if needs[0]:
         of_x = gradient.new_empty(images, height, width, channels).permute(0, 3, 1, 2)
@@ -176,11 +200,14 @@ def _describe(
     moments, narrow = result.narrow_moments.data_ptr(), get_address(result.narrow)
     cells, size = images * height * width, result.out.element_size()
     for layer, to in zip(layers, described, strict=True):
-        p = layer.parameters
-        to.norm1.fill(layer.norms[0], p[0], p[1])
-        to.norm2.fill(layer.norms[1], p[3], p[4])
-        to.kernel1.fill(p[2])
-        to.kernel2.fill(p[5])
+        *squeeze, (norm, weight, bias, kernel, kernel_bias) = layer.units
+        for unit in squeeze:
+            to.norm1.fill(unit.norm, unit.weight, unit.bias)
+            to.kernel1.fill(unit.kernel)
+        (to.norm2 if squeeze else to.norm1).fill(norm, weight, bias)
+        to.kernel2.fill(kernel)
+        to.bias = get_address(kernel_bias)
+        to.stays, to.factor = get_address(layer.stays), layer.factor
         to.bottleneck, to.growth = layer.bottleneck, layer.width
         to.moments, to.narrow = moments, narrow
         moments += 2 * layer.bottleneck * size
