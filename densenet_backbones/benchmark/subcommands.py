@@ -7,18 +7,22 @@ where it runs: ``--help`` and typos are answered at once.
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 from densenet_backbones.benchmark.deployed import DEPLOYED_MODELS
 from densenet_backbones.benchmark.gpu_costs import Card
+from densenet_backbones.benchmark.options import (
+    MODES,
+    PRECISIONS,
+    add_batch,
+    add_card,
+    add_turns,
+    choose_by_device,
+    parse_positive,
+    settle_batch,
+)
 from densenet_backbones.benchmark.report import Table
 
-__all__ = ["SUBCOMMANDS", "Subcommand", "parse_positive"]
-
-_T = TypeVar("_T")
-
-MODES = ("none", "shared", "shared_lean", "bottleneck", "layer", "block")
-"""Memory modes, those of `dense_block.MEMORY_MODES`."""
+__all__ = ["SUBCOMMANDS", "TIMM_NETS", "Subcommand"]
 
 TIMM_NETS = (
     "densenet121",
@@ -53,61 +57,6 @@ class Subcommand:
     quick: tuple[str, ...] = ()
     devices: tuple[str, ...] = ("cpu", "cuda")
     charts: bool = False
-
-
-# -- options that several share -------------------------------------------------------------------
-
-
-def parse_positive(text: str) -> int:
-    """Read an option that counts something.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is no whole number, or below 1.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
-    return int(text)
-
-
-def add_turns(parser: argparse.ArgumentParser, default: int) -> None:
-    """Declare ``--turns``."""
-    parser.add_argument(
-        "--turns", type=parse_positive, default=default, help="counted rounds (%(default)s)"
-    )
-
-
-def add_batch(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--batch`` of a training step; see `settle_batch`."""
-    parser.add_argument("--batch", type=parse_positive, help="images a step (2; on a GPU 16)")
-
-
-def settle_batch(arguments: argparse.Namespace) -> int:
-    """Return the number of images of a step, after a check of their size.
-
-    Raises:
-        ValueError: ``--size`` is below 64.
-    """
-    # At 32 pixels the last map is one cell, of which a batch of one has no statistics.
-    if arguments.size is not None and arguments.size < 64:
-        raise ValueError(f"--size must be >= 64, got {arguments.size}")
-    batch: int = arguments.batch or choose_by_device(arguments, 2, 16)
-    return batch
-
-
-def choose_by_device(arguments: argparse.Namespace, cpu: _T, gpu: _T) -> _T:
-    """Return the default of the device on which the measurement runs."""
-    return gpu if arguments.device.type == "cuda" else cpu
-
-
-def add_card(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that make a `Card`."""
-    card = Card()
-    parser.add_argument(
-        "--bandwidth", type=float, default=card.bandwidth, help="of the GPU, bytes/s (%(default)s)"
-    )
-    parser.add_argument(
-        "--flops", type=float, default=card.flops, help="of the GPU, a second (%(default)s)"
-    )
 
 
 # -- inference -----------------------------------------------------------------------------------
@@ -166,6 +115,9 @@ def _add_deployed_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", choices=models, default=models, help="default: all")
     sizes = ", ".join(map(str, DEPLOYED_MODELS.values()))
     parser.add_argument("--size", type=parse_positive, help=f"image side in pixels ({sizes})")
+    parser.add_argument(
+        "--int8", action="store_true", help="also exported in 8 bits (needs the extra int8)"
+    )
     add_turns(parser, 5)
 
 
@@ -174,12 +126,10 @@ def _run_deployed(arguments: argparse.Namespace) -> Iterator[Table]:
     from densenet_backbones.benchmark.deployed.models import compare_deployed
 
     for name in arguments.models:
-        yield compare_deployed(name, arguments.size, arguments.turns)
+        yield compare_deployed(name, arguments.size, arguments.turns, int8=arguments.int8)
 
 
 # -- training steps ------------------------------------------------------------------------------
-
-_PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def _add_memory_arguments(parser: argparse.ArgumentParser) -> None:
@@ -191,7 +141,7 @@ def _add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_batch(parser)
     parser.add_argument("--size", type=int, help="image side in pixels (224; of dsod300 300)")
-    parser.add_argument("--precision", choices=_PRECISIONS, help="(32-true; on a GPU bf16-mixed)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="(32-true; on a GPU bf16-mixed)")
     add_turns(parser, 5)
 
 
@@ -227,7 +177,7 @@ def _add_step_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"images a step, and their side, or HxW, in pixels ({' '.join(inputs)})",
     )
     parser.add_argument(
-        "--precisions", nargs="+", choices=_PRECISIONS, default=_PRECISIONS, help="default: both"
+        "--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="default: both"
     )
     modes = MODES[:3]
     parser.add_argument(
@@ -260,7 +210,7 @@ def _add_detector_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detector", default="retinanet_fpn", help="default: %(default)s")
     nets = ["densenet121_features", "resnet50"]
     parser.add_argument("--backbones", nargs="+", default=nets, help="timm names (%(default)s)")
-    parser.add_argument("--precision", choices=_PRECISIONS, default="32-true")
+    parser.add_argument("--precision", choices=PRECISIONS, default="32-true")
     add_batch(parser)
     parser.add_argument("--size", type=int, default=224, help="image side in pixels (%(default)s)")
     add_turns(parser, 5)
@@ -291,7 +241,7 @@ def _add_input_arguments(parser: argparse.ArgumentParser) -> None:
     add_turns(parser, 5)
     parser.add_argument("--detector", default="dsod300_smallest", help="trained (%(default)s)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="of it (%(default)s)")
-    parser.add_argument("--precision", choices=_PRECISIONS, default="32-true")
+    parser.add_argument("--precision", choices=PRECISIONS, default="32-true")
 
 
 def _run_input(arguments: argparse.Namespace) -> Iterator[Table]:

@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import re
 import subprocess
@@ -282,6 +283,20 @@ def test_whole_models_beside_themselves_exported(capsys):
     for contender in ("ours deployed", "onnxruntime", "OpenVINO", "ours, as trained"):
         assert re.search(rf"^{contender} +[\d.]+ \(", printed, re.M)
     assert "GFLOP/s a core in this process" in printed
+
+
+@pytest.mark.long
+def test_whole_models_in_8_bits(capsys, monkeypatch):
+    assert main(["deployed", "--quick", "--int8"]) == 0
+    printed = capsys.readouterr().out
+    for contender in ("OpenVINO", "onnxruntime, 8 bits", "OpenVINO, 8 bits"):
+        assert re.search(rf"^{contender} +[\d.]+ \(", printed, re.M)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *at: None if name == "nncf" else find(name, *at)
+    )
+    assert main(["deployed", "--quick", "--int8"]) == 2
+    assert 'pip install "densenet-backbones[int8]"' in capsys.readouterr().err
 
 
 def test_the_peak_is_above_what_products_reach():

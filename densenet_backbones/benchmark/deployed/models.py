@@ -1,11 +1,13 @@
 """Time whole detectors and segmenters, post-processing included, beside themselves exported."""
 
+import importlib.util
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from densenet_backbones.analysis.plan import plan_inputs
 from densenet_backbones.benchmark.deployed import DEPLOYED_MODELS
 from densenet_backbones.benchmark.measuring import Timing, take_turns
-from densenet_backbones.benchmark.report import Cell, Column, Table
+from densenet_backbones.benchmark.report import Cell, Column, Table, Unavailable
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.mask_samples import MaskClasses
 from densenet_backbones.dense_block import native
@@ -49,25 +51,31 @@ _ROUNDS = 1_000_000
 Model = Detector | SegmentationModel
 
 
-def compare_deployed(name: str, size: int | None, turns: int) -> Table:
+def compare_deployed(name: str, size: int | None, turns: int, *, int8: bool = False) -> Table:
     """Time one model as `predict` runs it, as trained, in onnxruntime and in OpenVINO.
 
     Args:
         name: Of `DEPLOYED_MODELS`.
         size: Side of the image in pixels; None for the model's own.
         turns: Counted rounds; see `take_turns`.
+        int8: Also in 8 bits, with ranges of noise: what they take does not depend on ranges. What
+            they compute is not compared.
 
     Raises:
         ValueError: There is no such model here.
         RuntimeError: Two contenders do not compute the same.
+        Unavailable: NNCF is not installed, which quantizes.
     """
     check_choice("--models", name, tuple(DEPLOYED_MODELS))
+    if int8 and importlib.util.find_spec("nncf") is None:
+        raise Unavailable('--int8 needs NNCF: pip install "densenet-backbones[int8]"')
     size = size or DEPLOYED_MODELS[name]
     image = torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(0))
     trained = build_model(name, size)
     plan = make_plan(trained)
     macs = _count(trained, image)
     steps: dict[str, Callable[[], Any]] = {}
+    narrow: dict[str, Callable[[], Any]] = {}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporters' own
         file = Path(folder) / "model.onnx"
@@ -76,6 +84,8 @@ def compare_deployed(name: str, size: int | None, turns: int) -> Table:
         threads = torch.get_num_threads()
         steps["onnxruntime"] = partial(OnnxSession(file, threads), image)
         steps["OpenVINO"] = partial(OpenvinoModel(file.with_suffix(".xml"), threads), image)
+        if int8:
+            narrow = _quantize(file, image, threads)
     for contender, network in (
         (_OURS, deploy(trained.model)),
         ("ours, as trained", trained.model),
@@ -87,11 +97,29 @@ def compare_deployed(name: str, size: int | None, turns: int) -> Table:
         agreement = plan.compare(step(), expected)
         if not agreement.holds:
             raise RuntimeError(f"{contender} computes something else than the model: {agreement}")
+    steps |= narrow
     timers = {name: partial(_measure, steps[name]) for name in (_OURS, *steps)}
     timings = take_turns(timers, turns)
     measured = f"{pluralize(threads, 'thread')}, {turns} turns"
     title = f"{name}, whole, 1 x {size}x{size} pixels, float32, {measured}"
     return _build_table(title, timings, macs)
+
+
+def _quantize(file: Path, image: Tensor, threads: int) -> dict[str, Callable[[], Any]]:
+    """Write an exported file and its IR in 8 bits beside it, and return their passes by name."""
+    from densenet_backbones.export.int8.images import CalibrationImages
+    from densenet_backbones.export.int8.ir_quantizer import quantize_ir
+    from densenet_backbones.export.int8.onnx_quantizer import quantize_onnx
+
+    noise = SimpleNamespace(image=(image[0] * 255).to(torch.uint8))
+    images = CalibrationImages([noise], [0], image.shape[2:])
+    narrow, ir = file.with_name("int8.onnx"), file.with_name("int8.xml")
+    quantize_onnx(file, narrow, images)
+    quantize_ir(file.with_suffix(".xml"), ir, images)
+    return {
+        "onnxruntime, 8 bits": partial(OnnxSession(narrow, threads), image),
+        "OpenVINO, 8 bits": partial(OpenvinoModel(ir, threads), image),
+    }
 
 
 def build_model(name: str, size: int) -> Model:
