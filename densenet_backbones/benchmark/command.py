@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from densenet_backbones.benchmark.charts import check_chart, draw
-from densenet_backbones.benchmark.options import parse_positive
 from densenet_backbones.benchmark.report import Report, Unavailable
 from densenet_backbones.benchmark.subcommands import SUBCOMMANDS, Subcommand
+from densenet_backbones.benchmark.subcommands.options import parse_positive
 from densenet_backbones.file_writing import check_output
 from densenet_backbones.messages import CommandParser, print_lines
 

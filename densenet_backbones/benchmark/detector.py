@@ -17,7 +17,7 @@ from densenet_backbones.benchmark.measuring import (
 from densenet_backbones.benchmark.report import Cell, Column, Table
 from densenet_backbones.messages import pluralize
 
-__all__ = ["compare_backbones"]
+__all__ = ["compare_backbones", "draw_objects"]
 
 _OBJECTS = 8  # in each image
 _NOTE = (
@@ -53,7 +53,7 @@ def compare_backbones(
     """
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(3, size, size, generator=generator).to(device) for _ in range(batch)]
-    targets = [_draw_objects(size, generator, device) for _ in range(batch)]
+    targets = [draw_objects(size, generator, device) for _ in range(batch)]
     context = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
 
     def loss(model: nn.Module) -> Tensor:
@@ -105,7 +105,8 @@ def _build_detector(detector: str, backbone: str, size: int) -> nn.Module:
     return built.to(memory_format=torch.channels_last)  # as the training tool does
 
 
-def _draw_objects(size: int, generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
+def draw_objects(size: int, generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
+    """Draw boxes (B, 4) and labels (B,) of 1 to 20 in an image of ``size`` pixels a side."""
     corner = torch.rand(_OBJECTS, 2, generator=generator) * size * 0.7
     extent = (0.1 + 0.2 * torch.rand(_OBJECTS, 2, generator=generator)) * size
     labels = torch.randint(1, 21, (_OBJECTS,), generator=generator)

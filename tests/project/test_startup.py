@@ -11,8 +11,8 @@ from fresh_processes import run_fresh
 from locations import PROJECT
 from PIL import Image
 
-from densenet_backbones.benchmark.options import MODES
 from densenet_backbones.benchmark.subcommands import SUBCOMMANDS, TIMM_NETS
+from densenet_backbones.benchmark.subcommands.options import MODES
 from densenet_backbones.command.listing import DETECTORS, SEGMENTERS
 from densenet_backbones.command.table import COMMANDS
 from densenet_backbones.inference.options import BOUNDARY_TOLERANCE, FORMATS, PRECISIONS

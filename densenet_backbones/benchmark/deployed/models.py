@@ -42,6 +42,8 @@ __all__ = ["compare_deployed", "measure_peak"]
 _CLASSES = 20
 _ARGS: dict[str, dict[str, Any]] = {
     "dsod300": {},
+    "dsod300_smallest": {},
+    "dsod_tiny": {},
     "retinanet_densenet121_fpn": {"weights_backbone": None},
     "unet": {"backbone": "densenet121_features", "weights_backbone": None},
     "fcdensenet56": {},
@@ -128,6 +130,8 @@ def build_model(name: str, size: int) -> Model:
     args = dict(_ARGS[name])
     if name.startswith("retinanet"):
         args |= {"min_size": size, "max_size": size}
+    elif name.startswith("dsod"):
+        args |= {"image_size": size}
     names = tuple(f"class {number}" for number in range(_CLASSES))
     model: nn.Module
     if name in ("unet", "fcdensenet56"):

@@ -8,6 +8,7 @@ from densenet_backbones.benchmark.gpu_costs import Card
 __all__ = [
     "MODES",
     "PRECISIONS",
+    "PROFILED_MODELS",
     "add_batch",
     "add_card",
     "add_turns",
@@ -23,6 +24,15 @@ MODES = ("none", "shared", "shared_lean", "bottleneck", "layer", "block")
 
 PRECISIONS = ("32-true", "bf16-mixed")
 """Those of training steps."""
+
+PROFILED_MODELS = {
+    "dsod_tiny": (8, 160),
+    "dsod300_smallest": (4, 300),
+    "retinanet_densenet121_fpn": (2, 320),
+    "unet": (2, 224),
+    "fcdensenet56": (2, 224),
+}
+"""Models whose training steps are profiled whole -> images of a step, and their side in pixels."""
 
 
 def parse_positive(text: str) -> int:
