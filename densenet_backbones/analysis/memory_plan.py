@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from densenet_backbones.dense_block import MEMORY_MODES, Memory
+from densenet_backbones.dense_block import MEMORY_MODES, Memory, rank_modes
 from densenet_backbones.layers import DenseBlock, get_memory, set_memory
 
 __all__ = [
@@ -110,10 +110,12 @@ def plan_memory(
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     device = torch.device(device)
+    own = next((p.dtype for p in model.parameters()), torch.float32)
+    ranked = rank_modes(device, autocast or dtype or own)
     saved: dict[Memory, int] = {}
     with _train_temporarily(model), _restore_modes(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training itself says which blocks fall back
-        for memory in (known for known in MEMORY_MODES if known in modes):
+        for memory in (known for known in ranked if known in modes):
             set_memory(model, memory)
             saved[memory] = _count_saved_bytes(model, size, device, dtype, autocast)
     return MemoryPlan(type(model).__name__, " x ".join(map(str, size)), saved)

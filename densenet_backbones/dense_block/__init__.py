@@ -33,6 +33,8 @@ from densenet_backbones.dense_block.modes import (
     SharedMemory,
     check_memory,
     has_shared_buffer,
+    is_known_to_shared,
+    rank_modes,
     run_block,
 )
 from densenet_backbones.dense_block.operators import is_recorded
@@ -57,8 +59,10 @@ __all__ = [
     "has_hooks",
     "has_own_methods",
     "has_shared_buffer",
+    "is_known_to_shared",
     "is_recorded",
     "join_lean_steps",
+    "rank_modes",
     "run_block",
     "run_folded",
     "run_folded_compiled",

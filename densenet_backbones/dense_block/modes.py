@@ -26,6 +26,7 @@ from typing import Literal, TypeGuard, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from densenet_backbones.dense_block import native
 from densenet_backbones.dense_block.checkpointed import (
     checkpoint_block,
     checkpoint_bottlenecks,
@@ -46,6 +47,8 @@ __all__ = [
     "SharedMemory",
     "check_memory",
     "has_shared_buffer",
+    "is_known_to_shared",
+    "rank_modes",
     "run_block",
 ]
 
@@ -55,14 +58,29 @@ SharedMemory = Literal["shared", "shared_lean"]
 Memory = Literal["none", SharedMemory, "bottleneck", "layer", "block"]
 
 MEMORY_MODES: tuple[Memory, ...] = get_args(Memory)
-"""All modes, the fastest first: ordered by what they compute again. ``block`` takes as long as
+"""All modes, ordered by what they compute again: see `rank_modes`. ``block`` takes as long as
 ``layer`` and holds more for a while.
 
 Steps of DenseNet-121 on a CPU, relative to those of torchvision (``tools/benchmark.py step``, 2
 images of 224 pixels, float32, channels last, medians): 1.07, 0.59, 0.64 on one thread, then
-(``memory``) 1.09, 1.20, 1.22 on two of another machine. In mixed precision, on GPUs, and without
-the C++ kernels, the first may be the fastest.
+(``memory``) 1.09, 1.20, 1.22 on two of another machine.
 """
+
+
+def rank_modes(device: torch.device, dtype: torch.dtype) -> tuple[Memory, ...]:
+    """Return all modes, the fastest first, for blocks that train on a device.
+
+    The C++ kernels run blocks over one buffer faster than plain operators run them; in other
+    precisions, on GPUs and without the kernels, what computes nothing again is the fastest.
+
+    Args:
+        device: Where they train.
+        dtype: Type that convolutions compute in: that of the parameters, or autocast's.
+    """
+    in_kernels = device.type == "cpu" and dtype == torch.float32 and native.is_usable()
+    first = get_args(SharedMemory) if in_kernels else ()
+    return (*first, *(mode for mode in MEMORY_MODES if mode not in first))
+
 
 _CHECKPOINTS: dict[Memory, Callable[[Tensor, Sequence[DenseLayerLike]], Tensor]] = {
     "bottleneck": checkpoint_bottlenecks,
@@ -87,6 +105,15 @@ def check_memory(memory: str) -> None:
             f"memory must be one of {MEMORY_MODES}, got {memory!r}; 'auto' is for training "
             "tools and analysis.memory_plan.choose_memory, which know the batch"
         )
+
+
+def is_known_to_shared(layers: Sequence[DenseLayerLike]) -> bool:
+    """Return True if the modes with one buffer run a block of these layers as they are now."""
+    parameters = (p for layer in layers for p in cast(nn.Module, layer).parameters())
+    first = next(parameters, None)
+    if first is None or _find_module(layers, has_hooks) is not None:
+        return False
+    return not isinstance(read_block(first, layers, lean=False), str)
 
 
 def run_block(

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import lightning.pytorch as pl
 import torch
@@ -10,8 +11,14 @@ from torch import nn
 
 from densenet_backbones.analysis.memory_plan import MemoryPlan, format_bytes, plan_memory
 from densenet_backbones.data.loading import AnyData
-from densenet_backbones.dense_block import MEMORY_MODES, Memory
-from densenet_backbones.layers import get_memory, set_memory
+from densenet_backbones.dense_block import (
+    MEMORY_MODES,
+    DenseLayerLike,
+    Memory,
+    is_known_to_shared,
+    rank_modes,
+)
+from densenet_backbones.layers import DenseBlock, get_memory, set_memory
 from densenet_backbones.stages import DenseStages
 from densenet_backbones.training.tasks.task import AnyTask
 
@@ -52,17 +59,18 @@ def settle_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> list[str
                 "leave it out"
             )
         return []
-    # A mode that was named, or the model's own, is set whatever it keeps.
+    # A mode that was named, the model's own, or the fastest, is set whatever it keeps.
     size = (data.batch, 3, height, width)
     if task.memory != "auto":
-        set_memory(task.model, task.memory or built)
+        task.chosen = memory = task.memory or _choose_fastest(task, built, trainer)
+        set_memory(task.model, memory)
         try:
-            plan = _plan(part, size, trainer, (task.memory or built,))
+            plan = _plan(part, size, trainer, (memory,))
         except RuntimeError as error:  # a summary is no reason to stop a training
             reason = _take_first_line(error)
             return [f"What {_name_part(task, part)} keeps cannot be planned: {reason}."]
-        task.kept_bytes = plan.saved_bytes[task.memory or built]
-        return [_describe_kept(_name_part(task, part), plan, task.memory or built)]
+        task.kept_bytes = plan.saved_bytes[memory]
+        return [_describe_kept(_name_part(task, part), plan, memory)]
     # "auto": all modes are planned, and the fastest one within the budget is set.
     try:
         plan = _plan(part, size, trainer, MEMORY_MODES)
@@ -77,6 +85,19 @@ def settle_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> list[str
     task.kept_bytes = plan.saved_bytes[task.chosen]
     kept = _describe_kept(_name_part(task, part), plan, task.chosen)
     return [kept, *_describe_choice(plan, budget, source)]
+
+
+def _choose_fastest(task: AnyTask, built: Memory, trainer: pl.Trainer) -> Memory:
+    """Return the fastest mode where none was named, in the options or in those of the model."""
+    args = getattr(task.spec, "args", None) or {}
+    named = any("memory" in (options or {}) for options in (args, args.get("backbone_kwargs")))
+    blocks = [m for m in task.model.modules() if isinstance(m, DenseBlock)]
+    layers = (cast(list[DenseLayerLike], list(block.values())) for block in blocks)
+    if named or built != "none" or not all(map(is_known_to_shared, layers)):
+        return built
+    precision = str(trainer.precision)
+    dtype = MIXED.get(precision) or TRUE.get(precision) or torch.float32
+    return rank_modes(trainer.strategy.root_device, dtype)[0]
 
 
 def fits_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> bool:

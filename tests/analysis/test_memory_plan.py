@@ -18,7 +18,7 @@ from densenet_backbones.analysis.memory_plan import (
     plan_memory,
 )
 from densenet_backbones.benchmark.measuring import measure_saved_bytes
-from densenet_backbones.dense_block import MEMORY_MODES
+from densenet_backbones.dense_block import MEMORY_MODES, rank_modes
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.heads.segmentation.fcdensenet import FCDenseNet
 from densenet_backbones.layers import get_memory, set_memory
@@ -84,15 +84,19 @@ def test_planning_leaves_the_model_and_the_random_stream_alone():
 
 
 def test_the_fastest_mode_within_a_budget_is_chosen():
-    net, size = DenseNet(DenseNetSpec(**TINY)), (2, 3, 64, 64)
-    plan = plan_memory(net, size)
-    assert choose_memory(net, size, plan.saved_bytes["none"]) == get_memory(net) == "none"
-    assert choose_memory(net, size, plan.saved_bytes["none"] - 1) == get_memory(net) == "shared"
-    assert (
-        choose_memory(net, size, plan.saved_bytes["shared"] - 1) == get_memory(net) == "shared_lean"
-    )
+    net, size, mixed = DenseNet(DenseNetSpec(**TINY)), (2, 3, 64, 64), torch.bfloat16
+    plan = plan_memory(net, size, autocast=mixed)
+
+    def choose(budget):
+        memory = choose_memory(net, size, budget, autocast=mixed)
+        assert get_memory(net) == memory
+        return memory
+
+    assert choose(plan.saved_bytes["none"]) == "none"
+    assert choose(plan.saved_bytes["none"] - 1) == "shared"
+    assert choose(plan.saved_bytes["shared"] - 1) == "shared_lean"
     with pytest.warns(UserWarning, match="no memory mode fits 0.0 MiB; 'shared_lean' keeps least"):
-        assert choose_memory(net, size, 1) == "shared_lean"
+        assert choose(1) == "shared_lean"
     lines = plan.table().splitlines()
     assert lines[0] == "DenseNet at 2 x 3 x 64 x 64, fastest first"
     assert [line.split()[0] for line in lines[2:]] == list(MEMORY_MODES)
@@ -146,6 +150,34 @@ def prepared(monkeypatch, tmp_path, capsys):
     return run
 
 
+@pytest.mark.usefixtures("compiled")
+def test_in_the_kernels_one_buffer_is_the_fastest():
+    net, size = DenseNet(DenseNetSpec(**TINY)), (2, 3, 64, 64)
+    plan = plan_memory(net, size)
+    assert list(plan.saved_bytes)[:3] == ["shared", "shared_lean", "none"]
+    assert choose_memory(net, size, plan.saved_bytes["none"]) == get_memory(net) == "shared"
+    for device, dtype in (("cuda", torch.float32), ("cpu", torch.bfloat16), ("cpu", torch.float64)):
+        assert rank_modes(torch.device(device), dtype) == MEMORY_MODES
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(
+    ("words", "memory"),
+    [
+        ((), "shared"),
+        (("--trainer.precision", "bf16-mixed"), "none"),
+        (("--model.args.backbone_kwargs", "{norm: group}"), "none"),  # not run in one buffer
+        (("--model.args.memory", "none"), "none"),
+        (("--memory", "none"), "none"),
+    ],
+)
+@pytest.mark.filterwarnings("error:memory=")
+def test_left_out_it_is_the_fastest(prepared, tiny_scenes, words, memory):
+    task, out = prepared(train_det, training_arguments(tiny_scenes, *words))
+    assert get_memory(task.model) == memory
+    assert f"Memory mode {memory}: the backbone of dsod_tiny keeps" in out
+
+
 def test_the_summary_tells_what_the_mode_keeps(prepared, tiny_scenes):
     task, out = prepared(train_det, training_arguments(tiny_scenes, "--memory", "layer"))
     assert get_memory(task.model) == "layer"
@@ -153,10 +185,11 @@ def test_the_summary_tells_what_the_mode_keeps(prepared, tiny_scenes):
     assert "for the backward pass of 4 x 3 x 64 x 64;" in out and "Fastest first" not in out
 
 
+@pytest.mark.usefixtures("compiled")
 def test_auto_takes_what_fits_the_budget_of_a_detector(prepared, tiny_scenes):
     budget = ("--memory", "auto", "--model.memory_budget")
     task, out = prepared(train_det, training_arguments(tiny_scenes, *budget, "1"))
-    assert task.chosen == get_memory(task.model) == "none" and "Memory mode none: the" in out
+    assert task.chosen == get_memory(task.model) == "shared" and "Memory mode shared: the" in out
     assert "the budget is 1.00 GiB, as model.memory_budget says." in out
     task, out = prepared(train_det, training_arguments(tiny_scenes, *budget, "0.00001"))
     assert task.chosen == get_memory(task.model) == "shared_lean"
@@ -182,7 +215,7 @@ def test_auto_counts_the_whole_segmenter_against_the_free_memory(prepared, tiny_
 def test_processes_run_the_mode_of_the_first_one(prepared, tiny_scenes):
     budget = ("--memory", "auto", "--model.memory_budget", "1")
     task, _ = prepared(train_det, training_arguments(tiny_scenes, *budget))
-    first = {"none": "layer", 4: 3}  # what this process chose -> what the first one did
+    first = {task.chosen: "layer", 4: 3}  # what this process chose -> what the first one did
     strategy = SimpleNamespace(broadcast=lambda own: first[own])
     data = SimpleNamespace(batch=4)
     task._trainer = SimpleNamespace(strategy=strategy, datamodule=data)

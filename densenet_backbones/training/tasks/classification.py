@@ -82,7 +82,8 @@ class ClassificationTask(Task[ClassificationData, Sample, ClassificationMetric])
         seed: Everything random inside the model is a function of (seed, step, process).
         memory: What dense blocks keep for the backward pass: "none" (all), "shared", "bottleneck",
             "shared_lean", "layer" or "block"; "auto" takes the fastest one that fits
-            `memory_budget`; null leaves it to `args`. Losses and gradients stay the same.
+            `memory_budget`; null takes what `args` say, or the fastest one. Losses and gradients
+            stay the same.
         memory_budget: GiB that "auto" lets the network keep between forward and backward pass; null
             for half of the memory that is free beside the weights.
         categories: The classes; given by the data.

@@ -77,7 +77,8 @@ class DetectionTask(Task[DetectionData, Sample, CocoMetric]):
         seed: Everything random inside the model is a function of (seed, step, process).
         memory: What dense blocks keep for the backward pass: "none" (all), "shared", "bottleneck",
             "shared_lean", "layer" or "block"; "auto" takes the fastest one that fits
-            `memory_budget`; null leaves it to `args`. Losses and gradients stay the same.
+            `memory_budget`; null takes what `args` say, or the fastest one. Losses and gradients
+            stay the same.
         memory_budget: GiB that "auto" lets the DenseNet, without neck and heads, keep between
             forward and backward pass; null for half of the memory that is free beside the weights.
         evaluator: "pycocotools", or "faster_coco_eval" for equal numbers in less time.

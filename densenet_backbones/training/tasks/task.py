@@ -86,7 +86,7 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
         channels_last: Keep maps in memory with their channels side by side.
         seed: Everything random inside the model is a function of (seed, step, process).
         memory: What dense blocks keep for the backward pass; "auto" for the fastest mode that fits
-            `memory_budget`; None leaves the model as it was built.
+            `memory_budget`; None for the fastest, if the model has no other.
         memory_budget: GiB that may be kept; None for half of what is free.
 
     Attributes:
@@ -97,7 +97,7 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
         use: What a trained model does, for the last lines of a run.
         look_at: Annotations to look at when the loss is not finite.
         headline: Names of the numbers that are shown after each evaluation.
-        chosen: The mode that "auto" found, once it has; see `memory_choice.settle_memory`.
+        chosen: The mode that was chosen, once it is; see `memory_choice.settle_memory`.
         metric: The evaluation, from the first one on.
     """
 
