@@ -22,7 +22,9 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrize import register_parametrization
 
 from densenet_backbones.condensenet import find_learned_groups
-from densenet_backbones.dense_block import FoldedConv2d, folded, folded_transition
+from densenet_backbones.dense_block import FoldedConv2d
+from densenet_backbones.dense_block.folded import layers as folded
+from densenet_backbones.dense_block.folded import transition as folded_transition
 from densenet_backbones.densenet import DenseNet, DenseNetSpec
 from densenet_backbones.deploy import FoldedBlock, deploy
 from densenet_backbones.heads import dsod300, fcdensenet56
@@ -621,7 +623,9 @@ def test_convolutions_around_the_net_take_in_the_norms_and_activations_behind_th
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU6(), nn.SiLU()])
 def test_a_convolution_on_maps_of_many_sizes(act, native, monkeypatch):
     if not native:
-        monkeypatch.setattr("densenet_backbones.dense_block.folded_conv.has_cpp", lambda x: False)
+        monkeypatch.setattr(
+            "densenet_backbones.dense_block.folded.convolution.has_cpp", lambda x: False
+        )
     net = tiny("densenet121_features").eval()
     model = nn.Sequential(net, nn.Sequential(nn.Conv2d(24, 20, 3, padding=1), act)).eval()
     head, folded = model[1], deploy(model)[1]

@@ -1,20 +1,19 @@
 """Executes one dense block from tensors and layers; imports nothing else of the project.
 
-`modes` runs a block in training, in one of the memory modes; `folded` and `folded_transition` run
-it in evaluation. All compute what `run_plain` does: outputs, gradients and batch-norm buffers.
+`modes` runs a block in training, in one of the memory modes; `folded` runs it in evaluation. All
+compute what `run_plain` does: outputs, gradients and batch-norm buffers.
 """
 
 from densenet_backbones.dense_block.folded import (
+    FoldedConv2d,
     FoldedLayer,
-    find_folded_change,
-    run_folded,
-    run_folded_compiled,
-)
-from densenet_backbones.dense_block.folded_conv import FoldedConv2d
-from densenet_backbones.dense_block.folded_transition import (
     FoldedMaxPool2d,
     FoldedTransition,
     ScaleShift,
+    find_folded_change,
+    is_recorded,
+    run_folded,
+    run_folded_compiled,
 )
 from densenet_backbones.dense_block.interfaces import (
     DenseLayerLike,
@@ -37,7 +36,6 @@ from densenet_backbones.dense_block.modes import (
     rank_modes,
     run_block,
 )
-from densenet_backbones.dense_block.operators import is_recorded
 from densenet_backbones.dense_block.plain import run_plain
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What a subcommand of ``tools/benchmark.py`` is."""
+"""Subcommand of ``tools/benchmark.py``: a name, its options, and a measurement."""
 
 import argparse
 from collections.abc import Callable, Iterator

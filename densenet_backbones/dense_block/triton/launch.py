@@ -3,7 +3,7 @@
 The layer and the transition are those of Huang et al. (1608.06993, section 3).
 
 Nothing here is an operator of PyTorch: those of a whole block and of a transition are (see
-`dense_block.folded` and `dense_block.folded_transition`), and they call this. So does training,
+`dense_block.folded` and `dense_block.folded.transition`), and they call this. So does training,
 in `unit`, which has the gradients.
 
 Triton is imported by the first call, not with this module.

@@ -19,9 +19,9 @@ from densenet_backbones.dense_block import (
     FoldedConv2d,
     FoldedLayer,
     backends,
-    folded_transition,
 )
 from densenet_backbones.dense_block.folded import run_folded, run_folded_compiled
+from densenet_backbones.dense_block.folded import transition as folded_transition
 from densenet_backbones.dense_block.interfaces import LayerWeights
 from densenet_backbones.dense_block.plain import run_plain
 from densenet_backbones.dense_block.triton import (

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from densenet_backbones.dense_block import native
 from densenet_backbones.dense_block.backends import has_cpp, has_kernels, has_triton
-from densenet_backbones.dense_block.folded_conv import FoldedConv2d, activate
+from densenet_backbones.dense_block.folded.convolution import FoldedConv2d, activate
+from densenet_backbones.dense_block.folded.operators import LIBRARY, calls_operators, is_recorded
 from densenet_backbones.dense_block.interfaces import (
     allocate_channels_last,
     has_hooks,
@@ -23,7 +24,6 @@ from densenet_backbones.dense_block.interfaces import (
     read_relu_ceiling,
     warn_eagerly,
 )
-from densenet_backbones.dense_block.operators import LIBRARY, calls_operators, is_recorded
 
 __all__ = ["FoldedMaxPool2d", "FoldedTransition", "ScaleShift"]
 

@@ -23,19 +23,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densenet_backbones.dense_block.backends import fill_in_kernels
-from densenet_backbones.dense_block.folded_conv import (
+from densenet_backbones.dense_block.folded.convolution import (
     ONEDNN,
     FoldedConv2d,
     LayoutCache,
     is_for_onednn,
 )
+from densenet_backbones.dense_block.folded.operators import LIBRARY
 from densenet_backbones.dense_block.interfaces import (
     allocate_channels_last,
     has_hooks,
     has_own_methods,
     read_relu_ceiling,
 )
-from densenet_backbones.dense_block.operators import LIBRARY
 from densenet_backbones.dense_block.plain import run_plain
 
 __all__ = [

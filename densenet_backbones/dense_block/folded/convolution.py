@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from densenet_backbones.dense_block import native
 from densenet_backbones.dense_block.backends import has_cpp
+from densenet_backbones.dense_block.folded.operators import LIBRARY, calls_operators, is_recorded
 from densenet_backbones.dense_block.interfaces import (
     State,
     allocate_channels_last,
     has_own_methods,
     read_state,
 )
-from densenet_backbones.dense_block.operators import LIBRARY, calls_operators, is_recorded
 
 __all__ = ["ONEDNN", "FoldedConv2d", "LayoutCache", "activate", "is_for_onednn"]
 
