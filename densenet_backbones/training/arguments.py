@@ -288,7 +288,7 @@ def _add_machine_flags(parser: CommandParser) -> None:
         "--memory",
         metavar="MODE",
         help="what dense blocks keep for the backward pass: auto (the fastest that fits), none, "
-        "shared, shared_lean, ...; left out, the fastest",
+        "shared, ...; left out, the fastest",
     )
 
 
