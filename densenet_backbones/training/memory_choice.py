@@ -106,7 +106,9 @@ def fits_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> bool:
     So it does where nothing can be said of it: the training itself will show.
     """
     part, (height, width) = task.planned_part(task.training_size(data))
-    modes = MEMORY_MODES if task.memory == "auto" else (task.memory or get_memory(part) or "none",)
+    built = get_memory(part) or "none"
+    named = task.memory or _choose_fastest(task, built, trainer)
+    modes = MEMORY_MODES if named == "auto" else (named,)
     try:
         plan = _plan(part, (data.batch, 3, height, width), trainer, modes)
         budget, _ = _settle_budget(task, trainer)

@@ -116,7 +116,7 @@ class FoldedConv2d(LayoutCache, nn.Conv2d):
             return activate(super().forward(x), self.ceiling)
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))  # which does not know what comes
-        if calls_operators(x) and not isinstance(self.padding, str):
+        if calls_operators(x):
             call = torch.ops.densenet_backbones.folded_convolution
             own = (*self.list_tensors(), self._list_geometry())
             result: Tensor = call(x, *own, self.ceiling)
