@@ -8,6 +8,7 @@ options of the engine.
 
 import argparse
 import gc
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,11 @@ __all__ = ["check_words", "train_cls", "train_det", "train_seg"]
 _ENGINE = {"config", "print_config", "help", "seed_everything", "model", "data", "trainer"}
 """First parts of the engine's options, besides those of the run."""
 
+_SPINS = "10000"
+"""How often a thread looks whether the others have come to the end of a parallel region, before it
+sleeps; GCC's library of OpenMP looks 300,000 times. Beside another busy process, a thread that
+waits takes the processor from one that works."""
+
 
 def train_det(argv: Sequence[str] | None = None) -> None:
     """Train a detector; see `running.train`."""
@@ -60,6 +66,7 @@ def train_cls(argv: Sequence[str] | None = None) -> None:
 
 def _train(kind: str, argv: Sequence[str] | None, form: ShortForm) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
+    _let_threads_sleep()
     quiet_libraries()
     try:
         check_words(words, kind, form)
@@ -74,6 +81,12 @@ def _train(kind: str, argv: Sequence[str] | None, form: ShortForm) -> None:
 
     gc.freeze()  # collections, and the last one at the end, pass over what was imported
     train(kind, words)
+
+
+def _let_threads_sleep() -> None:
+    """Shorten the waits of OpenMP's threads, before torch loads it, unless the user chose them."""
+    if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+        os.environ["GOMP_SPINCOUNT"] = _SPINS
 
 
 def check_words(words: Sequence[str], kind: str, form: ShortForm) -> None:
