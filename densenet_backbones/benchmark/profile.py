@@ -48,11 +48,17 @@ def profile_step(
         batch: Images of a step.
         size: Their side in pixels.
         modes: Memory modes, one column each.
-        turns: Counted steps; one more goes before.
+        turns: Counted steps of each mode, in turns; one more goes before.
         bf16: Compute in bfloat16 by autocast.
     """
     step = _build_step(name, batch, size, bf16)
-    times = [_measure_kinds(partial(step, mode), turns) for mode in modes]
+    for mode in modes:  # the first steps, which are not counted
+        step(mode)
+    times: list[dict[str, float]] = [dict.fromkeys((*_KINDS, _REST), 0.0) for _ in modes]
+    for _ in range(turns):  # in turns, so that a busy moment meets all modes
+        for mode, of_mode in zip(modes, times, strict=True):
+            for kind, microseconds in _measure_kinds(partial(step, mode)).items():
+                of_mode[kind] += microseconds / turns
     columns = [Column("")]
     for mode in modes:
         columns += [Column(f"{mode}: ms", ".1f"), Column("share", ".0%")]
@@ -68,7 +74,7 @@ def profile_step(
     title = (
         f"training step of {name}, {pluralize(batch, 'image')} of {size} pixels, "
         f"{'bf16-mixed' if bf16 else 'float32'}, channels last, "
-        f"{pluralize(torch.get_num_threads(), 'thread')}, mean of {pluralize(turns, 'step')}"
+        f"{pluralize(torch.get_num_threads(), 'thread')}, mean of {pluralize(turns, 'turn')}"
     )
     note = (
         "time of operations themselves, as torch.profiler counts it, waiting for a processor "
@@ -118,14 +124,12 @@ def _compute_box_loss(targets: list[Any], model: nn.Module, images: Tensor) -> T
     return torch.stack(list(losses.values())).sum()
 
 
-def _measure_kinds(step: Callable[[], None], turns: int) -> dict[str, float]:
+def _measure_kinds(step: Callable[[], None]) -> dict[str, float]:
     """Return microseconds of a step by kind of operation."""
-    step()
     with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:
-        for _ in range(turns):
-            step()
+        step()
     times = dict.fromkeys((*_KINDS, _REST), 0.0)
     for event in profiler.key_averages():
         fits = (kind for kind, pattern in _KINDS.items() if re.search(pattern, event.key))
-        times[next(fits, _REST)] += event.self_cpu_time_total / turns
+        times[next(fits, _REST)] += event.self_cpu_time_total
     return times
