@@ -23,7 +23,7 @@ from densenet_backbones.messages import pluralize
 
 __all__ = ["profile_step"]
 
-# Kinds of operations by the names under that torch's profiler counts them; the first that fits.
+# Kinds of operations, by the names that torch's profiler gives them; the first that fits counts.
 _KINDS = {
     "dense blocks in the kernels": r"CompiledBlock",
     "units in the kernels": r"^_\w*(Unit|MaxPool)|^_Shared",

@@ -2,8 +2,6 @@
 
 On a CPU Inductor turns every loop of its own into C++: compilers run for seconds, the first time
 also to find out which instructions there are. A graph of operators alone has nothing to compile.
-
-Shapes: N images, C channels, H and W pixels.
 """
 
 import torch
