@@ -121,6 +121,21 @@ def tiny_segmentation(tiny_masks: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
+def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves and matrices are saved as one white pixel: drawn, they are half of a tiny training.
+
+    For files of tests that hold what is not in them; `tiny_run` and others have drawn ones.
+    """
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    def save(self: Figure, file: Any, **options: object) -> None:
+        Image.new("RGB", (1, 1), "white").save(file, "PNG")
+
+    monkeypatch.setattr(Figure, "savefig", save)
+
+
+@pytest.fixture
 def refused_command(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[int | str | None, str]]:

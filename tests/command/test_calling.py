@@ -11,6 +11,9 @@ from densenet_backbones.checkpoints import CheckpointError, read_state_dict
 from densenet_backbones.command.calling import OF_TERMINALS, make_words
 from densenet_backbones.command.training import make_parser
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
+
 # `tiny_runs.training_arguments` as keywords.
 OPTIONS = {
     "config": "quickstart",

@@ -26,6 +26,8 @@ from densenet_backbones.inference.loading import load
 from densenet_backbones.training import cli
 from densenet_backbones.training.condensation import Condensation
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 ARGS = {**PYRAMID_ARGS, "backbone": "condensenet74_features"}
 EPOCHS, STEPS = 3, 3
 DETECTOR = ("--model.detector", "retinanet_fpn", "--model.args", json.dumps(ARGS))

@@ -14,6 +14,8 @@ from densenet_backbones.inference import predict
 from densenet_backbones.inference.loading import load
 from densenet_backbones.training import evaluate
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 @pytest.fixture
 def model(tiny_segmentation, tmp_path):

@@ -89,6 +89,7 @@ def test_masks_are_trained_evaluated_and_drawn(mask_run):
             assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 500, name
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_the_best_weights_are_those_of_the_best_masks(mask_run, keypoint_run):
     for run, name in ((mask_run, "mask_AP"), (keypoint_run, "keypoint_AP")):
         state = read_checkpoint(run / "checkpoints/last.ckpt")
@@ -129,6 +130,7 @@ def test_config_yaml_does_not_say_what_follows_from_the_detector(mask_run):
     assert "maskrcnn_fpn" in config and "target_types" not in config
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_run_is_gone_on_with(mask_run, tiny_scenes, tmp_path, unplotted, capsys):
     run = shutil.copytree(mask_run, tmp_path / "run")
     with signals_as_before():
@@ -191,6 +193,7 @@ def test_evaluate_finds_the_numbers_of_the_training(run, request, tiny_scenes, t
         assert written == (folder / "evaluation" / name).read_bytes()
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_evaluate_with_more_views_and_soft_nms(mask_run, tiny_scenes, tmp_path, unplotted):
     asked = ("--tta", "flip", "--tta-scales", "1,1.5", "--soft-nms", "gaussian")
     found = evaluated(mask_run, tiny_scenes, tmp_path / "out", *asked)

@@ -138,6 +138,7 @@ def test_gray_networks_see_the_luminance_of_a_picture():
     torch.testing.assert_close(gray.normalize(image), (luma - mean) / std)
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_gray_classifier_is_one_flag(run, tmp_path):
     more = ("--model.args.in_chans", "1", "--run-dir", str(tmp_path / "r"))
     train_cls(classification_arguments(run / "data", *more, epochs=1))
@@ -205,6 +206,7 @@ def start_segmenter(request):
     return train_seg, segmentation_arguments(masks, *args, epochs=1)
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_weights_of_another_network_are_said_to_fit_little(run, small_classifier, capsys):
     (flag, name, *_), file = small_classifier
     net = {"growth_rate": 6, "block_config": [2, 2, 2, 2], "num_init_features": 12}
@@ -217,6 +219,7 @@ def test_weights_of_another_network_are_said_to_fit_little(run, small_classifier
 
 
 @pytest.mark.parametrize("other", [start_detector, start_segmenter])
+@pytest.mark.usefixtures("empty_figures")
 def test_a_trunk_starts_other_models_and_the_other_way(
     other, run, small_classifier, tmp_path, capsys, request
 ):

@@ -149,6 +149,7 @@ def test_one_class_against_the_rest(tiny_masks, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("empty_figures")
 def test_two_images_are_learnt_by_heart(tiny_masks, tmp_path, monkeypatch):
     monkeypatch.setattr(running.report, "report_results", lambda *args: None)
     options = ("--overfit", "2", "--batch-size", "2", "--ema_decay", "null")

@@ -13,6 +13,8 @@ from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.training import cli, evaluate
 from tests.zoo.add import DATA, MODELS, ZOO, compute_scores, unpack
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 VERSIONS = sorted(folder.name for folder in ZOO.iterdir() if folder.is_dir())
 COMMANDS = {"det": cli.train_det, "seg": cli.train_seg}
 

@@ -8,6 +8,8 @@ from tiny_runs import DETECTOR_ARGS, signals_as_before
 
 from densenet_backbones.training.cli import train_det, train_seg
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 DETECTION = [
     *("--model.detector", "dsod_tiny", "--model.args", json.dumps(DETECTOR_ARGS)),
     *("--data.augmentation", "light"),

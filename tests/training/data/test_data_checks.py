@@ -18,6 +18,8 @@ from densenet_backbones.data.segmentation import SegmentationData
 from densenet_backbones.training import evaluate
 from densenet_backbones.training.cli import train_det, train_seg
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 def write_parts(root, edit=None):
     for split in ("train", "val"):

@@ -23,6 +23,8 @@ from densenet_backbones.metrics.coco_truth import COCO_SIGMAS, choose_sigmas
 from densenet_backbones.reporting import detection_report
 from densenet_backbones.training.tasks.detection import DetectionTask
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 CLASSES = ("ant", "bee", "cat", "dog")
 POINTS = ("head", "left_leg", "right_leg", "tail")
 LIMITS = {

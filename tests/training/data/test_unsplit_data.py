@@ -14,6 +14,8 @@ from densenet_backbones.data.sets.split_file import SPLIT_FILE, read_split
 from densenet_backbones.training.cli import train_det
 from densenet_backbones.training.evaluate import main as evaluate
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 SIZES = tuple((40 + n, 50 - n) for n in range(10))
 
 

@@ -16,6 +16,7 @@ from densenet_backbones.training import evaluate
 
 pytestmark = [
     pytest.mark.long,
+    pytest.mark.usefixtures("empty_figures"),
     pytest.mark.skipif(os.name != "posix", reason="signals and gloo as on Linux"),
 ]
 

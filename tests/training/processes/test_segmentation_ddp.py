@@ -14,6 +14,7 @@ from densenet_backbones.training import evaluate
 
 pytestmark = [
     pytest.mark.long,
+    pytest.mark.usefixtures("empty_figures"),
     pytest.mark.skipif(os.name != "posix", reason="gloo as on Linux"),
 ]
 

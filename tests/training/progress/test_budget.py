@@ -15,6 +15,8 @@ from densenet_backbones.training.optimization import PLACES
 from densenet_backbones.training.progress.budget import NEVER, Budget, BudgetEnd, parse_budget
 from densenet_backbones.training.progress.clock import RunClock
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 @pytest.mark.parametrize(
     ("text", "budget", "words"),

@@ -12,6 +12,8 @@ from densenet_backbones.training.cli import train_det
 from densenet_backbones.training.progress import lines
 from densenet_backbones.training.progress.clock import RunClock, format_duration, format_end
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 class Time:
     def __init__(self):

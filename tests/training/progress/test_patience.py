@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
 from recorded_runs import Recorder, interrupt, last, recorded
 from tiny_runs import differences, training_arguments
 
 from densenet_backbones.training.cli import train_det
+
+pytestmark = pytest.mark.usefixtures("empty_figures")
 
 STILL = ("--model.optimizer.lr", "0", "--patience", "2")  # nothing is learned, nothing gets better
 

@@ -11,6 +11,8 @@ from densenet_backbones.training import memory_choice
 from densenet_backbones.training.cli import train_det
 from densenet_backbones.training.tasks.detection import DetectionTask
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 AUTO = ("--batch-size", "auto", "--model.optimizer.base_batch", "8", "--run-dir")
 
 

@@ -26,6 +26,8 @@ from densenet_backbones.training.recipes.choice import choose_recipe, insert_rec
 from densenet_backbones.training.recipes.facts import DataFacts, gather_facts, read_data
 from densenet_backbones.training.recipes.pretrained import find_densenet121_weights
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 KINDS = ("boxes", "masks", "keypoints", "semantic")
 CASES = list(itertools.product(KINDS, (12, 400, 20_000), (None, Path("/w.pth")), (False, True)))
 

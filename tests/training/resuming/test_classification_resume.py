@@ -15,6 +15,8 @@ from tiny_classifiers import classification_arguments, write_folders
 
 from densenet_backbones.training import cli
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 class LabelRecorder(Recorder):
     """Notes images and labels."""

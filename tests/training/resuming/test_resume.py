@@ -27,6 +27,8 @@ from densenet_backbones.training import callbacks, cli
 from densenet_backbones.training.arguments import expand_short_flags
 from densenet_backbones.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 @pytest.fixture(scope="module")
 def train(tiny_scenes):

@@ -9,6 +9,8 @@ from tiny_runs import training_arguments
 from densenet_backbones.training import cli, precision, running
 from densenet_backbones.training.optimization import Optimizer, Schedule
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 @pytest.fixture
 def start(tiny_run, tiny_scenes, tmp_path, monkeypatch, capsys):

@@ -19,6 +19,8 @@ from tiny_segmenters import segmentation_arguments
 from densenet_backbones.heads import SegmentationLoss
 from densenet_backbones.training import cli
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 class MaskRecorder(Recorder):
     """Notes images and masks."""
