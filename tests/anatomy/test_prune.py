@@ -21,6 +21,8 @@ from densenet_backbones.inference.model_file import save_model
 from densenet_backbones.inference.segmenter import SegmenterSpec
 from densenet_backbones.training import engine
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 def deepen(opened):
     """Describe a tiny model with more layers: one a block leaves nothing to spare."""

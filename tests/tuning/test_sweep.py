@@ -54,10 +54,11 @@ def stand_in(drawing_stand_in, monkeypatch):
 def start_sweep(*words, seconds="0.2", gate=""):
     """A sweep in a process of its own."""
     code = (
-        "import signal, sys; from densenet_backbones.tuning import command, trial\n"
+        "import signal, sys; from densenet_backbones.tuning import command, pictures, trial\n"
         # Shells start what runs behind their backs with Ctrl-C ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"trial.TRAIN = {STAND_IN!r}; trial._LOOK_EVERY = 0.05\n"
+        "pictures.draw_sweep = lambda *args: []\n"
         "command.main(sys.argv[1:])"
     )
     return subprocess.Popen(
@@ -259,7 +260,7 @@ def test_wide_tables_cut_no_number(cells):
 
 
 @pytest.mark.long
-def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
+def test_a_killed_sweep_goes_on_where_it_was(stand_in, tmp_path, capsys):
     out = tmp_path / "s"
     process = start_sweep(*GRID, "--out", out, seconds="0.5")
     wait_for((out / "trials/0001/checkpoints/last.ckpt").is_file)
@@ -269,12 +270,12 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     orphan = int((out / "trials/0001.pid").read_text())
     os.kill(orphan, signal.SIGKILL)
     wait_for(lambda: not Path(f"/proc/{orphan}").exists() or not trial_runs(orphan))
-    said, _ = start_sweep("--resume", out, seconds="0").communicate(timeout=300)
-    assert len(values_of(out)) == 4, said
+    main(["--resume", str(out)])
+    assert len(values_of(out)) == 4, capsys.readouterr().out
     text = (out / "trials/0001.txt").read_text()
     assert text.count("begins") == 2 and "--resume" in text
     whole = tmp_path / "whole"
-    start_sweep(*GRID, "--out", whole, seconds="0").communicate(timeout=300)
+    main([*GRID, "--out", str(whole)])
     assert values_of(whole) == values_of(out)
 
 
@@ -287,7 +288,7 @@ def trial_runs(process):
 
 
 @pytest.mark.long
-def test_ctrl_c_stops_in_order(tmp_path):
+def test_ctrl_c_stops_in_order(stand_in, tmp_path):
     out = tmp_path / "s"
     process = start_sweep(*GRID, "--out", out, seconds="0.5")
     wait_for((out / "trials/0000/checkpoints/last.ckpt").is_file)
@@ -295,7 +296,7 @@ def test_ctrl_c_stops_in_order(tmp_path):
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 130 and "Stopped" in said and "Traceback" not in said
     assert rows_of(out)[0]["state"] == "running"
-    start_sweep("--resume", out, seconds="0").communicate(timeout=300)
+    main(["--resume", str(out)])
     assert len(values_of(out)) == 4
     assert "--resume" in (out / "trials/0000.txt").read_text()
 
@@ -319,6 +320,7 @@ def test_two_workers_share_the_trials(tmp_path):
 @pytest.mark.long
 def test_real_trainings_and_the_winner_s_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pictures, "draw_sweep", lambda *args: [])
     args = {**DETECTOR_ARGS, "backbone_kwargs": {"block_config": [1, 1, 1, 1]}}
     main(
         [
