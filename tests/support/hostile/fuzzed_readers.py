@@ -287,7 +287,8 @@ def _mat_seeds() -> list[bytes]:
 
 
 @cache
-def _config_parser() -> object:
+def make_config_parser() -> object:
+    """Return the parser of a config, which takes seconds to import and is made once."""
     import lightning.pytorch as pl
     from lightning.pytorch.cli import LightningArgumentParser
 
@@ -306,7 +307,7 @@ def _read_config(data: bytes, folder: Path) -> None:
 
     path = _write(folder / "config.yaml", data)
     try:
-        _config_parser().parse_path(find_config(str(path)))
+        make_config_parser().parse_path(find_config(str(path)))
     except (ArgumentError, TypeError) as error:  # as `train` reports them
         raise ValueError(f"{path}: {one_sentence(str(error))[: LONGEST // 2]}") from error
 
