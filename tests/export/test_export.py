@@ -79,8 +79,7 @@ def deeplabv3plus():
         return build_smp("DeepLabV3Plus", 3, options)
 
 
-SEGMENTERS = {
-    "unet": lambda: unet(num_classes=3, **UNET_ARGS),
+SEGMENTERS = {  # a trained U-Net without attention is exported below
     "unet, attention": lambda: unet(num_classes=3, attention=True, **UNET_ARGS),
     "fcdensenet": fcdensenet,
     "fcdensenet, batch statistics": lambda: fcdensenet(batch_statistics_in_eval=True),
@@ -298,6 +297,7 @@ def test_wrong_input_gets_one_sentence(options, said, detector, refused_command,
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("empty_figures")
 def test_exported_files_are_evaluated_like_the_model(detector, tiny_scenes, tmp_path):
     export.main([str(detector)])
     numbers = []

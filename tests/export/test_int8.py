@@ -164,6 +164,7 @@ def words(model, data, *more):
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
+@pytest.mark.usefixtures("empty_figures")
 def test_a_segmenter_in_8_bits(kind, segmenter, tiny_masks, tmp_path, capsys):
     export.main(words(segmenter, tiny_masks, "--format", kind))
     said = capsys.readouterr().out
@@ -189,6 +190,7 @@ def test_a_segmenter_in_8_bits(kind, segmenter, tiny_masks, tmp_path, capsys):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("empty_figures")
 def test_a_detector_in_8_bits_is_evaluated_like_others(tiny_run, tiny_scenes, tmp_path):
     model = shutil.copy(tiny_run / "model.safetensors", tmp_path / "model.safetensors")
     export.main(words(model, tiny_scenes, "--out", tmp_path / "eight.onnx"))
