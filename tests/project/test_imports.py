@@ -40,7 +40,6 @@ ROWS = (
     {"__main__"},
 )
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
-HEAVY = ("lightning", "albumentations", "pycocotools", "segmentation_models_pytorch", "matplotlib")
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -176,15 +175,6 @@ def test_no_files_import_in_a_circle():
 def test_the_reader_of_imports_sees(module, source, wrong):
     found = wrong_imports(f"{PACKAGE}.{module}", source)
     assert found == [] if wrong is None else wrong in found[0]
-
-
-def test_importing_the_package_is_light_and_registers():
-    out = run_fresh(
-        "import sys, densenet_backbones, timm\n"
-        f"print([name for name in {HEAVY} if name in sys.modules])\n"
-        "print(timm.is_model('densenet121_features'))"
-    )
-    assert out.split("\n")[:2] == ["[]", "True"]
 
 
 def test_root_names():

@@ -143,7 +143,6 @@ AGAIN = (
 @pytest.mark.parametrize(
     "imports",
     [
-        "import densenet_backbones, timm, torchvision",
         f"{AGAIN}; import densenet_backbones, timm, torchvision",
         "import densenet_backbones, torchvision, timm",
         "import timm, densenet_backbones, torchvision",
@@ -160,13 +159,17 @@ def test_networks_are_registered_in_any_order_of_imports(imports):
     assert out.split("\n")[:3] == ["True", "True True", "[]"]
 
 
-def test_the_package_alone_imports_nothing_heavy():
+def test_the_package_alone_imports_nothing_heavy_and_registers_what_comes_later():
     out = run_fresh(
         "import sys, densenet_backbones\n"
         f"print([name for name in {HEAVY} if name in sys.modules])\n"
+        "import timm, torchvision\n"
+        "print(timm.is_model('densenet121_features'))\n"
+        "print('dsod300' in torchvision.models.list_models())\n"
+        f"print([name for name in {(*OF_TRAINING, 'pycocotools')} if name in sys.modules])\n"
         "print(densenet_backbones.heads.dsod_tiny.__name__, densenet_backbones.DenseNet.__name__)"
     )
-    assert out.split("\n")[:2] == ["[]", "dsod_tiny DenseNet"]
+    assert out.splitlines() == ["[]", "True", "True", "[]", "dsod_tiny DenseNet"]
 
 
 # -- what is listed twice, so that it is listed without torch --------------------------------------
