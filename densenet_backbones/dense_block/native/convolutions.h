@@ -88,6 +88,7 @@ void pointwise(const Maps<T>& x, const Pointwise& p, const Maps<T>& out, int64_t
                int64_t last, float* scratch) {
     const int64_t columns = out.stride, room = out.rows * out.width;
     T* normed = reinterpret_cast<T*>(scratch);
+    const Tiles<T> tiles;
     float* sums = scratch + kStrip * kStride;
     for (int64_t start = first, stop; start < last; start = stop) {
         // A strip of cells at a time, cut where the memory of the output begins anew.
@@ -228,6 +229,7 @@ void winograd(const Maps<T>& x, const Conv& conv, int64_t first, int64_t last, f
     const int64_t columns = conv.panels * conv.vectors * kLanes;
     float* m = scratch + kPlaces * conv.tiles * kStride;
     T* v = reinterpret_cast<T*>(scratch);
+    const Tiles<T> tiles;
     // Of one place, also where fewer tiles are left.
     const int64_t v_stride = conv.tiles * kStride, m_stride = conv.tiles * columns;
     for (int64_t start = first; start < last; start += conv.tiles) {

@@ -192,7 +192,7 @@ int64_t narrow_values(int64_t images, int64_t height, int64_t width, int64_t col
 // Whether there are kernels for bfloat16. Processors that multiply whole tiles of them have more in
 // oneDNN's, which PyTorch calls.
 int has_bfloat16() {
-#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
     return 1;
 #else
     return 0;

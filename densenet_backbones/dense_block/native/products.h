@@ -23,6 +23,12 @@
 #include <cstring>
 #include <utility>
 
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#define HAS_TILES
+#endif
+
 namespace {
 
 #if defined(__AVX512F__)
@@ -206,10 +212,10 @@ MultiplyTile<T> multiply_tile_for(int rows, int vectors) {
     }
 }
 
-// c = a * b, of `rows` x `depth` and `depth` x `panels` * `vectors` * kLanes.
+// c = a * b in vectors, of `rows` x `depth` and `depth` x `panels` * `vectors` * kLanes.
 template <typename T>
-void multiply(int rows, int depth, const float* a, const float* b, int panels, int vectors,
-              float* c, int64_t c_stride, const Around<T>& around) {
+void multiply_vectors(int rows, int depth, const float* a, const float* b, int panels, int vectors,
+                      float* c, int64_t c_stride, const Around<T>& around) {
     const int most = rows_for(vectors), groups = (rows + most - 1) / most;
     const int columns = vectors * kLanes;
     // A panel meets all rows before the next one is loaded.
@@ -225,6 +231,166 @@ void multiply(int rows, int depth, const float* a, const float* b, int panels, i
         }
         b += depth * columns;
     }
+}
+
+// Whether products of bfloat16 run in whole tiles of 16 x 16 words (AMX), and a guard around them:
+// the processor keeps a thread's tiles until they are released.
+#ifdef HAS_TILES
+constexpr int kTileRows = 16, kTileWords = 16;
+
+// Linux lends the registers of tiles to processes that ask.
+inline bool ask_for_tiles() {
+    constexpr long kAsk = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kAsk, kTileData) == 0;
+}
+
+inline const bool kTilesLent = ask_for_tiles();
+
+template <typename T>
+bool has_tiles() {
+    return sizeof(T) == sizeof(Bfloat16) && kTilesLent;
+}
+
+template <typename T>
+class Tiles {
+  public:
+    Tiles() {
+        if (!has_tiles<T>()) return;
+        struct {
+            uint8_t palette = 1, start = 0, reserved[14] = {};
+            uint16_t bytes[16] = {};
+            uint8_t rows[16] = {};
+        } shapes;
+        std::fill_n(shapes.bytes, 8, kTileWords * sizeof(float));
+        std::fill_n(shapes.rows, 8, kTileRows);
+        _tile_loadconfig(&shapes);
+    }
+    ~Tiles() {
+        if (has_tiles<T>()) _tile_release();
+    }
+    Tiles(const Tiles&) = delete;
+    Tiles& operator=(const Tiles&) = delete;
+};
+
+// c = a * b, or added to c, of up to 2 x 2 tiles and `blocks` of their depth; rows of `a` lie
+// kStride words apart, of `b` b_stride, of `c` c_stride.
+template <bool kTwoRows, bool kTwoColumns>
+void multiply_tiles(int blocks, const float* a, const float* b, int64_t b_stride, float* c,
+                    int64_t c_stride, bool add) {
+    constexpr int64_t kBytes = sizeof(float), kDown = kTileRows;
+    const int64_t a_bytes = kStride * kBytes, b_bytes = b_stride * kBytes;
+    const int64_t c_bytes = c_stride * kBytes;
+    float* below = c + kDown * c_stride;
+    if (add) {
+        _tile_loadd(0, c, c_bytes);
+        if (kTwoColumns) _tile_loadd(1, c + kTileWords, c_bytes);
+        if (kTwoRows) _tile_loadd(2, below, c_bytes);
+        if (kTwoRows && kTwoColumns) _tile_loadd(3, below + kTileWords, c_bytes);
+    } else {
+        _tile_zero(0);
+        if (kTwoColumns) _tile_zero(1);
+        if (kTwoRows) _tile_zero(2);
+        if (kTwoRows && kTwoColumns) _tile_zero(3);
+    }
+    for (int k = 0; k < blocks; ++k) {
+        _tile_loadd(4, a, a_bytes);
+        _tile_loadd(6, b, b_bytes);
+        _tile_dpbf16ps(0, 4, 6);
+        if (kTwoColumns) {
+            _tile_loadd(7, b + kTileWords, b_bytes);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if (kTwoRows) {
+            _tile_loadd(5, a + kDown * kStride, a_bytes);
+            _tile_dpbf16ps(2, 5, 6);
+            if (kTwoColumns) _tile_dpbf16ps(3, 5, 7);
+        }
+        a += kTileWords;
+        b += kTileWords * b_stride;
+    }
+    _tile_stored(0, c, c_bytes);
+    if (kTwoColumns) _tile_stored(1, c + kTileWords, c_bytes);
+    if (kTwoRows) _tile_stored(2, below, c_bytes);
+    if (kTwoRows && kTwoColumns) _tile_stored(3, below + kTileWords, c_bytes);
+}
+
+inline void multiply_tiles(bool two_rows, bool two_columns, int blocks, const float* a,
+                           const float* b, int64_t b_stride, float* c, int64_t c_stride, bool add) {
+    const auto run = two_rows ? two_columns ? multiply_tiles<true, true> : multiply_tiles<true, false>
+                              : two_columns ? multiply_tiles<false, true>
+                                            : multiply_tiles<false, false>;
+    run(blocks, a, b, b_stride, c, c_stride, add);
+}
+
+// c = a * b in tiles, likewise. Rows of `a` are read up to a whole tile, whatever they are.
+template <typename T>
+void multiply_in_tiles(int rows, int depth, const float* a, const float* b, int panels, int vectors,
+                       float* c, int64_t c_stride, const Around<T>& around) {
+    constexpr int kRows = 2 * kTileRows, kColumns = 2 * kTileWords;
+    const int blocks = depth / kTileWords, rest = depth % kTileWords, columns = vectors * kLanes;
+    const bool plain = rest == 0 && !around.bias && !around.out;
+    alignas(64) float made[kRows * kColumns];
+    for (int p = 0; p < panels; ++p, b += depth * columns)
+        for (int first = 0; first < rows; first += kRows) {
+            const int count = std::min(kRows, rows - first);
+            for (int v = 0; v < vectors; v += 2) {
+                const bool two = v + 1 < vectors;
+                const int64_t column = p * columns + v * kLanes;
+                float* to = c + first * c_stride + column;
+                const float *left = a + first * kStride, *right = b + v * kLanes;
+                if (plain && count % kTileRows == 0) {
+                    multiply_tiles(count > kTileRows, two, blocks, left, right, columns, to,
+                                   c_stride, around.add);
+                    continue;
+                }
+                multiply_tiles(count > kTileRows, two, blocks, left, right, columns, made, kColumns,
+                               false);
+                // What tiles leave: the last of the depth, the bias or earlier sums, and the end.
+                const float *tail = left + blocks * kTileWords,
+                            *weight = right + blocks * kTileWords * columns;
+                for (int r = 0; r < count; ++r)
+                    for (int w = 0; w < (two ? 2 : 1); ++w) {
+                        Vector x = load(made + r * kColumns + w * kLanes);
+                        float* sum = to + r * c_stride + w * kLanes;
+                        if (around.bias)
+                            x += load(around.bias + column + w * kLanes);
+                        else if (around.add)
+                            x += load(sum);
+                        for (int k = 0; k < rest; ++k)
+                            x = multiply_add<T>(x, tail[r * kStride + k],
+                                                load(weight + k * columns + w * kLanes));
+                        if (around.out)
+                            store(around.out + (first + r) * around.out_stride + column + w * kLanes,
+                                  around.clamps ? clamp(x, around.ceiling) : x);
+                        else
+                            store(sum, x);
+                    }
+            }
+        }
+}
+#else
+template <typename T>
+constexpr bool has_tiles() {
+    return false;
+}
+
+template <typename T>
+struct Tiles {
+    Tiles() {}
+};
+#endif
+
+// c = a * b, of `rows` x `depth` and `depth` x `panels` * `vectors` * kLanes, while `Tiles` are
+// there. Of bfloat16, rows of `a` are read up to the next multiple of 16.
+template <typename T>
+void multiply(int rows, int depth, const float* a, const float* b, int panels, int vectors,
+              float* c, int64_t c_stride, const Around<T>& around) {
+#ifdef HAS_TILES
+    if constexpr (sizeof(T) == sizeof(Bfloat16))
+        if (has_tiles<T>() && depth >= kTileWords)
+            return multiply_in_tiles(rows, depth, a, b, panels, vectors, c, c_stride, around);
+#endif
+    multiply_vectors(rows, depth, a, b, panels, vectors, c, c_stride, around);
 }
 
 }  // namespace
