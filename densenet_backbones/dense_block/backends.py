@@ -107,10 +107,16 @@ def has_cpp(x: Tensor) -> bool:
     return native.is_usable() if x.dtype == torch.float32 else native.has_bfloat16()
 
 
-def has_cpp_training(*tensors: Tensor) -> bool:
-    """Return True if the C++ kernels of training run on these tensors as they are."""
-    same = all(_is_real(x) and x.is_cpu and x.dtype == torch.float32 for x in tensors)
-    return same and has_cpp(tensors[0])
+def has_cpp_training(x: Tensor, *parameters: Tensor, halves: bool = False) -> bool:
+    """Return True if the C++ kernels of training run on maps and parameters as they are.
+
+    Args:
+        x: Maps, float32.
+        *parameters: Float32.
+        halves: Maps may be bfloat16 instead.
+    """
+    single = all(_is_real(p) and p.is_cpu and p.dtype == torch.float32 for p in parameters)
+    return single and (halves or x.dtype == torch.float32) and has_cpp(x)
 
 
 def has_cpp_passes(maps: Sequence[Tensor], vectors: Sequence[Tensor] = ()) -> bool:

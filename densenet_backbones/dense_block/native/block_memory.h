@@ -15,19 +15,20 @@ struct TrainedLayer {
     float *of_kernel1, *of_kernel2;  // laid out like the weights
     int64_t bottleneck, growth;      // the former 0 without one
     float* moments;  // mean and variance of the bottleneck, `bottleneck` values each
-    float* narrow;   // bottleneck maps that are kept, by cell `whole_vectors(bottleneck)` values
+    void* narrow;    // bottleneck maps that are kept, by cell `whole_vectors(bottleneck)` values
     const float* bias;     // of the 3x3, (growth,), where there is one
     float* of_bias;
     const uint8_t* stays;  // of the new maps, by cell `growth` values: 0 for dropped ones, or 1
     double factor;         // of those that stay
 };
 
-// A block: its first `channels` of `total` are there, and every layer adds its own.
+// A block: its first `channels` of `total` are there, and every layer adds its own. Its maps, and
+// what products are made of, are float32 or bfloat16; gradients and parameters are float32.
 struct TrainedBlock {
-    float* buffer;
+    void* buffer;
     int64_t images, height, width, total, channels, layers;
     float* moments;        // mean and variance of the buffer's channels, `total` values each
-    const float* x;        // going forward, the input, which is copied into the buffer
+    const void* x;         // going forward, the input, which is copied into the buffer
     int64_t x_stride;
     float* gradient;       // going back, of the buffer
     float* of_x;           // and of the input, where asked for
@@ -36,7 +37,12 @@ struct TrainedBlock {
     int64_t across() const { return (width + kTile - 1) / kTile; }
     int64_t tiles() const { return images * ((height + kTile - 1) / kTile) * across(); }
     Moments of(int64_t channel) const { return {moments + channel, moments + total + channel}; }
-    Maps<float> maps(float* data, int64_t stride) const {
+    template <typename T>
+    T* data() const {
+        return static_cast<T*>(buffer);
+    }
+    template <typename T>
+    Maps<T> maps(T* data, int64_t stride) const {
         return {data, images, height, width, stride, images * height};
     }
 };
@@ -74,7 +80,8 @@ struct Sizes {
     int64_t read = 0, bottleneck = 0, growth = 0, weight1 = 0, weight2 = 0, back1 = 0, back2 = 0,
             of_weight1 = 0, of_weight2 = 0, back_scratch = 0, scratch = 0;
 
-    Sizes(const TrainedBlock& block, const TrainedLayer* layers) {
+    // `tiles` are transformed at a time.
+    Sizes(const TrainedBlock& block, const TrainedLayer* layers, int tiles) {
         int64_t channels = block.channels;
         const auto raise = [](int64_t& most, int64_t value) { most = std::max(most, value); };
         for (const TrainedLayer* layer = layers; layer < layers + block.layers; ++layer) {
@@ -90,15 +97,16 @@ struct Sizes {
             raise(weight2, kPlaces * inner * growth);
             raise(back1, layer->bottleneck * wide_columns(channels));
             raise(back2, kPlaces * layer->growth * inner_wide);
-            raise(of_weight1, layer->bottleneck * wide);
+            raise(of_weight1, layer->bottleneck * wide_columns(channels));
             raise(of_weight2, kPlaces * layer->growth * inner_wide);
             raise(back_scratch, winograd_back_floats(layer->growth));
             raise(scratch, kStrip * (kStride + narrow));
-            raise(scratch, kPlaces * kTiles * (kStride + std::max(inner_wide, growth)));
+            raise(scratch, kPlaces * tiles * (kStride + std::max(inner_wide, growth)));
             channels += layer->growth;
         }
         read = std::max(read, whole_vectors(block.total));
-        raise(back_scratch, pointwise_back_floats());
+        raise(back_scratch, std::max(pointwise_back_floats<float>(),
+                                     pointwise_back_floats<Bfloat16>()));
         raise(back_scratch, scratch);
     }
 };
@@ -144,19 +152,29 @@ inline int64_t apart_of(int64_t own_floats) { return own_floats / 2; }
 struct Shared {
     Weights back;             // packed weights of the gradients of inputs
     float* again;             // and of the 1x1 convolution, where its maps are made again
-    float *narrow, *gradient; // bottleneck maps made again; gradient of new maps
-    float* narrow_gradient;   // of bottleneck maps, as PointwiseBack reads it
+    void* narrow;             // bottleneck maps made again
+    float* gradient;          // of new maps
+    float* narrow_gradient;   // of bottleneck maps: blocks of kDepth, of each a row of kStride by cell
+    float *product, *turned;  // the same as PointwiseBack reads it
     Linear linear;            // of the buffer's channels
 
+    template <typename T>
     Shared(Memory& memory, const TrainedBlock& block, const TrainedLayer* layers,
-           const Sizes& sizes) {
-        const int64_t cells = block.cells();
+           const Sizes& sizes, int threads, T) {
+        const int64_t cells = block.cells(), blocks = (sizes.bottleneck + kDepth - 1) / kDepth;
         const bool lean = !layers[0].narrow;
         back = {memory.take(sizes.back1), memory.take(sizes.back2)};
         again = lean ? memory.take(sizes.weight1) : nullptr;
-        narrow = lean ? memory.take(cells * sizes.bottleneck) : nullptr;
+        narrow = lean ? memory.take(words<T>(cells * sizes.bottleneck)) : nullptr;
         gradient = memory.take(cells * sizes.growth);
-        narrow_gradient = memory.take((sizes.bottleneck + kDepth - 1) / kDepth * cells * kStride);
+        narrow_gradient = product = memory.take(blocks * cells * kStride);
+        turned = nullptr;
+        if (kPack<T> > 1) {
+            // Tiles read a few rows more.
+            product = memory.take(((blocks + 1) / 2 * cells + kLanes) * kStride);
+            const int64_t strips = cells / kBackCells<T> + threads;
+            turned = memory.take((strips * sizes.bottleneck + kLanes) * kStride);
+        }
         linear = {memory.take(sizes.read), memory.take(sizes.read)};
     }
 };

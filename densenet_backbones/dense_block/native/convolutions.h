@@ -40,9 +40,9 @@ inline void prefetch(const T* from, int count) {
 
 // clamp(scale * x + shift) of a cell's channels. What is behind the last ones, up to a vector's
 // end, becomes zero.
-template <typename T>
+template <typename T, typename Made>
 inline void norm_cell(const T* x, const float* scale, const float* shift, int channels,
-                      float ceiling, T* out) {
+                      float ceiling, Made* out) {
     int c = 0;
     for (; c + kLanes <= channels; c += kLanes)
         store(out + c, clamp(load(x + c) * load(scale + c) + load(shift + c), ceiling));
@@ -152,9 +152,9 @@ struct Conv {
 
 // Transforms neighbouring tiles of the input, B^T d B, to v[place][tile][channel]. Two columns of a
 // tile are the first two of the next, and are read, normed and transformed downwards once.
-template <typename T>
+template <typename T, typename Made>
 void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top, int64_t left,
-                  int tiles, int64_t from, int depth, T* v, int64_t tile_stride,
+                  int tiles, int64_t from, int depth, Made* v, int64_t tile_stride,
                   int64_t place_stride) {
     // Addresses of all cells that the tiles read; none beyond the edge of the image.
     const T* cells[kTile * kManyTiles + kTile][kSide];
@@ -186,7 +186,7 @@ void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top
         // Then across: two new columns a tile, beside the two that it shares with the last one.
         for (int i = 0; i < tiles; ++i) {
             for (int s = kTile; s < kSide; ++s) read_column(cells[kTile * i + s], half[s]);
-            T* to = v + i * tile_stride + c;
+            Made* to = v + i * tile_stride + c;
             for (int r = 0; r < kSide; ++r) {
                 const Vector d[kSide] = {half[0][r], half[1][r], half[2][r], half[3][r]};
                 Vector out[kSide];
@@ -222,8 +222,9 @@ void transform_out(const float* m, int64_t place_stride, const Conv& conv, int64
 }
 
 // Makes tiles [first, last), counted over all images, of a 3x3 convolution, for `use`: see above.
-template <typename T, typename Use>
-void winograd(const Maps<T>& x, const Conv& conv, int64_t first, int64_t last, float* scratch,
+// Products are of T, maps may be of another type.
+template <typename T, typename Read, typename Use>
+void winograd(const Maps<Read>& x, const Conv& conv, int64_t first, int64_t last, float* scratch,
               const Use& use) {
     const int64_t rows = (x.height + kTile - 1) / kTile, across = (x.width + kTile - 1) / kTile;
     const int64_t columns = conv.panels * conv.vectors * kLanes;
@@ -268,7 +269,7 @@ void winograd(const Maps<T>& x, const Conv& conv, int64_t first, int64_t last, f
 template <typename T>
 void winograd(const Maps<T>& x, const Conv& conv, const Maps<T>& out, int64_t first, int64_t last,
               float* scratch) {
-    winograd(x, conv, first, last, scratch,
+    winograd<T>(x, conv, first, last, scratch,
              [&](int64_t cell, int64_t c, int count, const Vector& value) {
                  store_some(out.data + cell * out.stride + c, value, count);
              });

@@ -68,16 +68,23 @@ inline void correlate(int rows, int columns, int depth, const float* a, int64_t 
 
 inline int64_t whole_vectors(int64_t values) { return (values + kLanes - 1) / kLanes * kLanes; }
 
+// Cells of a 1x1's backward pass at a time: in bfloat16, whole tiles of pairs.
+template <typename T>
+constexpr int kBackCells = sizeof(T) == sizeof(float) ? kCells : 128;
+
 // The way back through a 1x1 convolution of relu(scale * x + shift).
+template <typename T>
 struct PointwiseBack {
     const float *scale, *shift;  // (channels,)
     const float* weight;         // packed: `outputs` deep, `channels` wide, in panels of kWide
     int64_t channels, outputs;
-    // Of the convolution's output: blocks of kDepth outputs, of each a row of kStride by cell.
+    // Of the convolution's output: blocks of kDepth words of outputs, of each a row of kStride by
+    // cell.
     const float* gradient;
-    int64_t cells;     // in a block
-    float* of_weight;  // (outputs, whole_vectors(channels)) of this thread, where asked for
-    float* total;  // rows that the masked gradient is added to, times the scale
+    int64_t cells;        // in a block
+    const float* turned;  // of bfloat16 the same by strip of kBackCells: see turn_gradient()
+    float* of_weight;     // (outputs, wide_columns(channels)) of this thread, where asked for
+    float* total;         // rows that the masked gradient is added to, times the scale
     int64_t stride;
 };
 
@@ -85,25 +92,32 @@ inline int64_t wide_columns(int64_t channels) {
     return (channels + kWide * kLanes - 1) / (kWide * kLanes) * kWide * kLanes;
 }
 
-inline int64_t pointwise_back_floats() { return 2 * kCells * kStride; }
+template <typename T = float>
+int64_t pointwise_back_floats() {
+    return 2 * kBackCells<T> * kStride;
+}
 
-// Masks a few vectors of channels of a strip's gradients, uses them, and sums them up.
-template <int Vectors>
-void mask_strip(const PointwiseBack& p, const float* made, const float* normed, const float* x,
-                int64_t x_stride, int64_t cell, int count, int64_t channel, const Sums& sums) {
-    Vector sum[Vectors] = {}, weighted[Vectors] = {}, scale[Vectors];
-    for (int v = 0; v < Vectors; ++v) scale[v] = load(p.scale + channel + v * kLanes);
-    const Vector zero = {};
+// Masks a few vectors of channels of a strip's gradients, uses them, and sums them up. Of the last
+// vector there may be only `last` channels.
+template <int Vectors, typename T>
+void mask_strip(const PointwiseBack<T>& p, const float* made, const T* x, int64_t x_stride,
+                int64_t cell, int count, int64_t channel, int last, const Sums& sums) {
+    Vector sum[Vectors] = {}, weighted[Vectors] = {}, scale[Vectors], shift[Vectors];
+    for (int v = 0; v < Vectors; ++v) {
+        scale[v] = load_some(p.scale + channel + v * kLanes, last);
+        shift[v] = load_some(p.shift + channel + v * kLanes, last);
+    }
     float* to = p.total + cell * p.stride + channel;
     for (int i = 0; i < count; ++i) {
         for (int v = 0; v < Vectors; ++v) {
             const int c = v * kLanes;
-            const Vector y = load(normed + c) <= zero ? zero : load(made + c);
+            const Vector value = load_some(x + c, last);
+            const Vector y = mask(value, scale[v], shift[v], load(made + c));
             sum[v] += y;
-            weighted[v] += y * load(x + c);
-            store(to + c, load(to + c) + scale[v] * y);
+            weighted[v] += y * value;
+            store_some(to + c, load_some(to + c, last) + scale[v] * y, last);
         }
-        made += kStride, normed += kStride, x += x_stride, to += p.stride;
+        made += kStride, x += x_stride, to += p.stride;
     }
     for (int v = 0; v < Vectors; ++v) {
         add_to(sums.first + channel + v * kLanes, __builtin_convertvector(sum[v], Wide));
@@ -111,65 +125,90 @@ void mask_strip(const PointwiseBack& p, const float* made, const float* normed, 
     }
 }
 
-// The same of the last channels, fewer than a vector.
-inline void mask_rest(const PointwiseBack& p, const float* made, const float* normed,
-                      const float* x, int64_t x_stride, int64_t cell, int count, int64_t channel,
-                      int channels, const Sums& sums) {
-    float* to = p.total + cell * p.stride + channel;
-    for (int i = 0; i < count; ++i) {
-        for (int c = 0; c < channels; ++c) {
-            const float y = normed[c] <= 0.0f ? 0.0f : made[c];
-            sums.first[channel + c] += y;
-            sums.second[channel + c] += static_cast<double>(y) * x[c];
-            to[c] += p.scale[channel + c] * y;
+// Norms and activates a strip as a product with it reads it: cell by cell, or of bfloat16 as words
+// of two cells, in panels. Returns how many rows of words there are.
+template <typename T>
+int norm_strip(const PointwiseBack<T>& p, const T* x, int64_t x_stride, int64_t cell, int count,
+               int64_t from, int depth, float* normed) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    const auto fetch = [&](int i) {
+        prefetch(x + (i + kAhead) * x_stride, depth);
+        // Read and written at the end.
+        prefetch(p.total + (cell + i) * p.stride + from, depth);
+    };
+    if constexpr (kPack<T> == 1) {
+        for (int i = 0; i < count; ++i) {
+            fetch(i);
+            norm_cell(x + i * x_stride, p.scale + from, p.shift + from, depth, kInfinity,
+                      normed + i * kStride);
         }
-        made += kStride, normed += kStride, x += x_stride, to += p.stride;
+        return count;
+    } else {
+        constexpr int kPanel = kWide * kLanes;
+        const int pairs = (count + 1) / 2;
+        if (depth % kPanel) // no garbage meets the zeros behind the last channel
+            std::fill_n(normed + depth / kPanel * pairs * kPanel, pairs * kPanel, 0.0f);
+        for (int i = 0; i < pairs; ++i) {
+            for (int half = 0; half < 2 && 2 * i + half < count; ++half) fetch(2 * i + half);
+            for_vectors(depth, [&](int64_t c, int some) {
+                const Vector scale = load_some(p.scale + from + c, some);
+                const Vector shift = load_some(p.shift + from + c, some);
+                Vector both[2] = {};
+                for (int half = 0; half < 2 && 2 * i + half < count; ++half)
+                    both[half] = clamp(
+                        load_some(x + (2 * i + half) * x_stride + c, some) * scale + shift,
+                        kInfinity);
+                store(normed + (c / kPanel * pairs + i) * kPanel + c % kPanel, join<T>(both));
+            });
+        }
+        return pairs;
     }
 }
 
 // Goes back through cells [first, last), and sums up, by channel, the masked gradient and that
 // weighted by x.
-inline void pointwise_back(const PointwiseBack& p, const float* x, int64_t x_stride, int64_t first,
-                           int64_t last, const Sums& sums, float* scratch) {
-    constexpr float kInfinity = std::numeric_limits<float>::infinity();
-    float *normed = scratch, *made = scratch + kCells * kStride;
-    const int64_t wide = wide_columns(p.channels), stride = whole_vectors(p.channels);
-    sums.clear(p.channels);
-    if (p.of_weight && first == last) std::fill_n(p.of_weight, p.outputs * stride, 0.0f);
+template <typename T>
+void pointwise_back(const PointwiseBack<T>& p, const T* x, int64_t x_stride, int64_t first,
+                    int64_t last, const Sums& sums, float* scratch) {
+    constexpr int kBlock = kDepth * kPack<T>;
+    float *normed = scratch, *made = scratch + kBackCells<T> * kStride;
+    const int64_t wide = wide_columns(p.channels);
+    const Tiles<T> tiles;
+    sums.clear(whole_vectors(p.channels));
+    if (p.of_weight && first == last) std::fill_n(p.of_weight, p.outputs * wide, 0.0f);
     // Few channels at a time, whose weights and gradients of weights stay in the second cache.
     for (int64_t from = 0; from < p.channels; from += kDepth) {
         const int depth = static_cast<int>(std::min<int64_t>(kDepth, p.channels - from));
         const int panels = static_cast<int>(wide_columns(depth) / (kWide * kLanes));
-        for (int64_t cell = first; cell < last; cell += kCells) {
-            const int count = static_cast<int>(std::min<int64_t>(kCells, last - cell));
-            const float* read = x + cell * x_stride + from;
-            const float* to = p.total + cell * p.stride + from;
-            for (int i = 0; i < count; ++i) {
-                prefetch(read + (i + kAhead) * x_stride, depth);
-                // Read and written at the end.
-                prefetch(to + i * p.stride, depth);
-                norm_cell(read + i * x_stride, p.scale + from, p.shift + from, depth, kInfinity,
-                          normed + i * kStride);
-            }
-            for (int64_t o = 0; o < p.outputs; o += kDepth) {
-                const int some = static_cast<int>(std::min<int64_t>(kDepth, p.outputs - o));
-                const float* gradient = p.gradient + (o / kDepth * p.cells + cell) * kStride;
-                if (p.of_weight)
-                    correlate(some, depth, count, gradient, kStride, normed, kStride,
-                              p.of_weight + o * stride + from, stride, cell > first);
-                multiply<float>(count, some, gradient, p.weight + o * wide + from * some, panels,
-                                kWide, made, kStride, {nullptr, o > 0, nullptr, 0, 0.0f, false});
+        const float* turned = p.turned;
+        for (int64_t cell = first; cell < last; cell += kBackCells<T>) {
+            const int count = static_cast<int>(std::min<int64_t>(kBackCells<T>, last - cell));
+            const T* read = x + cell * x_stride + from;
+            const int rows = norm_strip(p, read, x_stride, cell, count, from, depth, normed);
+            for (int64_t o = 0; o < p.outputs; o += kBlock) {
+                const int some = static_cast<int>(std::min<int64_t>(kBlock, p.outputs - o));
+                const float* gradient = p.gradient + (o / kBlock * p.cells + cell) * kStride;
+                float* of_weight = p.of_weight ? p.of_weight + o * wide + from : nullptr;
+                if constexpr (kPack<T> == 1) {
+                    if (of_weight)
+                        correlate(some, depth, rows, gradient, kStride, normed, kStride, of_weight,
+                                  wide, cell > first);
+                } else if (of_weight) {
+                    multiply<T>(some, rows, turned + o * kStride, normed, panels, kWide, of_weight,
+                                wide, {nullptr, cell > first, nullptr, 0, 0.0f, false});
+                }
+                const int deep = static_cast<int>(words<T>(some));
+                multiply<T>(count, deep, gradient, p.weight + words<T>(o) * wide + from * deep,
+                            panels, kWide, made, kStride,
+                            {nullptr, o > 0, nullptr, 0, 0.0f, false});
             }
             int c = 0;
             for (; c + 2 * kLanes <= depth; c += 2 * kLanes)
-                mask_strip<2>(p, made + c, normed + c, read + c, x_stride, cell, count, from + c,
-                              sums);
-            for (; c + kLanes <= depth; c += kLanes)
-                mask_strip<1>(p, made + c, normed + c, read + c, x_stride, cell, count, from + c,
-                              sums);
-            if (c < depth)
-                mask_rest(p, made + c, normed + c, read + c, x_stride, cell, count, from + c,
-                          depth - c, sums);
+                mask_strip<2>(p, made + c, read + c, x_stride, cell, count, from + c, kLanes, sums);
+            for (; c < depth; c += kLanes)
+                mask_strip<1>(p, made + c, read + c, x_stride, cell, count, from + c,
+                              std::min(kLanes, depth - c), sums);
+            if (turned) turned += p.outputs * kStride;
         }
     }
 }
@@ -178,7 +217,7 @@ inline void pointwise_back(const PointwiseBack& p, const float* x, int64_t x_str
 // another.
 inline void add_up_pointwise(const float* sums, int64_t apart, int64_t outputs, int64_t channels,
                              const Kernel& strides, float* of_weight, const Team& team) {
-    const int64_t stride = whole_vectors(channels);
+    const int64_t stride = wide_columns(channels);
     for (int64_t o = team.first(outputs); o < team.last(outputs); ++o)
         for (int64_t c = 0; c < channels; ++c) {
             float sum = 0.0f;
@@ -220,7 +259,8 @@ inline int64_t winograd_back_floats(int64_t outputs) {
 
 // Sums up, over tiles [first, last), the transformed gradients of a 3x3 convolution's weight:
 // (kPlaces, outputs, whole_vectors(channels)).
-inline void winograd_back(const Maps<float>& x, const Conv& conv, const Maps<float>& gradient,
+template <typename T>
+void winograd_back(const Maps<T>& x, const Conv& conv, const Maps<float>& gradient,
                           int64_t first, int64_t last, float* sums, float* scratch) {
     const int64_t rows = (x.height + kTile - 1) / kTile, across = (x.width + kTile - 1) / kTile;
     const int64_t outputs = conv.growth, wide = whole_vectors(outputs);

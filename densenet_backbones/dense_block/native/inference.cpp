@@ -133,7 +133,7 @@ void run_convolution(T* data, int64_t images, int64_t height, int64_t width, int
     {
         const Team team = this_thread(scratch, scratch_size);
         const int64_t tiles = images * down * across;
-        winograd(x, conv, team.first(tiles), team.last(tiles), team.scratch,
+        winograd<T>(x, conv, team.first(tiles), team.last(tiles), team.scratch,
                  [&](int64_t cell, int64_t c, int count, const Vector& value) {
                      store_some(result + cell * layer.growth + c,
                                 ceiling < 0 ? value : clamp(value, ceiling), count);

@@ -83,9 +83,9 @@ def load_library() -> ctypes.CDLL:
         ),
     }
     kernels.train_block_floats.restype = size
-    kernels.train_block_floats.argtypes = [address, address, count, count]
+    kernels.train_block_floats.argtypes = [address, address, size, count, count]
     kernels.train_block.restype = None
-    kernels.train_block.argtypes = [address, address, count, address, count]
+    kernels.train_block.argtypes = [address, address, size, count, address, count]
     kernels.train_unit_floats.restype = size
     kernels.train_unit_floats.argtypes = [address, count, count]
     kernels.train_unit.restype = None

@@ -98,6 +98,20 @@ class QuickSums {
     int cells_ = 0;
 };
 
+// Calls `use` with the first of a few channels, and how many they are.
+template <typename Use>
+inline void for_vectors(int64_t channels, const Use& use) {
+    for (int64_t c = 0; c < channels; c += kLanes)
+        use(c, static_cast<int>(std::min<int64_t>(kLanes, channels - c)));
+}
+
+// A norm's output that ReLU lets through leaves the gradient as it is, also what is not a number.
+inline Vector mask(const Vector& x, const Vector& scale, const Vector& shift,
+                   const Vector& gradient) {
+    const Vector zero = {};
+    return x * scale + shift <= zero ? zero : gradient;
+}
+
 // All threads' sums, `apart` float64 from one another, added up in one order: the same number of
 // threads gives the same bits.
 inline double add_up(const double* sums, int64_t apart, int threads) {

@@ -97,6 +97,14 @@ inline Vector multiply_add<Bfloat16>(Vector sum, float word, Vector column) {
 }
 #endif
 
+// A vector as maps of T keep it.
+template <typename T>
+Vector as_kept(const Vector& x) {
+    T kept[kLanes];
+    store(kept, x);
+    return load(kept);
+}
+
 // The first `count` of a vector, the others zero.
 template <typename T>
 inline Vector load_part(const T* from, int count) {
@@ -110,6 +118,11 @@ inline void store_part(T* to, Vector x, int count) {
     T part[kLanes];
     store(part, x);
     std::memcpy(to, part, count * sizeof(T));
+}
+
+template <typename T>
+inline Vector load_some(const T* from, int count) {
+    return count == kLanes ? load(from) : load_part(from, count);
 }
 
 template <typename T>
@@ -127,6 +140,35 @@ template <typename T>
 constexpr int64_t words(int64_t values) {
     return (values + kPack<T> - 1) / kPack<T>;
 }
+
+inline void put(float* to, float x) { *to = x; }
+
+#ifdef __AVX512BF16__
+inline void put(Bfloat16* to, float x) {
+    const __m128bh rounded = _mm_cvtneps_pbh(_mm_set_ss(x));
+    std::memcpy(to, &rounded, sizeof(*to));
+}
+#endif
+
+// Words of what one or two vectors hold, side by side: in weights, of neighbouring channels.
+template <typename T>
+Vector join(const Vector* parts);
+
+template <>
+inline Vector join<float>(const Vector* parts) {
+    return parts[0];
+}
+
+#ifdef __AVX512BF16__
+template <>
+inline Vector join<Bfloat16>(const Vector* parts) {
+    const auto widen = [](const Vector& x) {
+        return _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+    };
+    return reinterpret_cast<Vector>(
+        _mm512_or_si512(widen(parts[0]), _mm512_slli_epi32(widen(parts[1]), 16)));
+}
+#endif
 
 // Written so that what is not a number stays so, as PyTorch's ReLU keeps it.
 inline Vector clamp(Vector x, float ceiling) {

@@ -1,5 +1,8 @@
 """The function of ``shared.py`` in the C++ kernels: a whole block in one call each way.
 
+Maps are float32, or bfloat16 under autocast, of which products are made as well; sums, parameters
+and gradients inside of the block are float32 in either case.
+
 Its plain form runs a block that these kernels do not have: in another precision or layout, with
 dropped paths, synchronized norms, a biased 1x1, or other convolutions than a 3x3, perhaps behind a
 1x1.
@@ -53,7 +56,7 @@ def is_known(form: BlockForm, x: Tensor, parameters: Sequence[Tensor | None]) ->
     # What runs in rows gives rows; a map that is both, as of one pixel, stays what it was.
     if not is_in_rows(x) or x.is_contiguous():
         return False
-    if not all(map(_is_known_layer, form.layers)):
+    if not all(_is_known_layer(layer, x.dtype) for layer in form.layers):
         return False
     vectors, kernels = [], []
     rest = iter(parameters)
@@ -67,18 +70,25 @@ def is_known(form: BlockForm, x: Tensor, parameters: Sequence[Tensor | None]) ->
             kernels.append(kernel)
             vectors += [v for v in (weight, bias, kernel_bias) if v is not None]
             vectors += list_vectors(unit.norm)
-    return all(v.is_contiguous() for v in vectors) and has_cpp_training(x, *vectors, *kernels)
+    if not all(v.is_contiguous() for v in vectors):
+        return False
+    return has_cpp_training(x, *vectors, *kernels, halves=True)
 
 
-def _is_known_layer(layer: LayerForm) -> bool:
+def _is_known_layer(layer: LayerForm, dtype: torch.dtype) -> bool:
     if layer.drop_path_rate > 0 or layer.drop_rate == 1:
         return False
-    return all(map(_is_known_unit, layer.units, _SIDES[-len(layer.units) :]))
+    sides = _SIDES[-len(layer.units) :]
+    return all(_is_known_unit(*both, dtype) for both in zip(layer.units, sides, strict=True))
 
 
-def _is_known_unit(unit: UnitForm, side: int) -> bool:
+def _is_known_unit(unit: UnitForm, side: int, dtype: torch.dtype) -> bool:
     conv = unit.conv
-    if conv is None or unit.dtype is not None or not convolution.is_known(conv):
+    # Without autocast in the precision of the maps, which may be float32; else in bfloat16.
+    wanted = torch.float32 if unit.dtype is None else torch.bfloat16
+    if conv is None or dtype != wanted or unit.dtype not in (None, dtype):
+        return False
+    if not convolution.is_known(conv):
         return False
     return conv.kernel_size == (side, side) and is_known_norm(unit.norm)
 
@@ -116,8 +126,9 @@ class _CompiledBlock(torch.autograd.Function):
             for norm in (unit.norm for layer in form.layers for unit in layer.units)
         ]
         layers = _list_layers(form, norms, parameters, drops)
-        own_gradient = torch.empty_like(result.out).copy_(gradient)
-        return None, *run_backward(own_gradient, result, layers, ctx.needs_input_grad[1:])
+        own_gradient = torch.empty_like(result.out, dtype=torch.float32).copy_(gradient)
+        of_x, *rest = run_backward(own_gradient, result, layers, ctx.needs_input_grad[1:])
+        return None, None if of_x is None else of_x.to(gradient.dtype), *rest
 
 
 def _draw_drops(x: Tensor, layer: LayerForm) -> Tensor | None:

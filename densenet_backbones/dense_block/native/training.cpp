@@ -146,7 +146,7 @@ void convolve(float* data, int64_t images, int64_t height, int64_t width, int64_
     {
         const Team team = this_thread(scratch, scratch_size);
         // Weights change with every step, so they are packed anew, by all threads.
-        pack(kernel, side, outputs, channels, columns, panel, packed, team);
+        pack<float>(kernel, side, outputs, channels, columns, panel, packed, team);
 #pragma omp barrier
         if (side == 1)
             pointwise(x, product, out, team.first(cells), team.last(cells), team.scratch);

@@ -9,23 +9,27 @@
 
 namespace {
 
+// Tiles of a 3x3 at a time: in bfloat16, whole ones of the processor's.
+template <typename T>
+constexpr int kTilesAtOnce = sizeof(T) == sizeof(float) ? kTiles : 32;
+
+template <typename T>
 void pack_kernel(const Kernel& kernel, int64_t side, int64_t outputs, int64_t channels,
                  float* packed, const Team& team) {
     const Columns columns(outputs);
-    pack(kernel, side, outputs, channels, columns.count, columns.vectors * kLanes, packed, team);
+    pack<T>(kernel, side, outputs, channels, columns.count, columns.vectors * kLanes, packed, team);
 }
 
 // The 1x1 convolution of a thread's cells, strip by strip, with sums of what it makes.
+template <typename T>
 void squeeze(const TrainedBlock& block, const TrainedLayer& layer, int64_t channels,
-             const Affine& affine, const float* weight, float* narrow, const Own& own,
+             const Affine& affine, const float* weight, T* narrow, const Own& own,
              const Team& team, bool sums) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
-    const int64_t height = block.images * block.height, cells = block.cells();
+    const int64_t cells = block.cells();
     const Columns columns(layer.bottleneck);
-    const Maps<float> x = {block.buffer, block.images, block.height, block.width, block.total,
-                           height};
-    const Maps<float> out = {narrow,      block.images,  block.height,
-                             block.width, columns.count, height};
+    const Maps<T> x = block.maps(block.data<T>(), block.total);
+    const Maps<T> out = block.maps(narrow, columns.count);
     const Pointwise product = {affine.scale,  affine.shift,    weight,    own.zeros, channels,
                                columns.panels, columns.vectors, kInfinity, false,     false};
     if (sums) own.narrow_sums.clear(columns.count);
@@ -40,17 +44,16 @@ void squeeze(const TrainedBlock& block, const TrainedLayer& layer, int64_t chann
     }
 }
 
+template <typename T>
 void copy_input(const TrainedBlock& block, const Own& own, const Team& team) {
     own.sums.clear(whole_vectors(block.channels));
     for (int64_t i = team.first(block.cells()); i < team.last(block.cells()); ++i) {
-        const float* from = block.x + i * block.x_stride;
-        std::copy_n(from, block.channels, block.buffer + i * block.total);
-        for (int64_t c = 0; c < block.channels; c += kLanes) {
-            const int64_t rest = block.channels - c;
-            const Vector value = rest >= kLanes ? load(from + c)
-                                                : load_part(from + c, static_cast<int>(rest));
+        const T* from = static_cast<const T*>(block.x) + i * block.x_stride;
+        std::copy_n(from, block.channels, block.data<T>() + i * block.total);
+        for_vectors(block.channels, [&](int64_t c, int count) {
+            const Vector value = load_some(from + c, count);
             add_to(own.sums, c, value, value);
-        }
+        });
     }
 }
 
@@ -61,25 +64,26 @@ Vector factors(const TrainedLayer& layer, int64_t cell, int64_t c, int count) {
     return __builtin_convertvector(bytes, Vector) * static_cast<float>(layer.factor);
 }
 
+template <typename T>
 void run_forward(const TrainedBlock& block, const TrainedLayer* layers, const Own& first,
-                 int64_t own_floats, const Own& own, Weights* weights, float* narrow,
+                 int64_t own_floats, const Own& own, Weights* weights, T* narrow,
                  const Team& team) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     const int64_t apart = apart_of(own_floats), tiles = block.tiles();
     const double count = static_cast<double>(block.cells());
     int64_t channels = block.channels, known = 0;
-    copy_input(block, own, team);
+    copy_input<T>(block, own, team);
     const auto pack_layer = [&](const TrainedLayer& layer, int64_t read, const Weights& to) {
         const int64_t inner = layer.bottleneck ? layer.bottleneck : read;
         if (layer.bottleneck)
-            pack_kernel(layer.kernel1, 1, layer.bottleneck, read, to.first, team);
-        pack_kernel(layer.kernel2, 3, layer.growth, inner, to.second, team);
+            pack_kernel<T>(layer.kernel1, 1, layer.bottleneck, read, to.first, team);
+        pack_kernel<T>(layer.kernel2, 3, layer.growth, inner, to.second, team);
     };
     pack_layer(layers[0], channels, weights[0]);
 #pragma omp barrier
     for (int64_t l = 0; l < block.layers; ++l) {
         const TrainedLayer& layer = layers[l];
-        float* made = layer.narrow ? layer.narrow : narrow;
+        T* made = layer.narrow ? static_cast<T*>(layer.narrow) : narrow;
         // Statistics of the newest maps: every thread makes them for itself, one keeps them.
         read_moments(first.sums, apart, team.threads, channels - known, count,
                      {own.moments.mean + known, own.moments.var + known});
@@ -89,7 +93,7 @@ void run_forward(const TrainedBlock& block, const TrainedLayer* layers, const Ow
             std::copy_n(own.moments.var + known, channels - known, block.of(known).var);
             track(layer.norm1, own.moments, channels, count);
         }
-        Maps<float> read = block.maps(block.buffer, block.total);
+        Maps<T> read = block.maps(block.data<T>(), block.total);
         int64_t inner = channels;
         if (layer.bottleneck) {
             squeeze(block, layer, channels, own.affine, weights[l % 2].first, made, own, team,
@@ -119,16 +123,17 @@ void run_forward(const TrainedBlock& block, const TrainedLayer* layers, const Ow
                            layer.growth,
                            columns.panels,
                            columns.vectors,
-                           kInfinity};
+                           kInfinity,
+                           kTilesAtOnce<T>};
         own.sums.clear(columns.count);
-        winograd(read, conv, team.first(tiles), team.last(tiles), own.scratch,
-                 [&](int64_t cell, int64_t c, int some, const Vector& value) {
-                     float* to = block.buffer + cell * block.total + channels + c;
-                     const Vector left =
-                         layer.stays ? value * factors(layer, cell, c, some) : value;
-                     add_to(own.sums, c, left, left);
-                     store_some(to, left, some);
-                 });
+        winograd<T>(read, conv, team.first(tiles), team.last(tiles), own.scratch,
+                    [&](int64_t cell, int64_t c, int some, const Vector& value) {
+                        T* to = block.data<T>() + cell * block.total + channels + c;
+                        const Vector left = as_kept<T>(
+                            layer.stays ? value * factors(layer, cell, c, some) : value);
+                        add_to(own.sums, c, left, left);
+                        store_some(to, left, some);
+                    });
         known = channels;
         channels += layer.growth;
         if (l + 1 < block.layers) pack_layer(layers[l + 1], channels, weights[(l + 1) % 2]);
@@ -138,23 +143,27 @@ void run_forward(const TrainedBlock& block, const TrainedLayer* layers, const Ow
 }
 
 // The gradient of channels once all layers that read them have added theirs, by a thread's cells.
+template <typename T>
 void finish(const TrainedBlock& block, const Linear& linear, int64_t channel, int64_t channels,
             float* out, int64_t stride, const Team& team) {
+    const float *constant = linear.constant + channel, *slope = linear.slope + channel;
     for (int64_t i = team.first(block.cells()); i < team.last(block.cells()); ++i) {
         const float* gradient = block.gradient + i * block.total + channel;
-        const float* x = block.buffer + i * block.total + channel;
-        float* to = out + i * stride;
-#pragma omp simd
-        for (int64_t c = 0; c < channels; ++c)
-            to[c] = gradient[c] - linear.constant[channel + c] - linear.slope[channel + c] * x[c];
+        const T* x = block.data<T>() + i * block.total + channel;
+        for_vectors(channels, [&](int64_t c, int count) {
+            const Vector taken = load_some(constant + c, count) +
+                                 load_some(slope + c, count) * load_some(x + c, count);
+            store_some(out + i * stride + c, load_some(gradient + c, count) - taken, count);
+        });
     }
 }
 
 // The gradient of a layer's 3x3, by a thread's cells, and what it sums up to: its bias's.
+template <typename T>
 void finish_new(const TrainedBlock& block, const TrainedLayer& layer, const Shared& shared,
                 int64_t channels, const Own& own, const Team& team) {
     const int64_t stride = whole_vectors(layer.growth);
-    finish(block, shared.linear, channels, layer.growth, shared.gradient, stride, team);
+    finish<T>(block, shared.linear, channels, layer.growth, shared.gradient, stride, team);
     if (layer.of_bias) std::fill_n(own.bias_sums, layer.growth, 0.0);
     if (!layer.stays && !layer.of_bias) return;
     for (int64_t i = team.first(block.cells()); i < team.last(block.cells()); ++i) {
@@ -167,37 +176,67 @@ void finish_new(const TrainedBlock& block, const TrainedLayer& layer, const Shar
     }
 }
 
-// Finishes the gradient of a thread's bottleneck maps in place: no other layer reads them.
+// The first of a thread's strips of kBackCells, of which none is another's.
+template <typename T>
+int64_t first_strip(const Team& team, int64_t cells) {
+    return team.first(cells) / kBackCells<T> + team.thread;
+}
+
+// The gradient of a few of a thread's bottleneck maps, finished: no other layer reads them.
+template <typename T>
+Vector finish_vector(const float* masked, const T* x, const Affine& affine, const Linear& linear,
+                     int64_t c, int count) {
+    return load_some(affine.scale + c, count) * load(masked) -
+           load_some(linear.constant + c, count) - load_some(linear.slope + c, count) * load(x);
+}
+
+// Finishes the gradient of a thread's bottleneck maps, and lays it out as PointwiseBack reads it:
+// in bfloat16 as words of two maps, and turned as words of two cells.
+template <typename T>
 void finish_narrow(const TrainedBlock& block, const TrainedLayer& layer, const Shared& shared,
-                   const float* narrow, const Affine& affine, const Linear& linear,
+                   const T* narrow, const Affine& affine, const Linear& linear,
                    const Team& team) {
+    constexpr int kBlock = kDepth * kPack<T>;
     const int64_t stride = whole_vectors(layer.bottleneck), cells = block.cells();
-    for (int64_t from = 0; from < layer.bottleneck; from += kDepth) {
-        const int64_t some = std::min<int64_t>(kDepth, layer.bottleneck - from);
-        for (int64_t i = team.first(cells); i < team.last(cells); ++i) {
-            float* to = shared.narrow_gradient + (from / kDepth * cells + i) * kStride;
-            const float* x = narrow + i * stride + from;
-#pragma omp simd
-            for (int64_t c = 0; c < some; ++c)
-                to[c] = affine.scale[from + c] * to[c] - linear.constant[from + c] -
-                        linear.slope[from + c] * x[c];
-        }
-    }
+    const int64_t first = team.first(cells), last = team.last(cells);
+    const auto masked = [&](int64_t cell, int64_t c) {
+        return shared.narrow_gradient + (c / kDepth * cells + cell) * kStride + c % kDepth;
+    };
+    T* product = reinterpret_cast<T*>(shared.product);
+    for (int64_t i = first; i < last; i += kPack<T>)
+        for_vectors(layer.bottleneck, [&](int64_t c, int count) {
+            Vector parts[kPack<T>] = {};
+            for (int64_t n = 0; n < kPack<T> && i + n < last; ++n) {
+                parts[n] = finish_vector(masked(i + n, c), narrow + (i + n) * stride + c, affine,
+                                         linear, c, count);
+                const int64_t row = (c / kBlock * cells + i + n) * kStride;
+                store(product + row * kPack<T> + c % kBlock, parts[n]);
+            }
+            if constexpr (kPack<T> > 1) {
+                const Vector joined = join<T>(parts);
+                const int64_t strip = (i - first) / kBackCells<T>;
+                float* to = shared.turned +
+                            ((first_strip<T>(team, cells) + strip) * layer.bottleneck + c) * kStride +
+                            (i - first) % kBackCells<T> / 2;
+                for (int n = 0; n < count; ++n) to[n * kStride] = joined[n];
+            }
+        });
 }
 
 // Back through a 3x3 of `inner` channels: this thread's tiles of the gradient of what it reads, for
 // `use`, and its part of the sums that make the weight's gradient.
-template <typename Use>
+template <typename T, typename Use>
 void convolve_back(const TrainedBlock& block, const TrainedLayer& layer, const Shared& shared,
-                   const Maps<float>& maps, int64_t inner, const Own& own, const Team& team,
+                   const Maps<T>& maps, int64_t inner, const Own& own, const Team& team,
                    const Use& use) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     const int64_t tiles = block.tiles();
     const Maps<float> gradient = block.maps(shared.gradient, whole_vectors(layer.growth));
     const Columns columns(inner);
-    const Conv back = {nullptr, nullptr,        shared.back.second, own.zeros, layer.growth,
-                       inner,   columns.panels, columns.vectors,    kInfinity};
-    winograd(gradient, back, team.first(tiles), team.last(tiles), own.scratch, use);
+    const Conv back = {nullptr,        nullptr,         shared.back.second, own.zeros,
+                       layer.growth,   inner,           columns.panels,     columns.vectors,
+                       kInfinity,      kTilesAtOnce<T>};
+    winograd<T>(gradient, back, team.first(tiles), team.last(tiles), own.scratch, use);
     if (!layer.of_kernel2) return;
     const Conv conv = {own.affine.scale, own.affine.shift, nullptr, nullptr, inner,
                        layer.growth,     0,                0,       kInfinity};
@@ -206,15 +245,17 @@ void convolve_back(const TrainedBlock& block, const TrainedLayer& layer, const S
 }
 
 // Back through the 3x3 of a layer without bottleneck, into the gradients of all maps that it reads.
+template <typename T>
 void convolve_whole_back(const TrainedBlock& block, const TrainedLayer& layer,
                          const Shared& shared, int64_t channels, const Own& own,
                          const Team& team) {
     own.sums.clear(whole_vectors(channels));
     QuickSums sums(own.sums, own.few, whole_vectors(channels));
-    convolve_back(block, layer, shared, block.maps(block.buffer, block.total), channels, own, team,
+    T* buffer = block.data<T>();
+    convolve_back(block, layer, shared, block.maps(buffer, block.total), channels, own, team,
                   [&](int64_t cell, int64_t c, int count, const Vector& value) {
                       const int64_t at = cell * block.total + c;
-                      const Vector x = load_some(block.buffer + at, count);
+                      const Vector x = load_some(buffer + at, count);
                       const Vector scale = load(own.affine.scale + c);
                       const Vector masked =
                           mask(x, scale, load(own.affine.shift + c), value);
@@ -225,8 +266,9 @@ void convolve_whole_back(const TrainedBlock& block, const TrainedLayer& layer,
 }
 
 // Back through the 3x3 to the bottleneck's gradient, masked.
+template <typename T>
 void expand_back(const TrainedBlock& block, const TrainedLayer& layer, const Shared& shared,
-                 float* narrow, const Own& own, const Team& team) {
+                 T* narrow, const Own& own, const Team& team) {
     const int64_t stride = whole_vectors(layer.bottleneck);
     own.narrow_sums.clear(stride);
     QuickSums sums(own.narrow_sums, own.few, stride);
@@ -243,6 +285,7 @@ void expand_back(const TrainedBlock& block, const TrainedLayer& layer, const Sha
                   });
 }
 
+template <typename T>
 void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& first,
               int64_t own_floats, const Own& own, const Shared& shared, const Team& team) {
     const int64_t apart = apart_of(own_floats), cells = block.cells();
@@ -253,24 +296,24 @@ void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& 
         const Kernel& k = layer.kernel2;
         const Kernel turned = {k.data + 2 * (k.row + k.column), k.channel, k.output, -k.row,
                                -k.column};
-        pack_kernel(turned, 3, layer.bottleneck ? layer.bottleneck : read, layer.growth,
+        pack_kernel<T>(turned, 3, layer.bottleneck ? layer.bottleneck : read, layer.growth,
                     shared.back.second, team);
         if (!layer.bottleneck) return;
         const Kernel& p = layer.kernel1;
-        pack({p.data, p.channel, p.output, 0, 0}, 1, read, layer.bottleneck, wide_columns(read),
-             kWide * kLanes, shared.back.first, team);
+        pack<T>({p.data, p.channel, p.output, 0, 0}, 1, read, layer.bottleneck,
+                wide_columns(read), kWide * kLanes, shared.back.first, team);
         if (shared.again)
-            pack_kernel(layer.kernel1, 1, layer.bottleneck, read, shared.again, team);
+            pack_kernel<T>(layer.kernel1, 1, layer.bottleneck, read, shared.again, team);
     };
     for (int64_t c = team.first(block.total); c < team.last(block.total); ++c)
         shared.linear.constant[c] = shared.linear.slope[c] = 0.0f;
 #pragma omp barrier
     for (int64_t l = block.layers - 1; l >= 0; --l) {
         const TrainedLayer& layer = layers[l];
-        float* narrow = layer.narrow ? layer.narrow : shared.narrow;
+        T* narrow = static_cast<T*>(layer.narrow ? layer.narrow : shared.narrow);
         channels -= layer.growth;
         // The new maps' gradient: later layers, which read them, have all been passed.
-        finish_new(block, layer, shared, channels, own, team);
+        finish_new<T>(block, layer, shared, channels, own, team);
         pack_layer(layer, channels);
 #pragma omp barrier
         for (int64_t c = team.first(layer.growth); layer.of_bias && c < team.last(layer.growth);
@@ -279,7 +322,7 @@ void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& 
                 static_cast<float>(add_up(first.bias_sums + c, apart, team.threads));
         if (!layer.bottleneck) {
             make_affine(layer.norm1, block.of(0), channels, own.affine);
-            convolve_whole_back(block, layer, shared, channels, own, team);
+            convolve_whole_back<T>(block, layer, shared, channels, own, team);
 #pragma omp barrier
             norm_backward(layer.norm1, block.of(0), own.affine, first.sums, apart, team.threads,
                           team.first(channels), team.last(channels), count, shared.linear);
@@ -310,17 +353,21 @@ void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& 
         finish_narrow(block, layer, shared, narrow, own.affine, own.linear, team);
         // Back through the 1x1, into the gradients of all maps that the layer reads.
         make_affine(layer.norm1, block.of(0), channels, own.affine);
-        const PointwiseBack back = {own.affine.scale,
-                                    own.affine.shift,
-                                    shared.back.first,
-                                    channels,
-                                    layer.bottleneck,
-                                    shared.narrow_gradient,
-                                    cells,
-                                    layer.of_kernel1 ? own.of_weight1 : nullptr,
-                                    block.gradient,
-                                    block.total};
-        pointwise_back(back, block.buffer, block.total, team.first(cells), team.last(cells),
+        const float* turned =
+            shared.turned ? shared.turned + first_strip<T>(team, cells) * layer.bottleneck * kStride
+                          : nullptr;
+        const PointwiseBack<T> back = {own.affine.scale,
+                                       own.affine.shift,
+                                       shared.back.first,
+                                       channels,
+                                       layer.bottleneck,
+                                       shared.product,
+                                       cells,
+                                       turned,
+                                       layer.of_kernel1 ? own.of_weight1 : nullptr,
+                                       block.gradient,
+                                       block.total};
+        pointwise_back(back, block.data<T>(), block.total, team.first(cells), team.last(cells),
                        own.sums, own.scratch);
 #pragma omp barrier
         norm_backward(layer.norm1, block.of(0), own.affine, first.sums, apart, team.threads,
@@ -331,7 +378,16 @@ void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& 
 #pragma omp barrier
     }
     if (block.of_x)
-        finish(block, shared.linear, 0, block.channels, block.of_x, block.channels, team);
+        finish<T>(block, shared.linear, 0, block.channels, block.of_x, block.channels, team);
+}
+
+// Calls `run` with a value of the type of maps of so many `bytes` a value.
+template <typename Run>
+void with_maps_of(int64_t bytes, const Run& run) {
+    if (bytes == sizeof(float)) run(float());
+#ifdef __AVX512BF16__
+    if (bytes == sizeof(Bfloat16)) run(Bfloat16());
+#endif
 }
 
 }  // namespace
@@ -339,52 +395,63 @@ void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& 
 extern "C" {
 
 // Floats of memory that a pass over a block needs, on so many threads; see `train_block`.
-int64_t train_block_floats(const TrainedBlock* block, const TrainedLayer* layers, int back,
-                           int threads) {
-    const Sizes sizes(*block, layers);
-    Memory one = {nullptr};
-    Own(one, sizes, back);
-    Memory all = {nullptr};
-    if (back) {
-        Shared(all, *block, layers, sizes);
-    } else {
-        for (int i = 0; i < 2; ++i) all.take(sizes.weight1), all.take(sizes.weight2);
-        if (!layers[0].narrow) all.take(block->cells() * sizes.bottleneck);
-    }
-    return all.used + threads * one.used;
+int64_t train_block_floats(const TrainedBlock* block, const TrainedLayer* layers, int64_t bytes,
+                           int back, int threads) {
+    int64_t floats = 0;
+    with_maps_of(bytes, [&](auto value) {
+        using T = decltype(value);
+        const Sizes sizes(*block, layers, kTilesAtOnce<T>);
+        Memory one = {nullptr};
+        Own(one, sizes, back);
+        Memory all = {nullptr};
+        if (back) {
+            Shared(all, *block, layers, sizes, threads, value);
+        } else {
+            for (int i = 0; i < 2; ++i) all.take(sizes.weight1), all.take(sizes.weight2);
+            if (!layers[0].narrow) all.take(words<T>(block->cells() * sizes.bottleneck));
+        }
+        floats = all.used + threads * one.used;
+    });
+    return floats;
 }
 
-// Runs a block forward, or back, in memory of `train_block_floats`.
-void train_block(const TrainedBlock* block, const TrainedLayer* layers, int back, float* base,
-                 int threads) {
-    const Sizes sizes(*block, layers);
-    Memory count = {nullptr};
-    Own(count, sizes, back);
-    const int64_t own_floats = count.used;
-    const auto own_of = [&](int thread) {
-        Memory memory = {base + thread * own_floats};
-        return Own(memory, sizes, back);
-    };
-    const Own first = own_of(0);
-    Memory rest = {base + threads * own_floats};
-    if (back) {
-        const Shared shared(rest, *block, layers, sizes);
+// Runs a block of maps of so many `bytes` a value forward, or back, in memory of
+// `train_block_floats`.
+void train_block(const TrainedBlock* block, const TrainedLayer* layers, int64_t bytes, int back,
+                 float* base, int threads) {
+    with_maps_of(bytes, [&](auto value) {
+        using T = decltype(value);
+        const Sizes sizes(*block, layers, kTilesAtOnce<T>);
+        Memory count = {nullptr};
+        Own(count, sizes, back);
+        const int64_t own_floats = count.used;
+        const auto own_of = [&](int thread) {
+            Memory memory = {base + thread * own_floats};
+            return Own(memory, sizes, back);
+        };
+        const Own first = own_of(0);
+        Memory rest = {base + threads * own_floats};
+        if (back) {
+            const Shared shared(rest, *block, layers, sizes, threads, value);
+#pragma omp parallel num_threads(threads)
+            {
+                const Team team = this_thread();
+                const Own own = own_of(team.thread);
+                run_back<T>(*block, layers, first, own_floats, own, shared, team);
+            }
+            return;
+        }
+        Weights weights[2];
+        for (Weights& both : weights) both = {rest.take(sizes.weight1), rest.take(sizes.weight2)};
+        float* floats =
+            layers[0].narrow ? nullptr : rest.take(words<T>(block->cells() * sizes.bottleneck));
+        T* narrow = reinterpret_cast<T*>(floats);
 #pragma omp parallel num_threads(threads)
         {
             const Team team = this_thread();
             const Own own = own_of(team.thread);
-            run_back(*block, layers, first, own_floats, own, shared, team);
+            run_forward(*block, layers, first, own_floats, own, weights, narrow, team);
         }
-        return;
-    }
-    Weights weights[2];
-    for (Weights& both : weights) both = {rest.take(sizes.weight1), rest.take(sizes.weight2)};
-    float* narrow = layers[0].narrow ? nullptr : rest.take(block->cells() * sizes.bottleneck);
-#pragma omp parallel num_threads(threads)
-    {
-        const Team team = this_thread();
-        const Own own = own_of(team.thread);
-        run_forward(*block, layers, first, own_floats, own, weights, narrow, team);
-    }
+    });
 }
 }

@@ -115,15 +115,15 @@ def run_forward(x: Tensor, layers: Sequence[TrainedLayer], keep: bool) -> BlockR
     """Run a block.
 
     Args:
-        x: Its input, (N, C, H, W), float32, in rows: see `interfaces.is_in_rows`.
+        x: Its input, (N, C, H, W), float32 or bfloat16, in rows: see `interfaces.is_in_rows`.
         layers: Its layers, at least one.
         keep: Keep bottleneck maps.
     """
     images, channels, height, width = x.shape
     total = channels + sum(layer.width for layer in layers)
     out = x.new_empty(images, height, width, total).permute(0, 3, 1, 2)
-    moments = x.new_empty(2, total)
-    narrow_moments = x.new_empty(2 * sum(layer.bottleneck for layer in layers))
+    moments = x.new_empty(2, total, dtype=torch.float32)
+    narrow_moments = moments.new_empty(2 * sum(layer.bottleneck for layer in layers))
     cells = images * height * width
     rows = sum(_get_row(layer) for layer in layers)
     narrow = x.new_empty(rows * cells) if keep else None
@@ -141,15 +141,15 @@ def run_backward(
     """Compute the gradients of a block's input and parameters.
 
     Args:
-        gradient: Gradient of its output, (N, C, H, W), float32, dense and channels last. It is
-            overwritten.
+        gradient: Gradient of its output, (N, C, H, W), float32 also where maps are bfloat16, dense
+            and channels last. It is overwritten.
         result: What `run_forward` returned.
         layers: Its layers.
         needs: True for each gradient that is asked for: of the input, then of the parameters,
             layer by layer.
 
     Returns:
-        The gradients, in the order of ``needs``; None where not asked for.
+        The gradients, in the order of ``needs``, float32; None where not asked for.
     """
     images, total, height, width = gradient.shape
     channels = total - sum(layer.width for layer in layers)
@@ -170,15 +170,15 @@ def run_backward(
     if needs[0]:
         of_x = gradient.new_empty(images, height, width, channels).permute(0, 3, 1, 2)
     block.gradient, block.of_x = gradient.data_ptr(), get_address(of_x)
-    _run(block, described, gradient, back=True)
+    _run(block, described, result.out, back=True)
     return [of_x, *gradients]
 
 
-def _run(block: _Block, layers: "ctypes.Array[_Layer]", like: Tensor, back: bool) -> None:
+def _run(block: _Block, layers: "ctypes.Array[_Layer]", out: Tensor, back: bool) -> None:
     kernels, threads = load_library(), torch.get_num_threads()
-    described = ctypes.byref(block), layers
-    memory = like.new_empty(kernels.train_block_floats(*described, back, threads))
-    kernels.train_block(*described, back, memory.data_ptr(), threads)
+    described = ctypes.byref(block), layers, out.element_size(), back
+    memory = torch.empty(kernels.train_block_floats(*described, threads), dtype=torch.float32)
+    kernels.train_block(*described, memory.data_ptr(), threads)
 
 
 def _describe(
@@ -198,7 +198,7 @@ def _describe(
     )
     described = (_Layer * len(layers))()
     moments, narrow = result.narrow_moments.data_ptr(), get_address(result.narrow)
-    cells, size = images * height * width, result.out.element_size()
+    cells = images * height * width
     for layer, to in zip(layers, described, strict=True):
         *squeeze, (norm, weight, bias, kernel, kernel_bias) = layer.units
         for unit in squeeze:
@@ -210,8 +210,8 @@ def _describe(
         to.stays, to.factor = get_address(layer.stays), layer.factor
         to.bottleneck, to.growth = layer.bottleneck, layer.width
         to.moments, to.narrow = moments, narrow
-        moments += 2 * layer.bottleneck * size
-        narrow = narrow and narrow + cells * _get_row(layer) * size
+        moments += 2 * layer.bottleneck * result.moments.element_size()
+        narrow = narrow and narrow + cells * _get_row(layer) * result.out.element_size()
     return block, described
 
 

@@ -49,7 +49,8 @@ struct UnitOwn {
         const bool strips = unit.convolves();
         scratch = strips ? memory.take(back ? pointwise_back_floats() : forward) : nullptr;
         few = back ? memory.take(2 * wide) : nullptr;
-        of_weight = back && strips ? memory.take(unit.outputs * wide) : nullptr;
+        of_weight =
+            back && strips ? memory.take(unit.outputs * wide_columns(unit.channels)) : nullptr;
         affine = {memory.take(wide), memory.take(wide), memory.take(wide)};
         sums = memory.take_sums(wide);
         // Behind the last channel, whole vectors are read.
@@ -84,8 +85,8 @@ void run_forward(const TrainedUnit& unit, const UnitOwn& first, int64_t own_floa
     const double count = static_cast<double>(cells);
     const Maps<float> x = unit.read();
     if (unit.convolves())
-        pack(unit.kernel, 1, unit.outputs, channels, columns.count, columns.vectors * kLanes,
-             shared.weight, team);
+        pack<float>(unit.kernel, 1, unit.outputs, channels, columns.count,
+                    columns.vectors * kLanes, shared.weight, team);
     const bool of_batch = !unit.norm.constant_mean;
     if (of_batch) sum_up(x, channels, team.first(cells), team.last(cells), own.sums);
 #pragma omp barrier
@@ -163,8 +164,8 @@ void run_back(const TrainedUnit& unit, const UnitOwn& first, int64_t own_floats,
     make_affine(unit.norm, unit.batch(), channels, own.affine);
     if (unit.convolves()) {
         const Kernel& k = unit.kernel;
-        pack({k.data, k.channel, k.output, 0, 0}, 1, channels, unit.outputs,
-             wide_columns(channels), kWide * kLanes, shared.weight, team);
+        pack<float>({k.data, k.channel, k.output, 0, 0}, 1, channels, unit.outputs,
+                    wide_columns(channels), kWide * kLanes, shared.weight, team);
         split_gradient(unit, shared.gradient, team);
     }
 #pragma omp barrier

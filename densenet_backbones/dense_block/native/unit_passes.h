@@ -17,17 +17,6 @@ struct Window {
     int64_t side, step, border;
 };
 
-inline Vector load_some(const float* from, int count) {
-    return count == kLanes ? load(from) : load_part(from, count);
-}
-
-// Calls `use` with the first of a few channels, and how many they are.
-template <typename Use>
-inline void for_vectors(int64_t channels, const Use& use) {
-    for (int64_t c = 0; c < channels; c += kLanes)
-        use(c, static_cast<int>(std::min<int64_t>(kLanes, channels - c)));
-}
-
 // Sums of the values of cells [first, last) and of their squares.
 inline void sum_up(const Maps<float>& x, int64_t channels, int64_t first, int64_t last,
                    const Sums& sums) {
@@ -46,13 +35,6 @@ inline void sum_up(const Maps<float>& x, int64_t channels, int64_t first, int64_
             add_to(sums.second + c, squares);
         });
     }
-}
-
-// A norm's output that ReLU lets through leaves the gradient as it is, also what is not a number.
-inline Vector mask(const Vector& x, const Vector& scale, const Vector& shift,
-                   const Vector& gradient) {
-    const Vector zero = {};
-    return x * scale + shift <= zero ? zero : gradient;
 }
 
 // relu(scale * x + shift) of cells [first, last).
@@ -186,7 +168,7 @@ struct ProductBack {
     bool pools;
     const float* gradient;  // of the convolution's output: see PointwiseBack
     int64_t out_height, out_width;
-    float* of_weight;       // (outputs, whole_vectors(channels)) of this thread, where asked for
+    float* of_weight;       // (outputs, wide_columns(channels)) of this thread, where asked for
 
     int64_t cells(const Maps<float>& x) const { return x.images * out_height * out_width; }
 
@@ -205,10 +187,10 @@ inline void product_back(const ProductBack& p, const Maps<float>& x, const Affin
                          float* scratch) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     float *normed = scratch, *made = scratch + kCells * kStride;
-    const int64_t wide = wide_columns(p.channels), stride = whole_vectors(p.channels);
+    const int64_t wide = wide_columns(p.channels);
     const int64_t right = x.stride, down = x.width * x.stride;
-    sums.clear(stride);
-    if (p.of_weight && first == last) std::fill_n(p.of_weight, p.outputs * stride, 0.0f);
+    sums.clear(whole_vectors(p.channels));
+    if (p.of_weight && first == last) std::fill_n(p.of_weight, p.outputs * wide, 0.0f);
     // Few channels at a time, whose weights and gradients of weights stay in the second cache.
     for (int64_t from = 0; from < p.channels; from += kDepth) {
         const int depth = static_cast<int>(std::min<int64_t>(kDepth, p.channels - from));
@@ -232,7 +214,7 @@ inline void product_back(const ProductBack& p, const Maps<float>& x, const Affin
                     p.gradient + (o / kDepth * p.cells(x) + cell) * kStride;
                 if (p.of_weight)
                     correlate(some, depth, count, gradient, kStride, normed, kStride,
-                              p.of_weight + o * stride + from, stride, cell > first);
+                              p.of_weight + o * wide + from, wide, cell > first);
                 multiply<float>(count, some, gradient, p.weight + o * wide + from * some, panels,
                                 kWide, made, kStride, {nullptr, o > 0, nullptr, 0, 0.0f, false});
             }

@@ -13,12 +13,12 @@ struct Kernel {
     int64_t output, channel, row, column;
 };
 
-// Where the weight of a channel and a column lies among packed ones: see convolutions.h.
-inline int64_t packed_place(int64_t channel, int64_t column, int64_t channels, int64_t columns,
+// Where the word of a row and a column lies among packed ones: see products.h.
+inline int64_t packed_place(int64_t row, int64_t column, int64_t rows, int64_t columns,
                             int64_t panel) {
-    const int64_t from = channel / kDepth * kDepth;
-    const int64_t depth = std::min<int64_t>(kDepth, channels - from);
-    return from * columns + (column / panel * depth + channel - from) * panel + column % panel;
+    const int64_t from = row / kDepth * kDepth;
+    const int64_t depth = std::min<int64_t>(kDepth, rows - from);
+    return from * columns + (column / panel * depth + row - from) * panel + column % panel;
 }
 
 // Loads the weights of `kLanes` columns from `column` on, of which there may be fewer.
@@ -48,49 +48,59 @@ inline void gather_kernel(const Vector* u, int u_step, Vector* g, int step) {
     g[2 * step] = sum + u[3 * u_step];
 }
 
-// Packs channels [c, last) of kLanes columns of a 1x1 kernel; reads channels in a row.
-inline void pack_square(const Kernel& kernel, int64_t c, int64_t last, int64_t column,
-                        int64_t outputs, float* to, int64_t panel) {
+// Packs rows of words [first, last) of kLanes columns of a 1x1 kernel; reads channels in a row.
+template <typename T>
+void pack_square(const Kernel& kernel, int64_t first, int64_t last, int64_t channels,
+                 int64_t column, int64_t outputs, float* to, int64_t panel) {
+    T* values = reinterpret_cast<T*>(to);
     for (int64_t i = 0; i < kLanes; ++i) {
         const float* from = kernel.data + (column + i) * kernel.output;
-        const bool there = column + i < outputs;
-        for (int64_t j = c; j < last; ++j)
-            to[(j - c) * panel + i] = there ? from[j * kernel.channel] : 0.0f;
+        for (int64_t c = first * kPack<T>; c < last * kPack<T>; ++c) {
+            const bool there = column + i < outputs && c < channels;
+            const int64_t row = c / kPack<T> - first;
+            put(values + (row * panel + i) * kPack<T> + c % kPack<T>,
+                there ? from[c * kernel.channel] : 0.0f);
+        }
     }
 }
 
-// Packs this thread's part of the channels: a 1x1 kernel as it is, a 3x3 one transformed, G g G^T,
-// by place within a tile.
+// Packs this thread's part of the rows of words: a 1x1 kernel as it is, a 3x3 one transformed,
+// G g G^T, by place within a tile.
+template <typename T>
 void pack(const Kernel& kernel, int64_t side, int64_t outputs, int64_t channels, int64_t columns,
           int64_t panel, float* packed, const Team& team) {
+    const int64_t rows = words<T>(channels), last = team.last(rows);
     if (side == 1 && kernel.output != 1) {
-        const int64_t last = team.last(channels);
-        for (int64_t c = team.first(channels), next; c < last; c = next) {
-            next = std::min({last, (c / kDepth + 1) * kDepth, c + kLanes});
+        for (int64_t row = team.first(rows), next; row < last; row = next) {
+            next = std::min({last, (row / kDepth + 1) * kDepth, row + kLanes});
             for (int64_t n = 0; n < columns; n += kLanes)
-                pack_square(kernel, c, next, n, outputs,
-                            packed + packed_place(c, n, channels, columns, panel), panel);
+                pack_square<T>(kernel, row, next, channels, n, outputs,
+                               packed + packed_place(row, n, rows, columns, panel), panel);
         }
         return;
     }
-    for (int64_t c = team.first(channels); c < team.last(channels); ++c) {
-        const float* from = kernel.data + c * kernel.channel;
+    for (int64_t row = team.first(rows); row < last; ++row)
         for (int64_t n = 0; n < columns; n += kLanes) {
-            float* to = packed + packed_place(c, n, channels, columns, panel);
-            if (side == 1) {
-                store(to, load_columns(kernel, from, n, outputs));
-                continue;
+            float* to = packed + packed_place(row, n, rows, columns, panel);
+            Vector u[kPlaces][kPack<T>] = {};
+            for (int i = 0; i < kPack<T> && row * kPack<T> + i < channels; ++i) {
+                const float* from = kernel.data + (row * kPack<T> + i) * kernel.channel;
+                if (side == 1) {
+                    u[0][i] = load_columns(kernel, from, n, outputs);
+                    continue;
+                }
+                // Down the columns of the kernel, then across.
+                Vector g[9], half[kSide * 3], own[kPlaces];
+                for (int k = 0; k < 9; ++k)
+                    g[k] = load_columns(kernel, from + k / 3 * kernel.row + k % 3 * kernel.column,
+                                        n, outputs);
+                for (int k = 0; k < 3; ++k) spread_kernel(g + k, 3, half + k, 3);
+                for (int k = 0; k < kSide; ++k) spread_kernel(half + 3 * k, 1, own + kSide * k, 1);
+                for (int k = 0; k < kPlaces; ++k) u[k][i] = own[k];
             }
-            // Down the columns of the kernel, then across.
-            Vector g[9], half[kSide * 3], u[kPlaces];
-            for (int i = 0; i < 9; ++i)
-                g[i] = load_columns(kernel, from + i / 3 * kernel.row + i % 3 * kernel.column, n,
-                                    outputs);
-            for (int i = 0; i < 3; ++i) spread_kernel(g + i, 3, half + i, 3);
-            for (int i = 0; i < kSide; ++i) spread_kernel(half + 3 * i, 1, u + kSide * i, 1);
-            for (int i = 0; i < kPlaces; ++i) store(to + i * channels * columns, u[i]);
+            for (int k = 0; k < (side == 1 ? 1 : kPlaces); ++k)
+                store(to + k * rows * columns, join<T>(u[k]));
         }
-    }
 }
 
 }  // namespace
