@@ -22,16 +22,16 @@ struct TrainedLayer {
     double factor;         // of those that stay
 };
 
-// A block: its first `channels` of `total` are there, and every layer adds its own. Its maps, and
-// what products are made of, are float32 or bfloat16; gradients and parameters are float32.
+// A block: its first `channels` of `total` are there, and every layer adds its own. Its maps, their
+// gradients, and what products are made of, are float32 or bfloat16; parameters are float32.
 struct TrainedBlock {
     void* buffer;
     int64_t images, height, width, total, channels, layers;
     float* moments;        // mean and variance of the buffer's channels, `total` values each
     const void* x;         // going forward, the input, which is copied into the buffer
     int64_t x_stride;
-    float* gradient;       // going back, of the buffer
-    float* of_x;           // and of the input, where asked for
+    void* gradient;        // going back, of the buffer
+    void* of_x;            // and of the input, where asked for
 
     int64_t cells() const { return images * height * width; }
     int64_t across() const { return (width + kTile - 1) / kTile; }
@@ -40,6 +40,10 @@ struct TrainedBlock {
     template <typename T>
     T* data() const {
         return static_cast<T*>(buffer);
+    }
+    template <typename T>
+    T* gradients() const {
+        return static_cast<T*>(gradient);
     }
     template <typename T>
     Maps<T> maps(T* data, int64_t stride) const {

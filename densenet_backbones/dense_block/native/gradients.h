@@ -84,7 +84,7 @@ struct PointwiseBack {
     int64_t cells;        // in a block
     const float* turned;  // of bfloat16 the same by strip of kBackCells: see turn_gradient()
     float* of_weight;     // (outputs, wide_columns(channels)) of this thread, where asked for
-    float* total;         // rows that the masked gradient is added to, times the scale
+    T* total;             // rows that the masked gradient is added to, times the scale
     int64_t stride;
 };
 
@@ -107,7 +107,7 @@ void mask_strip(const PointwiseBack<T>& p, const float* made, const T* x, int64_
         scale[v] = load_some(p.scale + channel + v * kLanes, last);
         shift[v] = load_some(p.shift + channel + v * kLanes, last);
     }
-    float* to = p.total + cell * p.stride + channel;
+    T* to = p.total + cell * p.stride + channel;
     for (int i = 0; i < count; ++i) {
         for (int v = 0; v < Vectors; ++v) {
             const int c = v * kLanes;

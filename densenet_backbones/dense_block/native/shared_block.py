@@ -1,7 +1,7 @@
 """The function of ``shared.py`` in the C++ kernels: a whole block in one call each way.
 
-Maps are float32, or bfloat16 under autocast, of which products are made as well; sums, parameters
-and gradients inside of the block are float32 in either case.
+Maps and their gradients are float32, or bfloat16 under autocast, of which products are made as well;
+sums and parameters are float32 in either case.
 
 Its plain form runs a block that these kernels do not have: in another precision or layout, with
 dropped paths, synchronized norms, a biased 1x1, or other convolutions than a 3x3, perhaps behind a
@@ -126,9 +126,8 @@ class _CompiledBlock(torch.autograd.Function):
             for norm in (unit.norm for layer in form.layers for unit in layer.units)
         ]
         layers = _list_layers(form, norms, parameters, drops)
-        own_gradient = torch.empty_like(result.out, dtype=torch.float32).copy_(gradient)
-        of_x, *rest = run_backward(own_gradient, result, layers, ctx.needs_input_grad[1:])
-        return None, None if of_x is None else of_x.to(gradient.dtype), *rest
+        own_gradient = torch.empty_like(result.out).copy_(gradient)
+        return None, *run_backward(own_gradient, result, layers, ctx.needs_input_grad[1:])
 
 
 def _draw_drops(x: Tensor, layer: LayerForm) -> Tensor | None:

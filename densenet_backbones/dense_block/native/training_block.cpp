@@ -143,12 +143,12 @@ void run_forward(const TrainedBlock& block, const TrainedLayer* layers, const Ow
 }
 
 // The gradient of channels once all layers that read them have added theirs, by a thread's cells.
-template <typename T>
+template <typename T, typename Made>
 void finish(const TrainedBlock& block, const Linear& linear, int64_t channel, int64_t channels,
-            float* out, int64_t stride, const Team& team) {
+            Made* out, int64_t stride, const Team& team) {
     const float *constant = linear.constant + channel, *slope = linear.slope + channel;
     for (int64_t i = team.first(block.cells()); i < team.last(block.cells()); ++i) {
-        const float* gradient = block.gradient + i * block.total + channel;
+        const T* gradient = block.gradients<T>() + i * block.total + channel;
         const T* x = block.data<T>() + i * block.total + channel;
         for_vectors(channels, [&](int64_t c, int count) {
             const Vector taken = load_some(constant + c, count) +
@@ -259,7 +259,7 @@ void convolve_whole_back(const TrainedBlock& block, const TrainedLayer& layer,
                       const Vector scale = load(own.affine.scale + c);
                       const Vector masked =
                           mask(x, scale, load(own.affine.shift + c), value);
-                      float* to = block.gradient + at;
+                      T* to = block.gradients<T>() + at;
                       sums.add(c, masked, x);
                       store_some(to, load_some(to, count) + scale * masked, count);
                   });
@@ -365,7 +365,7 @@ void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& 
                                        cells,
                                        turned,
                                        layer.of_kernel1 ? own.of_weight1 : nullptr,
-                                       block.gradient,
+                                       block.gradients<T>(),
                                        block.total};
         pointwise_back(back, block.data<T>(), block.total, team.first(cells), team.last(cells),
                        own.sums, own.scratch);
@@ -378,7 +378,8 @@ void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& 
 #pragma omp barrier
     }
     if (block.of_x)
-        finish<T>(block, shared.linear, 0, block.channels, block.of_x, block.channels, team);
+        finish<T>(block, shared.linear, 0, block.channels, static_cast<T*>(block.of_x),
+                  block.channels, team);
 }
 
 // Calls `run` with a value of the type of maps of so many `bytes` a value.

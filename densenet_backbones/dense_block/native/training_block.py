@@ -141,15 +141,15 @@ def run_backward(
     """Compute the gradients of a block's input and parameters.
 
     Args:
-        gradient: Gradient of its output, (N, C, H, W), float32 also where maps are bfloat16, dense
-            and channels last. It is overwritten.
+        gradient: Gradient of its output, (N, C, H, W), in the precision of its maps, dense and
+            channels last. It is overwritten.
         result: What `run_forward` returned.
         layers: Its layers.
         needs: True for each gradient that is asked for: of the input, then of the parameters,
             layer by layer.
 
     Returns:
-        The gradients, in the order of ``needs``, float32; None where not asked for.
+        The gradients, in the order of ``needs``; None where not asked for.
     """
     images, total, height, width = gradient.shape
     channels = total - sum(layer.width for layer in layers)
