@@ -102,8 +102,9 @@ struct Sizes {
             raise(back1, layer->bottleneck * wide_columns(channels));
             raise(back2, kPlaces * layer->growth * inner_wide);
             raise(of_weight1, layer->bottleneck * wide_columns(channels));
-            raise(of_weight2, kPlaces * layer->growth * inner_wide);
-            raise(back_scratch, winograd_back_floats(layer->growth));
+            raise(of_weight2, kPlaces * layer->growth * wide_columns(inner));
+            raise(back_scratch, std::max(winograd_back_floats<float>(layer->growth),
+                                         winograd_back_floats<Bfloat16>(layer->growth)));
             raise(scratch, kStrip * (kStride + narrow));
             raise(scratch, kPlaces * tiles * (kStride + std::max(inner_wide, growth)));
             channels += layer->growth;

@@ -253,29 +253,75 @@ inline void transform_gradient(const Maps<float>& gradient, int64_t channels, in
     }
 }
 
-inline int64_t winograd_back_floats(int64_t outputs) {
-    return kPlaces * (kManyTiles * (kSome + whole_vectors(outputs)) + 2 * kApart);
+// Tiles of a 3x3's weight gradient at a time: in bfloat16, pairs that are whole tiles of products.
+template <typename T>
+constexpr int kBackTiles = sizeof(T) == sizeof(float) ? kManyTiles : 64;
+
+template <typename T>
+int64_t winograd_back_floats(int64_t outputs) {
+    const int64_t wide = whole_vectors(outputs);
+    const int64_t floats = kPlaces * (kBackTiles<T> * (kSome + wide) + 2 * kApart);
+    if (kPack<T> == 1) return floats;
+    return floats + kPlaces * (wide + kLanes) * kStride + kBackTiles<T> / kPack<T> * kSome;
+}
+
+// Turns the transformed gradients of some tiles to words of two of them, (outputs, kStride).
+template <typename T>
+void turn_tiles(const float* m, int64_t wide, int count, float* turned) {
+    for (int64_t c = 0; c < wide; c += kLanes)
+        for (int i = 0; i < count; i += kPack<T> * kLanes) {
+            Vector rows[kLanes];
+            for (int n = 0; n < kLanes; ++n) {
+                Vector parts[kPack<T>] = {};
+                for (int k = 0; k < kPack<T>; ++k)
+                    if (const int tile = i + kPack<T> * n + k; tile < count)
+                        parts[k] = load(m + tile * wide + c);
+                rows[n] = join<T>(parts);
+            }
+            turn(rows);
+            for (int n = 0; n < kLanes; ++n)
+                store(turned + (c + n) * kStride + i / kPack<T>, rows[n]);
+        }
+}
+
+// Joins transformed input of some tiles to words of two of them, in panels of kWide vectors.
+template <typename T>
+void join_tiles(const float* v, int depth, int count, int pairs, float* joined) {
+    constexpr int kPanel = kWide * kLanes;
+    for (int i = 0; i < pairs; ++i)
+        for (int c = 0; c < wide_columns(depth); c += kLanes) {
+            Vector parts[kPack<T>] = {};
+            for (int k = 0; k < kPack<T>; ++k)
+                if (const int tile = kPack<T> * i + k; tile < count && c < depth)
+                    parts[k] = load(v + tile * kSome + c);
+            store(joined + (c / kPanel * pairs + i) * kPanel + c % kPanel, join<T>(parts));
+        }
 }
 
 // Sums up, over tiles [first, last), the transformed gradients of a 3x3 convolution's weight:
-// (kPlaces, outputs, whole_vectors(channels)).
+// (kPlaces, outputs, wide_columns(channels)). Products are of T.
 template <typename T>
-void winograd_back(const Maps<T>& x, const Conv& conv, const Maps<float>& gradient,
-                          int64_t first, int64_t last, float* sums, float* scratch) {
+void winograd_back(const Maps<T>& x, const Conv& conv, const Maps<float>& gradient, int64_t first,
+                   int64_t last, float* sums, float* scratch) {
+    constexpr int kMost = kBackTiles<T>;
     const int64_t rows = (x.height + kTile - 1) / kTile, across = (x.width + kTile - 1) / kTile;
     const int64_t outputs = conv.growth, wide = whole_vectors(outputs);
-    const int64_t stride = whole_vectors(conv.channels);
-    const int64_t m_stride = kManyTiles * wide + kApart, v_stride = kManyTiles * kSome + kApart;
+    const int64_t stride = wide_columns(conv.channels);
+    const int64_t m_stride = kMost * wide + kApart, v_stride = kMost * kSome + kApart;
     float *m = scratch, *v = scratch + kPlaces * m_stride;
+    float *turned = v + kPlaces * v_stride, *joined = turned + kPlaces * (wide + kLanes) * kStride;
+    const Tiles<T> tiles;
     if (first == last) std::fill_n(sums, kPlaces * outputs * stride, 0.0f);
-    for (int64_t start = first; start < last; start += kManyTiles) {
-        const int count = static_cast<int>(std::min<int64_t>(kManyTiles, last - start));
+    for (int64_t start = first; start < last; start += kMost) {
+        const int count = static_cast<int>(std::min<int64_t>(kMost, last - start));
         for (int i = 0; i < count; ++i) {
             const int64_t tile = start + i;
             transform_gradient(gradient, outputs, tile / across / rows,
                                tile / across % rows * kTile, tile % across * kTile, m + i * wide,
                                m_stride);
         }
+        for (int place = 0; kPack<T> > 1 && place < kPlaces; ++place)
+            turn_tiles<T>(m + place * m_stride, wide, count, turned + place * wide * kStride);
         for (int64_t from = 0; from < conv.channels; from += kSome) {
             const int depth = static_cast<int>(std::min<int64_t>(kSome, conv.channels - from));
             for (int i = 0, some; i < count; i += some) {
@@ -285,10 +331,20 @@ void winograd_back(const Maps<T>& x, const Conv& conv, const Maps<float>& gradie
                 transform_in(x, conv, tile / across / rows, tile / across % rows * kTile,
                              column * kTile, some, from, depth, v + i * kSome, kSome, v_stride);
             }
-            for (int place = 0; place < kPlaces; ++place)
-                correlate(static_cast<int>(outputs), depth, count, m + place * m_stride, wide,
-                          v + place * v_stride, kSome, sums + place * outputs * stride + from,
-                          stride, start > first);
+            for (int place = 0; place < kPlaces; ++place) {
+                const float* of_place = v + place * v_stride;
+                float* to = sums + place * outputs * stride + from;
+                if constexpr (kPack<T> == 1) {
+                    correlate(static_cast<int>(outputs), depth, count, m + place * m_stride, wide,
+                              of_place, kSome, to, stride, start > first);
+                } else {
+                    const int pairs = (count + 1) / 2;
+                    join_tiles<T>(of_place, depth, count, pairs, joined);
+                    multiply<T>(static_cast<int>(outputs), pairs, turned + place * wide * kStride,
+                                joined, static_cast<int>(wide_columns(depth) / (kWide * kLanes)),
+                                kWide, to, stride, {nullptr, start > first, nullptr, 0, 0.0f, false});
+                }
+            }
         }
     }
 }
@@ -297,7 +353,7 @@ void winograd_back(const Maps<T>& x, const Conv& conv, const Maps<float>& gradie
 // the outputs to the gradient of the weight, G^T u G.
 inline void add_up_winograd(const float* sums, int64_t apart, int64_t outputs, int64_t channels,
                             const Kernel& strides, float* of_weight, const Team& team) {
-    const int64_t stride = whole_vectors(channels), place_stride = outputs * stride;
+    const int64_t stride = wide_columns(channels), place_stride = outputs * stride;
     for (int64_t o = team.first(outputs); o < team.last(outputs); ++o)
         for (int64_t c = 0; c < channels; c += kLanes) {
             const int count = static_cast<int>(std::min<int64_t>(kLanes, channels - c));

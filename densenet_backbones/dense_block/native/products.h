@@ -170,6 +170,25 @@ inline Vector join<Bfloat16>(const Vector* parts) {
 }
 #endif
 
+// Turns kLanes vectors round: what was the i-th value of the j-th becomes the j-th of the i-th. Halves
+// of quarters, of eighths and so on change places.
+template <int Step = kLanes / 2>
+inline void turn(Vector* rows) {
+    using Places = int32_t __attribute__((vector_size(sizeof(Vector))));
+    Places low, high;
+    for (int i = 0; i < kLanes; ++i) {
+        low[i] = i & Step ? kLanes + i - Step : i;
+        high[i] = i & Step ? kLanes + i : i + Step;
+    }
+    for (int i = 0; i < kLanes; ++i) {
+        if (i & Step) continue;
+        const Vector a = rows[i], b = rows[i + Step];
+        rows[i] = __builtin_shuffle(a, b, low);
+        rows[i + Step] = __builtin_shuffle(a, b, high);
+    }
+    if constexpr (Step > 1) turn<Step / 2>(rows);
+}
+
 // Written so that what is not a number stays so, as PyTorch's ReLU keeps it.
 inline Vector clamp(Vector x, float ceiling) {
     const Vector zero = {}, top = zero + ceiling;

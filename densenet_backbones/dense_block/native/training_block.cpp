@@ -196,29 +196,36 @@ template <typename T>
 void finish_narrow(const TrainedBlock& block, const TrainedLayer& layer, const Shared& shared,
                    const T* narrow, const Affine& affine, const Linear& linear,
                    const Team& team) {
-    constexpr int kBlock = kDepth * kPack<T>;
+    constexpr int kBlock = kDepth * kPack<T>, kGroup = kPack<T> == 1 ? 1 : kPack<T> * kLanes;
     const int64_t stride = whole_vectors(layer.bottleneck), cells = block.cells();
     const int64_t first = team.first(cells), last = team.last(cells);
-    const auto masked = [&](int64_t cell, int64_t c) {
-        return shared.narrow_gradient + (c / kDepth * cells + cell) * kStride + c % kDepth;
-    };
     T* product = reinterpret_cast<T*>(shared.product);
-    for (int64_t i = first; i < last; i += kPack<T>)
+    const auto finish_cell = [&](int64_t i, int64_t c, int count) {
+        const float* masked =
+            shared.narrow_gradient + (c / kDepth * cells + i) * kStride + c % kDepth;
+        const Vector x = finish_vector(masked, narrow + i * stride + c, affine, linear, c, count);
+        store(product + (c / kBlock * cells + i) * kStride * kPack<T> + c % kBlock, x);
+        return x;
+    };
+    for (int64_t i = first; i < last; i += kGroup)
         for_vectors(layer.bottleneck, [&](int64_t c, int count) {
-            Vector parts[kPack<T>] = {};
-            for (int64_t n = 0; n < kPack<T> && i + n < last; ++n) {
-                parts[n] = finish_vector(masked(i + n, c), narrow + (i + n) * stride + c, affine,
-                                         linear, c, count);
-                const int64_t row = (c / kBlock * cells + i + n) * kStride;
-                store(product + row * kPack<T> + c % kBlock, parts[n]);
-            }
-            if constexpr (kPack<T> > 1) {
-                const Vector joined = join<T>(parts);
-                const int64_t strip = (i - first) / kBackCells<T>;
-                float* to = shared.turned +
-                            ((first_strip<T>(team, cells) + strip) * layer.bottleneck + c) * kStride +
-                            (i - first) % kBackCells<T> / 2;
-                for (int n = 0; n < count; ++n) to[n * kStride] = joined[n];
+            if constexpr (kPack<T> == 1) {
+                finish_cell(i, c, count);
+            } else {
+                Vector rows[kLanes];
+                for (int n = 0; n < kLanes; ++n) {
+                    Vector parts[kPack<T>] = {};
+                    for (int k = 0; k < kPack<T>; ++k)
+                        if (i + kPack<T> * n + k < last)
+                            parts[k] = finish_cell(i + kPack<T> * n + k, c, count);
+                    rows[n] = join<T>(parts);
+                }
+                turn(rows);
+                const int64_t at = i - first;
+                const int64_t strip = first_strip<T>(team, cells) + at / kBackCells<T>;
+                float* to = shared.turned + (strip * layer.bottleneck + c) * kStride +
+                            at % kBackCells<T> / kPack<T>;
+                for (int n = 0; n < count; ++n) store(to + n * kStride, rows[n]);
             }
         });
 }
@@ -240,7 +247,7 @@ void convolve_back(const TrainedBlock& block, const TrainedLayer& layer, const S
     if (!layer.of_kernel2) return;
     const Conv conv = {own.affine.scale, own.affine.shift, nullptr, nullptr, inner,
                        layer.growth,     0,                0,       kInfinity};
-    winograd_back(maps, conv, gradient, team.first(tiles), team.last(tiles), own.of_weight2,
+    winograd_back<T>(maps, conv, gradient, team.first(tiles), team.last(tiles), own.of_weight2,
                   own.scratch);
 }
 
