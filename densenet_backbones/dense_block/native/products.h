@@ -78,11 +78,8 @@ struct Bfloat16 {
 
 #ifdef __AVX512BF16__
 inline Vector load(const Bfloat16* from) {
-    using Halves = uint16_t __attribute__((vector_size(kLanes * sizeof(uint16_t))));
-    using Words = uint32_t __attribute__((vector_size(sizeof(Vector))));
-    Halves bits;
-    std::memcpy(&bits, from, sizeof(bits));
-    return reinterpret_cast<Vector>(__builtin_convertvector(bits, Words) << 16);
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return reinterpret_cast<Vector>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
 inline void store(Bfloat16* to, Vector x) {

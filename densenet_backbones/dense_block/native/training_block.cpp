@@ -182,52 +182,50 @@ int64_t first_strip(const Team& team, int64_t cells) {
     return team.first(cells) / kBackCells<T> + team.thread;
 }
 
-// The gradient of a few of a thread's bottleneck maps, finished: no other layer reads them.
-template <typename T>
-Vector finish_vector(const float* masked, const T* x, const Affine& affine, const Linear& linear,
-                     int64_t c, int count) {
-    return load_some(affine.scale + c, count) * load(masked) -
-           load_some(linear.constant + c, count) - load_some(linear.slope + c, count) * load(x);
-}
-
 // Finishes the gradient of a thread's bottleneck maps, and lays it out as PointwiseBack reads it:
 // in bfloat16 as words of two maps, and turned as words of two cells.
 template <typename T>
 void finish_narrow(const TrainedBlock& block, const TrainedLayer& layer, const Shared& shared,
                    const T* narrow, const Affine& affine, const Linear& linear,
                    const Team& team) {
-    constexpr int kBlock = kDepth * kPack<T>, kGroup = kPack<T> == 1 ? 1 : kPack<T> * kLanes;
+    constexpr int kBlock = kDepth * kPack<T>, kGroup = kPack<T> * kLanes;
     const int64_t stride = whole_vectors(layer.bottleneck), cells = block.cells();
     const int64_t first = team.first(cells), last = team.last(cells);
-    T* product = reinterpret_cast<T*>(shared.product);
-    const auto finish_cell = [&](int64_t i, int64_t c, int count) {
-        const float* masked =
-            shared.narrow_gradient + (c / kDepth * cells + i) * kStride + c % kDepth;
-        const Vector x = finish_vector(masked, narrow + i * stride + c, affine, linear, c, count);
-        store(product + (c / kBlock * cells + i) * kStride * kPack<T> + c % kBlock, x);
-        return x;
+    const auto place = [&](int64_t i, int64_t c) {
+        return reinterpret_cast<T*>(shared.product + (c / kBlock * cells + i) * kStride) +
+               c % kBlock;
     };
-    for (int64_t i = first; i < last; i += kGroup)
-        for_vectors(layer.bottleneck, [&](int64_t c, int count) {
-            if constexpr (kPack<T> == 1) {
-                finish_cell(i, c, count);
-            } else {
+    for (int64_t start = first; start < last; start += kGroup) {
+        const int64_t stop = std::min(start + kGroup, last);
+        for (int64_t i = start; i < stop; ++i) {
+            prefetch(narrow + (i + kAhead) * stride, static_cast<int>(stride));
+            for_vectors(layer.bottleneck, [&](int64_t c, int count) {
+                const Vector masked = load(shared.narrow_gradient +
+                                           (c / kDepth * cells + i) * kStride + c % kDepth);
+                const Vector taken = load_some(linear.constant + c, count) +
+                                     load_some(linear.slope + c, count) *
+                                         load(narrow + i * stride + c);
+                store(place(i, c), load_some(affine.scale + c, count) * masked - taken);
+            });
+        }
+        if constexpr (kPack<T> > 1) {
+            const int64_t strip = first_strip<T>(team, cells) + (start - first) / kBackCells<T>;
+            for_vectors(layer.bottleneck, [&](int64_t c, int count) {
                 Vector rows[kLanes];
                 for (int n = 0; n < kLanes; ++n) {
                     Vector parts[kPack<T>] = {};
                     for (int k = 0; k < kPack<T>; ++k)
-                        if (i + kPack<T> * n + k < last)
-                            parts[k] = finish_cell(i + kPack<T> * n + k, c, count);
+                        if (const int64_t i = start + kPack<T> * n + k; i < stop)
+                            parts[k] = load(place(i, c));
                     rows[n] = join<T>(parts);
                 }
                 turn(rows);
-                const int64_t at = i - first;
-                const int64_t strip = first_strip<T>(team, cells) + at / kBackCells<T>;
                 float* to = shared.turned + (strip * layer.bottleneck + c) * kStride +
-                            at % kBackCells<T> / kPack<T>;
+                            (start - first) % kBackCells<T> / kPack<T>;
                 for (int n = 0; n < count; ++n) store(to + n * kStride, rows[n]);
-            }
-        });
+            });
+        }
+    }
 }
 
 // Back through a 3x3 of `inner` channels: this thread's tiles of the gradient of what it reads, for
@@ -281,6 +279,8 @@ void expand_back(const TrainedBlock& block, const TrainedLayer& layer, const Sha
     QuickSums sums(own.narrow_sums, own.few, stride);
     convolve_back(block, layer, shared, block.maps(narrow, stride), layer.bottleneck, own, team,
                   [&](int64_t cell, int64_t c, int, const Vector& value) {
+                      if (c == 0)
+                          prefetch(narrow + (cell + kAhead) * stride, static_cast<int>(stride));
                       // Behind the last channel, values are zero, whatever the scale is there.
                       const Vector x = load(narrow + cell * stride + c);
                       const Vector masked = mask(x, load(own.affine.scale + c),
