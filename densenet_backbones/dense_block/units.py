@@ -66,6 +66,10 @@ class UnitForm:
     conv: nn.Conv2d | None
     dtype: torch.dtype | None
 
+    def computes_in(self, dtype: torch.dtype) -> bool:
+        """Return True if maps of a precision are convolved in it: float32, or by autocast a half."""
+        return dtype == (torch.float32 if self.dtype is None else self.dtype)
+
     def parameters(self) -> Parameters:
         """Return weight and bias of the norm, then of the convolution, as they are now."""
         weight, bias = self.norm.module.weight, self.norm.module.bias

@@ -51,6 +51,15 @@ struct TrainedBlock {
     }
 };
 
+// Calls `run` with a value of the type of maps of so many `bytes` a value.
+template <typename Run>
+void with_maps_of(int64_t bytes, const Run& run) {
+    if (bytes == sizeof(float)) run(float());
+#ifdef __AVX512BF16__
+    if (bytes == sizeof(Bfloat16)) run(Bfloat16());
+#endif
+}
+
 // Columns of packed weights.
 struct Columns {
     int64_t vectors, panels, count;
@@ -160,7 +169,7 @@ struct Shared {
     void* narrow;             // bottleneck maps made again
     float* gradient;          // of new maps
     float* narrow_gradient;   // of bottleneck maps: blocks of kDepth, of each a row of kStride by cell
-    float *product, *turned;  // the same as PointwiseBack reads it
+    float *product, *turned;  // the same as products read it: see Laid
     Linear linear;            // of the buffer's channels
 
     template <typename T>
@@ -175,10 +184,8 @@ struct Shared {
         narrow_gradient = product = memory.take(blocks * cells * kStride);
         turned = nullptr;
         if (kPack<T> > 1) {
-            // Tiles read a few rows more.
-            product = memory.take(((blocks + 1) / 2 * cells + kLanes) * kStride);
-            const int64_t strips = cells / kBackCells<T> + threads;
-            turned = memory.take((strips * sizes.bottleneck + kLanes) * kStride);
+            product = memory.take(Laid<T>::product_floats(cells, sizes.bottleneck));
+            turned = memory.take(Laid<T>::turned_floats(cells, sizes.bottleneck, threads));
         }
         linear = {memory.take(sizes.read), memory.take(sizes.read)};
     }

@@ -82,7 +82,7 @@ struct PointwiseBack {
     // cell.
     const float* gradient;
     int64_t cells;        // in a block
-    const float* turned;  // of bfloat16 the same by strip of kBackCells: see turn_gradient()
+    const float* turned;  // of bfloat16 the same once more: see Laid
     float* of_weight;     // (outputs, wide_columns(channels)) of this thread, where asked for
     T* total;             // rows that the masked gradient is added to, times the scale
     int64_t stride;
@@ -125,44 +125,43 @@ void mask_strip(const PointwiseBack<T>& p, const float* made, const T* x, int64_
     }
 }
 
-// Norms and activates a strip as a product with it reads it: cell by cell, or of bfloat16 as words
-// of two cells, in panels. Returns how many rows of words there are.
-template <typename T>
-int norm_strip(const PointwiseBack<T>& p, const T* x, int64_t x_stride, int64_t cell, int count,
-               int64_t from, int depth, float* normed) {
-    constexpr float kInfinity = std::numeric_limits<float>::infinity();
-    const auto fetch = [&](int i) {
-        prefetch(x + (i + kAhead) * x_stride, depth);
-        // Read and written at the end.
-        prefetch(p.total + (cell + i) * p.stride + from, depth);
-    };
+// Writes a strip of `count` cells as a product with it reads it: cell by cell, or of bfloat16 as words
+// of two cells, in panels. `make` gives a cell's vector of channels. Returns the rows of words.
+template <typename T, typename Make>
+int write_strip(int count, int depth, float* strip, const Make& make) {
+    constexpr int kPanel = kWide * kLanes;
     if constexpr (kPack<T> == 1) {
-        for (int i = 0; i < count; ++i) {
-            fetch(i);
-            norm_cell(x + i * x_stride, p.scale + from, p.shift + from, depth, kInfinity,
-                      normed + i * kStride);
-        }
+        for (int i = 0; i < count; ++i)
+            for_vectors(depth, [&](int64_t c, int some) {
+                store(strip + i * kStride + c, make(i, c, some));
+            });
         return count;
     } else {
-        constexpr int kPanel = kWide * kLanes;
         const int pairs = (count + 1) / 2;
-        if (depth % kPanel) // no garbage meets the zeros behind the last channel
-            std::fill_n(normed + depth / kPanel * pairs * kPanel, pairs * kPanel, 0.0f);
-        for (int i = 0; i < pairs; ++i) {
-            for (int half = 0; half < 2 && 2 * i + half < count; ++half) fetch(2 * i + half);
+        if (depth % kPanel)  // no garbage behind the last channel
+            std::fill_n(strip + depth / kPanel * pairs * kPanel, pairs * kPanel, 0.0f);
+        for (int i = 0; i < pairs; ++i)
             for_vectors(depth, [&](int64_t c, int some) {
-                const Vector scale = load_some(p.scale + from + c, some);
-                const Vector shift = load_some(p.shift + from + c, some);
                 Vector both[2] = {};
                 for (int half = 0; half < 2 && 2 * i + half < count; ++half)
-                    both[half] = clamp(
-                        load_some(x + (2 * i + half) * x_stride + c, some) * scale + shift,
-                        kInfinity);
-                store(normed + (c / kPanel * pairs + i) * kPanel + c % kPanel, join<T>(both));
+                    both[half] = make(2 * i + half, c, some);
+                store(strip + (c / kPanel * pairs + i) * kPanel + c % kPanel, join<T>(both));
             });
-        }
         return pairs;
     }
+}
+
+// of_weight += gradient^T * strip, or the same anew: of `outputs` outputs, and `rows` of the strip
+// as write_strip() returns them.
+template <typename T>
+void add_product(int outputs, int depth, int rows, const float* gradient, const float* turned,
+                 const float* strip, float* of_weight, int64_t wide, bool add) {
+    if constexpr (kPack<T> == 1)
+        correlate(outputs, depth, rows, gradient, kStride, strip, kStride, of_weight, wide, add);
+    else
+        multiply<T>(outputs, rows, turned, strip,
+                    static_cast<int>(wide_columns(depth) / (kWide * kLanes)), kWide, of_weight,
+                    wide, {nullptr, add, nullptr, 0, 0.0f, false});
 }
 
 // Goes back through cells [first, last), and sums up, by channel, the masked gradient and that
@@ -170,6 +169,7 @@ int norm_strip(const PointwiseBack<T>& p, const T* x, int64_t x_stride, int64_t 
 template <typename T>
 void pointwise_back(const PointwiseBack<T>& p, const T* x, int64_t x_stride, int64_t first,
                     int64_t last, const Sums& sums, float* scratch) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
     constexpr int kBlock = kDepth * kPack<T>;
     float *normed = scratch, *made = scratch + kBackCells<T> * kStride;
     const int64_t wide = wide_columns(p.channels);
@@ -184,19 +184,22 @@ void pointwise_back(const PointwiseBack<T>& p, const T* x, int64_t x_stride, int
         for (int64_t cell = first; cell < last; cell += kBackCells<T>) {
             const int count = static_cast<int>(std::min<int64_t>(kBackCells<T>, last - cell));
             const T* read = x + cell * x_stride + from;
-            const int rows = norm_strip(p, read, x_stride, cell, count, from, depth, normed);
+            const int rows = write_strip<T>(count, depth, normed, [&](int i, int64_t c, int some) {
+                if (c == 0) {
+                    prefetch(read + (i + kAhead) * x_stride, depth);
+                    // Read and written at the end.
+                    prefetch(p.total + (cell + i) * p.stride + from, depth);
+                }
+                const Vector scale = load_some(p.scale + from + c, some);
+                const Vector shift = load_some(p.shift + from + c, some);
+                return clamp(load_some(read + i * x_stride + c, some) * scale + shift, kInfinity);
+            });
             for (int64_t o = 0; o < p.outputs; o += kBlock) {
                 const int some = static_cast<int>(std::min<int64_t>(kBlock, p.outputs - o));
                 const float* gradient = p.gradient + (o / kBlock * p.cells + cell) * kStride;
-                float* of_weight = p.of_weight ? p.of_weight + o * wide + from : nullptr;
-                if constexpr (kPack<T> == 1) {
-                    if (of_weight)
-                        correlate(some, depth, rows, gradient, kStride, normed, kStride, of_weight,
-                                  wide, cell > first);
-                } else if (of_weight) {
-                    multiply<T>(some, rows, turned + o * kStride, normed, panels, kWide, of_weight,
-                                wide, {nullptr, cell > first, nullptr, 0, 0.0f, false});
-                }
+                if (p.of_weight)
+                    add_product<T>(some, depth, rows, gradient, turned + o * kStride, normed,
+                                   p.of_weight + o * wide + from, wide, cell > first);
                 const int deep = static_cast<int>(words<T>(some));
                 multiply<T>(count, deep, gradient, p.weight + words<T>(o) * wide + from * deep,
                             panels, kWide, made, kStride,
@@ -264,6 +267,58 @@ int64_t winograd_back_floats(int64_t outputs) {
     if (kPack<T> == 1) return floats;
     return floats + kPlaces * (wide + kLanes) * kStride + kBackTiles<T> / kPack<T> * kSome;
 }
+
+// Where a thread's gradients of a 1x1's output lie as products read them: blocks of kDepth words of
+// outputs, of each a row of kStride by cell; and in bfloat16 turned, by strip of kBackCells of this
+// thread, as words of two cells, (outputs, kStride).
+template <typename T>
+struct Laid {
+    float *product, *turned;
+    int64_t cells, outputs, first;  // of all, and the first of this thread's cells
+
+    Laid(float* product, float* all_turned, int64_t cells, int64_t outputs, const Team& team)
+        : product(product), turned(all_turned), cells(cells), outputs(outputs),
+          first(team.first(cells)) {
+        // None of a thread's strips is another's.
+        if (turned) turned += (first / kBackCells<T> + team.thread) * outputs * kStride;
+    }
+
+    T* place(int64_t cell, int64_t output) const {
+        constexpr int kBlock = kDepth * kPack<T>;
+        return reinterpret_cast<T*>(product + (output / kBlock * cells + cell) * kStride) +
+               output % kBlock;
+    }
+
+    // Turns kGroup cells, or up to `stop`, that are placed.
+    static constexpr int kGroup = kPack<T> * kLanes;
+    void turn_group(int64_t start, int64_t stop) const {
+        if constexpr (kPack<T> > 1)
+            for_vectors(outputs, [&](int64_t c, int count) {
+                Vector rows[kLanes];
+                for (int n = 0; n < kLanes; ++n) {
+                    Vector parts[kPack<T>] = {};
+                    for (int k = 0; k < kPack<T>; ++k)
+                        if (const int64_t i = start + kPack<T> * n + k; i < stop)
+                            parts[k] = load(place(i, c));
+                    rows[n] = join<T>(parts);
+                }
+                turn(rows);
+                float* to = turned + ((start - first) / kBackCells<T> * outputs + c) * kStride +
+                            (start - first) % kBackCells<T> / kPack<T>;
+                for (int n = 0; n < count; ++n) store(to + n * kStride, rows[n]);
+            });
+    }
+
+    // Floats of memory for them, of all threads; tiles read a few rows more.
+    static int64_t product_floats(int64_t cells, int64_t outputs) {
+        const int64_t blocks = (words<T>(outputs) + kDepth - 1) / kDepth;
+        return (blocks * cells + (kPack<T> > 1 ? kLanes : 0)) * kStride;
+    }
+    static int64_t turned_floats(int64_t cells, int64_t outputs, int threads) {
+        if (kPack<T> == 1) return 0;
+        return ((cells / kBackCells<T> + threads) * outputs + kLanes) * kStride;
+    }
+};
 
 // Turns the transformed gradients of some tiles to words of two of them, (outputs, kStride).
 template <typename T>

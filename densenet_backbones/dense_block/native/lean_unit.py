@@ -1,6 +1,7 @@
-"""Norm, ReLU and what follows them as one differentiable function in the C++ kernels, in float32.
+"""Norm, ReLU and what follows them as one differentiable function in the C++ kernels.
 
 It is what ``lean.py`` computes step by step: which units and pools the kernels know is asked here.
+Maps are float32, or bfloat16 under autocast, of which products are made as well.
 
 Shapes: N images, C channels in, O channels out, H and W pixels.
 """
@@ -49,6 +50,8 @@ def is_known(form: UnitForm, x: Tensor, pool: nn.Module | None) -> bool:
         return False
     conv, parameters = form.conv, form.parameters()
     if conv is not None:
+        if not form.computes_in(x.dtype):
+            return False
         known = convolution.is_known(conv) and conv.kernel_size == (1, 1)
         if not known or not is_dense(cast(Tensor, parameters[2])):
             return False
@@ -57,7 +60,9 @@ def is_known(form: UnitForm, x: Tensor, pool: nn.Module | None) -> bool:
     vectors = [p for i, p in enumerate(parameters) if p is not None and i != 2]
     vectors += list_vectors(form.norm)
     kernels = [] if conv is None else [cast(Tensor, parameters[2])]
-    return all(v.is_contiguous() for v in vectors) and has_cpp_training(x, *vectors, *kernels)
+    if not all(v.is_contiguous() for v in vectors):
+        return False
+    return has_cpp_training(x, *vectors, *kernels, halves=True)
 
 
 def _is_known_pool(pool: nn.Module, behind_conv: bool) -> bool:

@@ -87,9 +87,9 @@ def load_library() -> ctypes.CDLL:
     kernels.train_block.restype = None
     kernels.train_block.argtypes = [address, address, size, count, address, count]
     kernels.train_unit_floats.restype = size
-    kernels.train_unit_floats.argtypes = [address, count, count]
+    kernels.train_unit_floats.argtypes = [address, size, count, count]
     kernels.train_unit.restype = None
-    kernels.train_unit.argtypes = [address, count, address, count]
+    kernels.train_unit.argtypes = [address, size, count, address, count]
     for name, arguments in training.items():
         function = getattr(kernels, name)
         function.restype, function.argtypes = None, (*arguments, count)

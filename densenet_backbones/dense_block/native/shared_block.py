@@ -84,11 +84,7 @@ def _is_known_layer(layer: LayerForm, dtype: torch.dtype) -> bool:
 
 def _is_known_unit(unit: UnitForm, side: int, dtype: torch.dtype) -> bool:
     conv = unit.conv
-    # Without autocast in the precision of the maps, which may be float32; else in bfloat16.
-    wanted = torch.float32 if unit.dtype is None else torch.bfloat16
-    if conv is None or dtype != wanted or unit.dtype not in (None, dtype):
-        return False
-    if not convolution.is_known(conv):
+    if conv is None or not unit.computes_in(dtype) or not convolution.is_known(conv):
         return False
     return conv.kernel_size == (side, side) and is_known_norm(unit.norm)
 

@@ -176,27 +176,15 @@ void finish_new(const TrainedBlock& block, const TrainedLayer& layer, const Shar
     }
 }
 
-// The first of a thread's strips of kBackCells, of which none is another's.
-template <typename T>
-int64_t first_strip(const Team& team, int64_t cells) {
-    return team.first(cells) / kBackCells<T> + team.thread;
-}
-
-// Finishes the gradient of a thread's bottleneck maps, and lays it out as PointwiseBack reads it:
-// in bfloat16 as words of two maps, and turned as words of two cells.
+// Finishes the gradient of a thread's bottleneck maps, and lays it out: no other layer reads them.
 template <typename T>
 void finish_narrow(const TrainedBlock& block, const TrainedLayer& layer, const Shared& shared,
                    const T* narrow, const Affine& affine, const Linear& linear,
-                   const Team& team) {
-    constexpr int kBlock = kDepth * kPack<T>, kGroup = kPack<T> * kLanes;
+                   const Laid<T>& laid, const Team& team) {
     const int64_t stride = whole_vectors(layer.bottleneck), cells = block.cells();
-    const int64_t first = team.first(cells), last = team.last(cells);
-    const auto place = [&](int64_t i, int64_t c) {
-        return reinterpret_cast<T*>(shared.product + (c / kBlock * cells + i) * kStride) +
-               c % kBlock;
-    };
-    for (int64_t start = first; start < last; start += kGroup) {
-        const int64_t stop = std::min(start + kGroup, last);
+    const int64_t last = team.last(cells);
+    for (int64_t start = laid.first, stop; start < last; start = stop) {
+        stop = std::min<int64_t>(start + laid.kGroup, last);
         for (int64_t i = start; i < stop; ++i) {
             prefetch(narrow + (i + kAhead) * stride, static_cast<int>(stride));
             for_vectors(layer.bottleneck, [&](int64_t c, int count) {
@@ -205,26 +193,10 @@ void finish_narrow(const TrainedBlock& block, const TrainedLayer& layer, const S
                 const Vector taken = load_some(linear.constant + c, count) +
                                      load_some(linear.slope + c, count) *
                                          load(narrow + i * stride + c);
-                store(place(i, c), load_some(affine.scale + c, count) * masked - taken);
+                store(laid.place(i, c), load_some(affine.scale + c, count) * masked - taken);
             });
         }
-        if constexpr (kPack<T> > 1) {
-            const int64_t strip = first_strip<T>(team, cells) + (start - first) / kBackCells<T>;
-            for_vectors(layer.bottleneck, [&](int64_t c, int count) {
-                Vector rows[kLanes];
-                for (int n = 0; n < kLanes; ++n) {
-                    Vector parts[kPack<T>] = {};
-                    for (int k = 0; k < kPack<T>; ++k)
-                        if (const int64_t i = start + kPack<T> * n + k; i < stop)
-                            parts[k] = load(place(i, c));
-                    rows[n] = join<T>(parts);
-                }
-                turn(rows);
-                float* to = shared.turned + (strip * layer.bottleneck + c) * kStride +
-                            (start - first) % kBackCells<T> / kPack<T>;
-                for (int n = 0; n < count; ++n) store(to + n * kStride, rows[n]);
-            });
-        }
+        laid.turn_group(start, stop);
     }
 }
 
@@ -357,20 +329,18 @@ void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& 
         if (layer.of_kernel2)
             add_up_winograd(first.of_weight2, own_floats, layer.growth, layer.bottleneck,
                             layer.kernel2, layer.of_kernel2, team);
-        finish_narrow(block, layer, shared, narrow, own.affine, own.linear, team);
+        const Laid<T> laid(shared.product, shared.turned, cells, layer.bottleneck, team);
+        finish_narrow(block, layer, shared, narrow, own.affine, own.linear, laid, team);
         // Back through the 1x1, into the gradients of all maps that the layer reads.
         make_affine(layer.norm1, block.of(0), channels, own.affine);
-        const float* turned =
-            shared.turned ? shared.turned + first_strip<T>(team, cells) * layer.bottleneck * kStride
-                          : nullptr;
         const PointwiseBack<T> back = {own.affine.scale,
                                        own.affine.shift,
                                        shared.back.first,
                                        channels,
                                        layer.bottleneck,
-                                       shared.product,
+                                       laid.product,
                                        cells,
-                                       turned,
+                                       laid.turned,
                                        layer.of_kernel1 ? own.of_weight1 : nullptr,
                                        block.gradients<T>(),
                                        block.total};
@@ -387,15 +357,6 @@ void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& 
     if (block.of_x)
         finish<T>(block, shared.linear, 0, block.channels, static_cast<T*>(block.of_x),
                   block.channels, team);
-}
-
-// Calls `run` with a value of the type of maps of so many `bytes` a value.
-template <typename Run>
-void with_maps_of(int64_t bytes, const Run& run) {
-    if (bytes == sizeof(float)) run(float());
-#ifdef __AVX512BF16__
-    if (bytes == sizeof(Bfloat16)) run(Bfloat16());
-#endif
 }
 
 }  // namespace

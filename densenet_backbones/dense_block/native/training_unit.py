@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densenet_backbones.dense_block.native.library import load_library
@@ -83,7 +82,7 @@ def run_forward(x: Tensor, unit: TrainedUnit) -> UnitResult:
     """Run a unit.
 
     Args:
-        x: (N, C, H, W), float32, in rows: see `interfaces.is_in_rows`.
+        x: (N, C, H, W), float32 or bfloat16, in rows: see `interfaces.is_in_rows`.
         unit: The unit.
     """
     images, channels = x.shape[:2]
@@ -92,9 +91,11 @@ def run_forward(x: Tensor, unit: TrainedUnit) -> UnitResult:
     kernel, bias = unit.parameters[2:]
     columns = channels if kernel is None else _round_up(len(kernel))
     out = x.new_empty(images, height, width, columns)
-    moments, places = x.new_empty(2, channels), None
+    moments, places = x.new_empty(2, channels, dtype=torch.float32), None
     if kernel is not None:  # a vector at a time, and whole ones
-        padded = x.new_zeros(columns) if bias is None else F.pad(bias, (0, columns - len(bias)))
+        padded = moments.new_zeros(columns)
+        if bias is not None:
+            padded[: len(bias)] = bias
         described.bias = padded.data_ptr()
     elif unit.pool is not None:
         places = x.new_empty(images, height, width, channels, dtype=torch.uint8)
@@ -113,7 +114,8 @@ def run_backward(
     """Compute the gradients of a unit's input and parameters.
 
     Args:
-        gradient: Gradient of its output, (N, O or C, H', W'), float32, dense and channels last.
+        gradient: Gradient of its output, (N, O or C, H', W'), in the precision of the maps, dense
+            and channels last.
         x: What `run_forward` got.
         unit: The unit.
         result: What `run_forward` returned; its output is not read.
@@ -140,15 +142,15 @@ def run_backward(
     described.gradient, described.of_x = gradient.data_ptr(), get_address(of_x)
     _run(described, x, back=True)
     if of_kernel_bias is not None:
-        torch.sum(gradient, (0, 2, 3), out=of_kernel_bias)
+        torch.sum(gradient, (0, 2, 3), dtype=torch.float32, out=of_kernel_bias)
     return [of_x, *gradients]
 
 
 def _run(unit: _Unit, x: Tensor, back: bool) -> None:
     kernels, threads = load_library(), torch.get_num_threads()
-    described = ctypes.byref(unit)
-    memory = x.new_empty(kernels.train_unit_floats(described, back, threads))
-    kernels.train_unit(described, back, memory.data_ptr(), threads)
+    described = ctypes.byref(unit), x.element_size(), back
+    memory = torch.empty(kernels.train_unit_floats(*described, threads), dtype=torch.float32)
+    kernels.train_unit(*described, memory.data_ptr(), threads)
 
 
 def _describe(x: Tensor, unit: TrainedUnit) -> _Unit:

@@ -18,7 +18,8 @@ struct Window {
 };
 
 // Sums of the values of cells [first, last) and of their squares.
-inline void sum_up(const Maps<float>& x, int64_t channels, int64_t first, int64_t last,
+template <typename T>
+void sum_up(const Maps<T>& x, int64_t channels, int64_t first, int64_t last,
                    const Sums& sums) {
     sums.clear(whole_vectors(channels));
     for (int64_t start = first; start < last; start += kSumRows) {
@@ -38,8 +39,9 @@ inline void sum_up(const Maps<float>& x, int64_t channels, int64_t first, int64_
 }
 
 // relu(scale * x + shift) of cells [first, last).
-inline void activate(const Maps<float>& x, const Affine& affine, int64_t channels, int64_t first,
-                     int64_t last, float* out) {
+template <typename T>
+void activate(const Maps<T>& x, const Affine& affine, int64_t channels, int64_t first,
+              int64_t last, T* out) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     for (int64_t i = first; i < last; ++i)
         for_vectors(channels, [&](int64_t c, int count) {
@@ -52,9 +54,9 @@ inline void activate(const Maps<float>& x, const Affine& affine, int64_t channel
 // The largest of each window of relu(scale * x + shift), and its place in the window, for cells
 // [first, last) of the output. As in PyTorch, it is the first of equal ones, and what is not a
 // number is larger than any.
-inline void max_pool(const Maps<float>& x, const Affine& affine, int64_t channels,
-                     const Window& window, const Maps<float>& out, uint8_t* places, int64_t first,
-                     int64_t last) {
+template <typename T>
+void max_pool(const Maps<T>& x, const Affine& affine, int64_t channels, const Window& window,
+              const Maps<T>& out, uint8_t* places, int64_t first, int64_t last) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     for (int64_t i = first; i < last; ++i) {
         const int64_t image = i / out.width / out.height;
@@ -70,7 +72,8 @@ inline void max_pool(const Maps<float>& x, const Affine& affine, int64_t channel
                 for (int64_t s = std::max<int64_t>(0, -left); s < right; ++s) {
                     const int64_t cell = (image * x.height + top + r) * x.width + left + s;
                     const Vector value = load_some(x.data + cell * x.stride + c, count);
-                    const Vector active = clamp(value * scale + shift, kInfinity);
+                    const Vector active =
+                        as_kept<T>(clamp(value * scale + shift, kInfinity));
                     const Ints larger = (active > most) | (active != active);
                     most = larger ? active : most;
                     place = larger ? Ints{} + static_cast<int32_t>(r * window.side + s) : place;
@@ -85,7 +88,8 @@ inline void max_pool(const Maps<float>& x, const Affine& affine, int64_t channel
 // The output cells of a max pool whose windows hold a cell of the input, and where in them it is.
 class Readers {
   public:
-    Readers(const Maps<float>& x, const Window& window, int64_t out_height, int64_t out_width,
+    template <typename T>
+    Readers(const Maps<T>& x, const Window& window, int64_t out_height, int64_t out_width,
             int64_t cell) {
         const int64_t image = cell / x.width / x.height;
         const int64_t row = cell / x.width % x.height + window.border;
@@ -102,7 +106,8 @@ class Readers {
     }
 
     // The sum of the gradients of those that found their largest value in this cell.
-    Vector gather(const float* gradient, const uint8_t* places, int64_t channels, int64_t channel,
+    template <typename T>
+    Vector gather(const T* gradient, const uint8_t* places, int64_t channels, int64_t channel,
                   int count) const {
         Vector sum = {};
         for (int i = 0; i < count_; ++i) {
@@ -123,9 +128,9 @@ class Readers {
 
 // Masks the gradients that `read` gives of cells [first, last), sums them up, and writes them to
 // `out` where it is given.
-template <typename Read>
-void mask_cells(const Maps<float>& x, const Affine& affine, int64_t channels, int64_t first,
-                int64_t last, const Sums& sums, float* few, float* out, const Read& read) {
+template <typename T, typename Read>
+void mask_cells(const Maps<T>& x, const Affine& affine, int64_t channels, int64_t first,
+                int64_t last, const Sums& sums, float* few, T* out, const Read& read) {
     sums.clear(whole_vectors(channels));
     QuickSums quick(sums, few, whole_vectors(channels));
     for (int64_t i = first; i < last; ++i) {
@@ -142,14 +147,14 @@ void mask_cells(const Maps<float>& x, const Affine& affine, int64_t channels, in
 
 // out = scale * out - constant - slope * x for cells [first, last): the gradient of a norm's input.
 // Cells that `covers` denies have none of their own.
-template <typename Covers>
-void finish_cells(const Maps<float>& x, const Affine& affine, const Linear& linear,
-                  int64_t channels, int64_t first, int64_t last, float* out,
+template <typename T, typename Covers>
+void finish_cells(const Maps<T>& x, const Affine& affine, const Linear& linear,
+                  int64_t channels, int64_t first, int64_t last, T* out,
                   const Covers& covers) {
     for (int64_t i = first; i < last; ++i) {
         const bool covered = covers(i);
         for_vectors(channels, [&](int64_t c, int count) {
-            float* to = out + i * channels + c;
+            T* to = out + i * channels + c;
             const Vector masked = covered ? load_some(to, count) : Vector{};
             const Vector value = load_some(x.data + i * x.stride + c, count);
             store_some(to,
@@ -162,18 +167,17 @@ void finish_cells(const Maps<float>& x, const Affine& affine, const Linear& line
 
 // The way back through a 1x1 convolution of relu(scale * x + shift), or with `pools` of its 2x2
 // means.
+template <typename T>
 struct ProductBack {
     const float* weight;    // packed: `outputs` deep, `channels` wide, in panels of kWide
     int64_t channels, outputs;
     bool pools;
-    const float* gradient;  // of the convolution's output: see PointwiseBack
+    Laid<T> gradient;       // of the convolution's output
     int64_t out_height, out_width;
     float* of_weight;       // (outputs, wide_columns(channels)) of this thread, where asked for
 
-    int64_t cells(const Maps<float>& x) const { return x.images * out_height * out_width; }
-
     // The input cell that an output cell reads, or the first of four.
-    int64_t corner(const Maps<float>& x, int64_t cell) const {
+    int64_t corner(const Maps<T>& x, int64_t cell) const {
         if (!pools) return cell;
         const int64_t image = cell / out_width / out_height;
         const int64_t row = cell / out_width % out_height;
@@ -181,43 +185,52 @@ struct ProductBack {
     }
 };
 
-// Goes back through cells [first, last) of the output; masks, sums up and writes as mask_cells().
-inline void product_back(const ProductBack& p, const Maps<float>& x, const Affine& affine,
-                         int64_t first, int64_t last, const Sums& sums, float* out,
-                         float* scratch) {
+// Goes back through a thread's cells, up to `last`, of the output; masks, sums up and writes as
+// mask_cells().
+template <typename T>
+void product_back(const ProductBack<T>& p, const Maps<T>& x, const Affine& affine, int64_t last,
+                  const Sums& sums, T* out, float* scratch) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
-    float *normed = scratch, *made = scratch + kCells * kStride;
-    const int64_t wide = wide_columns(p.channels);
+    constexpr int kBlock = kDepth * kPack<T>;
+    float *normed = scratch, *made = scratch + kBackCells<T> * kStride;
+    const int64_t wide = wide_columns(p.channels), first = p.gradient.first;
     const int64_t right = x.stride, down = x.width * x.stride;
+    const int64_t four[] = {0, right, down, right + down};
+    const Tiles<T> tiles;
     sums.clear(whole_vectors(p.channels));
     if (p.of_weight && first == last) std::fill_n(p.of_weight, p.outputs * wide, 0.0f);
     // Few channels at a time, whose weights and gradients of weights stay in the second cache.
     for (int64_t from = 0; from < p.channels; from += kDepth) {
         const int depth = static_cast<int>(std::min<int64_t>(kDepth, p.channels - from));
         const int panels = static_cast<int>(wide_columns(depth) / (kWide * kLanes));
-        for (int64_t cell = first; cell < last; cell += kCells) {
-            const int count = static_cast<int>(std::min<int64_t>(kCells, last - cell));
-            int64_t corners[kCells];
-            for (int i = 0; i < count; ++i) {
-                corners[i] = p.corner(x, cell + i);
-                const float* read = x.data + corners[i] * x.stride + from;
-                if (p.pools)
-                    norm_four(read, right, down, affine.scale + from, affine.shift + from, depth,
-                              kInfinity, normed + i * kStride);
-                else
-                    norm_cell(read, affine.scale + from, affine.shift + from, depth, kInfinity,
-                              normed + i * kStride);
-            }
-            for (int64_t o = 0; o < p.outputs; o += kDepth) {
-                const int some = static_cast<int>(std::min<int64_t>(kDepth, p.outputs - o));
+        const float* turned = p.gradient.turned;
+        for (int64_t cell = first; cell < last; cell += kBackCells<T>) {
+            const int count = static_cast<int>(std::min<int64_t>(kBackCells<T>, last - cell));
+            int64_t corners[kBackCells<T>];
+            for (int i = 0; i < count; ++i) corners[i] = p.corner(x, cell + i);
+            const int rows = write_strip<T>(count, depth, normed, [&](int i, int64_t c, int some) {
+                const T* read = x.data + corners[i] * x.stride + from + c;
+                const Vector scale = load_some(affine.scale + from + c, some);
+                const Vector shift = load_some(affine.shift + from + c, some);
+                Vector sum = clamp(load_some(read, some) * scale + shift, kInfinity);
+                if (!p.pools) return sum;
+                for (int k = 1; k < 4; ++k)
+                    sum += clamp(load_some(read + four[k], some) * scale + shift, kInfinity);
+                return sum * 0.25f;
+            });
+            for (int64_t o = 0; o < p.outputs; o += kBlock) {
+                const int some = static_cast<int>(std::min<int64_t>(kBlock, p.outputs - o));
                 const float* gradient =
-                    p.gradient + (o / kDepth * p.cells(x) + cell) * kStride;
+                    p.gradient.product + (o / kBlock * p.gradient.cells + cell) * kStride;
                 if (p.of_weight)
-                    correlate(some, depth, count, gradient, kStride, normed, kStride,
-                              p.of_weight + o * wide + from, wide, cell > first);
-                multiply<float>(count, some, gradient, p.weight + o * wide + from * some, panels,
-                                kWide, made, kStride, {nullptr, o > 0, nullptr, 0, 0.0f, false});
+                    add_product<T>(some, depth, rows, gradient, turned + o * kStride, normed,
+                                   p.of_weight + o * wide + from, wide, cell > first);
+                const int deep = static_cast<int>(words<T>(some));
+                multiply<T>(count, deep, gradient, p.weight + words<T>(o) * wide + from * deep,
+                            panels, kWide, made, kStride,
+                            {nullptr, o > 0, nullptr, 0, 0.0f, false});
             }
+            if (turned) turned += p.outputs * kStride;
             // A mean gives each of its four cells a quarter.
             const float share = p.pools ? 0.25f : 1.0f;
             const int side = p.pools ? 2 : 1;
