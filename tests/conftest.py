@@ -171,6 +171,7 @@ def nothing_kept() -> Iterator[None]:
             availability.explain_unavailability,
             availability.is_usable,
             availability.has_bfloat16,
+            availability.has_bfloat16_tiles,
         )
         for cached in (library.load_library, *reasons):
             cached.cache_clear()

@@ -111,7 +111,7 @@ def plan_memory(
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     device = torch.device(device)
     own = next((p.dtype for p in model.parameters()), torch.float32)
-    ranked = rank_modes(device, autocast or dtype or own)
+    ranked = rank_modes(device, dtype or own, autocast)
     saved: dict[Memory, int] = {}
     with _train_temporarily(model), _restore_modes(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training itself says which blocks fall back

@@ -67,17 +67,24 @@ images of 224 pixels, float32, channels last, medians): 1.07, 0.59, 0.64 on one 
 """
 
 
-def rank_modes(device: torch.device, dtype: torch.dtype) -> tuple[Memory, ...]:
+def rank_modes(
+    device: torch.device, dtype: torch.dtype, autocast: torch.dtype | None = None
+) -> tuple[Memory, ...]:
     """Return all modes, the fastest first, for blocks that train on a device.
 
-    The C++ kernels run blocks over one buffer faster than plain operators run them; in other
-    precisions, on GPUs and without the kernels, what computes nothing again is the fastest.
+    The C++ kernels run blocks over one buffer faster than plain operators run them, in float32, and
+    by autocast in bfloat16 on processors that multiply whole tiles of it. In other precisions, on
+    GPUs and without the kernels, what computes nothing again is the fastest.
 
     Args:
         device: Where they train.
-        dtype: Type that convolutions compute in: that of the parameters, or autocast's.
+        dtype: Type of the parameters.
+        autocast: Type that autocast has convolutions compute in, if it is on.
     """
-    in_kernels = device.type == "cpu" and dtype == torch.float32 and native.is_usable()
+    in_kernels = False
+    if device.type == "cpu" and dtype == torch.float32:
+        halves = autocast == torch.bfloat16 and native.has_bfloat16_tiles()
+        in_kernels = halves or (autocast is None and native.is_usable())
     first = get_args(SharedMemory) if in_kernels else ()
     return (*first, *(mode for mode in MEMORY_MODES if mode not in first))
 

@@ -96,8 +96,8 @@ def _choose_fastest(task: AnyTask, built: Memory, trainer: pl.Trainer) -> Memory
     if named or built != "none" or not all(map(is_known_to_shared, layers)):
         return built
     precision = str(trainer.precision)
-    dtype = MIXED.get(precision) or TRUE.get(precision) or torch.float32
-    return rank_modes(trainer.strategy.root_device, dtype)[0]
+    dtype = TRUE.get(precision, torch.float32)
+    return rank_modes(trainer.strategy.root_device, dtype, MIXED.get(precision))[0]
 
 
 def fits_memory(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> bool:

@@ -83,7 +83,8 @@ def test_planning_leaves_the_model_and_the_random_stream_alone():
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
-def test_the_fastest_mode_within_a_budget_is_chosen():
+def test_the_fastest_mode_within_a_budget_is_chosen(monkeypatch):
+    monkeypatch.setattr("densenet_backbones.dense_block.native.has_bfloat16_tiles", lambda: False)
     net, size, mixed = DenseNet(DenseNetSpec(**TINY)), (2, 3, 64, 64), torch.bfloat16
     plan = plan_memory(net, size, autocast=mixed)
 
@@ -161,11 +162,21 @@ def test_in_the_kernels_one_buffer_is_the_fastest():
 
 
 @pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("tiles", [False, True])
+def test_in_bfloat16_it_is_so_where_the_processor_multiplies_tiles(tiles, monkeypatch):
+    monkeypatch.setattr("densenet_backbones.dense_block.native.has_bfloat16_tiles", lambda: tiles)
+    cpu = torch.device("cpu")
+    ranked = rank_modes(cpu, torch.float32, torch.bfloat16)
+    assert ranked[0] == ("shared" if tiles else "none")
+    assert rank_modes(cpu, torch.float32, torch.float16) == MEMORY_MODES
+
+
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize(
     ("words", "memory"),
     [
         ((), "shared"),
-        (("--trainer.precision", "bf16-mixed"), "none"),
+        (("--trainer.precision", "bf16-true"), "none"),
         (("--model.args.backbone_kwargs", "{norm: group}"), "none"),  # not run in one buffer
         (("--model.args.memory", "none"), "none"),
         (("--memory", "none"), "none"),

@@ -23,7 +23,7 @@ READ = 3  # channels that any output depends on
 @pytest.fixture
 def multiplies_bfloat16(compiled):
     if not has_bfloat16():
-        pytest.skip("the processor has no vector product of bfloat16, or has whole tiles")
+        pytest.skip("the processor has no vector product of bfloat16")
 
 
 def whole(*shape):

@@ -11,6 +11,7 @@ __all__ = [
     "explain_unavailability",
     "get_vector_bits",
     "has_bfloat16",
+    "has_bfloat16_tiles",
     "is_usable",
     "run_multiply_adds",
 ]
@@ -47,6 +48,12 @@ def is_usable() -> bool:
 def has_bfloat16() -> bool:
     """Return True if there are kernels for bfloat16 too: on x86 that multiplies its vectors."""
     return is_usable() and bool(load_library().has_bfloat16())
+
+
+@lru_cache
+def has_bfloat16_tiles() -> bool:
+    """Return True if these multiply whole tiles of it, as x86 processors with AMX do."""
+    return has_bfloat16() and bool(load_library().has_bfloat16_tiles())
 
 
 def get_vector_bits() -> int:

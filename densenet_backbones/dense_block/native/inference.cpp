@@ -189,15 +189,15 @@ int64_t narrow_values(int64_t images, int64_t height, int64_t width, int64_t col
     return narrow_rows(images, height, strip) * width * columns;
 }
 
-// Whether there are kernels for bfloat16. Processors that multiply whole tiles of them have more in
-// oneDNN's, which PyTorch calls.
+// Whether there are kernels for bfloat16, and whether the processor multiplies whole tiles of it.
 int has_bfloat16() {
-#if defined(__AVX512BF16__)
+#ifdef __AVX512BF16__
     return 1;
 #else
     return 0;
 #endif
 }
+int has_bfloat16_tiles() { return has_tiles<Bfloat16>(); }
 
 // Runs a block: `channels` of `total` are there, and every layer adds its own. `bytes` of a value
 // tell float32 from bfloat16. `narrow` has room for the bottleneck maps of each, `scratch` for

@@ -9,8 +9,6 @@ from torch import nn
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.layers import DenseBlock
 
-EPS = torch.finfo(torch.float32).eps
-
 
 def block_of(layers=3, growth=4, entry=6, **fields):
     """A block in double precision with statistics and affine maps of its own."""
@@ -36,16 +34,18 @@ def step(net, x, memory, weight=None):
     return out.detach(), {**gradients, "x": x.grad}, dict(net.named_buffers())
 
 
-def assert_as_exact(found, usual, run, net):
-    """Outputs, gradients and buffers: no further from float64 than float32 is, or hardly.
+def assert_as_exact(found, usual, run, net, dtype=torch.float32):
+    """Outputs, gradients and buffers: no further from float64 than ``dtype`` is, or hardly.
 
     ``run(net)`` makes a step, as `step` returns it, in float64 as the net is; ``usual`` is the
-    plain execution's in float32. What norms cancel of gradients leaves its rounding, a step of
-    float32 of the largest. Where a ReLU's input is 0 but for its rounding, either slope is right.
+    plain execution's in ``dtype``. What norms cancel of gradients leaves its rounding, a step of it
+    of the largest. Where a ReLU's input is 0 but for its rounding, either slope is right.
     """
+    eps = torch.finfo(dtype).eps
+    share, kink = (1e-5, 32 * eps) if dtype == torch.float32 else (1e-2, eps)
     exact = run(net)
     largest = max((g.norm() for g in exact[1].values() if g is not None), default=0)
-    least = 1e-6 + EPS * largest
+    least = 1e-6 + eps * largest
     beside = None
     gradients = exact[1].keys()
     found, usual, exact = ({"out": o, **g, **b} for o, g, b in (found, usual, exact))
@@ -56,9 +56,9 @@ def assert_as_exact(found, usual, run, net):
             assert found[key].shape == value.shape and found[key].dtype == usual[key].dtype, key
             value = value.double()
             error, plain = ((d[key].double() - value).norm() for d in (found, usual))
-            bound = 1e-5 * value.norm() + 2 * plain + least
+            bound = share * value.norm() + 2 * plain + least
             if error > bound and key in gradients:
-                beside = beside or [run(with_shifts(net, by))[1] for by in (-32 * EPS, 32 * EPS)]
+                beside = beside or [run(with_shifts(net, by))[1] for by in (-kink, kink)]
                 bound += (beside[0][key] - beside[1][key]).norm()
             assert error <= bound, key
 
