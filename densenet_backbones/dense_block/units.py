@@ -67,7 +67,7 @@ class UnitForm:
     dtype: torch.dtype | None
 
     def computes_in(self, dtype: torch.dtype) -> bool:
-        """Return True if maps of a precision are convolved in it: float32, or by autocast a half."""
+        """Return True if maps of a precision are convolved in it, be it by autocast."""
         return dtype == (torch.float32 if self.dtype is None else self.dtype)
 
     def parameters(self) -> Parameters:

@@ -18,6 +18,8 @@ COMPILER = """
 import sys, time
 if "-o" not in sys.argv:
     sys.exit(print("a machine"))
+with open(sys.argv[0] + ".log", "a") as log:
+    print("compiled", file=log)
 with open(sys.argv[-1], "w") as file:
     file.write("first half, "); file.flush()
     time.sleep(0.3)
@@ -47,7 +49,10 @@ def test_folders_are_private_whatever_the_umask(cache):
         os.umask(before)
     for path in (cache.parent, cache, *cache.iterdir()):
         assert path.stat().st_mode & 0o077 == 0
-    assert len(list(cache.iterdir())) == 1  # nothing temporary is left
+    assert {path.suffix for path in cache.iterdir()} <= {
+        ".so",
+        ".lock",
+    }  # nothing temporary is left
 
 
 @pytest.mark.parametrize("place", ["", "..", "../.."])
@@ -107,7 +112,16 @@ def _compile_at(moment, cache, queue):
     queue.put(compile_kernels(cache))
 
 
-def test_processes_that_compile_at_once_all_load_the_whole(cache):
+def _refuse_lock(self, *args, **kwargs):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_of_processes_that_start_at_once_one_compiles_and_all_load_the_whole(
+    cache, locks, monkeypatch
+):
+    if not locks:  # a file system without them: each may compile
+        monkeypatch.setattr("filelock.FileLock.acquire", _refuse_lock)
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     # Some begin while others are half done, or just finished.
@@ -121,7 +135,9 @@ def test_processes_that_compile_at_once_all_load_the_whole(cache):
         process.join(60)
         assert process.exitcode == 0
     assert [queue.get() for _ in processes] == [WHOLE] * 6
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("*.so"))) == 1
+    compiled = (cache.parents[2] / "compiler.py.log").read_text().splitlines()
+    assert len(compiled) == 1 if locks else len(compiled) > 1
 
 
 def test_a_home_that_cannot_be_written_is_one_sentence(cache, monkeypatch):

@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -109,13 +110,29 @@ def _compile(command: list[str]) -> Path:
     file = cache.resolve() / f"{key.hexdigest()[:32]}.so"
     _refuse_shared(file.parent)
     if not file.exists():
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            new_file = Path(folder) / file.name
-            _run([*command, *map(str, _SOURCES), "-o", str(new_file)])
-            new_file.chmod(0o700)  # whatever the umask
-            new_file.replace(file)  # other processes see all of it or nothing
+        from filelock import FileLock  # here, as few processes compile
+
+        lock = FileLock(file.with_suffix(".lock"), timeout=_TIMEOUT, mode=0o600)
+        # Of processes that start together one compiles, and the others wait for it; where the file
+        # system has no locks, each does.
+        with suppress(NotImplementedError):
+            lock.acquire()
+        try:
+            _write_library(command, file)
+        finally:
+            lock.release()
     _refuse_shared(file)
     return file
+
+
+def _write_library(command: list[str], file: Path) -> None:
+    if file.exists():  # by now
+        return
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        new_file = Path(folder) / file.name
+        _run([*command, *map(str, _SOURCES), "-o", str(new_file)])
+        new_file.chmod(0o700)  # whatever the umask
+        new_file.replace(file)  # other processes see all of it or nothing
 
 
 def _refuse_shared(path: Path) -> None:

@@ -1,7 +1,7 @@
 """The function of ``shared.py`` in the C++ kernels: a whole block in one call each way.
 
-Maps and their gradients are float32, or bfloat16 under autocast, of which products are made as well;
-sums and parameters are float32 in either case.
+Maps and their gradients are float32, or bfloat16 under autocast, of which products are made as
+well; sums and parameters are float32 in either case.
 
 Its plain form runs a block that these kernels do not have: in another precision or layout, with
 dropped paths, synchronized norms, a biased 1x1, or other convolutions than a 3x3, perhaps behind a
