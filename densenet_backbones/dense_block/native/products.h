@@ -309,32 +309,72 @@ bool has_tiles() {
     return sizeof(T) == sizeof(Bfloat16) && kTilesLent;
 }
 
-// Shapes of the eight tiles, as the processor reads them. Not made on the way: GCC 12 does not know
-// that all of it is read.
+// Shapes of the eight tiles, as the processor reads them: four of sums, one of each factor, and one of
+// each that is not as deep. Not made on the way: GCC 12 does not know that all of it is read.
 struct TileShapes {
     uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 0, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 0};
 };
-const TileShapes kTileShapes;
+
+// For each depth of the last two.
+struct AllShapes {
+    TileShapes by_depth[kTileWords];
+
+    AllShapes() {
+        for (int depth = 0; depth < kTileWords; ++depth) {
+            by_depth[depth].bytes[5] = static_cast<uint16_t>(std::max(1, depth) * sizeof(float));
+            by_depth[depth].rows[7] = static_cast<uint8_t>(std::max(1, depth));
+        }
+    }
+};
+const AllShapes kAllShapes;
 
 template <typename T>
 class Tiles {
   public:
     Tiles() {
-        if (has_tiles<T>()) _tile_loadconfig(&kTileShapes);
+        if (has_tiles<T>()) shape(0);
     }
     ~Tiles() {
         if (has_tiles<T>()) _tile_release();
     }
     Tiles(const Tiles&) = delete;
     Tiles& operator=(const Tiles&) = delete;
+
+    // Gives the last two a depth, which leaves all tiles empty.
+    static void shape(int depth) {
+        if (depth == depth_ && depth > 0) return;
+        _tile_loadconfig(&kAllShapes.by_depth[depth]);
+        depth_ = depth;
+    }
+
+  private:
+    static inline thread_local int depth_ = 0;
 };
 
-// c = a * b, or added to c, of up to 2 x 2 tiles and `blocks` of their depth; rows of `a` lie
-// kStride words apart, of `b` b_stride, of `c` c_stride.
+// c += a * b, of the depth of tiles kA and kB. A macro, as GCC's intrinsics take numbers as written.
+#define ADD_TILES(kA, kB)                                \
+    _tile_loadd(kA, a, a_bytes);                         \
+    _tile_loadd(kB, b, b_bytes);                         \
+    _tile_dpbf16ps(0, kA, kB);                           \
+    if (kTwoRows) {                                      \
+        _tile_loadd(kA, a + kDown * kStride, a_bytes);   \
+        _tile_dpbf16ps(2, kA, kB);                       \
+    }                                                    \
+    if (kTwoColumns) {                                   \
+        _tile_loadd(kB, b + kTileWords, b_bytes);        \
+        if (kTwoRows) {                                  \
+            _tile_dpbf16ps(3, kA, kB);                   \
+            _tile_loadd(kA, a, a_bytes);                 \
+        }                                                \
+        _tile_dpbf16ps(1, kA, kB);                       \
+    }
+
+// c = a * b, or added to c, of up to 2 x 2 tiles; rows of `a` lie kStride words apart, of `b`
+// b_stride, of `c` c_stride.
 template <bool kTwoRows, bool kTwoColumns>
-void multiply_tiles(int blocks, const float* a, const float* b, int64_t b_stride, float* c,
+void multiply_tiles(int depth, const float* a, const float* b, int64_t b_stride, float* c,
                     int64_t c_stride, bool add) {
     constexpr int64_t kBytes = sizeof(float), kDown = kTileRows;
     const int64_t a_bytes = kStride * kBytes, b_bytes = b_stride * kBytes;
@@ -351,34 +391,27 @@ void multiply_tiles(int blocks, const float* a, const float* b, int64_t b_stride
         if (kTwoRows) _tile_zero(2);
         if (kTwoRows && kTwoColumns) _tile_zero(3);
     }
-    for (int k = 0; k < blocks; ++k) {
-        _tile_loadd(4, a, a_bytes);
-        _tile_loadd(6, b, b_bytes);
-        _tile_dpbf16ps(0, 4, 6);
-        if (kTwoColumns) {
-            _tile_loadd(7, b + kTileWords, b_bytes);
-            _tile_dpbf16ps(1, 4, 7);
-        }
-        if (kTwoRows) {
-            _tile_loadd(5, a + kDown * kStride, a_bytes);
-            _tile_dpbf16ps(2, 5, 6);
-            if (kTwoColumns) _tile_dpbf16ps(3, 5, 7);
-        }
+    for (; depth >= kTileWords; depth -= kTileWords) {
+        ADD_TILES(4, 6)
         a += kTileWords;
         b += kTileWords * b_stride;
+    }
+    if (depth > 0) {
+        ADD_TILES(5, 7)
     }
     _tile_stored(0, c, c_bytes);
     if (kTwoColumns) _tile_stored(1, c + kTileWords, c_bytes);
     if (kTwoRows) _tile_stored(2, below, c_bytes);
     if (kTwoRows && kTwoColumns) _tile_stored(3, below + kTileWords, c_bytes);
 }
+#undef ADD_TILES
 
-inline void multiply_tiles(bool two_rows, bool two_columns, int blocks, const float* a,
+inline void multiply_tiles(bool two_rows, bool two_columns, int depth, const float* a,
                            const float* b, int64_t b_stride, float* c, int64_t c_stride, bool add) {
     const auto run = two_rows ? two_columns ? multiply_tiles<true, true> : multiply_tiles<true, false>
                               : two_columns ? multiply_tiles<false, true>
                                             : multiply_tiles<false, false>;
-    run(blocks, a, b, b_stride, c, c_stride, add);
+    run(depth, a, b, b_stride, c, c_stride, add);
 }
 
 // c = a * b in tiles, likewise. Rows of `a` are read up to a whole tile, whatever they are.
@@ -386,8 +419,8 @@ template <typename T>
 void multiply_in_tiles(int rows, int depth, const float* a, const float* b, int panels, int vectors,
                        float* c, int64_t c_stride, const Around<T>& around) {
     constexpr int kRows = 2 * kTileRows, kColumns = 2 * kTileWords;
-    const int blocks = depth / kTileWords, rest = depth % kTileWords, columns = vectors * kLanes;
-    const bool plain = rest == 0 && !around.bias && !around.out;
+    const int columns = vectors * kLanes;
+    if (const int rest = depth % kTileWords) Tiles<T>::shape(rest);
     alignas(64) float made[kRows * kColumns];
     for (int p = 0; p < panels; ++p, b += depth * columns)
         for (int first = 0; first < rows; first += kRows) {
@@ -397,16 +430,14 @@ void multiply_in_tiles(int rows, int depth, const float* a, const float* b, int 
                 const int64_t column = p * columns + v * kLanes;
                 float* to = c + first * c_stride + column;
                 const float *left = a + first * kStride, *right = b + v * kLanes;
-                if (plain && count % kTileRows == 0) {
-                    multiply_tiles(count > kTileRows, two, blocks, left, right, columns, to,
+                if (!around.bias && !around.out && count % kTileRows == 0) {
+                    multiply_tiles(count > kTileRows, two, depth, left, right, columns, to,
                                    c_stride, around.add);
                     continue;
                 }
-                multiply_tiles(count > kTileRows, two, blocks, left, right, columns, made, kColumns,
+                // What tiles leave: the bias or earlier sums, and the end.
+                multiply_tiles(count > kTileRows, two, depth, left, right, columns, made, kColumns,
                                false);
-                // What tiles leave: the last of the depth, the bias or earlier sums, and the end.
-                const float *tail = left + blocks * kTileWords,
-                            *weight = right + blocks * kTileWords * columns;
                 for (int r = 0; r < count; ++r)
                     for (int w = 0; w < (two ? 2 : 1); ++w) {
                         Vector x = load(made + r * kColumns + w * kLanes);
@@ -415,9 +446,6 @@ void multiply_in_tiles(int rows, int depth, const float* a, const float* b, int 
                             x += load(around.bias + column + w * kLanes);
                         else if (around.add)
                             x += load(sum);
-                        for (int k = 0; k < rest; ++k)
-                            x = multiply_add<T>(x, tail[r * kStride + k],
-                                                load(weight + k * columns + w * kLanes));
                         if (around.out)
                             store(around.out + (first + r) * around.out_stride + column + w * kLanes,
                                   around.clamps ? clamp(x, around.ceiling) : x);
@@ -446,7 +474,7 @@ void multiply(int rows, int depth, const float* a, const float* b, int panels, i
               float* c, int64_t c_stride, const Around<T>& around) {
 #ifdef HAS_TILES
     if constexpr (sizeof(T) == sizeof(Bfloat16))
-        if (has_tiles<T>() && depth >= kTileWords)
+        if (has_tiles<T>())
             return multiply_in_tiles(rows, depth, a, b, panels, vectors, c, c_stride, around);
 #endif
     multiply_vectors(rows, depth, a, b, panels, vectors, c, c_stride, around);
