@@ -69,8 +69,8 @@ def deploy(model: nn.Module, *, for_export: bool = False) -> nn.Module:
     keeps compiling short; ``torch.export``, tracing and gradients of the image take a form that
     concatenates, from the same folded weights. TorchScript's compiler is not supported.
 
-    On a CPU in float32, and in bfloat16 where an x86 processor has AVX512_BF16 but no AMX, dense
-    blocks and transitions run in C++ kernels, which the machine's own compiler (``c++``, ``g++``,
+    On a CPU in float32, and in bfloat16 where an x86 processor has AVX512_BF16 (in whole tiles where
+    it has AMX), dense blocks and transitions run in C++ kernels, which the machine's own compiler (``c++``, ``g++``,
     ``clang++``, or what ``CXX`` names) makes in the first run, in seconds, and which are kept in
     ``$XDG_CACHE_HOME/densenet_backbones`` (``~/.cache``). Their 3x3 convolutions are Winograd's: a
     value that is not finite reaches the tile of 2x2 cells around each cell that it should reach.
