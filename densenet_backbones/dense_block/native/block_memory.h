@@ -89,12 +89,16 @@ struct Memory {
     }
 };
 
+// Tiles of a 3x3 at a time: in bfloat16, whole ones of the processor's.
+template <typename T>
+constexpr int kTilesAtOnce = kPack<T> == 1 ? kTiles : 32;
+
 struct Sizes {
     int64_t read = 0, bottleneck = 0, growth = 0, weight1 = 0, weight2 = 0, back1 = 0, back2 = 0,
             of_weight1 = 0, of_weight2 = 0, back_scratch = 0, scratch = 0;
 
-    // `tiles` are transformed at a time.
-    Sizes(const TrainedBlock& block, const TrainedLayer* layers, int tiles) {
+    template <typename T>
+    Sizes(const TrainedBlock& block, const TrainedLayer* layers, T) {
         int64_t channels = block.channels;
         const auto raise = [](int64_t& most, int64_t value) { most = std::max(most, value); };
         for (const TrainedLayer* layer = layers; layer < layers + block.layers; ++layer) {
@@ -112,15 +116,13 @@ struct Sizes {
             raise(back2, kPlaces * layer->growth * inner_wide);
             raise(of_weight1, layer->bottleneck * wide_columns(channels));
             raise(of_weight2, kPlaces * layer->growth * wide_columns(inner));
-            raise(back_scratch, std::max(winograd_back_floats<float>(layer->growth),
-                                         winograd_back_floats<Bfloat16>(layer->growth)));
+            raise(back_scratch, winograd_back_floats<T>(layer->growth));
             raise(scratch, kStrip * (kStride + narrow));
-            raise(scratch, kPlaces * tiles * (kStride + std::max(inner_wide, growth)));
+            raise(scratch, kPlaces * kTilesAtOnce<T> * (kStride + std::max(inner_wide, growth)));
             channels += layer->growth;
         }
         read = std::max(read, whole_vectors(block.total));
-        raise(back_scratch, std::max(pointwise_back_floats<float>(),
-                                     pointwise_back_floats<Bfloat16>()));
+        raise(back_scratch, pointwise_back_floats<T>());
         raise(back_scratch, scratch);
     }
 };

@@ -70,7 +70,7 @@ inline int64_t whole_vectors(int64_t values) { return (values + kLanes - 1) / kL
 
 // Cells of a 1x1's backward pass at a time: in bfloat16, whole tiles of pairs.
 template <typename T>
-constexpr int kBackCells = sizeof(T) == sizeof(float) ? kCells : 128;
+constexpr int kBackCells = kPack<T> == 1 ? kCells : 128;
 
 // The way back through a 1x1 convolution of relu(scale * x + shift).
 template <typename T>
@@ -92,7 +92,7 @@ inline int64_t wide_columns(int64_t channels) {
     return (channels + kWide * kLanes - 1) / (kWide * kLanes) * kWide * kLanes;
 }
 
-template <typename T = float>
+template <typename T>
 int64_t pointwise_back_floats() {
     return 2 * kBackCells<T> * kStride;
 }
@@ -258,7 +258,7 @@ inline void transform_gradient(const Maps<float>& gradient, int64_t channels, in
 
 // Tiles of a 3x3's weight gradient at a time: in bfloat16, pairs that are whole tiles of products.
 template <typename T>
-constexpr int kBackTiles = sizeof(T) == sizeof(float) ? kManyTiles : 64;
+constexpr int kBackTiles = kPack<T> == 1 ? kManyTiles : 64;
 
 template <typename T>
 int64_t winograd_back_floats(int64_t outputs) {

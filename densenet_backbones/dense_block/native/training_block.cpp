@@ -9,10 +9,6 @@
 
 namespace {
 
-// Tiles of a 3x3 at a time: in bfloat16, whole ones of the processor's.
-template <typename T>
-constexpr int kTilesAtOnce = sizeof(T) == sizeof(float) ? kTiles : 32;
-
 template <typename T>
 void pack_kernel(const Kernel& kernel, int64_t side, int64_t outputs, int64_t channels,
                  float* packed, const Team& team) {
@@ -369,7 +365,7 @@ int64_t train_block_floats(const TrainedBlock* block, const TrainedLayer* layers
     int64_t floats = 0;
     with_maps_of(bytes, [&](auto value) {
         using T = decltype(value);
-        const Sizes sizes(*block, layers, kTilesAtOnce<T>);
+        const Sizes sizes(*block, layers, value);
         Memory one = {nullptr};
         Own(one, sizes, back);
         Memory all = {nullptr};
@@ -390,7 +386,7 @@ void train_block(const TrainedBlock* block, const TrainedLayer* layers, int64_t 
                  float* base, int threads) {
     with_maps_of(bytes, [&](auto value) {
         using T = decltype(value);
-        const Sizes sizes(*block, layers, kTilesAtOnce<T>);
+        const Sizes sizes(*block, layers, value);
         Memory count = {nullptr};
         Own(count, sizes, back);
         const int64_t own_floats = count.used;
