@@ -15,8 +15,8 @@ from pathlib import Path
 
 __all__ = ["CompilationError", "Layer", "load_library"]
 
-_HERE = Path(__file__).parent
-_SOURCES = sorted(_HERE.glob("*.cpp"))
+_SOURCES = sorted((Path(__file__).parent / "cpp").glob("*.cpp"))
+_HEADERS = sorted((Path(__file__).parent / "cpp").glob("*.h"))
 _COMPILERS = ("c++", "g++", "clang++")
 # Fused multiply-add is what -ffp-contract allows; nothing else about the arithmetic is loosened.
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
@@ -28,7 +28,7 @@ class CompilationError(Exception):
 
 
 class Layer(ctypes.Structure):
-    """``struct Layer`` of ``inference.cpp``: addresses of tensors, and sizes."""
+    """``struct Layer`` of ``cpp/inference.cpp``: addresses of tensors, and sizes."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("scale", "shift")),
@@ -101,7 +101,7 @@ def _compile(command: list[str]) -> Path:
     """Return the path of the shared library; compile it unless this machine has done so before."""
     # What the compiler says of the machine: another one may see the same cache.
     machine = _run([*command, "-dM", "-E", "-x", "c++", os.devnull])
-    sources = [source.read_bytes() for source in (*_SOURCES, *sorted(_HERE.glob("*.h")))]
+    sources = [source.read_bytes() for source in (*_SOURCES, *_HEADERS)]
     key = hashlib.sha256(b"\0".join([*map(str.encode, command), machine, *sources]))
     cache = _find_cache()
     for part in (cache.parents[1], cache.parent, cache):

@@ -1,4 +1,4 @@
-"""Packs weights as the C++ kernels read them: see ``products.h``."""
+"""Packs weights as the C++ kernels read them: see ``cpp/products.h``."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-// Runs dense blocks and transitions in evaluation, from folded weights (see folded.py): the norm in
+// Runs dense blocks and transitions in evaluation, from folded weights (see folded/): the norm in
 // front of a convolution is a scale and a shift, the norm behind it is part of its weights.
 
 #include "convolutions.h"

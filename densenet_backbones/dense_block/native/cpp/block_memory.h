@@ -170,7 +170,7 @@ struct Shared {
     float* again;             // and of the 1x1 convolution, where its maps are made again
     void* narrow;             // bottleneck maps made again
     float* gradient;          // of new maps
-    float* narrow_gradient;   // of bottleneck maps: blocks of kDepth, of each a row of kStride by cell
+    float* narrow_gradient;   // of bottlenecks: blocks of kDepth, of each a row of kStride by cell
     float *product, *turned;  // the same as products read it: see Laid
     Linear linear;            // of the buffer's channels
 

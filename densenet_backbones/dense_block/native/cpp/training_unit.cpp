@@ -109,7 +109,8 @@ void run_forward(const TrainedUnit& unit, const UnitOwn& first, int64_t own_floa
     make_affine(unit.norm, unit.batch(), channels, own.affine);
     const int64_t from = team.first(out_cells), to = team.last(out_cells);
     if (unit.pools_most()) {
-        max_pool(x, own.affine, channels, unit.window, unit.made<T>(channels), unit.places, from, to);
+        max_pool(x, own.affine, channels, unit.window, unit.made<T>(channels), unit.places, from,
+                 to);
     } else if (unit.convolves()) {
         const Pointwise product = {own.affine.scale, own.affine.shift, shared.weight,
                                    unit.bias,        channels,         columns.panels,
