@@ -5,7 +5,7 @@
 // Multiplication", 2008): a panel of weights stays in the first cache while it meets the rows, of
 // which rows_for() at a time stay in registers.
 //
-// Matrices are made of words (see vectors.h): of one cell, and in weights of one column. Depths, and
+// Matrices are made of words (see vectors.h): of one cell, and in weights of one column. Depths and
 // strides of scratch memory, are in words.
 //
 // Weights come packed: for each block of kDepth rows of words, for each panel of `vectors` SIMD

@@ -71,7 +71,7 @@ template <typename T>
 constexpr int kBackCells = kPack<T> == 1 ? kCells : 128;
 
 // Writes a strip of `count` cells as a product with it reads it: cell by cell, or of bfloat16 as
-// words of two cells, in panels. `make` gives a cell's vector of channels. Returns the rows of words.
+// words of two cells, in panels. `make` gives a cell's vector of channels. Returns rows of words.
 template <typename T, typename Make>
 int write_strip(int count, int depth, float* strip, const Make& make) {
     constexpr int kPanel = kWide * kLanes;

@@ -133,7 +133,7 @@ inline Vector join<Bfloat16>(const Vector* parts) {
 }
 #endif
 
-// Turns kLanes vectors round: the i-th value of the j-th becomes the j-th of the i-th. Halves change
+// Turns kLanes vectors round: the i-th value of the j-th becomes the j-th of the i-th. Halves trade
 // places, then quarters, and so on.
 template <int Step = kLanes / 2>
 inline void turn(Vector* rows) {
