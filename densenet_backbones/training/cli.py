@@ -7,10 +7,12 @@ options of the engine.
 """
 
 import argparse
+import ctypes
 import gc
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from densenet_backbones.data.faults import check_is_there
@@ -48,6 +50,9 @@ _SPINS = "10000"
 sleeps; GCC's library of OpenMP looks 300,000 times. Beside another busy process, a thread that
 waits takes the processor from one that works."""
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Names that glibc's ``mallopt`` has for them (its ``malloc.h``)."""
+
 
 def train_det(argv: Sequence[str] | None = None) -> None:
     """Train a detector; see `running.train`."""
@@ -67,6 +72,7 @@ def train_cls(argv: Sequence[str] | None = None) -> None:
 def _train(kind: str, argv: Sequence[str] | None, form: ShortForm) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     _let_threads_sleep()
+    _keep_freed_memory()
     quiet_libraries()
     try:
         check_words(words, kind, form)
@@ -87,6 +93,21 @@ def _let_threads_sleep() -> None:
     """Shorten the waits of OpenMP's threads, before torch loads it, unless the user chose them."""
     if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
         os.environ["GOMP_SPINCOUNT"] = _SPINS
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next step, unless the user tuned it.
+
+    Left alone, it gives large maps back to the system and asks for them again in every step, which
+    fills them with zeros, page by page (``mallopt`` in glibc's manual). Kept, they lie in more
+    places: the process grows a little.
+    """
+    if os.environ.keys() & {"GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}:
+        return
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, 2**30)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def check_words(words: Sequence[str], kind: str, form: ShortForm) -> None:

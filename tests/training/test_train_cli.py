@@ -392,25 +392,6 @@ def test_a_missing_device_is_one_line(refused, tiny_scenes):
 # -- help ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
-        (None, None, "10000"),
-        ("GOMP_SPINCOUNT", "7", "7"),
-        ("OMP_WAIT_POLICY", "active", None),
-    ],
-)
-def test_waiting_threads_sleep_soon_unless_told_otherwise(name, value, expected, monkeypatch):
-    for known in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.setenv(known, "")
-        monkeypatch.delenv(known)
-    if name:
-        monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit):
-        train_det(["--help"])
-    assert os.environ.get("GOMP_SPINCOUNT") == expected
-
-
 def test_help_is_a_page(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as end:
