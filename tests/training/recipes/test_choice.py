@@ -14,6 +14,7 @@ from tiny_runs import DETECTOR_ARGS
 
 from densenet_backbones.data.detection import DetectionData
 from densenet_backbones.data.segmentation import SegmentationData
+from densenet_backbones.dense_block import rank_modes
 from densenet_backbones.training import cli, running
 from densenet_backbones.training.arguments import (
     DETECTION_FORM,
@@ -22,6 +23,7 @@ from densenet_backbones.training.arguments import (
     find_config,
     list_configs,
 )
+from densenet_backbones.training.precision import has_fast_half
 from densenet_backbones.training.recipes.choice import choose_recipe, insert_recipe
 from densenet_backbones.training.recipes.facts import DataFacts, gather_facts, read_data
 from densenet_backbones.training.recipes.pretrained import find_densenet121_weights
@@ -151,7 +153,9 @@ def test_data_without_a_config_is_trained_by_a_recipe(tiny_scenes, tmp_path, mon
     )
     said = capsys.readouterr().out
     assert "Recipe few_photos_scratch (12 images of about 64x64 with boxes), from scratch" in said
-    assert "Chosen for this machine: 3 images a step, memory mode none, precision" in said
+    autocast = torch.bfloat16 if has_fast_half() else None
+    fastest = rank_modes(torch.device("cpu"), torch.float32, autocast)[0]
+    assert f"Chosen for this machine: 3 images a step, memory mode {fastest}, precision" in said
     assert "Dry run done" in said
 
 
