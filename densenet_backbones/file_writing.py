@@ -96,7 +96,10 @@ def _name_draft(path: Path) -> Path:
 
 
 def is_dead(process: int) -> bool:
-    """Return True if no process of this machine has a number but, perhaps, this one."""
+    """Return True if no process of this machine has a number but, perhaps, this one.
+
+    One that has ended is dead, too, though nobody has asked how: in containers nobody may ever.
+    """
     if process == os.getpid():
         return True  # a former one with our number, as in restarted containers
     if os.name != "posix":  # where signal 0 is not a question
@@ -107,7 +110,17 @@ def is_dead(process: int) -> bool:
         return True
     except OSError:  # alive, and another user's
         return False
-    return False
+    return _has_ended(process)
+
+
+def _has_ended(process: int) -> bool:
+    """Return True if all threads of a process have ended, as far as the system tells."""
+    threads = list(Path(f"/proc/{process}/task").glob("*/stat"))
+    try:
+        states = [stat.read_bytes().rpartition(b")")[2].split()[0] for stat in threads]
+    except OSError:  # one has ended on the way
+        return False
+    return bool(states) and set(states) <= {b"Z", b"X"}
 
 
 def _flush_names(folder: Path) -> None:

@@ -14,6 +14,7 @@ from densenet_backbones.file_writing import (
     GrowingList,
     check_output,
     find_unused_folder,
+    is_dead,
     remove_drafts,
     replace_file,
     save_bytes,
@@ -164,3 +165,21 @@ def test_a_folder_with_files_is_left_alone(tmp_path):
     (folder / "table.txt").touch()
     (tmp_path / "evaluation-2").touch()
     assert find_unused_folder(folder) == tmp_path / "evaluation-3"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without forks")
+def test_a_process_that_has_ended_is_dead_though_nobody_has_asked_how():
+    waiting, ended = (
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+        for code in ("input()", "")
+    )
+    try:
+        # Left in the table of processes by its parent, which is this one.
+        assert os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT).si_status == 0
+        assert is_dead(ended.pid)
+        assert not is_dead(waiting.pid)
+    finally:
+        waiting.kill()
+        for process in (waiting, ended):
+            process.communicate()
+    assert is_dead(waiting.pid) and is_dead(ended.pid)

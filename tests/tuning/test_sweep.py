@@ -23,6 +23,7 @@ from locations import PROJECT
 from PIL import Image
 from tiny_runs import DETECTOR_ARGS
 
+from densenet_backbones.file_writing import is_dead
 from densenet_backbones.tuning import command, pictures, trial
 from densenet_backbones.tuning.command import main
 from densenet_backbones.tuning.plan import SweepPlan, read_plan
@@ -269,7 +270,7 @@ def test_a_killed_sweep_goes_on_where_it_was(stand_in, tmp_path, capsys):
     # Its training is an orphan now, and is killed in one half of the cases: both go on.
     orphan = int((out / "trials/0001.pid").read_text())
     os.kill(orphan, signal.SIGKILL)
-    wait_for(lambda: not Path(f"/proc/{orphan}").exists() or not trial_runs(orphan))
+    wait_for(lambda: is_dead(orphan))
     main(["--resume", str(out)])
     assert len(values_of(out)) == 4, capsys.readouterr().out
     text = (out / "trials/0001.txt").read_text()
@@ -277,14 +278,6 @@ def test_a_killed_sweep_goes_on_where_it_was(stand_in, tmp_path, capsys):
     whole = tmp_path / "whole"
     main([*GRID, "--out", str(whole)])
     assert values_of(whole) == values_of(out)
-
-
-def trial_runs(process):
-    """True unless a process has ended and waits for nobody to ask how."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.long
