@@ -19,6 +19,15 @@ from densenet_backbones.dense_block.lean import run_lean
 from densenet_backbones.dense_block.native import has_bfloat16, lean_unit, shared_block
 
 MODES = ("shared", "shared_lean")
+SIZES = {
+    "growth": st.integers(1, 50),
+    "bn_size": st.none() | st.integers(1, 4),
+    "images": st.integers(1, 3),
+    "height": st.integers(3, 13),
+    "width": st.integers(3, 13),
+    "memory": st.sampled_from(MODES),
+    "threads": st.integers(1, 3),
+}
 BOTH = {"tiles": "c++", "vectors": "c++ -mno-amx-bf16"}
 
 
@@ -97,14 +106,8 @@ def whole_step(block, x, memory):
 @settings(max_examples=30)
 @given(
     layers=st.integers(1, 2),
-    growth=st.integers(1, 50),
     entry=st.integers(2, 300),
-    bn_size=st.none() | st.integers(1, 4),
-    images=st.integers(1, 3),
-    height=st.integers(3, 13),
-    width=st.integers(3, 13),
-    memory=st.sampled_from(MODES),
-    threads=st.integers(1, 3),
+    **SIZES,
 )
 def test_blocks_are_exact_on_whole_numbers(
     layers, growth, entry, bn_size, images, height, width, memory, threads
@@ -130,14 +133,8 @@ def test_blocks_are_exact_on_whole_numbers(
 @settings(max_examples=15)
 @given(
     layers=st.integers(1, 3),
-    growth=st.integers(1, 50),
     entry=st.integers(2, 150),
-    bn_size=st.none() | st.integers(1, 4),
-    images=st.integers(1, 3),
-    height=st.integers(3, 13),
-    width=st.integers(3, 13),
-    memory=st.sampled_from(MODES),
-    threads=st.integers(1, 3),
+    **SIZES,
 )
 def test_any_block_is_as_near_as_the_plain_one(
     layers, growth, entry, bn_size, images, height, width, memory, threads
@@ -242,3 +239,19 @@ def test_a_whole_net_trains_in_them():
     assert of_blocks.call_count == 4 and of_units.call_count == 5
     usual = step_by_autocast(*own, "none", run)
     assert_as_exact(found, usual, lambda net: run(net, x), net, torch.bfloat16)
+
+
+@pytest.mark.usefixtures("products")
+def test_memory_is_where_the_maps_are_whatever_the_default_device():
+    net = tiny("densenet121_features").train().to(memory_format=torch.channels_last)
+    net.set_memory("shared")
+    x = maps(2, 3, 64, 64, memory_format=torch.channels_last).float()
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            torch.set_default_device("meta")
+            try:
+                out = net(x)
+                sum(m.float().sum() for m in out).backward()
+            finally:
+                torch.set_default_device(None)
+    assert all(p.grad.device.type == "cpu" for p in net.parameters())

@@ -177,7 +177,8 @@ def run_backward(
 def _run(block: _Block, layers: "ctypes.Array[_Layer]", out: Tensor, back: bool) -> None:
     kernels, threads = load_library(), torch.get_num_threads()
     described = ctypes.byref(block), layers, out.element_size(), back
-    memory = torch.empty(kernels.train_block_floats(*described, threads), dtype=torch.float32)
+    floats = kernels.train_block_floats(*described, threads)
+    memory = out.new_empty(floats, dtype=torch.float32)  # where they are, whatever the default
     kernels.train_block(*described, memory.data_ptr(), threads)
 
 

@@ -149,7 +149,8 @@ def run_backward(
 def _run(unit: _Unit, x: Tensor, back: bool) -> None:
     kernels, threads = load_library(), torch.get_num_threads()
     described = ctypes.byref(unit), x.element_size(), back
-    memory = torch.empty(kernels.train_unit_floats(*described, threads), dtype=torch.float32)
+    floats = kernels.train_unit_floats(*described, threads)
+    memory = x.new_empty(floats, dtype=torch.float32)  # where they are, whatever the default
     kernels.train_unit(*described, memory.data_ptr(), threads)
 
 
