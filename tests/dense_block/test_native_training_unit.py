@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 from training_blocks import assert_as_exact, maps
 
-from densenet_backbones.dense_block import has_shared_buffer, run_lean
+from densenet_backbones.dense_block import has_shared_buffer, join_lean_steps, run_lean
 from densenet_backbones.dense_block.native import lean_unit
 
 MODES = ("shared", "shared_lean")
@@ -240,6 +240,40 @@ def test_the_first_of_equal_values_gets_the_gradient():
     unit = unit_of(4, pool=nn.MaxPool2d(3, 2, 1))
     x = torch.randint(0, 3, (2, 4, 9, 9)).double().contiguous(memory_format=torch.channels_last)
     check(unit, x.requires_grad_())
+
+
+@pytest.mark.usefixtures("instructions")
+@settings(max_examples=60)
+@given(
+    make_pool=MAXIMA,
+    channels=st.integers(2, 70),
+    images=st.integers(1, 3),
+    height=st.integers(4, 13),
+    width=st.integers(4, 13),
+    wider=st.integers(0, 20),
+    threads=st.integers(1, 3),
+)
+def test_a_max_pool_alone_is_that_of_torch(
+    make_pool, channels, images, height, width, wider, threads
+):
+    values = torch.tensor([-torch.inf, torch.nan, *range(-3, 4)])  # many of them equal
+    torch.manual_seed(0)
+    drawn = values[torch.randint(len(values), (images, channels, height, width))]
+    x, pool = widen(drawn, wider), make_pool()
+    ((_, run),) = join_lean_steps([("pool", pool)], ())
+    with (
+        threads_set(threads),
+        patch.object(lean_unit, "run_pool", wraps=lean_unit.run_pool) as kernel,
+    ):
+        found = run(x.requires_grad_())
+    assert kernel.call_count == 1
+    expected = pool(drawn.requires_grad_())
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    gradient = torch.randint(-9, 9, found.shape).float()
+    with threads_set(threads):
+        (of_x,) = torch.autograd.grad(found, x, gradient)
+    (usual,) = torch.autograd.grad(expected, drawn, gradient)
+    torch.testing.assert_close(of_x, usual, rtol=0, atol=0)
 
 
 @pytest.mark.usefixtures("compiled")

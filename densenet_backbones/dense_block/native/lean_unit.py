@@ -29,10 +29,12 @@ from densenet_backbones.dense_block.native.training_unit import (
     UnitResult,
     run_backward,
     run_forward,
+    run_pool_backward,
+    run_pool_forward,
 )
 from densenet_backbones.dense_block.units import UnitForm
 
-__all__ = ["is_known", "run_unit"]
+__all__ = ["is_known", "is_known_pool", "run_pool", "run_unit"]
 
 _MOST_PLACES = 256  # in a window, which a byte tells apart
 
@@ -73,10 +75,20 @@ def _is_known_pool(pool: nn.Module, behind_conv: bool) -> bool:
         whole = not pool.ceil_mode and pool.divisor_override is None
         sizes = (pool.kernel_size, pool.stride, pool.padding)
         return behind_conv and whole and [*map(_get_side, sizes)] == [2, 2, 0]
+    return not behind_conv and _has_known_window(pool)
+
+
+def _has_known_window(pool: nn.Module) -> bool:
     assert isinstance(pool, nn.MaxPool2d)
     sides = [_get_side(size) for size in (pool.kernel_size, pool.stride, pool.padding)]
     plain = not pool.return_indices and _get_side(pool.dilation) == 1
-    return not behind_conv and plain and None not in sides and sides[0] ** 2 <= _MOST_PLACES
+    return plain and None not in sides and sides[0] ** 2 <= _MOST_PLACES
+
+
+def is_known_pool(x: Tensor, pool: nn.MaxPool2d) -> bool:
+    """Return True if the kernels run a max pool, unchanged, of maps, (N, C, H, W), by itself."""
+    in_rows = is_in_rows(x) and not x.is_contiguous()
+    return in_rows and _has_known_window(pool) and has_cpp_training(x, halves=True)
 
 
 def _get_side(size: Any) -> Any:
@@ -89,6 +101,11 @@ def _get_side(size: Any) -> Any:
 def run_unit(form: UnitForm, x: Tensor, pool: nn.Module | None) -> Tensor:
     """Run a unit that `is_known`, (N, C, H, W) to (N, O, H', W'), channels last."""
     return cast(Tensor, _CompiledUnit.apply(form, pool, x, *form.parameters()))
+
+
+def run_pool(x: Tensor, pool: nn.MaxPool2d) -> Tensor:
+    """Run a max pool that `is_known_pool`, (N, C, H, W) to (N, C, H', W'), channels last."""
+    return cast(Tensor, _CompiledPool.apply(x, pool))
 
 
 class _CompiledUnit(torch.autograd.Function):
@@ -117,3 +134,23 @@ class _CompiledUnit(torch.autograd.Function):
         result = UnitResult(gradient, moments, places)
         needs: Sequence[bool] = ctx.needs_input_grad[2:]
         return None, None, *run_backward(gradient, x, unit, result, needs)
+
+
+class _CompiledPool(torch.autograd.Function):
+    """A max pool; keeps a byte for each maximum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pool: nn.MaxPool2d) -> Tensor:
+        """Run the pool."""
+        out, places = run_pool_forward(x, pool)
+        ctx.save_for_backward(places)
+        ctx.pool, ctx.size = pool, x.shape[2:]
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Compute the gradient of the input."""
+        (places,) = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        return run_pool_backward(gradient, places, ctx.pool, ctx.size), None

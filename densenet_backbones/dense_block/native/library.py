@@ -91,6 +91,8 @@ def load_library() -> ctypes.CDLL:
     kernels.train_unit_floats.argtypes = [address, size, count, count]
     kernels.train_unit.restype = None
     kernels.train_unit.argtypes = [address, size, count, address, count]
+    kernels.train_pool.restype = None
+    kernels.train_pool.argtypes = [address, size, count, count]
     for name, arguments in training.items():
         function = getattr(kernels, name)
         function.restype, function.argtypes = None, (*arguments, count)

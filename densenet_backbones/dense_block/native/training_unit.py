@@ -2,7 +2,7 @@
 
 What follows is a 1x1 convolution, which may have a 2x2 average pool behind it, or a max pool, or
 nothing. Means run before the convolution, which they commute with: it then reads a quarter of the
-cells.
+cells. A max pool runs by itself as well.
 
 Shapes: N images, C channels in, O channels out, H and W pixels, H' and W' behind a pool.
 """
@@ -24,7 +24,14 @@ from densenet_backbones.dense_block.native.trained_norms import (
     note_changes,
 )
 
-__all__ = ["TrainedUnit", "UnitResult", "run_backward", "run_forward"]
+__all__ = [
+    "TrainedUnit",
+    "UnitResult",
+    "run_backward",
+    "run_forward",
+    "run_pool_backward",
+    "run_pool_forward",
+]
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,55 @@ def run_backward(
     return [of_x, *gradients]
 
 
+def run_pool_forward(x: Tensor, pool: nn.MaxPool2d) -> tuple[Tensor, Tensor]:
+    """Run a max pool alone.
+
+    Args:
+        x: (N, C, H, W), float32 or bfloat16, in rows.
+        pool: The pool.
+
+    Returns:
+        What it gives, (N, C, H', W'), channels last, and the places of `UnitResult`.
+    """
+    images, channels = x.shape[:2]
+    described = _describe_maps(x, pool)
+    described.out_height, described.out_width = height, width = _measure(x, pool)
+    out = x.new_empty(images, height, width, channels)
+    places = torch.empty_like(out, dtype=torch.uint8)
+    described.out, described.places = out.data_ptr(), places.data_ptr()
+    _run_pool(described, x, back=False)
+    return out.permute(0, 3, 1, 2), places
+
+
+def run_pool_backward(
+    gradient: Tensor, places: Tensor, pool: nn.MaxPool2d, size: tuple[int, int]
+) -> Tensor:
+    """Compute the gradient of a max pool's input.
+
+    Args:
+        gradient: Gradient of its output, (N, C, H', W'), dense and channels last.
+        places: What `run_pool_forward` returned.
+        pool: The pool.
+        size: H and W of its input.
+
+    Returns:
+        (N, C, H, W), channels last.
+    """
+    images, channels = gradient.shape[:2]
+    of_x = gradient.new_empty(images, *size, channels).permute(0, 3, 1, 2)
+    described = _describe_maps(of_x, pool)  # the input itself is not read
+    described.out_height, described.out_width = gradient.shape[2:]
+    described.gradient, described.places = gradient.data_ptr(), places.data_ptr()
+    described.of_x = of_x.data_ptr()
+    _run_pool(described, of_x, back=True)
+    return of_x
+
+
+def _run_pool(described: _Unit, x: Tensor, back: bool) -> None:
+    kernels, threads = load_library(), torch.get_num_threads()
+    kernels.train_pool(ctypes.byref(described), x.element_size(), back, threads)
+
+
 def _run(unit: _Unit, x: Tensor, back: bool) -> None:
     kernels, threads = load_library(), torch.get_num_threads()
     described = ctypes.byref(unit), x.element_size(), back
@@ -156,6 +212,16 @@ def _run(unit: _Unit, x: Tensor, back: bool) -> None:
 
 def _describe(x: Tensor, unit: TrainedUnit) -> _Unit:
     """Return the structure that the kernels read, without what a pass writes."""
+    described = _describe_maps(x, unit.pool)
+    weight, bias, kernel, _ = unit.parameters
+    described.norm.fill(unit.norm, weight, bias)
+    if kernel is not None:
+        described.kernel.fill(kernel)
+        described.outputs = len(kernel)
+    return described
+
+
+def _describe_maps(x: Tensor, pool: nn.AvgPool2d | nn.MaxPool2d | None) -> _Unit:
     images, channels, height, width = x.shape
     described = _Unit(
         x=x.data_ptr(),
@@ -165,13 +231,8 @@ def _describe(x: Tensor, unit: TrainedUnit) -> _Unit:
         width=width,
         channels=channels,
     )
-    weight, bias, kernel, _ = unit.parameters
-    described.norm.fill(unit.norm, weight, bias)
-    if kernel is not None:
-        described.kernel.fill(kernel)
-        described.outputs = len(kernel)
-    if unit.pool is not None:
-        sizes = (unit.pool.kernel_size, unit.pool.stride, unit.pool.padding)
+    if pool is not None:
+        sizes = (pool.kernel_size, pool.stride, pool.padding)
         described.window = _Window(*(s[0] if isinstance(s, tuple) else s for s in sizes))
     return described
 

@@ -109,8 +109,13 @@ void run_forward(const TrainedUnit& unit, const UnitOwn& first, int64_t own_floa
     make_affine(unit.norm, unit.batch(), channels, own.affine);
     const int64_t from = team.first(out_cells), to = team.last(out_cells);
     if (unit.pools_most()) {
-        max_pool(x, own.affine, channels, unit.window, unit.made<T>(channels), unit.places, from,
-                 to);
+        max_pool(x, channels, unit.window, unit.made<T>(channels), unit.places, from, to,
+                 [&](int64_t c) {
+                     return [scale = load(own.affine.scale + c),
+                             shift = load(own.affine.shift + c)](const Vector& value) {
+                         return as_kept<T>(clamp(value * scale + shift, kInfinity));
+                     };
+                 });
     } else if (unit.convolves()) {
         const Pointwise product = {own.affine.scale, own.affine.shift, shared.weight,
                                    unit.bias,        channels,         columns.panels,
@@ -209,9 +214,43 @@ void run_back(const TrainedUnit& unit, const UnitOwn& first, int64_t own_floats,
                  });
 }
 
+// A max pool alone, of cells in rows without gaps; `gradient` is of its output, `of_x` what it gives.
+template <typename T>
+void pool_back(const TrainedUnit& unit, const Team& team) {
+    const T* gradient = static_cast<const T*>(unit.gradient);
+    T* of_x = static_cast<T*>(unit.of_x);
+    const Maps<T> x = unit.read<T>();
+    for (int64_t i = team.first(unit.cells()); i < team.last(unit.cells()); ++i) {
+        const Readers readers(x, unit.window, unit.out_height, unit.out_width, i);
+        for_vectors(unit.channels, [&](int64_t c, int count) {
+            const Vector sum = readers.gather(gradient, unit.places, unit.channels, c, count);
+            store_some(of_x + i * unit.channels + c, sum, count);
+        });
+    }
+}
+
 }  // namespace
 
 extern "C" {
+
+// Runs a max pool alone, of maps of so many `bytes` a value, forward or back.
+void train_pool(const TrainedUnit* unit, int64_t bytes, int back, int threads) {
+    with_maps_of(bytes, [&](auto value) {
+        using T = decltype(value);
+#pragma omp parallel num_threads(threads)
+        {
+            const Team team = this_thread();
+            const int64_t cells = unit->out_cells();
+            if (back)
+                pool_back<T>(*unit, team);
+            else
+                max_pool(unit->read<T>(), unit->channels, unit->window,
+                         unit->made<T>(unit->channels), unit->places, team.first(cells),
+                         team.last(cells),
+                         [](int64_t) { return [](const Vector& value) { return value; }; });
+        }
+    });
+}
 
 // Floats of memory that a pass over a unit needs, on so many threads; see `train_unit`.
 int64_t train_unit_floats(const TrainedUnit* unit, int64_t bytes, int back, int threads) {

@@ -51,12 +51,12 @@ void activate(const Maps<T>& x, const Affine& affine, int64_t channels, int64_t 
         });
 }
 
-// The largest of each window of relu(scale * x + shift), and its place in the window, for cells
-// [first, last) of the output. As in PyTorch, it is the first of equal ones, and what is not a
-// number is larger than any.
-template <typename T>
-void max_pool(const Maps<T>& x, const Affine& affine, int64_t channels, const Window& window,
-              const Maps<T>& out, uint8_t* places, int64_t first, int64_t last) {
+// The largest of each window, and its place in the window, for cells [first, last) of the output.
+// Of a channel's vector, `make` gives what turns an input to a value. As in PyTorch, the place is the
+// first of equal ones, and what is not a number is larger than any.
+template <typename T, typename Make>
+void max_pool(const Maps<T>& x, int64_t channels, const Window& window, const Maps<T>& out,
+              uint8_t* places, int64_t first, int64_t last, const Make& make) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     for (int64_t i = first; i < last; ++i) {
         const int64_t image = i / out.width / out.height;
@@ -65,17 +65,16 @@ void max_pool(const Maps<T>& x, const Affine& affine, int64_t channels, const Wi
         const int64_t bottom = std::min(window.side, x.height - top);
         const int64_t right = std::min(window.side, x.width - left);
         for_vectors(channels, [&](int64_t c, int count) {
-            const Vector scale = load(affine.scale + c), shift = load(affine.shift + c);
+            const auto convert = make(c);
             Vector most = Vector{} - kInfinity;
-            Ints place = {};
-            for (int64_t r = std::max<int64_t>(0, -top); r < bottom; ++r)
-                for (int64_t s = std::max<int64_t>(0, -left); s < right; ++s) {
+            const int64_t from = std::max<int64_t>(0, -top), start = std::max<int64_t>(0, -left);
+            Ints place = Ints{} + static_cast<int32_t>(from * window.side + start);
+            for (int64_t r = from; r < bottom; ++r)
+                for (int64_t s = start; s < right; ++s) {
                     const int64_t cell = (image * x.height + top + r) * x.width + left + s;
-                    const Vector value = load_some(x.data + cell * x.stride + c, count);
-                    const Vector active =
-                        as_kept<T>(clamp(value * scale + shift, kInfinity));
-                    const Ints larger = (active > most) | (active != active);
-                    most = larger ? active : most;
+                    const Vector value = convert(load_some(x.data + cell * x.stride + c, count));
+                    const Ints larger = (value > most) | (value != value);
+                    most = larger ? value : most;
                     place = larger ? Ints{} + static_cast<int32_t>(r * window.side + s) : place;
                 }
             store_some(out.data + i * channels + c, most, count);
