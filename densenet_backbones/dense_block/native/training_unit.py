@@ -237,12 +237,25 @@ def _describe_maps(x: Tensor, pool: nn.AvgPool2d | nn.MaxPool2d | None) -> _Unit
     return described
 
 
-def _measure(x: Tensor, pool: nn.Module | None) -> tuple[int, int]:
-    """Return height and width of what a pool gives."""
+def _measure(x: Tensor, pool: nn.AvgPool2d | nn.MaxPool2d | None) -> tuple[int, int]:
+    """Return height and width of what a pool gives, as torch's `pooling_output_shape` does.
+
+    (Asking the pool itself, on the meta device, takes longer than some pools take.)
+    """
+    height, width = x.shape[2:]
     if pool is None:
-        return x.shape[2], x.shape[3]
-    out = pool(torch.empty(1, 1, *x.shape[2:], device="meta"))  # it knows how it rounds
-    return out.shape[2], out.shape[3]
+        return height, width
+    sizes = (pool.kernel_size, pool.stride, pool.padding)
+    side, step, border = (s[0] if isinstance(s, tuple) else s for s in sizes)
+
+    def measure(length: int) -> int:
+        rest = length + 2 * border - side
+        count = (rest + (step - 1 if pool.ceil_mode else 0)) // step + 1
+        # A last window that begins behind the map and its border is left out.
+        outside = pool.ceil_mode and (count - 1) * step >= length + border
+        return count - outside
+
+    return measure(height), measure(width)
 
 
 def _round_up(columns: int) -> int:
