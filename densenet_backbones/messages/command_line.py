@@ -161,9 +161,13 @@ def one_sentence(message: str, known_keys: Callable[[], Iterable[str]] = tuple) 
 
 
 def _readable(kind: str) -> str:
-    """``<class 'int'>`` as ``int``, ``typing.Literal['a', 'b']`` as ``'a', 'b'``."""
+    """``<class 'int'>`` as ``int``, ``typing.Literal['a', 'b']`` as ``'a', 'b'``.
+
+    Lists and dicts come with an example of how they are written.
+    """
     if name := re.fullmatch(r"<class '(?:[\w.]+\.)?(\w+)'>", kind):
-        return "null" if name[1] == "NoneType" else name[1]
+        written = {"NoneType": "null", "list": "list ('[a, b]')", "dict": "dict ('{a: b}')"}
+        return written.get(name[1], name[1])
     if choices := re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", kind):
         return f"one of {choices[1]}"
     return kind
