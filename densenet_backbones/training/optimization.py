@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import lightning.pytorch as pl
+import timm.optim.muon as timm_muon
 import torch
 from timm.optim import (  # type: ignore[attr-defined]
+    Muon,
     create_optimizer_v2,
     list_optimizers,
     param_groups_layer_decay,
@@ -92,7 +95,7 @@ class Optimizer:
             weight_decay=self.weight_decay,
             momentum=self.momentum,
         )
-        _fuse(optimizer)
+        _adapt_to_cpu(optimizer)
         return optimizer
 
     def _group_layers(self, model: nn.Module, exempt: set[str], rate: float) -> list[Group]:
@@ -123,16 +126,37 @@ _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 """Optimizers of which torch has a form on a CPU that updates a tensor in one pass."""
 
 
-def _fuse(optimizer: torch.optim.Optimizer) -> None:
-    """Choose the fused form on a CPU, which updates a tensor in one pass.
+def _adapt_to_cpu(optimizer: torch.optim.Optimizer) -> None:
+    """Choose the form of an optimizer that is fast on a CPU, if that is where the tensors are.
 
-    Checkpoints keep the choice with each group, so a run that began without goes on without.
+    Torch's fused forms update a tensor in one pass. Checkpoints keep that choice with each group,
+    so a run that began without goes on without.
     """
     tensors = [p for group in optimizer.param_groups for p in group["params"]]
-    known = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in tensors)
-    if type(optimizer) in _FUSED and known:
+    if not all(p.device.type == "cpu" and p.dtype == torch.float32 for p in tensors):
+        return
+    if type(optimizer) in _FUSED:
         for group in optimizer.param_groups:
             group["fused"] = True
+    if type(optimizer) is Muon:
+        optimizer.__class__ = _SingleMuon
+
+
+class _SingleMuon(Muon):
+    """Muon with products of float32.
+
+    timm makes Newton and Schulz' iterations in bfloat16 and has no option for it. A CPU is faster
+    in float32: 1.3 times with tiles for bfloat16, 10 times where it emulates that.
+    """
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Run timm's step."""
+        iterate = timm_muon.zeropower_via_newtonschulz
+        timm_muon.zeropower_via_newtonschulz = partial(iterate, dtype=torch.float32)
+        try:
+            return super().step(closure)  # type: ignore[no-untyped-call]
+        finally:
+            timm_muon.zeropower_via_newtonschulz = iterate
 
 
 def _group_all(model: nn.Module, exempt: set[str]) -> list[Group]:

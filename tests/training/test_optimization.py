@@ -1,8 +1,9 @@
-"""Fused optimizers on a CPU: the same steps, and checkpoints that keep the form."""
+"""Forms of optimizers that are fast on a CPU: the same steps, and checkpoints keep the form."""
 
 import copy
 
 import pytest
+import timm.optim
 import torch
 from tiny_nets import tiny
 
@@ -10,6 +11,7 @@ from densenet_backbones.training import running
 from densenet_backbones.training.optimization import Optimizer
 
 FUSED = ("adamw", "momentum", "sgd")
+MUONS = ("muon", "nmuon", "adamuon", "nadamuon")
 
 
 def optimizer_of(net, name):
@@ -37,6 +39,55 @@ def test_the_fused_form_takes_the_same_steps(name):
         take_steps(optimizer, 1)
     for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", MUONS)
+def test_muon_on_a_cpu_is_timm_s_with_products_of_float32(name, monkeypatch):
+    net = tiny("densenet121_features")
+    theirs = copy.deepcopy(net)
+    optimizer, usual = optimizer_of(net, name), optimizer_of(theirs, name)
+    usual.__class__ = timm.optim.Muon
+    iterate, seen = timm.optim.muon.zeropower_via_newtonschulz, []
+
+    def watch(*args, dtype=None, **kwargs):
+        seen.append(dtype)
+        return iterate(*args, dtype=torch.float32, **kwargs)
+
+    monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", watch)
+    take_steps(optimizer, 1)
+    assert seen and set(seen) == {torch.float32}
+    seen.clear()
+    take_steps(usual, 1)
+    assert seen and set(seen) == {None}  # timm's own says nothing, which is bfloat16
+    for ours, timms in zip(net.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(ours, timms)
+
+
+@pytest.mark.parametrize("name", MUONS)
+def test_a_failed_step_leaves_timm_as_it_was(name):
+    iterate = timm.optim.muon.zeropower_via_newtonschulz
+    optimizer = optimizer_of(tiny("densenet121_features"), name)
+
+    def fail():
+        raise RuntimeError("of the closure")
+
+    with pytest.raises(RuntimeError, match="of the closure"):
+        optimizer.step(fail)
+    assert timm.optim.muon.zeropower_via_newtonschulz is iterate
+
+
+@pytest.mark.parametrize("name", MUONS)
+def test_muon_goes_on_with_the_same_bits(name):
+    net = tiny("densenet121_features")
+    optimizer = optimizer_of(net, name)
+    take_steps(optimizer, 1)
+    resumed = copy.deepcopy(net)
+    resumed_optimizer = optimizer_of(resumed, name)
+    resumed_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each in (optimizer, resumed_optimizer):
+        take_steps(each, 2)
+    for ours, theirs in zip(resumed.parameters(), net.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("name", FUSED)
