@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from long_cases import first_now
+from long_cases import by_turns, first_now
 from tiny_nets import KINDS, tiny
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -24,6 +24,7 @@ from densenet_backbones.densenet import DenseNet
 from densenet_backbones.heads.segmentation.fcdensenet import FCDenseNet
 
 MODES = ("shared", "shared_lean")
+TAPS = ("raw", "norm", "compressed", "pooled")
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 
 
@@ -96,10 +97,8 @@ def test_gradcheck(memory, bn_size):
     assert torch.autograd.gradcheck(run, (maps(2, 2, 3, 3).requires_grad_(), *values))
 
 
-@pytest.mark.parametrize("memory", MODES)
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("tap", ["raw", "norm", "compressed", "pooled"])
-def test_nets_keep_every_tap(name, memory, tap):
+@pytest.mark.parametrize(("name", "tap", "memory"), by_turns(KINDS, TAPS, MODES))
+def test_nets_keep_every_tap(name, tap, memory):
     results = []
     for mode in ("none", memory):
         net = tiny(name, memory=mode, tap=tap, ceil_mode=True).double().train()

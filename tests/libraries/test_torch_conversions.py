@@ -11,6 +11,7 @@ import pytest
 import timm.utils
 import torch
 import torch.distributed as dist
+from long_cases import by_turns
 from timm.utils.model import freeze_batch_norm_2d, unfreeze_batch_norm_2d
 from tiny_nets import KINDS, tiny
 from torch import Tensor, nn
@@ -47,16 +48,17 @@ def after_a_step(net: nn.Module) -> nn.Module:
 # ------------------------------------------------------------------------------ copies
 
 
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("memory", MEMORY)
-@pytest.mark.parametrize("options", [{"tap": "norm"}, CLASSIFIER], ids=["features", "classifier"])
-@pytest.mark.parametrize(
-    "how", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"]
-)
-def test_copies_are_equal_and_independent(name, memory, options, how):
+FORMS = {"features": {"tap": "norm"}, "classifier": CLASSIFIER}
+COPIES = {"copy": copy.deepcopy, "pickle": lambda net: pickle.loads(pickle.dumps(net))}
+WAYS = {f"{how} of {form}": (FORMS[form], COPIES[how]) for form in FORMS for how in COPIES}
+
+
+@pytest.mark.parametrize(("name", "memory", "way"), by_turns(KINDS, MEMORY, WAYS))
+def test_copies_are_equal_and_independent(name, memory, way):
+    options, make_copy = WAYS[way]
     net = tiny(name, memory=memory, **options)
     net.freeze(2)
-    twin = how(after_a_step(net))
+    twin = make_copy(after_a_step(net))
     assert twin.memory == memory and twin.frozen_stages == 2 and twin.spec == net.spec
     assert [m.training for m in twin.modules()] == [m.training for m in net.modules()]
     for (key, a), b in zip(net.named_parameters(), twin.parameters(), strict=True):
@@ -184,9 +186,7 @@ def relus_run(net: nn.Module) -> int:
     return len(calls)
 
 
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("tap", TAPS)
-@pytest.mark.parametrize("converter", CONVERTERS)
+@pytest.mark.parametrize(("name", "tap", "converter"), by_turns(KINDS, TAPS, CONVERTERS))
 def test_converted_norms_change_nothing_in_eval(name, tap, converter):
     convert, exact = CONVERTERS[converter]
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-12)):

@@ -1,4 +1,4 @@
-"""Cases of a parametrized test of which the first stand for the rest until there is time."""
+"""Cases of a parametrized test: which of them run now, and which stand for others."""
 
 from collections.abc import Iterable
 
@@ -19,3 +19,18 @@ def each_once(*lists: Iterable[object]) -> list[tuple[object, ...]]:
     """
     entries = [list(one) for one in lists]
     return [tuple(one[n % len(one)] for one in entries) for n in range(max(map(len, entries)))]
+
+
+def by_turns(
+    first: Iterable[object], second: Iterable[object], third: Iterable[object]
+) -> list[tuple[object, ...]]:
+    """Combine each entry of two lists, and give each pair one of a third, which take turns.
+
+    Any two entries meet where the third list is no longer than the others: enough where a fault
+    shows with one entry, or with two that do not go together.
+    """
+    one, two, three = list(first), list(second), list(third)
+    assert len(three) <= min(len(one), len(two))
+    return [
+        (a, b, three[(i + j) % len(three)]) for i, a in enumerate(one) for j, b in enumerate(two)
+    ]
