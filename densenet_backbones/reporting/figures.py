@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from densenet_backbones.file_writing import save_bytes
 from densenet_backbones.messages import show_controls
 from densenet_backbones.reporting.colors import RGB
+from densenet_backbones.reporting.pictures import PNG_LEVEL
 
 GRAY = "#5b6068"
 _LONGEST_NAME = 40  # letters
@@ -30,7 +31,8 @@ def make_figure(rows: int, columns: int, width: float, height: float) -> tuple[F
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure as a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.1)
+    packed = {"compress_level": PNG_LEVEL}
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.1, pil_kwargs=packed)
     save_bytes(path, buffer.getvalue())
 
 
