@@ -32,7 +32,20 @@ GENERIC = [name for name in torchvision_models.DETECTORS if "densenet" not in na
 VARIANTS_OF_THEM = [name for name in torchvision_models.DETECTORS if name not in GENERIC]
 
 
-@pytest.mark.parametrize("name", [*GENERIC, *first_now(VARIANTS_OF_THEM)])
+def take_turns() -> list[str]:
+    """A name for each detector that has variants: their backbones take turns.
+
+    One function makes all of them, and each says which backbone it stands on; see below.
+    """
+    names: dict[str, list[str]] = {}
+    for name in VARIANTS_OF_THEM:
+        kind, _, *rest = name.split("_")
+        names.setdefault("_".join((kind, *rest)), []).append(name)
+    assert set(names) <= set(GENERIC)
+    return [variants[turn % len(variants)] for turn, variants in enumerate(names.values())]
+
+
+@pytest.mark.parametrize("name", [*GENERIC, *first_now(take_turns())])
 def test_every_name_builds_as_references_detection_train_builds_it(name: str) -> None:
     options: dict[str, Any] = {"trainable_backbone_layers": None}
     options["_skip_resize"] = True  # for the augmentations multiscale and lsj
@@ -48,6 +61,16 @@ def test_every_name_builds_as_references_detection_train_builds_it(name: str) ->
     variant = name.split("_")[1] if name.count("densenet") else "densenet121"
     if name in OTHERS:
         assert model.backbone.body.spec.block_config == VARIANTS[variant].block_config
+
+
+@pytest.mark.parametrize("name", VARIANTS_OF_THEM)
+def test_every_variant_stands_on_the_backbone_that_it_names(name: str) -> None:
+    kind, variant, *rest = name.split("_")
+    assert variant in VARIANTS
+    generic = "_".join((kind, *rest))
+    message = f"{name} stands on {variant}_features; call {generic} with backbone='another'"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        torchvision.models.get_model(name, backbone="another")
 
 
 def test_names_are_listed() -> None:
