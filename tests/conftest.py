@@ -1,5 +1,6 @@
 """Fixtures shared by every test."""
 
+import gc
 import os
 import shutil
 import signal
@@ -29,6 +30,23 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def pytest_xdist_auto_num_workers() -> int:
     """`pytest -n auto`: a process a core, at most 4, as each takes about 2 GiB."""
     return min(4, os.cpu_count() or 1)
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config) -> None:
+    """`pytest -n`: a process takes neighboring tests, and some of another's when it has none left.
+
+    Tests of a file share its fixtures, those of a room what they import: by turns, as tests are
+    handed out otherwise, every process makes and imports all of it. Another `--dist` holds.
+    """
+    if config.option.dist == "load":
+        config.option.dist = "worksteal"
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collections pass over the modules and thousands of tests that are there to stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -122,17 +140,19 @@ def tiny_segmentation(tiny_masks: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves and matrices are saved as one white pixel: drawn, they are half of a tiny training.
+    """Figures and pictures are saved as one white pixel, and no boxes are drawn.
 
     For files of tests that hold what is not in them; `tiny_run` and others have drawn ones.
     """
-    from matplotlib.figure import Figure
-    from PIL import Image
+    from blank_figures import leave_blank
 
-    def save(self: Figure, file: Any, **options: object) -> None:
-        Image.new("RGB", (1, 1), "white").save(file, "PNG")
+    leave_blank(monkeypatch.setattr)
 
-    monkeypatch.setattr(Figure, "savefig", save)
+
+@pytest.fixture
+def drawn(empty_figures: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take `empty_figures` back, for a test that looks at pictures in a file of others."""
+    monkeypatch.undo()
 
 
 @pytest.fixture

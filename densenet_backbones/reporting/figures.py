@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from densenet_backbones.file_writing import save_bytes
 from densenet_backbones.messages import show_controls
 from densenet_backbones.reporting.colors import RGB
-from densenet_backbones.reporting.pictures import PNG_LEVEL
+from densenet_backbones.reporting.png import PNG_LEVEL
 
 GRAY = "#5b6068"
 _LONGEST_NAME = 40  # letters

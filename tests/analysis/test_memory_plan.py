@@ -25,6 +25,8 @@ from densenet_backbones.layers import get_memory, set_memory
 from densenet_backbones.training import memory_choice, running
 from densenet_backbones.training.cli import train_det, train_seg
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 SMALL_TIRAMISU = {"growth_rate": 4, "block_config": (1, 2, 1), "num_init_features": 8}
 MODELS = {
     "features": (lambda: tiny("densenet121_features", features_only=True), 64),

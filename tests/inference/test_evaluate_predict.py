@@ -279,6 +279,7 @@ def predicted(model, out, *images, score=0.0, options=()):
     return json.loads((out / "predictions.json").read_text())
 
 
+@pytest.mark.usefixtures("drawn")
 def test_predict_writes_what_the_detector_finds(model, tiny_scenes, tmp_path, capsys):
     rows = predicted(model, tmp_path / "out", tiny_scenes / "val", options=("--batch-size", "3"))
     files = sorted((tiny_scenes / "val").iterdir())
@@ -315,6 +316,7 @@ def test_predict_in_mixed_precision_finds_about_the_same(model, tiny_scenes, tmp
     np.testing.assert_allclose(whole, mixed, atol=0.05)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_lying_photograph_is_upright_in_json_and_picture(model, tiny_scenes, tmp_path):
     pixels = read_image(sorted((tiny_scenes / "val").iterdir())[0])[:48]
     Image.fromarray(pixels).save(tmp_path / "upright.png")
@@ -334,6 +336,7 @@ def test_a_lying_photograph_is_upright_in_json_and_picture(model, tiny_scenes, t
     assert np.array_equal(*map(np.asarray, pictures))
 
 
+@pytest.mark.usefixtures("drawn")
 def test_names_that_clash_get_pictures_of_their_own(model, tiny_scenes, tmp_path):
     source = sorted((tiny_scenes / "val").iterdir())
     names = ["a/x/1.png", "b/x/1.png", "a/x/1.jpg", "b/1_2.png", "b/X/1.PNG"]

@@ -40,6 +40,7 @@ def predicted(model, out, *images, options=()):
     return json.loads((out / "predictions.json").read_text())
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_checkpoint_evaluates_to_the_numbers_of_its_training(
     tiny_segmentation, tiny_masks, tmp_path
 ):
@@ -85,6 +86,7 @@ def test_other_splits_and_tolerances(model, tiny_masks, tmp_path):
     assert split["images"] == 12
 
 
+@pytest.mark.usefixtures("drawn")
 def test_predict_writes_masks_overlays_and_a_summary(model, tiny_masks, tmp_path, capsys):
     files = sorted((tiny_masks / "JPEGImages").glob("val_*"))[:3]
     rows = predicted(model, tmp_path / "out", *files)

@@ -13,6 +13,8 @@ from densenet_backbones.training import profiling
 from densenet_backbones.training.cli import train_det, train_seg
 from densenet_backbones.training.profiling import PARTS, PartsProfiler
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 def profile_of(folder, name="profile"):
     """The parts of a run, their shares checked against the printed table."""

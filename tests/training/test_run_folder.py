@@ -21,6 +21,8 @@ from densenet_backbones.training.run_folder import (
     write_environment,
 )
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):

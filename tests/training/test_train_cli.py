@@ -32,6 +32,8 @@ from densenet_backbones.training import running
 from densenet_backbones.training.arguments import list_configs
 from densenet_backbones.training.cli import train_det
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys, tiny_scenes):

@@ -29,6 +29,8 @@ from densenet_backbones.data.loaders.guarded import (
 )
 from densenet_backbones.data.segmentation import SegmentationData
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 class Numbers(Dataset):
     """Samples of which some cannot be made."""

@@ -23,6 +23,8 @@ from densenet_backbones.training.run_folder import (
     write_environment,
 )
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 APPENDED = ("events.out.tfevents", "log.txt", ".lock")
 """Files that grow, line by line or record by record, and are readable at every length."""
 _opened = []
