@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from forked_processes import start_beside
 from recorded_runs import Recorder, assert_goes_on, interrupt, metrics, recorded
 from tiny_nets import tiny
 from tiny_runs import PYRAMID_ARGS, training_arguments
@@ -140,7 +140,7 @@ def train_in_a_process(rank, folder):
 @pytest.mark.long
 def test_two_processes_drop_the_same_inputs(tmp_path):
     """One of them is this one."""
-    other = mp.spawn(train_in_a_process, (str(tmp_path),), nprocs=1, join=False)
+    other = start_beside(train_in_a_process, str(tmp_path))
     train_in_a_process(1, str(tmp_path))
     assert other.join()
     states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from forked_processes import start_beside
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from long_cases import by_turns, first_now
@@ -458,7 +459,7 @@ def _half_step(rank, memory, norm):
 def on_two_processes(tmp_path_factory):
     """Gradients and buffers of this process and another, by memory mode and norm."""
     folder = tmp_path_factory.mktemp("processes")
-    other = torch.multiprocessing.spawn(_train_halves, (str(folder),), nprocs=1, join=False)
+    other = start_beside(_train_halves, str(folder))
     _train_halves(1, str(folder))
     assert other.join()
     ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]

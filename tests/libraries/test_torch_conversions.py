@@ -11,6 +11,7 @@ import pytest
 import timm.utils
 import torch
 import torch.distributed as dist
+from forked_processes import start_beside
 from long_cases import by_turns
 from timm.utils.model import freeze_batch_norm_2d, unfreeze_batch_norm_2d
 from tiny_nets import KINDS, tiny
@@ -121,7 +122,7 @@ def _worker(rank: int, folder: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="gloo and file rendezvous as on Linux")
 def test_two_processes_average_gradients_and_keep_their_own_statistics(tmp_path):
     """One of them is this one."""
-    other = torch.multiprocessing.spawn(_worker, (tmp_path,), nprocs=1, join=False)
+    other = start_beside(_worker, tmp_path)
     _worker(1, tmp_path)
     assert other.join()
     for i, (_, frozen) in enumerate(RUNS):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from forked_processes import start_beside
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
@@ -413,7 +414,7 @@ def child(_, folder):
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")  # of the process without images
 def test_two_processes_equal_one(tmp_path):
-    other = torch.multiprocessing.spawn(child, (str(tmp_path),), nprocs=1, join=False)
+    other = start_beside(child, str(tmp_path))
     evaluate_on(0, tmp_path)
     assert other.join()
     for iou_type in TYPES:

@@ -8,7 +8,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from importlib.util import find_spec
@@ -17,12 +16,13 @@ from pathlib import Path
 import optuna
 import pytest
 import stand_in_training
+from forked_processes import start_saying
 from hypothesis import given
 from hypothesis import strategies as st
-from locations import PROJECT
 from PIL import Image
 from tiny_runs import DETECTOR_ARGS
 
+from densenet_backbones.command.main import main as densenet
 from densenet_backbones.file_writing import is_dead
 from densenet_backbones.tuning import command, pictures, trial
 from densenet_backbones.tuning.command import main
@@ -52,23 +52,18 @@ def stand_in(drawing_stand_in, monkeypatch):
     monkeypatch.setattr(pictures, "draw_sweep", lambda *args: [])
 
 
-def start_sweep(*words, seconds="0.2", gate=""):
-    """A sweep in a process of its own."""
-    code = (
-        "import signal, sys; from densenet_backbones.tuning import command, pictures, trial\n"
-        # Shells start what runs behind their backs with Ctrl-C ignored.
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"trial.TRAIN = {STAND_IN!r}; trial._LOOK_EVERY = 0.05\n"
-        "pictures.draw_sweep = lambda *args: []\n"
-        "command.main(sys.argv[1:])"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "STAND_IN_SECONDS": seconds, "STAND_IN_GATE": str(gate)},
-    )
+def start_sweep(said, *words, seconds="0.2", gate=""):
+    """A sweep in a process of its own, which says what it does in a file."""
+    environment = {"STAND_IN_SECONDS": seconds, "STAND_IN_GATE": str(gate)}
+    return start_saying(said, sweep, [*map(str, words)], environment=environment)
+
+
+def sweep(words):
+    # Shells start what runs behind their backs with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    trial.TRAIN, trial._LOOK_EVERY = STAND_IN, 0.05
+    pictures.draw_sweep = lambda *args: []
+    main(words)
 
 
 def rows_of(folder):
@@ -263,10 +258,10 @@ def test_wide_tables_cut_no_number(cells):
 @pytest.mark.long
 def test_a_killed_sweep_goes_on_where_it_was(stand_in, tmp_path, capsys):
     out = tmp_path / "s"
-    process = start_sweep(*GRID, "--out", out, seconds="0.5")
+    process = start_sweep(tmp_path / "said", *GRID, "--out", out, seconds="0.5")
     wait_for((out / "trials/0001/checkpoints/last.ckpt").is_file)
     process.kill()
-    process.wait()
+    process.join()
     # Its training is an orphan now, and is killed in one half of the cases: both go on.
     orphan = int((out / "trials/0001.pid").read_text())
     os.kill(orphan, signal.SIGKILL)
@@ -283,11 +278,12 @@ def test_a_killed_sweep_goes_on_where_it_was(stand_in, tmp_path, capsys):
 @pytest.mark.long
 def test_ctrl_c_stops_in_order(stand_in, tmp_path):
     out = tmp_path / "s"
-    process = start_sweep(*GRID, "--out", out, seconds="0.5")
+    process = start_sweep(tmp_path / "said", *GRID, "--out", out, seconds="0.5")
     wait_for((out / "trials/0000/checkpoints/last.ckpt").is_file)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 130 and "Stopped" in said and "Traceback" not in said
+    os.kill(process.pid, signal.SIGINT)
+    process.join(300)
+    said = (tmp_path / "said").read_text()
+    assert process.exitcode == 130 and "Stopped" in said and "Traceback" not in said
     assert rows_of(out)[0]["state"] == "running"
     main(["--resume", str(out)])
     assert len(values_of(out)) == 4
@@ -297,13 +293,16 @@ def test_ctrl_c_stops_in_order(stand_in, tmp_path):
 @pytest.mark.long
 def test_two_workers_share_the_trials(tmp_path):
     out, gate = tmp_path / "s", tmp_path / "gate"
-    first = start_sweep(*GRID, "--seeds", "3", "--out", out, gate=gate)
+    texts = [tmp_path / "first", tmp_path / "second"]
+    first = start_sweep(texts[0], *GRID, "--seeds", "3", "--out", out, gate=gate)
     wait_for((out / "sweep.yaml").is_file)
-    second = start_sweep("--resume", out, gate=gate)
+    second = start_sweep(texts[1], "--resume", out, gate=gate)
     wait_for(lambda: len(list(out.glob("trials/*.pid"))) == 2)
     gate.touch()
-    texts = [worker.communicate(timeout=300)[0] for worker in (first, second)]
-    assert [worker.returncode for worker in (first, second)] == [0, 0], texts
+    for worker in (first, second):
+        worker.join(300)
+    texts = [text.read_text() for text in texts]
+    assert [worker.exitcode for worker in (first, second)] == [0, 0], texts
     # Each trial by one of them, and both had some.
     assert len(values_of(out)) == 12
     assert all("\ntrial " in text for text in texts), texts
@@ -331,10 +330,7 @@ def test_real_trainings_and_the_winner_s_command(tmp_path, capsys, monkeypatch):
     assert int(rows[0]["kept_bytes"]) > 0 and float(rows[0]["macs"]) > 0
     command = shlex.split(json.loads(Path("s/sweep.json").read_text())["best"]["command"])
     assert command[:2] == ["densenet", "train"]
-    done = subprocess.run(
-        [sys.executable, "-m", "densenet_backbones", *command[1:], "--dry-run"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
-    )
-    assert done.returncode == 0 and "Dry run done" in done.stdout, done.stderr
+    done = start_saying(tmp_path / "said", densenet, [*command[1:], "--dry-run"])
+    done.join()
+    said = (tmp_path / "said").read_text()
+    assert done.exitcode == 0 and "Dry run done" in said, said

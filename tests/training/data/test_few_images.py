@@ -3,11 +3,10 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
+from forked_processes import run_on_two
 from locations import PROJECT
 from torch.utils.data import DataLoader
 
@@ -65,13 +64,9 @@ def test_two_processes_and_one_image_equal_one_process(
         words = [str(run / "model.safetensors"), "--data", str(data), "--out", str(out)]
         words += ["--devices", devices, "--accelerator", "cpu", "--workers", "0"]
         if devices == "2":
-            command = [sys.executable, str(PROJECT / "tools/evaluate.py"), *words]
-            command += ["--strategy", "ddp"]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-            done = subprocess.run(
-                command, capture_output=True, text=True, env=environment, timeout=240
-            )
-            assert done.returncode == 0, done.stderr
+            words = [PROJECT / "tools/evaluate.py", *words, "--strategy", "ddp"]
+            said = tmp_path / "said.txt"
+            assert run_on_two(words, said) == [0, 0], said.read_text()
         else:
             evaluate.main(words)
         numbers.append(json.loads((out / "metrics.json").read_text()))

@@ -1,11 +1,10 @@
-"""Classification on two processes, started as a user starts it."""
+"""Classification on two processes, started as a launcher starts it."""
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+from forked_processes import run_on_two
 from locations import PROJECT
 from tiny_classifiers import classification_arguments, write_folders
 
@@ -21,17 +20,14 @@ pytestmark = [
 
 def test_two_processes_evaluate_every_image_once_and_equal_one(tmp_path):
     data, folder = write_folders(tmp_path / "data", count=5), tmp_path / "run"
-    command = [
-        *(sys.executable, str(PROJECT / "tools" / "train_cls.py")),
+    words = [
+        PROJECT / "tools" / "train_cls.py",
         *classification_arguments(data, epochs=1),
         *("--trainer.devices", "2", "--trainer.strategy", "ddp", "--run-dir", str(folder)),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=480
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 images a step, 1 epoch" in done.stdout
+    codes, said = run_on_two(words, tmp_path / "said.txt"), (tmp_path / "said.txt").read_text()
+    assert codes == [0, 0], said
+    assert "8 images a step, 1 epoch" in said
     state = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     assert state["global_step"] == 2  # 15 images, 8 a step
     both = json.loads((folder / "evaluation/metrics.json").read_text())

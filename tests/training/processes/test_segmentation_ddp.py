@@ -1,11 +1,10 @@
-"""Segmentation on two processes, started as a user starts it."""
+"""Segmentation on two processes, started as a launcher starts it."""
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+from forked_processes import run_on_two
 from locations import PROJECT
 from tiny_segmenters import segmentation_arguments
 
@@ -23,19 +22,16 @@ def test_two_processes_evaluate_every_image_once_and_equal_one(
     tiny_segmentation, tiny_masks, tmp_path
 ):
     folder = tmp_path / "run"
-    command = [
-        *(sys.executable, str(PROJECT / "tools" / "train_seg.py")),
+    words = [
+        PROJECT / "tools" / "train_seg.py",
         *segmentation_arguments(tiny_masks, epochs=1),
         *("--trainer.devices", "2", "--trainer.strategy", "ddp", "--batch-size", "3"),
         *("--init-from", str(tiny_segmentation / "model.safetensors"), "--run-dir", str(folder)),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 images a step, 1 epoch" in done.stdout
-    assert done.stdout.count("Best weights") == 1
+    codes, said = run_on_two(words, tmp_path / "said.txt"), (tmp_path / "said.txt").read_text()
+    assert codes == [0, 0], said
+    assert "6 images a step, 1 epoch" in said
+    assert said.count("Best weights") == 1
     state = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     assert state["global_step"] == 2  # 12 images, 6 a step
     both = json.loads((folder / "evaluation/metrics.json").read_text())
