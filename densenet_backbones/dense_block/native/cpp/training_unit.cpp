@@ -214,7 +214,7 @@ void run_back(const TrainedUnit& unit, const UnitOwn& first, int64_t own_floats,
                  });
 }
 
-// A max pool alone, of cells in rows without gaps; `gradient` is of its output, `of_x` what it gives.
+// Goes back through a max pool alone, whose cells lie in rows without gaps.
 template <typename T>
 void pool_back(const TrainedUnit& unit, const Team& team) {
     const T* gradient = static_cast<const T*>(unit.gradient);

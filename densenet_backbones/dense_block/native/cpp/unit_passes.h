@@ -52,8 +52,8 @@ void activate(const Maps<T>& x, const Affine& affine, int64_t channels, int64_t 
 }
 
 // The largest of each window, and its place in the window, for cells [first, last) of the output.
-// Of a channel's vector, `make` gives what turns an input to a value. As in PyTorch, the place is the
-// first of equal ones, and what is not a number is larger than any.
+// Of a vector of channels, `make` gives what turns an input to a value. As in PyTorch, the place is
+// that of the first of equal ones, and what is not a number is larger than any.
 template <typename T, typename Make>
 void max_pool(const Maps<T>& x, int64_t channels, const Window& window, const Maps<T>& out,
               uint8_t* places, int64_t first, int64_t last, const Make& make) {
