@@ -36,7 +36,8 @@ class Optimizer:
 
     Attributes:
         name: Any of timm's optimizers: "adamw", "momentum" (SGD as the papers of SSD and DSOD use
-            it), "sgd" (with Nesterov's momentum), ….
+            it), "sgd" (with Nesterov's momentum), "muon" (Jordan et al. 2024: every kernel's step
+            is made orthogonal; norms and biases take AdamW's), ….
         lr: Learning rate at `base_batch` images a step; scaled in proportion to the real number
             (images a process x processes x accumulated steps).
         base_batch: The batch that `lr` was chosen for; 0 turns the scaling off.
