@@ -136,8 +136,9 @@ def _choose_weights(kind: Kind, weights: Path | None, is_short: bool) -> dict[st
     if is_short and kind == "semantic":
         options["model.args.backbone_kwargs"] = {}
         options["model.args.decoder_channels"] = [256, 128, 64, 32, 16]
-        # The pretrained layers change less the lower they lie.
-        options |= {"model.optimizer.lr": 5e-4, "model.optimizer.layer_decay": 0.9}
+        # Fine-tuned gently, and by AdamW: the lower layers lie, the less they change.
+        options |= {"model.optimizer.name": "adamw", "model.optimizer.lr": 5e-4}
+        options["model.optimizer.layer_decay"] = 0.9
     return options
 
 

@@ -120,6 +120,13 @@ def test_what_is_typed_comes_after_the_recipe(tiny_scenes):
         insert([f"--config={RECIPE}", *typed, "--data.bach_size=3"])
 
 
+def test_masks_are_fine_tuned_by_adamw():
+    scratch, tuned = (choose("semantic", 80, w, False).options for w in (None, Path("/w.pth")))
+    assert "model.optimizer.name" not in scratch  # the config's
+    assert tuned["model.optimizer.name"] == "adamw"
+    assert tuned["model.optimizer.layer_decay"] < 1
+
+
 def test_weights_are_found_in_the_caches(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(
