@@ -206,7 +206,7 @@ def refused(refused_command, tmp_path, monkeypatch):
         (("--model.args", '{"atention": true}'), "did you mean '--model.args.attention'?"),
         (("--config", "dsod300_voc"), "there is no file dsod300_voc"),
         (("--config", "fcdensenet57_camvid"), "did you mean 'fcdensenet56_camvid'?"),
-        (("--data.augmentation", "ssd"), "'full_size', 'none' or list, got ssd"),
+        (("--data.augmentation", "ssd"), "'full_size', 'none' or list ('[a, b]'), got ssd"),
         (("--epochs", "0"), "(--epochs) must be given, at least 1: "),
     ],
 )

@@ -8,6 +8,7 @@ UNET_ARGS = {
     "backbone_kwargs": {"growth_rate": 4, "block_config": [1, 1, 1, 1], "num_init_features": 8},
     "decoder_channels": [8, 8, 8, 8, 8],
     "logits_stride": 1,  # whatever the quick start has
+    "upsampling": "bilinear",  # likewise
 }
 
 

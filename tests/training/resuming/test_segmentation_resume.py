@@ -34,10 +34,12 @@ def train(tiny_masks):
     """Runs `train_seg` without its report: returns (exit code or None, what was trained on)."""
 
     def run(folder, *more, stop=None):
-        # Class weights are a buffer of the loss, dropout a random choice inside the model.
+        # Class weights are a buffer of the loss, dropout a random choice inside the model; the
+        # optimizer is the quick start's.
         weighed = ("--model.loss.class_weights", "median_frequency")
         dropped = ("--model.args.backbone_kwargs.drop_rate", "0.2")
-        options = (*weighed, *dropped, *more, "--run-dir", str(folder))
+        muon = ("--model.optimizer.name", "muon")
+        options = (*weighed, *dropped, *muon, *more, "--run-dir", str(folder))
         arguments = segmentation_arguments(tiny_masks, *options, epochs=EPOCHS)
         return recorded(cli.train_seg, arguments, MaskRecorder(stop))
 
