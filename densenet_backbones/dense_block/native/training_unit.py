@@ -232,9 +232,15 @@ def _describe_maps(x: Tensor, pool: nn.AvgPool2d | nn.MaxPool2d | None) -> _Unit
         channels=channels,
     )
     if pool is not None:
-        sizes = (pool.kernel_size, pool.stride, pool.padding)
-        described.window = _Window(*(s[0] if isinstance(s, tuple) else s for s in sizes))
+        described.window = _Window(*_read_window(pool))
     return described
+
+
+def _read_window(pool: nn.AvgPool2d | nn.MaxPool2d) -> tuple[int, int, int]:
+    """Return side, step and border of a pool's square windows."""
+    sizes = (pool.kernel_size, pool.stride, pool.padding)
+    side, step, border = (s[0] if isinstance(s, tuple) else s for s in sizes)
+    return side, step, border
 
 
 def _measure(x: Tensor, pool: nn.AvgPool2d | nn.MaxPool2d | None) -> tuple[int, int]:
@@ -245,8 +251,7 @@ def _measure(x: Tensor, pool: nn.AvgPool2d | nn.MaxPool2d | None) -> tuple[int, 
     height, width = x.shape[2:]
     if pool is None:
         return height, width
-    sizes = (pool.kernel_size, pool.stride, pool.padding)
-    side, step, border = (s[0] if isinstance(s, tuple) else s for s in sizes)
+    side, step, border = _read_window(pool)
 
     def measure(length: int) -> int:
         rest = length + 2 * border - side
