@@ -19,8 +19,15 @@ constexpr int kStrip = 96;      // cells normed at a time
 constexpr int kTile = 2;        // side of what a tile gives
 constexpr int kSide = 4;        // and of what it reads
 constexpr int kPlaces = kSide * kSide;
-constexpr int kTiles = 14;      // tiles transformed at a time
+// Tiles transformed at a time: groups of as many rows as products keep in registers.
+constexpr int kTiles = kRegisters >= 32 ? rows_for(2) : 3 * rows_for(2);
 constexpr int kManyTiles = 56;  // where what they meet does not stay in a cache
+
+// The size of as few parts as there can be of at most so many, the last of which is not much smaller.
+inline int64_t split_evenly(int64_t count, int64_t most) {
+    const int64_t parts = std::max<int64_t>(1, (count + most - 1) / most);
+    return (count + parts - 1) / parts;
+}
 
 // Maps of all images, a row of values for each cell, or the first channels of wider rows.
 template <typename T>
@@ -233,8 +240,10 @@ void winograd(const Maps<Read>& x, const Conv& conv, int64_t first, int64_t last
     const Tiles<T> tiles;
     // Of one place, also where fewer tiles are left.
     const int64_t v_stride = conv.tiles * kStride, m_stride = conv.tiles * columns;
-    for (int64_t start = first; start < last; start += conv.tiles) {
-        const int count = static_cast<int>(std::min<int64_t>(conv.tiles, last - start));
+    // Of bfloat16, products take whole tiles, of which even parts would leave more unfilled.
+    const int64_t most = kPack<T> == 1 ? split_evenly(last - first, conv.tiles) : conv.tiles;
+    for (int64_t start = first; start < last; start += most) {
+        const int count = static_cast<int>(std::min(most, last - start));
         for (int64_t from = 0; from < conv.channels; from += kDepth * kPack<T>) {
             const int64_t rest = conv.channels - from;
             const int depth = static_cast<int>(std::min<int64_t>(kDepth * kPack<T>, rest));

@@ -17,8 +17,10 @@ struct Layer {
 };
 
 // Rows of tiles whose bottleneck maps, of `bytes` a value, are made, and then read, at a time.
-int64_t strip_of(int64_t width, int64_t columns, int64_t bytes, int threads) {
-    return std::max<int64_t>(1, threads * kNarrowBytes / (kTile * width * columns * bytes));
+int64_t strip_of(int64_t images, int64_t height, int64_t width, int64_t columns, int64_t bytes,
+                 int threads) {
+    const int64_t most = threads * kNarrowBytes / (kTile * width * columns * bytes);
+    return split_evenly(images * ((height + kTile - 1) / kTile), std::max<int64_t>(1, most));
 }
 
 // Rows of bottleneck maps that are needed at once. While one thread reads a strip, with a row above
@@ -41,7 +43,7 @@ void run_layer(const Layer& layer, const Maps<T>& buffer, int64_t read, float ce
     const int64_t columns = layer.panels1 * layer.vectors1 * kLanes;
     const bool narrows = layer.bottleneck > 0;
     const int64_t strip =
-        narrows ? strip_of(width, columns, sizeof(T), team.threads) : images * down;
+        narrows ? strip_of(images, height, width, columns, sizeof(T), team.threads) : images * down;
     const Maps<T> narrowed = {narrow, images,  height,
                               width,  columns, narrow_rows(images, height, strip)};
     const Conv conv = {narrows ? nothing : layer.scale,
@@ -185,7 +187,7 @@ int64_t convolution_floats(int64_t channels, int64_t columns) {
 // Values, of `bytes` each, of memory for bottleneck maps of that many packed columns.
 int64_t narrow_values(int64_t images, int64_t height, int64_t width, int64_t columns, int64_t bytes,
                       int threads) {
-    const int64_t strip = strip_of(width, columns, bytes, threads);
+    const int64_t strip = strip_of(images, height, width, columns, bytes, threads);
     return narrow_rows(images, height, strip) * width * columns;
 }
 

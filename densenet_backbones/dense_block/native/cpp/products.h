@@ -57,34 +57,39 @@ void multiply_tile(int depth, const float* a, const float* b, float* c, int64_t 
                    const Around<T>& around) {
     Vector sum[Rows][Vectors];
     // Start from the bias, from what earlier blocks of channels summed up, or from zero.
-    for (int r = 0; r < Rows; ++r)
-        for (int v = 0; v < Vectors; ++v) {
-            if (around.bias)
-                sum[r][v] = load(around.bias + v * kLanes);
-            else if (around.add)
-                sum[r][v] = load(c + r * c_stride + v * kLanes);
-            else
-                sum[r][v] = Vector{};
-        }
+    if (around.bias || around.add) {
+        const float* from = around.bias ? around.bias : c;
+        const int64_t stride = around.bias ? 0 : c_stride;
+        for (int r = 0; r < Rows; ++r)
+            for (int v = 0; v < Vectors; ++v) sum[r][v] = load(from + r * stride + v * kLanes);
+    } else {
+        for (int r = 0; r < Rows; ++r)
+            for (int v = 0; v < Vectors; ++v) sum[r][v] = Vector{};
+    }
     // The sums of a tile stay in registers: each step loads a row of the panel once for all rows.
     for (int k = 0; k < depth; ++k) {
         Vector column[Vectors];
-        for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * kLanes);
+        for (int v = 0; v < Vectors; ++v) {
+            column[v] = load(b + v * kLanes);
+            keep_in_register(column[v]);
+        }
         for (int r = 0; r < Rows; ++r)
             for (int v = 0; v < Vectors; ++v)
                 sum[r][v] = multiply_add<T>(sum[r][v], a[r * kStride + k], column[v]);
         b += Vectors * kLanes;
     }
     // The last block of channels writes the result, clamped; earlier ones keep their sums.
-    for (int r = 0; r < Rows; ++r)
-        for (int v = 0; v < Vectors; ++v) {
-            const Vector x = sum[r][v];
-            if (around.out)
-                store(around.out + r * around.out_stride + v * kLanes,
-                      around.clamps ? clamp(x, around.ceiling) : x);
-            else
-                store(c + r * c_stride + v * kLanes, x);
-        }
+    if (around.out && around.clamps)
+        for (int r = 0; r < Rows; ++r)
+            for (int v = 0; v < Vectors; ++v) sum[r][v] = clamp(sum[r][v], around.ceiling);
+    if (around.out) {
+        for (int r = 0; r < Rows; ++r)
+            for (int v = 0; v < Vectors; ++v)
+                store(around.out + r * around.out_stride + v * kLanes, sum[r][v]);
+    } else {
+        for (int r = 0; r < Rows; ++r)
+            for (int v = 0; v < Vectors; ++v) store(c + r * c_stride + v * kLanes, sum[r][v]);
+    }
 }
 
 template <typename T>

@@ -18,7 +18,10 @@ void correlate_tile(int depth, const float* a, int64_t a_stride, const float* b,
     Vector sum[Rows][Vectors] = {};
     for (int k = 0; k < depth; ++k) {
         Vector column[Vectors];
-        for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * kLanes);
+        for (int v = 0; v < Vectors; ++v) {
+            column[v] = load(b + v * kLanes);
+            keep_in_register(column[v]);
+        }
         for (int r = 0; r < Rows; ++r)
             for (int v = 0; v < Vectors; ++v) sum[r][v] += splat(a[r]) * column[v];
         a += a_stride;

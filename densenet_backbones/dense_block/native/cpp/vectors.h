@@ -44,6 +44,16 @@ inline void store(float* to, Vector x) { std::memcpy(to, &x, sizeof(x)); }
 // instruction of its own.
 inline Vector splat(float x) { return x - Vector{}; }
 
+// Has a vector that is used several times be loaded once: compilers would rather read it from memory
+// each time, and a core loads no faster than it multiplies.
+inline void keep_in_register([[maybe_unused]] Vector& x) {
+#if defined(__x86_64__)
+    asm("" : "+v"(x));
+#elif defined(__aarch64__)
+    asm("" : "+w"(x));
+#endif
+}
+
 struct Bfloat16 {
     uint16_t bits;
 };
