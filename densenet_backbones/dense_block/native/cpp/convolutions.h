@@ -11,7 +11,7 @@
 
 #include <omp.h>
 
-#include "products.h"
+#include "norms.h"
 
 namespace {
 
@@ -36,49 +36,6 @@ struct Maps {
     int64_t images, height, width, stride;  // values between cells
     int64_t rows;  // that there is memory for: of all images, or of the last ones made
 };
-
-constexpr int kAhead = 16;  // cells from the one that is read to the one that is fetched
-
-template <typename T>
-inline void prefetch(const T* from, int count) {
-    constexpr int kLine = 64 / sizeof(T);
-    for (int i = 0; i < count; i += kLine) __builtin_prefetch(from + i, 0, 2);
-}
-
-// clamp(scale * x + shift) of a cell's channels. What is behind the last ones, up to a vector's
-// end, becomes zero.
-template <typename T, typename Made>
-inline void norm_cell(const T* x, const float* scale, const float* shift, int channels,
-                      float ceiling, Made* out) {
-    int c = 0;
-    for (; c + kLanes <= channels; c += kLanes)
-        store(out + c, clamp(load(x + c) * load(scale + c) + load(shift + c), ceiling));
-    if (const int rest = channels - c) {
-        const Vector weight = load_part(scale + c, rest), added = load_part(shift + c, rest);
-        store(out + c, clamp(load_part(x + c, rest) * weight + added, ceiling));
-    }
-}
-
-// The mean of the normed 2x2 cells from x on, likewise.
-template <typename T>
-inline void norm_four(const T* x, int64_t right, int64_t down, const float* scale,
-                      const float* shift, int channels, float ceiling, T* out) {
-    const T* four[] = {x, x + right, x + down, x + right + down};
-    int c = 0;
-    for (; c + kLanes <= channels; c += kLanes) {
-        Vector sum = {};
-        for (const T* cell : four)
-            sum += clamp(load(cell + c) * load(scale + c) + load(shift + c), ceiling);
-        store(out + c, sum * 0.25f);
-    }
-    if (const int rest = channels - c) {
-        const Vector weight = load_part(scale + c, rest), added = load_part(shift + c, rest);
-        Vector sum = {};
-        for (const T* cell : four)
-            sum += clamp(load_part(cell + c, rest) * weight + added, ceiling);
-        store(out + c, sum * 0.25f);
-    }
-}
 
 // A 1x1 convolution of clamp(scale * x + shift), or with `pools` of its 2x2 means.
 struct Pointwise {
@@ -157,6 +114,12 @@ struct Conv {
     int tiles = kTiles;  // at a time
 };
 
+// Hands a condition to `use` as a constant, so that loops inside are compiled for each.
+template <typename Use>
+void with_constant(bool condition, const Use& use) {
+    condition ? use(std::true_type()) : use(std::false_type());
+}
+
 // Transforms neighbouring tiles of the input, B^T d B, to v[place][tile][channel]. Two columns of a
 // tile are the first two of the next, and are read, normed and transformed downwards once.
 template <typename T, typename Made>
@@ -173,18 +136,19 @@ void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top
             cells[s][r] = inside ? x.data + (place + column) * x.stride + from : nullptr;
         }
     }
-    for (int c = 0; c < depth; c += kLanes) {
-        const int count = std::min(kLanes, depth - c);
-        const Vector scale = conv.scale ? load_part(conv.scale + from + c, count) : Vector{};
-        const Vector shift = conv.scale ? load_part(conv.shift + from + c, count) : Vector{};
+    // Of the channels from c on. Whether they fill a vector, and are normed, is part of the code.
+    const auto transform = [&](int c, auto whole, auto normed) {
+        const int count = whole ? kLanes : depth - c;
+        const Vector scale = normed ? load_some(conv.scale + from + c, count) : Vector{};
+        const Vector shift = normed ? load_some(conv.shift + from + c, count) : Vector{};
         // Reads, norms and transforms a column of four cells downwards; the border stays zero.
         const auto read_column = [&](const T* const* column, Vector* half) {
             Vector d[kSide];
             for (int r = 0; r < kSide; ++r) {
                 d[r] = Vector{};
                 if (!column[r]) continue;
-                d[r] = count == kLanes ? load(column[r] + c) : load_part(column[r] + c, count);
-                if (conv.scale) d[r] = clamp(d[r] * scale + shift, conv.ceiling);
+                d[r] = whole ? load(column[r] + c) : load_part(column[r] + c, count);
+                if (normed) d[r] = clamp(d[r] * scale + shift, conv.ceiling);
             }
             spread(d, half);
         };
@@ -203,7 +167,11 @@ void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top
             }
             for (int s = 0; s < kTile; ++s) std::copy_n(half[s + kTile], kSide, half[s]);
         }
-    }
+    };
+    for (int c = 0; c < depth; c += kLanes)
+        with_constant(depth - c >= kLanes, [&](auto whole) {
+            with_constant(conv.scale != nullptr, [&](auto normed) { transform(c, whole, normed); });
+        });
 }
 
 // Transforms the products of a tile to its 2x2 results, A^T m A, adds the bias, and hands each to

@@ -1,6 +1,7 @@
 // Batch norm taken apart (Ioffe and Szegedy, arXiv:1502.03167, section 3): sums over cells, the
 // statistics and the map that they make, and on the way back the linear function of the input that
-// a batch's statistics take from its gradient.
+// a batch's statistics take from its gradient. Where the statistics are known, a norm and the ReLU
+// behind it are clamp(scale * x + shift) of a cell.
 
 #pragma once
 
@@ -10,6 +11,49 @@
 #include "products.h"
 
 namespace {
+
+constexpr int kAhead = 16;  // cells from the one that is read to the one that is fetched
+
+template <typename T>
+inline void prefetch(const T* from, int count) {
+    constexpr int kLine = 64 / sizeof(T);
+    for (int i = 0; i < count; i += kLine) __builtin_prefetch(from + i, 0, 2);
+}
+
+// clamp(scale * x + shift) of a cell's channels. What is behind the last ones, up to a vector's
+// end, becomes zero.
+template <typename T, typename Made>
+inline void norm_cell(const T* x, const float* scale, const float* shift, int channels,
+                      float ceiling, Made* out) {
+    int c = 0;
+    for (; c + kLanes <= channels; c += kLanes)
+        store(out + c, clamp(load(x + c) * load(scale + c) + load(shift + c), ceiling));
+    if (const int rest = channels - c) {
+        const Vector weight = load_part(scale + c, rest), added = load_part(shift + c, rest);
+        store(out + c, clamp(load_part(x + c, rest) * weight + added, ceiling));
+    }
+}
+
+// The mean of the normed 2x2 cells from x on, likewise.
+template <typename T>
+inline void norm_four(const T* x, int64_t right, int64_t down, const float* scale,
+                      const float* shift, int channels, float ceiling, T* out) {
+    const T* four[] = {x, x + right, x + down, x + right + down};
+    int c = 0;
+    for (; c + kLanes <= channels; c += kLanes) {
+        Vector sum = {};
+        for (const T* cell : four)
+            sum += clamp(load(cell + c) * load(scale + c) + load(shift + c), ceiling);
+        store(out + c, sum * 0.25f);
+    }
+    if (const int rest = channels - c) {
+        const Vector weight = load_part(scale + c, rest), added = load_part(shift + c, rest);
+        Vector sum = {};
+        for (const T* cell : four)
+            sum += clamp(load_part(cell + c, rest) * weight + added, ceiling);
+        store(out + c, sum * 0.25f);
+    }
+}
 
 // A norm. Without constants it goes by the batch's statistics.
 struct Norm {
