@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity
 from densenet_backbones.benchmark.deployed.models import build_model
 from densenet_backbones.benchmark.detector import draw_objects
 from densenet_backbones.benchmark.report import Cell, Column, Table
-from densenet_backbones.dense_block import Memory
+from densenet_backbones.dense_block import Memory, has_shared_buffer, use_compiled_convolutions
 from densenet_backbones.heads.segmentation.losses import SegmentationLoss
 from densenet_backbones.inference.segmenter import SegmentationModel
 from densenet_backbones.layers import set_memory
@@ -26,7 +26,7 @@ __all__ = ["profile_step"]
 # Kinds of operations, by the names that torch's profiler gives them; the first that fits counts.
 _KINDS = {
     "dense blocks in the kernels": r"CompiledBlock",
-    "units in the kernels": r"^_\w*(Unit|MaxPool)|^_Shared",
+    "units in the kernels": r"^_\w*(Unit|MaxPool)|^_Shared|CompiledConv",
     "convolutions": r"conv",
     "norms": r"_norm|var_mean|rsqrt",
     "activations": r"relu|threshold|clamp",
@@ -102,7 +102,8 @@ def _build_step(name: str, batch: int, size: int, bf16: bool) -> Callable[[Memor
 
     def step(memory: Memory) -> None:
         set_memory(model, memory)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        kernels = use_compiled_convolutions(has_shared_buffer(memory))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), kernels:
             loss = compute(model, images)
         torch.autograd.backward(loss)
         optimizer.step()

@@ -36,6 +36,7 @@ from densenet_backbones.dense_block.modes import (
     rank_modes,
     run_block,
 )
+from densenet_backbones.dense_block.native.plain_convolutions import use_compiled_convolutions
 from densenet_backbones.dense_block.plain import run_plain
 
 __all__ = [
@@ -66,5 +67,6 @@ __all__ = [
     "run_folded_compiled",
     "run_lean",
     "run_plain",
+    "use_compiled_convolutions",
     "warn_eagerly",
 ]

@@ -265,11 +265,14 @@ class UnitForm:
         if bias is None and self._is_product(gradient, active):
             return _multiply_backward(gradient, active, kernel, needs[2])
         # The input's gradient is a transposed convolution, which C++ has of 3x3 kernels.
-        of_input = None
+        of_input = of_kernel = None
         if self._can_use_cpp(gradient, kernel) and kernel.shape[2] == 3:
             of_input = convolution.convolve(gradient, kernel, transposed=True)
+            if needs[2] and is_in_rows(active) and convolution.is_weight_gradient_known(kernel):
+                of_kernel = convolution.compute_weight_gradient(gradient, active, kernel)
         # Not in `torch`'s list of functions, but stable: autograd's own formula calls it.
-        gradients = torch.ops.aten.convolution_backward(
+        rest = (of_input is None, needs[2] and of_kernel is None, bias is not None and needs[3])
+        made = torch.ops.aten.convolution_backward(
             self._cast(gradient),
             self._cast(active),
             self._cast(kernel),
@@ -280,10 +283,11 @@ class UnitForm:
             False,
             (0, 0),
             groups,
-            (of_input is None, needs[2], bias is not None and needs[3]),
+            rest,
         )
-        of_kernel, of_bias = (None if g is None else g.to(kernel.dtype) for g in gradients[1:])
-        return gradients[0] if of_input is None else of_input, of_kernel, of_bias
+        own, of_bias = (None if g is None else g.to(kernel.dtype) for g in made[1:])
+        of_input = made[0] if of_input is None else of_input
+        return of_input, own if of_kernel is None else of_kernel, of_bias
 
     def _is_product(self, gradient: Tensor, active: Tensor) -> bool:
         """Return True if the convolution is a product of dense matrices, faster on a CPU."""

@@ -9,9 +9,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_nets import threads_set, tiny
+from torch import nn
+from torch.nn.grad import conv2d_weight
 
+from densenet_backbones.dense_block import use_compiled_convolutions
 from densenet_backbones.dense_block.native import convolution, passes, shared_block
-from densenet_backbones.dense_block.native.convolution import convolve
+from densenet_backbones.dense_block.native.convolution import compute_weight_gradient, convolve
+from densenet_backbones.dense_block.native.library import load_library
 
 
 def rows(images, channels, height, width, wider=0, dtype=torch.float32):
@@ -98,6 +102,10 @@ def test_convolutions_and_gradients_of_their_input(shape, wider, outputs, side, 
             gradient = rows(shape[0], outputs, *shape[2:])
             expected = F.conv_transpose2d(gradient.double(), weight.double(), padding=1)
             close(convolve(gradient, weight, transposed=True), expected)
+            scaled = gradient / gradient[:, 0].numel() ** 0.5  # sums over all cells
+            found = compute_weight_gradient(scaled, x, weight)
+            assert found.stride() == weight.stride()
+            close(found, conv2d_weight(x.double(), weight.shape, scaled.double(), padding=1))
 
 
 @pytest.mark.usefixtures("instructions")
@@ -142,3 +150,63 @@ def test_gradients_of_a_net_trained_with_them(memory, whole, monkeypatch):
         assert ran.count("convolve") >= 3 * layers, "1x1, 3x3, and the latter's input gradient"
     for (name, ours), theirs in zip(net.named_parameters(), exact.parameters(), strict=True):
         assert (ours.grad - theirs.grad).norm() <= 1e-4 * theirs.grad.norm() + 1e-7, name
+
+
+@pytest.fixture
+def chosen(compiled, monkeypatch):
+    """Convolutions in the kernels, whatever the processor's vectors; the calls that ran there."""
+    ran = []
+    monkeypatch.setattr(convolution, "_AVX_LANES", load_library().lanes())
+    inner = convolution.convolve
+    monkeypatch.setattr(convolution, "convolve", lambda *a, **k: ran.append(a) or inner(*a, **k))
+    return ran
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolutions_of_any_module_run_in_the_kernels(bias, chosen):
+    torch.manual_seed(0)
+    # What is behind it in place, as in torchvision's heads, and what is not known to the kernels.
+    net = nn.Sequential(
+        nn.Conv2d(12, 20, 3, padding=1, bias=bias),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(20, 16, 3, padding=1, stride=2, bias=bias),
+        nn.Conv2d(16, 9, 1, bias=bias),
+    ).to(memory_format=torch.channels_last)
+    exact = copy.deepcopy(net).double()
+    x = rows(2, 12, 19, 17).requires_grad_()
+    of_x = x.detach().double().requires_grad_()
+    with use_compiled_convolutions():
+        out = net(x)
+        assert len(chosen) == 1
+        expected = exact(of_x)
+    assert len(chosen) == 1, "not in float64"
+    for made in (out, expected):
+        made.square().mean().backward()
+    assert len(chosen) == 2, "the input's gradient"
+    close(out.detach(), expected.detach())
+    for found, right in zip((x, *net.parameters()), (of_x, *exact.parameters()), strict=True):
+        assert (found.grad - right.grad).norm() <= 1e-5 * right.grad.norm()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_other_convolutions_stay_as_they_are(chosen):
+    conv = nn.Conv2d(16, 16, 3, padding=1).to(memory_format=torch.channels_last)
+    x = rows(1, 16, 32, 32)
+    with use_compiled_convolutions(False):
+        conv(x)
+    with use_compiled_convolutions():
+        with torch.no_grad():
+            conv(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            conv(x)
+        conv(x.contiguous())
+        conv(x[..., :8, :8])
+        nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False)(x)
+        for name, value in (("stride", 2), ("dilation", 2), ("groups", 2), ("padding", 0)):
+            nn.Conv2d(16, 16, 3, **{"padding": 1, name: value})(x)
+        nn.Conv2d(16, 4, 3, padding=1)(x)
+        nn.Conv2d(16, 16, 3, padding="same", padding_mode="reflect")(x)
+        torch.jit.trace(conv, x, check_trace=False)
+        assert not chosen
+        F.conv2d(x, weight=conv.weight, padding=(1, 1))
+    assert len(chosen) == 1

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from densenet_backbones.dense_block.native.library import load_library
 from densenet_backbones.dense_block.native.packing import choose_layout
 
-__all__ = ["convolve", "is_known"]
+__all__ = ["compute_weight_gradient", "convolve", "is_known", "is_weight_gradient_known"]
+
+_AVX_LANES = 8  # floats of a vector
+_MOST_KERNELS = 256 * 256  # of a weight: products of its numbers of channels
 
 
 def is_known(conv: nn.Conv2d) -> bool:
@@ -22,6 +25,43 @@ def is_known(conv: nn.Conv2d) -> bool:
     geometry = (conv.kernel_size, conv.padding)
     plain = conv.stride == conv.dilation == (1, 1) and conv.groups == 1
     return plain and geometry in (((1, 1), (0, 0)), ((3, 3), (1, 1)))
+
+
+def is_weight_gradient_known(weight: Tensor) -> bool:
+    """Return True if the kernels make the gradient of such a weight, and faster than oneDNN.
+
+    With AVX-512 oneDNN has code for maps in rows, and it was not compared; without, it takes 2 to 8
+    times as long as for the convolution itself. Winograd's sums are as large as 16 places of all
+    kernels, and are read for every few tiles.
+
+    Args:
+        weight: (O, C, H, W), of a geometry that `is_known`.
+    """
+    kernels = load_library()
+    small = weight.shape[0] * weight.shape[1] <= _MOST_KERNELS
+    return weight.shape[2] == 3 and small and kernels.lanes() == _AVX_LANES
+
+
+def compute_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Compute the gradient of a 3x3 convolution's weight.
+
+    Args:
+        gradient: Gradient of what it gave, (N, O, H, W), float32, in rows.
+        x: What it read, (N, C, H, W), likewise.
+        weight: (O, C, 3, 3), which the result is laid out like.
+    """
+    images, channels, height, width = x.shape
+    of_weight, outputs = torch.empty_like(weight), len(weight)
+    kernels, threads = load_library(), torch.get_num_threads()
+    own = kernels.convolve_back_floats(channels, outputs)
+    memory = x.new_empty(threads * own)
+    kernels.convolve_back(
+        *(x.data_ptr(), images, height, width, x.stride(3), channels),
+        *(gradient.data_ptr(), gradient.stride(3), outputs),
+        *(of_weight.data_ptr(), (ctypes.c_int64 * 4)(*of_weight.stride())),
+        *(memory.data_ptr(), own, threads),
+    )
+    return of_weight
 
 
 def convolve(
@@ -56,7 +96,9 @@ def convolve(
     columns = panels * vectors * kernels.lanes()
     added = x.new_zeros(columns) if bias is None else F.pad(bias, (0, columns - outputs))
     stride = columns if side == 1 else outputs
-    result = x.new_empty(images, height, width, stride)
+    # Not a view, which what follows may not change in place.
+    size, rows = (images, stride, height, width), torch.channels_last
+    result = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=rows)
     packed = x.new_empty((16 if side == 3 else 1) * columns * channels)
     own = kernels.scratch_floats(columns, columns)
     scratch = x.new_empty(threads * own)
@@ -67,5 +109,4 @@ def convolve(
         *(panels, vectors, result.data_ptr(), stride, packed.data_ptr()),
         *(scratch.data_ptr(), own, threads),
     )
-    maps = result[..., :outputs].permute(0, 3, 1, 2)
-    return maps.contiguous(memory_format=torch.channels_last)
+    return result if stride == outputs else result[:, :outputs].contiguous(memory_format=rows)

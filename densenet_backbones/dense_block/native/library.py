@@ -60,7 +60,8 @@ def load_library() -> ctypes.CDLL:
     layers = ctypes.POINTER(Layer)
     kernels.scratch_floats.restype = kernels.narrow_values.restype = size
     kernels.scratch_floats.argtypes = [size, size]
-    kernels.convolution_floats.restype, kernels.convolution_floats.argtypes = size, [size, size]
+    for function in (kernels.convolution_floats, kernels.convolve_back_floats):
+        function.restype, function.argtypes = size, [size, size]
     kernels.narrow_values.argtypes = [size, size, size, size, size, count]
     kernels.multiply_adds.restype, kernels.multiply_adds.argtypes = real, [size]
     maps = (address, size, size, size, size, size)  # and bytes of a value, N, H, W, C
@@ -81,6 +82,11 @@ def load_library() -> ctypes.CDLL:
             *(address, size, size, size, size, size, address, address),  # maps, scale, shift
             *(address, ctypes.POINTER(size), size, address, size, size, size),  # the kernel
             *(address, size, address, address, size),  # result and its stride, memory
+        ),
+        "convolve_back": (
+            *(address, size, size, size, size, size),  # maps
+            *(address, size, size, address, ctypes.POINTER(size)),  # gradient, the kernel's
+            *(address, size),  # memory
         ),
     }
     kernels.train_block_floats.restype = size

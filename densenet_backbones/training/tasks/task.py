@@ -27,7 +27,7 @@ from densenet_backbones.data.augment.model_input import ModelInput
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import quote
 from densenet_backbones.data.loading import AnyData
-from densenet_backbones.dense_block import Memory
+from densenet_backbones.dense_block import Memory, has_shared_buffer, use_compiled_convolutions
 from densenet_backbones.inference.model_file import ModelSpec
 from densenet_backbones.layers import set_memory
 from densenet_backbones.training.arguments import ShortForm
@@ -269,7 +269,11 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
         )
         torch.manual_seed(int(rank_seed.generate_state(1)[0]))
         try:
-            losses = self.losses(batch)
+            # In the modes with one buffer, the kernels run what they know of the rest as well.
+            with use_compiled_convolutions(
+                self.chosen is not None and has_shared_buffer(self.chosen)
+            ):
+                losses = self.losses(batch)
         except ValueError as error:
             if "more than 1 value per channel" in str(error):
                 raise DataError(

@@ -4,8 +4,7 @@
 
 #include <limits>
 
-#include "convolutions.h"
-#include "weights.h"
+#include "gradients.h"
 
 namespace {
 
@@ -152,6 +151,34 @@ void convolve(float* data, int64_t images, int64_t height, int64_t width, int64_
             pointwise(x, product, out, team.first(cells), team.last(cells), team.scratch);
         else
             winograd(x, conv, out, team.first(tiles), team.last(tiles), team.scratch);
+    }
+}
+
+// Floats of memory that a thread needs for `convolve_back`.
+int64_t convolve_back_floats(int64_t channels, int64_t outputs) {
+    return kPlaces * outputs * wide_columns(channels) + winograd_back_floats<float>(outputs);
+}
+
+// The gradient of a 3x3 kernel with a border of zeros, laid out by its strides, from that of what
+// the convolution gave, in rows of `gradient_stride`; in memory of `own` floats of each thread.
+void convolve_back(float* data, int64_t images, int64_t height, int64_t width, int64_t x_stride,
+                   int64_t channels, float* gradient, int64_t gradient_stride, int64_t outputs,
+                   float* of_weight, const int64_t* strides, float* memory, int64_t own,
+                   int threads) {
+    const Maps<float> x = {data, images, height, width, x_stride, images * height};
+    const Maps<float> back = {gradient, images, height, width, gradient_stride, images * height};
+    const Kernel kernel = {nullptr, strides[0], strides[1], strides[2], strides[3]};
+    Conv conv = {};
+    conv.channels = channels, conv.growth = outputs;
+    const int64_t down = (height + kTile - 1) / kTile, across = (width + kTile - 1) / kTile;
+    const int64_t tiles = images * down * across;
+#pragma omp parallel num_threads(threads)
+    {
+        const Team team = this_thread(memory, own);
+        winograd_back<float>(x, conv, back, team.first(tiles), team.last(tiles), team.scratch,
+                             team.scratch + kPlaces * outputs * wide_columns(channels));
+#pragma omp barrier
+        add_up_winograd(memory, own, outputs, channels, kernel, of_weight, team);
     }
 }
 
