@@ -17,7 +17,7 @@ from densenet_backbones.dense_block.native.packing import choose_layout
 __all__ = ["compute_weight_gradient", "convolve", "is_known", "is_weight_gradient_known"]
 
 _AVX_LANES = 8  # floats of a vector
-_MOST_KERNELS = 256 * 256  # of a weight: products of its numbers of channels
+_MOST_KERNELS = 2**17  # of a weight: products of its numbers of channels
 
 
 def is_known(conv: nn.Conv2d) -> bool:
