@@ -207,6 +207,9 @@ def test_other_convolutions_stay_as_they_are(chosen):
         nn.Conv2d(16, 4, 3, padding=1)(x)
         nn.Conv2d(16, 16, 3, padding="same", padding_mode="reflect")(x)
         torch.jit.trace(conv, x, check_trace=False)
+        for kernel, bias in ((torch.zeros(16, 15, 3, 3), None), (conv.weight, torch.zeros(15))):
+            with pytest.raises(RuntimeError, match="expected"):
+                F.conv2d(x, kernel.requires_grad_(), bias, padding=1)
         assert not chosen
         F.conv2d(x, weight=conv.weight, padding=(1, 1))
     assert len(chosen) == 1

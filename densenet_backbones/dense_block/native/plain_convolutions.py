@@ -85,6 +85,9 @@ def _read_call(
         return None
     if not is_in_rows(input) or input.is_contiguous():
         return None
+    # What does not fit together gets torch's own error.
+    if weight.shape[1] != channels or (bias is not None and bias.shape != weight.shape[:1]):
+        return None
     others = (weight,) if bias is None else (weight, bias)
     if not has_cpp_training(input, *others) or not convolution.is_weight_gradient_known(weight):
         return None
