@@ -642,9 +642,10 @@ def test_statistics_of_the_batch_are_not_folded():
     torch.manual_seed(0)
     model = fcdensenet56(
         num_classes=3, growth_rate=4, num_init_features=8, batch_statistics_in_eval=True
-    ).eval()
+    )
+    model.double().eval()  # two runs in float32 need not be equal to the bit
     with pytest.warns(UserWarning, match="unfolded"):
         deployed = deploy(model)
-    x = image(2, 3, 64, 64).sigmoid()
+    x = image(2, 3, 64, 64).sigmoid().double()
     with torch.no_grad():
-        assert torch.equal(deployed(x), model(x))
+        torch.testing.assert_close(deployed(x), model(x))

@@ -15,7 +15,7 @@ from tests.zoo.add import DATA, MODELS, ZOO, compute_scores, unpack
 
 pytestmark = pytest.mark.usefixtures("empty_figures")
 
-VERSIONS = sorted(folder.name for folder in ZOO.iterdir() if folder.is_dir())
+VERSIONS = sorted(folder.name for folder in ZOO.glob("[0-9]*"))
 COMMANDS = {"det": cli.train_det, "seg": cli.train_seg}
 
 
