@@ -201,6 +201,7 @@ def test_other_convolutions_stay_as_they_are(chosen):
             conv(x)
         conv(x.contiguous())
         conv(x[..., :8, :8])
+        conv(rows(1, 16, 1024, 1))
         nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False)(x)
         for name, value in (("stride", 2), ("dilation", 2), ("groups", 2), ("padding", 0)):
             nn.Conv2d(16, 16, 3, **{"padding": 1, name: value})(x)

@@ -80,7 +80,8 @@ def _read_call(
     if type(input) not in (Tensor, nn.Parameter) or input.dim() != 4:
         return None
     images, channels, height, width = input.shape
-    large = images * height * width >= _FEWEST_CELLS
+    # Of one column, the strides of gradients need not tell how far its cells are apart.
+    large = images * height * width >= _FEWEST_CELLS and width > 1
     if not large or min(channels, len(weight)) < _FEWEST_CHANNELS:
         return None
     if not is_in_rows(input) or input.is_contiguous():
