@@ -73,7 +73,7 @@ def test_a_block_is_what_its_definition_says(
 def test_bottleneck_maps_that_do_not_fit_are_made_in_strips():
     layers = [random_layer(5 + 4 * i, 192, 4) for i in range(3)]
     x = torch.randn(3, 5, 37, 150)
-    assert library.load_library().narrow_values(3, 37, 150, 192, 4, 1) < 3 * 37 * 150 * 192
+    assert library.load_library().narrow_values(3, 37, 150, 192, 4, 4, 1) < 3 * 37 * 150 * 192
     assert (
         difference(run_native_block(x, layers), block_by_definition(x, layers, math.inf)) <= BOUND
     )
@@ -137,7 +137,17 @@ def test_what_is_not_a_number_stays_so_and_reaches_its_neighbours_alone():
     x[0, 3, 5, 5] = math.nan
     wrong = run_native_block(x, layers)[0, 20:].isnan().any(0)
     assert wrong[4:7, 4:7].all()
-    assert not wrong[:4].any() and not wrong[8:].any(), "tiles are of 2x2 cells"
+    assert not wrong[:4].any() and not wrong[8:].any(), "tiles are of at most 4x4 cells"
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize(("side", "bound"), [(10, 1.5), (11, 3.0)])
+def test_rounds_as_a_plain_convolution_or_with_large_tiles_twice_as_much(side, bound):
+    torch.manual_seed(0)
+    weight, x = torch.randn(32, 128, 3, 3) / 24, torch.randn(4, 128, side, side).relu()
+    expected = F.conv2d(x.double(), weight.double(), padding=1)
+    error = (run_convolution(x, weight, torch.zeros(32), None) - expected).norm()
+    assert error <= bound * (F.conv2d(x, weight, padding=1) - expected).norm()
 
 
 @pytest.mark.usefixtures("compiled")

@@ -76,7 +76,7 @@ def test_bottleneck_maps_that_do_not_fit_are_made_in_strips():
     torch.manual_seed(0)
     layers = [whole_layer(5 + 4 * i, 192, 4) for i in range(3)]
     x = whole(3, 5, 57, 150)
-    assert block.load_library().narrow_values(3, 57, 150, 192, 2, 1) < 3 * 57 * 150 * 192
+    assert block.load_library().narrow_values(3, 57, 150, 192, 2, 2, 1) < 3 * 57 * 150 * 192
     with threads_set(1):
         found = run_native_block(x, layers, CEILING)
     assert torch.equal(found.double(), block_by_definition(x, layers, CEILING))

@@ -15,7 +15,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from densenet_backbones.dense_block.interfaces import allocate_channels_last, read_state
 from densenet_backbones.dense_block.native.library import Layer, load_library
-from densenet_backbones.dense_block.native.packing import Packed, pack, transform_winograd
+from densenet_backbones.dense_block.native.packing import (
+    Packed,
+    choose_tile,
+    pack,
+    transform_winograd,
+)
 
 __all__ = ["fill_block", "run_convolution", "run_transition"]
 
@@ -63,12 +68,14 @@ class _Weights:
         self.wide = max(layer.conv.columns if layer.conv else 0 for layer in layers)
 
 
-def _pack_dense_layer(dtype: torch.dtype, scale: Tensor, shift: Tensor, *convs: Tensor) -> _Layer:
+def _pack_dense_layer(
+    dtype: torch.dtype, tile: int, scale: Tensor, shift: Tensor, *convs: Tensor
+) -> _Layer:
     *first, weight, bias = convs
     return _Layer(
         norm=_prepare_norm(scale, shift),
         squeeze=pack(first[0], first[1], dtype) if first else None,
-        conv=pack(transform_winograd(weight), bias, dtype),
+        conv=pack(transform_winograd(weight, tile), bias, dtype),
         bottleneck=len(first[1]) if first else 0,
         new=len(bias),
     )
@@ -81,8 +88,8 @@ def _pack_transition(
     return _Layer(_prepare_norm(scale.flatten(), shift.flatten()), squeeze, None, 0, len(bias))
 
 
-def _pack_convolution(dtype: torch.dtype, weight: Tensor, bias: Tensor) -> _Layer:
-    return _Layer(None, None, pack(transform_winograd(weight), bias, dtype), 0, len(bias))
+def _pack_convolution(dtype: torch.dtype, tile: int, weight: Tensor, bias: Tensor) -> _Layer:
+    return _Layer(None, None, pack(transform_winograd(weight, tile), bias, dtype), 0, len(bias))
 
 
 def _prepare_norm(scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,19 +97,24 @@ def _prepare_norm(scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     return scale.detach().float().contiguous(), shift.detach().float().contiguous()
 
 
-# By the first tensor of a block or transition, with whose end they go.
+# By the first tensor of a block or transition, with whose end they go, then by type and tile.
 _PACKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _get_packed(
-    dtype: torch.dtype, tensors: Sequence[Tensor], make: Callable[[], Sequence[_Layer]]
+    kind: tuple[torch.dtype, int],
+    tensors: Sequence[Tensor],
+    make: Callable[[], Sequence[_Layer]],
 ) -> _Weights:
-    """Return what ``make`` packs for maps of a type; packed anew if ``tensors`` have changed."""
-    state = dtype, read_state(tensors)
-    before, weights = _PACKED.get(tensors[0], (None, None))
+    """Return what ``make`` packs for maps of a kind; packed anew if ``tensors`` have changed."""
+    state = read_state(tensors)
+    before, packed = _PACKED.get(tensors[0], (None, {}))
     if before != state:
-        weights = _Weights(make())
-        _PACKED[tensors[0]] = state, weights
+        packed = {}
+        _PACKED[tensors[0]] = state, packed
+    if kind not in packed:
+        packed[kind] = _Weights(make())
+    weights = packed[kind]
     assert isinstance(weights, _Weights)
     return weights
 
@@ -121,20 +133,21 @@ def fill_block(
         ceiling: Value at which activations cut off, beside 0.
     """
     tensors, dtype = [tensor for layer in layers for tensor in layer], buffer.dtype
-    weights = _get_packed(
-        dtype, tensors, lambda: [_pack_dense_layer(dtype, *layer) for layer in layers]
-    )
     images, total, height, width = buffer.shape
+    tile = choose_tile(height, width, dtype)
+    weights = _get_packed(
+        (dtype, tile), tensors, lambda: [_pack_dense_layer(dtype, tile, *layer) for layer in layers]
+    )
     kernels, threads = load_library(), torch.get_num_threads()
     size, value = (images, height, width), buffer.element_size()
-    needed = [kernels.narrow_values(*size, n, value, threads) for n in weights.narrow]
+    needed = [kernels.narrow_values(*size, n, value, tile, threads) for n in weights.narrow]
     narrow = buffer.new_empty(max(needed, default=0))
-    own = kernels.scratch_floats(max(weights.narrow, default=0), weights.wide)
+    own = kernels.scratch_floats(max(weights.narrow, default=0), weights.wide, tile)
     scratch = buffer.new_empty(threads * own, dtype=torch.float32)
     kernels.dense_block(
         *(buffer.data_ptr(), value, *size, total, channels),
         *(weights.structs, len(layers), ceiling),
-        *(narrow.data_ptr(), scratch.data_ptr(), own, threads),
+        *(narrow.data_ptr(), scratch.data_ptr(), own, threads, tile),
     )
 
 
@@ -150,10 +163,10 @@ def run_transition(x: Tensor, tensors: Sequence[Tensor], ceiling: float, *, pool
     Returns:
         (N, C', H, W), or with a pool (N, C', H // 2, W // 2), channels last.
     """
-    weights = _get_packed(x.dtype, tensors, lambda: [_pack_transition(x.dtype, *tensors)])
+    weights = _get_packed((x.dtype, 0), tensors, lambda: [_pack_transition(x.dtype, *tensors)])
     x, (columns,), step = x.contiguous(memory_format=torch.channels_last), weights.narrow, 1 + pool
     out = x.new_empty(len(x), x.shape[2] // step, x.shape[3] // step, columns)
-    own = load_library().scratch_floats(columns, 0)
+    own = load_library().scratch_floats(columns, 0, 2)
     _run("transition", weights, x, ceiling, out, own, int(pool))
     maps = out[..., : len(tensors[-1])].permute(0, 3, 1, 2)
     return maps.contiguous(memory_format=torch.channels_last)
@@ -171,13 +184,14 @@ def run_convolution(x: Tensor, weight: Tensor, bias: Tensor, ceiling: float | No
     Returns:
         (N, C', H, W), channels last.
     """
+    tile = choose_tile(x.shape[2], x.shape[3], x.dtype)
     weights = _get_packed(
-        x.dtype, (weight, bias), lambda: [_pack_convolution(x.dtype, weight, bias)]
+        (x.dtype, tile), (weight, bias), lambda: [_pack_convolution(x.dtype, tile, weight, bias)]
     )
     x = x.contiguous(memory_format=torch.channels_last)
     out = allocate_channels_last(x, len(bias))
-    own = load_library().convolution_floats(x.shape[1], weights.wide)
-    _run("convolution", weights, x, -1.0 if ceiling is None else ceiling, out, own)
+    own = load_library().convolution_floats(x.shape[1], weights.wide, tile)
+    _run("convolution", weights, x, -1.0 if ceiling is None else ceiling, out, own, tile)
     return out
 
 

@@ -100,7 +100,7 @@ def convolve(
     size, rows = (images, stride, height, width), torch.channels_last
     result = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=rows)
     packed = x.new_empty((16 if side == 3 else 1) * columns * channels)
-    own = kernels.scratch_floats(columns, columns)
+    own = kernels.scratch_floats(columns, columns, 2)
     scratch = x.new_empty(threads * own)
     scale, shift = (0, 0) if norm is None else (norm[0].data_ptr(), norm[1].data_ptr())
     kernels.convolve(

@@ -59,18 +59,19 @@ def load_library() -> ctypes.CDLL:
     address, size, count, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
     layers = ctypes.POINTER(Layer)
     kernels.scratch_floats.restype = kernels.narrow_values.restype = size
-    kernels.scratch_floats.argtypes = [size, size]
-    for function in (kernels.convolution_floats, kernels.convolve_back_floats):
-        function.restype, function.argtypes = size, [size, size]
-    kernels.narrow_values.argtypes = [size, size, size, size, size, count]
+    kernels.scratch_floats.argtypes = [size, size, count]
+    kernels.convolution_floats.restype = kernels.convolve_back_floats.restype = size
+    kernels.convolution_floats.argtypes = [size, size, count]
+    kernels.convolve_back_floats.argtypes = [size, size]
+    kernels.narrow_values.argtypes = [size, size, size, size, size, count, count]
     kernels.multiply_adds.restype, kernels.multiply_adds.argtypes = real, [size]
     maps = (address, size, size, size, size, size)  # and bytes of a value, N, H, W, C
     rest = (real, address, address, size, count)  # ceiling, two addresses, scratch size, threads
     for function in (kernels.dense_block, kernels.transition, kernels.convolution):
         function.restype = None
-    kernels.dense_block.argtypes = (*maps, size, layers, size, *rest)
+    kernels.dense_block.argtypes = (*maps, size, layers, size, *rest, count)
     kernels.transition.argtypes = (*maps, layers, *rest, count)
-    kernels.convolution.argtypes = (*maps, layers, *rest)
+    kernels.convolution.argtypes = (*maps, layers, *rest, count)
     rows = (address, size)  # a map and the floats between its cells
     shape = (size, size, address)  # cells, channels, result
     training = {

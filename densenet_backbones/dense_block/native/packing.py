@@ -8,12 +8,15 @@ from torch import Tensor
 
 from densenet_backbones.dense_block.native.library import load_library
 
-__all__ = ["Packed", "choose_layout", "pack", "transform_winograd"]
+__all__ = ["Packed", "choose_layout", "choose_tile", "pack", "transform_winograd"]
 
-# Lavin and Gray, CVPR 2016, arXiv:1509.09308, section 4.1: F(2x2, 3x3)
-_WINOGRAD = torch.tensor(
-    [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64, device="cpu"
-)
+# Finite interpolation points of Winograd's transforms, by the cells of a tile's side (Lavin and Gray,
+# CVPR 2016, arXiv:1509.09308, section 4): see ``cpp/convolutions.h``. The last point is infinity.
+_POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))}
+
+# Where the larger tile is faster, as measured with AVX2: from 11x11 cells on.
+_FEWEST_TILES = 9
+_GAIN = 0.75
 
 
 class Packed(NamedTuple):
@@ -70,7 +73,24 @@ def choose_layout(columns: int) -> tuple[int, int]:
     return -(-needed // vectors), vectors
 
 
-def transform_winograd(weight: Tensor) -> Tensor:
-    """Transform a 3x3 kernel, (N, K, 3, 3), to places of a 4x4 tile, (16, K, N), in float64."""
-    by_place = torch.einsum("ia,nkab,jb->ijkn", _WINOGRAD, weight.double(), _WINOGRAD)
+def choose_tile(height: int, width: int, dtype: torch.dtype) -> int:
+    """Choose the side of Winograd's tiles for maps of a size: 2 or 4 cells.
+
+    It does not depend on the number of images, so that one has the same result in any batch.
+    """
+    tiles = {side: -(-height // side) * -(-width // side) for side in _POINTS}
+    # The larger tile reads more weights, and loses at the edges of small maps; in bfloat16 its errors
+    # would be seen.
+    pays = tiles[4] >= _FEWEST_TILES and 36 * tiles[4] < _GAIN * 16 * tiles[2]
+    return 4 if pays and dtype == torch.float32 else 2
+
+
+def transform_winograd(weight: Tensor, tile: int) -> Tensor:
+    """Transform 3x3 kernels, (N, K, 3, 3), to places of a tile, ((tile + 2)^2, K, N), in float64."""
+    points = torch.tensor(_POINTS[tile], dtype=torch.float64, device="cpu")
+    apart = (points[:, None] - points).fill_diagonal_(1.0).prod(dim=1)
+    apart[0] = 1.0  # its sign is that of what is read
+    powers = points[:, None] ** torch.arange(3) / apart[:, None]
+    transform = torch.cat([powers, powers.new_tensor([[0.0, 0.0, 1.0]])])
+    by_place = torch.einsum("ia,nkab,jb->ijkn", transform, weight.double(), transform)
     return by_place.flatten(0, 1)

@@ -131,7 +131,7 @@ void convolve_back(const TrainedBlock& block, const TrainedLayer& layer, const S
     const Conv back = {nullptr,        nullptr,         shared.back.second, own.zeros,
                        layer.growth,   inner,           columns.panels,     columns.vectors,
                        kInfinity,      kTilesAtOnce<T>};
-    winograd<T>(gradient, back, team.first(tiles), team.last(tiles), own.scratch, use);
+    winograd<kTile, T>(gradient, back, team.first(tiles), team.last(tiles), own.scratch, use);
     if (!layer.of_kernel2) return;
     const Conv conv = {own.affine.scale, own.affine.shift, nullptr, nullptr, inner,
                        layer.growth,     0,                0,       kInfinity};

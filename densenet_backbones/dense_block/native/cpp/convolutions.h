@@ -1,11 +1,10 @@
 // 1x1 and 3x3 convolutions of maps on a CPU, with norm and ReLU on the way in.
 //
 // Maps lie channels last. A 1x1 convolution is a matrix product of cells, which are normed and
-// activated on the way into a thread's scratch memory. A 3x3 convolution is Winograd's F(2x2, 3x3),
-// which multiplies 2.25 times less often than the definition does, and rounds no worse (Lavin and
-// Gray, CVPR 2016, arXiv:1509.09308, section 4.1). F(4x4, 3x3) would multiply 4 times less often,
-// but its errors in float32 are ten times as large. Norms and transforms are float32 whatever the
-// maps are.
+// activated on the way into a thread's scratch memory. A 3x3 convolution is Winograd's, in tiles of
+// 2x2 cells, F(2x2, 3x3), which multiplies 2.25 times less often than the definition does and rounds
+// no worse, or of 4x4, which multiplies 4 times less often (Lavin and Gray, CVPR 2016,
+// arXiv:1509.09308, section 4). Norms and transforms are float32 whatever the maps are.
 
 #pragma once
 
@@ -16,9 +15,12 @@
 namespace {
 
 constexpr int kStrip = 96;      // cells normed at a time
-constexpr int kTile = 2;        // side of what a tile gives
-constexpr int kSide = 4;        // and of what it reads
+constexpr int kTile = 2;        // side of what a tile gives, where there is no choice
+constexpr int kSide = kTile + 2;  // and of what it reads
 constexpr int kPlaces = kSide * kSide;
+constexpr int kShared = 2;      // columns that neighbouring tiles both read
+// Places of a tile that gives so many cells a side.
+constexpr int places_of(int tile) { return (tile + 2) * (tile + 2); }
 // Tiles transformed at a time: groups of as many rows as products keep in registers.
 constexpr int kTiles = kRegisters >= 32 ? rows_for(2) : 3 * rows_for(2);
 constexpr int kManyTiles = 56;  // where what they meet does not stay in a cache
@@ -89,21 +91,49 @@ void pointwise(const Maps<T>& x, const Pointwise& p, const Maps<T>& out, int64_t
     }
 }
 
-// Winograd's transform of four values that are read, in one dimension: B^T d of Lavin and Gray,
-// with interpolation points 0, 1, -1 and infinity.
-inline void spread(const Vector* d, Vector* out) {
-    out[0] = d[0] - d[2];
-    out[1] = d[1] + d[2];
-    out[2] = d[2] - d[1];
-    out[3] = d[1] - d[3];
-}
+// Winograd's transforms in one dimension, for tiles of `Tile` cells a side: B^T d of what is read, and
+// A^T m of products, `step` apart, with interpolation points 0, 1, -1 and infinity as in Lavin and Gray.
+template <int Tile>
+struct Transform {
+    static void spread(const Vector* d, Vector* out) {
+        out[0] = d[0] - d[2];
+        out[1] = d[1] + d[2];
+        out[2] = d[2] - d[1];
+        out[3] = d[1] - d[3];
+    }
+    static void gather(const Vector* m, int step, Vector* out, int out_step) {
+        const Vector m0 = m[0], m1 = m[step], m2 = m[2 * step], m3 = m[3 * step];
+        out[0] = m0 + m1 + m2;
+        out[out_step] = m1 - m2 - m3;
+    }
+};
 
-// The transform of four products, `step` apart, to two results: their A^T m.
-inline void gather(const Vector* m, int step, Vector* out, int out_step) {
-    const Vector m0 = m[0], m1 = m[step], m2 = m[2 * step], m3 = m[3 * step];
-    out[0] = m0 + m1 + m2;
-    out[out_step] = m1 - m2 - m3;
-}
+// Their points 1, -1, 2 and -2 would make the errors of float32 four times those of a plain sum. With
+// the roots of 1/2 and of 2, and their negatives, they are twice as large.
+template <>
+struct Transform<4> {
+    static constexpr float kLow = 0.70710678f, kHigh = 1.41421356f;
+
+    static void spread(const Vector* d, Vector* out) {
+        const Vector even = d[4] - 2.0f * d[2], odd = d[3] - 2.0f * d[1];
+        const Vector even2 = d[4] - 0.5f * d[2], odd2 = d[3] - 0.5f * d[1];
+        out[0] = d[0] + d[4] - 2.5f * d[2];
+        out[1] = even + kLow * odd;
+        out[2] = even - kLow * odd;
+        out[3] = even2 + kHigh * odd2;
+        out[4] = even2 - kHigh * odd2;
+        out[5] = d[1] + d[5] - 2.5f * d[3];
+    }
+    static void gather(const Vector* m, int step, Vector* out, int out_step) {
+        const Vector m1 = m[step], m2 = m[2 * step], m3 = m[3 * step], m4 = m[4 * step];
+        const Vector sum = m1 + m2, sum2 = m3 + m4;
+        const Vector part = kLow * (m1 - m2), part2 = kHigh * (m3 - m4);
+        out[0] = m[0] + sum + sum2;
+        out[out_step] = part + part2;
+        out[2 * out_step] = 0.5f * sum + 2.0f * sum2;
+        out[3 * out_step] = 0.5f * part + 2.0f * part2 + m[5 * step];
+    }
+};
 
 // A 3x3 convolution with a border of zeros, of clamp(scale * x + shift) where there is a scale.
 struct Conv {
@@ -122,18 +152,22 @@ void with_constant(bool condition, const Use& use) {
 
 // Transforms neighbouring tiles of the input, B^T d B, to v[place][tile][channel]. Two columns of a
 // tile are the first two of the next, and are read, normed and transformed downwards once.
-template <typename T, typename Made>
+template <int Tile, typename T, typename Made>
 void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top, int64_t left,
                   int tiles, int64_t from, int depth, Made* v, int64_t tile_stride,
                   int64_t place_stride) {
-    // Addresses of all cells that the tiles read; none beyond the edge of the image.
-    const T* cells[kTile * kManyTiles + kTile][kSide];
+    constexpr int kSide = Tile + kShared;
+    // Addresses of all cells that the tiles read. Beyond the edge of the image zeros are read, where no
+    // norm would make others of them, which spares a question a load.
+    static constexpr T kBorder[kDepth * kPack<T>] = {};
+    const T* const border = conv.scale ? nullptr : kBorder;
+    const T* cells[Tile * kManyTiles + kShared][kSide];
     for (int r = 0; r < kSide; ++r) {
         const int64_t row = top + r - 1, place = (image * x.height + row) % x.rows * x.width;
-        for (int s = 0; s < kTile * tiles + kTile; ++s) {
+        for (int s = 0; s < Tile * tiles + kShared; ++s) {
             const int64_t column = left + s - 1;
             const bool inside = row >= 0 && row < x.height && column >= 0 && column < x.width;
-            cells[s][r] = inside ? x.data + (place + column) * x.stride + from : nullptr;
+            cells[s][r] = inside ? x.data + (place + column) * x.stride + from : border;
         }
     }
     // Of the channels from c on. Whether they fill a vector, and are normed, is part of the code.
@@ -141,31 +175,31 @@ void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top
         const int count = whole ? kLanes : depth - c;
         const Vector scale = normed ? load_some(conv.scale + from + c, count) : Vector{};
         const Vector shift = normed ? load_some(conv.shift + from + c, count) : Vector{};
-        // Reads, norms and transforms a column of four cells downwards; the border stays zero.
+        // Reads, norms and transforms a column of cells downwards; the border stays zero.
         const auto read_column = [&](const T* const* column, Vector* half) {
             Vector d[kSide];
             for (int r = 0; r < kSide; ++r) {
                 d[r] = Vector{};
-                if (!column[r]) continue;
+                if (normed && !column[r]) continue;
                 d[r] = whole ? load(column[r] + c) : load_part(column[r] + c, count);
                 if (normed) d[r] = clamp(d[r] * scale + shift, conv.ceiling);
             }
-            spread(d, half);
+            Transform<Tile>::spread(d, half);
         };
         Vector half[kSide][kSide];  // by column
-        for (int s = 0; s < kTile; ++s) read_column(cells[s], half[s]);
-        // Then across: two new columns a tile, beside the two that it shares with the last one.
+        for (int s = 0; s < kShared; ++s) read_column(cells[s], half[s]);
+        // Then across: new columns of a tile, beside the two that it shares with the last one.
         for (int i = 0; i < tiles; ++i) {
-            for (int s = kTile; s < kSide; ++s) read_column(cells[kTile * i + s], half[s]);
+            for (int s = kShared; s < kSide; ++s) read_column(cells[Tile * i + s], half[s]);
             Made* to = v + i * tile_stride + c;
             for (int r = 0; r < kSide; ++r) {
-                const Vector d[kSide] = {half[0][r], half[1][r], half[2][r], half[3][r]};
-                Vector out[kSide];
-                spread(d, out);
+                Vector d[kSide], out[kSide];
+                for (int s = 0; s < kSide; ++s) d[s] = half[s][r];
+                Transform<Tile>::spread(d, out);
                 // A tile's stride leaves room behind the last channels.
                 for (int s = 0; s < kSide; ++s) store(to + (r * kSide + s) * place_stride, out[s]);
             }
-            for (int s = 0; s < kTile; ++s) std::copy_n(half[s + kTile], kSide, half[s]);
+            for (int s = 0; s < kShared; ++s) std::copy_n(half[s + Tile], kSide, half[s]);
         }
     };
     for (int c = 0; c < depth; c += kLanes)
@@ -174,34 +208,37 @@ void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top
         });
 }
 
-// Transforms the products of a tile to its 2x2 results, A^T m A, adds the bias, and hands each to
-// `use`, with its cell, the first of its channels, and how many there are of it.
-template <typename Use>
+// Transforms the products of a tile to its results, A^T m A, adds the bias, and hands each to `use`,
+// with its cell, the first of its channels, and how many there are of it.
+template <int Tile, typename Use>
 void transform_out(const float* m, int64_t place_stride, const Conv& conv, int64_t height,
                    int64_t width, int64_t image, int64_t top, int64_t left, const Use& use) {
+    constexpr int kSide = Tile + kShared, kPlaces = kSide * kSide;
     for (int64_t c = 0; c < conv.growth; c += kLanes) {
         const int count = static_cast<int>(std::min<int64_t>(kLanes, conv.growth - c));
-        Vector d[kPlaces], half[kTile * kSide], y[kTile * kTile];
+        Vector d[kPlaces], half[Tile * kSide], y[Tile * Tile];
         for (int i = 0; i < kPlaces; ++i) d[i] = load(m + i * place_stride + c);
-        for (int i = 0; i < kSide; ++i) gather(d + i, kSide, half + i, kSide);
-        for (int i = 0; i < kTile; ++i) gather(half + i * kSide, 1, y + i * kTile, 1);
+        for (int i = 0; i < kSide; ++i) Transform<Tile>::gather(d + i, kSide, half + i, kSide);
+        for (int i = 0; i < Tile; ++i)
+            Transform<Tile>::gather(half + i * kSide, 1, y + i * Tile, 1);
         const Vector bias = load(conv.bias + c);
-        // Tiles at the edge of odd maps have fewer results.
-        const int64_t bottom = std::min<int64_t>(kTile, height - top);
-        const int64_t right = std::min<int64_t>(kTile, width - left);
+        // Tiles at the edge of a map have fewer results.
+        const int64_t bottom = std::min<int64_t>(Tile, height - top);
+        const int64_t right = std::min<int64_t>(Tile, width - left);
         for (int64_t r = 0; r < bottom; ++r)
             for (int64_t s = 0; s < right; ++s)
                 use((image * height + top + r) * width + left + s, c, count,
-                    y[r * kTile + s] + bias);
+                    y[r * Tile + s] + bias);
     }
 }
 
 // Makes tiles [first, last), counted over all images, of a 3x3 convolution, for `use`: see above.
 // Products are of T, maps may be of another type.
-template <typename T, typename Read, typename Use>
+template <int Tile, typename T, typename Read, typename Use>
 void winograd(const Maps<Read>& x, const Conv& conv, int64_t first, int64_t last, float* scratch,
               const Use& use) {
-    const int64_t rows = (x.height + kTile - 1) / kTile, across = (x.width + kTile - 1) / kTile;
+    constexpr int kPlaces = places_of(Tile);
+    const int64_t rows = (x.height + Tile - 1) / Tile, across = (x.width + Tile - 1) / Tile;
     const int64_t columns = conv.panels * conv.vectors * kLanes;
     float* m = scratch + kPlaces * conv.tiles * kStride;
     T* v = reinterpret_cast<T*>(scratch);
@@ -219,8 +256,8 @@ void winograd(const Maps<Read>& x, const Conv& conv, int64_t first, int64_t last
             for (int i = 0, some; i < count; i += some) {
                 const int64_t tile = start + i, column = tile % across;
                 some = static_cast<int>(std::min<int64_t>(count - i, across - column));
-                transform_in(x, conv, tile / across / rows, tile / across % rows * kTile,
-                             column * kTile, some, from, depth, v + i * kStride * kPack<T>,
+                transform_in<Tile>(x, conv, tile / across / rows, tile / across % rows * Tile,
+                             column * Tile, some, from, depth, v + i * kStride * kPack<T>,
                              kStride * kPack<T>, v_stride * kPack<T>);
             }
             // One product of matrices for each place within a tile, summed over channels.
@@ -235,18 +272,18 @@ void winograd(const Maps<Read>& x, const Conv& conv, int64_t first, int64_t last
         // Transform the sums back to maps.
         for (int i = 0; i < count; ++i) {
             const int64_t tile = start + i;
-            transform_out(m + i * columns, m_stride, conv, x.height, x.width,
-                          tile / across / rows, tile / across % rows * kTile,
-                          tile % across * kTile, use);
+            transform_out<Tile>(m + i * columns, m_stride, conv, x.height, x.width,
+                          tile / across / rows, tile / across % rows * Tile,
+                          tile % across * Tile, use);
         }
     }
 }
 
 // Likewise, into maps.
-template <typename T>
+template <int Tile, typename T>
 void winograd(const Maps<T>& x, const Conv& conv, const Maps<T>& out, int64_t first, int64_t last,
               float* scratch) {
-    winograd<T>(x, conv, first, last, scratch,
+    winograd<Tile, T>(x, conv, first, last, scratch,
              [&](int64_t cell, int64_t c, int count, const Vector& value) {
                  store_some(out.data + cell * out.stride + c, value, count);
              });

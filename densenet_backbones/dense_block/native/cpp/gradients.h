@@ -230,7 +230,7 @@ void winograd_back(const Maps<T>& x, const Conv& conv, const Maps<float>& gradie
                 const int64_t tile = start + i, column = tile % across;
                 some = static_cast<int>(
                     std::min<int64_t>({count - i, across - column, kTiles}));
-                transform_in(x, conv, tile / across / rows, tile / across % rows * kTile,
+                transform_in<kTile>(x, conv, tile / across / rows, tile / across % rows * kTile,
                              column * kTile, some, from, depth, v + i * kSome, kSome, v_stride);
             }
             for (int place = 0; place < kPlaces; ++place) {

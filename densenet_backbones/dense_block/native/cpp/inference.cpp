@@ -18,23 +18,23 @@ struct Layer {
 
 // Rows of tiles whose bottleneck maps, of `bytes` a value, are made, and then read, at a time.
 int64_t strip_of(int64_t images, int64_t height, int64_t width, int64_t columns, int64_t bytes,
-                 int threads) {
-    const int64_t most = threads * kNarrowBytes / (kTile * width * columns * bytes);
-    return split_evenly(images * ((height + kTile - 1) / kTile), std::max<int64_t>(1, most));
+                 int tile, int threads) {
+    const int64_t most = threads * kNarrowBytes / (tile * width * columns * bytes);
+    return split_evenly(images * ((height + tile - 1) / tile), std::max<int64_t>(1, most));
 }
 
 // Rows of bottleneck maps that are needed at once. While one thread reads a strip, with a row above
 // and below it, another may be making the next.
-int64_t narrow_rows(int64_t images, int64_t height, int64_t strip) {
-    return std::min(images * height, 2 * strip * kTile + 2);
+int64_t narrow_rows(int64_t images, int64_t height, int64_t strip, int tile) {
+    return std::min(images * height, 2 * strip * tile + 2);
 }
 
 // Runs a layer: reads channels [0, read) of the buffer, and writes its new maps behind them.
-template <typename T>
+template <int Tile, typename T>
 void run_layer(const Layer& layer, const Maps<T>& buffer, int64_t read, float ceiling, T* narrow,
                const Team& team) {
     const int64_t images = buffer.images, height = buffer.height, width = buffer.width;
-    const int64_t down = (height + kTile - 1) / kTile, across = (width + kTile - 1) / kTile;
+    const int64_t down = (height + Tile - 1) / Tile, across = (width + Tile - 1) / Tile;
     Maps<T> out = buffer;
     out.data += read;
     const float* nothing = nullptr;
@@ -43,9 +43,9 @@ void run_layer(const Layer& layer, const Maps<T>& buffer, int64_t read, float ce
     const int64_t columns = layer.panels1 * layer.vectors1 * kLanes;
     const bool narrows = layer.bottleneck > 0;
     const int64_t strip =
-        narrows ? strip_of(images, height, width, columns, sizeof(T), team.threads) : images * down;
+        narrows ? strip_of(images, height, width, columns, sizeof(T), Tile, team.threads) : images * down;
     const Maps<T> narrowed = {narrow, images,  height,
-                              width,  columns, narrow_rows(images, height, strip)};
+                              width,  columns, narrow_rows(images, height, strip, Tile)};
     const Conv conv = {narrows ? nothing : layer.scale,
                        narrows ? nothing : layer.shift,
                        layer.weight2,
@@ -63,7 +63,7 @@ void run_layer(const Layer& layer, const Maps<T>& buffer, int64_t read, float ce
         if (narrows) {
             // The last tile of the strip reads one row below its own, unless the image ends there.
             const int64_t image = (end - 1) / down, row = (end - 1) % down;
-            const int64_t needed = image * height + std::min((row + 1) * kTile + 1, height);
+            const int64_t needed = image * height + std::min((row + 1) * Tile + 1, height);
             const int64_t cells = (needed - made) * width, from = made * width;
             pointwise(buffer, squeeze, narrowed, from + team.first(cells), from + team.last(cells),
                       team.scratch);
@@ -73,13 +73,13 @@ void run_layer(const Layer& layer, const Maps<T>& buffer, int64_t read, float ce
         }
         // Who finishes early starts on the next strip's bottleneck: narrow_rows() leaves room.
         const int64_t tiles = (end - start) * across, from = start * across;
-        winograd(narrows ? narrowed : buffer, conv, out, from + team.first(tiles),
+        winograd<Tile>(narrows ? narrowed : buffer, conv, out, from + team.first(tiles),
                  from + team.last(tiles), team.scratch);
     }
 }
 
 // Runs the layers of a block one after the other, all threads on each.
-template <typename T>
+template <int Tile, typename T>
 void run_block(T* data, int64_t images, int64_t height, int64_t width, int64_t total,
                int64_t channels, const Layer* layers, int64_t count, float ceiling, T* narrow,
                float* scratch, int64_t scratch_size, int threads) {
@@ -89,7 +89,7 @@ void run_block(T* data, int64_t images, int64_t height, int64_t width, int64_t t
         const Team team = this_thread(scratch, scratch_size);
         int64_t read = channels;
         for (const Layer* layer = layers; layer < layers + count; ++layer) {
-            run_layer(*layer, buffer, read, ceiling, narrow, team);
+            run_layer<Tile>(*layer, buffer, read, ceiling, narrow, team);
             read += layer->growth;
             // The next layer reads all maps of this one.
 #pragma omp barrier
@@ -117,25 +117,25 @@ void run_transition(T* data, int64_t images, int64_t height, int64_t width, int6
 }
 
 // Tiles at a time of a convolution of so many channels and packed columns.
-int tiles_of(int64_t channels, int64_t columns) {
-    return kPlaces * channels * columns * 4 > kWeightBytes ? kManyTiles : kTiles;
+int tiles_of(int64_t channels, int64_t columns, int tile) {
+    return places_of(tile) * channels * columns * 4 > kWeightBytes ? kManyTiles : kTiles;
 }
 
 // Runs a 3x3 convolution with a border of zeros; a ceiling that is not negative clamps its results.
-template <typename T>
+template <int Tile, typename T>
 void run_convolution(T* data, int64_t images, int64_t height, int64_t width, int64_t channels,
                      const Layer& layer, float ceiling, T* result, float* scratch,
                      int64_t scratch_size, int threads) {
     const Maps<T> x = {data, images, height, width, channels, images * height};
     const Conv conv = {nullptr,       nullptr,        layer.weight2, layer.bias2, channels,
                        layer.growth, layer.panels2, layer.vectors2, ceiling,
-                       tiles_of(channels, layer.panels2 * layer.vectors2 * kLanes)};
-    const int64_t down = (height + kTile - 1) / kTile, across = (width + kTile - 1) / kTile;
+                       tiles_of(channels, layer.panels2 * layer.vectors2 * kLanes, Tile)};
+    const int64_t down = (height + Tile - 1) / Tile, across = (width + Tile - 1) / Tile;
 #pragma omp parallel num_threads(threads)
     {
         const Team team = this_thread(scratch, scratch_size);
         const int64_t tiles = images * down * across;
-        winograd<T>(x, conv, team.first(tiles), team.last(tiles), team.scratch,
+        winograd<Tile, T>(x, conv, team.first(tiles), team.last(tiles), team.scratch,
                  [&](int64_t cell, int64_t c, int count, const Vector& value) {
                      store_some(result + cell * layer.growth + c,
                                 ceiling < 0 ? value : clamp(value, ceiling), count);
@@ -150,6 +150,14 @@ void with_type(int64_t bytes, const Run& run) {
 #ifdef __AVX512BF16__
     if (bytes == sizeof(Bfloat16)) run(Bfloat16());
 #endif
+}
+
+// Calls `run` with the side of a tile as a constant; of bfloat16 there is one.
+template <typename T, typename Run>
+void with_tile(int tile, const Run& run) {
+    if constexpr (kPack<T> == 1)
+        if (tile == 4) return run(std::integral_constant<int, 4>());
+    run(std::integral_constant<int, kTile>());
 }
 
 }  // namespace
@@ -173,22 +181,23 @@ float multiply_adds(int64_t rounds) {
     return sums[0][0];
 }
 
-// Floats of scratch memory a thread needs for 1x1 and 3x3 convolutions of so many packed columns.
-int64_t scratch_floats(int64_t columns1, int64_t columns2) {
+// Floats of scratch memory a thread needs for 1x1 and 3x3 convolutions of so many packed columns, the
+// latter in tiles of that side.
+int64_t scratch_floats(int64_t columns1, int64_t columns2, int tile) {
     return std::max<int64_t>(kStrip * (kStride + columns1),
-                             kPlaces * kTiles * (kStride + columns2));
+                             places_of(tile) * kTiles * (kStride + columns2));
 }
 
 // Likewise, for `convolution`.
-int64_t convolution_floats(int64_t channels, int64_t columns) {
-    return kPlaces * tiles_of(channels, columns) * (kStride + columns);
+int64_t convolution_floats(int64_t channels, int64_t columns, int tile) {
+    return places_of(tile) * tiles_of(channels, columns, tile) * (kStride + columns);
 }
 
 // Values, of `bytes` each, of memory for bottleneck maps of that many packed columns.
 int64_t narrow_values(int64_t images, int64_t height, int64_t width, int64_t columns, int64_t bytes,
-                      int threads) {
-    const int64_t strip = strip_of(images, height, width, columns, bytes, threads);
-    return narrow_rows(images, height, strip) * width * columns;
+                      int tile, int threads) {
+    const int64_t strip = strip_of(images, height, width, columns, bytes, tile, threads);
+    return narrow_rows(images, height, strip, tile) * width * columns;
 }
 
 // Whether there are kernels for bfloat16, and whether the processor multiplies whole tiles of it.
@@ -202,15 +211,17 @@ int has_bfloat16() {
 int has_bfloat16_tiles() { return has_tiles<Bfloat16>(); }
 
 // Runs a block: `channels` of `total` are there, and every layer adds its own. `bytes` of a value
-// tell float32 from bfloat16. `narrow` has room for the bottleneck maps of each, `scratch` for
+// tell float32 from bfloat16, 3x3 weights are of tiles of `tile` cells a side. `narrow` has room for the bottleneck maps of each, `scratch` for
 // `scratch_size` floats of each thread.
 void dense_block(void* data, int64_t bytes, int64_t images, int64_t height, int64_t width,
                  int64_t total, int64_t channels, const Layer* layers, int64_t count, float ceiling,
-                 void* narrow, float* scratch, int64_t scratch_size, int threads) {
+                 void* narrow, float* scratch, int64_t scratch_size, int threads, int tile) {
     with_type(bytes, [&](auto value) {
         using T = decltype(value);
-        run_block(static_cast<T*>(data), images, height, width, total, channels, layers, count,
-                  ceiling, static_cast<T*>(narrow), scratch, scratch_size, threads);
+        with_tile<T>(tile, [&](auto side) {
+            run_block<side>(static_cast<T*>(data), images, height, width, total, channels, layers,
+                            count, ceiling, static_cast<T*>(narrow), scratch, scratch_size, threads);
+        });
     });
 }
 
@@ -229,11 +240,13 @@ void transition(void* data, int64_t bytes, int64_t images, int64_t height, int64
 // A 3x3 convolution, that of `layer`, of dense maps to dense maps; clamped by a ceiling from 0 on.
 void convolution(void* data, int64_t bytes, int64_t images, int64_t height, int64_t width,
                  int64_t channels, const Layer* layer, float ceiling, void* result, float* scratch,
-                 int64_t scratch_size, int threads) {
+                 int64_t scratch_size, int threads, int tile) {
     with_type(bytes, [&](auto value) {
         using T = decltype(value);
-        run_convolution(static_cast<T*>(data), images, height, width, channels, *layer, ceiling,
-                        static_cast<T*>(result), scratch, scratch_size, threads);
+        with_tile<T>(tile, [&](auto side) {
+            run_convolution<side>(static_cast<T*>(data), images, height, width, channels, *layer,
+                                  ceiling, static_cast<T*>(result), scratch, scratch_size, threads);
+        });
     });
 }
 }

@@ -150,7 +150,7 @@ void convolve(float* data, int64_t images, int64_t height, int64_t width, int64_
         if (side == 1)
             pointwise(x, product, out, team.first(cells), team.last(cells), team.scratch);
         else
-            winograd(x, conv, out, team.first(tiles), team.last(tiles), team.scratch);
+            winograd<kTile>(x, conv, out, team.first(tiles), team.last(tiles), team.scratch);
     }
 }
 

@@ -68,7 +68,7 @@ void run_forward(const TrainedBlock& block, const TrainedLayer* layers, const Ow
                            kInfinity,
                            kTilesAtOnce<T>};
         own.sums.clear(columns.count);
-        winograd<T>(read, conv, team.first(tiles), team.last(tiles), own.scratch,
+        winograd<kTile, T>(read, conv, team.first(tiles), team.last(tiles), own.scratch,
                     [&](int64_t cell, int64_t c, int some, const Vector& value) {
                         T* to = block.data<T>() + cell * block.total + channels + c;
                         const Vector left = as_kept<T>(
