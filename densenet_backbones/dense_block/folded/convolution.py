@@ -33,7 +33,7 @@ _MOST_LAYOUTS = 6
 # Winograd's kernel multiplies fewer times, but transforms what it reads, and reads more weights: it
 # pays from so many tiles of 2x2 cells, and channels, on.
 _FEWEST_TILES = 4
-_FEWEST_CHANNELS = 32
+_FEWEST_CHANNELS = 16
 
 
 class LayoutCache:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densenet_backbones.dense_block.native.library import load_library
-from densenet_backbones.dense_block.native.packing import choose_layout
+from densenet_backbones.dense_block.native.packing import choose_layout, choose_tile
 
 __all__ = ["compute_weight_gradient", "convolve", "is_known", "is_weight_gradient_known"]
 
@@ -53,13 +53,14 @@ def compute_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tens
     images, channels, height, width = x.shape
     of_weight, outputs = torch.empty_like(weight), len(weight)
     kernels, threads = load_library(), torch.get_num_threads()
-    own = kernels.convolve_back_floats(channels, outputs)
+    tile = choose_tile(height, width, x.dtype)
+    own = kernels.convolve_back_floats(channels, outputs, tile)
     memory = x.new_empty(threads * own)
     kernels.convolve_back(
         *(x.data_ptr(), images, height, width, x.stride(3), channels),
         *(gradient.data_ptr(), gradient.stride(3), outputs),
         *(of_weight.data_ptr(), (ctypes.c_int64 * 4)(*of_weight.stride())),
-        *(memory.data_ptr(), own, threads),
+        *(tile, memory.data_ptr(), own, threads),
     )
     return of_weight
 
@@ -86,7 +87,8 @@ def convolve(
     """
     images, channels, height, width = x.shape
     *strides, start = *weight.stride(), weight.data_ptr()
-    outputs, side = len(weight), weight.shape[2]
+    outputs = len(weight)
+    tile = choose_tile(height, width, x.dtype) if weight.shape[2] == 3 else 0
     if transposed:  # the kernel flipped, its two kinds of channels exchanged
         out, into, down, right = strides
         start += 2 * (down + right) * weight.element_size()
@@ -95,17 +97,17 @@ def convolve(
     kernels, threads = load_library(), torch.get_num_threads()
     columns = panels * vectors * kernels.lanes()
     added = x.new_zeros(columns) if bias is None else F.pad(bias, (0, columns - outputs))
-    stride = columns if side == 1 else outputs
+    stride = outputs if tile else columns
     # Not a view, which what follows may not change in place.
     size, rows = (images, stride, height, width), torch.channels_last
     result = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=rows)
-    packed = x.new_empty((16 if side == 3 else 1) * columns * channels)
-    own = kernels.scratch_floats(columns, columns, 2)
+    packed = x.new_empty(((tile + 2) ** 2 if tile else 1) * columns * channels)
+    own = kernels.scratch_floats(columns, columns, tile)
     scratch = x.new_empty(threads * own)
     scale, shift = (0, 0) if norm is None else (norm[0].data_ptr(), norm[1].data_ptr())
     kernels.convolve(
         *(x.data_ptr(), images, height, width, x.stride(3), channels, scale, shift),
-        *(start, (ctypes.c_int64 * 4)(*strides), side, added.data_ptr(), outputs),
+        *(start, (ctypes.c_int64 * 4)(*strides), tile, added.data_ptr(), outputs),
         *(panels, vectors, result.data_ptr(), stride, packed.data_ptr()),
         *(scratch.data_ptr(), own, threads),
     )

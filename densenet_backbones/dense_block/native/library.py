@@ -58,11 +58,10 @@ def load_library() -> ctypes.CDLL:
         raise CompilationError(f"{error}") from error
     address, size, count, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
     layers = ctypes.POINTER(Layer)
-    kernels.scratch_floats.restype = kernels.narrow_values.restype = size
-    kernels.scratch_floats.argtypes = [size, size, count]
-    kernels.convolution_floats.restype = kernels.convolve_back_floats.restype = size
-    kernels.convolution_floats.argtypes = [size, size, count]
-    kernels.convolve_back_floats.argtypes = [size, size]
+    for name in ("scratch_floats", "convolution_floats", "convolve_back_floats"):
+        function = getattr(kernels, name)
+        function.restype, function.argtypes = size, [size, size, count]
+    kernels.narrow_values.restype = size
     kernels.narrow_values.argtypes = [size, size, size, size, size, count, count]
     kernels.multiply_adds.restype, kernels.multiply_adds.argtypes = real, [size]
     maps = (address, size, size, size, size, size)  # and bytes of a value, N, H, W, C
@@ -81,13 +80,13 @@ def load_library() -> ctypes.CDLL:
         "add_scaled": (size, *rows, address, address, size, size),
         "convolve": (
             *(address, size, size, size, size, size, address, address),  # maps, scale, shift
-            *(address, ctypes.POINTER(size), size, address, size, size, size),  # the kernel
+            *(address, ctypes.POINTER(size), count, address, size, size, size),  # the kernel
             *(address, size, address, address, size),  # result and its stride, memory
         ),
         "convolve_back": (
             *(address, size, size, size, size, size),  # maps
             *(address, size, size, address, ctypes.POINTER(size)),  # gradient, the kernel's
-            *(address, size),  # memory
+            *(count, address, size),  # tile, memory
         ),
     }
     kernels.train_block_floats.restype = size

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from densenet_backbones.dense_block.native.library import load_library
+from densenet_backbones.dense_block.native.packing import choose_tile
 from densenet_backbones.dense_block.native.trained_norms import (
     Kernel,
     Norm,
@@ -108,6 +109,7 @@ class _Block(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("moments", "x")),
         ("x_stride", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("gradient", "of_x")),
+        ("tile", ctypes.c_int64),
     ]
 
 
@@ -196,6 +198,7 @@ def _describe(
         channels=channels,
         layers=len(layers),
         moments=result.moments.data_ptr(),
+        tile=choose_tile(height, width, result.out.dtype),
     )
     described = (_Layer * len(layers))()
     moments, narrow = result.narrow_moments.data_ptr(), get_address(result.narrow)

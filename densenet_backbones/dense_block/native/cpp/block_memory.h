@@ -32,10 +32,13 @@ struct TrainedBlock {
     int64_t x_stride;
     void* gradient;        // going back, of the buffer
     void* of_x;            // and of the input, where asked for
+    int64_t tile;          // side of the tiles of 3x3 convolutions
 
     int64_t cells() const { return images * height * width; }
-    int64_t across() const { return (width + kTile - 1) / kTile; }
-    int64_t tiles() const { return images * ((height + kTile - 1) / kTile) * across(); }
+    int64_t tiles() const {
+        const int side = static_cast<int>(tile);
+        return images * tiles_along(height, side) * tiles_along(width, side);
+    }
     Moments of(int64_t channel) const { return {moments + channel, moments + total + channel}; }
     template <typename T>
     T* data() const {
@@ -100,6 +103,7 @@ struct Sizes {
     template <typename T>
     Sizes(const TrainedBlock& block, const TrainedLayer* layers, T) {
         int64_t channels = block.channels;
+        const int64_t places = places_of(static_cast<int>(block.tile));
         const auto raise = [](int64_t& most, int64_t value) { most = std::max(most, value); };
         for (const TrainedLayer* layer = layers; layer < layers + block.layers; ++layer) {
             const int64_t narrow = whole_vectors(layer->bottleneck);
@@ -111,14 +115,14 @@ struct Sizes {
             raise(bottleneck, narrow);
             raise(this->growth, growth);
             raise(weight1, channels * narrow);
-            raise(weight2, kPlaces * inner * growth);
+            raise(weight2, places * inner * growth);
             raise(back1, layer->bottleneck * wide_columns(channels));
-            raise(back2, kPlaces * layer->growth * inner_wide);
+            raise(back2, places * layer->growth * inner_wide);
             raise(of_weight1, layer->bottleneck * wide_columns(channels));
-            raise(of_weight2, kPlaces * layer->growth * wide_columns(inner));
-            raise(back_scratch, winograd_back_floats<T>(layer->growth));
+            raise(of_weight2, places * layer->growth * wide_columns(inner));
+            raise(back_scratch, winograd_back_floats<T>(layer->growth, block.tile));
             raise(scratch, kStrip * (kStride + narrow));
-            raise(scratch, kPlaces * kTilesAtOnce<T> * (kStride + std::max(inner_wide, growth)));
+            raise(scratch, places * kTilesAtOnce<T> * (kStride + std::max(inner_wide, growth)));
             channels += layer->growth;
         }
         read = std::max(read, whole_vectors(block.total));

@@ -10,10 +10,11 @@
 namespace {
 
 template <typename T>
-void pack_kernel(const Kernel& kernel, int64_t side, int64_t outputs, int64_t channels,
+void pack_kernel(const Kernel& kernel, int64_t tile, int64_t outputs, int64_t channels,
                  float* packed, const Team& team) {
     const Columns columns(outputs);
-    pack<T>(kernel, side, outputs, channels, columns.count, columns.vectors * kLanes, packed, team);
+    pack<T>(kernel, static_cast<int>(tile), outputs, channels, columns.count,
+            columns.vectors * kLanes, packed, team);
 }
 
 // The 1x1 convolution of a thread's cells, strip by strip, with sums of what it makes.
@@ -125,18 +126,21 @@ void convolve_back(const TrainedBlock& block, const TrainedLayer& layer, const S
                    const Maps<T>& maps, int64_t inner, const Own& own, const Team& team,
                    const Use& use) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
-    const int64_t tiles = block.tiles();
     const Maps<float> gradient = block.maps(shared.gradient, whole_vectors(layer.growth));
     const Columns columns(inner);
     const Conv back = {nullptr,        nullptr,         shared.back.second, own.zeros,
                        layer.growth,   inner,           columns.panels,     columns.vectors,
                        kInfinity,      kTilesAtOnce<T>};
-    winograd<kTile, T>(gradient, back, team.first(tiles), team.last(tiles), own.scratch, use);
+    const int64_t first = team.first(block.tiles()), last = team.last(block.tiles());
+    with_tile<T>(block.tile, [&](auto side) {
+        winograd<side, T>(gradient, back, first, last, own.scratch, use);
+    });
     if (!layer.of_kernel2) return;
     const Conv conv = {own.affine.scale, own.affine.shift, nullptr, nullptr, inner,
                        layer.growth,     0,                0,       kInfinity};
-    winograd_back<T>(maps, conv, gradient, team.first(tiles), team.last(tiles), own.of_weight2,
-                  own.scratch);
+    with_tile<T>(block.tile, [&](auto side) {
+        winograd_back<side, T>(maps, conv, gradient, first, last, own.of_weight2, own.scratch);
+    });
 }
 
 // Back through the 3x3 of a layer without bottleneck, into the gradients of all maps that it reads.

@@ -11,16 +11,11 @@
 #include <omp.h>
 
 #include "norms.h"
+#include "winograd.h"
 
 namespace {
 
 constexpr int kStrip = 96;      // cells normed at a time
-constexpr int kTile = 2;        // side of what a tile gives, where there is no choice
-constexpr int kSide = kTile + 2;  // and of what it reads
-constexpr int kPlaces = kSide * kSide;
-constexpr int kShared = 2;      // columns that neighbouring tiles both read
-// Places of a tile that gives so many cells a side.
-constexpr int places_of(int tile) { return (tile + 2) * (tile + 2); }
 // Tiles transformed at a time: groups of as many rows as products keep in registers.
 constexpr int kTiles = kRegisters >= 32 ? rows_for(2) : 3 * rows_for(2);
 constexpr int kManyTiles = 56;  // where what they meet does not stay in a cache
@@ -90,50 +85,6 @@ void pointwise(const Maps<T>& x, const Pointwise& p, const Maps<T>& out, int64_t
         }
     }
 }
-
-// Winograd's transforms in one dimension, for tiles of `Tile` cells a side: B^T d of what is read, and
-// A^T m of products, `step` apart, with interpolation points 0, 1, -1 and infinity as in Lavin and Gray.
-template <int Tile>
-struct Transform {
-    static void spread(const Vector* d, Vector* out) {
-        out[0] = d[0] - d[2];
-        out[1] = d[1] + d[2];
-        out[2] = d[2] - d[1];
-        out[3] = d[1] - d[3];
-    }
-    static void gather(const Vector* m, int step, Vector* out, int out_step) {
-        const Vector m0 = m[0], m1 = m[step], m2 = m[2 * step], m3 = m[3 * step];
-        out[0] = m0 + m1 + m2;
-        out[out_step] = m1 - m2 - m3;
-    }
-};
-
-// Their points 1, -1, 2 and -2 would make the errors of float32 four times those of a plain sum. With
-// the roots of 1/2 and of 2, and their negatives, they are twice as large.
-template <>
-struct Transform<4> {
-    static constexpr float kLow = 0.70710678f, kHigh = 1.41421356f;
-
-    static void spread(const Vector* d, Vector* out) {
-        const Vector even = d[4] - 2.0f * d[2], odd = d[3] - 2.0f * d[1];
-        const Vector even2 = d[4] - 0.5f * d[2], odd2 = d[3] - 0.5f * d[1];
-        out[0] = d[0] + d[4] - 2.5f * d[2];
-        out[1] = even + kLow * odd;
-        out[2] = even - kLow * odd;
-        out[3] = even2 + kHigh * odd2;
-        out[4] = even2 - kHigh * odd2;
-        out[5] = d[1] + d[5] - 2.5f * d[3];
-    }
-    static void gather(const Vector* m, int step, Vector* out, int out_step) {
-        const Vector m1 = m[step], m2 = m[2 * step], m3 = m[3 * step], m4 = m[4 * step];
-        const Vector sum = m1 + m2, sum2 = m3 + m4;
-        const Vector part = kLow * (m1 - m2), part2 = kHigh * (m3 - m4);
-        out[0] = m[0] + sum + sum2;
-        out[out_step] = part + part2;
-        out[2 * out_step] = 0.5f * sum + 2.0f * sum2;
-        out[3 * out_step] = 0.5f * part + 2.0f * part2 + m[5 * step];
-    }
-};
 
 // A 3x3 convolution with a border of zeros, of clamp(scale * x + shift) where there is a scale.
 struct Conv {
@@ -213,7 +164,7 @@ void transform_in(const Maps<T>& x, const Conv& conv, int64_t image, int64_t top
 template <int Tile, typename Use>
 void transform_out(const float* m, int64_t place_stride, const Conv& conv, int64_t height,
                    int64_t width, int64_t image, int64_t top, int64_t left, const Use& use) {
-    constexpr int kSide = Tile + kShared, kPlaces = kSide * kSide;
+    constexpr int kSide = Tile + kShared, kPlaces = places_of(Tile);
     for (int64_t c = 0; c < conv.growth; c += kLanes) {
         const int count = static_cast<int>(std::min<int64_t>(kLanes, conv.growth - c));
         Vector d[kPlaces], half[Tile * kSide], y[Tile * Tile];
@@ -238,7 +189,7 @@ template <int Tile, typename T, typename Read, typename Use>
 void winograd(const Maps<Read>& x, const Conv& conv, int64_t first, int64_t last, float* scratch,
               const Use& use) {
     constexpr int kPlaces = places_of(Tile);
-    const int64_t rows = (x.height + Tile - 1) / Tile, across = (x.width + Tile - 1) / Tile;
+    const int64_t rows = tiles_along(x.height, Tile), across = tiles_along(x.width, Tile);
     const int64_t columns = conv.panels * conv.vectors * kLanes;
     float* m = scratch + kPlaces * conv.tiles * kStride;
     T* v = reinterpret_cast<T*>(scratch);

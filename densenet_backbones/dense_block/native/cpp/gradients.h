@@ -128,29 +128,25 @@ inline void add_up_pointwise(const float* sums, int64_t apart, int64_t outputs, 
         }
 }
 
-// The transform of two values of a tile's gradient to four, in one dimension: A y.
-inline void spread_gradient(const Vector& y0, const Vector& y1, Vector* out, int step) {
-    out[0] = y0;
-    out[step] = y0 + y1;
-    out[2 * step] = y0 - y1;
-    out[3 * step] = -y1;
-}
-
 // Transforms a tile of a gradient with as many channels as `stride` leaves room for.
-inline void transform_gradient(const Maps<float>& gradient, int64_t channels, int64_t image,
-                               int64_t top, int64_t left, float* m, int64_t place_stride) {
+template <int Tile>
+void transform_gradient(const Maps<float>& gradient, int64_t channels, int64_t image,
+                        int64_t top, int64_t left, float* m, int64_t place_stride) {
+    constexpr int kSide = Tile + kShared, kPlaces = places_of(Tile);
     for (int64_t c = 0; c < channels; c += kLanes) {
         const int count = static_cast<int>(std::min<int64_t>(kLanes, channels - c));
-        Vector y[kTile][kTile] = {}, half[kSide][kTile], out[kPlaces];
-        for (int r = 0; r < kTile && top + r < gradient.height; ++r)
-            for (int s = 0; s < kTile && left + s < gradient.width; ++s) {
+        Vector y[Tile * Tile] = {}, half[kSide * Tile], out[kPlaces];
+        for (int r = 0; r < Tile && top + r < gradient.height; ++r)
+            for (int s = 0; s < Tile && left + s < gradient.width; ++s) {
                 const int64_t row = image * gradient.height + top + r;
                 const float* from =
                     gradient.data + (row * gradient.width + left + s) * gradient.stride + c;
-                y[r][s] = count == kLanes ? load(from) : load_part(from, count);
+                y[r * Tile + s] = load_some(from, count);
             }
-        for (int s = 0; s < kTile; ++s) spread_gradient(y[0][s], y[1][s], &half[0][s], kTile);
-        for (int r = 0; r < kSide; ++r) spread_gradient(half[r][0], half[r][1], out + r * kSide, 1);
+        for (int s = 0; s < Tile; ++s)
+            Transform<Tile>::spread_gradient(y + s, Tile, half + s, Tile);
+        for (int r = 0; r < kSide; ++r)
+            Transform<Tile>::spread_gradient(half + r * Tile, 1, out + r * kSide, 1);
         for (int i = 0; i < kPlaces; ++i) store(m + i * place_stride + c, out[i]);
     }
 }
@@ -160,11 +156,11 @@ template <typename T>
 constexpr int kBackTiles = kPack<T> == 1 ? kManyTiles : 64;
 
 template <typename T>
-int64_t winograd_back_floats(int64_t outputs) {
-    const int64_t wide = whole_vectors(outputs);
-    const int64_t floats = kPlaces * (kBackTiles<T> * (kSome + wide) + 2 * kApart);
+int64_t winograd_back_floats(int64_t outputs, int64_t tile) {
+    const int64_t places = places_of(static_cast<int>(tile)), wide = whole_vectors(outputs);
+    const int64_t floats = places * (kBackTiles<T> * (kSome + wide) + 2 * kApart);
     if (kPack<T> == 1) return floats;
-    return floats + kPlaces * (wide + kLanes) * kStride + kBackTiles<T> / kPack<T> * kSome;
+    return floats + places * (wide + kLanes) * kStride + kBackTiles<T> / kPack<T> * kSome;
 }
 
 // Turns the transformed gradients of some tiles to words of two of them, (outputs, kStride).
@@ -201,12 +197,12 @@ void join_tiles(const float* v, int depth, int count, int pairs, float* joined) 
 }
 
 // Sums up, over tiles [first, last), the transformed gradients of a 3x3 convolution's weight:
-// (kPlaces, outputs, wide_columns(channels)). Products are of T.
-template <typename T>
+// (places, outputs, wide_columns(channels)). Products are of T.
+template <int Tile, typename T>
 void winograd_back(const Maps<T>& x, const Conv& conv, const Maps<float>& gradient, int64_t first,
                    int64_t last, float* sums, float* scratch) {
-    constexpr int kMost = kBackTiles<T>;
-    const int64_t rows = (x.height + kTile - 1) / kTile, across = (x.width + kTile - 1) / kTile;
+    constexpr int kMost = kBackTiles<T>, kPlaces = places_of(Tile);
+    const int64_t rows = tiles_along(x.height, Tile), across = tiles_along(x.width, Tile);
     const int64_t outputs = conv.growth, wide = whole_vectors(outputs);
     const int64_t stride = wide_columns(conv.channels);
     const int64_t m_stride = kMost * wide + kApart, v_stride = kMost * kSome + kApart;
@@ -218,9 +214,9 @@ void winograd_back(const Maps<T>& x, const Conv& conv, const Maps<float>& gradie
         const int count = static_cast<int>(std::min<int64_t>(kMost, last - start));
         for (int i = 0; i < count; ++i) {
             const int64_t tile = start + i;
-            transform_gradient(gradient, outputs, tile / across / rows,
-                               tile / across % rows * kTile, tile % across * kTile, m + i * wide,
-                               m_stride);
+            transform_gradient<Tile>(gradient, outputs, tile / across / rows,
+                                     tile / across % rows * Tile, tile % across * Tile,
+                                     m + i * wide, m_stride);
         }
         for (int place = 0; kPack<T> > 1 && place < kPlaces; ++place)
             turn_tiles<T>(m + place * m_stride, wide, count, turned + place * wide * kStride);
@@ -230,8 +226,8 @@ void winograd_back(const Maps<T>& x, const Conv& conv, const Maps<float>& gradie
                 const int64_t tile = start + i, column = tile % across;
                 some = static_cast<int>(
                     std::min<int64_t>({count - i, across - column, kTiles}));
-                transform_in<kTile>(x, conv, tile / across / rows, tile / across % rows * kTile,
-                             column * kTile, some, from, depth, v + i * kSome, kSome, v_stride);
+                transform_in<Tile>(x, conv, tile / across / rows, tile / across % rows * Tile,
+                                   column * Tile, some, from, depth, v + i * kSome, kSome, v_stride);
             }
             for (int place = 0; place < kPlaces; ++place) {
                 const float* of_place = v + place * v_stride;
@@ -254,8 +250,10 @@ void winograd_back(const Maps<T>& x, const Conv& conv, const Maps<float>& gradie
 
 // Adds up all threads' sums, `apart` floats from one another, and transforms this thread's part of
 // the outputs to the gradient of the weight, G^T u G.
-inline void add_up_winograd(const float* sums, int64_t apart, int64_t outputs, int64_t channels,
-                            const Kernel& strides, float* of_weight, const Team& team) {
+template <int Tile>
+void add_up_winograd(const float* sums, int64_t apart, int64_t outputs, int64_t channels,
+                     const Kernel& strides, float* of_weight, const Team& team) {
+    constexpr int kSide = Tile + kShared, kPlaces = places_of(Tile);
     const int64_t stride = wide_columns(channels), place_stride = outputs * stride;
     for (int64_t o = team.first(outputs); o < team.last(outputs); ++o)
         for (int64_t c = 0; c < channels; c += kLanes) {
@@ -264,8 +262,9 @@ inline void add_up_winograd(const float* sums, int64_t apart, int64_t outputs, i
             for (int t = 0; t < team.threads; ++t)
                 for (int i = 0; i < kPlaces; ++i)
                     u[i] += load(sums + apart * t + i * place_stride + o * stride + c);
-            for (int i = 0; i < kSide; ++i) gather_kernel(u + kSide * i, 1, half + 3 * i, 1);
-            for (int i = 0; i < 3; ++i) gather_kernel(half + i, 3, g + i, 3);
+            for (int i = 0; i < kSide; ++i)
+                Transform<Tile>::gather_kernel(u + kSide * i, 1, half + 3 * i, 1);
+            for (int i = 0; i < 3; ++i) Transform<Tile>::gather_kernel(half + i, 3, g + i, 3);
             for (int i = 0; i < 9; ++i) {
                 float* to = of_weight + o * strides.output + c * strides.channel +
                             i / 3 * strides.row + i % 3 * strides.column;

@@ -20,7 +20,7 @@ struct Layer {
 int64_t strip_of(int64_t images, int64_t height, int64_t width, int64_t columns, int64_t bytes,
                  int tile, int threads) {
     const int64_t most = threads * kNarrowBytes / (tile * width * columns * bytes);
-    return split_evenly(images * ((height + tile - 1) / tile), std::max<int64_t>(1, most));
+    return split_evenly(images * tiles_along(height, tile), std::max<int64_t>(1, most));
 }
 
 // Rows of bottleneck maps that are needed at once. While one thread reads a strip, with a row above
@@ -34,7 +34,7 @@ template <int Tile, typename T>
 void run_layer(const Layer& layer, const Maps<T>& buffer, int64_t read, float ceiling, T* narrow,
                const Team& team) {
     const int64_t images = buffer.images, height = buffer.height, width = buffer.width;
-    const int64_t down = (height + Tile - 1) / Tile, across = (width + Tile - 1) / Tile;
+    const int64_t down = tiles_along(height, Tile), across = tiles_along(width, Tile);
     Maps<T> out = buffer;
     out.data += read;
     const float* nothing = nullptr;
@@ -130,7 +130,7 @@ void run_convolution(T* data, int64_t images, int64_t height, int64_t width, int
     const Conv conv = {nullptr,       nullptr,        layer.weight2, layer.bias2, channels,
                        layer.growth, layer.panels2, layer.vectors2, ceiling,
                        tiles_of(channels, layer.panels2 * layer.vectors2 * kLanes, Tile)};
-    const int64_t down = (height + Tile - 1) / Tile, across = (width + Tile - 1) / Tile;
+    const int64_t down = tiles_along(height, Tile), across = tiles_along(width, Tile);
 #pragma omp parallel num_threads(threads)
     {
         const Team team = this_thread(scratch, scratch_size);
@@ -150,14 +150,6 @@ void with_type(int64_t bytes, const Run& run) {
 #ifdef __AVX512BF16__
     if (bytes == sizeof(Bfloat16)) run(Bfloat16());
 #endif
-}
-
-// Calls `run` with the side of a tile as a constant; of bfloat16 there is one.
-template <typename T, typename Run>
-void with_tile(int tile, const Run& run) {
-    if constexpr (kPack<T> == 1)
-        if (tile == 4) return run(std::integral_constant<int, 4>());
-    run(std::integral_constant<int, kTile>());
 }
 
 }  // namespace

@@ -122,12 +122,12 @@ void sum_masked(const T* gradient, const T* active, const T* x, int64_t stride, 
 extern "C" {
 
 // out = the convolution of relu(scale * x + shift), or of x where there is no scale, by a kernel of
-// 1x1, or of 3x3 with a border of zeros. `bias` has `columns` values; `out` has rows of `stride`:
-// of 1x1, as many floats as there are columns. `packed` has room for columns * channels weights, or
-// 16 times as many.
+// 1x1 (a `tile` of 0), or of 3x3 with a border of zeros in tiles of that side. `bias` has `columns` values; `out` has rows of `stride`:
+// of 1x1, as many floats as there are columns. `packed` has room for columns * channels weights, of
+// 3x3 for each place of a tile.
 void convolve(float* data, int64_t images, int64_t height, int64_t width, int64_t x_stride,
               int64_t channels, const float* scale, const float* shift, const float* weight,
-              const int64_t* strides, int64_t side, const float* bias, int64_t outputs,
+              const int64_t* strides, int tile, const float* bias, int64_t outputs,
               int64_t panels, int64_t vectors, float* result, int64_t stride, float* packed,
               float* scratch, int64_t scratch_size, int threads) {
     const Maps<float> x = {data, images, height, width, x_stride, images * height};
@@ -139,47 +139,51 @@ void convolve(float* data, int64_t images, int64_t height, int64_t width, int64_
                                panels, vectors, kInfinity, false, false};
     const Conv conv = {scale, shift, packed, bias, channels, outputs, panels, vectors, kInfinity};
     const int64_t cells = images * height * width;
-    const int64_t down = (height + kTile - 1) / kTile, across = (width + kTile - 1) / kTile;
-    const int64_t tiles = images * down * across;
+    const int64_t tiles = tile ? images * tiles_along(height, tile) * tiles_along(width, tile) : 0;
 #pragma omp parallel num_threads(threads)
     {
         const Team team = this_thread(scratch, scratch_size);
         // Weights change with every step, so they are packed anew, by all threads.
-        pack<float>(kernel, side, outputs, channels, columns, panel, packed, team);
+        pack<float>(kernel, tile, outputs, channels, columns, panel, packed, team);
 #pragma omp barrier
-        if (side == 1)
+        if (tile == 0)
             pointwise(x, product, out, team.first(cells), team.last(cells), team.scratch);
         else
-            winograd<kTile>(x, conv, out, team.first(tiles), team.last(tiles), team.scratch);
+            with_tile<float>(tile, [&](auto side) {
+                winograd<side>(x, conv, out, team.first(tiles), team.last(tiles), team.scratch);
+            });
     }
 }
 
 // Floats of memory that a thread needs for `convolve_back`.
-int64_t convolve_back_floats(int64_t channels, int64_t outputs) {
-    return kPlaces * outputs * wide_columns(channels) + winograd_back_floats<float>(outputs);
+int64_t convolve_back_floats(int64_t channels, int64_t outputs, int tile) {
+    return places_of(tile) * outputs * wide_columns(channels) +
+           winograd_back_floats<float>(outputs, tile);
 }
 
 // The gradient of a 3x3 kernel with a border of zeros, laid out by its strides, from that of what
-// the convolution gave, in rows of `gradient_stride`; in memory of `own` floats of each thread.
+// the convolution gave, in rows of `gradient_stride`; in tiles of that side, and in memory of `own` floats of each thread.
 void convolve_back(float* data, int64_t images, int64_t height, int64_t width, int64_t x_stride,
                    int64_t channels, float* gradient, int64_t gradient_stride, int64_t outputs,
-                   float* of_weight, const int64_t* strides, float* memory, int64_t own,
-                   int threads) {
+                   float* of_weight, const int64_t* strides, int tile, float* memory,
+                   int64_t own, int threads) {
     const Maps<float> x = {data, images, height, width, x_stride, images * height};
     const Maps<float> back = {gradient, images, height, width, gradient_stride, images * height};
     const Kernel kernel = {nullptr, strides[0], strides[1], strides[2], strides[3]};
     Conv conv = {};
     conv.channels = channels, conv.growth = outputs;
-    const int64_t down = (height + kTile - 1) / kTile, across = (width + kTile - 1) / kTile;
-    const int64_t tiles = images * down * across;
+    const int64_t tiles = images * tiles_along(height, tile) * tiles_along(width, tile);
+    with_tile<float>(tile, [&](auto side) {
 #pragma omp parallel num_threads(threads)
-    {
-        const Team team = this_thread(memory, own);
-        winograd_back<float>(x, conv, back, team.first(tiles), team.last(tiles), team.scratch,
-                             team.scratch + kPlaces * outputs * wide_columns(channels));
+        {
+            const Team team = this_thread(memory, own);
+            winograd_back<side, float>(
+                x, conv, back, team.first(tiles), team.last(tiles), team.scratch,
+                team.scratch + places_of(side) * outputs * wide_columns(channels));
 #pragma omp barrier
-        add_up_winograd(memory, own, outputs, channels, kernel, of_weight, team);
-    }
+            add_up_winograd<side>(memory, own, outputs, channels, kernel, of_weight, team);
+        }
+    });
 }
 
 // The passes take maps whose values have so many `bytes`: see with_type().

@@ -18,8 +18,8 @@ void run_forward(const TrainedBlock& block, const TrainedLayer* layers, const Ow
     const auto pack_layer = [&](const TrainedLayer& layer, int64_t read, const Weights& to) {
         const int64_t inner = layer.bottleneck ? layer.bottleneck : read;
         if (layer.bottleneck)
-            pack_kernel<T>(layer.kernel1, 1, layer.bottleneck, read, to.first, team);
-        pack_kernel<T>(layer.kernel2, 3, layer.growth, inner, to.second, team);
+            pack_kernel<T>(layer.kernel1, 0, layer.bottleneck, read, to.first, team);
+        pack_kernel<T>(layer.kernel2, block.tile, layer.growth, inner, to.second, team);
     };
     pack_layer(layers[0], channels, weights[0]);
 #pragma omp barrier
@@ -68,14 +68,16 @@ void run_forward(const TrainedBlock& block, const TrainedLayer* layers, const Ow
                            kInfinity,
                            kTilesAtOnce<T>};
         own.sums.clear(columns.count);
-        winograd<kTile, T>(read, conv, team.first(tiles), team.last(tiles), own.scratch,
-                    [&](int64_t cell, int64_t c, int some, const Vector& value) {
-                        T* to = block.data<T>() + cell * block.total + channels + c;
-                        const Vector left = as_kept<T>(
-                            layer.stays ? value * factors(layer, cell, c, some) : value);
-                        add_to(own.sums, c, left, left);
-                        store_some(to, left, some);
-                    });
+        const auto use = [&](int64_t cell, int64_t c, int some, const Vector& value) {
+            T* to = block.data<T>() + cell * block.total + channels + c;
+            const Vector left =
+                as_kept<T>(layer.stays ? value * factors(layer, cell, c, some) : value);
+            add_to(own.sums, c, left, left);
+            store_some(to, left, some);
+        };
+        with_tile<T>(block.tile, [&](auto side) {
+            winograd<side, T>(read, conv, team.first(tiles), team.last(tiles), own.scratch, use);
+        });
         known = channels;
         channels += layer.growth;
         if (l + 1 < block.layers) pack_layer(layers[l + 1], channels, weights[(l + 1) % 2]);
@@ -95,14 +97,14 @@ void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& 
         const Kernel& k = layer.kernel2;
         const Kernel turned = {k.data + 2 * (k.row + k.column), k.channel, k.output, -k.row,
                                -k.column};
-        pack_kernel<T>(turned, 3, layer.bottleneck ? layer.bottleneck : read, layer.growth,
+        pack_kernel<T>(turned, block.tile, layer.bottleneck ? layer.bottleneck : read, layer.growth,
                     shared.back.second, team);
         if (!layer.bottleneck) return;
         const Kernel& p = layer.kernel1;
-        pack<T>({p.data, p.channel, p.output, 0, 0}, 1, read, layer.bottleneck,
+        pack<T>({p.data, p.channel, p.output, 0, 0}, 0, read, layer.bottleneck,
                 wide_columns(read), kWide * kLanes, shared.back.first, team);
         if (shared.again)
-            pack_kernel<T>(layer.kernel1, 1, layer.bottleneck, read, shared.again, team);
+            pack_kernel<T>(layer.kernel1, 0, layer.bottleneck, read, shared.again, team);
     };
     for (int64_t c = team.first(block.total); c < team.last(block.total); ++c)
         shared.linear.constant[c] = shared.linear.slope[c] = 0.0f;
@@ -111,6 +113,12 @@ void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& 
         const TrainedLayer& layer = layers[l];
         T* narrow = static_cast<T*>(layer.narrow ? layer.narrow : shared.narrow);
         channels -= layer.growth;
+        const auto add_up_kernel = [&](int64_t inner) {
+            with_tile<T>(block.tile, [&](auto side) {
+                add_up_winograd<side>(first.of_weight2, own_floats, layer.growth, inner,
+                                      layer.kernel2, layer.of_kernel2, team);
+            });
+        };
         // The new maps' gradient: later layers, which read them, have all been passed.
         finish_new<T>(block, layer, shared, channels, own, team);
         pack_layer(layer, channels);
@@ -126,8 +134,7 @@ void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& 
             norm_backward(layer.norm1, block.of(0), own.affine, first.sums, apart, team.threads,
                           team.first(channels), team.last(channels), count, shared.linear);
             if (layer.of_kernel2)
-                add_up_winograd(first.of_weight2, own_floats, layer.growth, channels,
-                                layer.kernel2, layer.of_kernel2, team);
+                add_up_kernel(channels);
 #pragma omp barrier
             continue;
         }
@@ -147,8 +154,7 @@ void run_back(const TrainedBlock& block, const TrainedLayer* layers, const Own& 
         norm_backward(norm, batch, own.affine, first.narrow_sums, apart, team.threads, 0,
                       layer.bottleneck, count, own.linear);
         if (layer.of_kernel2)
-            add_up_winograd(first.of_weight2, own_floats, layer.growth, layer.bottleneck,
-                            layer.kernel2, layer.of_kernel2, team);
+            add_up_kernel(layer.bottleneck);
         const Laid<T> laid(shared.product, shared.turned, cells, layer.bottleneck, team);
         finish_narrow(block, layer, shared, narrow, own.affine, own.linear, laid, team);
         // Back through the 1x1, into the gradients of all maps that the layer reads.

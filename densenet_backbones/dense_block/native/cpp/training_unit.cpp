@@ -96,7 +96,7 @@ void run_forward(const TrainedUnit& unit, const UnitOwn& first, int64_t own_floa
     const double count = static_cast<double>(cells);
     const Maps<T> x = unit.read<T>();
     if (unit.convolves())
-        pack<T>(unit.kernel, 1, unit.outputs, channels, columns.count,
+        pack<T>(unit.kernel, 0, unit.outputs, channels, columns.count,
                     columns.vectors * kLanes, shared.weight, team);
     const bool of_batch = !unit.norm.constant_mean;
     if (of_batch) sum_up(x, channels, team.first(cells), team.last(cells), own.sums);
@@ -190,7 +190,7 @@ void run_back(const TrainedUnit& unit, const UnitOwn& first, int64_t own_floats,
     make_affine(unit.norm, unit.batch(), channels, own.affine);
     if (unit.convolves()) {
         const Kernel& k = unit.kernel;
-        pack<T>({k.data, k.channel, k.output, 0, 0}, 1, channels, unit.outputs,
+        pack<T>({k.data, k.channel, k.output, 0, 0}, 0, channels, unit.outputs,
                     wide_columns(channels), kWide * kLanes, shared.weight, team);
         lay_out(unit, laid, team);
     }

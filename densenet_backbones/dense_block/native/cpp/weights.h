@@ -30,24 +30,6 @@ inline Vector load_columns(const Kernel& k, const float* from, int64_t column, i
     return x;
 }
 
-// Winograd's transform of three values of a kernel to four of a tile, in one dimension: G g of
-// Lavin and Gray, arXiv:1509.09308, section 4.1.
-inline void spread_kernel(const Vector* g, int step, Vector* u, int u_step) {
-    const Vector ends = 0.5f * (g[0] + g[2 * step]), middle = 0.5f * g[step];
-    u[0] = g[0];
-    u[u_step] = ends + middle;
-    u[2 * u_step] = ends - middle;
-    u[3 * u_step] = g[2 * step];
-}
-
-// The adjoint: from the gradients of a tile's four values to those of a kernel's three, G^T u.
-inline void gather_kernel(const Vector* u, int u_step, Vector* g, int step) {
-    const Vector sum = 0.5f * (u[u_step] + u[2 * u_step]);
-    g[0] = u[0] + sum;
-    g[step] = 0.5f * (u[u_step] - u[2 * u_step]);
-    g[2 * step] = sum + u[3 * u_step];
-}
-
 // Packs rows of words [first, last) of kLanes columns of a 1x1 kernel; reads channels in a row.
 template <typename T>
 void pack_square(const Kernel& kernel, int64_t first, int64_t last, int64_t channels,
@@ -64,13 +46,39 @@ void pack_square(const Kernel& kernel, int64_t first, int64_t last, int64_t chan
     }
 }
 
-// Packs this thread's part of the rows of words: a 1x1 kernel as it is, a 3x3 one transformed,
-// G g G^T, by place within a tile.
+// Packs a vector of columns of a row of words: of a 1x1 kernel (Tile is 0) as it is, of a 3x3 one
+// transformed, G g G^T, each place within a tile so many floats behind the one before.
+template <int Tile, typename T>
+void pack_row(const Kernel& kernel, int64_t row, int64_t outputs, int64_t channels, int64_t column,
+              float* to, int64_t place_stride) {
+    constexpr int kSide = Tile + kShared, kPlaces = Tile == 0 ? 1 : places_of(Tile);
+    Vector u[kPlaces][kPack<T>] = {};
+    for (int i = 0; i < kPack<T> && row * kPack<T> + i < channels; ++i) {
+        const float* from = kernel.data + (row * kPack<T> + i) * kernel.channel;
+        if constexpr (Tile == 0) {
+            u[0][i] = load_columns(kernel, from, column, outputs);
+        } else {
+            // Down the columns of the kernel, then across.
+            Vector g[9], half[kSide * 3], own[kPlaces];
+            for (int k = 0; k < 9; ++k)
+                g[k] = load_columns(kernel, from + k / 3 * kernel.row + k % 3 * kernel.column,
+                                    column, outputs);
+            for (int k = 0; k < 3; ++k) Transform<Tile>::spread_kernel(g + k, 3, half + k, 3);
+            for (int k = 0; k < kSide; ++k)
+                Transform<Tile>::spread_kernel(half + 3 * k, 1, own + kSide * k, 1);
+            for (int k = 0; k < kPlaces; ++k) u[k][i] = own[k];
+        }
+    }
+    for (int k = 0; k < kPlaces; ++k) store(to + k * place_stride, join<T>(u[k]));
+}
+
+// Packs this thread's part of the rows of words, of a 3x3 kernel by place within a tile, of which
+// `tile` is the side; 0 of a 1x1 kernel.
 template <typename T>
-void pack(const Kernel& kernel, int64_t side, int64_t outputs, int64_t channels, int64_t columns,
+void pack(const Kernel& kernel, int tile, int64_t outputs, int64_t channels, int64_t columns,
           int64_t panel, float* packed, const Team& team) {
     const int64_t rows = words<T>(channels), last = team.last(rows);
-    if (side == 1 && kernel.output != 1) {
+    if (tile == 0 && kernel.output != 1) {
         for (int64_t row = team.first(rows), next; row < last; row = next) {
             next = std::min({last, (row / kDepth + 1) * kDepth, row + kLanes});
             for (int64_t n = 0; n < columns; n += kLanes)
@@ -79,28 +87,11 @@ void pack(const Kernel& kernel, int64_t side, int64_t outputs, int64_t channels,
         }
         return;
     }
+    const auto pack_some = tile == 4 ? pack_row<4, T> : tile == 2 ? pack_row<2, T> : pack_row<0, T>;
     for (int64_t row = team.first(rows); row < last; ++row)
-        for (int64_t n = 0; n < columns; n += kLanes) {
-            float* to = packed + packed_place(row, n, rows, columns, panel);
-            Vector u[kPlaces][kPack<T>] = {};
-            for (int i = 0; i < kPack<T> && row * kPack<T> + i < channels; ++i) {
-                const float* from = kernel.data + (row * kPack<T> + i) * kernel.channel;
-                if (side == 1) {
-                    u[0][i] = load_columns(kernel, from, n, outputs);
-                    continue;
-                }
-                // Down the columns of the kernel, then across.
-                Vector g[9], half[kSide * 3], own[kPlaces];
-                for (int k = 0; k < 9; ++k)
-                    g[k] = load_columns(kernel, from + k / 3 * kernel.row + k % 3 * kernel.column,
-                                        n, outputs);
-                for (int k = 0; k < 3; ++k) spread_kernel(g + k, 3, half + k, 3);
-                for (int k = 0; k < kSide; ++k) spread_kernel(half + 3 * k, 1, own + kSide * k, 1);
-                for (int k = 0; k < kPlaces; ++k) u[k][i] = own[k];
-            }
-            for (int k = 0; k < (side == 1 ? 1 : kPlaces); ++k)
-                store(to + k * rows * columns, join<T>(u[k]));
-        }
+        for (int64_t n = 0; n < columns; n += kLanes)
+            pack_some(kernel, row, outputs, channels, n,
+                      packed + packed_place(row, n, rows, columns, panel), rows * columns);
 }
 
 }  // namespace
