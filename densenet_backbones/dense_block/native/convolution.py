@@ -102,7 +102,11 @@ def convolve(
     size, rows = (images, stride, height, width), torch.channels_last
     result = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=rows)
     packed = x.new_empty(((tile + 2) ** 2 if tile else 1) * columns * channels)
-    own = kernels.scratch_floats(columns, columns, tile)
+    own = (
+        kernels.convolution_floats(channels, columns, tile)
+        if tile
+        else kernels.scratch_floats(columns, 0, tile)
+    )
     scratch = x.new_empty(threads * own)
     scale, shift = (0, 0) if norm is None else (norm[0].data_ptr(), norm[1].data_ptr())
     kernels.convolve(

@@ -19,6 +19,12 @@ constexpr int kStrip = 96;      // cells normed at a time
 // Tiles transformed at a time: groups of as many rows as products keep in registers.
 constexpr int kTiles = kRegisters >= 32 ? rows_for(2) : 3 * rows_for(2);
 constexpr int kManyTiles = 56;  // where what they meet does not stay in a cache
+constexpr int64_t kWeightBytes = 512 * 1024;  // of transformed weights that stay there
+
+// Tiles at a time of a convolution of so many channels and packed columns.
+inline int tiles_of(int64_t channels, int64_t columns, int tile) {
+    return places_of(tile) * channels * columns * 4 > kWeightBytes ? kManyTiles : kTiles;
+}
 
 // The size of as few parts as there can be of at most so many, the last of which is not much smaller.
 inline int64_t split_evenly(int64_t count, int64_t most) {

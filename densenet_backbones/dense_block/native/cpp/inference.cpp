@@ -7,8 +7,6 @@ namespace {
 
 // Bytes of bottleneck maps that a thread makes before it reads them: they stay in its second cache.
 constexpr int64_t kNarrowBytes = 400 * 1024;
-// Bytes of transformed weights that stay there likewise.
-constexpr int64_t kWeightBytes = 512 * 1024;
 
 // A dense layer, or without a second weight a transition; weights are packed (see products.h).
 struct Layer {
@@ -114,11 +112,6 @@ void run_transition(T* data, int64_t images, int64_t height, int64_t width, int6
         const int64_t cells = images * out.height * out.width;
         pointwise(maps, squeeze, out, team.first(cells), team.last(cells), team.scratch);
     }
-}
-
-// Tiles at a time of a convolution of so many channels and packed columns.
-int tiles_of(int64_t channels, int64_t columns, int tile) {
-    return places_of(tile) * channels * columns * 4 > kWeightBytes ? kManyTiles : kTiles;
 }
 
 // Runs a 3x3 convolution with a border of zeros; a ceiling that is not negative clamps its results.

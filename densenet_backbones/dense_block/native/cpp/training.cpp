@@ -137,7 +137,8 @@ void convolve(float* data, int64_t images, int64_t height, int64_t width, int64_
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     const Pointwise product = {scale,  shift,   packed,    bias,  channels,
                                panels, vectors, kInfinity, false, false};
-    const Conv conv = {scale, shift, packed, bias, channels, outputs, panels, vectors, kInfinity};
+    const Conv conv = {scale,  shift,   packed,    bias, channels, outputs,
+                       panels, vectors, kInfinity, tiles_of(channels, columns, tile)};
     const int64_t cells = images * height * width;
     const int64_t tiles = tile ? images * tiles_along(height, tile) * tiles_along(width, tile) : 0;
 #pragma omp parallel num_threads(threads)

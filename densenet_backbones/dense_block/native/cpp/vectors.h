@@ -114,15 +114,6 @@ constexpr int64_t words(int64_t values) {
     return (values + kPack<T> - 1) / kPack<T>;
 }
 
-inline void put(float* to, float x) { *to = x; }
-
-#ifdef __AVX512BF16__
-inline void put(Bfloat16* to, float x) {
-    const __m128bh rounded = _mm_cvtneps_pbh(_mm_set_ss(x));
-    std::memcpy(to, &rounded, sizeof(*to));
-}
-#endif
-
 // Words of what one or two vectors hold, side by side: in weights, of neighbouring channels.
 template <typename T>
 Vector join(const Vector* parts);
