@@ -21,6 +21,7 @@ IouType = Literal["bbox", "segm", "keypoints"]
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 CURVE_IOUS = (0.5, 0.75)
+_FLAT = 0.01  # differences of F1 that say nothing: 160 images move it by more
 
 # name: (array, IoU threshold or None for the mean over all, area range, detections an image);
 # cocoeval.py, `_summarizeDets` and `_summarizeKps`.
@@ -128,22 +129,28 @@ class CocoEvaluation:
     def find_best_score(self) -> tuple[float, float] | None:
         """Return the score from which detections are best, and how good they are then.
 
-        Best is the highest mean over the classes of F1, the harmonic mean of precision and recall
-        at IoU .50; of scores that are equally good the highest, in steps of .01.
+        Good is a high mean over the classes of F1, the harmonic mean of precision and recall at IoU
+        .50. It hardly changes around its highest value, so chance would decide between missing
+        objects and inventing some: of scores whose mean F1 is within .01 of it, in steps of .01,
+        best is the one where mean precision and recall differ least; of equal ones the highest.
 
         Returns:
             Score and mean F1, each in (0, 1]; None where nothing was detected rightly.
         """
         candidates = np.arange(1, 100) / 100
-        totals = np.zeros(len(candidates))
+        totals = np.zeros((3, len(candidates)))  # of F1, precision and recall
         known = np.flatnonzero(~np.isnan(self.precision[0]).any(1))  # classes with objects
         for precision, scores in zip(self.precision[0][known], self.scores[0][known], strict=True):
             f1 = 2 * precision * RECALLS / np.maximum(precision + RECALLS, 1e-12)
             # Scores fall along the curve: how many of its points are reached from each one on.
             reached = np.searchsorted(-scores, -candidates, side="right")
-            totals += np.where(reached > 0, f1[reached - 1], 0)
-        best = len(candidates) - 1 - int(totals[::-1].argmax())
-        return (float(candidates[best]), float(totals[best] / len(known))) if totals.any() else None
+            totals += np.where(reached > 0, np.stack([f1, precision, RECALLS])[:, reached - 1], 0)
+        f1, precision, recall = totals / max(1, len(known))
+        if not f1.any():
+            return None
+        unbalanced = np.where(f1 >= f1.max() - _FLAT, abs(precision - recall), np.inf)
+        best = len(candidates) - 1 - int(unbalanced[::-1].argmin())
+        return float(candidates[best]), float(f1[best])
 
     def to_dict(self) -> dict[str, object]:
         """Return numbers and classes in plain JSON types; None where not defined."""
