@@ -62,15 +62,17 @@ def plot_pr_curves(evaluation: CocoEvaluation, path: str | Path) -> None:
     save_figure(figure, path)
 
 
-def plot_confidence_curves(evaluation: VocEvaluation, path: str | Path) -> None:
+def plot_confidence_curves(
+    evaluation: VocEvaluation, path: str | Path, score: float | None = None
+) -> None:
     """Plot precision, recall and F1 of the detections from a score on, against that score.
 
-    The mean over the classes is drawn in black, and the score at which its F1 is highest marked:
-    a good threshold for use.
+    The mean over the classes is drawn in black.
 
     Args:
         evaluation: Result of `evaluate_voc`; classes without objects are left out.
         path: The PNG file.
+        score: Score to mark, such as that of `CocoEvaluation.find_best_score`.
     """
     figure, axes = make_figure(1, 3, width=14.5, height=4.4)
     scores = np.linspace(0, 1, 501)
@@ -89,15 +91,13 @@ def plot_confidence_curves(evaluation: VocEvaluation, path: str | Path) -> None:
                 alpha=1.0 if named else 0.25,
                 label=escape_name(result.name) if named else None,
             )
-        # The mean last, above all classes; its best F1 is the score to use.
+        # The mean last, above all classes.
         mean = _plot_mean(axis, scores, panel, "all classes")
         _scale_to_unit(axis, "score", title, title)
-        if title == "F1" and mean is not None:
-            best = int(np.argmax(mean))
-            axis.axvline(scores[best], color=GRAY, linestyle=":", linewidth=1)
-            axis.set_title(
-                f"F1, at best {mean[best]:.2f} from score {scores[best]:.2f} on", loc="left"
-            )
+        if score is not None and mean is not None:
+            axis.axvline(score, color=GRAY, linestyle=":", linewidth=1)
+            at_score = mean[np.argmin(abs(scores - score))]
+            axis.set_title(f"{title}, {at_score:.2f} from score {score:.2f} on", loc="left")
     _put_legend_beside(axes[-1], f"IoU {evaluation.iou_threshold:g}")
     save_figure(figure, path)
 

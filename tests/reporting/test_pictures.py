@@ -240,7 +240,7 @@ def voc_class(name, right, objects):
 
 def test_confidence_curves(tmp_path):
     classes = (voc_class("ant", [1, 1, 0, 1], 4), voc_class("bee", [], 2), voc_class("cat", [0], 0))
-    plot_confidence_curves(VocEvaluation(classes, 0.5, 3), tmp_path / "curves.png")
+    plot_confidence_curves(VocEvaluation(classes, 0.5, 3), tmp_path / "curves.png", 0.45)
     assert has_color(tmp_path / "curves.png", get_class_color(1))
     assert not has_color(tmp_path / "curves.png", get_class_color(3))
     plot_confidence_curves(VocEvaluation(classes[2:], 0.5, 3), tmp_path / "none.png")
