@@ -14,6 +14,7 @@ import pytest
 import torch
 import torchvision
 from long_cases import each_once, first_now
+from tiny_runs import shallow_heads
 from torch import Tensor, nn
 
 from densenet_backbones.heads import DSOD, SSD, retinanet_fpn
@@ -62,6 +63,12 @@ def tiny_options(name: str) -> dict[str, Any]:
 def build(name: str, **options: Any) -> Any:
     torch.manual_seed(0)
     return build_registered("detector", name, CLASSES, {**tiny_options(name), **options})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heads() -> Iterator[None]:
+    with shallow_heads():
+        yield
 
 
 @pytest.fixture(scope="module", params=[name for name in DETECTORS if name not in VARIANTS])
