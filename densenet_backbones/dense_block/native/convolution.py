@@ -31,7 +31,7 @@ def is_weight_gradient_known(weight: Tensor) -> bool:
     """Return True if the kernels make the gradient of such a weight, and faster than oneDNN.
 
     With AVX-512 oneDNN has code for maps in rows, and it was not compared; without, it takes 2 to 8
-    times as long as for the convolution itself. Winograd's sums are as large as 16 places of all
+    times as long as for the convolution itself. Winograd's sums are as large as 36 places of all
     kernels, and are read for every few tiles.
 
     Args:

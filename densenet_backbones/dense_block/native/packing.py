@@ -11,7 +11,7 @@ from densenet_backbones.dense_block.native.library import load_library
 __all__ = ["Packed", "choose_layout", "choose_tile", "pack", "transform_winograd"]
 
 # Finite interpolation points of Winograd's transforms, by the cells of a tile's side (Lavin and Gray,
-# CVPR 2016, arXiv:1509.09308, section 4): see ``cpp/convolutions.h``. The last point is infinity.
+# CVPR 2016, arXiv:1509.09308, section 4): see ``cpp/winograd.h``. The last point is infinity.
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))}
 
 # Where the larger tile is faster, as measured with AVX2: from 11x11 cells on.

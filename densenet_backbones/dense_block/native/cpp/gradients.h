@@ -1,8 +1,8 @@
 // Backward passes of 1x1 and 3x3 convolutions with norm and ReLU on the way in: what they need of
 // the normed map is made on the way, strip by strip, and never kept.
 //
-// The gradient of a 3x3 weight is the adjoint of Winograd's F(2x2, 3x3) (see convolutions.h): of a
-// tile's gradients and its input, transformed by A and B^T, the products at each of 16 places are
+// The gradient of a 3x3 weight is the adjoint of Winograd's convolution (see winograd.h): of a
+// tile's gradients and its input, transformed by A and B^T, the products at each of its places are
 // summed over all tiles, and transformed by G^T at the end.
 
 #pragma once
