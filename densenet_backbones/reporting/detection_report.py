@@ -134,9 +134,7 @@ def write_evaluation(
     save_json(folder / "results.json", metric.results, indent=None)
     # Pictures last: the numbers are safe if drawing fails.
     plot_pr_curves(metric.evaluation, folder / "pr_curves.png")
-    plot_confidence_curves(
-        voc, folder / "confidence_curves.png", None if best is None else best[0]
-    )
+    plot_confidence_curves(voc, folder / "confidence_curves.png", None if best is None else best[0])
     if calibration.counts.any():
         plot_calibration(calibration, folder / "calibration.png")
     matrix = confusion_matrix(part, predictions, image_ids=metric.images)

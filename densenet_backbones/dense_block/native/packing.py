@@ -10,8 +10,8 @@ from densenet_backbones.dense_block.native.library import load_library
 
 __all__ = ["Packed", "choose_layout", "choose_tile", "pack", "transform_winograd"]
 
-# Finite interpolation points of Winograd's transforms, by the cells of a tile's side (Lavin and Gray,
-# CVPR 2016, arXiv:1509.09308, section 4): see ``cpp/winograd.h``. The last point is infinity.
+# Finite interpolation points of Winograd's transforms, by the cells of a tile's side (Lavin and
+# Gray, CVPR 2016, arXiv:1509.09308, section 4): see ``cpp/winograd.h``. The last one is infinity.
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))}
 
 # Where the larger tile is faster, as measured with AVX2: from 11x11 cells on.
@@ -79,14 +79,14 @@ def choose_tile(height: int, width: int, dtype: torch.dtype) -> int:
     It does not depend on the number of images, so that one has the same result in any batch.
     """
     tiles = {side: -(-height // side) * -(-width // side) for side in _POINTS}
-    # The larger tile reads more weights, and loses at the edges of small maps; in bfloat16 its errors
-    # would be seen.
+    # The larger tile reads more weights, and loses at the edges of small maps; in bfloat16 its
+    # errors would be seen.
     pays = tiles[4] >= _FEWEST_TILES and 36 * tiles[4] < _GAIN * 16 * tiles[2]
     return 4 if pays and dtype == torch.float32 else 2
 
 
 def transform_winograd(weight: Tensor, tile: int) -> Tensor:
-    """Transform 3x3 kernels, (N, K, 3, 3), to places of a tile, ((tile + 2)^2, K, N), in float64."""
+    """Transform 3x3 kernels, (N, K, 3, 3), to a tile's places, ((tile + 2)^2, K, N), float64."""
     points = torch.tensor(_POINTS[tile], dtype=torch.float64, device="cpu")
     apart = (points[:, None] - points).fill_diagonal_(1.0).prod(dim=1)
     apart[0] = 1.0  # its sign is that of what is read
