@@ -21,7 +21,7 @@ IouType = Literal["bbox", "segm", "keypoints"]
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 CURVE_IOUS = (0.5, 0.75)
-_FLAT = 0.01  # differences of F1 that say nothing: 160 images move it by more
+_FLAT = 0.005  # differences of F1 that say nothing: 160 images move it by more
 
 # name: (array, IoU threshold or None for the mean over all, area range, detections an image);
 # cocoeval.py, `_summarizeDets` and `_summarizeKps`.
@@ -131,7 +131,7 @@ class CocoEvaluation:
 
         Good is a high mean over the classes of F1, the harmonic mean of precision and recall at IoU
         .50. It hardly changes around its highest value, so chance would decide between missing
-        objects and inventing some: of scores whose mean F1 is within .01 of it, in steps of .01,
+        objects and inventing some: of scores whose mean F1 is within .005 of it, in steps of .01,
         best is the one where mean precision and recall differ least; of equal ones the highest.
 
         Returns:
