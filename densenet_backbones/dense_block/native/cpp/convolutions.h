@@ -214,8 +214,8 @@ void winograd(const Maps<Read>& x, const Conv& conv, int64_t first, int64_t last
                 const int64_t tile = start + i, column = tile % across;
                 some = static_cast<int>(std::min<int64_t>(count - i, across - column));
                 transform_in<Tile>(x, conv, tile / across / rows, tile / across % rows * Tile,
-                             column * Tile, some, from, depth, v + i * kStride * kPack<T>,
-                             kStride * kPack<T>, v_stride * kPack<T>);
+                                   column * Tile, some, from, depth, v + i * kStride * kPack<T>,
+                                   kStride * kPack<T>, v_stride * kPack<T>);
             }
             // One product of matrices for each place within a tile, summed over channels.
             const int64_t behind = words<T>(conv.channels), before = words<T>(from);
@@ -230,8 +230,8 @@ void winograd(const Maps<Read>& x, const Conv& conv, int64_t first, int64_t last
         for (int i = 0; i < count; ++i) {
             const int64_t tile = start + i;
             transform_out<Tile>(m + i * columns, m_stride, conv, x.height, x.width,
-                          tile / across / rows, tile / across % rows * Tile,
-                          tile % across * Tile, use);
+                                tile / across / rows, tile / across % rows * Tile,
+                                tile % across * Tile, use);
         }
     }
 }
@@ -241,9 +241,9 @@ template <int Tile, typename T>
 void winograd(const Maps<T>& x, const Conv& conv, const Maps<T>& out, int64_t first, int64_t last,
               float* scratch) {
     winograd<Tile, T>(x, conv, first, last, scratch,
-             [&](int64_t cell, int64_t c, int count, const Vector& value) {
-                 store_some(out.data + cell * out.stride + c, value, count);
-             });
+                      [&](int64_t cell, int64_t c, int count, const Vector& value) {
+                          store_some(out.data + cell * out.stride + c, value, count);
+                      });
 }
 
 // A thread among those that work together: each takes a part of what there is to do.

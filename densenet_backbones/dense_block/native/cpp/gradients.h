@@ -227,7 +227,8 @@ void winograd_back(const Maps<T>& x, const Conv& conv, const Maps<float>& gradie
                 some = static_cast<int>(
                     std::min<int64_t>({count - i, across - column, kTiles}));
                 transform_in<Tile>(x, conv, tile / across / rows, tile / across % rows * Tile,
-                                   column * Tile, some, from, depth, v + i * kSome, kSome, v_stride);
+                                   column * Tile, some, from, depth, v + i * kSome, kSome,
+                                   v_stride);
             }
             for (int place = 0; place < kPlaces; ++place) {
                 const float* of_place = v + place * v_stride;

@@ -41,7 +41,8 @@ void run_layer(const Layer& layer, const Maps<T>& buffer, int64_t read, float ce
     const int64_t columns = layer.panels1 * layer.vectors1 * kLanes;
     const bool narrows = layer.bottleneck > 0;
     const int64_t strip =
-        narrows ? strip_of(images, height, width, columns, sizeof(T), Tile, team.threads) : images * down;
+        narrows ? strip_of(images, height, width, columns, sizeof(T), Tile, team.threads)
+                : images * down;
     const Maps<T> narrowed = {narrow, images,  height,
                               width,  columns, narrow_rows(images, height, strip, Tile)};
     const Conv conv = {narrows ? nothing : layer.scale,
@@ -129,10 +130,10 @@ void run_convolution(T* data, int64_t images, int64_t height, int64_t width, int
         const Team team = this_thread(scratch, scratch_size);
         const int64_t tiles = images * down * across;
         winograd<Tile, T>(x, conv, team.first(tiles), team.last(tiles), team.scratch,
-                 [&](int64_t cell, int64_t c, int count, const Vector& value) {
-                     store_some(result + cell * layer.growth + c,
-                                ceiling < 0 ? value : clamp(value, ceiling), count);
-                 });
+                          [&](int64_t cell, int64_t c, int count, const Vector& value) {
+                              store_some(result + cell * layer.growth + c,
+                                         ceiling < 0 ? value : clamp(value, ceiling), count);
+                          });
     }
 }
 
@@ -196,8 +197,8 @@ int has_bfloat16() {
 int has_bfloat16_tiles() { return has_tiles<Bfloat16>(); }
 
 // Runs a block: `channels` of `total` are there, and every layer adds its own. `bytes` of a value
-// tell float32 from bfloat16, 3x3 weights are of tiles of `tile` cells a side. `narrow` has room for the bottleneck maps of each, `scratch` for
-// `scratch_size` floats of each thread.
+// tell float32 from bfloat16, 3x3 weights are of tiles of `tile` cells a side. `narrow` has room for
+// the bottleneck maps of each, `scratch` for `scratch_size` floats of each thread.
 void dense_block(void* data, int64_t bytes, int64_t images, int64_t height, int64_t width,
                  int64_t total, int64_t channels, const Layer* layers, int64_t count, float ceiling,
                  void* narrow, float* scratch, int64_t scratch_size, int threads, int tile) {

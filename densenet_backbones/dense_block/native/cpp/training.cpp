@@ -122,9 +122,9 @@ void sum_masked(const T* gradient, const T* active, const T* x, int64_t stride, 
 extern "C" {
 
 // out = the convolution of relu(scale * x + shift), or of x where there is no scale, by a kernel of
-// 1x1 (a `tile` of 0), or of 3x3 with a border of zeros in tiles of that side. `bias` has `columns` values; `out` has rows of `stride`:
-// of 1x1, as many floats as there are columns. `packed` has room for columns * channels weights, of
-// 3x3 for each place of a tile.
+// 1x1 (a `tile` of 0), or of 3x3 with a border of zeros in tiles of that side. `bias` has `columns`
+// values; `out` has rows of `stride`: of 1x1, as many floats as there are columns. `packed` has room
+// for columns * channels weights, of 3x3 for each place of a tile.
 void convolve(float* data, int64_t images, int64_t height, int64_t width, int64_t x_stride,
               int64_t channels, const float* scale, const float* shift, const float* weight,
               const int64_t* strides, int tile, const float* bias, int64_t outputs,
@@ -163,7 +163,8 @@ int64_t convolve_back_floats(int64_t channels, int64_t outputs, int tile) {
 }
 
 // The gradient of a 3x3 kernel with a border of zeros, laid out by its strides, from that of what
-// the convolution gave, in rows of `gradient_stride`; in tiles of that side, and in memory of `own` floats of each thread.
+// the convolution gave, in rows of `gradient_stride`; in tiles of that side, and in memory of `own`
+// floats of each thread.
 void convolve_back(float* data, int64_t images, int64_t height, int64_t width, int64_t x_stride,
                    int64_t channels, float* gradient, int64_t gradient_stride, int64_t outputs,
                    float* of_weight, const int64_t* strides, int tile, float* memory,
