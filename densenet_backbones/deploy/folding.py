@@ -73,7 +73,7 @@ def deploy(model: nn.Module, *, for_export: bool = False) -> nn.Module:
     where it has AMX), dense blocks and transitions run in C++ kernels, which the machine's own
     compiler (``c++``, ``g++``, ``clang++``, or what ``CXX`` names) makes in the first run, in
     seconds, and which are kept in ``$XDG_CACHE_HOME/densenet_backbones`` (``~/.cache``). Their 3x3
-    convolutions are Winograd's, in float32 with errors of at most twice a plain one's: a value that
+    convolutions are Winograd's, in float32 with errors of about twice a plain one's: a value that
     is not finite reaches the tile of 4x4 cells around each cell that it should reach. Without a
     compiler PyTorch's convolutions are used, which is said once; ``DENSENET_BACKBONES_NATIVE=0`` in
     the environment asks for that.
