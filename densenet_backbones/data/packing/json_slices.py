@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 BATCH = 5000  # elements of a list that are handed out at once
 _CHUNK = 2**20  # characters that are read at once
@@ -64,10 +64,23 @@ def _read_object(text: "_SlicedText") -> Iterator[tuple[str, int | None, Any]]:
         if text.peek() == "}":
             break
         text.take(",")
+        comma = text.get_place(-1)
         sign = text.peek()
         if sign == "}":
-            raise text.fault("Illegal trailing comma before end of object")
+            raise _make_fault_of_comma(comma, text.get_place(), '{"":0,}')
     text.position += 1
+
+
+def _make_fault_of_comma(comma: "_Place", end: "_Place", example: str) -> json.JSONDecodeError:
+    """Return the error of a comma before the end of what ``example`` is a short one of.
+
+    Since Python 3.13 it is at the comma, before that at the end, in other words.
+    """
+    try:
+        json.loads(example)
+    except json.JSONDecodeError as error:
+        return (comma if example[error.pos] == "," else end).make_fault(error.msg)
+    raise AssertionError("JSON has no trailing commas")
 
 
 def _read_list(text: "_SlicedText") -> Iterator[tuple[int, list[Any]]]:
@@ -77,6 +90,9 @@ def _read_list(text: "_SlicedText") -> Iterator[tuple[int, list[Any]]]:
     ended = text.peek() == "]"
     while not ended:
         text.read_elements(batch)
+        comma = text.get_place(-1)
+        if text.peek() == "]":
+            raise _make_fault_of_comma(comma, text.get_place(), "[0,]")
         batch.append(text.read_value())
         if len(batch) >= BATCH:
             yield first, batch
@@ -87,6 +103,29 @@ def _read_list(text: "_SlicedText") -> Iterator[tuple[int, list[Any]]]:
     text.position += 1
     if batch or not first:
         yield first, batch
+
+
+class _Place(NamedTuple):
+    """A place in a file: a position in a part of its text, and what was in front of that part.
+
+    Attributes:
+        text: The part.
+        position: The position in it.
+        lines: Number of lines before it.
+        column: Characters of its first line before it.
+    """
+
+    text: str
+    position: int
+    lines: int
+    column: int
+
+    def make_fault(self, message: str) -> json.JSONDecodeError:
+        """Return the error of this place, with line and column of the file."""
+        error = json.JSONDecodeError(message, self.text, self.position)
+        error.colno += self.column if error.lineno == 1 else 0
+        error.lineno += self.lines
+        return error
 
 
 class _SlicedText:
@@ -170,11 +209,14 @@ class _SlicedText:
 
     def fault(self, message: str, position: int | None = None) -> json.JSONDecodeError:
         """Return the error of a position of the text; None for the present one."""
-        place = self.position if position is None else position
-        error = json.JSONDecodeError(message, self._text, place)
-        error.colno += self._column if error.lineno == 1 else 0
-        error.lineno += self._lines
-        return error
+        place = self.get_place()
+        if position is not None:
+            place = place._replace(position=position)
+        return place.make_fault(message)
+
+    def get_place(self, step: int = 0) -> "_Place":
+        """Return the present place, or one so far from it, which holds when the window moves on."""
+        return _Place(self._text, self.position + step, self._lines, self._column)
 
     def _read_on(self) -> bool:
         """Read more text, at least as much as there is; drop what is done. False at the end."""

@@ -5,7 +5,7 @@ import math
 import tracemalloc
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from densenet_backbones.data.packing import json_slices
@@ -69,6 +69,7 @@ def test_values_on_the_edge_of_a_slice(tmp_path, text):
 
 
 @settings(max_examples=120, suppress_health_check=list(HealthCheck))
+@example(value={"": None}, place=24, sign="}")  # behind a comma
 @given(value=VALUES, place=st.integers(0, 200), sign=st.sampled_from([*'{}[],:"x1\n\\', ""]))
 def test_faults_are_found_where_the_standard_library_finds_them(tmp_path, value, place, sign):
     text = json.dumps({"a": value, "b": [value]}, indent=1)
