@@ -141,7 +141,8 @@ def write_evaluation(
     plot_confusion(matrix, part.categories.names, folder / "confusion_matrix.png")
     write_errors(errors, part, folder, score)
     target_types = [name for name, iou in IOU_TYPES.items() if iou in metric.evaluations]
-    draw_examples(part, predictions, set(metric.images), folder / "predictions.png", target_types)
+    file = folder / "predictions.png"
+    draw_examples(part, predictions, set(metric.images), file, target_types, score)
 
 
 def _judge_scores(
@@ -173,6 +174,7 @@ def draw_examples(
     evaluated: set[int],
     file: Path,
     target_types: Sequence[TargetType] = ("boxes",),
+    min_score: float = DRAWN_SCORE,
 ) -> None:
     """Draw the ground truth beside predictions of images spread over the evaluated ones.
 
@@ -184,6 +186,7 @@ def draw_examples(
         evaluated: Ids of the images that may be drawn.
         file: Where the sheet goes.
         target_types: Annotations that are drawn.
+        min_score: Score from which predictions are drawn.
     """
     nothing = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, np.int64), "scores": np.zeros(0)}
     records = [record for record in part.records if record.image_id in evaluated]
@@ -202,7 +205,10 @@ def draw_examples(
     sheet = draw_beside_ground_truth(
         images,
         [collect_annotations(instances) for instances in objects],
-        [select_confident(predictions.get(record.image_id, nothing)) for record in readable],
+        [
+            select_confident(predictions.get(record.image_id, nothing), min_score)
+            for record in readable
+        ],
         part.categories.names,
         skeleton=part.categories.skeleton,
     )
