@@ -151,6 +151,17 @@ def test_rounds_as_a_plain_convolution_or_with_large_tiles_twice_as_much(side, b
 
 
 @pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("side", [10, 11], ids=["small tiles", "large tiles"])
+def test_weights_are_packed_whatever_the_default_device(side):
+    weight, bias, x = torch.randn(8, 20, 3, 3), torch.randn(8), torch.randn(1, 20, side, side)
+    with torch.device("meta"):
+        found = run_convolution(x, weight, bias, None)
+    assert (
+        difference(found, F.conv2d(x.double(), weight.double(), bias.double(), padding=1)) <= BOUND
+    )
+
+
+@pytest.mark.usefixtures("compiled")
 def test_changed_weights_are_packed_anew_and_go_with_their_model():
     layers = [random_layer(20, 16, 8)]
     x = torch.randn(1, 20, 6, 6)

@@ -90,7 +90,7 @@ def transform_winograd(weight: Tensor, tile: int) -> Tensor:
     points = torch.tensor(_POINTS[tile], dtype=torch.float64, device="cpu")
     apart = (points[:, None] - points).fill_diagonal_(1.0).prod(dim=1)
     apart[0] = 1.0  # its sign is that of what is read
-    powers = points[:, None] ** torch.arange(3) / apart[:, None]
+    powers = torch.linalg.vander(points, N=3) / apart[:, None]
     transform = torch.cat([powers, powers.new_tensor([[0.0, 0.0, 1.0]])])
     by_place = torch.einsum("ia,nkab,jb->ijkn", transform, weight.double(), transform)
     return by_place.flatten(0, 1)
