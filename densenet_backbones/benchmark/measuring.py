@@ -19,6 +19,7 @@ __all__ = [
     "interleave",
     "measure_peak_bytes",
     "measure_saved_bytes",
+    "profile_operations",
     "take_turns",
 ]
 
@@ -140,6 +141,20 @@ def measure_saved_bytes(net: nn.Module, step: Callable[[], Tensor]) -> tuple[int
     return sum(tensor.untyped_storage().nbytes() for tensor in storages.values()), result
 
 
+def profile_operations(step: Callable[[], None], *, memory: bool = False) -> torch.profiler.profile:
+    """Run ``step()`` under PyTorch's profiler of the CPU; return the profiler.
+
+    Args:
+        step: What is profiled.
+        memory: Count allocations as well.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its lines tell nothing of the measurement
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=memory) as profiler:
+        step()
+    return profiler
+
+
 def measure_peak_bytes(step: Callable[[], None], device: torch.device) -> int:
     """Measure the most bytes of tensors during ``step()``, beyond those there before it.
 
@@ -156,11 +171,7 @@ def measure_peak_bytes(step: Callable[[], None], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         step()
         return int(torch.cuda.max_memory_allocated(device) - before)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its lines tell nothing of the measurement
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profiler:
-        step()
+    profiler = profile_operations(step, memory=True)
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
     events = profiler.profiler.kineto_results.events()
     changes = [event for event in events if event.name() == "[memory]"]

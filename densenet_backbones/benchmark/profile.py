@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity
 
 from densenet_backbones.benchmark.deployed.models import build_model
 from densenet_backbones.benchmark.detector import draw_objects
+from densenet_backbones.benchmark.measuring import profile_operations
 from densenet_backbones.benchmark.report import Cell, Column, Table
 from densenet_backbones.dense_block import Memory, has_shared_buffer, use_compiled_convolutions
 from densenet_backbones.heads.segmentation.losses import SegmentationLoss
@@ -127,10 +127,8 @@ def _compute_box_loss(targets: list[Any], model: nn.Module, images: Tensor) -> T
 
 def _measure_kinds(step: Callable[[], None]) -> dict[str, float]:
     """Return microseconds of a step by kind of operation."""
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:
-        step()
     times = dict.fromkeys((*_KINDS, _REST), 0.0)
-    for event in profiler.key_averages():
+    for event in profile_operations(step).key_averages():
         fits = (kind for kind, pattern in _KINDS.items() if re.search(pattern, event.key))
         times[next(fits, _REST)] += event.self_cpu_time_total
     return times
