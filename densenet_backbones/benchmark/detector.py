@@ -1,4 +1,8 @@
-"""Measure one detector on several backbones: training steps side by side."""
+"""Measure one detector on several backbones: training steps side by side.
+
+They run as the training tool runs them: channels last, dense blocks in the mode that is the fastest
+there, other convolutions in the kernels where they know them.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,6 +19,8 @@ from densenet_backbones.benchmark.measuring import (
     measure_saved_bytes,
 )
 from densenet_backbones.benchmark.report import Cell, Column, Table
+from densenet_backbones.dense_block import rank_modes, use_compiled_convolutions
+from densenet_backbones.layers import get_memory, set_memory
 from densenet_backbones.messages import pluralize
 
 __all__ = ["compare_backbones", "draw_objects"]
@@ -55,10 +61,11 @@ def compare_backbones(
     images = [torch.rand(3, size, size, generator=generator).to(device) for _ in range(batch)]
     targets = [draw_objects(size, generator, device) for _ in range(batch)]
     context = partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
+    fastest, *_ = rank_modes(device, torch.float32, torch.bfloat16 if bf16 else None)
 
     def loss(model: nn.Module) -> Tensor:
         torch.manual_seed(0)  # two-stage detectors draw the boxes they learn from
-        with context():
+        with context(), use_compiled_convolutions():
             losses: dict[str, Tensor] = model(images, targets)
         return torch.stack(list(losses.values())).sum()
 
@@ -67,6 +74,9 @@ def compare_backbones(
         model.zero_grad(set_to_none=True)  # at the end: gradients are part of what a step takes
 
     models = {name: _build_detector(detector, name, size).to(device).train() for name in backbones}
+    for model in models.values():
+        if get_memory(model) is not None:
+            set_memory(model, fastest)
     costs: dict[str, tuple[Cell, ...]] = {}
     for name, model in models.items():
         saved, value = measure_saved_bytes(model, partial(loss, model))
@@ -102,7 +112,7 @@ def _build_detector(detector: str, backbone: str, size: int) -> nn.Module:
         )
     except (TypeError, ValueError) as error:  # another builder; a name that timm does not know
         raise ValueError(f"{detector} cannot be built on {backbone}: {error}") from error
-    return built.to(memory_format=torch.channels_last)  # as the training tool does
+    return built.to(memory_format=torch.channels_last)
 
 
 def draw_objects(size: int, generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +151,8 @@ def profile_operations(step: Callable[[], None], *, memory: bool = False) -> tor
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its lines tell nothing of the measurement
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=memory) as profiler:
+    profiler = torch.profiler.profile(activities=activities, profile_memory=memory)
+    with profiler:
         step()
     return profiler
 
@@ -173,7 +175,7 @@ def measure_peak_bytes(step: Callable[[], None], device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device) - before)
     profiler = profile_operations(step, memory=True)
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    events = profiler.profiler.kineto_results.events()
+    events: list[Any] = profiler.profiler.kineto_results.events()
     changes = [event for event in events if event.name() == "[memory]"]
     changes.sort(key=lambda event: event.start_ns())
     return int(max(accumulate((event.nbytes() for event in changes), initial=0)))

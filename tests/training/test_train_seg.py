@@ -23,6 +23,7 @@ from densenet_backbones.training import running
 from densenet_backbones.training.arguments import SEGMENTATION_FORM, list_configs
 from densenet_backbones.training.cli import train_seg
 from densenet_backbones.training.report import name_command
+from densenet_backbones.training.tasks import task
 
 CONFIGS = list_configs(SEGMENTATION_FORM)
 
@@ -312,6 +313,25 @@ def test_a_norm_of_a_single_value_gets_a_sentence(tiny_masks, tmp_path, monkeypa
     assert end.value.code == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "sees one value of each channel" in error and "--batch-size of 2 or more" in error
+
+
+@pytest.mark.parametrize(
+    ("segmenter", "args", "options", "on"),
+    [
+        ("smp:Unet", SMALLER["smp:Unet"], (), True),
+        ("unet", UNET_ARGS, ("--memory", "none"), False),
+    ],
+)
+def test_kernels_run_what_they_know_of_nets_without_dense_blocks_too(
+    segmenter, args, options, on, tiny_masks, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    inner = task.use_compiled_convolutions
+    monkeypatch.setattr(task, "use_compiled_convolutions", lambda on: asked.append(on) or inner(on))
+    net = ("--model.segmenter", segmenter, "--model.args", json.dumps(args), *options)
+    train_seg([*segmentation_arguments(tiny_masks, *net, epochs=1), "--dry-run"])
+    assert asked and set(asked) == {on}
 
 
 @pytest.mark.parametrize(("name", "power"), [("median", 1.0), ("sqrt_median", 0.5)])

@@ -269,10 +269,9 @@ class Task(pl.LightningModule, Generic[DataT, SampleT, MetricT]):
         )
         torch.manual_seed(int(rank_seed.generate_state(1)[0]))
         try:
-            # In the modes with one buffer, the kernels run what they know of the rest as well.
-            with use_compiled_convolutions(
-                self.chosen is not None and has_shared_buffer(self.chosen)
-            ):
+            # Without dense blocks, and in the modes with one buffer, the kernels run what they know
+            # of the rest as well. The other modes are plain operators.
+            with use_compiled_convolutions(self.chosen is None or has_shared_buffer(self.chosen)):
                 losses = self.losses(batch)
         except ValueError as error:
             if "more than 1 value per channel" in str(error):
