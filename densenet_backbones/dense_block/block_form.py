@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from densenet_backbones.dense_block.interfaces import (
     DenseLayerLike,
@@ -73,6 +74,11 @@ class BlockForm:
     lean: bool
 
     @property
+    def in_channels(self) -> int:
+        """Channels of the block's input."""
+        return self.layers[0].start
+
+    @property
     def channels(self) -> int:
         """Channels of the block's output."""
         return self.layers[-1].end
@@ -83,29 +89,36 @@ class BlockForm:
         return any(layer.units[0].norm.of_batch for layer in self.layers)
 
 
-def read_block(x: Tensor, layers: Sequence[DenseLayerLike], lean: bool) -> BlockForm | str:
+def read_block(
+    device: torch.device, layers: Sequence[DenseLayerLike], lean: bool
+) -> BlockForm | str:
     """Return the form of a block in its present mode, or why `shared.run_shared` cannot run it.
 
     Args:
-        x: Input of the block, (N, C, H, W).
+        device: Where the block's input is.
         layers: Dense layers in order, at least one.
         lean: Compute bottlenecks again in the backward pass instead of keeping them.
 
     Returns:
         The form; or the end of a sentence about the block, if a layer or a module in it is not
         known to `find_change`: a subclass, with hooks or parametrizations, an activation other than
-        ReLU, a norm other than batch norm (its frozen and synchronized forms included).
+        ReLU, a norm other than batch norm (its frozen and synchronized forms included); or if a
+        layer does not take the channels that there are behind the one before it.
     """
-    forms = []
+    forms = list[LayerForm]()
     for number, layer in enumerate(layers, start=1):
-        form = _read_layer(x, layer)
+        form = _read_layer(device, layer)
         if form is None:
             name = f"denselayer{number}"
             change = find_layer_change(cast(nn.Module, layer), name, conv="masked_conv")
+            change = change or f"parts of {name} do not fit together"
             return (
                 "with other layers than (frozen, synchronized) batch norm, ReLU and unchanged "
                 f"convolutions ({change})"
             )
+        if forms and form.start != forms[-1].end:
+            there = f"where there are {forms[-1].end}"
+            return f"whose denselayer{number} takes {form.start} channels {there}"
         forms.append(form)
     norms = [unit.norm for form in forms for unit in form.units if unit.norm.of_batch]
     groups = {id(norm.group): norm.group for norm in norms}
@@ -114,16 +127,17 @@ def read_block(x: Tensor, layers: Sequence[DenseLayerLike], lean: bool) -> Block
     return BlockForm(tuple(forms), next(iter(groups.values()), None), lean)
 
 
-def _read_layer(x: Tensor, layer: DenseLayerLike) -> LayerForm | None:
+def _read_layer(device: torch.device, layer: DenseLayerLike) -> LayerForm | None:
     if find_change(cast(nn.Module, layer), "layer") is not None:
         return None
-    units = [read_unit(x.device, layer.norm1, layer.relu1, layer.conv1)]
+    units = [read_unit(device, layer.norm1, layer.relu1, layer.conv1)]
     last = layer.conv1
     if layer.bottleneck:
-        units.append(read_unit(x.device, layer.norm2, layer.relu2, layer.conv2))
+        units.append(read_unit(device, layer.norm2, layer.relu2, layer.conv2))
         last = layer.conv2
     known = tuple(unit for unit in units if unit is not None)
-    if len(known) < len(units):
+    fits = not layer.bottleneck or layer.conv2.in_channels == layer.conv1.out_channels
+    if len(known) < len(units) or not fits:
         return None
     rates = (layer.drop_rate, layer.drop_path_rate) if layer.training else (0.0, 0.0)
     return LayerForm(known, layer.conv1.in_channels, last.out_channels, *rates)

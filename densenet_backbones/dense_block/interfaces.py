@@ -23,6 +23,7 @@ __all__ = [
     "State",
     "allocate_channels_last",
     "calls_children_in_turn",
+    "count_norm_channels",
     "find_change",
     "find_layer_change",
     "has_hooks",
@@ -217,7 +218,34 @@ def find_change(module: nn.Module, role: Role) -> str | None:
             return f"pads with padding_mode={module.padding_mode!r}"
         if isinstance(module.padding, str):
             return f"has padding={module.padding!r}"
+    # Kernels take addresses: what is not as large as it says would be read beyond its end.
+    if role in _SIZED and not _has_its_sizes(module):
+        return "has tensors of other sizes than it says"
     return None
+
+
+_SIZED: tuple[Role, ...] = ("norm", "conv", "masked_conv")
+
+
+def _has_its_sizes(module: nn.Module) -> bool:
+    """Return True if a norm's or a convolution's tensors are as large as its settings say."""
+    if isinstance(module, nn.Conv2d):
+        of_kernel = module.in_channels // module.groups, *module.kernel_size
+        bias = module.bias is None or module.bias.shape == (module.out_channels,)
+        return bias and module.weight.shape == (module.out_channels, *of_kernel)
+    channels = (count_norm_channels(module),)
+    vectors = (getattr(module, name, None) for name in _VECTORS)
+    return all(vector is None or vector.shape == channels for vector in vectors)
+
+
+_VECTORS = ("weight", "bias", "running_mean", "running_var")
+
+
+def count_norm_channels(norm: nn.Module) -> int:
+    """Return the number of channels that a norm takes."""
+    # torchvision's frozen one does not say.
+    channels = getattr(norm, "num_features", None)
+    return len(cast(Tensor, norm.weight)) if channels is None else int(channels)
 
 
 def _is_known(kind: type[nn.Module], role: Role) -> bool:

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from densenet_backbones.dense_block.derivatives import first_only
 from densenet_backbones.dense_block.elementwise import compute_norm_gradient
 from densenet_backbones.dense_block.interfaces import calls_children_in_turn, find_change, has_hooks
 from densenet_backbones.dense_block.native import lean_unit
@@ -113,7 +113,7 @@ def run_lean(x: Tensor, modules: Sequence[nn.Module]) -> Tensor:
     pool = modules[-1] if _is_pool(modules[-1]) else None
     parts = modules if pool is None else modules[:-1]
     form = read_unit(x.device, *parts)
-    if form is None or x.numel() <= x.shape[1]:
+    if form is None or x.numel() <= x.shape[1] or form.in_channels != x.shape[1]:
         for module in parts:
             x = module(x)
     elif lean_unit.is_known(form, x, pool):
@@ -140,7 +140,7 @@ class _Unit(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients of the input and of the parameters."""
         form, (x, *saved) = ctx.form, ctx.saved_tensors
@@ -217,7 +217,7 @@ class _AvgPool(torch.autograd.Function):
         return F.avg_pool2d(x, *ctx.arguments)
 
     @staticmethod
-    @once_differentiable
+    @first_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Compute the gradient of the input."""
         empty = _allocate_like_input(ctx, gradient)
@@ -250,7 +250,7 @@ class _MaxPool(torch.autograd.Function):
         return cast(Tensor, out)
 
     @staticmethod
-    @once_differentiable
+    @first_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Compute the gradient of the input."""
         # The way back: rows of the window become W apart again, and its first position is added.

@@ -120,7 +120,7 @@ def is_known_to_shared(layers: Sequence[DenseLayerLike]) -> bool:
     first = next(parameters, None)
     if first is None or _find_module(layers, has_hooks) is not None:
         return False
-    return not isinstance(read_block(first, layers, lean=False), str)
+    return not isinstance(read_block(first.device, layers, lean=False), str)
 
 
 def run_block(
@@ -150,8 +150,10 @@ def run_block(
     if reason is None:
         if x.numel() <= x.shape[1]:
             return run_plain(x, layers)  # which refuses to norm a single value
-        form = read_block(x, layers, lean=memory == "shared_lean")
+        form = read_block(x.device, layers, lean=memory == "shared_lean")
         if not isinstance(form, str):
+            if x.shape[1] != form.in_channels:
+                return run_plain(x, layers)  # which refuses as well
             return cast(Tensor, run_shared(x, form))
         reason = f"{form}; use 'bottleneck', 'layer' or 'block'"
     warn_eagerly(f"memory={memory!r} is off for {name}, {reason}")

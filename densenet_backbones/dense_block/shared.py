@@ -28,9 +28,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers.drop import drop_path
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from densenet_backbones.dense_block.block_form import SAVED, BlockForm, LayerForm, read_block
+from densenet_backbones.dense_block.derivatives import first_only
 from densenet_backbones.dense_block.elementwise import compute_norm_gradient, subtract_linear
 from densenet_backbones.dense_block.native import shared_block
 from densenet_backbones.dense_block.norms import Moments, compute_moments, count_values, widen_half
@@ -80,7 +80,7 @@ class _SharedBlock(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients of the input and of the parameters."""
         with torch.autocast(gradient.device.type, enabled=False):

@@ -12,6 +12,7 @@ Shapes: N images, C channels in, O channels out, H and W pixels.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,12 @@ from torch import Tensor, nn
 
 from densenet_backbones.dense_block.backends import has_cpp_training, has_triton_training
 from densenet_backbones.dense_block.elementwise import mask_and_sum, scale_shift_relu
-from densenet_backbones.dense_block.interfaces import find_change, is_in_rows, read_weight
+from densenet_backbones.dense_block.interfaces import (
+    count_norm_channels,
+    find_change,
+    is_in_rows,
+    read_weight,
+)
 from densenet_backbones.dense_block.native import convolution
 from densenet_backbones.dense_block.norms import Affine, Moments, NormForm, read_norm
 
@@ -65,6 +71,11 @@ class UnitForm:
     norm: NormForm
     conv: nn.Conv2d | None
     dtype: torch.dtype | None
+
+    @property
+    def in_channels(self) -> int:
+        """Channels it reads, C."""
+        return count_norm_channels(cast(nn.Module, self.norm.module))
 
     def computes_in(self, dtype: torch.dtype) -> bool:
         """Return True if maps of a precision are convolved in it, be it by autocast."""
@@ -317,7 +328,7 @@ def read_unit(
 ) -> UnitForm | None:
     """Return the unit of these modules in their present mode; None if they are not all known.
 
-    `find_change` says which modules are known.
+    `find_change` says which modules are known; and one takes what the one before it gives.
     """
     form = read_norm(norm)
     if form is None or find_change(relu, "relu") is not None:
@@ -325,5 +336,7 @@ def read_unit(
     if conv is not None and find_change(conv, "masked_conv") is not None:
         return None
     assert conv is None or isinstance(conv, nn.Conv2d)
-    cast = torch.is_autocast_enabled(device.type)
-    return UnitForm(form, conv, torch.get_autocast_dtype(device.type) if cast else None)
+    if conv is not None and conv.in_channels != count_norm_channels(norm):
+        return None
+    halves = torch.is_autocast_enabled(device.type)
+    return UnitForm(form, conv, torch.get_autocast_dtype(device.type) if halves else None)

@@ -71,9 +71,20 @@ class FoldedBlock(nn.ModuleDict):
         if change is not None:
             warn_eagerly(f"{self.name} runs layer by layer in plain operators, as {change}")
             return run_plain(x, layers)
+        if not self._fits(x):
+            return run_plain(x, layers)  # in which an operator refuses what does not fit
         if torch.compiler.is_compiling():
             return run_folded_compiled(x, layers)
         return run_folded(x, layers)
+
+    def _fits(self, x: Tensor) -> bool:
+        """Return True if each layer takes the channels of ``x`` and of the maps made before it."""
+        channels = x.shape[1]
+        for layer in self._get_layers():
+            if not layer.takes(channels):
+                return False
+            channels += layer.conv.out_channels
+        return x.dim() == 4
 
     def _put_zeros(self, maps: Tensor) -> Tensor:
         """Put zeros in the places of absent layers' maps."""

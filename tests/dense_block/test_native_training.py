@@ -190,6 +190,16 @@ def test_convolutions_of_any_module_run_in_the_kernels(bias, chosen):
         assert (found.grad - right.grad).norm() <= 1e-5 * right.grad.norm()
 
 
+@pytest.mark.usefixtures("chosen")
+def test_penalties_on_gradients_of_convolutions_are_refused():
+    conv = nn.Conv2d(12, 20, 3, padding=1).to(memory_format=torch.channels_last)
+    x = rows(2, 12, 19, 17).requires_grad_()
+    with use_compiled_convolutions():
+        out = conv(x).mean()
+    with pytest.raises(RuntimeError, match="use_compiled_convolutions, give no second derivatives"):
+        torch.autograd.grad(out, x, create_graph=True)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_other_convolutions_stay_as_they_are(chosen):
     conv = nn.Conv2d(16, 16, 3, padding=1).to(memory_format=torch.channels_last)

@@ -20,7 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from training_blocks import block_of, maps, step
 
 from densenet_backbones.benchmark.measuring import measure_saved_bytes
-from densenet_backbones.dense_block import run_block, run_plain
+from densenet_backbones.dense_block import MEMORY_MODES, run_block, run_plain
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.heads.segmentation.fcdensenet import FCDenseNet
 
@@ -232,9 +232,30 @@ def test_gradients_are_taken_as_often_as_asked_and_once_in_depth(memory):
     second = torch.autograd.grad(out, [x, *block.parameters()], retain_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert block.denselayer1.norm1.num_batches_tracked == 1
-    (gradient,) = torch.autograd.grad(out, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    # Refused before anything is computed: what comes from a constant gradient would look right.
+    for loss in (out, block(x).mean()):
+        with pytest.raises(RuntimeError, match=r"no second derivatives.*memory='none'"):
+            torch.autograd.grad(loss, x, create_graph=True)
+
+
+@pytest.mark.parametrize("memory", MEMORY_MODES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_penalties_on_gradients_are_right_or_refused(memory, layout):
+    """Of every function that is differentiated by hand, the stem's and the transitions' too."""
+    found = []
+    for mode in (memory, "none"):
+        net = tiny("densenet121_features", memory=mode).double().to(memory_format=layout)
+        x = torch.rand(2, 3, 64, 64, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+        x = x.to(memory_format=layout).requires_grad_()
+        (out,) = (maps.mean() for maps in net(x)[-1:])
+        if mode.startswith("shared"):
+            with pytest.raises(RuntimeError, match="no second derivatives"):
+                torch.autograd.grad(out, x, create_graph=True)
+            return
+        (gradient,) = torch.autograd.grad(out, x, create_graph=True)
+        gradient.square().sum().backward()
+        found.append([p.grad for p in net.parameters() if p.grad is not None])
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("memory", MODES)

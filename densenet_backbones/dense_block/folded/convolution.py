@@ -97,7 +97,7 @@ class FoldedConv2d(LayoutCache, nn.Conv2d):
     ) -> None:
         super().__init__(
             weight.shape[1],
-            like.out_channels,
+            len(weight),
             (like.kernel_size[0], like.kernel_size[1]),
             (like.stride[0], like.stride[1]),
             like.padding if isinstance(like.padding, str) else (like.padding[0], like.padding[1]),
@@ -112,7 +112,9 @@ class FoldedConv2d(LayoutCache, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve and activate, (N, C, H, W) to (N, C', H', W')."""
-        if self._is_changed() or is_recorded(x):
+        # torch's own convolution is asked for what does not fit, too, as it refuses it.
+        fits = x.dim() == 4 and x.shape[1] == self.weight.shape[1]
+        if not fits or self._is_changed() or is_recorded(x):
             return activate(super().forward(x), self.ceiling)
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))  # which does not know what comes

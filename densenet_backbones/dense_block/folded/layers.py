@@ -111,6 +111,18 @@ class FoldedLayer(LayoutCache, nn.Module):
         act = _work_in_place(self.act)
         return _Step(self.scale, self.shift, act, squeeze, self.conv, self.conv.out_channels)
 
+    def takes(self, channels: int) -> bool:
+        """Return True if all tensors of the layer are made for so many channels, C."""
+        sizes, convolved = [self.scale.shape, self.shift.shape], channels
+        if self.bottleneck:
+            convolved = len(self.bias)
+            if self.weight.shape != (channels, convolved):
+                return False
+        kernel, bias = self.conv.list_tensors()
+        new = (self.conv.out_channels,)
+        fits = kernel.shape[:2] == (*new, convolved) and bias.shape == new
+        return fits and all(size == (channels,) for size in sizes)
+
     def list_tensors(self) -> list[Tensor]:
         """Return scale and shift, then weights and biases in order of use: `LayerWeights`."""
         squeeze = [self.weight, self.bias] if self.bottleneck else []

@@ -98,7 +98,7 @@ class FoldedTransition(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Run the transition, (N, C, H, W) to (N, C', H', W')."""
         ceiling = None
-        if self._is_whole and not is_recorded(x) and has_kernels(x):
+        if self._is_whole and not is_recorded(x) and has_kernels(x) and self._fits(x):
             change = self._find_change()
             if change is None:
                 ceiling = _read_ceiling(self._modules)
@@ -113,6 +113,13 @@ class FoldedTransition(nn.Sequential):
         norm, conv = cast(ScaleShift, self.norm), cast(FoldedConv2d, self.conv)
         tensors = [norm.scale, norm.shift, *conv.list_tensors()]
         return run(x, tensors, ceiling, "pool" in self._parts)
+
+    def _fits(self, x: Tensor) -> bool:
+        """Return True if the parts take as many channels as ``x`` has; else one of them refuses."""
+        norm, conv = cast(ScaleShift, self.norm), self.conv
+        assert isinstance(conv, nn.Conv2d)
+        channels = {x.shape[1], len(norm.scale), len(norm.shift), conv.weight.shape[1]}
+        return x.dim() == 4 and len(channels) == 1
 
     def _find_change(self) -> str | None:
         """Return which part was changed since the transition was folded; None if none was."""

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from densenet_backbones.dense_block.backends import has_cpp_training
+from densenet_backbones.dense_block.derivatives import first_only
 from densenet_backbones.dense_block.interfaces import find_change, is_in_rows
 from densenet_backbones.dense_block.native import convolution
 from densenet_backbones.dense_block.native.trained_norms import (
@@ -124,7 +124,7 @@ class _CompiledUnit(torch.autograd.Function):
         return result.out
 
     @staticmethod
-    @once_differentiable
+    @first_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients of the input and of the parameters."""
         x, moments, places, *rest = ctx.saved_tensors
@@ -148,7 +148,7 @@ class _CompiledPool(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Compute the gradient of the input."""
         (places,) = ctx.saved_tensors

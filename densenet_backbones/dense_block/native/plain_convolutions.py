@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.overrides import TorchFunctionMode
 
 from densenet_backbones.dense_block.backends import has_cpp_training
+from densenet_backbones.dense_block.derivatives import first_only
 from densenet_backbones.dense_block.interfaces import is_in_rows
 from densenet_backbones.dense_block.native import convolution
 
@@ -111,7 +111,7 @@ class _CompiledConvolution(torch.autograd.Function):
         return convolution.convolve(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    @first_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients of the input, the weight and the bias."""
         x, weight = ctx.saved_tensors

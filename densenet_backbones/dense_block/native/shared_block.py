@@ -17,10 +17,10 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from densenet_backbones.dense_block.backends import has_cpp_training
 from densenet_backbones.dense_block.block_form import BlockForm, LayerForm
+from densenet_backbones.dense_block.derivatives import first_only
 from densenet_backbones.dense_block.interfaces import allocate_channels_last, is_in_rows
 from densenet_backbones.dense_block.native import convolution
 from densenet_backbones.dense_block.native.trained_norms import (
@@ -110,7 +110,7 @@ class _CompiledBlock(torch.autograd.Function):
         return result.out
 
     @staticmethod
-    @once_differentiable
+    @first_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients of the input and of the parameters."""
         rest, form = iter(ctx.saved_tensors), ctx.form
