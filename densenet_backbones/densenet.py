@@ -15,7 +15,7 @@ from timm.layers.classifier import create_classifier
 from torch import Tensor, nn
 
 from densenet_backbones.condensenet import LearnedGroupLinear
-from densenet_backbones.dense_block import Memory
+from densenet_backbones.dense_block import Memory, list_children
 from densenet_backbones.densenet_spec import DenseNetSpec
 from densenet_backbones.layers import feature_modules
 from densenet_backbones.messages import check_interval, check_whole
@@ -107,7 +107,7 @@ class DenseNet(DenseStages):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Return the same children in a row, for ``torch.jit.script``."""
-        return nn.Sequential(OrderedDict(self.named_children())).train(self.training)
+        return nn.Sequential(OrderedDict(list_children(self))).train(self.training)
 
     def prune_intermediate_layers(
         self,

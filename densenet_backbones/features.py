@@ -33,7 +33,7 @@ from typing import Any, Literal, get_args
 from timm.models._features import FeatureInfo
 from torch import Tensor, nn
 
-from densenet_backbones.dense_block import calls_children_in_turn
+from densenet_backbones.dense_block import calls_children_in_turn, list_children
 from densenet_backbones.densenet import DenseNet
 from densenet_backbones.layers import DenseBlock
 from densenet_backbones.messages import check_choice, check_whole
@@ -202,7 +202,7 @@ class _ScriptableStages(nn.Module):
                         f"{name} has a forward of its own, which TorchScript cannot cut at the "
                         "norm tap; use torch.export, or choose another tap"
                     )
-                norm, relu, *conv = stage.children()
+                norm, relu, *conv = (part for _, part in list_children(stage))
                 self.segments.append(_Segment([*waiting, norm, relu], [], tapped=True))
                 waiting = conv
             else:

@@ -19,6 +19,7 @@ from densenet_backbones.dense_block import (
     has_hooks,
     has_shared_buffer,
     join_lean_steps,
+    list_children,
     run_lean,
 )
 from densenet_backbones.densenet_spec import DenseNetSpec
@@ -264,7 +265,7 @@ def _run_tapped(stage: nn.Module, name: str, x: Tensor, lean: bool) -> tuple[Ten
     Raises:
         ValueError: It does not run an activation ``relu`` once.
     """
-    parts = dict(stage.named_children())
+    parts = dict(list_children(stage))
     in_turn = calls_children_in_turn(stage) and "relu" in parts
     split = list(parts).index("relu") + 1 if in_turn else 0
     head, rest = list(parts.values())[:split], list(parts.values())[split:]

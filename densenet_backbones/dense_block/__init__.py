@@ -23,6 +23,7 @@ from densenet_backbones.dense_block.interfaces import (
     find_layer_change,
     has_hooks,
     has_own_methods,
+    list_children,
     warn_eagerly,
 )
 from densenet_backbones.dense_block.lean import join_lean_steps, run_lean
@@ -61,6 +62,7 @@ __all__ = [
     "is_known_to_shared",
     "is_recorded",
     "join_lean_steps",
+    "list_children",
     "rank_modes",
     "run_block",
     "run_folded",

@@ -6,6 +6,7 @@ Shapes: N images, C channels of the concatenation, B of the bottleneck, k new ma
 """
 
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from math import inf
 from typing import Literal, NamedTuple, Protocol, cast
@@ -20,7 +21,7 @@ __all__ = [
     "DenseLayerLike",
     "LayerWeights",
     "Role",
-    "State",
+    "TensorState",
     "allocate_channels_last",
     "calls_children_in_turn",
     "count_norm_channels",
@@ -29,9 +30,9 @@ __all__ = [
     "has_hooks",
     "has_own_methods",
     "is_in_rows",
+    "list_children",
     "list_parts",
     "read_relu_ceiling",
-    "read_state",
     "read_weight",
     "warn_eagerly",
 ]
@@ -130,12 +131,42 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-State = list[tuple[int, int]]
+class TensorState:
+    """What tensors are at one time: which ones, where, and changed in place how often.
+
+    Not seen are changes through ``.data`` or NumPy, which torch does not count. Of inference
+    tensors it counts none, so that these never hold.
+
+    Args:
+        tensors: Tensors, which it does not keep alive.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._refs = [weakref.ref(tensor) for tensor in tensors]
+        self._marks = _list_marks(tensors)
+
+    def holds(self, tensors: Sequence[Tensor]) -> bool:
+        """Return True if these are the tensors, as they were then."""
+        # Addresses alone come again once a tensor is gone.
+        same = [ref() for ref in self._refs]
+        return (
+            len(same) == len(tensors)
+            and all(a is b for a, b in zip(same, tensors, strict=True))
+            and _list_marks(tensors) == self._marks
+            and not any(tensor.is_inference() for tensor in tensors)
+        )
 
 
-def read_state(tensors: Sequence[Tensor]) -> State:
-    """Return what differs once tensors are replaced, or changed in place but through ``.data``."""
+def _list_marks(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
     return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+
+
+def list_children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return names and children in order; one that is there twice, which runs twice, twice.
+
+    `nn.Module.named_children` leaves out the second time.
+    """
+    return [(name, child) for name, child in module._modules.items() if child is not None]
 
 
 def calls_children_in_turn(module: nn.Module) -> bool:

@@ -20,7 +20,12 @@ from torch import Tensor, nn
 
 from densenet_backbones.dense_block.derivatives import first_only
 from densenet_backbones.dense_block.elementwise import compute_norm_gradient
-from densenet_backbones.dense_block.interfaces import calls_children_in_turn, find_change, has_hooks
+from densenet_backbones.dense_block.interfaces import (
+    calls_children_in_turn,
+    find_change,
+    has_hooks,
+    list_children,
+)
 from densenet_backbones.dense_block.native import lean_unit
 from densenet_backbones.dense_block.norms import Moments, compute_moments, count_values
 from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, read_unit
@@ -48,7 +53,7 @@ def join_lean_steps(
     rest = list(stages)
     while rest:
         if len(rest) > 1 and _is_transition(*rest[0], wanted) and _is_pool(rest[1][1]):
-            parts, count = [*rest[0][1].named_children(), rest[1]], 2
+            parts, count = [*list_children(rest[0][1]), rest[1]], 2
             yield rest[1][0], partial(_run_steps, stages=parts)
         else:
             count = _count_joined(rest, wanted)
@@ -61,7 +66,7 @@ def _make_step(modules: Sequence[nn.Module]) -> Step:
     if len(modules) > 1:
         return partial(run_lean, modules=modules)
     if calls_children_in_turn(first) and not has_hooks(first):
-        return partial(_run_steps, stages=list(first.named_children()))
+        return partial(_run_steps, stages=list_children(first))
     return partial(_run_pool, pool=first)
 
 

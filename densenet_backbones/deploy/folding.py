@@ -44,6 +44,7 @@ from densenet_backbones.dense_block import (
     find_change,
     find_layer_change,
     has_hooks,
+    list_children,
 )
 from densenet_backbones.deploy.block import FoldedBlock
 from densenet_backbones.deploy.convolutions import (
@@ -60,6 +61,9 @@ from densenet_backbones.stages import DenseStages
 __all__ = ["deploy", "is_deployable"]
 
 
+# Of inference tensors changes in place are not counted: weights laid out of them could be stale.
+@torch.inference_mode(False)
+@torch.no_grad()
 def deploy(model: nn.Module, *, for_export: bool = False) -> nn.Module:
     """Return a copy of a model, in evaluation mode, whose DenseNets run from folded weights.
 
@@ -141,7 +145,7 @@ def deploy(model: nn.Module, *, for_export: bool = False) -> nn.Module:
     for prefix, net in nets:
         for name, run in _list_stages(net, f"{prefix}.".lstrip(".")):
             fold(name, run)
-        for name, pool in list(net.named_children()):
+        for name, pool in list_children(net):
             if isinstance(pool, nn.MaxPool2d) and not (
                 pool.return_indices or find_change(pool, "pool")
             ):
@@ -174,8 +178,8 @@ def _fold_around(model: nn.Module) -> None:
     kept = (DenseStages, DenseBlock, FoldedBlock)
     inside = {part for net in model.modules() if isinstance(net, kept) for part in net.modules()}
     for part in [module for module in model.modules() if module not in inside]:
-        in_a_row = type(part).forward is nn.Sequential.forward and not has_hooks(part)
-        children = list(part.named_children())
+        in_a_row = calls_children_in_turn(part) and not has_hooks(part)
+        children = list_children(part)
         for place, (name, conv) in enumerate(children):
             if not isinstance(conv, nn.Conv2d) or find_change(conv, "conv") or conv.groups != 1:
                 continue
@@ -303,7 +307,7 @@ def _list_stages(net: DenseStages, prefix: str) -> Iterator[tuple[str, Callable[
     """Yield the name of each stage with a norm but the blocks, and what folds the stage."""
     tapped = {str(level["module"]) for level in net.feature_info}
     tapped |= set(getattr(net, "return_layers", ()))
-    for name, _ in list(net.named_children()):
+    for name, _ in list_children(net):
         number = name.removeprefix("transition").removeprefix("norm")
         if name.startswith("transition"):
             yield prefix + name, partial(_fold_transition, net, number, tapped, prefix)
@@ -337,13 +341,13 @@ def _fold_stem(net: DenseStages, number: str, tapped: set[str], prefix: str) -> 
 
 def _fold_transition(net: DenseStages, number: str, tapped: set[str], prefix: str) -> None:
     """Fold a transition's norm; take in the pool behind it if nothing looks in between."""
-    children = dict(net.named_children())
+    children = dict(list_children(net))
     name, pool = f"transition{number}", children.get(f"pool{number}")
     transition = children[name]
     if not calls_children_in_turn(transition):
         raise UnfoldableError(f"{prefix}{name} has a forward of its own")
     _check_hooks(transition, prefix + name)
-    parts = dict(transition.named_children())
+    parts = dict(list_children(transition))
     if list(parts) not in (["norm", "relu"], ["norm", "relu", "conv"]):
         raise UnfoldableError(f"{prefix}{name} has other parts than norm, relu and conv")
     folded = OrderedDict[str, nn.Module](

@@ -18,10 +18,9 @@ from densenet_backbones.dense_block import native
 from densenet_backbones.dense_block.backends import has_cpp
 from densenet_backbones.dense_block.folded.operators import LIBRARY, calls_operators, is_recorded
 from densenet_backbones.dense_block.interfaces import (
-    State,
+    TensorState,
     allocate_channels_last,
     has_own_methods,
-    read_state,
 )
 
 __all__ = ["ONEDNN", "FoldedConv2d", "LayoutCache", "activate", "is_for_onednn"]
@@ -42,7 +41,7 @@ class LayoutCache:
     They are no part of the state dict, and are made anew after ``to`` and ``load_state_dict``.
     """
 
-    _layouts: dict[Hashable, tuple[State, tuple[Tensor, Tensor]]]
+    _layouts: dict[Hashable, tuple[TensorState, tuple[Tensor, Tensor]]]
 
     def get_laid_out(
         self,
@@ -57,13 +56,12 @@ class LayoutCache:
             tensors: Weight and bias as they are now.
             lay_out: Makes them the first time, and anew when these have changed.
         """
-        state = read_state(tensors)
-        before, weights = self._layouts.get(kind, (None, None))
-        if before != state or weights is None:
+        state, weights = self._layouts.get(kind, (None, None))
+        if state is None or weights is None or not state.holds(tensors):
             if len(self._layouts) == _MOST_LAYOUTS:
                 self._layouts.pop(next(iter(self._layouts)))
             weights = lay_out()
-            self._layouts[kind] = state, weights
+            self._layouts[kind] = TensorState(tensors), weights
         return weights
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
@@ -114,7 +112,7 @@ class FoldedConv2d(LayoutCache, nn.Conv2d):
         """Convolve and activate, (N, C, H, W) to (N, C', H', W')."""
         # torch's own convolution is asked for what does not fit, too, as it refuses it.
         fits = x.dim() == 4 and x.shape[1] == self.weight.shape[1]
-        if not fits or self._is_changed() or is_recorded(x):
+        if not fits or self._is_changed() or is_recorded(x, self.list_tensors()):
             return activate(super().forward(x), self.ceiling)
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))  # which does not know what comes

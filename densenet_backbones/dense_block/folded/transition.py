@@ -21,6 +21,7 @@ from densenet_backbones.dense_block.interfaces import (
     allocate_channels_last,
     has_hooks,
     has_own_methods,
+    list_children,
     read_relu_ceiling,
     warn_eagerly,
 )
@@ -98,7 +99,8 @@ class FoldedTransition(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Run the transition, (N, C, H, W) to (N, C', H', W')."""
         ceiling = None
-        if self._is_whole and not is_recorded(x) and has_kernels(x) and self._fits(x):
+        recorded = is_recorded(x, self.parameters())
+        if self._is_whole and not recorded and has_kernels(x) and self._fits(x):
             change = self._find_change()
             if change is None:
                 ceiling = _read_ceiling(self._modules)
@@ -123,7 +125,7 @@ class FoldedTransition(nn.Sequential):
 
     def _find_change(self) -> str | None:
         """Return which part was changed since the transition was folded; None if none was."""
-        parts = dict(self.named_children())
+        parts = dict(list_children(self))
         if tuple(parts) != self._parts:
             return f"its parts are {', '.join(parts)}"
         kinds = {"norm": ScaleShift, "conv": FoldedConv2d}

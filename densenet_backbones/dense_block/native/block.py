@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from densenet_backbones.dense_block.interfaces import allocate_channels_last, read_state
+from densenet_backbones.dense_block.interfaces import TensorState, allocate_channels_last
 from densenet_backbones.dense_block.native.library import Layer, load_library
 from densenet_backbones.dense_block.native.packing import (
     Packed,
@@ -107,11 +107,10 @@ def _get_packed(
     make: Callable[[], Sequence[_Layer]],
 ) -> _Weights:
     """Return what ``make`` packs for maps of a kind; packed anew if ``tensors`` have changed."""
-    state = read_state(tensors)
-    before, packed = _PACKED.get(tensors[0], (None, {}))
-    if before != state:
+    state, packed = _PACKED.get(tensors[0], (None, {}))
+    if state is None or not state.holds(tensors):
         packed = {}
-        _PACKED[tensors[0]] = state, packed
+        _PACKED[tensors[0]] = TensorState(tensors), packed
     if kind not in packed:
         packed[kind] = _Weights(make())
     weights = packed[kind]
