@@ -69,9 +69,14 @@ def deploy(model: nn.Module, *, for_export: bool = False) -> nn.Module:
 
     The copy has the interface of the model: taps, levels, post-processing. Its parts are not to be
     trained, and their weights have names of their own: save the model, and deploy what was loaded.
+    What lies between the levels has other values behind the same names, as norms and pools are
+    folded into their neighbors; and a `Sequential` of convolutions, norms and activations beside
+    the nets is folded as one that runs as a whole, so read nothing in the middle of it. Weights may
+    change in place, but for changes through ``.data`` or NumPy, which torch does not count.
     Feature maps come channels last. Under ``torch.compile`` a dense block is one operation, which
     keeps compiling short; ``torch.export``, tracing and gradients of the image take a form that
-    concatenates, from the same folded weights. TorchScript's compiler is not supported.
+    concatenates, from the same folded weights (export with sizes that vary by
+    ``prefer_deferred_runtime_asserts_over_guards=True``). TorchScript's compiler is not supported.
 
     On a CPU in float32, and in bfloat16 where an x86 processor has AVX512_BF16 (in whole tiles
     where it has AMX), dense blocks and transitions run in C++ kernels, which the machine's own
