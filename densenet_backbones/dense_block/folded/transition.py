@@ -99,13 +99,12 @@ class FoldedTransition(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Run the transition, (N, C, H, W) to (N, C', H', W')."""
         ceiling = None
-        recorded = is_recorded(x, self.parameters())
-        if self._is_whole and not recorded and has_kernels(x) and self._fits(x):
+        if self._is_whole and not is_recorded(x, self.parameters()) and has_kernels(x):
             change = self._find_change()
-            if change is None:
-                ceiling = _read_ceiling(self._modules)
-            else:
+            if change is not None:
                 warn_eagerly(f"{self.name} runs in parts, as {change}")
+            elif self._fits(x):
+                ceiling = _read_ceiling(self._modules)
         if ceiling is None:
             for part in self:
                 x = part(x)
