@@ -6,18 +6,21 @@ from pathlib import Path
 
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.foreign.content import check_name, find_image
-from densenet_backbones.data.recognition.cells import read_cells, read_first_cells
+from densenet_backbones.data.recognition.cells import (
+    IMAGE_COLUMNS,
+    SPLIT_COLUMNS,
+    place_columns,
+    read_cells,
+    read_first_cells,
+)
 from densenet_backbones.data.recognition.splits import WHOLE, find_split_word
 from densenet_backbones.data.recognition.tree import Tree
 from densenet_backbones.messages import pluralize
 
 COLUMNS = {
-    "image": (
-        *("filename", "file_name", "image", "image_path", "image_name", "path", "file", "img"),
-        *("image_id", "id", "id_code"),
-    ),
+    "image": (*IMAGE_COLUMNS, "id", "id_code"),
     "class": ("class", "label", "class_name", "category", "target", "diagnosis", "species", "name"),
-    "split": ("split", "subset", "set", "partition", "fold_name"),
+    "split": SPLIT_COLUMNS,
 }
 _OF_BOXES = {"xmin", "x1", "x_min", "left", "bbox"}
 
@@ -86,12 +89,7 @@ def _find_columns(path: Path) -> tuple[dict[str, int], str] | None:
 
 
 def _place_columns(first: list[str]) -> dict[str, int] | None:
-    names = [cell.strip().lower() for cell in first]
-    if _OF_BOXES & set(names):
+    if _OF_BOXES & {cell.strip().lower() for cell in first}:
         return None
-    places = {
-        key: next(names.index(name) for name in known if name in names)
-        for key, known in COLUMNS.items()
-        if any(name in names for name in known)
-    }
+    places = place_columns(first, COLUMNS)
     return places if {"image", "class"} <= places.keys() else None

@@ -1,7 +1,7 @@
 """Cells of tables (CSV), as programs of many countries write them."""
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +12,12 @@ from densenet_backbones.untrusted.reading import check_file, name_encoding
 
 DELIMITERS = (",", ";", "\t")
 """What stands between cells: semicolons where decimals have commas."""
+IMAGE_COLUMNS = (
+    *("filename", "file_name", "image", "image_path", "image_name", "path", "file", "img"),
+    "image_id",
+)
+SPLIT_COLUMNS = ("split", "subset", "set", "partition", "fold_name")
+"""Names of the columns that every table may have."""
 
 T = TypeVar("T")
 
@@ -35,6 +41,24 @@ def read_first_cells(path: Path, find: Callable[[list[str]], T | None]) -> tuple
         if (found := find(cells)) is not None:
             return found, delimiter
     return None
+
+
+def place_columns(first: Sequence[str], known: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Find columns by their names in the first line, in any case.
+
+    Args:
+        first: Cells of the line.
+        known: Names that each column may have, the best first.
+
+    Returns:
+        The place of each column that is there.
+    """
+    names = [cell.strip().lower() for cell in first]
+    return {
+        key: next(names.index(name) for name in own if name in names)
+        for key, own in known.items()
+        if any(name in names for name in own)
+    }
 
 
 def read_cells(path: Path, delimiter: str) -> Iterator[list[str]]:

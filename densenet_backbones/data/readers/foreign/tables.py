@@ -3,10 +3,11 @@
 Two forms: with a header that names the columns, such as TensorFlow's tutorials export
 (``filename,width,height,class,xmin,ymin,xmax,ymax``, in any order), and without one
 ``path,x1,y1,x2,y2,class`` (github.com/fizyr/keras-retinanet, README, "CSV datasets"), where an
-image without objects has a row ``path,,,,,``. Semicolons and tabs separate cells, too.
+image without objects has a row ``path,,,,,``. Semicolons and tabs separate cells, too. A header
+may name the split of each image, as that of a table of labels does.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +22,20 @@ from densenet_backbones.data.readers.foreign.content import (
     check_number,
     find_image,
 )
-from densenet_backbones.data.recognition.cells import read_cells, read_first_cells
+from densenet_backbones.data.recognition.cells import (
+    IMAGE_COLUMNS,
+    SPLIT_COLUMNS,
+    place_columns,
+    read_cells,
+    read_first_cells,
+)
 from densenet_backbones.data.recognition.sniffing import choose_some
 from densenet_backbones.data.recognition.tree import Tree
 from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import MAX_CLASSES, MAX_SIDE
 
 _COLUMNS = {
-    "image": ("filename", "file_name", "image", "image_path", "image_name", "path", "file", "img"),
+    "image": IMAGE_COLUMNS,
     "class": ("class", "label", "class_name", "name", "category"),
     "x1": ("xmin", "x1", "x_min", "left"),
     "y1": ("ymin", "y1", "y_min", "top"),
@@ -36,6 +43,7 @@ _COLUMNS = {
     "y2": ("ymax", "y2", "y_max", "bottom"),
     "width": ("width", "image_width", "img_width"),
     "height": ("height", "image_height", "img_height"),
+    "split": SPLIT_COLUMNS,
 }
 _NEEDED = ("image", "class", "x1", "y1", "x2", "y2")
 _NUMBERS = ("x1", "y1", "x2", "y2", "width", "height")
@@ -44,13 +52,17 @@ _BARE = {"image": 0, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "class": 5}
 
 @dataclass(frozen=True)
 class Row:
-    """Row of a table; `corners` and `label` are None for an image without objects."""
+    """Row of a table.
+
+    `corners` and `label` are None for an image without objects, `split` where the row names none.
+    """
 
     where: str
     image: str
     size: tuple[int, int] | None
     corners: tuple[float, float, float, float] | None
     label: str | None
+    split: str | None
 
 
 def find_tables(tree: Tree) -> Finding | None:
@@ -58,18 +70,31 @@ def find_tables(tree: Tree) -> Finding | None:
     files = [n for n in choose_some(tree.list_with(".csv")) if _find_columns(tree.root / n)]
     if not files:
         return None
-    items = [
-        Item(find_image(tree, row.image, file, row.where), file)
-        for file in files
-        for row in {row.image: row for row in _read_rows(tree.root / file)}.values()
-    ]
+    items, words = [], []
+    for file in files:
+        for row in _list_images(tree.root / file):
+            items.append(Item(find_image(tree, row.image, file, row.where), file))
+            words.append(row.split)
     return Finding(
         layout="csv",
         title="a table of boxes (CSV)",
         evidence=", ".join(files[:3]),
         serves=frozenset({"boxes"}),
-        parts=assign_splits(items, in_tables=True),
+        parts=assign_splits(items, words, in_tables=True),
     )
+
+
+def _list_images(path: Path) -> Iterable[Row]:
+    """Return one row of each image of a table."""
+    rows: dict[str, Row] = {}
+    for row in _read_rows(path):
+        first = rows.setdefault(row.image, row)
+        if row.split != first.split:
+            raise DataError(
+                f"{row.where}: its image {row.image[:200]!r} is in the split {row.split!r}, but in "
+                f"{first.split!r} in an earlier line; correct one of them"
+            )
+    return rows.values()
 
 
 def _find_columns(path: Path) -> tuple[tuple[dict[str, int], bool], str] | None:
@@ -78,12 +103,7 @@ def _find_columns(path: Path) -> tuple[tuple[dict[str, int], bool], str] | None:
 
 
 def _place_columns(first: list[str]) -> tuple[dict[str, int], bool] | None:
-    names = [word.strip().lower() for word in first]
-    places = {
-        key: next(names.index(name) for name in known if name in names)
-        for key, known in _COLUMNS.items()
-        if set(known) & set(names)
-    }
+    places = place_columns(first, _COLUMNS)
     if set(_NEEDED) <= places.keys():
         return places, True
     numbers = [word.strip() for word in first[1:5]]
@@ -119,16 +139,17 @@ def _read_row(cells: Sequence[str], places: Mapping[str, int], number: int, path
     texts = {key: cells[place].strip() for key, place in places.items()}
     if not texts["image"]:
         raise DataError(f"{where}: names no image; correct it")
-    size = None
+    size, split = None, texts.get("split") or None
     if texts.get("width") and texts.get("height"):
         sides = [check_number(texts[key], key, where) for key in ("width", "height")]
         if not all(1 <= side <= MAX_SIDE and side.is_integer() for side in sides):
             raise DataError(f"{where}: sides must be 1 to {MAX_SIDE} pixels; correct them")
         size = int(sides[0]), int(sides[1])
     if not any(texts[key] for key in _NEEDED[1:]):
-        return Row(where, texts["image"], size, None, None)
+        return Row(where, texts["image"], size, None, None, split)
     x1, y1, x2, y2 = (check_number(texts[key], key, where) for key in ("x1", "y1", "x2", "y2"))
-    return Row(where, texts["image"], size, (x1, y1, x2, y2), check_name(texts["class"], where))
+    label = check_name(texts["class"], where)
+    return Row(where, texts["image"], size, (x1, y1, x2, y2), label, split)
 
 
 def read_tables(tree: Tree, finding: Finding, split: str) -> CocoContent:
