@@ -68,19 +68,10 @@ def read_label_table(tree: Tree, name: str) -> Iterator[LabelledImage]:
         where = f"{path}: line {number}"
         if len(cells) <= max(places.values()):
             raise DataError(f"{where}: has {pluralize(len(cells), 'cell')}, too few; correct it")
-        image = _find_file(tree, cells[places["image"]].strip(), name, where)
+        image = find_image(tree, cells[places["image"]].strip(), name, where)
         label = check_name(cells[places["class"]], where)
         word = cells[places["split"]].strip() if "split" in places else ""
         yield LabelledImage(image, label, word or own_split or find_split_word(image) or WHOLE)
-
-
-def _find_file(tree: Tree, promised: str, table: str, where: str) -> str:
-    """Return the image that a row names, perhaps without its ending."""
-    stem = promised.replace("\\", "/").rpartition("/")[2]
-    candidates = tree.list_stem(stem)
-    if len(candidates) == 1:
-        return candidates[0]
-    return find_image(tree, promised, table, where)
 
 
 def _find_columns(path: Path) -> tuple[dict[str, int], str] | None:

@@ -115,7 +115,8 @@ class Tree:
         Other machines' folders in front of the name do not matter: of several files of that name
         the one is taken whose own folders agree with most of the promised ones, and of those that
         still agree the one in the folder `near`, or in the innermost folder around it that has one
-        alone. Where no file has the name, it may be an address, or differ in case.
+        alone. Where no file has the name, it may be an address, differ in case, or be an image's
+        without the ending.
 
         Args:
             promised: Name as the annotation file gives it: relative, absolute, or with ``..``.
@@ -131,6 +132,7 @@ class Tree:
         *folders, name = promised.replace("\\", "/").split("/")
         candidates = self._by_name.get(name) or self._by_name.get(unquote(name), [])
         candidates = candidates or self._by_lower_name.get(unquote(name).lower(), [])
+        candidates = candidates or self.list_stem(name)
         if len(candidates) > 1:
             agreeing = [_count_agreeing(folders, c.split("/")[:-1]) for c in candidates]
             candidates = [
