@@ -38,3 +38,65 @@ def test_an_image_in_two_splits_is_refused(tmp_path):
     write_table(tmp_path, f"{HEAD},split", lambda p, t: write_header(p, t, t.name))
     with pytest.raises(DataError, match=r"boxes\.csv: line \d: its image .* is in the split"):
         recognize(tmp_path, "detection")
+
+
+def read_boxes(root):
+    """Class and box of the objects of each picture."""
+    data = read_detection(root, "all", layout="csv")
+    return {
+        record.path.stem: [
+            (data.categories.name_of_label(label), *box)
+            for label, box in zip(record.labels.tolist(), record.boxes.tolist(), strict=True)
+        ]
+        for record in data.records
+    }
+
+
+FIRST = {"cat": 0, "dog": 1}
+
+
+@pytest.mark.parametrize(
+    ("describe", "names"),
+    [
+        (lambda p, t: (p.name, t.name, *t.box), {"cat": "cat", "dog": "dog"}),
+        (lambda p, t: (p.name, *t.box, FIRST[t.name]), {"cat": "0", "dog": "1"}),
+        (lambda p, t: (p.name, FIRST[t.name] + 70, *t.box), {"cat": "70", "dog": "71"}),
+        (lambda p, t: (p.name, *t.box[2:], *t.box[:2], t.name), None),  # from corner to corner
+    ],
+)
+def test_columns_without_a_header_are_told_apart(describe, names, tmp_path):
+    write_table(tmp_path, "", describe)
+    if names is None:
+        assert recognize(tmp_path, "detection").layout == "csv"
+    else:
+        expected = {p.stem: [(names[t.name], *t.box) for t in p.things] for p in PICTURES}
+        assert read_boxes(tmp_path) == expected
+
+
+@pytest.mark.parametrize("before", ["", "photo 0.jpg,,,,,\n"])
+def test_columns_that_cannot_be_told_apart_need_a_header(before, tmp_path):
+    write_table(tmp_path, "", lambda p, t: (p.name, FIRST[t.name], *t.box))
+    path = tmp_path / "boxes.csv"
+    path.write_text(before + path.read_text())
+    line = 2 if before else 1
+    with pytest.raises(DataError, match=rf"boxes\.csv: line {line}: .*first line such as filename"):
+        recognize(tmp_path, "detection")
+
+
+def test_names_of_images_may_lack_their_ending(tmp_path):
+    write_table(
+        tmp_path, HEAD.replace("filename", "image_id"), lambda p, t: (p.stem, t.name, *t.box)
+    )
+    expected = {p.stem: [(t.name, *t.box) for t in p.things] for p in PICTURES}
+    assert read_boxes(tmp_path) == expected
+    save_image(PICTURES[0], tmp_path / "more", "photo 0.png")
+    with pytest.raises(DataError, match=r"'photo 0' may be any of 2 files"):
+        recognize(tmp_path, "detection")
+
+
+@pytest.mark.parametrize("row", ["1,2,3,4,5,6", "adam,best,0.1,0.2,3,4"])
+def test_rows_of_other_things_are_no_table_of_boxes(row, tmp_path):
+    write_text(tmp_path / "log.csv", f"{row}\n{row}\n")
+    save_image(PICTURES[0], tmp_path)
+    with pytest.raises(DataError, match=r"log\.csv: a table with the columns"):
+        recognize(tmp_path, "detection")

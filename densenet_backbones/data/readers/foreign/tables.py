@@ -2,9 +2,10 @@
 
 Two forms: with a header that names the columns, such as TensorFlow's tutorials export
 (``filename,width,height,class,xmin,ymin,xmax,ymax``, in any order), and without one
-``path,x1,y1,x2,y2,class`` (github.com/fizyr/keras-retinanet, README, "CSV datasets"), where an
-image without objects has a row ``path,,,,,``. Semicolons and tabs separate cells, too. A header
-may name the split of each image, as that of a table of labels does.
+``path,x1,y1,x2,y2,class`` (github.com/fizyr/keras-retinanet, README, "CSV datasets") or
+``path,class,x1,y1,x2,y2``, where an image without objects has a row ``path,,,,,``.
+Semicolons and tabs separate cells, too. A header may name the split of each image, as that of a
+table of labels does.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,7 +48,12 @@ _COLUMNS = {
 }
 _NEEDED = ("image", "class", "x1", "y1", "x2", "y2")
 _NUMBERS = ("x1", "y1", "x2", "y2", "width", "height")
-_BARE = {"image": 0, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "class": 5}
+_HEADER = "filename, class, xmin, ymin, xmax, ymax"
+# Places of the columns in tables without a header.
+_BARE = (
+    {"image": 0, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "class": 5},
+    {"image": 0, "class": 1, "x1": 2, "y1": 3, "x2": 4, "y2": 5},
+)
 
 
 @dataclass(frozen=True)
@@ -97,35 +103,58 @@ def _list_images(path: Path) -> Iterable[Row]:
     return rows.values()
 
 
-def _find_columns(path: Path) -> tuple[tuple[dict[str, int], bool], str] | None:
-    """Return the place of each column that is known, True if there is a header; the delimiter."""
+def _find_columns(path: Path) -> tuple[dict[str, int], str] | None:
+    """Return the place of each column that a header names, none without one; the delimiter."""
     return read_first_cells(path, _place_columns)
 
 
-def _place_columns(first: list[str]) -> tuple[dict[str, int], bool] | None:
+def _place_columns(first: list[str]) -> dict[str, int] | None:
     places = place_columns(first, _COLUMNS)
     if set(_NEEDED) <= places.keys():
-        return places, True
-    numbers = [word.strip() for word in first[1:5]]
-    if len(first) == 6 and (all(map(_is_number, numbers)) or not any([*numbers, first[5]])):
-        return dict(_BARE), False
-    return None
+        return places
+    is_row = len(first) == 6 and Path(first[0].strip()).suffix[1:2].isalpha()
+    return {} if is_row and (_list_forms(first) or not any(first[1:])) else None
+
+
+def _place_bare(path: Path, delimiter: str) -> Mapping[str, int]:
+    """Return the places of the columns of a table without a header, by its first object."""
+    for number, cells in enumerate(read_cells(path, delimiter), start=1):
+        if any(cells[1:]):
+            forms = _list_forms(cells)
+            if len(forms) == 1:
+                return forms[0]
+            raise DataError(
+                f"{path}: line {number}: its class may be the second cell or the last, and no line "
+                f"names the columns; write a first line such as {_HEADER}, in the file's own order"
+            )
+    return _BARE[0]
+
+
+def _list_forms(cells: Sequence[str]) -> Sequence[Mapping[str, int]]:
+    """List the forms without a header that a row may have."""
+    fitting, ordered = [], []
+    for form in _BARE if len(cells) == 6 else ():
+        texts = [cells[form[key]].strip().replace(",", ".") for key in ("x1", "y1", "x2", "y2")]
+        if all(map(_is_number, texts)):
+            x1, y1, x2, y2 = map(float, texts)
+            fitting.append(form)
+            ordered += [form] * (x1 < x2 and y1 < y2)
+    # A class that is a number seldom is a corner as well: the box would end before it begins.
+    return fitting if len(fitting) < 2 else ordered or fitting
 
 
 def _is_number(text: str) -> bool:
-    return text.removeprefix("-").replace(",", ".").replace(".", "", 1).isdecimal()
+    return text.removeprefix("-").replace(".", "", 1).isdecimal()
 
 
 def _read_rows(path: Path) -> Iterator[Row]:
     columns = _find_columns(path)
     if columns is None:
-        raise DataError(
-            f"{path}: its columns are not known; write filename, class, xmin, ymin, xmax, ymax "
-            "into the first line"
-        )
-    (places, has_header), delimiter = columns
+        raise DataError(f"{path}: its columns are not known; write {_HEADER} into the first line")
+    named, delimiter = columns
+    places = named or _place_bare(path, delimiter)
     for number, cells in enumerate(read_cells(path, delimiter), start=1):
-        if cells and not (has_header and number == 1):
+        if cells and not (named and number == 1):
             if delimiter == ";":  # of countries whose decimals have commas
                 own = {places[key] for key in _NUMBERS if key in places}
                 cells = [c.replace(",", ".") if n in own else c for n, c in enumerate(cells)]
