@@ -6,7 +6,7 @@ Every failure becomes the error that the caller names, in one sentence with the 
 import codecs
 import json
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,31 @@ def read_text(path: Path, most: int, error: type[Exception]) -> str:
     try:
         return content.decode(_choose_encoding(content))
     except UnicodeError as fault:
-        raise error(f"{path}: cannot be read as UTF-8 text ({fault}); save it as UTF-8") from fault
+        raise error(describe_encoding(path, content.splitlines(keepends=True))) from fault
+
+
+def describe_encoding(path: Path, lines: Iterable[bytes] | None = None) -> str:
+    """Say which line of a file is no UTF-8, and what to do.
+
+    Args:
+        path: The file.
+        lines: Its lines; None reads them.
+    """
+    if lines is None:
+        with open(path, "rb") as file:
+            return describe_encoding(path, file)
+    for number, line in enumerate(lines, start=1):
+        if number == 1 and _choose_encoding(line) == "utf-16":
+            break
+        try:
+            line.decode()
+        except UnicodeDecodeError as fault:
+            near = line[max(0, fault.start - 20) : fault.start + 20].decode(errors="replace")
+            return (
+                f"{path}: line {number}: {near.strip()!r} cannot be read as UTF-8 text (Excel and "
+                "Windows often write another encoding); save the file as UTF-8"
+            )
+    return f"{path}: begins as UTF-16 text and cannot be read so; save it as UTF-8"
 
 
 def name_encoding(path: Path) -> str:

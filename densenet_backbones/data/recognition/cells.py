@@ -8,7 +8,7 @@ from typing import TypeVar
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.recognition.sniffing import read_ends
 from densenet_backbones.untrusted.limits import MAX_TABLE_FILE
-from densenet_backbones.untrusted.reading import check_file, name_encoding
+from densenet_backbones.untrusted.reading import check_file, describe_encoding, name_encoding
 
 DELIMITERS = (",", ";", "\t")
 """What stands between cells: semicolons where decimals have commas."""
@@ -72,6 +72,6 @@ def read_cells(path: Path, delimiter: str) -> Iterator[list[str]]:
         with open(path, encoding=name_encoding(path), newline="") as file:
             yield from csv.reader(file, delimiter=delimiter)
     except UnicodeError as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); save it so") from error
+        raise DataError(describe_encoding(path)) from error
     except csv.Error as error:
         raise DataError(f"{path}: is no table ({error}); export it again") from error

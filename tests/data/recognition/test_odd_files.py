@@ -238,3 +238,29 @@ def test_masks_of_16_bits_of_one_and_of_colors(draw, tmp_path):
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(draw(picture.draw_labels())).save(path)
     assert recognize(tmp_path, "segmentation").splits[0].images == 6
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "line"),
+    [
+        (write_tensorflow_csv, "train_labels.csv", 2),
+        (write_coco_beside, "annotations.json", 1),
+        (write_darknet, "obj.names", 1),
+        (write_ultralytics, "labels/train/photo 1.txt", 1),
+        (write_labelme, "photo 1.json", 1),
+        (write_yolo_lists, "train.txt", 1),
+        (write_labelimg, "photo 1.xml", 1),
+        (write_cvat, "annotations.xml", 1),
+    ],
+)
+def test_a_letter_of_another_encoding_is_said_with_its_line(write, name, line, tmp_path):
+    """Which Excel, Notepad and old tools write."""
+    write(tmp_path)
+    (path,) = tmp_path.rglob(Path(name).name)
+    lines = path.read_bytes().splitlines(keepends=True)
+    last = len(lines[line - 1].rstrip()) - 1
+    lines[line - 1] = lines[line - 1][:last] + "ä".encode("latin-1") + lines[line - 1][last:]
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(DataError, match=rf"{path.name}: .*line {line}\b.*UTF-8"):
+        for part in recognize(tmp_path, "detection").splits:
+            read_detection([dict(part.source)])

@@ -26,7 +26,7 @@ from densenet_backbones.untrusted.limits import (
     MAX_PIXELS,
     MAX_SIDE,
 )
-from densenet_backbones.untrusted.reading import parse_json, read_text
+from densenet_backbones.untrusted.reading import describe_encoding, parse_json, read_text
 
 JsonObject = dict[str, object]
 """Object of an untrusted JSON file, before its values are checked."""
@@ -72,9 +72,7 @@ def translate_json_errors(path: Path) -> Iterator[None]:
         reason = error.strerror or error
         raise DataError(f"{path}: cannot be read ({reason}){advise(error)}") from error
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: cannot be read as UTF-8 text ({error.reason}); save it as UTF-8"
-        ) from error
+        raise DataError(describe_encoding(path)) from error
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "

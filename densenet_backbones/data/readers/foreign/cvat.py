@@ -124,7 +124,8 @@ def _read_images(path: Path) -> Iterator[CvatImage]:
     except ParseError as error:
         line, column = error.position
         raise DataError(
-            f"{path}: not valid XML at line {line}, column {column + 1} ({error}); export it again"
+            f"{path}: not valid XML at line {line}, column {column + 1} ({error}); save it as "
+            "UTF-8, or export it again"
         ) from error
     except DefusedXmlException as error:
         raise DataError(

@@ -77,7 +77,7 @@ def _parse(path: Path) -> Element:
         line, column = error.position
         raise DataError(
             f"{path}: not valid XML at line {line}, column {column + 1} ({error}); "
-            "correct it or export the file again"
+            "save it as UTF-8, correct it or export it again"
         ) from error
     except DefusedXmlException as error:
         raise DataError(

@@ -357,7 +357,7 @@ def test_files_that_are_no_coco_files(tmp_path, text, match):
 def test_file_that_is_no_text(tmp_path):
     write(tmp_path)
     (tmp_path / "annotations/instances_train2017.json").write_bytes(b"\xff\xfe\xfa\xff")
-    with pytest.raises(DataError, match="cannot be read as UTF-8"):
+    with pytest.raises(DataError, match="save it as UTF-8"):
         read_coco(tmp_path, "train")
 
 

@@ -225,7 +225,7 @@ def test_faulty_lists_are_refused(tmp_path, lines, match):
 def test_list_that_is_no_text_is_refused(tmp_path):
     write(tmp_path, {"a": xml(DOG)})
     (tmp_path / "ImageSets/Main/train.txt").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(DataError, match=r"train\.txt: cannot be read as UTF-8"):
+    with pytest.raises(DataError, match=r"train\.txt: begins as UTF-16 text"):
         read_voc(tmp_path, "train")
 
 
