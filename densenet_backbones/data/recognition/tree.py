@@ -13,7 +13,7 @@ from densenet_backbones.data.sets.split_file import SPLIT_FILE
 from densenet_backbones.messages import describe_missing, pluralize
 from densenet_backbones.untrusted.limits import MAX_FOLDER_DEPTH, MAX_LISTED_FILES
 
-ANNOTATION_SUFFIXES = {".json", ".xml", ".csv", ".yaml", ".yml"}
+ANNOTATION_SUFFIXES = {".json", ".xml", ".csv", ".yaml", ".yml", ".data"}
 _SYSTEM = {"__MACOSX", "Thumbs.db", "desktop.ini"}  # what macOS and Windows add
 
 
@@ -154,18 +154,26 @@ class Tree:
             )
         return candidates[0] if candidates else None
 
-    def find_folder(self, promised: str) -> str | None:
-        """Find the folder that a path means: the longest end of it that is one below the root."""
+    def find_folder(self, promised: str, near: str = "") -> str | None:
+        """Find the folder that a path means: the longest end of it that is one below the root.
+
+        Args:
+            promised: Path as a file gives it: relative, absolute, with ``..``, or in another case.
+            near: Folder of that file, relative to the root, which comes before the root.
+        """
         parts = [p for p in promised.replace("\\", "/").split("/") if p not in ("", ".", "..")]
         for start in range(len(parts)):
-            folder = "/".join(parts[start:])
-            if folder in self._folders:
-                return folder
-        return None if parts else ""
+            end = "/".join(parts[start:])
+            for folder in (f"{near}/{end}", end) if near else (end,):
+                if found := self._folders.get(folder) or self._folders.get(folder.lower()):
+                    return found
+        return None if parts else near
 
     @cached_property
-    def _folders(self) -> set[str]:
-        return {str(p) for name in self.files for p in PurePosixPath(name).parents}
+    def _folders(self) -> dict[str, str]:
+        """Folders by their names, and by these in lower case."""
+        folders = {str(p) for name in self.files for p in PurePosixPath(name).parents}
+        return {name.lower(): name for name in folders} | {name: name for name in folders}
 
 
 def _walk(root: Path, outside: list[str]) -> Iterator[str]:

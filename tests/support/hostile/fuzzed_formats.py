@@ -91,19 +91,25 @@ def read_labels(layout, data, folder):
     read_coco(folder, split, content=content, keypoints=True).ground_truth()
 
 
-def read_yolo_yaml(data, folder):
-    """Read YOLO's `data.yaml` and the labels of its images."""
-    folder = folder / "pose"
+def read_yolo_file(name, data, folder):
+    """Read a file that describes YOLO's data, and the labels of its images."""
+    folder = folder / name.replace(".", "_")
     if not folder.exists():
         folder.mkdir(parents=True)
         Image.new("RGB", (8, 6)).save(folder / "a.png")
-        (folder / "a.txt").write_text("0 0.5 0.5 0.2 0.2 0.4 0.4 2\n")
-    (folder / "data.yaml").write_bytes(data)
+        keypoint = " 0.4 0.4 2" * (name == "data.yaml")
+        (folder / "a.txt").write_text(f"0 0.5 0.5 0.2 0.2{keypoint}\n")
+        (folder / "list.txt").write_text("a.png\n")
+    (folder / name).write_bytes(data)
     split, content = read_foreign(folder, "yolo", "all")
     read_coco(folder, split, content=content, keypoints=True).ground_truth()
 
 
 YAML_SEED = b"path: ../x\ntrain: .\nnames: {0: cat}\nkpt_shape: [1, 3]\nflip_idx: [0]\n"
+YOLO_FILES = {
+    "data.yaml": (YAML_SEED, b"train: list.txt\nnames: [cat]\nkpt_shape: [1, 3]\n"),
+    "obj.data": (b"classes = 1\ntrain = data/list.txt\nnames = data/obj.names\n",),
+}
 
 
 def read_archive(data: bytes, folder: Path) -> None:

@@ -21,11 +21,11 @@ import torch
 from cifar_files import make_rows, pickle_as_python_2
 from fuzzed_formats import (
     SEEDS,
-    YAML_SEED,
+    YOLO_FILES,
     archive_seeds,
     read_archive,
     read_labels,
-    read_yolo_yaml,
+    read_yolo_file,
 )
 from fuzzed_pictures import (
     clip_seeds,
@@ -382,7 +382,10 @@ READERS = {
         layout: Reader(partial(read_labels, layout), partial(list, seeds))
         for layout, seeds in SEEDS.items()
     },
-    "yolo's yaml": Reader(read_yolo_yaml, lambda: [YAML_SEED]),
+    **{
+        name: Reader(partial(read_yolo_file, name), partial(list, seeds))
+        for name, seeds in YOLO_FILES.items()
+    },
     "archives": Reader(read_archive, archive_seeds),
     "pictures": Reader(read_picture, picture_seeds),
     "windows": Reader(read_windows, window_seeds),

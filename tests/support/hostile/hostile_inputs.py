@@ -210,7 +210,7 @@ REFUSED: dict[str, Case] = {
     "CSV of a cell of 20 MB": read("csv", b"a.png,1,1,4,5," + b"x" * (20 << 20)),
     "YOLO of 9 MB": read("yolo", b"0 0.5 0.5 0.1 0.1\n" * 500_000),
     "YOLO keypoints of 10^9": read(
-        "yolo's yaml", b"train: .\nnames: [a]\nkpt_shape: [1000000000, 3]"
+        "data.yaml", b"train: .\nnames: [a]\nkpt_shape: [1000000000, 3]"
     ),
     "archive of zeros": lambda folder: archive_of_zeros(folder),
     "line of 20 MB in a list": read("lists", b"x" * (20 << 20)),

@@ -1,7 +1,7 @@
 """Reads YOLO's labels: a text file an image, an object a line, coordinates as shares of its sides.
 
-The format: https://docs.ultralytics.com/datasets (detect, segment, pose), and darknet's `obj.data`
-and `obj.names`. A line is the number of the class (from 0) and
+The format: https://docs.ultralytics.com/datasets (detect, segment, pose). A line is the
+number of the class (from 0) and
 
 - ``x y w h``, the middle and the sides of a box;
 - ``x1 y1 x2 y2 x3 y3 ...``, an outline;
@@ -10,9 +10,8 @@ and `obj.names`. A line is the number of the class (from 0) and
 Labels of ``…/images/…/a.jpg`` are ``…/labels/…/a.txt``; else they lie beside the image.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import quote, track_progress
@@ -23,203 +22,137 @@ from densenet_backbones.data.readers.foreign.content import (
     ForeignFormat,
     Item,
     assign_splits,
-    check_name,
     check_number,
+)
+from densenet_backbones.data.readers.foreign.yolo_files import (
+    NAME_FILES,
+    YoloNames,
+    find_description,
+    list_splits,
+    read_names,
 )
 from densenet_backbones.data.recognition.sniffing import choose_some, is_yolo_labels
 from densenet_backbones.data.recognition.tree import Tree
 from densenet_backbones.messages import pluralize
-from densenet_backbones.untrusted.limits import (
-    MAX_CLASSES,
-    MAX_KEYPOINTS,
-    MAX_LIST_FILE,
-    MAX_XML_FILE,
-)
-from densenet_backbones.untrusted.plain_yaml import read_yaml
+from densenet_backbones.untrusted.limits import MAX_CLASSES, MAX_XML_FILE
 from densenet_backbones.untrusted.reading import read_text
 
-_SPLIT_KEYS = ("train", "val", "test")
-_NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
-_NO_LABELS = {*_NAME_FILES, "requirements.txt"}
-
-
-@dataclass(frozen=True)
-class YoloNames:
-    """Names that a data set gives; empty where it gives none.
-
-    Attributes:
-        file: File that has them.
-        classes: Names of the classes, by their numbers.
-        keypoints: Names of the keypoints.
-        numbers_each: Numbers of a keypoint in a line, 2 or 3.
-    """
-
-    file: str = ""
-    classes: tuple[str, ...] = ()
-    keypoints: tuple[str, ...] = ()
-    numbers_each: int = 3
+_IMAGE_FOLDERS = ("images", "imgs", "img", "image", "jpegimages")
+_NO_LABELS = {*NAME_FILES, "requirements.txt"}
 
 
 def find_yolo(tree: Tree) -> Finding | None:
-    """Look for YOLO's labels."""
-    file, content = _find_yaml(tree)
-    texts = {name for name in tree.list_with(".txt") if name.rpartition("/")[2] not in _NO_LABELS}
-    parts = _list_parts_of_yaml(tree, content, texts) if content else {}
-    if not parts:
-        items = [item for name in tree.images if (item := _pair(name, texts)).labels]
-        # Images without a label file count where their folder has labelled ones.
-        folders = {item.image.rpartition("/")[0] for item in items}
-        images = [n for n in tree.images if n.rpartition("/")[0] in folders]
-        parts = assign_splits([_pair(name, texts) for name in images])
-    labels = [item.labels for items in parts.values() for item in items if item.labels]
-    sniffed = {is_yolo_labels(tree.root / name) for name in choose_some(labels)}
-    if not (labels and (True in sniffed or (content and False not in sniffed))):
+    """Look for YOLO's labels.
+
+    Raises:
+        DataError: If the file that describes them is wrong.
+    """
+    texts = [n for n in tree.list_with(".txt") if n.rpartition("/")[2].lower() not in _NO_LABELS]
+    if not texts:
         return None
-    bare = sum(not item.labels for items in parts.values() for item in items)
-    names = _read_names(tree, file, content)
-    remarks = (
-        f"{pluralize(bare, 'image has', 'images have')} no label file: taken as without objects",
-    ) * bool(bare)
-    if not names.classes:
-        remarks += ("no class has a name (no data.yaml, no classes.txt): they are numbered",)
+    places = {name.lower(): name for name in texts} | {name: name for name in texts}
+    items = {name: _pair(tree, name, places) for name in tree.images}
+    labels = [item.labels for item in items.values() if item.labels]
+    found = find_description(tree)
+    sniffed = {is_yolo_labels(tree.root / name) for name in choose_some(labels)}
+    if not (labels and (True in sniffed or (found.file and False not in sniffed))):
+        return None
+    names = read_names(tree, found)
+    if found.faults and not names.file:
+        raise found.faults[0]
+    splits, remarks = list_splits(tree, found)
+    if splits:
+        parts = {
+            split: [items.get(name) or _pair(tree, name, places) for name in images]
+            for split, images in splits.items()
+        }
+    else:
+        # Images without a label file count where their folder has labelled ones.
+        folders = {_name_folder(item.image) for item in items.values() if item.labels}
+        parts = assign_splits([item for n, item in items.items() if _name_folder(n) in folders])
     kinds = {"boxes", "keypoints"} if names.keypoints else {"boxes"}
     if not names.keypoints and _has_outlines(tree, labels):
         kinds.add("masks")
+    remarks += [names.remark] if names.remark else []
     return Finding(
         layout="yolo",
         title="YOLO's labels",
-        evidence=f"{names.file or 'no list of classes'}, {len(labels)} .txt",
+        evidence=f"{names.file or found.file or 'no list of classes'}, {len(labels)} .txt",
         serves=frozenset(kinds),
         parts=parts,
-        remarks=remarks,
+        remarks=(*_describe_rest(tree, items, texts, parts, found.file * bool(splits)), *remarks),
     )
 
 
-def _find_yaml(tree: Tree) -> tuple[str, Mapping[str, object]]:
-    """Find the outermost YAML file that names classes and splits; empty where there is none."""
-    files = [name for name in tree.list_with(".yaml", ".yml") if name.count("/") <= 2]
-    for name in sorted(files, key=lambda n: (n.count("/"), n))[:50]:
-        try:
-            content = read_yaml(tree.root / name, DataError)
-        except DataError:
-            continue  # no file of ours
-        if isinstance(content, dict) and "names" in content and set(_SPLIT_KEYS) & content.keys():
-            return name, content
-    return "", {}
+def _name_folder(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
-def _list_parts_of_yaml(
-    tree: Tree, content: Mapping[str, object], texts: set[str]
-) -> dict[str, list[Item]]:
-    """List the images of the splits that a YAML file names: folders, lists of files, or several."""
-    parts: dict[str, list[Item]] = {}
-    for split in _SPLIT_KEYS:
-        value = content.get(split)
-        entries = value if isinstance(value, list) else [value]
-        images: dict[str, None] = {}
-        for entry in entries:
-            if isinstance(entry, str) and entry.strip():
-                images |= dict.fromkeys(_list_images(tree, entry.strip()))
-        if images:
-            parts[split] = [_pair(name, texts) for name in images]
-    return parts
+def _describe_rest(
+    tree: Tree,
+    items: Mapping[str, Item],
+    texts: Iterable[str],
+    parts: Mapping[str, Sequence[Item]],
+    file: str,
+) -> Iterator[str]:
+    """Yield sentences about images without labels, labels without image, and images passed over.
+
+    Args:
+        tree: All files.
+        items: All images.
+        texts: Files that may be labels.
+        parts: Images of each split.
+        file: File that names the splits; empty where none does.
+    """
+    taken = {item.image: item.labels for own in parts.values() for item in own}
+    bare = [image for image, labels in taken.items() if not labels]
+    if bare:
+        empty = [split for split, own in parts.items() if not any(item.labels for item in own)]
+        yield (
+            f"{pluralize(len(bare), 'image has', 'images have')} no label file: taken as without "
+            f"objects{f' (all of {quote(empty)})' if empty else ''}"
+        )
+    rest = [item for name, item in items.items() if name not in taken]
+    if unnamed := [item.image for item in rest if item.labels]:
+        count = pluralize(len(unnamed), "labelled image is", "labelled images are")
+        yield f"{count} in no split of {file}: passed over ({quote(unnamed)})"
+    elif rest and not file:
+        folders = sorted({_name_folder(item.image) or "." for item in rest})
+        count = pluralize(len(rest), "image is", "images are")
+        yield f"{count} in folders without labels: passed over ({quote(folders)})"
+    paired = {item.labels for item in items.values()} | set(taken.values())
+    labelled = {_name_folder(name) for name in paired}
+    lost = [name for name in texts if name not in paired and _name_folder(name) in labelled]
+    others = {name for name in choose_some(lost) if not is_yolo_labels(tree.root / name)}
+    if lost := [name for name in lost if name not in others]:
+        count = pluralize(len(lost), "label file belongs", "label files belong")
+        yield f"{count} to no image, or to any of several: passed over ({quote(lost)})"
 
 
-def _list_images(tree: Tree, entry: str) -> Iterable[str]:
-    if entry.endswith(".txt"):
-        file = tree.find(entry)
-        if file is None:
-            return []
-        lines = read_text(tree.root / file, MAX_LIST_FILE, DataError).splitlines()
-        images = []
-        for number, line in enumerate(lines, start=1):
-            where = f"{tree.root / file}: line {number}"
-            if line.strip():
-                image = tree.find(line.strip(), where=where)
-                if image is None:
-                    raise DataError(f"{where}: there is no image {line.strip()[:200]!r}; add it")
-                images.append(image)
-        return images
-    folder = tree.find_folder(entry)
-    if folder is None:  # "test" is often named and left out
-        return []
-    prefix = f"{folder}/" if folder not in ("", ".") else ""
-    return [name for name in tree.images if name.startswith(prefix)]
+def _pair(tree: Tree, image: str, places: Mapping[str, str]) -> Item:
+    """Find the labels of an image: where `images` in its path is `labels`, or beside it.
 
+    They may all lie in `labels` itself, if no other image has the name.
 
-def _pair(image: str, texts: set[str]) -> Item:
-    """Find the labels of an image: where `images` in its path is `labels`, or beside it."""
+    Args:
+        tree: All files.
+        image: The image.
+        places: Text files by their names, and by these in lower case.
+    """
     path = PurePosixPath(image)
     folders = list(path.parts[:-1])
-    candidates = []
+    mirrored, flat = [], []
     for position in reversed(range(len(folders))):
-        if folders[position].lower() in ("images", "imgs", "img", "image", "jpegimages"):
-            candidates.append([*folders[:position], "labels", *folders[position + 1 :]])
-    for parts in (*candidates, folders, [*folders, "labels"], ["labels", *folders]):
+        if folders[position].lower() in _IMAGE_FOLDERS:
+            mirrored.append([*folders[:position], "labels", *folders[position + 1 :]])
+            flat.append([*folders[:position], "labels"])
+    if len(tree.list_stem(path.stem)) > 1:
+        flat = []
+    for parts in (*mirrored, folders, [*folders, "labels"], ["labels", *folders], *flat):
         name = "/".join([*parts, f"{path.stem}.txt"])
-        if name in texts:
-            return Item(image, name)
+        if labels := places.get(name) or places.get(name.lower()):
+            return Item(image, labels)
     return Item(image, "")
-
-
-def _read_names(tree: Tree, file: str, content: Mapping[str, object]) -> YoloNames:
-    if not content:
-        for name in tree.files:
-            if name.rpartition("/")[2] in _NAME_FILES or name.endswith(".names"):
-                lines = read_text(tree.root / name, MAX_LIST_FILE, DataError).splitlines()
-                classes = tuple(
-                    check_name(line, f"{tree.root / name}: line {n}")
-                    for n, line in enumerate(lines, start=1)
-                    if line.strip()
-                )
-                return YoloNames(name, _check_classes(classes, tree.root / name))
-        return YoloNames()
-    path, names = tree.root / file, content["names"]
-    if isinstance(names, dict):
-        if set(names) != set(range(len(names))):
-            raise DataError(f"{path}: names must be numbered from 0 without gaps; correct them")
-        names = [names[n] for n in range(len(names))]
-    if not isinstance(names, list):
-        raise DataError(f"{path}: names must be a list or a mapping, not {str(names)[:60]!r}")
-    classes = tuple(check_name(name, f"{path}: names[{n}]") for n, name in enumerate(names))
-    return YoloNames(file, _check_classes(classes, path), *_read_keypoints(content, path))
-
-
-def _check_classes(classes: tuple[str, ...], path: Path) -> tuple[str, ...]:
-    twice = sorted({name for name in classes if classes.count(name) > 1}) if classes else []
-    if not 1 <= len(classes) <= MAX_CLASSES or twice:
-        raise DataError(
-            f"{path}: must name 1 to {MAX_CLASSES} classes, each once"
-            + (f"; given twice: {quote(twice)}" if twice else f", not {len(classes)}")
-        )
-    return classes
-
-
-def _read_keypoints(content: Mapping[str, object], path: Path) -> tuple[tuple[str, ...], int]:
-    """Return the keypoints' names, and how many numbers each has in a line."""
-    shape, flips = content.get("kpt_shape"), content.get("flip_idx")
-    if shape is None:
-        return (), 3
-    if (
-        not isinstance(shape, list)
-        or [type(n) for n in shape] != [int, int]
-        or not (1 <= shape[0] <= MAX_KEYPOINTS and shape[1] in (2, 3))
-    ):
-        raise DataError(
-            f"{path}: kpt_shape must be [number of keypoints, 2 or 3], not {str(shape)[:60]!r}"
-        )
-    names = [f"point {n + 1}" for n in range(shape[0])]
-    own = content.get("kpt_names")
-    if isinstance(own, dict) and own:
-        own = next(iter(own.values()))
-    if isinstance(own, list) and len(own) == shape[0]:
-        names = [check_name(name, f"{path}: kpt_names[{n}]") for n, name in enumerate(own)]
-    elif isinstance(flips, list) and len(flips) == shape[0]:
-        # Names say which point is the other side's, as augmentation reads them.
-        for n, other in enumerate(flips):
-            if type(other) is int and n < other < len(names) and flips[other] == n:
-                names[n], names[other] = f"left point {n + 1}", f"right point {n + 1}"
-    return tuple(names), shape[1]
 
 
 def _has_outlines(tree: Tree, labels: Sequence[str]) -> bool:
@@ -236,8 +169,7 @@ def read_yolo(tree: Tree, finding: Finding, split: str) -> CocoContent:
     Raises:
         DataError: Names file and line that are wrong.
     """
-    file, yaml = _find_yaml(tree)
-    names, content = _read_names(tree, file, yaml), CocoContent()
+    names, content = read_names(tree, find_description(tree)), CocoContent()
     for item in track_progress(finding.parts[split], f"Reading {split}"):
         size = read_image_size(tree.root / item.image)
         labels = tree.root / item.labels if item.labels else tree.root / item.image
