@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from densenet_backbones.data.faults import DataError
-from densenet_backbones.data.files import quote
 from densenet_backbones.data.readers.masks.classes_file import CLASSES_FILE
 from densenet_backbones.data.recognition.archives import unpack_archive
 from densenet_backbones.data.recognition.coco_files import (
@@ -27,25 +26,17 @@ from densenet_backbones.data.recognition.known_layouts import (
     find_only_folder,
     list_known_layouts,
 )
-from densenet_backbones.data.recognition.mask_pairs import find_lossy_masks, find_mask_pairs
-from densenet_backbones.data.recognition.sniffing import (
-    choose_some,
-    describe_files,
-    describe_table,
-    sniff_json,
-    sniff_xml,
-    summarize_kinds,
-)
+from densenet_backbones.data.recognition.mask_pairs import find_mask_pairs
 from densenet_backbones.data.recognition.splits import WHOLE, match_split, order_splits
 from densenet_backbones.data.recognition.tree import ANNOTATION_SUFFIXES, Tree
+from densenet_backbones.data.recognition.unknown import (
+    ARCHIVES,
+    describe_nothing,
+    describe_outside,
+)
 from densenet_backbones.messages import nearest, pluralize, quote_word
 
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _TEACHES = {"detection": {"boxes"}, "segmentation": {"masks", "semantic"}}
-_KNOWN = (
-    "COCO (JSON of any name), VOC (XML), YOLO (data.yaml, labels/*.txt), labelme (JSON), CVAT "
-    "(XML), VIA (JSON or CSV), tables (CSV), folders of images and masks, panoptic pictures"
-)
 
 
 @dataclass(frozen=True)
@@ -162,7 +153,7 @@ def recognize(
     if not fitting_readings:
         if kind is not None and layout == "auto":
             _refuse_other_kind(tree, kind)
-        raise DataError(_describe_nothing(tree, layout))
+        raise DataError(describe_nothing(tree, layout))
     if len(fitting_readings) > 1:
         options = [_show_option(reading) for reading in fitting_readings]
         raise DataError(
@@ -170,7 +161,7 @@ def recognize(
         )
     reading = fitting_readings[0]
     if tree.outside:
-        notes.append(f"left out: {_describe_outside(tree)}")
+        notes.append(f"left out: {describe_outside(tree)}")
     if only is not None and len(reading.splits) == 1:
         reading = replace(reading, splits=(replace(reading.splits[0], name=WHOLE),))
     return replace(reading, lines=_make_lines(reading, notes))
@@ -185,21 +176,13 @@ def _name_outside(tree: Tree) -> Iterator[None]:
         if not tree.outside:
             raise
         first, *more = error.args
-        raise DataError(f"{first} ({_describe_outside(tree)})", *more) from error
-
-
-def _describe_outside(tree: Tree) -> str:
-    count = pluralize(len(tree.outside), "link")
-    return (
-        f"{count} out of the folder, {quote(tree.outside)}: not followed; give a folder that holds "
-        "all of it"
-    )
+        raise DataError(f"{first} ({describe_outside(tree)})", *more) from error
 
 
 def _find_root_of(path: Path) -> tuple[Path, str | None]:
     """Return the folder of an annotation file that has images below it, and the file's name."""
     if path.suffix.lower() not in ANNOTATION_SUFFIXES:
-        fix = "unpack it, and " if path.suffix.lower() in _ARCHIVES else ""
+        fix = "unpack it, and " if path.suffix.lower() in ARCHIVES else ""
         raise DataError(
             f"{path}: is neither a folder nor one of {', '.join(sorted(ANNOTATION_SUFFIXES))}, "
             f".zip; {fix}give the folder of the data set"
@@ -358,30 +341,4 @@ def _refuse_other_kind(tree: Tree, kind: str) -> None:
     raise DataError(
         f"{tree.root}: {' and '.join(dict.fromkeys(titles))}, with {lacks}; it can teach what "
         f"tools/{tool}.py trains"
-    )
-
-
-def _describe_nothing(tree: Tree, layout: str) -> str:
-    """Describe what lies in a folder where nothing was recognized, and why its files are not."""
-    if layout != "auto":
-        return f"{tree.root}: has nothing in the layout {layout!r}; it has {describe_files(tree)}"
-    reasons = []
-    kinds = ((".json", sniff_json), (".xml", sniff_xml), (".csv", describe_table))
-    for suffix, sniff in kinds:
-        files = choose_some(tree.list_with(suffix))[:50]
-        reasons.append(summarize_kinds((name, sniff(tree.root / name)) for name in files))
-    why = "".join(f" ({reason})" for reason in reasons if reason)
-    if lossy := find_lossy_masks(tree):
-        why += (
-            f"; the pictures in {lossy} are JPEG, which blurs the values of masks: save them as PNG"
-        )
-    if tree.outside:
-        why += f" ({_describe_outside(tree)})"
-    archives = tree.list_with(*_ARCHIVES)
-    if archives:
-        unpacked = "give it" if archives[0].lower().endswith(".zip") else "unpack it"
-        why += f"; {quote_word(tree.root / archives[0])} is an archive: {unpacked}"
-    return (
-        f"{tree.root}: has neither COCO's nor VOC's layout, nor any other that is known; it has "
-        f"{describe_files(tree)}{why}; known are {_KNOWN}"
     )

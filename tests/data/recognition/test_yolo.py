@@ -199,3 +199,18 @@ def test_labels_of_several_folders_may_lie_in_one(tmp_path):
     line = recognize(tmp_path, "detection").lines[2]
     assert "2 images have no label file" in line
     assert "1 label file belongs to no image, or to any of several: passed over" in line
+
+
+def test_labels_that_no_image_has_are_described(tmp_path):
+    write_ultralytics(tmp_path)
+    (tmp_path / "labels").rename(tmp_path / "boxes")
+    with pytest.raises(DataError, match=r"'boxes/.*\.txt' and 5 more: lines as YOLO's, but no ima"):
+        recognize(tmp_path, "detection")
+
+
+@pytest.mark.parametrize("half", ["images", "images/train", "labels"])
+def test_half_of_a_data_set_names_the_whole(half, tmp_path):
+    write_ultralytics(tmp_path / "pets")
+    for layout in ("auto", "yolo"):
+        with pytest.raises(DataError, match=r"give the folder of both, \S*/pets\b"):
+            recognize(tmp_path / "pets" / half, "detection", layout=layout)
