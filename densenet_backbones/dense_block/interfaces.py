@@ -132,7 +132,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 class TensorState:
-    """What tensors are at one time: which ones, where, and changed in place how often.
+    """State of tensors at one time: which ones, where, and changed in place how often.
 
     Not seen are changes through ``.data`` or NumPy, which torch does not count. Of inference
     tensors it counts none, so that these never hold.
