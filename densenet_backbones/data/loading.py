@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from densenet_backbones.data.augment.model_input import ModelInput
 from densenet_backbones.data.checks.contents import refuse_unlearnable
-from densenet_backbones.data.checks.image_files import refuse_shared
+from densenet_backbones.data.checks.likeness import refuse_shared
 from densenet_backbones.data.faults import DataError, Problem
 from densenet_backbones.data.image_sources import ImageSources, SetT, Sources
 from densenet_backbones.data.loaders.batches import (
@@ -75,6 +75,7 @@ class ImageData(ImageSources[SetT], pl.LightningDataModule, Generic[SetT, Sample
         batch: Images a step and process; the training sets it where it is to be chosen.
         model_input: What the model takes; the task says so before training images are made.
         between_batches: Called before each batch of a training; a run that is to stop raises there.
+        notes: Sentences about what the set-up for a training did not look at.
         replaced: Training images that could not be used, so far.
         left_out: Evaluated images that could not be used, so far.
 
@@ -110,6 +111,8 @@ class ImageData(ImageSources[SetT], pl.LightningDataModule, Generic[SetT, Sample
         self.workers = choose_workers() if self.num_workers is None else self.num_workers
         self.model_input: ModelInput | None = None
         self.between_batches: Callable[[], None] = lambda: None
+        self.notes: list[str] = []
+        self._is_compared = self.allow_shared_images
         self.replaced, self.left_out = UnusableImages(), UnusableImages()
         self._sets: dict[str, SetT] = {}
 
@@ -137,8 +140,9 @@ class ImageData(ImageSources[SetT], pl.LightningDataModule, Generic[SetT, Sample
         """Refuse training data that teaches nothing, or that is evaluated too."""
         if stage == "fit":
             refuse_unlearnable(self.train_set)
-            if not self.allow_shared_images and self.val_set is not self.train_set:
-                refuse_shared(self.train_set, self.val_set)
+            if not self._is_compared and self.val_set is not self.train_set:
+                self.notes += refuse_shared(self.train_set, self.val_set)
+            self._is_compared = True  # a trainer sets up, too
 
     @property
     def known_input(self) -> ModelInput:

@@ -49,7 +49,7 @@ def print_plan(
     """
     if not is_first_process():
         return
-    for line in data.lines:
+    for line in (*data.lines, *data.notes):
         say(line)
     say(task.tabulate_data(data))
     # The data and its faults first: they are what a person can still correct.

@@ -122,11 +122,15 @@ def remark_on_shared(
     if twins:
         one, other = twins[0]
         how = "the same file as" if one.identity == other.identity else "a copy of"
-        yield (
-            f"{name}: evaluated images that are training images too: {len(twins)} of "
-            f"{len(evaluated)} ({one.path} is {how} {other.path}), so the scores say little about "
-            "new images; take them out of one of the two"
-        )
+        yield describe_shared(name, len(twins), len(evaluated), f"{one.path} is {how} {other.path}")
+
+
+def describe_shared(name: str, shared: int, compared: int, example: str) -> str:
+    """Describe that images of the evaluated set `name` are trained on."""
+    return (
+        f"{name}: evaluated images that are training images too: {shared} of {compared} "
+        f"({example}), so the scores say little about new images; take them out of one of the two"
+    )
 
 
 def find_copies(files: Sequence[ImageFile]) -> list[list[ImageFile]]:
@@ -161,13 +165,6 @@ def _hash_content(file: ImageFile) -> object:
             return hashlib.file_digest(content, "blake2b").digest()
     except OSError:
         return file.identity
-
-
-def refuse_shared(train: AnySet, val: AnySet) -> None:
-    """Raise a `DataError` if evaluated images are trained on."""
-    lines = remark_on_shared(val.name, list_image_files(train), list_image_files(val))
-    for line in lines:
-        raise DataError(f"{line}; or give data.allow_shared_images true to go on all the same")
 
 
 def remark_on_dark(data: AnySet) -> Iterator[str]:

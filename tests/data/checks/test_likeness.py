@@ -7,7 +7,8 @@ from PIL import Image, PngImagePlugin
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.checks import likeness
 from densenet_backbones.data.checks.image_files import find_copies, list_image_files
-from densenet_backbones.data.checks.likeness import find_same_pictures
+from densenet_backbones.data.checks.likeness import find_same_pictures, refuse_shared
+from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.samples import DetectionSet, ImageRecord
 from densenet_backbones.data.sets.splitting import SplitOptions, split_set
 
@@ -89,3 +90,20 @@ def test_unreadable_files_and_the_rest_of_large_sets_are_passed_over(scenes, mon
     assert find(scenes, names) == [["0.jpg", "saved.png"]]
     monkeypatch.setattr(likeness, "PIXELS_COMPARED", 64 * 48)
     assert find(scenes, names) == []
+
+
+def test_training_images_saved_anew_are_not_evaluated(scenes, monkeypatch):
+    """What looks the same is no copy; what was not compared is said."""
+    trained = make_set(scenes, ["0.jpg", "1.jpg", "2.jpg", "3.jpg"])
+    said = (
+        r"x/all: evaluated images that are training images too: 2 of 4 .*saved\.png has the same "
+        r"pixels as .*0\.jpg\).* data\.allow_shared_images true"
+    )
+    with pytest.raises(DataError, match=said):
+        refuse_shared(trained, make_set(scenes, ["4.jpg", "saved.png", "tagged.jpg", "again.jpg"]))
+    others = make_set(scenes, ["4.jpg", "5.jpg", "again.jpg"])
+    assert refuse_shared(trained, others) == []
+    assert refuse_shared(make_set(scenes, ["0.jpg", "saved.png"]), others) == []
+    monkeypatch.setattr(likeness, "SHARED_PIXELS", 4 * 64 * 48)
+    (line,) = refuse_shared(trained, others)
+    assert "of 7 images whose size is that of one in the other part 4 were compared." in line
