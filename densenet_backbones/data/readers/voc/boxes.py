@@ -29,7 +29,7 @@ from densenet_backbones.data.files import (
     refuse_if_strict,
     track_progress,
 )
-from densenet_backbones.data.images import ImageSizeError, read_image_size
+from densenet_backbones.data.readers.voc.sizes import settle_sizes
 from densenet_backbones.data.readers.voc.xml_file import (
     VocAnnotation,
     VocObject,
@@ -110,9 +110,14 @@ def read_pairs(
     """
     categories, records, found = Categories.from_names(classes), [], list(problems)
     text = f"Reading {name.rpartition('/')[2]}"
-    for number, (path, image) in enumerate(track_progress(pairs, text), start=1):
-        annotation = (read or {}).get(path) or read_voc_annotation(path)
-        record, faults = _make_record(number, annotation, image, categories)
+    annotated = [
+        ((read or {}).get(path) or read_voc_annotation(path), image)
+        for path, image in track_progress(pairs, text)
+    ]
+    sizes, faults = settle_sizes(annotated)
+    found += faults
+    for number, (own, size) in enumerate(zip(annotated, sizes, strict=True), start=1):
+        record, faults = _make_record(number, *own, size, categories)
         records.append(record)
         found.extend(faults)
     refuse_if_strict(found, strict)
@@ -315,15 +320,13 @@ def name_classes(
 
 
 def _make_record(
-    number: int, annotation: VocAnnotation, image: Path, categories: Categories
+    number: int,
+    annotation: VocAnnotation,
+    image: Path,
+    size: tuple[int, int],
+    categories: Categories,
 ) -> tuple[ImageRecord, list[Problem]]:
     file, problems = str(annotation.path), []
-    try:
-        size = read_image_size(image, annotation.size)
-    except ImageSizeError as error:
-        size = read_image_size(image)
-        action = "the image's own size used, the boxes taken as they are"
-        problems.append(Problem(file, "size", str(error), action))
     objects = annotation.objects
     labels = np.array(
         [_find_label(item, categories, f"{file}: object {n}") for n, item in enumerate(objects, 1)],

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.loaders.image_checks import check_images
 from densenet_backbones.data.readers.voc import boxes as voc
 from densenet_backbones.data.readers.voc.boxes import VOC_CLASSES, read_voc
 
@@ -354,6 +355,34 @@ def test_other_size_than_the_image_is_reported(tmp_path, size, cause):
     assert (found.records[0].width, found.records[0].height) == (40, 30)
     with pytest.raises(DataError, match="strict reading found 1 fault"):
         read_voc(tmp_path, "train", strict=True)
+
+
+@pytest.mark.parametrize(("orientation", "promised"), [(1, (80, 60)), (6, (40, 30))])
+@pytest.mark.parametrize("wrong", [1, 4])
+def test_images_changed_after_they_were_annotated_are_refused(
+    tmp_path, orientation, promised, wrong
+):
+    """Resized, or turned by a tag that the annotator did not see: boxes lie elsewhere."""
+    shown = (30, 40) if orientation == 6 else (40, 30)
+    sizes = [promised] * wrong + [shown] * (4 - wrong)
+    write(tmp_path, {str(n): xml(DOG, size=size) for n, size in enumerate(sizes)})
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    for n in range(4):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"JPEGImages/{n}.png", exif=tags)
+    found = read_voc(tmp_path, "train")
+    if wrong == 1:
+        assert len(found.problems) == 1 and found.records[0].width == shown[0]
+        return
+    assert found.problems == ()
+    cause = "resized by 0.5" if orientation == 1 else "orientation"
+    with pytest.raises(DataError, match=rf"{cause}.* \(4 of 4 images looked at differ\)"):
+        check_images(found, decode=False)
+
+
+def test_swapped_sizes_do_not_matter(tmp_path):
+    found = read_voc(write(tmp_path, {n: xml(DOG, size=(30, 40)) for n in "abcd"}), "train")
+    assert len(found.problems) == 4 and {r.width for r in found.records} == {40}
 
 
 def test_size_is_that_of_the_image_as_shown(tmp_path):
