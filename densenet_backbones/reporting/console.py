@@ -117,6 +117,7 @@ def quiet_libraries() -> None:
     # The lines about a run say these, too.
     adverts += ["Automatic Mixed Precision", "GPU available: False", "Seed set to"]
     adverts += ["`fast_dev_run` mode", "`Trainer.fit` stopped"]
+    adverts += ["Restoring states from", "Restored all states", "Found current_model_state"]
     # `OrderlyStop` says these, with the command that goes on.
     adverts += ["attempting graceful shutdown", "Interrupt was raised", "SIGTERMException was"]
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):

@@ -1,6 +1,7 @@
 """Messages before and after a training: the data, the model and the plan; results and files."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import lightning.pytorch as pl
 from densenet_backbones.checkpoints import read_checkpoint
 from densenet_backbones.data.checks.contents import AnySet
 from densenet_backbones.data.checks.remarks import remark_on_data
-from densenet_backbones.data.faults import DataError
+from densenet_backbones.data.faults import DataError, Problem
 from densenet_backbones.data.loading import AnyData
 from densenet_backbones.file_writing import find_unused_folder
 from densenet_backbones.inference.model_file import save_model
@@ -75,13 +76,28 @@ def say_faults(train: AnySet | None, val: AnySet) -> None:
         val: Evaluated set.
     """
     strictly = "" if train is None else " (data.strict refuses them)"
-    for part in (val,) if train is None or train is val else (train, val):
-        if part.problems:
-            say(f"{pluralize(len(part.problems), 'fault')} in {part.name}{strictly}:")
-        for problem in part.problems[:FAULTS_SHOWN]:
+    for name, problems in _list_problems(val if train is None else train, val):
+        say(f"{pluralize(len(problems), 'fault')} in {name}{strictly}:")
+        for problem in problems[:FAULTS_SHOWN]:
             say(f"  {problem}")
     for line in dict.fromkeys(remark_on_data(train, val)):  # both may be one folder
         say(f"warning: {line}", style="yellow")
+
+
+def _list_problems(train: AnySet, val: AnySet) -> Iterator[tuple[str, list[Problem]]]:
+    """Yield the parts of the data that have problems, and these; each problem once.
+
+    The parts of data without splits have all problems of the whole, and so have those that a
+    reader finds amid all splits.
+    """
+    # Counted, as one set may have two objects of which the same is said.
+    ahead, behind = Counter(train.problems), Counter(val.problems)
+    shared = ahead & behind
+    own = ((train.name, ahead - shared), (val.name, behind - shared))
+    name = train.name if train is val else f"{train.name} and {val.name}"
+    for where, problems in ((name, shared), *own):
+        if problems:
+            yield where, list(problems.elements())
 
 
 def describe_plan(task: AnyTask, data: AnyData, trainer: pl.Trainer) -> Iterator[str]:

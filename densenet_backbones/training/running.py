@@ -20,7 +20,13 @@ from densenet_backbones.data.loaders.cores import count_cores
 from densenet_backbones.data.loaders.guarded import describe_dead_worker
 from densenet_backbones.file_writing import remove_drafts, save_text
 from densenet_backbones.messages import one_sentence, pluralize, quote_word
-from densenet_backbones.reporting.console import fail, log_to, quiet_libraries, say
+from densenet_backbones.reporting.console import (
+    fail,
+    is_first_process,
+    log_to,
+    quiet_libraries,
+    say,
+)
 from densenet_backbones.training import report
 from densenet_backbones.training.arguments import expand_short_flags, find_config
 from densenet_backbones.training.engine import TrainingCLI
@@ -38,6 +44,7 @@ from densenet_backbones.training.resuming.lock import (
     hold_run_folder,
     release_run_folders,
     remove_run_folder,
+    try_run_folder,
 )
 from densenet_backbones.training.resuming.run_logs import start_loggers
 from densenet_backbones.training.resuming.same_run import check_same_model, compare_training
@@ -250,6 +257,8 @@ def open_folder(cli: TrainingCLI) -> Iterator[None]:
     command, corrected, finds its place free.
     """
     if not cli.writes:
+        if is_first_process():  # of a dry run, which says what would stop the run
+            try_run_folder(cli.folder.path)
         yield
         return
     folder: RunFolder = cli.folder

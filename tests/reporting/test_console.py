@@ -136,7 +136,7 @@ def test_report_of_a_training(folder, detection, monkeypatch, capsys):
     task.tabulate_data = lambda data: detection_report.tabulate_data(detection, detection)
     task.remark_on = lambda data: NAMES
     monkeypatch.setattr(report, "describe_plan", lambda *args: ())
-    data = SimpleNamespace(train_set=detection, val_set=detection, root=None, lines=())
+    data = SimpleNamespace(train_set=detection, val_set=detection, root=None, lines=(), notes=())
     trainer = SimpleNamespace(loggers=[], validate=nothing, max_epochs=1)
     progress = {"epoch_progress": {"current": {"processed": 1}}}
     resumed = {"loops": {"fit_loop": progress}, "global_step": 3}
@@ -245,10 +245,12 @@ def test_damaged_tags_are_no_warnings_without_a_file_s_name():
     assert not logging.getLogger("tifffile").isEnabledFor(logging.ERROR)
 
 
-def test_what_the_engine_says_of_a_stop_is_said_once(capsys):
+def test_what_the_engine_says_of_a_stop_and_a_resumption_is_said_once(capsys):
     console.quiet_libraries()
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    for text in ("\nDetected KeyboardInterrupt, attempting graceful shutdown ...", "GPU failed"):
+    stopped = "\nDetected KeyboardInterrupt, attempting graceful shutdown ..."
+    going_on = ("Restoring states from the", "Restored all states", "Found current_model_state in")
+    for text in (stopped, *going_on, "GPU failed"):
         record = logging.LogRecord("l", logging.INFO, "f", 1, text, (), None)
         assert bool(logger.filter(record)) == (text == "GPU failed")
 

@@ -6,10 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.detection import DetectionData
+from densenet_backbones.data.faults import Problem
+from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.export import export
 from densenet_backbones.inference import predict
-from densenet_backbones.training import arguments, evaluate
+from densenet_backbones.training import arguments, evaluate, report
 from densenet_backbones.training.report import list_next_commands
 from densenet_backbones.training.run_folder import RunFolder
 
@@ -70,3 +73,30 @@ def test_the_next_commands_are_those_of_this_run(data, tmp_path, tiny_scenes):
     assert any(command.endswith(" --split test") for command in advise(data, path).values())
     data.root = None
     assert [*advise(data, path)] == ["Detect:", "Train on photos of your own:"]
+
+
+def test_faults_of_the_whole_are_told_once(capsys, monkeypatch):
+    """The parts of data without splits have the problems of all of it."""
+    whole, first, second = (Problem("a.json", item, "is odd", "left out") for item in "abc")
+    train, val = (
+        DetectionSet(f"data/{part}", (), Categories.from_names(["x"]), own)
+        for part, own in (("train", (whole, first, first)), ("val", (second, whole)))
+    )
+    monkeypatch.setattr(report, "remark_on_data", lambda *parts: ())
+    report.say_faults(train, val)
+    assert capsys.readouterr().out.splitlines() == [
+        "1 fault in data/train and data/val (data.strict refuses them):",
+        f"  {whole}",
+        "2 faults in data/train (data.strict refuses them):",
+        f"  {first}",
+        f"  {first}",
+        "1 fault in data/val (data.strict refuses them):",
+        f"  {second}",
+    ]
+    report.say_faults(train, train)
+    report.say_faults(None, train)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "faults" in line] == [
+        "3 faults in data/train (data.strict refuses them):",
+        "3 faults in data/train:",
+    ]

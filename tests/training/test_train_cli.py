@@ -171,6 +171,15 @@ def test_a_dry_run_writes_nothing(tiny_run, tmp_path, monkeypatch, capsys):
     assert files_below(tmp_path) == {}
 
 
+def test_a_dry_run_refuses_a_folder_that_the_run_could_not_write(tiny_run, tmp_path, refused):
+    (tmp_path / "file").write_text("")
+    words = ("--config", str(tiny_run / "config.yaml"), "--run-dir", str(tmp_path / "file/run"))
+    before = files_below(tmp_path)
+    errors = [refused(*words, *dry) for dry in ((), ("--dry-run",))]
+    assert errors[0] == errors[1] and "not a directory" in errors[1][1]
+    assert files_below(tmp_path) == before
+
+
 def test_a_run_without_evaluation_or_detections_ends_well(tiny_scenes, tmp_path, capsys):
     options = ("--model.args.score_thresh", "1.0", "--trainer.check_val_every_n_epoch", "5")
     run_dir = tmp_path / "run"

@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,24 @@ def hold_run_folder(folder: Path, is_new: bool = False) -> None:
     since = datetime.now(UTC).isoformat(timespec="seconds")
     who = {"process": os.getpid(), "host": platform.node(), "since": since}
     save_json(folder / HOLDER, who, indent=None)
+
+
+def try_run_folder(folder: Path) -> None:
+    """Make a run's folder and a file in it, and take both away again.
+
+    Raises:
+        OSError: A run could not write there.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    draft = folder / f"{LOCK}-{os.getpid()}"  # the lock itself may be another process's
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft.touch()
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+            for each in missing:  # the innermost first
+                each.rmdir()
 
 
 def release_run_folders() -> None:
