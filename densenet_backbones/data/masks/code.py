@@ -18,6 +18,8 @@ from densenet_backbones.data.mask_samples import IGNORED, Color, MaskClasses
 from densenet_backbones.messages import pluralize
 
 _UNKNOWN = 256  # beside the labels 0 .. 255 in tables
+WITHOUT_ALPHA = {"LA": "L", "RGBA": "RGB"}
+"""Pillow's modes with an alpha channel, which says nothing where it is opaque."""
 # Pillow spreads gray of 2 and 4 bits over 0..255; ids must stay what they are in the file.
 _SPREAD = {"L;2": 85, "L;4": 17}
 
@@ -203,8 +205,14 @@ class MaskCode:
         # A palette stands for colors where those are expected.
         if mode == "P" and self.ids is None:
             picture, mode = picture.convert("RGB"), "RGB"
-        if mode == "RGBA" and picture.getchannel("A").getextrema() == (255, 255):
-            picture, mode = picture.convert("RGB"), "RGB"
+        if mode in WITHOUT_ALPHA:
+            if picture.getchannel("A").getextrema() != (255, 255):
+                raise DataError(
+                    f"{path}: has transparent pixels (Pillow's mode {mode!r}), which have no clear "
+                    "meaning in a mask; save it without its alpha channel"
+                )
+            mode = WITHOUT_ALPHA[mode]
+            picture = picture.convert(mode)
         if mode == "RGB":
             # Three channels of color.
             rgb = np.asarray(picture)

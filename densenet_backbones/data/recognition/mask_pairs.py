@@ -18,7 +18,13 @@ import numpy as np
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import spread
 from densenet_backbones.data.images import open_image
-from densenet_backbones.data.masks.code import pack_colors, unpack_color
+from densenet_backbones.data.masks.code import (
+    WITHOUT_ALPHA,
+    pack_color,
+    pack_colors,
+    unpack_color,
+)
+from densenet_backbones.data.readers.masks.classes_file import CLASSES_FILE
 from densenet_backbones.data.readers.masks.files import MASK_SUFFIXES
 from densenet_backbones.data.recognition.splits import WHOLE, find_split_word
 from densenet_backbones.data.recognition.tree import Tree
@@ -27,6 +33,7 @@ _MASK_WORD = re.compile(r"mask|label|annot|seg|gt|truth|target", re.I)
 _MOST_PATTERNS = 40  # of folders, each pair of which is compared
 _SHARE = 0.5  # of the masks' names that images must have
 _MOST_VALUES = 100  # of masks: photographs have thousands of colors
+_LEVEL = 64  # smallest value of a mask that is a level of gray rather than the id of a class
 _LOOKED_AT = 300  # masks whose values are read: a thirtieth of a second each, when large
 
 
@@ -38,11 +45,14 @@ class MaskPairs:
         classes_yaml: Content of a `classes.yaml` that says how they are read.
         splits: Number of images of each split.
         evidence: The folders, for people.
+        blur: Clause that says how masks that look black and white with blurred edges are mended;
+            empty where they do not.
     """
 
     classes_yaml: str
     splits: Mapping[str, int]
     evidence: str
+    blur: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,8 +65,38 @@ class _Pair:
     files: Mapping[str, Sequence[str]]
 
 
+@dataclass(frozen=True)
+class _Values:
+    """Values of masks with their colors where they have some, and their numbers of pixels."""
+
+    colors: Mapping[int, tuple[int, int, int] | None]
+    counts: Mapping[int, int]
+
+
 def find_mask_pairs(tree: Tree) -> list[MaskPairs]:
     """Look for images with masks; several where more than one folder may be that of the masks."""
+    found = []
+    for pair in _list_pairs(tree):
+        values = _read_values(tree, pair)
+        if not isinstance(values, str):
+            splits = {split: len(names) for split, names in pair.files.items()}
+            where = f"{pair.images} and {pair.masks}" if pair.images != pair.masks else pair.images
+            evidence = f"{where}, masks end in {pair.suffix}" if pair.suffix else where
+            text = _write_yaml(pair, values.colors)
+            found.append(MaskPairs(text, splits, evidence, _remark_on_blur(values.counts)))
+    return found
+
+
+def explain_refused_masks(tree: Tree) -> Iterator[str]:
+    """Yield why pictures that are named as masks are taken for none."""
+    for pair in _list_pairs(tree):
+        why = _read_values(tree, pair)
+        if isinstance(why, str) and _is_named(pair):
+            yield f"the pictures in {pair.masks} {why}"
+
+
+def _list_pairs(tree: Tree) -> list[_Pair]:
+    """List the pairs of folders that files' names make, whatever the pictures hold."""
     folders: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
     for name in sorted({*tree.images, *tree.list_with(*MASK_SUFFIXES)}):
         path = PurePosixPath(name)
@@ -71,18 +111,12 @@ def find_mask_pairs(tree: Tree) -> list[MaskPairs]:
         ),
     ]
     # Drawn pictures have few colors, too: then names say which of the two are masks.
-    named = [p for p in pairs if _MASK_WORD.search(p.suffix or _name_masks(p))]
     both = {(p.images, p.masks) for p in pairs}
-    pairs = [p for p in pairs if p in named or (p.masks, p.images) not in both]
-    found = []
-    for pair in pairs:
-        values = _read_values(tree, [name for names in pair.files.values() for name in names])
-        if values is not None:
-            splits = {split: len(names) for split, names in pair.files.items()}
-            where = f"{pair.images} and {pair.masks}" if pair.images != pair.masks else pair.images
-            evidence = f"{where}, masks end in {pair.suffix}" if pair.suffix else where
-            found.append(MaskPairs(_write_yaml(pair, values), splits, evidence))
-    return found
+    return [p for p in pairs if _is_named(p) or (p.masks, p.images) not in both]
+
+
+def _is_named(pair: _Pair) -> bool:
+    return bool(_MASK_WORD.search(pair.suffix or _name_masks(pair)))
 
 
 def _name_masks(pair: _Pair) -> str:
@@ -167,36 +201,64 @@ def _list_suffixes(
     return [suffix for suffix, _ in suffixes.most_common(1)]
 
 
-def _read_values(tree: Tree, masks: Sequence[str]) -> dict[int, tuple[int, int, int] | None] | None:
-    """Return the values of masks, with their colors where they have some; None if they are none.
+def _read_values(tree: Tree, pair: _Pair) -> _Values | str:
+    """Return the values of masks; a clause that says why where they are none.
 
     Values are ids, or colors packed into one number.
     """
+    masks = [name for names in pair.files.values() for name in names]
     values: dict[int, tuple[int, int, int] | None] = {}
+    counts: Counter[int] = Counter()
     kinds: set[bool] = set()  # True for pictures of colors
     for name in spread(masks, _LOOKED_AT):
         try:
             with open_image(tree.root / name) as picture:
                 picture.load()
-                kinds.add(picture.mode in ("RGB", "RGBA"))
-                palette = picture.getpalette("RGB") if picture.mode == "P" else None
-                if picture.mode in ("RGB", "RGBA"):
+                # Who reads the masks refuses those that are transparent somewhere.
+                mode = WITHOUT_ALPHA.get(picture.mode, picture.mode)
+                kinds.add(mode == "RGB")
+                palette = picture.getpalette("RGB") if mode == "P" else None
+                if mode == "RGB":
                     raw = pack_colors(np.asarray(picture.convert("RGB")))
-                elif picture.mode in ("P", "L", "1") or picture.mode.startswith("I"):
-                    raw = np.asarray(picture)
+                elif mode in ("P", "L", "1") or mode.startswith("I"):
+                    raw = np.asarray(picture if mode == picture.mode else picture.convert(mode))
                 else:
-                    return None
+                    return f"are of Pillow's mode {mode!r}: save masks as gray or RGB"
         except DataError:
             continue  # the reader says what is wrong with it
-        for value in np.unique(raw).tolist():
-            color = None
+        for value, count in zip(*np.unique(raw, return_counts=True), strict=True):
+            value, color = int(value), None
             if palette is not None and 3 * value + 2 < len(palette):
                 red, green, blue = palette[3 * value : 3 * value + 3]
                 color = red, green, blue
-            values.setdefault(int(value), unpack_color(value) if True in kinds else color)
-        if len(values) > _MOST_VALUES or len(kinds) > 1:
-            return None
-    return values or None
+            values.setdefault(value, unpack_color(value) if True in kinds else color)
+            counts[value] += int(count)
+        if len(kinds) > 1:
+            return "are gray in part and in part of colors: save all masks in one of the two"
+        if len(values) > _MOST_VALUES:
+            blur = _remark_on_blur(counts)
+            return f"have more than {_MOST_VALUES} values" + f", {blur}" * bool(blur)
+    return _Values(values, counts) if values else "cannot be read"
+
+
+def _remark_on_blur(counts: Mapping[int, int]) -> str:
+    """Say how masks of black and white with other values at edges are mended; nothing of others."""
+    white = 255 if max(counts) <= 255 else pack_color((255, 255, 255))
+    others = sorted((n for n in counts if n not in (0, white)), key=lambda n: (-counts[n], n))
+    drawn = sum(counts.values()) - counts.get(0, 0)
+    is_gray = white == 255 or all(len({*unpack_color(n)}) == 1 for n in others)
+    # Ids begin at 1; what begins higher, beside 255, are levels of gray.
+    is_level = white == 255 and bool(others) and min(others) >= _LEVEL
+    is_white = counts.get(white, 0) > (0 if is_level else drawn / 2)
+    if not others or not is_gray or 0 not in counts or not is_white:
+        return ""
+    shares = ", ".join(f"{n & 255}: {counts[n] / drawn:.1%}" for n in (white, *others)[:5])
+    return (
+        f"of the pixels above 0 the masks have {shares}{' and so on' * (len(others) > 4)}, as if "
+        "255 were a class and other values its blurred edges: if so, save masks anew with 255 for "
+        f"128 and more and 0 for less, or give one class the value 255 in {CLASSES_FILE} and list "
+        "the others as ignored"
+    )
 
 
 def _write_yaml(pair: _Pair, values: Mapping[int, tuple[int, int, int] | None]) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from densenet_backbones.data.files import list_folders, quote
-from densenet_backbones.data.recognition.mask_pairs import find_lossy_masks
+from densenet_backbones.data.recognition.mask_pairs import explain_refused_masks, find_lossy_masks
 from densenet_backbones.data.recognition.sniffing import (
     choose_some,
     describe_files,
@@ -42,6 +42,7 @@ def describe_nothing(tree: Tree, layout: str) -> str:
         why += (
             f"; the pictures in {lossy} are JPEG, which blurs the values of masks: save them as PNG"
         )
+    why += "".join(f"; {reason}" for reason in explain_refused_masks(tree))
     if tree.outside:
         why += f" ({describe_outside(tree)})"
     archives = tree.list_with(*ARCHIVES)

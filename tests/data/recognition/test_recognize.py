@@ -433,6 +433,49 @@ def test_masks_are_told_from_images_by_any_folder_of_their_path(folders, tmp_pat
     assert data.classes.names == ("background", "foreground")
 
 
+def write_gray_masks(root, levels, mode="L"):
+    """Images and a mask whose first pixels have the levels, and 60 others 0 and 255."""
+    values = [*levels, *[0] * 30, *[255] * 30]
+    mask = np.array(values, np.uint8).reshape(1, -1)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir()
+    Image.new("RGB", mask.shape[::-1], "red").save(root / "images/a.jpg")
+    Image.fromarray(mask).convert(mode).save(root / "masks/a.png")
+    return root
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_black_and_white_masks_with_other_values_are_pointed_out(mode, tmp_path):
+    said = recognize(write_gray_masks(tmp_path, [3, 252, 252], mode), "segmentation").lines[2]
+    assert "warning: of the pixels above 0 the masks have 255: 90.9%, 252: 6.1%, 3: 3.0%" in said
+    assert "give one class the value 255 in classes.yaml" in said
+
+
+@pytest.mark.parametrize(
+    ("levels", "is_odd"), [([128] * 40, True), ([1] * 40, False), ([], False), ([1, 2] * 20, False)]
+)
+def test_ignored_pixels_beside_ids_are_usual(levels, is_odd, tmp_path):
+    said = recognize(write_gray_masks(tmp_path, levels), "segmentation").lines[2]
+    assert ("warning" in said) == is_odd
+
+
+def test_masks_of_too_many_values_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"pictures in masks have more than 100 values, of the pix"):
+        recognize(write_gray_masks(tmp_path, [*range(0, 255, 2), *[255] * 200]), "segmentation")
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_an_opaque_alpha_channel_of_masks_is_passed_over(mode, tmp_path):
+    found = recognize(write_gray_masks(tmp_path, [0], mode), "segmentation")
+    data = read_segmentation([dict(found.splits[0].source)])
+    assert np.bincount(data.records[0].read_mask().ravel()).tolist() == [31, 30]
+    picture = Image.open(tmp_path / "masks/a.png")
+    picture.putalpha(9)
+    picture.save(tmp_path / "masks/a.png")
+    with pytest.raises(DataError, match=r"a\.png: has transparent pixels .*'RGBA'|'LA'"):
+        data.records[0].read_mask()
+
+
 LABEL_STUDIO = [
     {
         "id": 1,
