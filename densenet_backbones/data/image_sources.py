@@ -16,7 +16,7 @@ from densenet_backbones.data.samples import DetectionSet
 from densenet_backbones.data.scenes.generation import generate_scenes
 from densenet_backbones.data.sets.split_file import SPLIT_FILE, name_split_file
 from densenet_backbones.data.sets.splitting import Split, SplitOptions, split_set
-from densenet_backbones.messages import nearest
+from densenet_backbones.messages import nearest, quote_word
 
 SetT = TypeVar("SetT", DetectionSet, SegmentationSet)
 Sources = list[dict[str, str | None]]
@@ -135,14 +135,14 @@ class ImageSources(Generic[SetT]):
     def _name_train_sources(self) -> Sources:
         if self.train:
             return [asdict(source) for source in self.train]
-        return self._name_source(self.train_split)
+        return self._name_source(self.train_split, "--data.train_split")
 
     def _name_val_sources(self) -> Sources:
         if self.val:
             return [asdict(source) for source in self.val]
         if self.root is None and self.train:
             raise DataError("data.root is needed: it holds the split that is evaluated")
-        return self._name_source(self._choose_val_split())
+        return self._name_source(self._choose_val_split(), "--data.val_split")
 
     def _choose_val_split(self) -> str:
         """Return the split that is evaluated: "test" stands in for "val" where there is none."""
@@ -159,11 +159,17 @@ class ImageSources(Generic[SetT]):
         named = [self.train_split, self._choose_val_split()] if whole is not None else []
         return whole if any(self.recognized.find(name) is None for name in named) else None
 
-    def _name_source(self, split: str) -> Sources:
+    def _name_source(self, split: str, option: str) -> Sources:
         whole = self.recognized.whole
         if whole is not None and self._find_unsplit() is not None:
             return [{**whole.source}]
-        return [dict(self.recognized.name_source(split))]
+        try:
+            return [dict(self.recognized.name_source(split))]
+        except DataError as error:
+            usual = [self.recognized.find(name) for name in ("train", "val", "test")]
+            others = [part.name for part in self.recognized.splits if part not in usual]
+            example = f", such as {quote_word(others[0])}" if others else ""
+            raise DataError(f"{error}; {option} takes its name{example}") from None
 
     def _find_root(self) -> str:
         """Return the folder of the data, which is drawn first where none is given."""

@@ -249,9 +249,9 @@ def _find_readings(
                 Split(name, pairs.splits[name], {**source, "split": name})
                 for name in order_splits(pairs.splits)
             ]
-            said = ("images and masks", pairs.evidence, _describe_classes(pairs.classes_yaml))
-            said += (f"warning: {pairs.blur}",) if pairs.blur else ()
-            yield Recognized(tree.root, "folders", frozenset({"semantic"}), tuple(splits), said)
+            said = ["images and masks", pairs.evidence, _describe_classes(pairs.classes_yaml)]
+            said += [f"warning: {pairs.blur}"] * bool(pairs.blur)
+            yield Recognized(tree.root, "folders", frozenset({"semantic"}), tuple(splits), (*said,))
     for name, find in FINDERS.items():
         finding = find(tree) if layout in ("auto", name) else None
         if finding is not None:

@@ -159,6 +159,16 @@ def test_a_part_that_is_held_out_is_not_taken_for_the_whole(tmp_path):
         recognize(tmp_path / "valid").name_source("test")
 
 
+def test_the_option_for_a_split_of_an_odd_name_is_told(tmp_path):
+    for folder in ("first", "val"):
+        write_labelme(tmp_path / folder)
+    with pytest.raises(
+        DataError, match=r"no split 'train' .*--data\.train_split takes its name, s"
+    ):
+        DetectionData(str(tmp_path)).train_set  # noqa: B018
+    assert len(DetectionData(str(tmp_path), train_split="others").train_set) == 6
+
+
 def test_files_that_are_given_may_have_other_names_of_splits(tmp_path):
     write_coco_names(tmp_path)
     data = DetectionData(str(tmp_path), annotation_file="labels_{split}.json")
@@ -303,7 +313,7 @@ def test_mirrored_keypoints_of_yolo_have_names_that_say_so(tmp_path):
 
 
 def test_shapes_of_labelme(tmp_path):
-    """Circles become polygons, parts of one group one object; lines are left out, and said."""
+    """Circles become polygons, masks boxes, parts of one group one object; lines are left out."""
     picture = PICTURES[0]
     save_image(picture, tmp_path)
     content = json.loads(labelme_json(picture))
@@ -314,17 +324,25 @@ def test_shapes_of_labelme(tmp_path):
         {"label": "ball", "shape_type": "circle", "points": [[20, 20], [20, 25]]},
         {"label": "cat", "shape_type": "line", "points": [[1, 1], [9, 9]]},
         {"label": "eye", "shape_type": "point", "points": [[3, 3]]},
+        {"label": "cat", "shape_type": "mask", "points": [[2, 4], [8, 20]], "mask": "iVBO"},
     ]
     write_text(tmp_path / "photo 0.json", json.dumps(content))
     data = read_all(tmp_path)
     assert data.categories.names == ("ball", "cat")
-    np.testing.assert_allclose(data.records[0].boxes, [[1, 1, 29, 9], [15, 15, 25, 25]], atol=1e-4)
+    boxes = [[1, 1, 29, 9], [15, 15, 25, 25], [2, 4, 8, 20]]
+    np.testing.assert_allclose(data.records[0].boxes, boxes, atol=1e-4)
     assert [str(problem).partition("photo 0.json: ")[2] for problem in data.problems] == [
         "shapes[3] ('cat'): a line of 2 points is no object; left out",
         "shapes[4] ('eye'): a point that shares its group_id with no one object; left out",
     ]
     with pytest.raises(DataError, match="strict reading found 2 faults"):
         read_all(tmp_path, strict=True)
+    content["shapes"] = content["shapes"][3:4]
+    write_text(tmp_path / "photo 0.json", json.dumps(content))
+    with pytest.raises(
+        DataError, match=r"no polygon \(such as .*: a line of 2 points is no object\)"
+    ):
+        read_all(tmp_path)
 
 
 CVAT_SHAPES = """

@@ -5,6 +5,7 @@ The format: https://cocodataset.org/#format-data, and `pycocotools/coco.py` for 
 
 import json
 import math
+import re
 import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from densenet_backbones.untrusted.reading import describe_encoding, parse_json, 
 JsonObject = dict[str, object]
 """Object of an untrusted JSON file, before its values are checked."""
 
+_DECIMAL = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,20})?")
 # Fields that evaluation reads; others (licences, comments) would only take memory.
 _OPTIONAL = {"segmentation": (list, dict), "keypoints": (list,), "num_keypoints": (int,)}
 
@@ -112,9 +114,14 @@ class TextIds:
         return numbered
 
     def _find(self, text: str, what: str) -> int:
-        if text.isascii() and text.isdecimal() and len(text) <= 12:
+        if is_number(text):
             return int(text)
         return self._numbers.setdefault((what, text), self._FIRST + len(self._numbers))
+
+
+def is_number(text: str) -> bool:
+    """Return True for the digits of a whole number from 0."""
+    return text.isascii() and text.isdecimal() and len(text) <= 12
 
 
 def read_entries(content: JsonObject, key: str, path: Path) -> list[JsonObject]:
@@ -262,6 +269,7 @@ def read_annotation(entry: JsonObject, where: str, kept: Collection[str]) -> Ann
     category_id = read_integer(entry, "category_id", where)
     bbox = _read_bbox(entry, where)
     crowd = entry.get("iscrowd", 0)
+    crowd = int(crowd) if crowd in ("0", "1") else crowd
     if crowd not in (0, 1):
         raise DataError(f"{where}: 'iscrowd' must be 0 or 1, not {abbreviate(crowd)}")
     # COCO's area is that of the mask; where it is missing, the box's stands in.
@@ -294,7 +302,7 @@ def check_optional(values: JsonObject, where: str) -> None:
 
 
 def _read_bbox(entry: JsonObject, where: str) -> list[float]:
-    bbox = entry.get("bbox")
+    bbox = entry.get("bbox") or _enclose(entry.get("segmentation"))
     values = [_to_finite(value) for value in bbox] if isinstance(bbox, list) else []
     numbers = [value for value in values if value is not None]
     if not len(numbers) == len(values) == 4:
@@ -303,6 +311,18 @@ def _read_bbox(entry: JsonObject, where: str) -> list[float]:
             f"not {abbreviate(bbox)}"
         )
     return numbers
+
+
+def _enclose(polygons: object) -> list[float] | None:
+    """Return the box of polygons, for annotations that have none; None where they are none."""
+    if not isinstance(polygons, list) or not all(isinstance(own, list) for own in polygons):
+        return None
+    values = [_to_finite(value) for own in polygons for value in own]
+    numbers = [value for value in values if value is not None]
+    if not numbers or len(numbers) < len(values) or any(len(own) % 2 for own in polygons):
+        return None
+    x, y = min(numbers[::2]), min(numbers[1::2])
+    return [x, y, max(numbers[::2]) - x, max(numbers[1::2]) - y]
 
 
 def _check_outline(mask: object, where: str) -> None:
@@ -335,8 +355,10 @@ def _is_length(value: object) -> bool:
 
 
 def read_integer(entry: JsonObject, key: str, where: str) -> int:
-    """Return a whole number of 64 bits; 3.0 is one, as tools that go through tables write it."""
+    """Return a whole number of 64 bits; 3.0 and "3" are, as tools that go through tables write."""
     value = entry.get(key)
+    if isinstance(value, str) and is_number(value):
+        value = int(value)
     if type(value) is float and value.is_integer():
         value = int(value)
     if type(value) is not int or not -(2**63) <= value < 2**63:
@@ -345,7 +367,9 @@ def read_integer(entry: JsonObject, key: str, where: str) -> int:
 
 
 def _to_finite(value: object) -> float | None:
-    """Return a number as a finite float; None for everything else."""
+    """Return a number, or a text that is one, as a finite float; None for everything else."""
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        value = float(value)
     if type(value) is not float and type(value) is not int:
         return None
     try:

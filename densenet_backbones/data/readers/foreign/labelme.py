@@ -3,9 +3,9 @@
 The format: github.com/wkentaro/labelme, `labelme/_label_file.py`: ``shapes`` with `label`,
 `points`, `shape_type` and `group_id`; coordinates are pixels of the image as shown.
 
-Rectangles, polygons and circles (as polygons) are objects; polygons of one label and one `group_id`
-are one object. A point is a keypoint, named by its label, of the object with its `group_id`. Lines
-and other shapes are left out, and said.
+Rectangles, masks (their boxes), polygons and circles (as polygons) are objects; polygons of one
+label and one `group_id` are one object. A point is a keypoint, named by its label, of the object
+with its `group_id`. Lines and other shapes are left out, and said.
 """
 
 import math
@@ -158,7 +158,8 @@ def _make_object(
     label: str, kind: str, points: Sequence[tuple[float, float]]
 ) -> DrawnObject | None:
     """Make the object of a shape; None where it has no area by its kind."""
-    if kind == "rectangle" and len(points) in (2, 4):
+    # A mask (labelme 5.3 on) has the corners of its box; its picture is not read.
+    if (kind == "rectangle" and len(points) in (2, 4)) or (kind == "mask" and len(points) == 2):
         xs, ys = [x for x, _ in points], [y for _, y in points]
         return DrawnObject(label, (min(xs), min(ys), max(xs), max(ys)))
     if kind == "circle" and len(points) == 2:

@@ -74,13 +74,18 @@ def make_content(root: Path, tool: str, images: Iterable[tuple[DrawnImage, bool]
     points: set[str] = set()
     having: set[str] = set()
     wanted: list[DrawnImage] = []
+    left_out = ""
     for image, is_wanted in images:
         names |= {thing.label for thing in image.objects}
         points |= {name for thing in image.objects for name in thing.keypoints}
         having |= {thing.label for thing in image.objects if thing.keypoints}
         wanted += [image] * is_wanted
+        if image.left_out and not left_out:
+            left_out = f" (such as {image.file}: {': '.join(image.left_out[0])})"
     if not names:
-        raise DataError(f"{root}: the files of {tool} have no box and no polygon; draw some")
+        raise DataError(
+            f"{root}: the files of {tool} have no box and no polygon{left_out}; draw some"
+        )
     if len(names) > MAX_CLASSES or len(points) > MAX_KEYPOINTS:
         raise DataError(
             f"{root}: the files of {tool} name {pluralize(len(names), 'class')} (1 to "

@@ -377,7 +377,7 @@ def test_file_that_is_no_text(tmp_path):
         (changed("images", 1, "id", value=10**4000), r"'id' must be a whole number"),
         (changed("images", 1, "file_name", value=None), r"images\[1\]: 'file_name' must be"),
         (changed("images", 1, "width", value=0), "sides must be in 1 .. 1000000 pixels, not 0x10"),
-        (changed("images", 1, "width", value="20"), "'width' must be a whole number"),
+        (changed("images", 1, "width", value="2e1"), "'width' must be a whole number"),
         (changed("categories", 1, "id", value=90), "category id 90 is given twice"),
         (changed("categories", 1, "name", value="toothbrush"), "'toothbrush' is given twice"),
         (changed("categories", 1, "name", value=" "), "'name' must be a text"),
@@ -411,7 +411,7 @@ def test_one_wrong_value_is_named(tmp_path, content, match):
         [],
         [1, 2, 3],
         [1, 2, 3, 4, 5],
-        [1, 2, "3", 4],
+        [1, 2, "3 px", 4],
         [1, 2, None, 4],
         [1, 2, True, 4],
         [1, 2, math.nan, 4],
@@ -423,6 +423,32 @@ def test_one_wrong_value_is_named(tmp_path, content, match):
 )
 def test_bbox_must_be_four_finite_numbers(tmp_path, bbox):
     content = changed("annotations", 1, "bbox", value=bbox)
+    refused(tmp_path, content, r"annotations\[1\] \(id 5\): 'bbox' must be four finite numbers")
+
+
+def test_numbers_as_texts_are_taken(tmp_path):
+    """As tools write them that give ids as texts, too."""
+    content = copy.deepcopy(CONTENT)
+    for image in content["images"]:
+        image |= {key: str(image[key]) for key in ("width", "height") if key in image}
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [str(value) for value in annotation["bbox"]]
+        annotation["iscrowd"] = str(annotation.get("iscrowd", 0))
+    found, plain = (
+        read_coco(write(tmp_path / name, own), "train2017")
+        for name, own in (("texts", content), ("plain", CONTENT))
+    )
+    for one, other in zip(found.records, plain.records, strict=True):
+        assert one.boxes.tolist() == other.boxes.tolist() and one.width == other.width
+
+
+def test_polygons_give_the_box_where_there_is_none(tmp_path):
+    content = changed("annotations", 1, "bbox", remove=True)
+    content["annotations"][1]["segmentation"] = [[1, 2, 5, 2.5, 3, 9], [4, 1, 6, 1, 6, 3]]
+    found = read_coco(write(tmp_path, content), "train2017")
+    boxes = {a["id"]: a["bbox"] for r in found.records for a in r.annotations}
+    assert boxes[5] == [1, 1, 5, 8]
+    content["annotations"][1]["segmentation"] = [[1, 2, 5]]
     refused(tmp_path, content, r"annotations\[1\] \(id 5\): 'bbox' must be four finite numbers")
 
 
