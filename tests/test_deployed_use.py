@@ -1,12 +1,13 @@
 """What is done with a deployed net: derivatives, other weights, parts that are there twice."""
 
 import types
+import warnings
 from collections import OrderedDict
 
 import pytest
 import torch
 from tiny_nets import randomise_norms, tiny
-from torch import func, nn
+from torch import func, fx, nn
 from torch.autograd import forward_ad
 
 from densenet_backbones.dense_block import MEMORY_MODES
@@ -60,6 +61,19 @@ def test_weights_that_are_asked_for_gradients_get_them():
     net = deploy(tiny(NAME).eval()).requires_grad_(True)
     sum(maps.sum() for maps in net(image())).backward()
     assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_graphs_of_a_head_take_any_size():
+    head = deploy(Headed(nn.Conv2d(32, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 8, 1))).head
+    maps = [torch.rand(1, 32, side, side) for side in (9, 16)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        traced = torch.jit.trace(head, maps[0], check_trace=False)
+    for graph in (traced, fx.symbolic_trace(head)):
+        for x in maps:
+            close(graph(x), head(x))
 
 
 # ------------------------------------------------------------------------------ other weights

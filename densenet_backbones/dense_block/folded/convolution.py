@@ -110,9 +110,9 @@ class FoldedConv2d(LayoutCache, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve and activate, (N, C, H, W) to (N, C', H', W')."""
-        # torch's own convolution is asked for what does not fit, too, as it refuses it.
-        fits = x.dim() == 4 and x.shape[1] == self.weight.shape[1]
-        if not fits or self._is_changed() or is_recorded(x, self.list_tensors()):
+        if self._is_changed() or is_recorded(x, self.parameters()):
+            return activate(super().forward(x), self.ceiling)
+        if x.dim() != 4 or x.shape[1] != self.weight.shape[1]:  # which torch's own refuses
             return activate(super().forward(x), self.ceiling)
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))  # which does not know what comes
