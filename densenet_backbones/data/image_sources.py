@@ -142,7 +142,7 @@ class ImageSources(Generic[SetT]):
             return [asdict(source) for source in self.val]
         if self.root is None and self.train:
             raise DataError("data.root is needed: it holds the split that is evaluated")
-        return self._name_source(self._choose_val_split(), "--data.val_split")
+        return self._name_source(self._choose_val_split(), "--data.val_split (evaluate: --split)")
 
     def _choose_val_split(self) -> str:
         """Return the split that is evaluated: "test" stands in for "val" where there is none."""
