@@ -28,9 +28,6 @@ def close(found, expected, tolerance=1e-5):
         assert (own - plain).norm() <= tolerance * plain.norm()
 
 
-# ------------------------------------------------------------------------------ derivatives
-
-
 @pytest.mark.parametrize("grad", [True, False])
 def test_derivatives_in_forward_mode(grad):
     net = tiny(NAME).eval()
@@ -74,9 +71,6 @@ def test_graphs_of_a_head_take_any_size():
     for graph in (traced, fx.symbolic_trace(head)):
         for x in maps:
             close(graph(x), head(x))
-
-
-# ------------------------------------------------------------------------------ other weights
 
 
 @torch.no_grad()
@@ -127,9 +121,6 @@ def test_inference_tensors_are_laid_out_in_every_call():
     for p in net.parameters():
         p.div_(2)
     close(net(image()), before)
-
-
-# ------------------------------------------------------------------------------ twice
 
 
 def repeat_activation(net):
