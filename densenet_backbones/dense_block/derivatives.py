@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
-from torch.autograd.function import once_differentiable
 
 __all__ = ["first_only"]
 
@@ -22,7 +21,6 @@ def first_only(backward: Callable[_P, _T]) -> Callable[_P, _T]:
     Raises:
         RuntimeError: The pass is to be differentiated again (``create_graph=True``).
     """
-    once: Any = once_differentiable(backward)
 
     @wraps(backward)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -31,7 +29,6 @@ def first_only(backward: Callable[_P, _T]) -> Callable[_P, _T]:
                 "memory='shared' and 'shared_lean', and use_compiled_convolutions, give no second "
                 "derivatives, which create_graph=True asks for; use memory='none'"
             )
-        result: _T = once(*args, **kwargs)
-        return result
+        return backward(*args, **kwargs)
 
     return run
