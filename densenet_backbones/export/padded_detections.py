@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from densenet_backbones.heads.multibox.selection import Selection
+from densenet_backbones.heads.multibox.selection import Selection, vote_on_boxes
 
 __all__ = [
     "Candidates",
@@ -63,8 +63,9 @@ def run_padded_nms(candidates: Candidates, selection: Selection) -> PaddedDetect
 
     Args:
         candidates: Candidates of one image.
-        selection: ``score_thresh`` (exclusive), ``nms_thresh`` and ``detections_per_img``,
-            which is D; ``topk_candidates`` belongs to the making of candidates.
+        selection: ``score_thresh`` (exclusive), ``nms_thresh``, ``vote_thresh`` and
+            ``detections_per_img``, which is D; ``topk_candidates`` belongs to the making of
+            candidates.
     """
     # Two candidates that are none come first. Empty slots point at the first; and since neither
     # suppresses the other, two boxes are always kept, as torchvision promises `torch.export`.
@@ -84,8 +85,12 @@ def run_padded_nms(candidates: Candidates, selection: Selection) -> PaddedDetect
     size = selection.detections_per_img
     selected = torch.cat((selected, selected.new_zeros(size)))[:size]
     filled = valid[selected]
+    kept = boxes[selected]
+    if selection.vote_thresh < 1:
+        weights = scores.where(valid, 0.0)
+        kept = vote_on_boxes(kept, labels[selected], boxes, weights, labels, selection.vote_thresh)
     return PaddedDetections(
-        boxes[selected].where(filled[:, None], 0.0),
+        kept.where(filled[:, None], 0.0),
         scores[selected].where(filled, 0.0),
         labels[selected].where(filled, 0),
         filled.sum(),

@@ -1,14 +1,15 @@
 """Selection of detections: from class scores and boxes of all priors to the detections of an image.
 
-Legend: P priors, K classes including the background (class 0), D detections. Source: SSD
-(arXiv:1512.02325) section 2.2 and ``detection_output_layer.cpp``; numbers of szq0214/DSOD.
+Legend: P priors, K classes including the background (class 0), M candidates, D detections. Sources:
+SSD (arXiv:1512.02325) section 2.2 and ``detection_output_layer.cpp``; numbers of szq0214/DSOD; box
+voting of Gidaris and Komodakis (arXiv:1505.01749) section 5.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from densenet_backbones.messages import check_interval, check_whole
 
@@ -22,15 +23,18 @@ class Selection:
         nms_thresh: Within a class, a box that overlaps a better one by more is dropped, in 0..1.
         topk_candidates: Boxes of each class that enter non-maximum suppression.
         detections_per_img: Most detections of an image, of all classes together.
+        vote_thresh: Lowest IoU, in 0..1, with which a box of the same class, dropped or not, votes
+            on where a detection lies (see `vote_on_boxes`); 1, as published, for no votes.
     """
 
     score_thresh: float = 0.01
     nms_thresh: float = 0.45
     topk_candidates: int = 400
     detections_per_img: int = 200
+    vote_thresh: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("score_thresh", "nms_thresh"):
+        for name in ("score_thresh", "nms_thresh", "vote_thresh"):
             check_interval(name, getattr(self, name), "[0, 1]")
         for name in ("topk_candidates", "detections_per_img"):
             check_whole(name, getattr(self, name))
@@ -64,4 +68,38 @@ def select_detections(
     # By class, so that objects of two classes may share a place; the result falls by score.
     keep = batched_nms(boxes, scores, labels, selection.nms_thresh)
     keep = keep[: selection.detections_per_img]
-    return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
+    kept = boxes[keep]
+    if selection.vote_thresh < 1:
+        kept = vote_on_boxes(kept, labels[keep], boxes, scores, labels, selection.vote_thresh)
+    return {"boxes": kept, "scores": scores[keep], "labels": labels[keep]}
+
+
+def vote_on_boxes(
+    kept: Tensor,
+    kept_labels: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    threshold: float,
+) -> Tensor:
+    """Move each kept box to the mean of the candidates that overlap it, weighted by their scores.
+
+    Non-maximum suppression keeps the box with the best score, which need not lie best; what it
+    drops says more about where the object ends. Scores stay as they are.
+
+    Args:
+        kept: (D, 4) xyxy boxes that non-maximum suppression kept.
+        kept_labels: (D,) their classes.
+        boxes: (M, 4) xyxy candidates, the kept boxes among them.
+        scores: (M,) their scores, 0 for those that have no vote.
+        labels: (M,) their classes.
+        threshold: Lowest IoU with which a candidate of the same class votes.
+
+    Returns:
+        (D, 4) boxes, those of kept boxes without any vote as they were.
+    """
+    votes = (box_iou(kept, boxes) >= threshold) & (kept_labels[:, None] == labels)
+    weights = votes * scores  # (D, M)
+    total = weights.sum(dim=1, keepdim=True)
+    # The product may round a mean of equal boxes; those without votes would be divided by zero.
+    return torch.where(total > 0, weights @ boxes / total.where(total > 0, 1.0), kept)

@@ -31,7 +31,11 @@ def test_equals_the_detector(model: Any) -> None:
             found = form(image[None])
             count = int(found.num_detections)
             assert count == len(expected["boxes"])
-            assert torch.equal(found.boxes[:count], expected["boxes"])
+            # The last bits of a mean hang on the order it is summed in.
+            votes = form.selection.vote_thresh < 1
+            torch.testing.assert_close(
+                found.boxes[:count], expected["boxes"], rtol=1e-5 if votes else 0, atol=0
+            )
             assert torch.equal(found.labels[:count], expected["labels"])
             # A sigmoid's last bit differs between the vector unit and what is left over.
             torch.testing.assert_close(found.scores[:count], expected["scores"], rtol=0, atol=1e-6)

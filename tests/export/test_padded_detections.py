@@ -108,12 +108,13 @@ def test_only_closes_gaps() -> None:
     assert_padded(keep_marked(found, torch.ones(12, dtype=torch.bool)), everything, 12)
 
 
+@pytest.mark.parametrize("vote_thresh", [1.0, 0.4])
 @pytest.mark.parametrize(("priors", "number"), [(60, 10), (12, 400)])
-def test_with_the_candidates_of_dsod(priors: int, number: int) -> None:
+def test_with_the_candidates_of_dsod(priors: int, number: int, vote_thresh: float) -> None:
     generator = torch.Generator().manual_seed(3)
     scores = (torch.randn(priors, 5, generator=generator) * 2).softmax(dim=1)
     boxes = random_candidates(priors).boxes
-    selection = Selection(0.1, 0.45, number, 50)
+    selection = Selection(0.1, 0.45, number, 50, vote_thresh)
     found = run_padded_nms(select_by_class(scores, boxes, number), selection)
     wanted = select_detections(scores, boxes, (200, 200), selection)
     expected = Candidates(wanted["boxes"], wanted["scores"], wanted["labels"])
@@ -125,7 +126,8 @@ def test_with_the_candidates_of_dsod(priors: int, number: int) -> None:
 def test_shapes_can_be_followed_by_torch_export() -> None:
     class Ending(torch.nn.Module):
         def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> PaddedDetections:
-            found = run_padded_nms(Candidates(boxes, scores, labels), Selection(0.5, 0.5, 9, 20))
+            candidates = Candidates(boxes, scores, labels)
+            found = run_padded_nms(candidates, Selection(0.5, 0.5, 9, 20, vote_thresh=0.3))
             return keep_marked(found, found.boxes[:, 2] > 30)
 
     number = torch.export.Dim("number", min=2, max=5000)

@@ -1,5 +1,7 @@
 """Selection of detections, against a naive non-maximum suppression of each class."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -25,6 +27,13 @@ def _iou(a: list[float], b: list[float]) -> float:
     return shared / (areas - shared)
 
 
+def _mean(box: list[float], votes: list[tuple[float, int, list]], threshold: float) -> list[float]:
+    """The mean of the boxes that overlap one, weighted by their scores."""
+    heard = [(score, other) for score, _, other in votes if _iou(box, other) >= threshold]
+    total = sum(score for score, _ in heard)
+    return [sum(score * other[side] for score, other in heard) / total for side in range(4)]
+
+
 def _naive(scores: Tensor, boxes: Tensor, selection: Selection) -> list[tuple[float, int, list]]:
     limits = (SIZE[1], SIZE[0], SIZE[1], SIZE[0])
     clipped = [
@@ -39,16 +48,26 @@ def _naive(scores: Tensor, boxes: Tensor, selection: Selection) -> list[tuple[fl
             if score > selection.score_thresh and box[2] > box[0] and box[3] > box[1]
         ]
         best: list[tuple[float, int, list]] = []
-        for candidate in sorted(found, reverse=True)[: selection.topk_candidates]:
+        found = sorted(found, reverse=True)[: selection.topk_candidates]
+        for candidate in found:
             if all(_iou(candidate[2], other[2]) <= selection.nms_thresh for other in best):
                 best.append(candidate)
-        kept += best
+        kept += [
+            (score, label, _mean(box, found, selection.vote_thresh)) for score, label, box in best
+        ]
     return sorted(kept, reverse=True)[: selection.detections_per_img]
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
-    "selection", [Selection(), Selection(0.2, 0.3, 10, 15), Selection(0.05, 0.6, 5, 200)]
+    "selection",
+    [
+        Selection(),
+        Selection(0.2, 0.3, 10, 15),
+        Selection(0.05, 0.6, 5, 200),
+        Selection(vote_thresh=0.3),
+        Selection(0.1, 0.2, 20, 15, vote_thresh=0.6),
+    ],
 )
 def test_equals_the_naive_version(seed: int, selection: Selection) -> None:
     scores, boxes = _random_case(seed)
@@ -68,6 +87,17 @@ def test_boxes_lie_inside_the_image_and_scores_fall() -> None:
     assert boxes.min() >= 0
     assert boxes[:, 2].max() <= SIZE[1] and boxes[:, 3].max() <= SIZE[0]
     assert (scores[1:] <= scores[:-1]).all()
+
+
+def test_votes_move_boxes_and_leave_the_rest() -> None:
+    scores, boxes = _random_case(2)
+    published = Selection(0.05, 0.3)
+    plain = select_detections(scores, boxes, SIZE, published)
+    voted = select_detections(scores, boxes, SIZE, replace(published, vote_thresh=0.5))
+    for name in ("scores", "labels"):
+        assert torch.equal(plain[name], voted[name])
+    moved = (plain["boxes"] != voted["boxes"]).any(dim=1)
+    assert 3 < moved.sum() < len(moved)
 
 
 def test_background_and_boxes_outside_the_image_are_no_detections() -> None:
@@ -107,5 +137,7 @@ def test_the_threshold_is_exclusive() -> None:
 def test_mistakes_get_a_sentence() -> None:
     with pytest.raises(ValueError, match=r"nms_thresh must lie in \[0, 1\], got 45"):
         Selection(nms_thresh=45)
+    with pytest.raises(ValueError, match=r"vote_thresh must lie in \[0, 1\], got -0.1"):
+        Selection(vote_thresh=-0.1)
     with pytest.raises(ValueError, match="detections_per_img must be at least 1, got 0"):
         Selection(detections_per_img=0)

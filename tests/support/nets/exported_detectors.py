@@ -76,6 +76,7 @@ def torchvisions_ssd() -> nn.Module:
 
 KINDS = {
     "dsod": lambda: dsod300(num_classes=CLASSES, **DSOD_ARGS),
+    "dsod with votes": lambda: dsod300(num_classes=CLASSES, vote_thresh=0.3, **DSOD_ARGS),
     "ssd": lambda: ssd300(
         num_classes=CLASSES, image_size=64, backbone_kwargs=BODY, out_channels=64
     ),

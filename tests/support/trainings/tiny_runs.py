@@ -17,6 +17,7 @@ DETECTOR_ARGS = {
     "head_norm": True,
     "prior_probability": None,
     "smooth_l1_beta": 1.0,
+    "vote_thresh": 1.0,
 }
 
 
