@@ -203,10 +203,26 @@ def find_unused_folder(folder: str | Path) -> Path:
 
     Nothing is made.
     """
-    folder = Path(folder)
-    names = itertools.chain([folder.name], (f"{folder.name}-{n}" for n in itertools.count(2)))
-    candidates = (folder.with_name(name) for name in names)
-    return next(c for c in candidates if not c.exists() or (c.is_dir() and not any(c.iterdir())))
+    return next(f for f in _number_folders(Path(folder)) if _is_unused(f))
+
+
+def find_last_folder(folder: str | Path) -> Path:
+    """Return the last folder that `find_unused_folder` gave and that was written to.
+
+    It is the given one where none was.
+    """
+    used = itertools.takewhile(lambda f: not _is_unused(f), _number_folders(Path(folder)))
+    return [Path(folder), *used][-1]
+
+
+def _number_folders(folder: Path) -> Iterator[Path]:
+    """Yield ``NAME``, ``NAME-2``, ``NAME-3``, …."""
+    yield folder
+    yield from (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
+
+
+def _is_unused(folder: Path) -> bool:
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 class GrowingList:

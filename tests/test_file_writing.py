@@ -13,6 +13,7 @@ import pytest
 from densenet_backbones.file_writing import (
     GrowingList,
     check_output,
+    find_last_folder,
     find_unused_folder,
     is_dead,
     remove_drafts,
@@ -159,12 +160,15 @@ def test_outputs_are_tried_without_leaving_anything(tmp_path):
 
 def test_a_folder_with_files_is_left_alone(tmp_path):
     folder = tmp_path / "evaluation"
-    assert find_unused_folder(folder) == folder and not folder.exists()
+    assert find_unused_folder(folder) == find_last_folder(folder) == folder
+    assert not folder.exists()
     folder.mkdir()
-    assert find_unused_folder(folder) == folder  # empty
+    assert find_unused_folder(folder) == find_last_folder(folder) == folder  # empty
     (folder / "table.txt").touch()
+    assert find_last_folder(folder) == folder
     (tmp_path / "evaluation-2").touch()
     assert find_unused_folder(folder) == tmp_path / "evaluation-3"
+    assert find_last_folder(folder) == tmp_path / "evaluation-2"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without forks")

@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from densenet_backbones.file_writing import find_last_folder
 from densenet_backbones.untrusted.limits import MAX_RUN_FILE
 from densenet_backbones.untrusted.plain_yaml import parse_yaml
 from densenet_backbones.untrusted.reading import parse_json, read_text
 
 JsonDict = dict[str, Any]
-
-PICTURES = ("evaluation/predictions.png", "pictures/training_curves.png")
-"""Pictures of a run that a card shows, below its folder."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +24,10 @@ class RunRecord:
     Attributes:
         folder: The run's folder, or None where the model lies in none.
         config: The experiment, as `config.yaml` has it.
-        metrics: The evaluation, as `evaluation/metrics.json` has it.
+        metrics: The evaluation of the model, as its `metrics.json` has it.
         summary: What `summary.json` has.
         versions: Version of each package that the run was made with.
-        pictures: Those of `PICTURES` that the run has.
+        pictures: Of predictions and of the training, as far as the run has them.
         damaged: Files of the run that cannot be read.
     """
 
@@ -84,15 +82,18 @@ def read_run(model: Path) -> RunRecord:
             damaged.append(file)
             return None
 
+    # And so it has evaluations, of which the last is the model's.
+    evaluation = find_last_folder(folder / "evaluation")
+    pictures = evaluation / "predictions.png", folder / "pictures" / "training_curves.png"
     starts = read(folder / "environment.json")
     last = starts[-1] if isinstance(starts, list) and starts else {}
     return RunRecord(
         folder,
         _as_dict(read([folder / "config.yaml", *later][-1])),
-        _as_dict(read(folder / "evaluation" / "metrics.json")),
+        _as_dict(read(evaluation / "metrics.json")),
         _as_dict(read(folder / "summary.json")),
         _as_dict(_as_dict(last).get("packages")),
-        tuple(file for name in PICTURES if (file := folder / name).is_file()),
+        tuple(file for file in pictures if file.is_file()),
         tuple(damaged),
     )
 

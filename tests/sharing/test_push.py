@@ -21,6 +21,7 @@ from densenet_backbones.inference import predict
 from densenet_backbones.inference.detector import DetectorSpec
 from densenet_backbones.inference.model_file import save_model
 from densenet_backbones.sharing import push
+from densenet_backbones.sharing.run_record import read_run
 
 NASTY = "<b>`|x`\n--- [a](b)"
 FILES = {"README.md", "model.safetensors", "predictions.png", "training_curves.png"}
@@ -140,6 +141,17 @@ def test_damaged_files_of_the_run_are_named(run, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.splitlines()[0].endswith("summary.json: is damaged, so the card says less")
     assert said.count("is damaged") == 1 and (tmp_path / "out/README.md").is_file()
+
+
+def test_the_numbers_of_a_resumed_run_are_those_of_its_last_evaluation(run, tmp_path):
+    folder = tmp_path / "resumed"
+    shutil.copytree(run, folder)
+    shutil.copytree(run / "evaluation", folder / "evaluation-2")
+    metrics = {"coco": {"iou_type": "bbox", "images": 7, "numbers": {"AP": 0.75}, "classes": []}}
+    (folder / "evaluation-2/metrics.json").write_text(json.dumps(metrics))
+    record = read_run(folder / "model.safetensors")
+    assert [part["numbers"] for _, part in record.list_evaluations()] == [{"AP": 0.75}]
+    assert folder / "evaluation-2/predictions.png" in record.pictures
 
 
 def test_a_classifier_goes_to_the_hub_and_comes_back(server, tmp_path, capsys):
