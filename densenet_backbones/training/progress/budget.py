@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from densenet_backbones.messages import check_interval, check_whole, pluralize
+from densenet_backbones.reporting.console import say
 from densenet_backbones.training.optimization import PLACES
 from densenet_backbones.training.progress.clock import RunClock
 from densenet_backbones.training.resuming.stopping import has_whole_steps
@@ -16,7 +18,8 @@ from densenet_backbones.training.resuming.stopping import has_whole_steps
 NEVER = 2**31
 """Batches between two evaluations of a run that asks for them itself."""
 _WRITTEN = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?) ?(steps?|cpumin|min|h)")
-_UNITS: dict[str, tuple[Literal["steps", "seconds", "cpu seconds"], float]] = {
+Unit = Literal["steps", "seconds", "cpu seconds"]
+_UNITS: dict[str, tuple[Unit, float]] = {
     "step": ("steps", 1),
     "steps": ("steps", 1),
     "min": ("seconds", 60),
@@ -37,7 +40,7 @@ class Budget:
     """
 
     amount: float
-    unit: Literal["steps", "seconds", "cpu seconds"]
+    unit: Unit
 
     def __str__(self) -> str:
         """Return it in words."""
@@ -73,7 +76,8 @@ def parse_budget(text: str) -> Budget:
 class BudgetEnd(Callback):
     """Ends a run with its budget, and evaluates it at equal parts of that.
 
-    What is used up is in every checkpoint: a resumed run has the rest.
+    What is used up is in every checkpoint, in every unit: a resumed run has the rest, of another
+    budget as well.
 
     Args:
         budget: Length of the run.
@@ -87,20 +91,29 @@ class BudgetEnd(Callback):
     def __init__(self, budget: Budget, clock: RunClock, evaluations: int) -> None:
         check_whole("evaluations", evaluations)
         self.budget, self.clock, self.evaluations = budget, clock, evaluations
-        self._used_before, self._evaluated = 0.0, 0
+        self._evaluated = 0
+        self._before: dict[Unit, float] = {"seconds": 0.0, "cpu seconds": 0.0}
+        self._evaluated_at: dict[Unit, float] = {}
+
+    def _measure(self, step: int) -> dict[Unit, float]:
+        """Return what the run has used up after a number of steps, by unit."""
+        return {
+            "steps": step,
+            "seconds": self._before["seconds"] + self.clock.trained,
+            "cpu seconds": self._before["cpu seconds"] + self.clock.trained_cpu,
+        }
 
     @property
     def used(self) -> float:
         """Seconds of the budget's kind until now; 0 of a budget in steps."""
-        if self.budget.unit == "steps":
-            return 0.0
-        is_cpu = self.budget.unit == "cpu seconds"
-        return self._used_before + (self.clock.trained_cpu if is_cpu else self.clock.trained)
+        return self._measure(0)[self.budget.unit]
 
     def place(self, step: int) -> int:
         """Return how far the run is after a number of steps: 0 to `PLACES`."""
-        done = step if self.budget.unit == "steps" else self.used
-        return min(int(PLACES * done / self.budget.amount), PLACES)
+        return self._find_place(self._measure(step))
+
+    def _find_place(self, used: Mapping[Unit, float]) -> int:
+        return min(int(PLACES * used[self.budget.unit] / self.budget.amount), PLACES)
 
     def estimate(self, step: int, evaluated_images: int) -> float:
         """Estimate the seconds of what is left after a number of steps.
@@ -113,11 +126,13 @@ class BudgetEnd(Callback):
         if not 0 < share < 1:
             return 0.0
         left = self.clock.estimate(0, self.evaluations - self._evaluated + 1, evaluated_images)
-        return left + self.clock.trained * (1 - share) / share
+        return left + self._measure(step)["seconds"] * (1 - share) / share
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make the evaluation that a stop broke off, or end a run that is at its end."""
         trainer.should_stop = self._evaluated >= self.evaluations
+        if trainer.should_stop:
+            say("The run has used up all its budget already; a larger --budget goes on.")
         self._ask_for_evaluation(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
@@ -132,6 +147,7 @@ class BudgetEnd(Callback):
         place = self.place(trainer.global_step)
         # A single step may use up several parts: it has one evaluation.
         self._evaluated = max(self._evaluated + 1, place * self.evaluations // PLACES)
+        self._evaluated_at = self._measure(trainer.global_step)
         trainer.val_check_batch = NEVER
         trainer.should_stop = trainer.should_stop or place >= PLACES
 
@@ -144,12 +160,21 @@ class BudgetEnd(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is used up."""
-        return {"used": self.used, "evaluated": self._evaluated}
+        return {
+            "used": self._measure(0),
+            "evaluated": self._evaluated,
+            "evaluated_at": self._evaluated_at,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with what is left."""
-        self._used_before = float(state_dict["used"])
-        self._evaluated = int(state_dict["evaluated"])
+        """Go on with what is left of this start's budget."""
+        self._evaluated, used = state_dict["evaluated"], state_dict["used"]
+        if not isinstance(used, Mapping):  # of a checkpoint from before, whose budget must be ours
+            self._before[self.budget.unit] = used
+            return
+        self._before, self._evaluated_at = dict(used), dict(state_dict["evaluated_at"])
+        if self._evaluated_at:
+            self._evaluated = self._find_place(self._evaluated_at) * self.evaluations // PLACES
 
 
 def get_budget(trainer: pl.Trainer) -> BudgetEnd | None:

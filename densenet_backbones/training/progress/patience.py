@@ -34,8 +34,8 @@ class Patience(EarlyStopping):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what was counted."""
-        super().load_state_dict({**state_dict, "patience": self.patience})
+        """Take over what was counted; that an earlier start ended so is not this one's end."""
+        super().load_state_dict({**state_dict, "patience": self.patience, "stopped_epoch": 0})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say why the run has ended."""

@@ -109,6 +109,49 @@ def test_a_resumed_run_of_steps_equals_one_never_stopped(tiny_scenes, tmp_path):
         assert summary["ended"] == "finished" and summary["steps_done"] == 7
 
 
+def test_a_run_that_has_ended_goes_on_with_a_larger_budget(tiny_scenes, tmp_path, capsys):
+    def train(budget, *more):
+        words = ("--budget", budget, "--evaluations", "2", "--run-dir", str(tmp_path / "run"))
+        train_det(training_arguments(tiny_scenes, *words, *more, epochs=99))
+        summary = json.loads((tmp_path / "run/summary.json").read_text())
+        return [e["step"] for e in summary["evaluations"]], capsys.readouterr().out
+
+    used_up = "used up all its budget"
+    assert train("2steps")[0] == [1, 2]
+    assert used_up in train("2steps", "--resume")[1]
+    evaluated, said = train("6steps", "--resume")
+    assert evaluated == [1, 2, 3, 6] and used_up not in said
+
+
+@pytest.mark.parametrize(
+    ("budget", "evaluations", "done", "places"),
+    [
+        (Budget(100, "seconds"), 4, 2, 0.5),
+        (Budget(200, "seconds"), 4, 1, 0.25),
+        (Budget(100, "seconds"), 10, 5, 0.5),
+        (Budget(20, "cpu seconds"), 4, 4, 1),
+        (Budget(10, "steps"), 4, 2, 0.7),
+    ],
+)
+def test_what_is_used_up_counts_for_a_budget_of_any_unit(budget, evaluations, done, places):
+    """Half of 100 seconds, in which 40 were the processor's."""
+    clock = RunClock(lambda: 0.0, lambda: 0.0)
+    clock.trained, clock.trained_cpu = 50.0, 40.0
+    first = BudgetEnd(Budget(100, "seconds"), clock, 4)
+    trainer = SimpleNamespace(
+        should_stop=False, sanity_checking=False, global_step=7, state=SimpleNamespace(fn="fit")
+    )
+    for _ in range(2):
+        first.on_validation_end(trainer, None)
+    other = BudgetEnd(budget, RunClock(lambda: 0.0, lambda: 0.0), evaluations)
+    other.load_state_dict(first.state_dict())
+    assert other.state_dict()["evaluated"] == done
+    assert other.place(7) == places * PLACES
+    # What is left takes as long as what was used up, whatever the present start has seen of it.
+    if places < 1:
+        assert other.estimate(7, 1) == pytest.approx(50 * (1 - places) / places)
+
+
 def read_column(file, name):
     with file.open(newline="") as rows:
         return [row[name] for row in csv.DictReader(rows) if row[name]]

@@ -34,3 +34,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny_scenes, tmp_pat
     assert summary["ended"] == "ended early (patience)"
     assert [(e["epoch"], e["step"]) for e in summary["evaluations"]] == [(1, 3), (2, 6), (3, 9)]
     assert summary["time"]["wall_seconds"] > stopped["time"]["wall_seconds"]
+    # One that goes on to its last epoch does not say that it ended early.
+    capsys.readouterr()
+    train("parts", None, "--resume", "--patience", "9", "--epochs", "4")
+    assert "Ended early" not in capsys.readouterr().out
