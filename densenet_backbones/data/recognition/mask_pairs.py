@@ -9,14 +9,14 @@ import itertools
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from densenet_backbones.data.faults import DataError
-from densenet_backbones.data.files import spread
+from densenet_backbones.data.files import quote, spread
 from densenet_backbones.data.images import open_image
 from densenet_backbones.data.masks.code import (
     WITHOUT_ALPHA,
@@ -28,6 +28,7 @@ from densenet_backbones.data.readers.masks.classes_file import CLASSES_FILE
 from densenet_backbones.data.readers.masks.files import MASK_SUFFIXES
 from densenet_backbones.data.recognition.splits import WHOLE, find_split_word
 from densenet_backbones.data.recognition.tree import Tree
+from densenet_backbones.messages import pluralize
 
 _MASK_WORD = re.compile(r"mask|label|annot|seg|gt|truth|target", re.I)
 _MOST_PATTERNS = 40  # of folders, each pair of which is compared
@@ -47,22 +48,30 @@ class MaskPairs:
         evidence: The folders, for people.
         blur: Clause that says how masks that look black and white with blurred edges are mended;
             empty where they do not.
+        left_out: Clause that names the images' masks that are passed over; empty without any.
     """
 
     classes_yaml: str
     splits: Mapping[str, int]
     evidence: str
     blur: str = ""
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Patterns of the two folders, the suffix of masks, and the masks of each split by name."""
+    """Patterns of the two folders, the suffix of masks, and the masks of each split by name.
+
+    The `others` are further pictures of the masks' folder that begin as an image is named, and the
+    images of splits that are `bare` have no masks.
+    """
 
     images: str
     masks: str
     suffix: str
     files: Mapping[str, Sequence[str]]
+    others: Sequence[str] = ()
+    bare: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -82,8 +91,10 @@ def find_mask_pairs(tree: Tree) -> list[MaskPairs]:
             splits = {split: len(names) for split, names in pair.files.items()}
             where = f"{pair.images} and {pair.masks}" if pair.images != pair.masks else pair.images
             evidence = f"{where}, masks end in {pair.suffix}" if pair.suffix else where
+            evidence += f", no masks of {' and '.join(pair.bare)}" if pair.bare else ""
             text = _write_yaml(pair, values.colors)
-            found.append(MaskPairs(text, splits, evidence, _remark_on_blur(values.counts)))
+            blur, left_out = _remark_on_blur(values.counts), _remark_on_others(pair)
+            found.append(MaskPairs(text, splits, evidence, blur, left_out))
     return found
 
 
@@ -154,8 +165,7 @@ def _pair_within(pattern: str, splits: Mapping[str, Mapping[str, str]]) -> Itera
     for names in splits.values():
         for stem, name in names.items():
             if name.lower().endswith(MASK_SUFFIXES):
-                ends = [n for n, sign in enumerate(stem) if n and sign in "_-. "]
-                suffixes.update(stem[n:] for n in ends if stem[:n] in names)
+                suffixes.update(_list_ends(stem, names))
     for suffix, _ in suffixes.most_common(1):
         files = {
             split: [names[s] for s in names if s.endswith(suffix) and s[: -len(suffix)] in names]
@@ -171,8 +181,9 @@ def _pair_between(
 ) -> Iterator[_Pair]:
     """Yield the pair of two folders, the second of which may hold the masks of the first."""
     own, other = folders[images], folders[masks]
-    if set(own) != set(other):
+    if not set(other) <= set(own):
         return
+    bare = [split for split in own if split not in other]
     files: dict[str, list[str]] = {}
     for suffix in ("", *_list_suffixes(own, other)):
         files = {
@@ -181,11 +192,12 @@ def _pair_between(
                 for stem in own[split]
                 if other[split].get(stem + suffix, "").lower().endswith(MASK_SUFFIXES)
             ]
-            for split in own
+            for split in other
         }
         total = sum(len(names) for names in other.values())
         if sum(map(len, files.values())) > _SHARE * total:
-            yield _Pair(images, masks, suffix, files)
+            others = _list_others(own, other, files) if suffix else ()
+            yield _Pair(images, masks, suffix, files, others, bare)
             return
 
 
@@ -196,9 +208,42 @@ def _list_suffixes(
     suffixes: Counter[str] = Counter()
     for split, names in other.items():
         for stem in list(names)[:100]:
-            ends = [n for n, sign in enumerate(stem) if n and sign in "_-. "]
-            suffixes.update(stem[n:] for n in ends if stem[:n] in own[split])
+            suffixes.update(_list_ends(stem, own[split]))
     return [suffix for suffix, _ in suffixes.most_common(1)]
+
+
+def _list_ends(stem: str, images: Container[str]) -> list[str]:
+    """Return what a mask's name has behind the name of an image, one for each that it begins as."""
+    ends = [n for n, sign in enumerate(stem) if n and sign in "_-. "]
+    return [stem[n:] for n in ends if stem[:n] in images]
+
+
+def _list_others(
+    own: Mapping[str, Mapping[str, str]],
+    other: Mapping[str, Mapping[str, str]],
+    files: Mapping[str, Sequence[str]],
+) -> list[str]:
+    """List the pictures among masks with a suffix that are of an image, and end otherwise."""
+    taken = set().union(*files.values())
+    return [
+        name
+        for split, names in other.items()
+        for stem, name in names.items()
+        if name not in taken
+        and name.lower().endswith(MASK_SUFFIXES)
+        and _list_ends(stem, own[split])
+    ]
+
+
+def _remark_on_others(pair: _Pair) -> str:
+    """Say which masks of images are passed over; nothing where there are none."""
+    if not pair.others:
+        return ""
+    return (
+        f"{pluralize(len(pair.others), 'picture')} left out in {pair.masks}, without the ending "
+        f"{pair.suffix}: {quote(pair.others)}; where these are masks as well, make one picture of "
+        "all masks of an image"
+    )
 
 
 def _read_values(tree: Tree, pair: _Pair) -> _Values | str:

@@ -250,7 +250,7 @@ def _find_readings(
                 for name in order_splits(pairs.splits)
             ]
             said = ["images and masks", pairs.evidence, _describe_classes(pairs.classes_yaml)]
-            said += [f"warning: {pairs.blur}"] * bool(pairs.blur)
+            said += [f"warning: {remark}" for remark in (pairs.left_out, pairs.blur) if remark]
             yield Recognized(tree.root, "folders", frozenset({"semantic"}), tuple(splits), (*said,))
     for name, find in FINDERS.items():
         finding = find(tree) if layout in ("auto", name) else None

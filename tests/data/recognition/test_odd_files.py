@@ -227,6 +227,28 @@ def test_a_value_of_masks_that_is_ignored_is_said(tmp_path):
     assert "background, class 127 (255 is ignored);" in recognize(tmp_path, "segmentation").lines[2]
 
 
+def test_further_masks_of_an_image_are_said_to_be_left_out(tmp_path):
+    for picture in PICTURES:
+        save_image(picture, tmp_path / "images")
+        ends = ("_mask", "_mask_1") if picture is PICTURES[0] else ("_mask",)
+        for end in ends:
+            save_mask(picture.draw_labels(), tmp_path / "masks" / f"{picture.stem}{end}.png")
+    said = recognize(tmp_path, "segmentation").lines[2]
+    name = f"masks/{PICTURES[0].stem}_mask_1.png"
+    assert f"warning: 1 picture left out in masks, without the ending _mask: {name!r};" in said
+
+
+def test_a_split_without_masks_is_said(tmp_path):
+    for number, picture in enumerate(PICTURES):
+        split = ("train", "val", "test")[number % 3]
+        save_image(picture, tmp_path / "images" / split)
+        if split != "test":
+            save_mask(picture.draw_labels(), tmp_path / "masks" / split / f"{picture.stem}.png")
+    found = recognize(tmp_path, "segmentation")
+    assert "no masks of test" in found.lines[0]
+    assert [(split.name, split.images) for split in found.splits] == [("train", 2), ("val", 2)]
+
+
 @pytest.mark.parametrize("draw", [
     lambda labels: labels.astype(np.uint16), lambda labels: labels > 0,
     lambda labels: np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)[labels],
