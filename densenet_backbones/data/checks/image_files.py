@@ -73,8 +73,9 @@ def remark_on_repeated(name: str, files: Sequence[ImageFile]) -> Iterator[str]:
         ids = quote([file.image_id for file in first])
         yield (
             f"{name}: files that are in several entries: {len(repeated)} ({first[0].path} in "
-            f"those with the ids {ids}), each of which calls the others' objects background; merge "
-            "them into one entry"
+            f"those with the ids {ids}); they count twice, and contradict each other where they "
+            "differ, in the class of the image or in objects, which are background to those that "
+            "lack them: merge them into one entry, or keep one"
         )
 
 

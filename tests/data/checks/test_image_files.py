@@ -125,7 +125,7 @@ def test_a_file_in_two_entries_is_named(tmp_path):
     path.write_text(json.dumps(content))
     (line,) = remark_on_repeated(read_detection(root, "train"))
     assert "/train: files that are in several entries: 1 (" in line
-    assert "2.png in those with the ids 3, 6), each of which calls the others' objects" in line
+    assert "2.png in those with the ids 3, 6); they count twice, and contradict each other" in line
     root = write_coco(tmp_path / "masks", some_masks())
     path = root / "annotations/instances_train2017.json"
     path.write_text(path.read_text().replace("im2.jpg", "im1.jpg"))
