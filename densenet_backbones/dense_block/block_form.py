@@ -105,7 +105,7 @@ def read_block(
         ReLU, a norm other than batch norm (its frozen and synchronized forms included); or if a
         layer does not take the channels that there are behind the one before it.
     """
-    forms = list[LayerForm]()
+    forms: list[LayerForm] = []
     for number, layer in enumerate(layers, start=1):
         form = _read_layer(device, layer)
         if form is None:

@@ -28,7 +28,7 @@ from densenet_backbones.dense_block.interfaces import (
 )
 from densenet_backbones.dense_block.native import lean_unit
 from densenet_backbones.dense_block.norms import Moments, compute_moments, count_values
-from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, read_unit
+from densenet_backbones.dense_block.units import PARAMETERS, UnitForm, leave_autocast, read_unit
 
 __all__ = ["join_lean_steps", "run_lean"]
 
@@ -138,7 +138,7 @@ class _Unit(torch.autograd.Function):
         """Run the unit, (N, C, H, W) to (N, O, H', W')."""
         group = form.norm.group
         ctx.form, ctx.count = form, count_values(x, group)
-        with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
+        with leave_autocast(x.device), torch.cuda.device_of(x):
             moments = compute_moments(x, group) if form.norm.of_batch else form.norm.get_running()
             out = form.forward(x, parameters, moments, ctx.count)
         ctx.save_for_backward(x, *parameters, moments.mean, moments.var)
@@ -151,7 +151,7 @@ class _Unit(torch.autograd.Function):
         form, (x, *saved) = ctx.form, ctx.saved_tensors
         # Norm and ReLU are made again from the input, by the statistics that were kept.
         parameters, moments = tuple(saved[:PARAMETERS]), Moments(*saved[PARAMETERS:])
-        with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
+        with leave_autocast(x.device), torch.cuda.device_of(x):
             unit = form.backward(
                 gradient, x, parameters, moments, ctx.count, ctx.needs_input_grad[2:]
             )

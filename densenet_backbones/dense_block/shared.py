@@ -34,7 +34,7 @@ from densenet_backbones.dense_block.derivatives import first_only
 from densenet_backbones.dense_block.elementwise import compute_norm_gradient, subtract_linear
 from densenet_backbones.dense_block.native import shared_block
 from densenet_backbones.dense_block.norms import Moments, compute_moments, count_values, widen_half
-from densenet_backbones.dense_block.units import PARAMETERS
+from densenet_backbones.dense_block.units import PARAMETERS, leave_autocast
 
 __all__ = ["BlockForm", "read_block", "run_shared"]
 
@@ -74,7 +74,7 @@ class _SharedBlock(torch.autograd.Function):
         """Run the block, (N, C, H, W) to (N, C + sum of k, H, W)."""
         ctx.form, ctx.count = form, count_values(x, form.group)
         # Our own kernels start on the current device. In a backward pass that is the maps' own.
-        with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
+        with leave_autocast(x.device), torch.cuda.device_of(x):
             out, saved_by_layer = _run_forward(form, x, parameters, ctx.count)
         ctx.save_for_backward(out, *(tensor for layer in saved_by_layer for tensor in layer))
         return out
@@ -83,7 +83,7 @@ class _SharedBlock(torch.autograd.Function):
     @first_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients of the input and of the parameters."""
-        with torch.autocast(gradient.device.type, enabled=False):
+        with leave_autocast(gradient.device):
             gradients = _run_backward(
                 ctx.form, ctx.saved_tensors, ctx.count, ctx.needs_input_grad[1:], gradient
             )

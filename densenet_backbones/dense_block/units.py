@@ -11,6 +11,7 @@ and into both its gradients; C++, which do so in the forward pass; or the plain 
 Shapes: N images, C channels in, O channels out, H and W pixels.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -29,7 +30,7 @@ from densenet_backbones.dense_block.interfaces import (
 from densenet_backbones.dense_block.native import convolution
 from densenet_backbones.dense_block.norms import Affine, Moments, NormForm, read_norm
 
-__all__ = ["PARAMETERS", "UnitForm", "UnitGradient", "read_unit"]
+__all__ = ["PARAMETERS", "UnitForm", "UnitGradient", "leave_autocast", "read_unit"]
 
 # Norm's weight and bias, convolution's weight and bias; None where there is none.
 PARAMETERS = 4
@@ -338,5 +339,11 @@ def read_unit(
     assert conv is None or isinstance(conv, nn.Conv2d)
     if conv is not None and conv.in_channels != count_norm_channels(norm):
         return None
-    halves = torch.is_autocast_enabled(device.type)
+    halves = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return UnitForm(form, conv, torch.get_autocast_dtype(device.type) if halves else None)
+
+
+def leave_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Switch autocast off for a device, unless it has none, as the meta device."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()

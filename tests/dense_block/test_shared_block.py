@@ -426,6 +426,7 @@ def test_hooks_on_stages_see_what_passes(memory, stage):
 )
 def test_compiled_nets_run_blocks_as_they_are(memory, backend):
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     results = []
     for mode in ("none", memory):
         net = tiny("densenet121_features", memory=mode).double().train()
@@ -435,6 +436,22 @@ def test_compiled_nets_run_blocks_as_they_are(memory, backend):
         gradients = [p.grad for p in net.parameters()]
         results.append((found, gradients, dict(net.named_buffers())))
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+    # The graph is broken where blocks run, and nowhere else.
+    breaks = torch._dynamo.utils.counters["graph_break"]
+    assert breaks and all("function run_shared at" in reason for reason in breaks)
+
+
+@pytest.mark.parametrize("memory", MODES)
+def test_a_step_on_the_meta_device(memory):
+    """Which has shapes alone, and no autocast to ask about."""
+    with torch.device("meta"):
+        net, x = tiny("densenet121_features", memory=memory).train(), torch.empty(2, 3, 64, 64)
+    maps = net(x)
+    torch.autograd.backward(sum(level.sum() for level in maps))
+    assert [tuple(level.shape[1:]) for level in maps] == [
+        (level.channels, 64 // level.stride, 64 // level.stride) for level in net.levels
+    ]
+    assert all(p.grad is not None and p.grad.is_meta for p in net.parameters())
 
 
 @pytest.mark.parametrize("memory", MODES)
