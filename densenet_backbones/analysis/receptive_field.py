@@ -8,7 +8,7 @@ Shapes: N images, C channels, H and W pixels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,6 +16,7 @@ import torch
 from timm.layers.blur_pool import BlurPool2d
 from torch import Tensor, nn
 
+from densenet_backbones.analysis.feature_reuse import list_sources
 from densenet_backbones.features import DenseFeatureNet
 from densenet_backbones.layers import DenseBlock
 from densenet_backbones.pooling import DilatedBlurPool2d, DilatedPool2d
@@ -42,7 +43,7 @@ class _Field:
 def compute_fields(net: DenseFeatureNet) -> dict[str, int]:
     """Compute the side of the theoretical receptive field of each level, in pixels.
 
-    The longest path counts: through every layer of a dense block.
+    The longest path counts: through every layer of a dense block, unless it was pruned.
 
     Args:
         net: A feature net; of a layer's tap the field of that layer's concatenation is given.
@@ -56,9 +57,9 @@ def compute_fields(net: DenseFeatureNet) -> dict[str, int]:
     for name in net.feature_names:
         stage = getattr(net, name)
         if isinstance(stage, DenseBlock):
-            for layer_name, layer in stage.items():
-                field = _walk(layer, field)
-                sides[f"{name}.{layer_name}"] = field.side
+            for layer_name, behind in _walk_block(stage, field):
+                sides[f"{name}.{layer_name}"] = behind.side
+                field = behind
         else:
             field = _walk(stage, field)
         # A transition's activation lies before its 1x1, which sees no further.
@@ -66,6 +67,16 @@ def compute_fields(net: DenseFeatureNet) -> dict[str, int]:
     return {
         level.name: sides[point] for level, point in zip(net.levels, net.return_layers, strict=True)
     }
+
+
+def _walk_block(block: DenseBlock, entry: _Field) -> Iterator[tuple[str, _Field]]:
+    """Yield each layer's name and the field of the concatenation with its maps."""
+    sides = [entry.side]  # of each source
+    for number, (name, layer) in enumerate(block.items(), start=1):
+        # A layer that was pruned away reads no source, and its zeros see no pixel.
+        read = max((sides[source] for source in list_sources(layer, number)), default=0)
+        sides.append(_walk(layer, _Field(read, entry.step)).side if read else 0)
+        yield name, _Field(max(sides), entry.step)
 
 
 def _walk(module: nn.Module, field: _Field) -> _Field:

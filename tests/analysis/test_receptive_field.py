@@ -34,9 +34,19 @@ def measure_support(net, side):
     return sides
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if "264d" not in name])
-def test_theoretical_fields_are_what_a_cell_depends_on(name):
-    net = make_positive(tiny(name, layers=1)).eval().double()
+# Layers side by side; one that was pruned away; and all in a row.
+PRUNED = {"connections": [[[0], [0], [0, 2]], [[], [0], [0]], [[0], [0, 1], [0, 1, 2]]]}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {"layers": 1}) for name in KINDS if "264d" not in name),
+        ("densenet121_features", {"block_config": (3, 3, 3), **PRUNED}),
+    ],
+)
+def test_theoretical_fields_are_what_a_cell_depends_on(name, options):
+    net = make_positive(tiny(name, **options)).eval().double()
     fields = list(compute_fields(net).values())
     # Max pools pass one gradient on, so a field of equal values may be narrower by their reach.
     if any(isinstance(m, nn.MaxPool2d) for m in net.modules()):
