@@ -43,6 +43,7 @@ CLASSIFIER = "classifier."
 _WRAPPERS = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 # A DataParallel around the features alone stands behind their name.
 _WRAPPED = re.compile(rf"(?:^|(?<=\.)){_WRAPPERS}|(?:(?<=^features\.)|(?<=\.features\.))module\.")
+_AVERAGED = "n_averaged"  # counter beside AveragedModel's "module.", which timm takes off
 _DOTTED = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 _FEATURES = re.compile(r"features[._]$")
 _NORM_FINAL = "norm_final."
@@ -76,6 +77,8 @@ class Place:
     def our_name(self, key: str) -> str | None:
         """Return our name of an entry, or None if it belongs to the rest of a bigger model."""
         key = _strip_wrappers(key)
+        if key == _AVERAGED:
+            return None
         if key.startswith(self.prefix):
             name = key.removeprefix(self.prefix)
             return f"norm5.{name[len(_NORM_FINAL) :]}" if name.startswith(_NORM_FINAL) else name

@@ -37,16 +37,10 @@ __all__ = [
 
 # Where training programs put the weights, the usual ones first: Lightning, timm, places365,
 # mmengine; DETR; the PyTorch tutorials; CIFAR examples; timm's and others' averaged weights.
+_AVERAGED = ("state_dict_ema", "model_ema", "ema")
 _WEIGHT_ENTRIES = (
-    "state_dict",
-    "model",
-    "model_state_dict",
-    "net",
-    "weights",
-    "state_dict_ema",
-    "model_ema",
-    "ema",
-    "module",
+    *("state_dict", "model", "model_state_dict", "net", "weights"),
+    *(*_AVERAGED, "module"),
 )
 _DEEPEST = 3
 _PICKLED_NAME = re.compile(r"GLOBAL ([\w.]+)")  # as torch's restricted unpickler reports it
@@ -226,6 +220,8 @@ def read_state_dict(
 ) -> dict[str, Tensor]:
     """Read weights: a bare state dict, or one under the entry of a training checkpoint.
 
+    A warning says so if averaged weights beside them are not taken, as timm would take those.
+
     Args:
         path: File.
         map_location: Device of the tensors.
@@ -238,9 +234,16 @@ def read_state_dict(
         CheckpointError: As `read_weights_file`; or weights are not finite, or no floating-point
             numbers.
     """
-    weights = read_weights_file(path, map_location, entry=entry).weights
-    refuse_unusable(weights, path)
-    return weights
+    file = read_weights_file(path, map_location, entry=entry)
+    refuse_unusable(file.weights, path)
+    averaged = [name for name in file.other_entries if name in _AVERAGED]
+    if averaged and entry is None:
+        warnings.warn(
+            f"{path}: the weights of its entry {file.entry!r} are taken, not the averaged ones of "
+            f"{averaged[0]!r}; to take those, save that entry as a file of its own",
+            stacklevel=2,
+        )
+    return file.weights
 
 
 def _find_weight_entries(content: object) -> list[str]:

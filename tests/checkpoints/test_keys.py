@@ -132,6 +132,12 @@ def test_a_classifier_of_several_layers_keeps_its_names():
     assert to_ours(state) == {"conv0.weight": 0, "classifier.0.weight": 1, "classifier.2.bias": 2}
 
 
+def test_the_counter_of_averaged_weights_is_no_weight():
+    averaged = {"n_averaged": -1} | prefixed(OURS, "module.")  # torch's AveragedModel
+    timm_took_off = {"n_averaged": -1} | OURS
+    assert to_ours(averaged) == to_ours(timm_took_off) == OURS
+
+
 def test_heads_are_left_out_and_a_distant_classifier_too():
     state = {"a.features.conv0.weight": 0, "classifier.weight": 1, "a.fc.weight": 2, "a.x": 3}
     assert to_ours(state) == {"conv0.weight": 0}

@@ -141,7 +141,9 @@ def test_entries_may_be_nested_and_chosen(tmp_path):
     torch.save(content, path)
     file = read_weights_file(path)
     assert (file.entry, file.other_entries) == ("model.state_dict", ("state_dict_ema",))
-    assert read_state_dict(path)["a"] == 1
+    said = "entry 'model.state_dict' are taken, not the averaged ones of 'state_dict_ema'"
+    with pytest.warns(UserWarning, match=said):
+        assert read_state_dict(path)["a"] == 1
     assert read_state_dict(path, entry="state_dict_ema")["a"] == 0
     assert read_state_dict(path, entry="mine")["a"] == 2
     assert read_state_dict(path, entry="model.state_dict")["a"] == 1
