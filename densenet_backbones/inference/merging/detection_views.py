@@ -35,7 +35,8 @@ class DetectionViews:
     Every view (each of `scales`, with `flip` also mirrored) is detected on its own, mapped back to
     the image, and all go through the detector's own NMS once more, which keeps as many detections
     as the detector does. A detection keeps the mask and the keypoints of its view. With `soft_nms`
-    the views are not suppressed on their own: their candidates go through Soft-NMS together.
+    the views are not suppressed on their own: their candidates go through Soft-NMS together. Where
+    a detector lets boxes vote (`Selection.vote_thresh`), they do so within each view, before that.
 
     Attributes:
         flip: Run the detector on the mirrored image too.
