@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,17 +105,36 @@ def _watch(
 ) -> bool:
     """Wait for the end of a training; return True if `watch` ended it."""
     known = 0
-    while process.poll() is None:
-        time.sleep(_LOOK_EVERY)
-        values = read_values(run)
-        if len(values) > known:
-            known = len(values)
-            if watch(values):
-                stop(process)
-                return True
-    if len(values := read_values(run)) > known:  # those of its last moments
-        watch(values)
+    with _note_interrupts() as interrupts:
+        while process.poll() is None and not interrupts:
+            time.sleep(_LOOK_EVERY)
+            values = read_values(run)
+            if len(values) > known:
+                known = len(values)
+                if watch(values):
+                    stop(process)
+                    return True
+        if len(values := read_values(run)) > known:  # those of its last moments
+            watch(values)
+    if interrupts:
+        raise KeyboardInterrupt
     return False
+
+
+@contextmanager
+def _note_interrupts() -> Iterator[list[int]]:
+    """Note Ctrl-C in a list: an exception is lost where it comes while Python frees an object."""
+    noted: list[int] = []
+    # Only the main thread has handlers; others than Python's own say what is to be done.
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def read_values(run: Path) -> list[float]:

@@ -290,6 +290,29 @@ def test_ctrl_c_stops_in_order(stand_in, tmp_path):
     assert "--resume" in (out / "trials/0000.txt").read_text()
 
 
+class _Interrupting:
+    """Interrupts the process while Python frees it, where exceptions are ignored."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_while_an_object_is_freed_counts(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setenv("STAND_IN_SECONDS", "0.2")
+    (tmp_path / "trials").mkdir()
+    looks = []
+
+    def watch(values):
+        looks.append(len(values))
+        if len(looks) == 1:
+            _Interrupting()
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        trial.train_trial(trial.Place(tmp_path, 0), ["--seed=0"], watch)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.long
 def test_two_workers_share_the_trials(tmp_path):
     out, gate = tmp_path / "s", tmp_path / "gate"
