@@ -105,7 +105,7 @@ def _watch(
 ) -> bool:
     """Wait for the end of a training; return True if `watch` ended it."""
     known = 0
-    with _note_interrupts() as interrupts:
+    with _note_interrupts() as interrupts:  # and raise one at the end
         while process.poll() is None and not interrupts:
             time.sleep(_LOOK_EVERY)
             values = read_values(run)
@@ -116,14 +116,18 @@ def _watch(
                     return True
         if len(values := read_values(run)) > known:  # those of its last moments
             watch(values)
-    if interrupts:
-        raise KeyboardInterrupt
     return False
 
 
 @contextmanager
 def _note_interrupts() -> Iterator[list[int]]:
-    """Note Ctrl-C in a list: an exception is lost where it comes while Python frees an object."""
+    """Note Ctrl-C in a list, and raise it at the end.
+
+    As an exception it is lost where it comes while Python frees an object.
+
+    Raises:
+        KeyboardInterrupt: It was noted.
+    """
     noted: list[int] = []
     # Only the main thread has handlers; others than Python's own say what is to be done.
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -135,6 +139,8 @@ def _note_interrupts() -> Iterator[list[int]]:
         yield noted
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if noted:
+        raise KeyboardInterrupt
 
 
 def read_values(run: Path) -> list[float]:

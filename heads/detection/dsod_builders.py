@@ -108,7 +108,7 @@ def dsod300(
             ``channel_order`` and ``value_range`` (left out, DSOD's for its own backbones and the
             pretrained configuration's for others); ``score_thresh``, ``nms_thresh``,
             ``topk_candidates``, ``detections_per_img`` and ``vote_thresh`` as of `Selection`;
-            ``vote_thresh=0.65`` makes boxes tighter, for 0.02 of AP after short trainings.
+            ``vote_thresh=0.65`` makes boxes tighter, for 0.01 to 0.02 of AP after short trainings.
 
     Raises:
         TypeError: An option is unknown.

@@ -101,5 +101,6 @@ def vote_on_boxes(
     votes = (box_iou(kept, boxes) >= threshold) & (kept_labels[:, None] == labels)
     weights = votes * scores  # (D, M)
     total = weights.sum(dim=1, keepdim=True)
-    # The product may round a mean of equal boxes; those without votes would be divided by zero.
-    return torch.where(total > 0, weights @ boxes / total.where(total > 0, 1.0), kept)
+    # No product of matrices, which autocast would compute in half precision.
+    sums = torch.stack([(weights * side).sum(dim=1) for side in boxes.unbind(dim=1)], dim=1)
+    return torch.where(total > 0, sums / total.where(total > 0, 1.0), kept)

@@ -297,7 +297,8 @@ class _Interrupting:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_ctrl_c_while_an_object_is_freed_counts(stand_in, tmp_path, monkeypatch):
+@pytest.mark.parametrize("ends", [False, True])
+def test_ctrl_c_while_an_object_is_freed_counts(stand_in, tmp_path, monkeypatch, ends):
     monkeypatch.setenv("STAND_IN_SECONDS", "0.2")
     (tmp_path / "trials").mkdir()
     looks = []
@@ -306,7 +307,7 @@ def test_ctrl_c_while_an_object_is_freed_counts(stand_in, tmp_path, monkeypatch)
         looks.append(len(values))
         if len(looks) == 1:
             _Interrupting()
-        return False
+        return ends
 
     with pytest.raises(KeyboardInterrupt):
         trial.train_trial(trial.Place(tmp_path, 0), ["--seed=0"], watch)

@@ -100,6 +100,16 @@ def test_votes_move_boxes_and_leave_the_rest() -> None:
     assert 3 < moved.sum() < len(moved)
 
 
+def test_votes_keep_their_precision_under_autocast() -> None:
+    """A product of matrices would be one of bfloat16, and boxes be off by half a pixel."""
+    scores, boxes = _random_case(2)
+    selection = Selection(0.05, 0.3, vote_thresh=0.5)
+    plain = select_detections(scores, boxes, SIZE, selection)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = select_detections(scores, boxes, SIZE, selection)
+    torch.testing.assert_close(found, plain, rtol=1e-6, atol=0)
+
+
 def test_background_and_boxes_outside_the_image_are_no_detections() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [200.0, 0, 220, 10], [30.0, 30, 40, 40]])
     scores = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
