@@ -39,8 +39,13 @@ __all__ = [
 # mmengine; DETR; the PyTorch tutorials; CIFAR examples; timm's and others' averaged weights.
 _AVERAGED = ("state_dict_ema", "model_ema", "ema")
 _WEIGHT_ENTRIES = (
-    *("state_dict", "model", "model_state_dict", "net", "weights"),
-    *(*_AVERAGED, "module"),
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "net",
+    "weights",
+    *_AVERAGED,
+    "module",
 )
 _DEEPEST = 3
 _PICKLED_NAME = re.compile(r"GLOBAL ([\w.]+)")  # as torch's restricted unpickler reports it
