@@ -28,3 +28,9 @@ def add_view_options(group: argparse._ArgumentGroup) -> None:
         choices=("linear", "gaussian"),
         help="overlapped boxes lose score instead of being dropped",
     )
+    group.add_argument(
+        "--box-votes",
+        type=float,
+        metavar="IOU",
+        help="boxes that overlap a kept one by IOU, such as 0.65, say where it lies; 1: none do",
+    )

@@ -1,10 +1,11 @@
-"""Test-time augmentation and Soft-NMS: run a detector on views of an image, merge the detections.
+"""Test-time augmentation, Soft-NMS, box voting: detect in views of an image, merge what they show.
 
 Legend: D detections of an image of H x W pixels, Kp keypoints. Boxes are xyxy in pixels of the
 image as it was given.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,10 +23,12 @@ from densenet_backbones.data.masks.run_lengths import (
     mirror_code,
 )
 from densenet_backbones.heads import Selection
+from densenet_backbones.heads.multibox.selection import vote_on_boxes
 from densenet_backbones.inference.merging.soft_nms import SoftNMS, batched_soft_nms
+from densenet_backbones.messages import check_interval
 
 CANDIDATES = 1000
-"""Boxes of a view and image that enter Soft-NMS; as many as an RPN proposes."""
+"""Boxes of a view and image that enter Soft-NMS, which takes them one by one; an RPN's number."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,10 @@ class DetectionViews:
 
     Every view (each of `scales`, with `flip` also mirrored) is detected on its own, mapped back to
     the image, and all go through the detector's own NMS once more, which keeps as many detections
-    as the detector does. A detection keeps the mask and the keypoints of its view. With `soft_nms`
-    the views are not suppressed on their own: their candidates go through Soft-NMS together. Where
-    a detector lets boxes vote (`Selection.vote_thresh`), they do so within each view, before that.
+    as the detector does. A detection keeps the mask and the keypoints of its view. With `soft_nms`,
+    or where boxes vote (see `vote_on_boxes`), the views are not suppressed on their own: their
+    candidates go through NMS together, and all of them vote on where the kept boxes lie. Detectors
+    of two stages vote within a view before they give masks, and then once more across the views.
 
     Attributes:
         flip: Run the detector on the mirrored image too.
@@ -44,14 +48,19 @@ class DetectionViews:
         soft_nms: Takes the place of the detector's NMS.
         mirrored_keypoints: Position of the keypoint that each becomes in the mirror (left and right
             swapped); empty where they stay.
+        vote_thresh: Lowest IoU, in 0..1, with which a candidate votes on a box of its class; 1 for
+            no votes, None for as the detector does (torchvision's do not vote).
     """
 
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
     soft_nms: SoftNMS | None = None
     mirrored_keypoints: tuple[int, ...] = ()
+    vote_thresh: float | None = None
 
     def __post_init__(self) -> None:
+        if self.vote_thresh is not None:
+            check_interval("vote_thresh", self.vote_thresh, "[0, 1]")
         if not self.scales or not all(0 < scale <= 8 for scale in self.scales):
             raise ValueError(f"scales must be one or more factors in (0, 8], got {self.scales}")
 
@@ -69,15 +78,21 @@ class DetectionViews:
     def __call__(self, model: nn.Module, images: Sequence[Tensor]) -> list[Detections]:
         """Return the detections of each image, best first; `detect` calls it."""
         limits = find_limits(model)
-        nms_thresh, number = limits.nms_thresh, limits.detections_per_img
+        own_votes = limits.vote_thresh if isinstance(limits, Selection) else 1.0
+        vote_thresh = own_votes if self.vote_thresh is None else self.vote_thresh
+        merging = _Merging(limits.nms_thresh, limits.detections_per_img, self.soft_nms, vote_thresh)
+        needs_candidates = self.soft_nms is not None or min(vote_thresh, own_votes) < 1
         views: list[list[Detections]] = []
-        with _give_candidates(model, self.soft_nms) if self.soft_nms else nullcontext():
+        with _give_candidates(model, merging) if needs_candidates else nullcontext():
             for scale in self.scales:
                 with _resize_by(model, scale):
                     views.append([encode_detections(d) for d in model(list(images))])
                     if self.flip:
                         views.append(self._detect_mirrored(model, images))
-        return [self._merge(parts, nms_thresh, number) for parts in zip(*views, strict=True)]
+        if len(views) == 1 and hasattr(model, "roi_heads"):
+            # Its boxes have been selected and have voted; only Soft-NMS has their scores to lower.
+            merging = replace(merging, nms_thresh=1.0, vote_thresh=1.0)
+        return [merging.merge(parts) for parts in zip(*views, strict=True)]
 
     def _detect_mirrored(self, model: nn.Module, images: Sequence[Tensor]) -> list[Detections]:
         detections = model([image.flip(-1) for image in images])
@@ -102,21 +117,41 @@ class DetectionViews:
                 turned["keypoints_scores"] = turned["keypoints_scores"][:, order]
         return turned
 
-    def _merge(self, views: Sequence[Detections], nms_thresh: float, number: int) -> Detections:
-        """Suppress the detections of all views of one image together, and keep the best."""
-        # All views are in the frame of the image by now, so they are one list of candidates.
+
+@dataclass(frozen=True)
+class _Merging:
+    """Rule by which the candidates of one image, of all views, become its detections."""
+
+    nms_thresh: float
+    number: int
+    soft_nms: SoftNMS | None
+    vote_thresh: float
+
+    def select(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (D,) positions of the kept boxes, where they lie (D, 4), and their new scores."""
+        if self.soft_nms is None:
+            keep = batched_nms(boxes.float(), scores.float(), labels, self.nms_thresh)
+            keep = keep[: self.number]
+            new_scores = scores[keep]
+        else:
+            keep, new_scores = batched_soft_nms(boxes, scores, labels, self.soft_nms, self.number)
+        kept = boxes[keep]
+        if self.vote_thresh < 1:
+            kept = vote_on_boxes(kept, labels[keep], boxes, scores, labels, self.vote_thresh)
+        return keep, kept, new_scores
+
+    def merge(self, views: Sequence[Detections]) -> Detections:
+        """Select from the detections of all views of one image, in the frame of the image."""
         joined: Detections = {
             name: [mask for view in views for mask in view[name]]
             if name == "masks"
             else torch.cat([view[name] for view in views])
             for name in views[0]
         }
-        boxes, scores, labels = (joined[name] for name in ("boxes", "scores", "labels"))
-        if self.soft_nms is None:
-            keep = batched_nms(boxes.float(), scores.float(), labels, nms_thresh)[:number]
-            return select_rows(joined, keep)
-        keep, scores = batched_soft_nms(boxes, scores, labels, self.soft_nms, number)
-        return {**select_rows(joined, keep), "scores": scores}
+        keep, boxes, scores = self.select(joined["boxes"], joined["scores"], joined["labels"])
+        return {**select_rows(joined, keep), "boxes": boxes, "scores": scores}
 
 
 def detect(
@@ -174,10 +209,15 @@ def parse_views(
     Raises:
         ValueError: An option is out of its range, or the model cannot do it.
     """
-    if options.tta is None and options.tta_scales is None and options.soft_nms is None:
+    asked = (options.tta, options.tta_scales, options.soft_nms, options.box_votes)
+    if all(value is None for value in asked):
         return None
     if model is None:
-        raise ValueError("--tta, --tta-scales and --soft-nms are for detectors; leave them out")
+        raise ValueError(
+            "--tta, --tta-scales, --soft-nms and --box-votes are for detectors; leave them out"
+        )
+    if options.box_votes is not None:
+        check_interval("--box-votes", options.box_votes, "[0, 1]")
     try:
         scales = tuple(float(part) for part in (options.tta_scales or "1").split(","))
     except ValueError:
@@ -189,6 +229,7 @@ def parse_views(
         flip=options.tta == "flip",
         scales=scales,
         soft_nms=SoftNMS(options.soft_nms) if options.soft_nms else None,
+        vote_thresh=options.box_votes,
         mirrored_keypoints=tuple(mirrored_keypoints),
     )
     views.check(model)
@@ -224,36 +265,39 @@ def find_limits(model: nn.Module) -> _Limits:
         if hasattr(holder, "nms_thresh") and hasattr(holder, "detections_per_img"):
             return cast(_Limits, holder)
     raise ValueError(
-        f"--tta and --soft-nms: nothing is known of how {type(model).__name__} selects its "
-        "detections; leave them out"
+        f"--tta, --soft-nms and --box-votes: nothing is known of how {type(model).__name__} "
+        "selects its detections; leave them out"
     )
 
 
 @contextmanager
-def _give_candidates(model: nn.Module, soft: SoftNMS) -> Iterator[None]:
+def _give_candidates(model: nn.Module, merging: _Merging) -> Iterator[None]:
     """Make a detector return its candidates, of which none was dropped for another's sake."""
     # A threshold of 1 drops nothing. Ours is a frozen value, torchvision's are two attributes.
     limits = find_limits(model)
+    number = CANDIDATES if merging.soft_nms else sys.maxsize
     if isinstance(limits, Selection):
         detector = cast(_Selecting, model)
-        detector.selection = replace(limits, nms_thresh=1.0, detections_per_img=CANDIDATES)
+        detector.selection = replace(
+            limits, nms_thresh=1.0, detections_per_img=number, vote_thresh=1.0
+        )
         try:
             yield
         finally:
             detector.selection = limits
         return
     before = limits.nms_thresh, limits.detections_per_img
-    limits.nms_thresh, limits.detections_per_img = 1.0, CANDIDATES
+    limits.nms_thresh, limits.detections_per_img = 1.0, number
     try:
-        with _spare_heads(model, soft, before[1]):
+        with _spare_heads(model, merging):
             yield
     finally:
         limits.nms_thresh, limits.detections_per_img = before
 
 
 @contextmanager
-def _spare_heads(model: nn.Module, soft: SoftNMS, number: int) -> Iterator[None]:
-    """Give masks and keypoints only to boxes that Soft-NMS would keep of this view.
+def _spare_heads(model: nn.Module, merging: _Merging) -> Iterator[None]:
+    """Give masks and keypoints only to boxes that would be kept of this view, where these lie.
 
     Their scores stay what they were: among the first boxes of Soft-NMS, it keeps the same ones
     again with the same losses.
@@ -267,9 +311,9 @@ def _spare_heads(model: nn.Module, soft: SoftNMS, number: int) -> Iterator[None]
 
     def select_fewer(*args: object) -> tuple[list[Tensor], ...]:
         rows = [
-            (boxes[keep], scores[keep], labels[keep])
+            (kept, scores[keep], labels[keep])
             for boxes, scores, labels in zip(*original(*args), strict=True)
-            for keep in [batched_soft_nms(boxes, scores, labels, soft, number)[0]]
+            for keep, kept, _ in [merging.select(boxes, scores, labels)]
         ]
         return tuple(list(column) for column in zip(*rows, strict=True))
 

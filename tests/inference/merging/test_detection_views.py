@@ -1,6 +1,7 @@
-"""Test-time augmentation and Soft-NMS of detectors: what comes back in the image's own frame."""
+"""Views, Soft-NMS and box voting of detectors: what comes back in the frame of the image itself."""
 
 import argparse
+from dataclasses import replace
 
 import pytest
 import torch
@@ -151,6 +152,20 @@ def test_soft_nms_takes_the_place_of_the_detectors_own(method):
     assert len(found["scores"]) == 3 and 0 < found["scores"].min() < 0.3
 
 
+def test_what_nms_drops_votes_on_where_the_kept_box_lies():
+    model, image = Listed(), torch.zeros(3, *SIDE)
+    (plain,) = model([image])
+    (found,) = DetectionViews(vote_thresh=0.65)(model, [image])
+    assert torch.equal(found["scores"], plain["scores"])
+    left = (5 * 0.9 + 6 * 0.8) / (0.9 + 0.8)  # the first two boxes have an IoU of 0.9
+    torch.testing.assert_close(found["boxes"], torch.tensor([[left, 10, 15, 20], [30, 5, 55, 35]]))
+    (soft,) = DetectionViews(soft_nms=SoftNMS(), vote_thresh=0.65)(model, [image])
+    torch.testing.assert_close(soft["boxes"], found["boxes"])
+    (none,) = DetectionViews(vote_thresh=1)(model, [image])
+    assert torch.equal(none["boxes"], plain["boxes"])
+    assert (model.nms_thresh, model.detections_per_img) == (0.5, 2)
+
+
 class Heads(nn.Module):
     """As torchvision's RoI heads: boxes first, then a mask for each box that is kept."""
 
@@ -193,6 +208,10 @@ def test_only_boxes_that_stay_get_a_mask():
     for name in ("boxes", "scores", "labels"):
         assert torch.equal(fewer[name], found[name]), name
     assert "postprocess_detections" not in vars(model.roi_heads)
+    (voted,) = DetectionViews(vote_thresh=0.65)(model, [torch.zeros(3, *SIDE)])
+    assert model.roi_heads.masked == [3, 2, 2]  # of the boxes where the votes have put them
+    (expected,) = DetectionViews(vote_thresh=0.65)(Listed(), [torch.zeros(3, *SIDE)])
+    assert torch.equal(voted["boxes"], expected["boxes"])
 
 
 def test_dsod_is_asked_in_the_same_ways():
@@ -217,6 +236,25 @@ def test_dsod_is_asked_in_the_same_ways():
         assert (found["boxes"][:, 2] <= 80).all() and (found["boxes"][:, 3] <= 48).all()
     assert both["scores"][0] >= plain["scores"][0]
     assert model.selection is before
+
+    # Asked to vote is built to vote; and what votes at home does so across the views as well.
+    model.selection = voting = replace(before, score_thresh=0.3, vote_thresh=0.5)
+    with torch.no_grad():
+        (built,) = model([image])
+        (own,) = DetectionViews()(model, [image])
+        (across,) = DetectionViews(flip=True)(model, [image])
+        (off,) = DetectionViews(vote_thresh=1)(model, [image])
+        model.selection = replace(voting, vote_thresh=1.0)
+        (unmoved,) = model([image])
+        (asked,) = DetectionViews(vote_thresh=0.5)(model, [image])
+        (turned,) = DetectionViews(flip=True)(model, [image])
+    for name in ("boxes", "scores", "labels"):
+        for found in (own, asked):
+            torch.testing.assert_close(found[name], built[name])
+        assert torch.equal(off[name], unmoved[name])
+    assert not torch.equal(built["boxes"], unmoved["boxes"])
+    assert torch.equal(across["scores"], turned["scores"])
+    assert not torch.equal(across["boxes"], turned["boxes"])
     with pytest.raises(ValueError, match="DSOD sees every image at one size"):
         DetectionViews(scales=(0.5, 1.0)).check(model)
 
@@ -240,7 +278,16 @@ def test_every_kind_of_detector_is_asked_in_the_same_ways(name, args):
         plain = model(images)
         same = DetectionViews()(model, images)
         soft = DetectionViews(True, scales, SoftNMS("linear"))(model, images)
+        voted = DetectionViews(vote_thresh=0.4)(model, images)
         again = model(images)
+    moved = [not torch.equal(a["boxes"], b["boxes"]) for a, b in zip(plain, voted, strict=True)]
+    assert any(moved)
+    for one, other in zip(plain, voted, strict=True):
+        # FCOS counts boxes of the background among the four that it keeps, and drops them then.
+        number = len(one["scores"])
+        assert number == len(other["scores"]) or name == "fcos_fpn"
+        for key in ("scores", "labels"):
+            assert torch.equal(one[key], other[key][:number])
     for one, two, three, merged, image in zip(plain, same, again, soft, images, strict=True):
         assert torch.equal(one["boxes"], two["boxes"]) and torch.equal(one["scores"], two["scores"])
         assert torch.equal(one["boxes"], three["boxes"])  # put back as it was
@@ -259,9 +306,10 @@ def options(*argv):
 def test_options_of_the_command_line():
     assert parse_views(options(), Finder()) is None
     asked = ("--tta", "flip", "--tta-scales", "0.75,1,1.25", "--soft-nms", "gaussian")
-    assert parse_views(options(*asked), Finder(), (1, 0)) == DetectionViews(
-        True, (0.75, 1.0, 1.25), SoftNMS("gaussian"), (1, 0)
+    assert parse_views(options(*asked, "--box-votes", "0.65"), Finder(), (1, 0)) == DetectionViews(
+        True, (0.75, 1.0, 1.25), SoftNMS("gaussian"), (1, 0), 0.65
     )
+    assert parse_views(options("--box-votes", "1"), Finder()).vote_thresh == 1
     assert parse_views(options("--soft-nms", "linear"), Finder()).scales == (1.0,)
 
 
@@ -270,7 +318,10 @@ def test_options_of_the_command_line():
     [
         (("--tta-scales", "1,x"), Finder(), "--tta-scales must be numbers with commas between"),
         (("--tta-scales", "0,1"), Finder(), r"scales must be one or more factors in \(0, 8\]"),
-        (("--tta", "flip"), None, "--soft-nms are for detectors; leave them out"),
+        (("--tta", "flip"), None, "--box-votes are for detectors; leave them out"),
+        (("--box-votes", "0.5"), None, "--box-votes are for detectors; leave them out"),
+        (("--box-votes", "1.5"), Finder(), r"--box-votes must lie in \[0, 1\], got 1.5"),
+        (("--box-votes", "nan"), Finder(), r"--box-votes must lie in \[0, 1\], got nan"),
         (("--tta", "flip"), nn.Linear(1, 1), "nothing is known of how Linear selects"),
         (("--tta-scales", "2"), Listed(), "Listed sees every image at one size"),
     ],
