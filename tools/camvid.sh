@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the rows of the tables of configs/README.md for CamVid. Finished rows are left alone and
+# Make the rows of the tables of configs/seg/README.md for CamVid. Finished rows are left alone and
 # interrupted ones go on, so that the same call can be repeated until all is done.
 #
 #   tools/camvid.sh [-n] CAMVID [ROW ...]

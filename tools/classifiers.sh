@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the rows of the table of configs/README.md for classifiers: cells of BCCD, cut out of its photos,
+# Make the rows of the table of configs/cls/README.md for classifiers: cells of BCCD, cut out of its photos,
 # at equal CPU time. Finished rows are left alone and interrupted ones go on.
 #
 #   tools/classifiers.sh [-n] BCCD [ROW ...]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the rows of the tables of configs/README.md for torchvision's detectors. Finished rows are left
+# Make the rows of the tables of configs/det/README.md for torchvision's detectors. Finished rows are left
 # alone and interrupted ones go on, so that the same call can be repeated until all is done.
 #
 #   tools/detectors.sh [-n] COCO BCCD [ROW ...]

@@ -1,4 +1,4 @@
-# Functions of the scripts that make the tables of configs/README.md. The scripts set
+# Functions of the scripts that make the tables of the pages in configs/. The scripts set
 #   here   folder of the tools
 #   runs   folder of the runs
 #   print  not empty to print commands and run nothing

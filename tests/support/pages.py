@@ -9,7 +9,8 @@ from functools import cached_property
 from locations import PROJECT
 
 ROOMS = ("densenet_backbones", "heads", "configs", "tests", "tools")
-BESIDE = ("tools/first_hour.md", "CHANGELOG.md", ".github/CONTRIBUTING.md")
+MEASURED = tuple(f"configs/{task}/README.md" for task in ("det", "seg", "cls"))
+BESIDE = (*MEASURED, "tools/first_hour.md", "CHANGELOG.md", ".github/CONTRIBUTING.md")
 PATHS = ("README.md", *(f"{room}/README.md" for room in ROOMS), *BESIDE)
 
 
