@@ -17,12 +17,15 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 PACKAGE = "densenet_backbones"
 ROOMS = (PACKAGE, "heads", "configs", "tools", "tests")
-TASKS = ("det", "seg", "cls")
+MEASURED = {
+    **{f"configs/{task}/README.md": f"measured_{task}.md" for task in ("det", "seg", "cls")},
+    f"{PACKAGE}/benchmark/README.md": "measured_speed.md",
+}
 # Page of the repository -> page of the site.
 PAGES = {
     "README.md": "index.md",
     **{f"{room}/README.md": f"guide_{room}.md" for room in ROOMS},
-    **{f"configs/{task}/README.md": f"measured_{task}.md" for task in TASKS},
+    **MEASURED,
     "tools/first_hour.md": "first_hour.md",
     "CHANGELOG.md": "CHANGELOG.md",
     ".github/CONTRIBUTING.md": "CONTRIBUTING.md",
@@ -66,7 +69,7 @@ def write_guides(folder: Path) -> None:
             "first_hour",
             *(f"{room} <{PAGES[f'{room}/README.md'].removesuffix('.md')}>" for room in ROOMS),
         ],
-        "Measurements": [f"measured_{task}" for task in TASKS],
+        "Measurements": [page.removesuffix(".md") for page in MEASURED.values()],
         "Reference": [PACKAGE],
         "Project": ["CHANGELOG", "CONTRIBUTING"],
     }

@@ -9,7 +9,10 @@ from functools import cached_property
 from locations import PROJECT
 
 ROOMS = ("densenet_backbones", "heads", "configs", "tests", "tools")
-MEASURED = tuple(f"configs/{task}/README.md" for task in ("det", "seg", "cls"))
+MEASURED = (
+    *(f"configs/{task}/README.md" for task in ("det", "seg", "cls")),
+    "densenet_backbones/benchmark/README.md",
+)
 BESIDE = (*MEASURED, "tools/first_hour.md", "CHANGELOG.md", ".github/CONTRIBUTING.md")
 PATHS = ("README.md", *(f"{room}/README.md" for room in ROOMS), *BESIDE)
 
