@@ -99,8 +99,8 @@ def plan_memory(
         modes: Modes to plan.
 
     Raises:
-        ValueError: ``input_size`` is not made of positive integers, or ``modes`` has none or
-            unknown ones.
+        ValueError: ``input_size`` is not made of positive integers, ``modes`` has none or unknown
+            ones, or ``device`` is "mps" where torch has none: it ends the process when asked.
     """
     size = tuple(input_size)
     if not size or any(not isinstance(n, int) or n < 1 for n in size):
@@ -110,6 +110,11 @@ def plan_memory(
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     device = torch.device(device)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(
+            "device: convolutions on mps can only be planned where torch has it, and here it has "
+            "none; plan for cuda, which keeps the same maps"
+        )
     own = next((p.dtype for p in model.parameters()), torch.float32)
     ranked = rank_modes(device, dtype or own, autocast)
     saved: dict[Memory, int] = {}

@@ -135,6 +135,12 @@ def test_what_cannot_be_is_refused(call, message):
         call(DenseNet(DenseNetSpec(**TINY)))
 
 
+def test_a_device_whose_plan_ends_the_process_is_refused_where_it_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="here it has none; plan for cuda"):
+        plan_memory(nn.ReLU(), (1, 3, 8, 8), device="mps")
+
+
 # ------------------------------------------------------------------------------ training
 
 

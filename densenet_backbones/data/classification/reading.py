@@ -6,6 +6,7 @@ labels follow the sorted names of the classes, as there.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -26,7 +27,12 @@ from densenet_backbones.data.images import read_image_size
 from densenet_backbones.data.recognition.archives import unpack_archive
 from densenet_backbones.data.recognition.known_layouts import find_only_folder
 from densenet_backbones.data.recognition.recognize import Recognized, Split
-from densenet_backbones.data.recognition.splits import WHOLE, find_split_word, order_splits
+from densenet_backbones.data.recognition.splits import (
+    WHOLE,
+    find_split_word,
+    order_splits,
+    unify_splits,
+)
 from densenet_backbones.data.recognition.tree import Tree
 from densenet_backbones.data.samples import Annotation, DetectionSet, ImageRecord
 from densenet_backbones.messages import nearest, pluralize
@@ -104,7 +110,7 @@ def _recognize_tables(tree: Tree, annotation_file: str | None) -> Recognized | N
             f"{tree.root / annotation_file}: is no table of labels; name its columns in the first "
             "line: image, class and, if there are splits, split"
         )
-    images = [image for name in tables for image in read_label_table(tree, name)]
+    images = _list_in_tables(tree, tables)
     if not images:
         return None
     return _make_reading(tree, "csv", "a table of labels (CSV)", images, ",".join(tables))
@@ -129,6 +135,15 @@ def _make_reading(
     return Recognized(tree.root, layout, SERVES, tuple(splits), (title,))
 
 
+def _list_in_tables(tree: Tree, tables: Sequence[str]) -> list[LabelledImage]:
+    return _unify([image for name in tables for image in read_label_table(tree, name)])
+
+
+def _unify(images: Sequence[LabelledImage]) -> list[LabelledImage]:
+    names = unify_splits(image.split for image in images)
+    return [replace(image, split=names[image.split]) for image in images]
+
+
 def _sort_into_classes(tree: Tree) -> tuple[list[LabelledImage], list[str]]:
     """Return the images in folders of classes, and the names of those that are in none."""
     parts = [PurePosixPath(name).parts for name in tree.images]
@@ -141,7 +156,7 @@ def _sort_into_classes(tree: Tree) -> tuple[list[LabelledImage], list[str]]:
         else:
             split = own[0] if has_splits else WHOLE
             images.append(LabelledImage(name, own[int(has_splits)], split))
-    return images, others
+    return _unify(images), others
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -196,8 +211,7 @@ def _read_source(
     tree = Tree(Path(files["root"]))
     others: list[str] = []
     if files["layout"] == "csv":
-        tables = str(files["annotation_file"]).split(",")
-        images = [image for name in tables for image in read_label_table(tree, name)]
+        images = _list_in_tables(tree, str(files["annotation_file"]).split(","))
     else:
         images, others = _sort_into_classes(tree)
     own = [image for image in images if image.split == split]

@@ -13,6 +13,8 @@ _SYNONYMS = (
     ("val", "valid", "validation", "dev"),
     ("test", "testing"),
 )
+_SPELLINGS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+"""Words that mean another beside it; "trainval" and "dev" may be parts of their own."""
 _WORD = re.compile(rf"({'|'.join(word for words in _SYNONYMS for word in words)})(\d{{4}})?", re.I)
 
 
@@ -43,6 +45,23 @@ def match_split(split: str, known: Collection[str]) -> str | None:
             if re.fullmatch(rf"{re.escape(word)}(\d{{4}})?", name, re.I):
                 return name
     return None
+
+
+def unify_splits(names: Iterable[str]) -> dict[str, str]:
+    """Return for each split the name that it goes by: of several spellings of one, the first.
+
+    "Training" goes by "train" where both are there, and alone by its own name.
+    """
+    first: dict[str, str] = {}
+    names = order_splits(set(names))
+    return {name: first.setdefault(_spell(name), name) for name in names}
+
+
+def _spell(name: str) -> str:
+    word = _WORD.fullmatch(name)
+    if not word:
+        return name.lower()
+    return _SPELLINGS.get(word[1].lower(), word[1].lower()) + (word[2] or "")
 
 
 def order_splits(names: Iterable[str]) -> Sequence[str]:

@@ -64,8 +64,9 @@ def test_tables_name_images_and_classes(with_split, tmp_path):
             for n in range(8):
                 stem = f"{split}-{name}-{n}"
                 shutil.copy(folders / split / name / f"{n}.png", root / "images" / f"{stem}.png")
-                # With the ending, or without it.
-                rows.append([stem if n % 2 else f"images/{stem}.png", name, split])
+                # With the ending, or without it; the split in two spellings.
+                word = "Training" if split == "train" and n == 0 else split
+                rows.append([stem if n % 2 else f"images/{stem}.png", name, word])
                 expected[f"{root.as_posix()}/images/{stem}.png"] = (name, split)
     with open(root / "labels.csv", "w", newline="") as file:
         head = ["Image", "Label", "Split"][: 2 + with_split]

@@ -34,6 +34,15 @@ def test_a_column_names_the_split_of_each_image(column, tmp_path):
     assert len(read_detection(tmp_path, "val", layout="csv").records) == 2
 
 
+def test_spellings_of_a_split_are_one(tmp_path):
+    words = iter(["train", "Training", "TRAIN", "Val", "validation", "trainval"])
+    splits = {picture.name: next(words) for picture in PICTURES}
+    write_table(tmp_path, f"{HEAD},split", lambda p, t: write_header(p, t, splits[p.name]))
+    found = recognize(tmp_path, "detection")
+    assert {s.name: s.images for s in found.splits} == {"TRAIN": 3, "trainval": 1, "Val": 2}
+    assert len(read_detection(tmp_path, "train", layout="csv").records) == 3
+
+
 def test_an_image_in_two_splits_is_refused(tmp_path):
     write_table(tmp_path, f"{HEAD},split", lambda p, t: write_header(p, t, t.name))
     with pytest.raises(DataError, match=r"boxes\.csv: line \d: its image .* is in the split"):

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from densenet_backbones.data.faults import DataError, Problem
-from densenet_backbones.data.recognition.splits import OTHERS, WHOLE, find_split_word
+from densenet_backbones.data.recognition.splits import (
+    OTHERS,
+    WHOLE,
+    find_split_word,
+    unify_splits,
+)
 from densenet_backbones.data.recognition.tree import Tree
 from densenet_backbones.data.samples import Annotation, CategoryEntry, Outline
 from densenet_backbones.untrusted.limits import MAX_COORDINATE, MAX_NAME
@@ -185,10 +190,14 @@ def assign_splits(
             known[folder] = find_split_word(folder)
         return known[folder]
 
+    splits = [
+        own or find_word(item.labels, in_tables) or find_word(item.image, False) or ""
+        for item, own in zip(items, words or [None] * len(items), strict=True)
+    ]
+    names = unify_splits(splits)
     parts: dict[str, list[Item]] = {}
-    for item, own in zip(items, words or [None] * len(items), strict=True):
-        split = own or find_word(item.labels, in_tables) or find_word(item.image, False)
-        parts.setdefault(split or "", []).append(item)
+    for item, split in zip(items, splits, strict=True):
+        parts.setdefault(names[split], []).append(item)
     unnamed = parts.pop("", [])
     return {**parts, (OTHERS if parts else WHOLE): unnamed} if unnamed else parts
 
