@@ -16,6 +16,7 @@ from typing import Any
 from densenet_backbones.data.categories import Categories
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import check_relative_path
+from densenet_backbones.data.readers.coco.run_lengths import enclose_runs
 from densenet_backbones.data.samples import Annotation
 from densenet_backbones.messages import advise, pluralize
 from densenet_backbones.untrusted.limits import (
@@ -302,7 +303,7 @@ def check_optional(values: JsonObject, where: str) -> None:
 
 
 def _read_bbox(entry: JsonObject, where: str) -> list[float]:
-    bbox = entry.get("bbox") or _enclose(entry.get("segmentation"))
+    bbox = entry.get("bbox") or _enclose(entry.get("segmentation"), where)
     values = [_to_finite(value) for value in bbox] if isinstance(bbox, list) else []
     numbers = [value for value in values if value is not None]
     if not len(numbers) == len(values) == 4:
@@ -313,8 +314,11 @@ def _read_bbox(entry: JsonObject, where: str) -> list[float]:
     return numbers
 
 
-def _enclose(polygons: object) -> list[float] | None:
-    """Return the box of polygons, for annotations that have none; None where they are none."""
+def _enclose(polygons: object, where: str) -> list[float] | None:
+    """Return the box of an outline, for annotations that have none; None where it is none."""
+    if isinstance(polygons, dict):
+        _check_outline(polygons, where)
+        return enclose_runs(polygons["size"], polygons["counts"])
     if not isinstance(polygons, list) or not all(isinstance(own, list) for own in polygons):
         return None
     values = [_to_finite(value) for own in polygons for value in own]

@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.coco.json_values import abbreviate
+from densenet_backbones.data.readers.coco.run_lengths import parse_run_lengths
 from densenet_backbones.data.samples import Outline, RunLengths
 from densenet_backbones.messages import pluralize
 from densenet_backbones.untrusted.limits import (
@@ -129,33 +130,3 @@ def _read_runs(outline: RunLengths, size: tuple[int, int], where: str) -> list[i
             f"{size[1]}x{size[0]}; {_FIX}"
         )
     return runs
-
-
-def parse_run_lengths(counts: str | bytes) -> list[int] | None:
-    """Decode COCO's compressed run lengths to numbers (`rleFrString` in cocoapi's maskApi.c).
-
-    Own code, because pycocotools gives no numbers, and checks nothing when it decodes.
-
-    Each number has 5 bits a character, the lowest first, from the character 48 on; bit 6 says that
-    more follow. From the fourth on a number is the difference to the last but one before.
-
-    Returns:
-        None where the text is no such form.
-    """
-    codes = counts if isinstance(counts, bytes) else counts.encode("utf-8")
-    runs: list[int] = []
-    value = shift = 0
-    for code in codes:
-        if not 48 <= code < 48 + 64 or shift > 40:
-            return None
-        # Five bits of the number, the lowest first.
-        value |= (code - 48 & 31) << shift
-        shift += 5
-        if code - 48 & 32:
-            continue
-        # The last group carries the sign.
-        if code - 48 & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    return runs if shift == 0 else None

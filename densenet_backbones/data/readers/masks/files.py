@@ -1,5 +1,6 @@
 """Pairs image files with mask files, and puts a set's classes in another order."""
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,11 +49,22 @@ class MaskFile:
 
 
 def list_masks(folder: Path) -> dict[str, Path]:
-    """List a folder's masks by name without ending; the first of `MASK_SUFFIXES` wins."""
+    """List a folder's masks by name without ending.
+
+    Raises:
+        DataError: Two masks have one name: nothing says which is the image's.
+    """
     masks: dict[str, Path] = {}
-    for suffix in reversed(MASK_SUFFIXES):
-        names = sorted(n for n in list_files(folder) if n.lower().endswith(suffix))
-        masks |= {name[: -len(suffix)]: folder / name for name in names}
+    for name in sorted(list_files(folder)):
+        stem, ending = os.path.splitext(name)
+        if ending.lower() not in MASK_SUFFIXES:
+            continue
+        if stem in masks:
+            raise DataError(
+                f"{folder}: {masks[stem].name} and {name} would be masks of one image; remove one "
+                "or rename it"
+            )
+        masks[stem] = folder / name
     return masks
 
 

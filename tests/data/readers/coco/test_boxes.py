@@ -442,12 +442,23 @@ def test_numbers_as_texts_are_taken(tmp_path):
         assert one.boxes.tolist() == other.boxes.tolist() and one.width == other.width
 
 
-def test_polygons_give_the_box_where_there_is_none(tmp_path):
+def test_outlines_give_the_box_where_there_is_none(tmp_path):
     content = changed("annotations", 1, "bbox", remove=True)
     content["annotations"][1]["segmentation"] = [[1, 2, 5, 2.5, 3, 9], [4, 1, 6, 1, 6, 3]]
     found = read_coco(write(tmp_path, content), "train2017")
     boxes = {a["id"]: a["bbox"] for r in found.records for a in r.annotations}
     assert boxes[5] == [1, 1, 5, 8]
+    runs = {"size": [10, 12], "counts": [23, 4, 6, 5, 82]}  # rows 3 to 7 of columns 2 and 3
+    content["annotations"][1]["segmentation"] = runs
+    (box,) = [
+        a["bbox"]
+        for r in read_coco(write(tmp_path, content), "train2017").records
+        for a in r.annotations
+        if a["id"] == 5
+    ]
+    assert box == [2, 3, 2, 5]
+    content["annotations"][1]["segmentation"] = {**runs, "counts": [23, 4]}
+    refused(tmp_path, content, r"annotations\[1\] \(id 5\): 'segmentation' as run lengths must")
     content["annotations"][1]["segmentation"] = [[1, 2, 5]]
     refused(tmp_path, content, r"annotations\[1\] \(id 5\): 'bbox' must be four finite numbers")
 

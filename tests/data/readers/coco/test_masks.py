@@ -11,7 +11,8 @@ from pycocotools import mask as coco_mask
 
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.coco.masks import read_coco_masks
-from densenet_backbones.data.readers.coco.outlines import draw_outline, parse_run_lengths
+from densenet_backbones.data.readers.coco.outlines import draw_outline
+from densenet_backbones.data.readers.coco.run_lengths import enclose_runs, parse_run_lengths
 from densenet_backbones.data.scenes import annotations as forms
 
 
@@ -136,6 +137,7 @@ def test_every_form_of_an_outline_is_drawn(mask):
     assert parse_run_lengths(text["counts"]) == runs["counts"] or mask.all()
     for form in (text, runs):
         np.testing.assert_array_equal(draw_outline(form, mask.shape, "here"), mask)
+        assert enclose_runs(form["size"], form["counts"]) == coco_mask.toBbox(encoded).tolist()
 
 
 @given(st.lists(st.integers(0, 1 << 30), min_size=1, max_size=30))

@@ -105,10 +105,17 @@ def test_records_are_images_with_their_masks(tmp_path):
 
 
 def test_masks_are_found_by_name_lossless_ones_only(tmp_path):
-    for name in ("a.PNG", "a.bmp", "b.tif", "c.jpg", "d.gif", "e"):
+    for name in ("a.PNG", "b.tif", "c.jpg", "d.gif", "e"):
         (tmp_path / name).touch()
     assert list_masks(tmp_path) == {"a": tmp_path / "a.PNG", "b": tmp_path / "b.tif"}
     assert list_masks(tmp_path / "none") == {}
     refuse_missing(tmp_path, [], "val")
     with pytest.raises(DataError, match=r"lacks 2 masks of the split 'val' \('x', 'y', with"):
         refuse_missing(tmp_path, ["x", "y"], "val")
+
+
+def test_two_masks_of_one_name_are_refused(tmp_path):
+    for name in ("a.PNG", "a.bmp", "a.jpg"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"a\.PNG and a\.bmp would be masks of one image; remove"):
+        list_masks(tmp_path)
