@@ -106,7 +106,7 @@ def evaluate_coco(
         if selected:  # an empty list of images means "all" to pycocotools
             evaluation.evaluate()
             evaluation.accumulate()
-    return summarize_coco(evaluation, truth, iou_type, len(selected))
+    return summarize_coco(evaluation, truth, rows, iou_type, len(selected))
 
 
 def _load_backend(name: Backend) -> tuple[Callable[[], CocoIndex], Callable[..., Evaluator]]:

@@ -4,23 +4,25 @@ Read from the arrays that `COCOeval.accumulate` leaves, by the rules of `summari
 ``PythonAPI/pycocotools/cocoeval.py``.
 
 Legend: T = 10 IoU thresholds .50:.05:.95, R = 101 recall thresholds 0:.01:1, C classes (without
-the background) in the order of their category ids, A area ranges, M limits on detections an image.
+the background) in the order of their category ids, A area ranges, M limits on detections an image,
+S = 99 scores .01:.01:.99.
 """
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from densenet_backbones.data.samples import GroundTruth
-from densenet_backbones.metrics.undefined import mean_of_defined, replace_nan
+from densenet_backbones.metrics.undefined import divide_counts, mean_of_defined, replace_nan
 
 IouType = Literal["bbox", "segm", "keypoints"]
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 CURVE_IOUS = (0.5, 0.75)
+SCORES = np.arange(1, 100) / 100
 _FLAT = 0.005  # differences of F1 that say nothing: 160 images move it by more
 
 # name: (array, IoU threshold or None for the mean over all, area range, detections an image);
@@ -70,9 +72,13 @@ class Evaluator(Protocol):
 
     params: EvaluatorParameters
     eval: dict[str, np.ndarray]
+    ious: dict[tuple[int, int], Any]
 
     def evaluate(self) -> None:
-        """Match detections with objects."""
+        """Match detections with objects; fill `ious` by image and category.
+
+        Each is (n, B), of the detections by falling score, or empty without either.
+        """
 
     def accumulate(self) -> None:
         """Fill `eval` with precision and scores (T, R, C, A, M) and recall (T, C, A, M)."""
@@ -116,6 +122,8 @@ class CocoEvaluation:
         precision: (2, C, R) interpolated precision at IoU .50 and .75 (`CURVE_IOUS`) and the
             recalls `RECALLS`; 0 past the highest recall reached, NaN for a class without objects.
         scores: (2, C, R) score at which that recall is reached, NaN likewise.
+        from_scores: (2, C, S) precision and recall at IoU .50 of the detections from each of
+            `SCORES` on; NaN for a class without objects.
         images: Number of images evaluated.
     """
 
@@ -124,6 +132,7 @@ class CocoEvaluation:
     classes: tuple[CocoClass, ...]
     precision: np.ndarray
     scores: np.ndarray
+    from_scores: np.ndarray
     images: int
 
     def find_best_score(self) -> tuple[float, float] | None:
@@ -137,20 +146,14 @@ class CocoEvaluation:
         Returns:
             Score and mean F1, each in (0, 1]; None where nothing was detected rightly.
         """
-        candidates = np.arange(1, 100) / 100
-        totals = np.zeros((3, len(candidates)))  # of F1, precision and recall
-        known = np.flatnonzero(~np.isnan(self.precision[0]).any(1))  # classes with objects
-        for precision, scores in zip(self.precision[0][known], self.scores[0][known], strict=True):
-            f1 = 2 * precision * RECALLS / np.maximum(precision + RECALLS, 1e-12)
-            # Scores fall along the curve: how many of its points are reached from each one on.
-            reached = np.searchsorted(-scores, -candidates, side="right")
-            totals += np.where(reached > 0, np.stack([f1, precision, RECALLS])[:, reached - 1], 0)
-        f1, precision, recall = totals / max(1, len(known))
+        known = self.from_scores[:, ~np.isnan(self.from_scores).any((0, 2))]  # with objects
+        f1 = 2 * known.prod(0) / np.maximum(known.sum(0), 1e-12)  # (classes with objects, S)
+        f1, precision, recall = np.stack([f1, *known]).sum(1) / max(1, known.shape[1])
         if not f1.any():
             return None
         unbalanced = np.where(f1 >= f1.max() - _FLAT, abs(precision - recall), np.inf)
-        best = len(candidates) - 1 - int(unbalanced[::-1].argmin())
-        return float(candidates[best]), float(f1[best])
+        best = len(SCORES) - 1 - int(unbalanced[::-1].argmin())
+        return float(SCORES[best]), float(f1[best])
 
     def to_dict(self) -> dict[str, object]:
         """Return numbers and classes in plain JSON types; None where not defined."""
@@ -163,7 +166,11 @@ class CocoEvaluation:
 
 
 def summarize_coco(
-    evaluation: Evaluator, truth: GroundTruth, iou_type: IouType, images: int
+    evaluation: Evaluator,
+    truth: GroundTruth,
+    results: Sequence[Mapping[str, Any]],
+    iou_type: IouType,
+    images: int,
 ) -> CocoEvaluation:
     """Read summary, classes and curves from an evaluator's accumulated arrays.
 
@@ -171,6 +178,7 @@ def summarize_coco(
         evaluation: After `accumulate`; without any image, before.
         truth: Ground truth that was evaluated; `iscrowd` is set everywhere, and `num_keypoints`
             where keypoints were evaluated.
+        results: Results that were evaluated.
         iou_type: Type of the evaluation.
         images: Number of images evaluated.
     """
@@ -185,12 +193,14 @@ def summarize_coco(
         np.moveaxis(arrays[name][curve_ious][:, :, :, 0, -1], 2, 1)
         for name in ("precision", "scores")
     )  # (2, C, R)
+    classes = _classes(arrays, params, iou_type, truth)
     return CocoEvaluation(
         iou_type=iou_type,
         numbers=_numbers(arrays, params, iou_type),
-        classes=_classes(arrays, params, iou_type, truth),
+        classes=classes,
         precision=np.where(precision > -1, precision, np.nan),
         scores=np.where(precision > -1, scores, np.nan),
+        from_scores=_measure_from_scores(evaluation, truth, results, iou_type, classes),
         images=images,
     )
 
@@ -219,9 +229,7 @@ def _classes(
     # Objects that could be detected.
     names = {category["id"]: category["name"] for category in truth["categories"]}
     objects = Counter(
-        a["category_id"]
-        for a in truth["annotations"]
-        if not a["iscrowd"] and (iou_type != "keypoints" or a["num_keypoints"])
+        a["category_id"] for a in truth["annotations"] if _can_be_detected(a, iou_type)
     )
     precision = arrays["precision"][:, :, :, 0, -1]  # (T, R, C)
     recall = arrays["recall"][:, :, 0, -1]  # (T, C)
@@ -237,6 +245,92 @@ def _classes(
         )
         for c, category_id in enumerate(params.catIds)
     )
+
+
+def _can_be_detected(annotation: Mapping[str, Any], iou_type: IouType) -> bool:
+    """Return False for an object whose detections are neither right nor wrong."""
+    marked = iou_type != "keypoints" or annotation["num_keypoints"]
+    return bool(marked) and not annotation["iscrowd"]
+
+
+def _measure_from_scores(
+    evaluation: Evaluator,
+    truth: GroundTruth,
+    results: Sequence[Mapping[str, Any]],
+    iou_type: IouType,
+    classes: Sequence[CocoClass],
+) -> np.ndarray:
+    """Measure `CocoEvaluation.from_scores`.
+
+    Counted anew, since the evaluator's curves know no false detections between two right ones, nor
+    those below the last: their precision is the highest from each recall on.
+    """
+    right, wrong = _sort_out_scores(evaluation, truth, results, iou_type)
+    measured = np.full((2, len(classes), len(SCORES)), np.nan)
+    for number, known in enumerate(classes):
+        if known.objects:
+            hits, misses = (
+                len(scores) - np.searchsorted(np.sort(scores), SCORES)
+                for scores in (right[known.category_id], wrong[known.category_id])
+            )
+            precision = np.nan_to_num(divide_counts(hits, hits + misses))
+            measured[:, number] = precision, hits / known.objects
+    return measured
+
+
+def _sort_out_scores(
+    evaluation: Evaluator,
+    truth: GroundTruth,
+    results: Sequence[Mapping[str, Any]],
+    iou_type: IouType,
+) -> tuple[dict[int, list[float]], dict[int, list[float]]]:
+    """Return the scores of the right and of the wrong detections of each category, at IoU .50."""
+    objects, detections = _group_by_place(truth["annotations"]), _group_by_place(results)
+    right, wrong = defaultdict[int, list[float]](list), defaultdict[int, list[float]](list)
+    for place, found in detections.items():
+        # In the order of the evaluator's overlaps.
+        scores = sorted((row["score"] for row in found), reverse=True)
+        scores = scores[: evaluation.params.maxDets[-1]]
+        counted = np.array([_can_be_detected(a, iou_type) for a in objects[place]], bool)
+        crowd = np.array([bool(a["iscrowd"]) for a in objects[place]], bool)
+        ious = np.reshape(evaluation.ious[place], (len(scores), len(counted)))
+        taken = _match(ious, counted, crowd)
+        for row, score in enumerate(scores):
+            if row not in taken:
+                wrong[place[1]].append(score)
+            elif counted[taken[row]]:
+                right[place[1]].append(score)
+    return right, wrong
+
+
+def _group_by_place(
+    rows: Iterable[Mapping[str, Any]],
+) -> defaultdict[tuple[int, int], list[Mapping[str, Any]]]:
+    """Group annotations or results by image and category."""
+    groups = defaultdict[tuple[int, int], list[Mapping[str, Any]]](list)
+    for row in rows:
+        groups[int(row["image_id"]), int(row["category_id"])].append(row)
+    return groups
+
+
+def _match(ious: np.ndarray, counted: np.ndarray, crowd: np.ndarray) -> dict[int, int]:
+    """Return the object that each detection takes at IoU .50, as `evaluateImg` of cocoeval.py.
+
+    Args:
+        ious: (n, B).
+        counted: (B,) bool; those go before the ignored ones.
+        crowd: (B,) bool; a crowd may be taken often.
+    """
+    free, taken = np.ones(len(counted), bool), {}
+    for row in np.flatnonzero((ious >= 0.5).any(axis=1)):
+        for kind in (counted, ~counted):
+            left = np.where(kind & free, ious[row], -1.0)
+            best = len(left) - 1 - int(left[::-1].argmax())  # of equal ones the last, as there
+            if left[best] >= 0.5:
+                taken[int(row)] = best
+                free[best] = crowd[best]
+                break
+    return taken
 
 
 def _mean_of_set(values: np.ndarray) -> float:

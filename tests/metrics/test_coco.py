@@ -452,6 +452,36 @@ def test_the_best_score_is_that_of_the_highest_mean_f1():
     assert (score, f1) == (0.8, pytest.approx((2 / 3) / 2, abs=0.01))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_false_detections_below_the_last_right_one_count_against_a_score(backend):
+    """All of class 1 are found at .9, beside eight false ones down to .5; all of class 2 at .5."""
+    box, other = [10.0, 10.0, 20.0, 20.0], [60.0, 60.0, 20.0, 20.0]
+    images = [{"id": n, "file_name": "", "width": 100, "height": 100} for n in range(1, 5)]
+    annotations = [
+        {"image_id": image["id"], "category_id": label, "bbox": box, "id": 2 * image["id"] + label}
+        for image in images
+        for label in (1, 2)
+    ]
+    crowd = {"image_id": 1, "category_id": 1, "bbox": [0.0, 50, 50, 50], "id": 99, "iscrowd": 1}
+    truth = {
+        "images": images,
+        "annotations": [crowd, *annotations],
+        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+    }
+    rows = [(n, 1, box, 0.9) for n in range(1, 5)] + [(n, 2, box, 0.5) for n in range(1, 5)]
+    rows += [(n, 1, other, 0.5 + k / 10) for n in range(1, 5) for k in range(2)]
+    rows += [(1, 1, [5.0, 60.0, 30.0, 30.0], 0.7)] * 2  # on the crowd: neither right nor wrong
+    results = [
+        {"image_id": image, "category_id": label, "bbox": place, "score": score}
+        for image, label, place, score in rows
+    ]
+    evaluation = evaluate_coco(truth, results, backend=backend)
+    assert evaluation.find_best_score() == (0.5, pytest.approx((2 * 4 / (12 + 4) + 1) / 2))
+    precision, recall = evaluation.from_scores[:, 0]
+    assert precision[[49, 59, 89, 90]] == pytest.approx([4 / 12, 4 / 8, 1, 0])
+    assert recall[[49, 59, 89, 90]] == pytest.approx([1, 1, 1, 0])
+
+
 def test_of_scores_with_about_the_highest_f1_the_best_is_the_balanced_one():
     """100 objects, 84 found at .8, 4 more at .6, with 5 false ones between: F1 .913, then .912."""
     categories = [{"id": 1, "name": "a"}]
