@@ -48,7 +48,8 @@ class DenseNet(DenseStages):
         feature_info: timm's description of the raw taps: channels, stride and module of each.
 
     Raises:
-        ValueError: ``num_classes``, ``in_chans``, ``drop_rate`` or ``memory`` is out of range.
+        ValueError: ``num_classes``, ``in_chans``, ``drop_rate`` or ``memory`` is out of range, or
+            classes are asked for without pooling.
     """
 
     def __init__(
@@ -80,6 +81,11 @@ class DenseNet(DenseStages):
         _initialize(self, spec)
 
     def _set_head(self, num_classes: int, global_pool: str, drop_rate: float) -> None:
+        if num_classes and not global_pool:
+            raise ValueError(
+                "global_pool '' leaves a map, which a classifier does not take; give num_classes=0 "
+                "too, or a pooling such as 'avg'"
+            )
         pool, classifier = create_classifier(self.num_features, num_classes, pool_type=global_pool)
         factor = self.spec.classifier_condense_factor
         if isinstance(classifier, nn.Linear) and factor > 1:

@@ -306,6 +306,7 @@ def test_group_matcher_orders_every_parameter(coarse):
         ({"in_chans": 0}, "in_chans must be at least 1, got 0"),
         ({"drop_rate": 1.0}, r"drop_rate must lie in \[0, 1\), got 1.0"),
         ({"drop_rate": -0.1}, r"drop_rate must lie in \[0, 1\), got -0.1"),
+        ({"global_pool": ""}, "'' leaves a map, which a classifier does not take; give num_cl"),
     ],
 )
 def test_net_refuses_arguments_out_of_range(arguments, sentence):
