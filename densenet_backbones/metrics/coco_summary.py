@@ -23,7 +23,6 @@ IouType = Literal["bbox", "segm", "keypoints"]
 RECALLS = np.linspace(0.0, 1.0, 101)
 CURVE_IOUS = (0.5, 0.75)
 SCORES = np.arange(1, 100) / 100
-_FLAT = 0.005  # differences of F1 that say nothing: 160 images move it by more
 
 # name: (array, IoU threshold or None for the mean over all, area range, detections an image);
 # cocoeval.py, `_summarizeDets` and `_summarizeKps`.
@@ -140,8 +139,9 @@ class CocoEvaluation:
 
         Good is a high mean over the classes of F1, the harmonic mean of precision and recall at IoU
         .50. It hardly changes around its highest value, so chance would decide between missing
-        objects and inventing some: of scores whose mean F1 is within .005 of it, in steps of .01,
-        best is the one where mean precision and recall differ least; of equal ones the highest.
+        objects and inventing some: of scores, in steps of .01, whose mean F1 is within one standard
+        error of it (that of a share of all objects), best is the one where mean precision and
+        recall differ least; of equal ones the highest.
 
         Returns:
             Score and mean F1, each in (0, 1]; None where nothing was detected rightly.
@@ -151,7 +151,9 @@ class CocoEvaluation:
         f1, precision, recall = np.stack([f1, *known]).sum(1) / max(1, known.shape[1])
         if not f1.any():
             return None
-        unbalanced = np.where(f1 >= f1.max() - _FLAT, abs(precision - recall), np.inf)
+        number = sum(row.objects for row in self.classes)
+        error = (f1.max() * (1 - f1.max()) / number) ** 0.5
+        unbalanced = np.where(f1 >= f1.max() - error, abs(precision - recall), np.inf)
         best = len(SCORES) - 1 - int(unbalanced[::-1].argmin())
         return float(SCORES[best]), float(f1[best])
 
