@@ -27,6 +27,7 @@ from densenet_backbones.tuning.results import (
     Point,
     choose_best,
     choose_costs,
+    count_left_out,
     find_front,
     gather_points,
     list_differences,
@@ -157,6 +158,8 @@ def _describe(
         )
         if count[state]
     ]
+    if left_out := count_left_out(trials, plan):
+        parts.append(f"{left_out} left out after their points' first seeds")
     lines = [f"{pluralize(plan.trials, 'trial')} planned: {', '.join(parts) or 'none begun'}."]
     failed = [t for t in trials if t.state == TrialState.FAIL]
     lines += [f"  trial {t.number}: {t.user_attrs.get('failed', 'broken off')}" for t in failed[:5]]

@@ -16,6 +16,13 @@ from densenet_backbones.tuning.plan import SweepPlan
 CONFIDENCE = 0.95
 
 
+def count_left_out(trials: Sequence[FrozenTrial], plan: SweepPlan) -> int:
+    """Count planned trials that will not come: a bad point is not trained with further seeds."""
+    bad = (TrialState.FAIL, TrialState.PRUNED)
+    first = [t for t in trials if t.state in bad and t.user_attrs.get("seed") == plan.seeds[0]]
+    return len(first) * (len(plan.seeds) - 1)
+
+
 @dataclass(frozen=True)
 class Cost:
     """A cost of a model or its training.

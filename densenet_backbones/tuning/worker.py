@@ -14,7 +14,7 @@ from densenet_backbones.comparison.runs import read_run
 from densenet_backbones.reporting.console import has_terminal, say
 from densenet_backbones.training.progress.clock import RunClock, format_duration, format_end
 from densenet_backbones.tuning.choosing import SweepStudy
-from densenet_backbones.tuning.results import COSTS, shorten_key
+from densenet_backbones.tuning.results import COSTS, count_left_out, shorten_key
 from densenet_backbones.tuning.trial import Place, TrialError, read_values, train_trial
 
 
@@ -128,21 +128,11 @@ class _Bar:
     def end(self, trial: Trial, outcome: str) -> None:
         """Print what came of a trial, and when the sweep will end."""
         self.ended += 1
-        done, total = self._count(), self._estimate_total()
+        plan, done = self.sweep.plan, self._count()
+        total = plan.trials - count_left_out(self.sweep.list_trials(), plan)
         self._bar.update(self._task, completed=done, total=total)
         params = ", ".join(f"{shorten_key(k)} {v}" for k, v in trial.params.items())
         line = f"trial {trial.number}: {params}, seed {trial.user_attrs['seed']}: {outcome}"
         left = (total - done) * self.clock.passed / self.ended
         end = f"; {format_duration(left)} left, ends about {format_end(left)}" if left > 0 else ""
         say(f"{line} ({done}/{total}{end})")
-
-    def _estimate_total(self) -> int:
-        """Return the trials in all; a point that failed or was given up is not repeated."""
-        plan, bad = self.sweep.plan, (TrialState.FAIL, TrialState.PRUNED)
-        first = plan.seeds[0]
-        lost = [
-            trial
-            for trial in self.sweep.list_trials()
-            if trial.state in bad and trial.user_attrs.get("seed") == first
-        ]
-        return plan.trials - len(lost) * (len(plan.seeds) - 1)

@@ -132,6 +132,8 @@ def test_failures_are_told_in_a_line_and_the_sweep_goes_on(stand_in, tmp_path, c
     }
     assert [row["seed"] for row in rows_of(out) if row["state"] == "complete"] == ["0", "1"]
     assert "failed: growth_rate must be at least 1, got -1" in said and "(4/4)" in said
+    counts = "2 trained, 2 failed, 2 left out after their points' first seeds."
+    assert f"6 trials planned: {counts}" in said
 
 
 def test_a_sweep_is_made_longer_and_keeps_what_it_has(stand_in, tmp_path, capsys):
