@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from densenet_backbones.messages import CommandParser, pluralize, quote_word
+from densenet_backbones.messages import CommandParser, find_foreign, pluralize, quote_word
 
 if TYPE_CHECKING:
     from densenet_backbones.tuning.plan import SweepPlan
@@ -86,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     own = [word for word in words if word.partition("=")[0] in _OWN]
     if own:
         parser.fail(f"{own[0]} is the sweep's own; leave it out (--help lists the options)")
+    if sentence := find_foreign(words, parser.list_names()):
+        parser.fail(f"{sentence}; --help lists the options")
     if options.resume is None and not (options.tries or options.space):
         parser.fail("nothing is tried: give --try KEY=VALUES, or --space FILE")
     # Here, as the first that needs scikit-learn is the report, when all trials have run.

@@ -185,6 +185,10 @@ def test_bad_trials_are_given_up_early(stand_in, tmp_path, monkeypatch):
         (["--try", "lr=1,2", "--seeds", "3,3"], "one twice"),
         (["--try", "lr=1,2", "--budget", "5cows"], "--budget must be a number and its unit"),
         (["--try", "lr=1,2", "--seed", "3"], "--seed is the sweep's own"),
+        (
+            ["--try", "lr=1,2", "--output", "x"],
+            "of other tools; here it is --out",
+        ),
         (["--try", "lr=1,2", "--data.batch_sise=4"], "unrecognized arguments"),
         (["--resume", "nowhere"], "is no sweep"),
         (["--resume", "nowhere", "--try", "lr=1"], "goes on with the sweep's own options"),
