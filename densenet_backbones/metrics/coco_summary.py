@@ -80,7 +80,7 @@ class Evaluator(Protocol):
         """
 
     def accumulate(self) -> None:
-        """Fill `eval` with precision and scores (T, R, C, A, M) and recall (T, C, A, M)."""
+        """Fill `eval` with precision (T, R, C, A, M) and recall (T, C, A, M)."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,6 @@ class CocoEvaluation:
         classes: One row a class, in the order of the category ids.
         precision: (2, C, R) interpolated precision at IoU .50 and .75 (`CURVE_IOUS`) and the
             recalls `RECALLS`; 0 past the highest recall reached, NaN for a class without objects.
-        scores: (2, C, R) score at which that recall is reached, NaN likewise.
         from_scores: (2, C, S) precision and recall at IoU .50 of the detections from each of
             `SCORES` on; NaN for a class without objects.
         images: Number of images evaluated.
@@ -130,7 +129,6 @@ class CocoEvaluation:
     numbers: dict[str, float]
     classes: tuple[CocoClass, ...]
     precision: np.ndarray
-    scores: np.ndarray
     from_scores: np.ndarray
     images: int
 
@@ -188,20 +186,16 @@ def summarize_coco(
     # Without any image the evaluator has no arrays: every number is undefined, which it writes -1.
     sizes = [len(v) for v in (params.iouThrs, params.recThrs, params.catIds, params.areaRng)]
     nothing = np.full((*sizes, len(params.maxDets)), -1.0)
-    arrays = evaluation.eval or {"precision": nothing, "scores": nothing, "recall": nothing[:, 0]}
+    arrays = evaluation.eval or {"precision": nothing, "recall": nothing[:, 0]}
     # Curves of the whole area range and the largest number of detections.
     curve_ious = [_position(params.iouThrs, iou) for iou in CURVE_IOUS]
-    precision, scores = (
-        np.moveaxis(arrays[name][curve_ious][:, :, :, 0, -1], 2, 1)
-        for name in ("precision", "scores")
-    )  # (2, C, R)
+    precision = np.moveaxis(arrays["precision"][curve_ious][:, :, :, 0, -1], 2, 1)  # (2, C, R)
     classes = _classes(arrays, params, iou_type, truth)
     return CocoEvaluation(
         iou_type=iou_type,
         numbers=_numbers(arrays, params, iou_type),
         classes=classes,
         precision=np.where(precision > -1, precision, np.nan),
-        scores=np.where(precision > -1, scores, np.nan),
         from_scores=_measure_from_scores(evaluation, truth, results, iou_type, classes),
         images=images,
     )

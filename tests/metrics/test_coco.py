@@ -288,7 +288,8 @@ def test_classes_and_curves():
     for name, number in (("ap", "AP"), ("ap50", "AP50"), ("ap75", "AP75"), ("ar", "AR100")):
         mean = np.mean([getattr(c, name) for c in evaluation.classes])
         assert mean == pytest.approx(evaluation.numbers[number])
-    assert evaluation.precision.shape == evaluation.scores.shape == (2, 3, 101)
+    assert evaluation.precision.shape == (2, 3, 101)
+    assert evaluation.from_scores.shape == (2, 3, 99)
     assert np.nanmean(evaluation.precision[0]) == pytest.approx(evaluation.numbers["AP50"])
     assert np.nanmean(evaluation.precision[1]) == pytest.approx(evaluation.numbers["AP75"])
     assert (np.diff(evaluation.precision, axis=2) <= 0).all()
@@ -300,7 +301,7 @@ def test_a_class_without_objects_has_no_curve():
     truth, predictions = scene(8, images=4)
     truth["annotations"] = [a for a in truth["annotations"] if a["category_id"] != 90]
     evaluation = evaluate_coco(truth, format_coco_results(predictions, CATEGORIES))
-    for curves in (evaluation.precision, evaluation.scores):
+    for curves in (evaluation.precision, evaluation.from_scores):
         missing = [not np.isfinite(curves[:, n]).any() for n in range(3)]
         assert missing == [c.objects == 0 for c in evaluation.classes] and any(missing)
         assert (curves[np.isfinite(curves)] >= 0).all()
