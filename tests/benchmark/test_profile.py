@@ -23,5 +23,6 @@ def test_kinds_add_up_and_kernels_take_the_place_of_operators(model, tmp_path, c
     plain, kernels = (f"{mode}: ms" for mode in ("none", "shared"))
     assert rows["dense blocks in the kernels"][plain] == 0
     assert rows["dense blocks in the kernels"][kernels] > 0
-    assert rows["norms"][kernels] < rows["norms"][plain]
+    # A head's norms, which dsod_tiny has, take as long in both.
+    assert rows["norms"][plain] > 0 and (rows["norms"][kernels] > 0) == (model == "dsod_tiny")
     assert (rows["dropout"][plain] > 0) == (model == "fcdensenet56")

@@ -303,8 +303,17 @@ class _Interrupting:
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.fixture
+def usual_interrupts():
+    """Ctrl-C as Python has it: background processes of a shell ignore it, tests among them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("ends", [False, True])
-def test_ctrl_c_while_an_object_is_freed_counts(stand_in, tmp_path, monkeypatch, ends):
+@pytest.mark.usefixtures("stand_in", "usual_interrupts")
+def test_ctrl_c_while_an_object_is_freed_counts(tmp_path, monkeypatch, ends):
     monkeypatch.setenv("STAND_IN_SECONDS", "0.2")
     (tmp_path / "trials").mkdir()
     looks = []

@@ -196,8 +196,9 @@ def run(program, *argv, timeout=None):
 
 def test_a_killed_loader_process_says_what_to_do(tmp_path):
     write_instances(tmp_path, ((24, 36),) * 8)
-    lines = run(KILLED + LOADED, "3", tmp_path).stdout.splitlines()
-    assert len(lines) == 1 and "as memory ran out" in lines[0]
+    done = run(KILLED + LOADED, "3", tmp_path)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1 and "as memory ran out" in lines[0], done
     assert "give fewer with --data.num_workers, where 0 loads in the main process" in lines[0]
 
 
