@@ -4,6 +4,7 @@ Workers hand faults over as values, not as exceptions: torch would raise these a
 traceback of the worker as their message.
 """
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from densenet_backbones.messages import pluralize
 BadImages = Literal["stop", "skip"]
 MOST_IN_A_ROW = 100  # unusable images that are passed over for one that is not: 1 in 100 is none
 _DEAD = "DataLoader worker"  # so torch's own errors begin
+_SECONDS_TO_DIE = 5.0  # as long as torch waits until it looks whether a worker lives
 
 
 @dataclass
@@ -154,4 +156,7 @@ def notice_dead_workers() -> Iterator[None]:
     try:
         yield
     except (ConnectionError, EOFError, FileNotFoundError) as error:  # the worker's socket
+        # torch raises its own where the signal of the death is handled: here, and not in the midst
+        # of what is done about this one.
+        time.sleep(_SECONDS_TO_DIE)
         raise RuntimeError(f"{_DEAD} died: {error}") from error

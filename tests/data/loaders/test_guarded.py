@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from densenet_backbones.data.loaders.guarded import (
     FaultyImage,
     GuardedImages,
     describe_dead_worker,
+    notice_dead_workers,
 )
 from densenet_backbones.data.segmentation import SegmentationData
 
@@ -200,6 +202,22 @@ def test_a_killed_loader_process_says_what_to_do(tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 1 and "as memory ran out" in lines[0], done
     assert "give fewer with --data.num_workers, where 0 loads in the main process" in lines[0]
+
+
+def test_a_lost_socket_waits_for_the_signal_of_the_death():
+    """The signal came while the first error was handled, and ended the run in a traceback."""
+
+    def handle(*args):
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        with pytest.raises(RuntimeError, match="is killed by signal"), notice_dead_workers():
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            raise ConnectionResetError(104, "Connection reset by peer")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 ORPHANED = """
