@@ -265,12 +265,12 @@ def _measure_from_scores(
     measured = np.full((2, len(classes), len(SCORES)), np.nan)
     for number, known in enumerate(classes):
         if known.objects:
-            hits, misses = (
+            found, false = (
                 len(scores) - np.searchsorted(np.sort(scores), SCORES)
                 for scores in (right[known.category_id], wrong[known.category_id])
             )
-            precision = np.nan_to_num(divide_counts(hits, hits + misses))
-            measured[:, number] = precision, hits / known.objects
+            precision = np.nan_to_num(divide_counts(found, found + false))
+            measured[:, number] = precision, found / known.objects
     return measured
 
 
