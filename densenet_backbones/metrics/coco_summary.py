@@ -259,7 +259,8 @@ def _measure_from_scores(
     """Measure `CocoEvaluation.from_scores`.
 
     Counted anew, since the evaluator's curves know no false detections between two right ones, nor
-    those below the last: their precision is the highest from each recall on.
+    those below the last: their precision is the highest from each recall on. Matched anew, since
+    faster_coco_eval keeps its matches where Python cannot read them.
     """
     right, wrong = _sort_out_scores(evaluation, truth, results, iou_type)
     measured = np.full((2, len(classes), len(SCORES)), np.nan)
