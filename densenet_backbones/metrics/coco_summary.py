@@ -137,9 +137,9 @@ class CocoEvaluation:
 
         Good is a high mean over the classes of F1, the harmonic mean of precision and recall at IoU
         .50. It hardly changes around its highest value, so chance would decide between missing
-        objects and inventing some: of scores, in steps of .01, whose mean F1 is within one standard
-        error of it (that of a share of all objects), best is the one where mean precision and
-        recall differ least; of equal ones the highest.
+        objects and inventing some: of scores, in steps of .01, whose mean F1 is above 0 and within
+        one standard error of it (that of a share of all objects), best is the one where mean
+        precision and recall differ least; of equal ones the highest.
 
         Returns:
             Score and mean F1, each in (0, 1]; None where nothing was detected rightly.
@@ -151,7 +151,8 @@ class CocoEvaluation:
             return None
         number = sum(row.objects for row in self.classes)
         error = (f1.max() * (1 - f1.max()) / number) ** 0.5
-        unbalanced = np.where(f1 >= f1.max() - error, abs(precision - recall), np.inf)
+        among_best = (f1 > 0) & (f1 >= f1.max() - error)
+        unbalanced = np.where(among_best, abs(precision - recall), np.inf)
         best = len(SCORES) - 1 - int(unbalanced[::-1].argmin())
         return float(SCORES[best]), float(f1[best])
 

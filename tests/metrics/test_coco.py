@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from forked_processes import start_beside
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
@@ -507,3 +507,35 @@ def test_of_scores_with_about_the_highest_f1_the_best_is_the_balanced_one(false,
     assert score == best
     expected = {0.6: 2 * 88 / (88 + false + 100), 0.8: 2 * 84 / (84 + 100)}
     assert f1 == pytest.approx(expected[best])
+
+
+@example([(90, 0)] * 12 + [(20, 1)])
+@given(
+    st.lists(st.tuples(st.sampled_from(range(1, 100)), st.sampled_from((0, 0, 0, 1))), max_size=40)
+)
+def test_from_the_best_score_on_something_is_detected_rightly(detections):
+    """One object in each of 5 images: F1 of one right among many is within an error of 0."""
+    images = [{"id": n, "file_name": "", "width": 100, "height": 100} for n in range(5)]
+    box, other = [10.0, 10.0, 20.0, 20.0], [60.0, 60.0, 20.0, 20.0]
+    annotations = [
+        {"image_id": n, "category_id": 1, "bbox": box, "id": n + 1, "iscrowd": 0, "area": 400.0}
+        for n in range(5)
+    ]
+    truth = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    results = [
+        {"image_id": n % 5, "category_id": 1, "bbox": box if right else other, "score": part / 100}
+        for n, (part, right) in enumerate(detections)
+    ]
+    best = evaluate_coco(truth, results).find_best_score()
+    if not any(right for _, right in detections):
+        assert best is None
+        return
+    kept = [
+        (n % 5, right) for n, (part, right) in enumerate(detections) if part >= 100 * best[0] - 0.5
+    ]
+    found = {image for image, right in kept if right}  # an object is found once
+    assert best[1] == pytest.approx(2 * len(found) / (len(kept) + 5)) and found
