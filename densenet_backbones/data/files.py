@@ -82,6 +82,36 @@ def list_files(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
+def list_by_stem(folder: Path, suffixes: Collection[str], what: str) -> dict[str, Path]:
+    """List a folder's files of some suffixes, in any case, by their names without them.
+
+    Args:
+        folder: The folder.
+        suffixes: Suffixes in lower case, with their dots.
+        what: What the files are, in the plural, for the message.
+
+    Raises:
+        DataError: Two files have one name: nothing says which of them is meant.
+    """
+    files: dict[str, Path] = {}
+    for name in sorted(list_files(folder)):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() not in suffixes:
+            continue
+        if stem in files:
+            raise DataError(
+                f"{folder}: {files[stem].name} and {name} are {what} of one name; remove one or "
+                "rename it"
+            )
+        files[stem] = folder / name
+    return files
+
+
+def list_images(folder: Path) -> dict[str, Path]:
+    """List a folder's images by their names without suffix; see `list_by_stem`."""
+    return list_by_stem(folder, IMAGE_SUFFIXES, "images")
+
+
 def _holds(test: Callable[[], bool]) -> bool:
     try:
         return test()

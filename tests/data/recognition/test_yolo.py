@@ -201,6 +201,15 @@ def test_labels_of_several_folders_may_lie_in_one(tmp_path):
     assert "1 label file belongs to no image, or to any of several: passed over" in line
 
 
+def test_labels_of_several_images_are_said(tmp_path):
+    write_ultralytics(tmp_path)
+    image = min((tmp_path / "images/train").iterdir())
+    shutil.copy(image, image.with_suffix(".bmp"))
+    (line,) = [li for li in recognize(tmp_path, "detection").lines if "several images" in li]
+    assert "1 label file is that of several images, which all take its objects" in line
+    assert f"'labels/train/{image.stem}.txt'" in line
+
+
 def test_labels_that_no_image_has_are_described(tmp_path):
     write_ultralytics(tmp_path)
     (tmp_path / "labels").rename(tmp_path / "boxes")

@@ -10,6 +10,7 @@ number of the class (from 0) and
 Labels of ``…/images/…/a.jpg`` are ``…/labels/…/a.txt``; else they lie beside the image.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
@@ -112,6 +113,10 @@ def _describe_rest(
             f"{pluralize(len(bare), 'image has', 'images have')} no label file: taken as without "
             f"objects{f' (all of {quote(empty)})' if empty else ''}"
         )
+    shared = [labels for labels, count in Counter(taken.values()).items() if labels and count > 1]
+    if shared:
+        count = pluralize(len(shared), "label file is", "label files are")
+        yield f"{count} that of several images, which all take its objects ({quote(shared)})"
     rest = [item for name, item in items.items() if name not in taken]
     if unnamed := [item.image for item in rest if item.labels]:
         count = pluralize(len(unnamed), "labelled image is", "labelled images are")

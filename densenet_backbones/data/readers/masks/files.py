@@ -1,6 +1,5 @@
 """Pairs image files with mask files, and puts a set's classes in another order."""
 
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from densenet_backbones.data.faults import DataError
-from densenet_backbones.data.files import list_files, quote, refuse_faults, track_progress
+from densenet_backbones.data.files import list_by_stem, quote, refuse_faults, track_progress
 from densenet_backbones.data.images import STAND_IN, read_image_size
 from densenet_backbones.data.mask_samples import (
     IGNORED,
@@ -49,23 +48,8 @@ class MaskFile:
 
 
 def list_masks(folder: Path) -> dict[str, Path]:
-    """List a folder's masks by name without ending.
-
-    Raises:
-        DataError: Two masks have one name: nothing says which is the image's.
-    """
-    masks: dict[str, Path] = {}
-    for name in sorted(list_files(folder)):
-        stem, ending = os.path.splitext(name)
-        if ending.lower() not in MASK_SUFFIXES:
-            continue
-        if stem in masks:
-            raise DataError(
-                f"{folder}: {masks[stem].name} and {name} would be masks of one image; remove one "
-                "or rename it"
-            )
-        masks[stem] = folder / name
-    return masks
+    """List a folder's masks by their names without suffix; see `list_by_stem`."""
+    return list_by_stem(folder, MASK_SUFFIXES, "masks")
 
 
 def refuse_missing(

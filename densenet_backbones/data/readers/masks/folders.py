@@ -30,6 +30,7 @@ from densenet_backbones.data.files import (
     check_relative_path,
     list_files,
     list_folders,
+    list_images,
     quote,
 )
 from densenet_backbones.data.mask_samples import (
@@ -102,7 +103,7 @@ def read_mask_folders(
     check_relative_path(split, f"{root}: split")
     # Files of the two folders by the name that partners share.
     folder, mask_folder = _find_folders(root, layout, split)
-    images = _list_images(folder)
+    images = list_images(folder)
     suffix = layout.mask_suffix
     masks = {
         stem[: len(stem) - len(suffix)]: path
@@ -145,12 +146,12 @@ def list_mask_splits(root: Path) -> dict[str, int]:
         names = _match_pattern(root, layout.lists)
         return {n: len(read_text(path, MAX_LIST_FILE, DataError).split()) for n, path in names}
     splits = {
-        name: len(_list_images(folder))
+        name: len(list_images(folder))
         for images, masks in layout.folders
         for name, folder in _match_pattern(root, images)
         if (root / masks.format(split=name)).is_dir()
     }
-    return splits or {"all": len(_list_images(root / layout.folders[0][0]))}
+    return splits or {"all": len(list_images(root / layout.folders[0][0]))}
 
 
 def _match_pattern(root: Path, pattern: str) -> list[tuple[str, Path]]:
@@ -208,19 +209,6 @@ def _find_folders(root: Path, layout: FolderLayout, split: str) -> tuple[Path, P
         f"{root}: the split {split!r} needs folders of images and masks ({tried}); add them, or "
         f"name them in {CLASSES_FILE}{nearest(split, known)}"
     )
-
-
-def _list_images(folder: Path) -> dict[str, Path]:
-    images: dict[str, Path] = {}
-    for name in sorted(list_files(folder)):
-        stem, dot, suffix = name.rpartition(".")
-        if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES:
-            if stem in images:
-                raise DataError(
-                    f"{folder}: {images[stem].name} and {name} would share a mask; rename one"
-                )
-            images[stem] = folder / name
-    return images
 
 
 def _refuse_unpaired(

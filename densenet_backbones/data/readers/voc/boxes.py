@@ -25,6 +25,7 @@ from densenet_backbones.data.files import (
     check_relative_path,
     list_files,
     list_folders,
+    list_images,
     quote,
     refuse_if_strict,
     track_progress,
@@ -240,7 +241,7 @@ def _find_annotations(folder: Path, ids: Iterable[str], split: str) -> list[Path
 def find_images(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
     """Find the image of each id, by the id alone; the suffix may be of any case."""
     images = folder / "JPEGImages"
-    by_id = _list_images(images)
+    by_id = list_images(images)
     missing = [name for name in ids if name not in by_id]
     if missing:
         raise DataError(
@@ -248,16 +249,7 @@ def find_images(folder: Path, ids: Iterable[str], split: str) -> list[Path]:
             f"({quote(missing)}, with any of {', '.join(IMAGE_SUFFIXES)}); add them, or take their "
             "ids out of the list"
         )
-    return [images / by_id[name] for name in ids]
-
-
-def _list_images(folder: Path) -> dict[str, str]:
-    """List a folder's images by id, the name without its suffix."""
-    by_id: dict[str, str] = {}
-    # The preferred suffix last, so that it stays.
-    for suffix in reversed(IMAGE_SUFFIXES):
-        by_id |= {n[: -len(suffix)]: n for n in list_files(folder) if n.lower().endswith(suffix)}
-    return by_id
+    return [by_id[name] for name in ids]
 
 
 def report_unannotated(
@@ -274,10 +266,10 @@ def report_unannotated(
     """
     if split != "all" or f"{split}.txt" in list_files(lists):
         return []
-    by_id = _list_images(images)
+    by_id = list_images(images)
     bare = sorted(by_id.keys() - set(annotated))
     of = pluralize(len(by_id), "image")
-    fault = f"{len(bare)} of {of} have no {what} ({quote([by_id[i] for i in bare])})"
+    fault = f"{len(bare)} of {of} have no {what} ({quote([by_id[i].name for i in bare])})"
     action = "left out: an image without objects needs one too"
     return [Problem(str(images), 'split "all"', fault, action)] if bare else []
 

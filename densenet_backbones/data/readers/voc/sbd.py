@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from densenet_backbones.data.faults import DataError
-from densenet_backbones.data.files import IMAGE_SUFFIXES, list_files, track_progress
+from densenet_backbones.data.files import IMAGE_SUFFIXES, list_files, list_images, track_progress
 from densenet_backbones.data.images import read_image_size
 from densenet_backbones.data.mask_samples import MaskRecord, SegmentationSet
 from densenet_backbones.data.masks.code import MaskCode
@@ -92,15 +92,14 @@ def read_sbd_masks(
     masks = {n[: -len(".mat")] for n in list_files(folder / "cls") if n.endswith(".mat")}
     ids = read_split(folder, split, sorted(masks))
     refuse_missing(folder / "cls", [i for i in ids if i not in masks], split, suffixes=(".mat",))
-    images = {Path(n).stem: n for n in list_files(folder / "img") if n.endswith(IMAGE_SUFFIXES)}
+    images = list_images(folder / "img")
     lost = [i for i in ids if i not in images]
     refuse_missing(folder / "img", lost, split, "image", IMAGE_SUFFIXES)
     records = []
     for number, name in enumerate(track_progress(ids, f"Reading {split}"), start=1):
-        image = folder / "img" / images[name]
-        width, height = read_image_size(image)
+        width, height = read_image_size(images[name])
         mask = SbdMask(folder / "cls" / f"{name}.mat")
-        records.append(MaskRecord(number, image, width, height, mask, name))
+        records.append(MaskRecord(number, images[name], width, height, mask, name))
     problems = tuple(report_unannotated(folder, split, folder / "img", masks, "mask"))
     data = SegmentationSet(f"SBD/{split}", tuple(records), VOC_MASK_CLASSES, problems=problems)
     return data if classes is None else reorder_classes(data, classes)

@@ -117,5 +117,5 @@ def test_masks_are_found_by_name_lossless_ones_only(tmp_path):
 def test_two_masks_of_one_name_are_refused(tmp_path):
     for name in ("a.PNG", "a.bmp", "a.jpg"):
         (tmp_path / name).touch()
-    with pytest.raises(DataError, match=r"a\.PNG and a\.bmp would be masks of one image; remove"):
+    with pytest.raises(DataError, match=r"a\.PNG and a\.bmp are masks of one name; remove one"):
         list_masks(tmp_path)

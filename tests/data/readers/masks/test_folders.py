@@ -155,7 +155,7 @@ def test_listed_names_must_be_there(tmp_path, found):
 def test_two_images_cannot_share_a_mask(tmp_path, found):
     write_camvid(tmp_path, found)
     write_image(tmp_path / "train/im0.jpg", found["im0"])
-    with pytest.raises(DataError, match=r"im0\.jpg and im0\.png would share a mask; rename one"):
+    with pytest.raises(DataError, match=r"im0\.jpg and im0\.png are images of one name"):
         read_mask_folders(tmp_path, "train")
 
 

@@ -179,7 +179,7 @@ def test_split_all_reads_every_annotation_file(tmp_path):
 def test_split_all_says_which_images_it_leaves_out(tmp_path):
     write(tmp_path, {"b": xml(DOG), "a": xml(DOG)}, {"train": ["a"]})
     assert read_voc(tmp_path, "all").problems == ()
-    for name in ("x.JPG", "y.png", "a.bmp", "notes.txt"):  # the third is another form of `a`
+    for name in ("x.JPG", "y.png", "notes.txt"):
         (tmp_path / "JPEGImages" / name).write_bytes(b"")
     (problem,) = read_voc(tmp_path, "all").problems
     said = "2 of 4 images have no annotation file ('x.JPG', 'y.png'); left out: an image without"
@@ -234,6 +234,13 @@ def test_list_that_is_no_text_is_refused(tmp_path):
 def test_image_is_found_by_its_id(tmp_path, suffix):
     found = read_voc(write(tmp_path, {"a.b": xml(DOG)}, suffix=suffix), "train")
     assert found.records[0].path.name == f"a.b{suffix}"
+
+
+def test_two_images_of_one_id_are_refused(tmp_path):
+    write(tmp_path, {"a": xml(DOG)})
+    (tmp_path / "JPEGImages/a.JPG").write_bytes(b"")
+    with pytest.raises(DataError, match=r"JPEGImages: a\.JPG and a\.png are images of one name"):
+        read_voc(tmp_path, "train")
 
 
 def test_missing_image_is_named(tmp_path):
