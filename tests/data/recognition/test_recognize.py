@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from foreign_sets import (
     coco_json,
-    labelme_json,
     voc_xml,
     write_coco_beside,
     write_coco_names,
@@ -21,7 +20,7 @@ from foreign_sets import (
     write_ultralytics,
     write_yolo_pose,
 )
-from labelled_pictures import PICTURES, save_image, write_text
+from labelled_pictures import PICTURES, change_text, read_all, save_image, write_text
 from PIL import Image
 
 from densenet_backbones.data.detection import DetectionData
@@ -32,13 +31,6 @@ from densenet_backbones.data.readers.segmentation_sources import read_segmentati
 from densenet_backbones.data.recognition.archives import unpack_archive
 from densenet_backbones.data.recognition.recognize import recognize
 from densenet_backbones.data.segmentation import SegmentationData
-
-
-def read_all(root, **options):
-    """All splits of what is recognized, as one set."""
-    parts = recognize(root, "detection").splits
-    return read_detection([dict(part.source) for part in parts], **options)
-
 
 # ------------------------------------------------------------------------------ what is there
 
@@ -255,12 +247,6 @@ def test_a_damaged_archive_leaves_nothing_behind(tmp_path):
 # ------------------------------------------------------------------------------ formats
 
 
-def change_text(path, old, new):
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-
-
 def line_of(path, text):
     path.write_text(text)
 
@@ -310,62 +296,6 @@ def test_mirrored_keypoints_of_yolo_have_names_that_say_so(tmp_path):
     path.write_text(json.dumps({**content, "flip_idx": [1, 0], "kpt_names": None}))
     categories = read_detection(tmp_path, "train", keypoints=True).categories
     assert categories.mirrored_keypoints == (1, 0)
-
-
-def test_shapes_of_labelme(tmp_path):
-    """Circles become polygons, masks boxes, parts of one group one object; lines are left out."""
-    picture = PICTURES[0]
-    save_image(picture, tmp_path)
-    content = json.loads(labelme_json(picture))
-    part = {"label": "cat", "group_id": 7, "shape_type": "polygon"}
-    content["shapes"] = [
-        {**part, "points": [[1, 1], [9, 1], [9, 9]]},
-        {**part, "points": [[20, 1], [29, 1], [29, 9]]},
-        {"label": "ball", "shape_type": "circle", "points": [[20, 20], [20, 25]]},
-        {"label": "cat", "shape_type": "line", "points": [[1, 1], [9, 9]]},
-        {"label": "eye", "shape_type": "point", "points": [[3, 3]]},
-        {"label": "cat", "shape_type": "mask", "points": [[2, 4], [8, 20]], "mask": "iVBO"},
-    ]
-    write_text(tmp_path / "photo 0.json", json.dumps(content))
-    data = read_all(tmp_path)
-    assert data.categories.names == ("ball", "cat")
-    boxes = [[1, 1, 29, 9], [15, 15, 25, 25], [2, 4, 8, 20]]
-    np.testing.assert_allclose(data.records[0].boxes, boxes, atol=1e-4)
-    assert [str(problem).partition("photo 0.json: ")[2] for problem in data.problems] == [
-        "shapes[3] ('cat'): a line of 2 points is no object; left out",
-        "shapes[4] ('eye'): a point that shares its group_id with no one object; left out",
-    ]
-    with pytest.raises(DataError, match="strict reading found 2 faults"):
-        read_all(tmp_path, strict=True)
-    content["shapes"] = content["shapes"][3:4]
-    write_text(tmp_path / "photo 0.json", json.dumps(content))
-    with pytest.raises(
-        DataError, match=r"no polygon \(such as .*: a line of 2 points is no object\)"
-    ):
-        read_all(tmp_path)
-
-
-CVAT_SHAPES = """
-<box label="cat" xtl="2" ytl="2" xbr="12" ybr="8" rotation="90.0"/>
-<mask label="dog" left="4" top="3" width="3" height="2" rle="1, 2, 1, 2"/>
-<skeleton label="cat"><points label="nose" points="5,6" outside="0" occluded="1"/>
-<points label="tail" points="9,9" outside="1"/><points label="ear" points="8,2"/></skeleton>
-<polyline label="cat" points="1,1;2,2"/>
-"""
-
-
-def test_shapes_of_cvat(tmp_path):
-    write_cvat(tmp_path)
-    change_text(tmp_path / "annotations.xml", "<polygon", CVAT_SHAPES + "<polygon")
-    data = read_detection(tmp_path, "train", keypoints=True)
-    record = data.records[0]
-    boxes = [[4, 0, 10, 10], [5, 3, 7, 5], [5, 2, 8, 6]]
-    np.testing.assert_allclose(record.boxes[:3], boxes, atol=1e-5)
-    assert data.categories.keypoints == ("ear", "nose", "tail")
-    assert record.annotations[2]["keypoints"] == [8, 2, 2, 5, 6, 1, 0, 0, 0]
-    masks = read_segmentation(tmp_path, "train").records[0].read_mask()
-    assert masks[3:5, 4:7].tolist() == [[1, 2, 2], [1, 2, 2]]  # on the turned box
-    assert "shape 4 (polyline): a polyline is no object; left out" in str(data.problems[0])
 
 
 def set_shapes(shapes):

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from densenet_backbones.data.readers.detection_sources import read_detection
+from densenet_backbones.data.recognition.recognize import recognize
+
 CLASSES = ("cat", "dog")
 KEYPOINTS = ("nose", "tail")
 PALETTE = (0, 0, 0, 200, 30, 40, 20, 160, 220)
@@ -92,3 +95,15 @@ def write_text(path, text):
 
 def of_split(split):
     return [picture for picture in PICTURES if picture.split == split]
+
+
+def change_text(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def read_all(root, **options):
+    """All splits of what is recognized, as one set."""
+    parts = recognize(root, "detection").splits
+    return read_detection([dict(part.source) for part in parts], **options)

@@ -15,7 +15,6 @@ from xml.etree.ElementTree import Element, ParseError  # types only; defusedxml 
 import numpy as np
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import iterparse
-from pycocotools import mask as coco_mask
 
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.foreign.content import (
@@ -31,15 +30,15 @@ from densenet_backbones.data.readers.foreign.content import (
 from densenet_backbones.data.readers.foreign.shapes import (
     DrawnImage,
     DrawnObject,
+    check_mask_box,
     list_kinds,
     make_content,
+    place_mask,
     turn_points,
 )
 from densenet_backbones.data.recognition.sniffing import choose_some, sniff_xml
 from densenet_backbones.data.recognition.tree import Tree
-from densenet_backbones.data.samples import RunLengths
 from densenet_backbones.untrusted.limits import (
-    MAX_PIXELS,
     MAX_SIDE,
     MAX_TABLE_FILE,
     MAX_VALUES,
@@ -228,25 +227,13 @@ def _read_mask(shape: Element, label: str, size: tuple[int, int], where: str) ->
         int(check_number(shape.get(key), key, where)) for key in ("left", "top", "width", "height")
     )
     runs = [int(check_number(text, "a run", where)) for text in (shape.get("rle") or "").split(",")]
-    inside = (
-        left >= 0 and top >= 0 and left + width <= size[0] and top + height <= size[1]
-    ) and min(width, height) > 0
-    if size[0] * size[1] > MAX_PIXELS or not inside:
-        raise DataError(
-            f"{where}: its box is outside of the image of {size[0]}x{size[1]} pixels, or that has "
-            f"more than the {MAX_PIXELS} that are allowed; correct it"
-        )
+    check_mask_box((left, top), (width, height), size, where)
     if min(runs) < 0 or sum(runs) != width * height:
         raise DataError(
             f"{where}: its runs do not add up to the {width * height} pixels of its box; correct it"
         )
-    mask = np.zeros((size[1], size[0]), np.uint8, order="F")
-    values = np.arange(len(runs), dtype=np.uint8) % 2
-    mask[top : top + height, left : left + width] = np.repeat(values, runs).reshape(height, width)
-    code = coco_mask.encode(mask)
-    outline: RunLengths = {"size": [size[1], size[0]], "counts": code["counts"].decode()}
-    x, y, w, h = coco_mask.toBbox(code).tolist()
-    return DrawnObject(label, (x, y, x + w, y + h), outline)
+    values = np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(height, width)
+    return place_mask(label, values, (left, top), size)
 
 
 CVAT = ForeignFormat(find_cvat, read_cvat)

@@ -3,18 +3,24 @@
 The format: github.com/wkentaro/labelme, `labelme/_label_file.py`: ``shapes`` with `label`,
 `points`, `shape_type` and `group_id`; coordinates are pixels of the image as shown.
 
-Rectangles, masks (their boxes), polygons and circles (as polygons) are objects; polygons of one
-label and one `group_id` are one object. A point is a keypoint, named by its label, of the object
-with its `group_id`. Lines and other shapes are left out, and said.
+Rectangles, masks, polygons and circles (as polygons) are objects; polygons of one label and one
+`group_id` are one object, and so are masks. The `points` of a mask are the first and the last pixel
+of its box, its `mask` is a picture in base64 (`labelme/utils/shape.py`). A point is a keypoint,
+named by its label, of the object with its `group_id`. Lines and other shapes are left out, and
+said.
 """
 
+import base64
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.files import track_progress
+from densenet_backbones.data.images import open_image
 from densenet_backbones.data.readers.foreign.content import (
     CocoContent,
     Finding,
@@ -28,9 +34,11 @@ from densenet_backbones.data.readers.foreign.content import (
 from densenet_backbones.data.readers.foreign.shapes import (
     DrawnImage,
     DrawnObject,
+    check_mask_box,
     draw_ellipse,
     list_kinds,
     make_content,
+    place_mask,
 )
 from densenet_backbones.data.recognition.sniffing import choose_some, sniff_json
 from densenet_backbones.data.recognition.tree import Tree
@@ -130,16 +138,18 @@ def read_labelme_file(path: Path, image: str = "") -> DrawnImage:
         if kind == "point" and len(corners) == 1:
             points.append((group, label, corners[0], item))
             continue
-        thing = _make_object(label, str(kind), corners)
+        thing: DrawnObject | None
+        if kind == "mask" and len(corners) == 2:
+            thing = _read_mask(label, corners, shape.get("mask"), size if whole else None, where)
+        else:
+            thing = _make_object(label, str(kind), corners)
         if thing is None:
             left_out.append(
                 (item, f"a {kind!s:.20} of {pluralize(len(corners), 'point')} is no object")
             )
             continue
         key = (label, group) if isinstance(group, int | str) else None
-        own = groups[key].outline if key in groups else None
-        if isinstance(own, list) and isinstance(thing.outline, list):
-            own += thing.outline
+        if key in groups and groups[key].join(thing):
             continue
         objects.append(thing)
         if key is not None:
@@ -158,8 +168,7 @@ def _make_object(
     label: str, kind: str, points: Sequence[tuple[float, float]]
 ) -> DrawnObject | None:
     """Make the object of a shape; None where it has no area by its kind."""
-    # A mask (labelme 5.3 on) has the corners of its box; its picture is not read.
-    if (kind == "rectangle" and len(points) in (2, 4)) or (kind == "mask" and len(points) == 2):
+    if kind == "rectangle" and len(points) in (2, 4):
         xs, ys = [x for x, _ in points], [y for _, y in points]
         return DrawnObject(label, (min(xs), min(ys), max(xs), max(ys)))
     if kind == "circle" and len(points) == 2:
@@ -168,6 +177,35 @@ def _make_object(
     if kind == "polygon" and len(points) >= 3:
         return DrawnObject(label, outline=[[v for point in points for v in point]])
     return None
+
+
+def _read_mask(
+    label: str,
+    points: Sequence[tuple[float, float]],
+    picture: object,
+    size: tuple[int, int] | None,
+    where: str,
+) -> DrawnObject:
+    """Read a mask: a picture of the pixels from one corner to the other."""
+    left, top, right, bottom = (int(value) for point in points for value in point)
+    if not isinstance(picture, str) or size is None:
+        raise DataError(
+            f"{where}: a mask needs its picture (mask) and the image's sides (imageWidth, "
+            "imageHeight); export the file again"
+        )
+    width, height = right - left + 1, bottom - top + 1
+    check_mask_box((left, top), (width, height), size, where)
+    try:
+        content = base64.b64decode(picture, validate=True)
+    except ValueError as error:
+        raise DataError(f"{where}: mask is no base64 ({error}); export the file again") from error
+    with open_image(f"{where}: mask", content=content) as image:
+        if image.size != (width, height):
+            raise DataError(
+                f"{where}: mask has {image.width}x{image.height} pixels, its box {width}x{height}; "
+                "export the file again"
+            )
+        return place_mask(label, np.asarray(image.convert("L")), (left, top), size)
 
 
 def _read_points(points: object, where: str) -> Iterator[tuple[float, float]]:

@@ -4,12 +4,16 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
 
 from densenet_backbones.data.faults import DataError
 from densenet_backbones.data.readers.foreign.content import CocoContent
-from densenet_backbones.data.samples import Outline
+from densenet_backbones.data.samples import Outline, RunLengths
 from densenet_backbones.messages import pluralize
-from densenet_backbones.untrusted.limits import MAX_CLASSES, MAX_KEYPOINTS
+from densenet_backbones.untrusted.limits import MAX_CLASSES, MAX_KEYPOINTS, MAX_PIXELS
 
 _CIRCLE_POINTS = 32
 
@@ -29,6 +33,17 @@ class DrawnObject:
     corners: tuple[float, float, float, float] | None = None
     outline: Outline | None = None
     keypoints: dict[str, tuple[float, float, int]] = field(default_factory=dict)
+
+    def join(self, part: "DrawnObject") -> bool:
+        """Take another part of the object in; return False where the two are not of one kind."""
+        own, other = self.outline, part.outline
+        if isinstance(own, list) and isinstance(other, list):
+            own += other
+            return True
+        if isinstance(own, dict) and isinstance(other, dict) and own["size"] == other["size"]:
+            self.corners, self.outline = _describe_mask(coco_mask.merge([own, other]))
+            return True
+        return False
 
 
 @dataclass(frozen=True)
@@ -104,6 +119,53 @@ def make_content(root: Path, tool: str, images: Iterable[tuple[DrawnImage, bool]
         for item, what in image.left_out:
             content.leave_out(image.file, item, what)
     return content
+
+
+def check_mask_box(
+    corner: tuple[int, int], sides: tuple[int, int], size: tuple[int, int], where: str
+) -> None:
+    """Refuse a mask whose box is not inside its image, before its pixels are read.
+
+    Args:
+        corner: x and y of the mask's first pixel in the image.
+        sides: (w, h) of the mask.
+        size: (W, H) of the image.
+        where: File and item, for the message.
+
+    Raises:
+        DataError: Names the item.
+    """
+    (left, top), (width, height) = corner, sides
+    inside = left >= 0 and top >= 0 and left + width <= size[0] and top + height <= size[1]
+    if size[0] * size[1] > MAX_PIXELS or not inside or min(sides) < 1:
+        raise DataError(
+            f"{where}: its box is outside of the image of {size[0]}x{size[1]} pixels, or that has "
+            f"more than the {MAX_PIXELS} that are allowed; correct it"
+        )
+
+
+def place_mask(
+    label: str, mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int]
+) -> DrawnObject:
+    """Make the object of a mask of a part of its image; its box is around its pixels.
+
+    Args:
+        label: Name of the object's class.
+        mask: (h, w), not 0 where the object is; inside the image.
+        corner: x and y of its first pixel in the image.
+        size: (W, H) of the image.
+    """
+    (left, top), (height, width) = corner, mask.shape
+    canvas = np.zeros((size[1], size[0]), np.uint8, order="F")
+    canvas[top : top + height, left : left + width] = mask != 0
+    return DrawnObject(label, *_describe_mask(coco_mask.encode(canvas)))
+
+
+def _describe_mask(code: Any) -> tuple[tuple[float, float, float, float], RunLengths]:
+    """Return the corners of the box around a mask's pixels, and its run lengths as text."""
+    x, y, w, h = coco_mask.toBbox(code).tolist()
+    sides = [int(side) for side in code["size"]]
+    return (x, y, x + w, y + h), {"size": sides, "counts": code["counts"].decode()}
 
 
 def draw_ellipse(
